@@ -1,0 +1,53 @@
+# Two commands on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo run test test-all test-gpu check format bench-ui clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Create .venv and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed; set PYTHON=/path/to/python3"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and alone: pinned exactly, so that a machine without a GPU can get the CPU build.
+	$(PIP) install --quiet --constraint constraints.txt torch numpy
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Train the embedded model on this project's own source (no GPU, no network)
+	$(BIN)/engine train --config recipes/demo.yaml
+
+run: $(STAMP) ## Start the wizard
+	$(BIN)/elite-tui
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## Run the test suite with the slow tests
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP) ## Format, lint, strict types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-ui: $(STAMP) ## Start-up times of the two commands
+	$(BIN)/python benchmarks/startup.py
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The wizard and the monitor: a Textual app that never imports torch."""

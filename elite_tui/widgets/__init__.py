@@ -1,0 +1,1 @@
+"""Gauges, charts and panes that the screens share."""

@@ -1,0 +1,1 @@
+"""Flash attention backends behind one interface, and the merge of blocks."""

@@ -1,0 +1,69 @@
+"""The `engine` command: parses arguments, runs one sub-command, turns its errors into one line and an exit code.
+
+A sub-command is a module of engine.commands with `NAMES`, `SUMMARY`, `add_arguments(parser, name)` and
+`run(args) -> int`. The modules are imported for `--help`, so they import what is slow (torch, transformers)
+inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from engine import __version__, errors
+from engine.errors import EliteError
+
+COMMAND_MODULES: tuple[str, ...] = ()
+"""Modules of engine.commands, in the order in which `engine --help` lists them."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every sub-command."""
+    parser = argparse.ArgumentParser(
+        prog="engine",
+        description="Fine-tune a code model on your own repository, headless.",
+        epilog="Exit codes: 0 done; 2 wrong usage or configuration; 3 does not fit or pre-flight failed; "
+        "4 training failed; 130 interrupted, after a checkpoint.",
+    )
+    parser.add_argument("--version", action="version", version=f"elite-tui {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module_name in COMMAND_MODULES:
+        module = importlib.import_module(f"engine.commands.{module_name}")
+        for name in module.NAMES:
+            summary = module.SUMMARY[name] if isinstance(module.SUMMARY, dict) else module.SUMMARY
+            subparser = subparsers.add_parser(name, help=summary, description=summary)
+            module.add_arguments(subparser, name)
+            subparser.set_defaults(run=module.run, command=name)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    args = build_parser().parse_args(arguments)
+    try:
+        status: int = args.run(args)
+    except EliteError as error:
+        if getattr(args, "json", False):
+            print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
+        print(f"engine: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        return errors.INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`engine runs | head`): nothing more can be said, and Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def print_json(value: object) -> None:
+    """The one JSON document of a `--json` call, on standard output."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The sub-commands of engine, one a file, imported when they are called."""

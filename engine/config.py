@@ -1,0 +1,406 @@
+"""RunConfig: the one documented, validated definition of a run.
+
+Each field's annotation carries its range and its documentation. YAML files, command-line options, wizard
+fields and the configuration page are all made from it, so a new field appears in all of them::
+
+    fields()              every field, flat, with its path ("training.epochs"), type, default, range, text
+    load(path)            a RunConfig from a YAML file
+    from_mapping(data)    a RunConfig from nested mappings; all problems at once, each naming its field
+    find_problems(data)   the same problems as values, for a form
+    to_yaml(config)       the YAML, each field under its documentation
+
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from engine import errors
+from engine.config_fields import FieldSpec, describe_fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PathText = str
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def _option(flag: str) -> dict[str, str]:
+    """Marks a field that has a command-line option of its own besides `--set`."""
+    return {"flag": flag}
+
+
+class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The model that is fine-tuned."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Catalogue name (`engine plan` lists them), hub id, or a local directory "
+            "in Hugging Face format.",
+            extra=_option("--model"),
+        ),
+    ] = "demo"
+    precision: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32", "nf4"],
+        Meta(
+            description="How the base weights are stored. nf4 is 4-bit QLoRA; auto takes bf16 where "
+            "the card has it, fp16 on older cards, fp32 on a CPU."
+        ),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        Meta(description="Where to train. auto takes the first GPU, or the CPU where there is none."),
+    ] = "auto"
+
+
+class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What the model learns from."""
+
+    repositories: Annotated[
+        list[PathText],
+        Meta(
+            description="Folders whose code the model learns. git's ignore rules are respected.",
+            extra=_option("--repo"),
+        ),
+    ] = field(default_factory=list)
+    held_out_fraction: Annotated[
+        float,
+        Meta(
+            gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure what was learnt."
+        ),
+    ] = 0.1
+    max_file_bytes: Annotated[
+        int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
+    ] = 1_000_000
+
+
+class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The low-rank adapter (LoRA, arXiv 2106.09685)."""
+
+    rank: Annotated[int, Meta(ge=1, le=1024, description="Rank of the update matrices.")] = 16
+    alpha: Annotated[float, Meta(gt=0, description="Scale: the update is multiplied by alpha / rank.")] = 32.0
+    dropout: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Dropout on the adapter's input while training."),
+    ] = 0.0
+    targets: Annotated[
+        list[str],
+        Meta(
+            min_length=1,
+            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head.',
+        ),
+    ] = field(default_factory=lambda: ["all-linear"])
+
+
+class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """How it learns."""
+
+    epochs: Annotated[
+        float, Meta(gt=0, le=1000, description="Passes over the training files.", extra=_option("--epochs"))
+    ] = 1.0
+    max_steps: Annotated[
+        Positive | None,
+        Meta(
+            description="Stop after this many optimiser steps, even in mid-epoch.",
+            extra=_option("--max-steps"),
+        ),
+    ] = None
+    tier: Annotated[
+        Annotated[int, Meta(ge=1, le=11)] | None,
+        Meta(
+            description="Context tier, 1 (4K tokens) to 11 (4M tokens). "
+            "Unset: the highest that fits and the repository fills.",
+            extra=_option("--tier"),
+        ),
+    ] = None
+    context: Annotated[
+        Annotated[int, Meta(ge=64)] | None,
+        Meta(description="Tokens a window, if not the tier's."),
+    ] = None
+    learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 2e-4
+    warmup_fraction: Annotated[
+        float,
+        Meta(
+            ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."
+        ),
+    ] = 0.05
+    weight_decay: Annotated[float, Meta(ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")] = 0.0
+    max_grad_norm: Annotated[
+        float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it.")
+    ] = 1.0
+    tokens_per_update: Annotated[
+        Positive | None,
+        Meta(
+            description="Tokens gathered before each optimiser step. Unset: 8,192, or one window if larger."
+        ),
+    ] = None
+    seed: Annotated[
+        int, Meta(ge=0, le=2**32 - 1, description="Seeds the adapter, the shuffling and the dropout.")
+    ] = 0
+    evaluate_every: Annotated[
+        int,
+        Meta(ge=0, description="Score the held-out files every so many steps; 0 is only before and after."),
+    ] = 0
+    evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = (
+        65_536
+    )
+
+
+class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """When progress is saved."""
+
+    every_minutes: Annotated[
+        float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
+    ] = 10.0
+    keep: Annotated[int, Meta(ge=1, description="Checkpoints kept; older ones are deleted.")] = 2
+
+
+class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Where results go."""
+
+    directory: Annotated[
+        PathText,
+        Meta(min_length=1, description="Folder that receives runs/<id>/.", extra=_option("--output")),
+    ] = "out"
+    model_name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+            description="Name of the fine-tuned model: letters, digits, '.', '_' and '-'.",
+            extra=_option("--model-name"),
+        ),
+    ] = "my-code-model"
+
+
+class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Everything that determines a run."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    lora: LoraSection = field(default_factory=LoraSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    output: OutputSection = field(default_factory=OutputSection)
+
+
+@functools.cache
+def fields() -> tuple[FieldSpec, ...]:
+    """Every field of RunConfig in order of declaration."""
+    return describe_fields(RunConfig)
+
+
+@functools.cache
+def field_spec(path: str) -> FieldSpec:
+    """The field at a dotted path.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {spec.path: spec for spec in fields()}[path]
+
+
+# --- reading and checking ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with one field, and what to do."""
+
+    field: str
+    problem: str
+    remedy: str
+
+
+def find_problems(data: Any) -> list[Problem]:
+    """Everything wrong with nested mappings of values, by field; empty when `from_mapping` would succeed."""
+    if not isinstance(data, dict):
+        return [
+            Problem(
+                field="(top level)",
+                problem="not a mapping of sections",
+                remedy="write sections such as 'training:'",
+            )
+        ]
+    found: list[Problem] = []
+    sections = get_type_hints(RunConfig)
+    for section, values in data.items():
+        if section not in sections:
+            found.append(_unknown(str(section), list(sections), "section"))
+        elif not isinstance(values, dict):
+            found.append(
+                Problem(
+                    field=section,
+                    problem="not a mapping of fields",
+                    remedy=f"write 'field: value' lines under '{section}:'",
+                )
+            )
+        else:
+            found += _find_section_problems(section, sections[section], values)
+    return found or _find_conflicts(data)
+
+
+def _find_section_problems(section: str, section_type: type, values: dict[Any, Any]) -> list[Problem]:
+    found = []
+    annotations = get_type_hints(section_type, include_extras=True)
+    for name, value in values.items():
+        path = f"{section}.{name}"
+        if name not in annotations:
+            found.append(_unknown(path, [f"{section}.{known}" for known in annotations], "field"))
+            continue
+        spec = field_spec(path)
+        try:
+            msgspec.convert(value, annotations[name])
+        except msgspec.ValidationError:
+            shown = str(value)
+            shown = shown if len(shown) <= 40 else shown[:37] + "..."
+            found.append(
+                Problem(
+                    field=path,
+                    problem=f"{shown} is not {spec.allowed}",
+                    remedy=f"the default is {spec.default}",
+                )
+            )
+    return found
+
+
+def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
+    """Values that are each allowed, but not together."""
+    training = data.get("training", {})
+    if training.get("tier") is not None and training.get("context") is not None:
+        return [
+            Problem(
+                field="training.context",
+                problem="both training.tier and training.context are set",
+                remedy="set one of them: a tier stands for a context",
+            )
+        ]
+    return []
+
+
+def _unknown(path: str, known: list[str], what: str) -> Problem:
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return Problem(field=path, problem=f"unknown {what}", remedy=remedy)
+
+
+def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
+    """A RunConfig from nested mappings.
+
+    Args:
+        data: Section name → field name → value; missing ones take their defaults.
+        source: Named in the error: a file's path, "--set", "form".
+
+    Raises:
+        EliteError: CONFIG_INVALID with the first problem (and how many more there are).
+    """
+    problems = find_problems(data)
+    if problems:
+        first, more = problems[0], len(problems) - 1
+        remedy = first.remedy + (
+            f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else ""
+        )
+        raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
+    return msgspec.convert(data, RunConfig)
+
+
+def to_mapping(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The nested mappings that `from_mapping` takes."""
+    mapping: dict[str, dict[str, Any]] = msgspec.to_builtins(config)
+    return mapping
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 2e-4 as a number (YAML 1.2), not as text (YAML 1.1)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as typed after `--set KEY=` or in a form field.
+
+    Raises:
+        yaml.YAMLError: not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def load(path: Path) -> RunConfig:
+    """The RunConfig in a YAML file.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
+    """
+    return from_mapping(load_mapping(path), source=str(path))
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The nested mappings in a YAML file, not yet checked against RunConfig.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE.
+    """
+    try:
+        data = parse_value(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise errors.CONFIG_UNREADABLE(path=path, problem=_first_line(error)) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise errors.CONFIG_UNREADABLE(path=path, problem="its top level is not a mapping of sections")
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+def apply_override(data: dict[str, Any], text: str) -> None:
+    """Sets one field of nested mappings from "section.field=value", in place.
+
+    Raises:
+        EliteError: OVERRIDE_MALFORMED.
+    """
+    path, equals, value = text.partition("=")
+    section, dot, name = path.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise errors.OVERRIDE_MALFORMED(text=text)
+    try:
+        parsed = parse_value(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise errors.OVERRIDE_MALFORMED(text=text) from error
+    place = data.setdefault(section, {})
+    if not isinstance(place, dict):
+        place = data[section] = {}
+    place[name] = parsed
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML, each field under a comment with its documentation."""
+    lines = ["# Elite TUI run configuration. `engine train --config FILE` repeats this run."]
+    mapping = to_mapping(config)
+    for section, values in mapping.items():
+        lines += ["", f"{section}:"]
+        for name, value in values.items():
+            lines.append(f"  # {field_spec(f'{section}.{name}').description}")
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+            lines.append(f"  {name}: {text.removesuffix(chr(10)).removesuffix('...').rstrip()}")
+    return "\n".join(lines) + "\n"

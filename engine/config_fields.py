@@ -1,0 +1,88 @@
+"""Describes the fields of a configuration made of msgspec Structs, for forms, options and reference pages.
+
+A field is `Annotated[type, Meta(..., description=...)]`; an optional one carries its bounds inside:
+`Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description=...)]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from msgspec import Meta, Struct
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One field of one section."""
+
+    path: str
+    'Section and name, "training.epochs".'
+    type: Any
+    "Annotation without its Meta: int, float, str, bool, list[str] or a Literal; without None."
+    default: Any
+    description: str
+    flag: str | None
+    'Command-line option of its own, "--epochs".'
+    choices: tuple[str, ...]
+    "Values of a Literal, else empty."
+    optional: bool
+    "Whether null is allowed."
+    allowed: str
+    'In words: "a number above 0 and at most 1".'
+
+    @property
+    def section(self) -> str:
+        """The part of the path before the dot."""
+        return self.path.partition(".")[0]
+
+
+def describe_fields(config_type: type[Struct]) -> tuple[FieldSpec, ...]:
+    """Every field of every section of a Struct whose fields are sections, in order of declaration."""
+    specs = []
+    for section, section_type in get_type_hints(config_type).items():
+        defaults = section_type()
+        for name, annotation in get_type_hints(section_type, include_extras=True).items():
+            annotated, meta = get_args(annotation)
+            optional, kind, bounds = _unwrap(annotated, meta)
+            specs.append(
+                FieldSpec(
+                    path=f"{section}.{name}",
+                    type=kind,
+                    default=getattr(defaults, name),
+                    description=meta.description,
+                    flag=(meta.extra or {}).get("flag"),
+                    choices=get_args(kind) if get_origin(kind) is Literal else (),
+                    optional=optional,
+                    allowed=_in_words(kind, bounds) + (", or null" if optional else ""),
+                )
+            )
+    return tuple(specs)
+
+
+def _unwrap(annotated: Any, meta: Meta) -> tuple[bool, Any, Meta]:
+    """Whether null is allowed, the bare type, and the Meta that holds the bounds."""
+    options = get_args(annotated)
+    if type(None) not in options:
+        return False, annotated, meta
+    inner = next(option for option in options if option is not type(None))
+    if get_origin(inner) is Annotated:
+        kind, bounds = get_args(inner)
+        return True, kind, bounds
+    return True, inner, meta
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _in_words(kind: Any, bounds: Meta) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is list:
+        return "a list of texts"
+    if kind is str and bounds.pattern:
+        return "a name of letters, digits, '.', '_' and '-', at most 64 long"
+    limits = [(bounds.gt, "above"), (bounds.ge, "at least"), (bounds.lt, "below"), (bounds.le, "at most")]
+    words = " and ".join(f"{word} {limit:,}" for limit, word in limits if limit is not None)
+    return f"{_TYPE_NAMES[kind]} {words}".rstrip()

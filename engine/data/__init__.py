@@ -1,0 +1,1 @@
+"""From a repository to windows of tokens in a memory-mapped store."""

@@ -1,0 +1,263 @@
+"""Every error that a person can meet: a code, one sentence, a remedy and an exit code.
+
+An error is declared once, as an `ErrorKind`, and raised by calling it::
+
+    raise REPOSITORY_MISSING(path=path)
+
+The same declaration feeds the command line, the field beside which the wizard shows it, and the
+troubleshooting page. Exit codes follow docs/configuration.md: 2 wrong usage or configuration, 3 does not fit
+or pre-flight failed, 4 training failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+USAGE = 2
+DOES_NOT_FIT = 3
+TRAINING_FAILED = 4
+INTERRUPTED = 130
+
+
+class EliteError(Exception):
+    """One clear line: what is wrong, where, and what to do about it.
+
+    Attributes:
+        kind: The declaration that this error is an instance of.
+        message: The sentence with its values filled in.
+        remedy: What to do, with its values filled in.
+        field: Dotted RunConfig path that the error is about ("data.repositories"), or "" for none.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.remedy = remedy
+
+    @property
+    def code(self) -> str:
+        """Stable identifier, such as "repository-missing"."""
+        return self.kind.code
+
+    @property
+    def exit_code(self) -> int:
+        """Process exit status."""
+        return self.kind.exit_code
+
+    @property
+    def field(self) -> str:
+        """RunConfig field that the error belongs beside, "" for none."""
+        return self.kind.field
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """Declaration of one error: templates are filled by `str.format` with the keywords of the call."""
+
+    code: str
+    message: str
+    remedy: str
+    exit_code: int = USAGE
+    field: str = ""
+
+    def __call__(self, **values: Any) -> EliteError:
+        """The error itself, ready to be raised."""
+        shown = {name: _one_line(value) for name, value in values.items()}
+        return EliteError(self, self.message.format(**shown), self.remedy.format(**shown))
+
+
+def _one_line(value: object) -> str:
+    """File names and library messages are untrusted: no newline or terminal escape may reach the screen."""
+    text = str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True)
+class _Registry:
+    kinds: dict[str, ErrorKind] = field(default_factory=dict)
+
+    def declare(
+        self, code: str, message: str, remedy: str, exit_code: int = USAGE, about: str = ""
+    ) -> ErrorKind:
+        if code in self.kinds:
+            raise ValueError(f"error code {code!r} is declared twice")
+        self.kinds[code] = ErrorKind(code, message, remedy, exit_code, about)
+        return self.kinds[code]
+
+
+_registry = _Registry()
+_declare = _registry.declare
+
+
+def all_kinds() -> list[ErrorKind]:
+    """Every declared error in order of declaration, for the troubleshooting page."""
+    return list(_registry.kinds.values())
+
+
+# --- configuration -----------------------------------------------------------------------------------------
+CONFIG_INVALID = _declare("config-invalid", "{source}: {field}: {problem}", "{remedy}")
+CONFIG_UNREADABLE = _declare(
+    "config-unreadable",
+    "{path}: cannot read this configuration: {problem}",
+    "pass a YAML file written by engine or the wizard",
+)
+OVERRIDE_MALFORMED = _declare(
+    "override-malformed",
+    "--set {text}: not of the form KEY=VALUE",
+    "write for example --set training.epochs=2",
+)
+
+# --- the repository and its text ---------------------------------------------------------------------------
+REPOSITORY_UNSET = _declare(
+    "repository-unset",
+    "no repository was named",
+    "pass --repo DIR (the folder whose code the model should learn)",
+    about="data.repositories",
+)
+REPOSITORY_MISSING = _declare(
+    "repository-missing",
+    "repository {path} does not exist",
+    "check the path given with --repo",
+    about="data.repositories",
+)
+REPOSITORY_NOT_A_FOLDER = _declare(
+    "repository-not-a-folder",
+    "repository {path} is not a folder",
+    "pass the folder that holds the code",
+    about="data.repositories",
+)
+REPOSITORY_UNREADABLE = _declare(
+    "repository-unreadable",
+    "repository {path} cannot be read: {problem}",
+    "grant yourself read access, or pass another folder",
+    about="data.repositories",
+)
+REPOSITORY_EMPTY = _declare(
+    "repository-empty",
+    "repository {path} holds no files",
+    "pass a folder that holds source code",
+    about="data.repositories",
+)
+REPOSITORY_NO_SOURCE = _declare(
+    "repository-no-source",
+    "repository {path} holds no source code to learn from ({skipped})",
+    "pass a folder with text source files",
+    about="data.repositories",
+)
+REPOSITORY_TOO_SMALL = _declare(
+    "repository-too-small",
+    "repository {path} fills only {tokens} tokens in {files} files, too few to train on and hold some back",
+    "pass a larger repository, several --repo, or set data.held_out_fraction lower",
+    about="data.repositories",
+)
+
+# --- the model ---------------------------------------------------------------------------------------------
+MODEL_UNKNOWN = _declare("model-unknown", "unknown model {name}", "{suggestion}", about="model.name")
+MODEL_DIRECTORY_INVALID = _declare(
+    "model-directory-invalid",
+    "model directory {path}: {problem}",
+    "pass a directory saved with save_pretrained (config.json, safetensors, tokenizer)",
+    about="model.name",
+)
+MODEL_NOT_AVAILABLE = _declare(
+    "model-not-available",
+    "model {name} is neither on disk nor reachable: {problem}",
+    "download it once with network access, or pass a local directory",
+    exit_code=DOES_NOT_FIT,
+    about="model.name",
+)
+MODEL_FAMILY_UNSUPPORTED = _declare(
+    "model-family-unsupported",
+    "model family {family} is not supported by {feature}: {problem}",
+    "choose one of {supported}",
+    about="model.name",
+)
+PRECISION_UNAVAILABLE = _declare(
+    "precision-unavailable",
+    "precision {precision} cannot be used here: {problem}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="model.precision",
+)
+DEVICE_UNAVAILABLE = _declare(
+    "device-unavailable",
+    "device {device} cannot be used: {problem}",
+    "use --set model.device=auto",
+    exit_code=DOES_NOT_FIT,
+    about="model.device",
+)
+
+# --- output and run directories ----------------------------------------------------------------------------
+OUTPUT_UNWRITABLE = _declare(
+    "output-unwritable",
+    "output {path} cannot be written: {problem}",
+    "pass another folder with --output",
+    about="output.directory",
+)
+OUTPUT_FULL = _declare(
+    "output-full",
+    "output {path} has {free} free and this run needs {needed}",
+    "free some space, or pass another folder with --output",
+    exit_code=DOES_NOT_FIT,
+    about="output.directory",
+)
+RUN_UNKNOWN = _declare(
+    "run-unknown",
+    "no run matches {reference}",
+    "`engine runs` lists the runs; a path to a run directory works too",
+)
+RUN_AMBIGUOUS = _declare(
+    "run-ambiguous", "{reference} matches several runs: {matches}", "write more of the name"
+)
+RUN_NOT_ACTIVE = _declare(
+    "run-not-active", "run {run} is not active ({status})", "`engine train --resume {run}` continues it"
+)
+RUN_CONTROL_UNREACHABLE = _declare(
+    "run-control-unreachable",
+    "run {run} cannot be controlled from here: {problem}",
+    "run this command on the training machine, as the user who started the run",
+)
+RUN_DAMAGED = _declare(
+    "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
+)
+NOTHING_TO_RESUME = _declare(
+    "nothing-to-resume", "run {run} has no valid checkpoint to resume from", "start again without --resume"
+)
+
+# --- what fits ---------------------------------------------------------------------------------------------
+HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
+TIER_DOES_NOT_FIT = _declare(
+    "tier-does-not-fit",
+    "tier {tier} ({context} tokens) does not fit: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="training.tier",
+)
+
+# --- while training ----------------------------------------------------------------------------------------
+OUT_OF_MEMORY = _declare(
+    "out-of-memory",
+    "out of {place} memory in {phase}: {largest} was the largest part",
+    "{remedy}",
+    exit_code=TRAINING_FAILED,
+)
+LOSS_NOT_FINITE = _declare(
+    "loss-not-finite",
+    "the loss became {value} at step {step}",
+    "lower training.learning_rate, or use precision bf16 instead of fp16",
+    exit_code=TRAINING_FAILED,
+)
+CHILD_DIED = _declare(
+    "child-died",
+    "the training process ended without a last word ({problem})",
+    "read {log}, then continue with `engine train --resume {run}`",
+    exit_code=TRAINING_FAILED,
+)
+INTERNAL = _declare(
+    "internal", "unexpected {kind}: {problem}", "please report this with {log}", exit_code=TRAINING_FAILED
+)

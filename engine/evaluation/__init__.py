@@ -1,0 +1,1 @@
+"""How good the model is: perplexity before and after."""

@@ -1,0 +1,1 @@
+"""Catalogue of architectures, loading and quantising, adapters, the embedded demo model."""

@@ -1,0 +1,1 @@
+"""Optimisers and schedules, one small file a technique."""

@@ -1,0 +1,1 @@
+"""Memory ledger, time model, tiers and planner: pure functions, never importing torch."""

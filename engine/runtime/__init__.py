@@ -1,0 +1,1 @@
+"""The training process: run directory, journal, queue, control socket, launcher."""

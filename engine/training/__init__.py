@@ -1,0 +1,1 @@
+"""The recipe, the loop and its checkpoints."""

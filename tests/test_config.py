@@ -1,0 +1,92 @@
+"""RunConfig: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import config
+from engine.errors import EliteError
+
+
+def test_yaml_round_trip_of_defaults():
+    assert config.from_mapping(config.parse_value(config.to_yaml(config.RunConfig()))) == config.RunConfig()
+
+
+def test_every_field_is_documented_and_has_words_for_its_range():
+    for spec in config.fields():
+        assert spec.description.endswith((".", "head.")), spec.path
+        assert spec.allowed
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"training": {"epocs": 1}}, "training.epocs"),
+        ({"trainin": {}}, "trainin"),
+        ({"training": {"epochs": "many"}}, "training.epochs"),
+        ({"training": {"epochs": 0}}, "training.epochs"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate"),
+        ({"training": {"tier": 12}}, "training.tier"),
+        ({"training": {"tier": True}}, "training.tier"),
+        ({"training": {"max_steps": 0}}, "training.max_steps"),
+        ({"training": {"tier": 1, "context": 64}}, "training.context"),
+        ({"training": 3}, "training"),
+        ({"model": {"precision": "int3"}}, "model.precision"),
+        ({"output": {"model_name": "../up"}}, "output.model_name"),
+        ({"data": {"repositories": "not a list"}}, "data.repositories"),
+        ([], "(top level)"),
+    ],
+)
+def test_a_bad_value_is_refused_and_names_its_field(data, field):
+    assert [problem.field for problem in config.find_problems(data)] == [field]
+    with pytest.raises(EliteError) as caught:
+        config.from_mapping(data, source="run.yaml")
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith(f"run.yaml: {field}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_override_reads_scientific_notation_as_a_number():
+    data = {}
+    config.apply_override(data, "training.learning_rate=1e-4")
+    assert config.from_mapping(data).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("text", ["training.epochs", "epochs=1", "=1", ".x=1", "training.=1", "a.b=[1", ""])
+def test_malformed_override(text):
+    with pytest.raises(EliteError, match="KEY=VALUE"):
+        config.apply_override({}, text)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1", b"\t", b"a: !!python/object:os.system x"])
+def test_unreadable_yaml_is_one_line(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(EliteError) as caught:
+        config.load(path)
+    assert caught.value.exit_code == 2
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_paths = st.sampled_from([spec.path for spec in config.fields()])
+
+
+@given(path=_paths, value=_json)
+def test_any_value_of_any_field_is_accepted_or_refused_in_words(path, value):
+    section, name = path.split(".")
+    data = {section: {name: value}}
+    if problems := config.find_problems(data):
+        assert problems[0].field == path
+    else:
+        accepted = config.from_mapping(data)
+        assert config.from_mapping(config.parse_value(config.to_yaml(accepted))) == accepted

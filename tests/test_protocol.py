@@ -1,0 +1,88 @@
+"""The wire: what is written is what is read, and nothing malformed is let in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import protocol
+from engine.protocol import Envelope, LogLine, ProtocolError, RunStarted, StepCompleted, Stop, UnknownEvent
+
+STEP = StepCompleted(
+    step=1, total_steps=2, epoch=0.5, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=10, tokens_per_second=5.0
+)
+
+
+def test_round_trip():
+    envelope = Envelope(run="r", seq=3, time=1.5, event=STEP)
+    line = protocol.encode_event(envelope)
+    assert "\n" not in line
+    assert protocol.decode_event(line) == envelope
+
+
+def test_numbers_that_are_not_finite_become_null():
+    event = StepCompleted(**{f.name: getattr(STEP, f.name) for f in fields(STEP)} | {"loss": math.nan})
+    line = protocol.encode_event(Envelope(run="r", seq=0, time=0.0, event=event))
+    assert json.loads(line)["loss"] is None
+    assert protocol.decode_event(line).event.loss is None
+
+
+def test_an_event_of_a_newer_engine_is_kept():
+    line = '{"schema":1,"run":"r","seq":0,"time":1,"kind":"Teleported","x":1}'
+    envelope = protocol.decode_event(line)
+    assert envelope.event == UnknownEvent(name="Teleported", body={"x": 1})
+    assert json.loads(protocol.encode_event(envelope)) == json.loads(line)
+
+
+def test_a_new_field_of_a_newer_engine_is_dropped():
+    line = protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=LogLine(level="info", text="x")))
+    assert protocol.decode_event(line[:-1] + ',"colour":"red"}').event == LogLine(level="info", text="x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "NaN",
+        '{"schema":1}',
+        '{"schema":2,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"info","text":"x"}',
+        '{"schema":1,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"loud","text":"x"}',
+        '{"schema":1,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"info"}',
+        '{"schema":1,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"info","text":7}',
+        '{"schema":true,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"info","text":"x"}',
+        '{"schema":1,"run":"r","seq":0,"time":NaN,"kind":"LogLine","level":"info","text":"x"}',
+        "[" * 100_000,
+    ],
+)
+def test_malformed_events_are_refused(line):
+    with pytest.raises(ProtocolError):
+        protocol.decode_event(line)
+
+
+def test_commands_round_trip_and_unknown_ones_are_refused():
+    assert protocol.decode_command(protocol.encode_command(Stop(id="1", save=False))) == Stop(
+        id="1", save=False
+    )
+    with pytest.raises(ProtocolError, match="unknown command 'Dance'"):
+        protocol.decode_command('{"command":"Dance","id":"1"}')
+    with pytest.raises(ProtocolError):
+        protocol.decode_command('{"command":"Stop","id":"1","save":"yes"}')
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200))
+def test_no_input_raises_anything_else(line):
+    for decode in (protocol.decode_event, protocol.decode_command):
+        with contextlib.suppress(ProtocolError):
+            decode(line)
+
+
+def test_events_have_defaults_only_where_a_reader_may_miss_them():
+    assert [f.name for f in fields(RunStarted)][:3] == ["model", "context", "total_steps"]
