@@ -1,0 +1,59 @@
+"""StreamPlan: every choice of the streamed step, as one value. Pure data: the planner searches over these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Home = Literal["gpu", "host", "disk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """How one exact step over a long sequence is laid out in time and memory (docs/architecture.md).
+
+    All options give the same gradient, except `activation_bits` below 16, which is approximate.
+
+    Raises:
+        ValueError: the options contradict each other; the message says why.
+    """
+
+    tile: int = 4096
+    "Tokens that pass through a layer at once."
+    key_block: int = 32768
+    "Keys that one attention call sees; bounds every temporary, so that none is as long as the context."
+    stash: bool = True
+    "Keep each layer's attention output and logsumexp, so that the backward pass never repeats attention."
+    checkpoint_every: int = 1
+    "Hidden states of every k-th layer are kept; the layers between are computed once more."
+    weights: Literal["resident", "nf4", "streamed"] = "resident"
+    "Base weights on the GPU as they are; on the GPU in 4 bits; or on the host, two layers at a time on the GPU."
+    kv_home: Literal["gpu", "host"] = "gpu"
+    "Where one layer's keys, values and their gradients live; on the host, GPU memory does not grow with context."
+    hidden_home: Home = "host"
+    "Where hidden states and the stash live between the passes."
+    activation_bits: Literal[16, 8, 4] = 16
+    "Width of the stored hidden states; 8 and 4 are approximate (block-wise quantisation)."
+    loss_piece: int = 1024
+    "Tokens whose logits exist at once."
+    attention: str = "auto"
+    "Name of the attention backend; auto measures."
+
+    def __post_init__(self) -> None:
+        for name in ("tile", "key_block", "checkpoint_every", "loss_piece"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.key_block < self.tile:
+            raise ValueError(
+                f"key_block {self.key_block} is smaller than tile {self.tile}: a tile attends to itself in one call"
+            )
+        if self.kv_home == "host" and self.hidden_home == "gpu":
+            raise ValueError(
+                "kv_home host with hidden_home gpu: hidden states of all layers are larger than "
+                "one layer's keys and values; move the hidden states first"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient is that of whole-sequence backpropagation."""
+        return self.activation_bits == 16
