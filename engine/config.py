@@ -75,9 +75,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     ] = field(default_factory=list)
     held_out_fraction: Annotated[
         float,
-        Meta(
-            gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure what was learnt."
-        ),
+        Meta(gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure what was learnt."),
     ] = 0.1
     max_file_bytes: Annotated[
         int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
@@ -130,30 +128,22 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 2e-4
     warmup_fraction: Annotated[
         float,
-        Meta(
-            ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."
-        ),
+        Meta(ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."),
     ] = 0.05
     weight_decay: Annotated[float, Meta(ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")] = 0.0
-    max_grad_norm: Annotated[
-        float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it.")
-    ] = 1.0
+    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it.")] = (
+        1.0
+    )
     tokens_per_update: Annotated[
         Positive | None,
-        Meta(
-            description="Tokens gathered before each optimiser step. Unset: 8,192, or one window if larger."
-        ),
+        Meta(description="Tokens gathered before each optimiser step. Unset: 8,192, or one window if larger."),
     ] = None
-    seed: Annotated[
-        int, Meta(ge=0, le=2**32 - 1, description="Seeds the adapter, the shuffling and the dropout.")
-    ] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seeds the adapter, the shuffling and the dropout.")] = 0
     evaluate_every: Annotated[
         int,
         Meta(ge=0, description="Score the held-out files every so many steps; 0 is only before and after."),
     ] = 0
-    evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = (
-        65_536
-    )
+    evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = 65_536
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -306,9 +296,7 @@ def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
     problems = find_problems(data)
     if problems:
         first, more = problems[0], len(problems) - 1
-        remedy = first.remedy + (
-            f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else ""
-        )
+        remedy = first.remedy + (f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else "")
         raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
     return msgspec.convert(data, RunConfig)
 

@@ -81,9 +81,7 @@ def _one_line(value: object) -> str:
 class _Registry:
     kinds: dict[str, ErrorKind] = field(default_factory=dict)
 
-    def declare(
-        self, code: str, message: str, remedy: str, exit_code: int = USAGE, about: str = ""
-    ) -> ErrorKind:
+    def declare(self, code: str, message: str, remedy: str, exit_code: int = USAGE, about: str = "") -> ErrorKind:
         if code in self.kinds:
             raise ValueError(f"error code {code!r} is declared twice")
         self.kinds[code] = ErrorKind(code, message, remedy, exit_code, about)
@@ -211,9 +209,7 @@ RUN_UNKNOWN = _declare(
     "no run matches {reference}",
     "`engine runs` lists the runs; a path to a run directory works too",
 )
-RUN_AMBIGUOUS = _declare(
-    "run-ambiguous", "{reference} matches several runs: {matches}", "write more of the name"
-)
+RUN_AMBIGUOUS = _declare("run-ambiguous", "{reference} matches several runs: {matches}", "write more of the name")
 RUN_NOT_ACTIVE = _declare(
     "run-not-active", "run {run} is not active ({status})", "`engine train --resume {run}` continues it"
 )

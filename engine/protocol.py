@@ -250,9 +250,7 @@ class EvaluateNow(Command):
     """Score the held-out files after the present step."""
 
 
-COMMANDS: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (Stop, Pause, Resume, SaveNow, EvaluateNow)
-}
+COMMANDS: dict[str, type[Command]] = {kind.__name__: kind for kind in (Stop, Pause, Resume, SaveNow, EvaluateNow)}
 
 # --- the wire ----------------------------------------------------------------------------------------------
 

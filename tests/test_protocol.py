@@ -68,9 +68,7 @@ def test_malformed_events_are_refused(line):
 
 
 def test_commands_round_trip_and_unknown_ones_are_refused():
-    assert protocol.decode_command(protocol.encode_command(Stop(id="1", save=False))) == Stop(
-        id="1", save=False
-    )
+    assert protocol.decode_command(protocol.encode_command(Stop(id="1", save=False))) == Stop(id="1", save=False)
     with pytest.raises(ProtocolError, match="unknown command 'Dance'"):
         protocol.decode_command('{"command":"Dance","id":"1"}')
     with pytest.raises(ProtocolError):
