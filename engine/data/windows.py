@@ -34,11 +34,16 @@ class Windows:
         if context < _SHORTEST:
             raise ValueError(f"a window needs at least {_SHORTEST} tokens, not {context}")
         self.context = context
+        self._whole = stream
         rest = len(stream) % context
         self._stream = stream[: len(stream) - rest] if rest < _SHORTEST else stream
 
     def __len__(self) -> int:
         return math.ceil(len(self._stream) / self.context)
+
+    def with_context(self, context: int) -> Windows:
+        """Windows of another length over the same tokens."""
+        return Windows(self._whole, context)
 
     @property
     def token_count(self) -> int:
