@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM as AutoModel
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
@@ -34,6 +35,9 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     """
     source = _source(spec)
     _check_directory(source)
+    if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
+        # transformers would make an empty one up.
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="it has no tokenizer.json")
     tokenizer = _from_library(spec, AutoTokenizer, source, {})
     if not getattr(tokenizer, "is_fast", False):
         raise errors.MODEL_FAMILY_UNSUPPORTED(
@@ -59,6 +63,8 @@ def load_model(spec: ModelSpec, placement: Placement) -> PreTrainedModel:
         model = _load_pretrained(spec, source, placement)
     model.name_or_path = "demo" if spec.name == "demo" else source
     model.config.use_cache = False
+    if placement.precision == "nf4":
+        _keep_differentiable(model)
     model.requires_grad_(requires_grad=False)
     return model
 
@@ -102,6 +108,17 @@ def _load_seeded(source: str, placement: Placement) -> PreTrainedModel:
     return model.to(device=placement.device, dtype=placement.dtype)
 
 
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Keeps bitsandbytes from packing weights for inference.
+
+    On CPUs with AVX512-BF16 it does so at the first forward without gradients (an evaluation), and from then on
+    no gradient passes through the layer: training would go on, and learn nothing below the top layer.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def _load_pretrained(spec: ModelSpec, source: str, placement: Placement) -> PreTrainedModel:
     return _from_library(spec, AutoModel, source, {**_arguments(placement), "use_safetensors": True})
 
@@ -126,7 +143,7 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
     """`loader.from_pretrained`, with the library's failures in one line each."""
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **arguments)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if Path(source).is_dir():
             raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
         raise errors.MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error

@@ -89,7 +89,7 @@ def test_a_directory_without_a_tokenizer_is_one_line(directory):
     spec = find_model(str(directory))
     (directory / "tokenizer.json").unlink()
     (directory / "tokenizer_config.json").unlink()
-    assert code_of(lambda: load_tokenizer(spec)) in ("model-directory-invalid", "model-family-unsupported")
+    assert code_of(lambda: load_tokenizer(spec)) == "model-directory-invalid"
 
 
 def test_code_in_a_model_directory_is_not_run(directory, tmp_path):
@@ -149,9 +149,13 @@ def test_nf4_qlora_trains_on_a_cpu_and_its_loss_falls(source, directory):
     ids = torch.arange(1, 33)[None]
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=5e-3)
     losses = []
+    with torch.no_grad():
+        model.eval()(input_ids=ids, use_cache=False)  # an evaluation must not cut the gradient off
     for _ in range(12):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
+        bottom = next(p for name, p in trainable(model).items() if "layers.0.self_attn.q_proj.lora_B" in name)
+        assert bottom.grad.abs().max() > 0
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
