@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import http.client
 import json
 import re
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +107,10 @@ def _from_hub(hub_id: str, *, download: bool) -> ModelSpec:
 
 def _fetch_config(hub_id: str) -> str:
     """config.json by plain HTTP: the hub's client would retry for 23 s before it says that there is no network."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -117,6 +119,9 @@ def _fetch_config(hub_id: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the hub's own address
             return str(response.read(1_000_000).decode("utf-8"))
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=f"{constants.ENDPOINT} says {error}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 
@@ -66,7 +67,7 @@ class ModelSpec:
     fused_projections: bool = False
     "Query, key and value in one linear layer, gate and up in another."
 
-    @property
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """The linear layers of one decoder layer, in the order in which they run."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -93,25 +94,25 @@ class ModelSpec:
             down,
         )
 
-    @property
+    @cached_property
     def linear_parameters(self) -> int:
         """Parameters of one decoder layer's linear layers: what a 4-bit model quantises."""
         return sum(linear.parameters for linear in self.linears)
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         """Parameters of one decoder layer."""
         norm = self.hidden_size * (1 + self.norm_bias)
         head_norms = 2 * self.head_dim * (1 + self.norm_bias) if self.qk_norm else 0
         return self.linear_parameters + self.norms_per_layer * norm + head_norms
 
-    @property
+    @cached_property
     def embedding_parameters(self) -> int:
         """Parameters of the token embedding and the head; counted once where they are tied."""
         head = 0 if self.tied_embeddings else self.vocab_size * self.hidden_size
         return self.vocab_size * self.hidden_size + head + self.vocab_size * self.head_bias
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """All parameters of the base model."""
         final_norm = self.hidden_size * (1 + self.norm_bias)

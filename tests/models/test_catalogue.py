@@ -165,7 +165,7 @@ def hub(tmp_path, monkeypatch):
     """A hub on this machine that serves one model's config.json, and an empty cache."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             found = self.path == "/someone/model/resolve/main/config.json"
             self.send_response(200 if found else 404)
             self.end_headers()
