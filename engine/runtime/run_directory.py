@@ -196,9 +196,9 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
         while not existing.exists():
             existing = existing.parent
         # By trying: root may write anywhere by its rights, and not in /proc or on a read-only filesystem.
-        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing) as probe:
+        # Unbuffered, as a buffer that cannot be written would keep the file from being removed.
+        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing, buffering=0) as probe:
             probe.write(b"\0" * 4096)
-            probe.flush()
         free = shutil.disk_usage(existing).free
     except OSError as error:
         raise _output_error(output, error, needed) from error
