@@ -105,7 +105,7 @@ class RunDirectory:
         Raises:
             EliteError: OUTPUT_UNWRITABLE or OUTPUT_FULL.
         """
-        output = Path(config.output.directory).expanduser().absolute()
+        output = Path(config.output.directory).absolute()
         check_output(output)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.output.model_name}-{secrets.token_hex(2)}"
         runs = output / "runs"
@@ -132,7 +132,7 @@ class RunDirectory:
         Raises:
             EliteError: RUN_UNKNOWN where no run is there, RUN_DAMAGED where it cannot be read.
         """
-        run = cls(path.expanduser().absolute())
+        run = cls(path.absolute())
         try:
             if not run.config_path.is_file():
                 raise errors.RUN_UNKNOWN(reference=path)

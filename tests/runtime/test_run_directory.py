@@ -155,6 +155,7 @@ def test_summary(launch):
     assert (summary.status, summary.step, summary.total_steps, summary.context) == ("completed", 4, 4, 64)
     assert (summary.loss, summary.perplexity_before, summary.perplexity_after) == (0.5, 7.389, 4.48)
     assert summary.started < summary.updated
+    assert handle.wait_exit(30)
     handle.run.config_path.write_text("- damaged")
     handle.run.journal_path.write_bytes(b"garbage\n" * 100_000)
     damaged = handle.run.summary()
