@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Write, module
 
+from engine.assets import asset
 from engine.cli import main
 
 FILES: dict[str, str | bytes] = {f"m{i}.py": module(f"m{i}") for i in range(8)}
@@ -48,6 +50,7 @@ def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureF
         (["--repo", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--repo", ".", "--set", "data.max_file_bytes=0"], "data.max_file_bytes"),
         (["--repo", ".", "--set", "nonsense"], "nonsense"),
+        (["--repo", ".", "--model", "no-such-model"], "no-such-model"),
     ],
 )
 def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,9 +75,22 @@ def test_the_options_of_data_reach_the_collection(
     assert json.loads(capsys.readouterr().out)["skipped"] == {"too large": 1}
 
 
+def test_another_models_tokenizer(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(asset("demo-model"), model)
+    root = write(FILES)
+    counts = []
+    for name in ("demo", str(model)):
+        arguments = ["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json", "--model", name]
+        assert main(arguments) == 0
+        counts.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert counts[0] == counts[1]
+
+
 def test_needs_neither_torch_nor_transformers(write: Write, tmp_path: Path) -> None:
     program = (
-        "import sys; from engine.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from engine.assets import asset
+from engine.cli import main; status = main(sys.argv[1:]);"
         "print([name for name in ('torch', 'transformers') if name in sys.modules], file=sys.stderr)"
     )
     arguments = ["data", "--repo", str(write(FILES)), "--out", str(tmp_path / "out"), "--json"]
