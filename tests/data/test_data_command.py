@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Write, module
+from support.repositories import Write, module
 
 from engine.assets import asset
 from engine.cli import main
@@ -89,8 +89,7 @@ def test_another_models_tokenizer(write: Write, tmp_path: Path, capsys: pytest.C
 
 def test_needs_neither_torch_nor_transformers(write: Write, tmp_path: Path) -> None:
     program = (
-        "import sys; from engine.assets import asset
-from engine.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from engine.cli import main; status = main(sys.argv[1:]);"
         "print([name for name in ('torch', 'transformers') if name in sys.modules], file=sys.stderr)"
     )
     arguments = ["data", "--repo", str(write(FILES)), "--out", str(tmp_path / "out"), "--json"]
