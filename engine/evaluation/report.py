@@ -33,6 +33,7 @@ class RunReport:
     "Held-out tokens scored by each evaluation."
     predicted_gpu_bytes: int | None = None
     predicted_host_bytes: int | None = None
+    predicted_step_seconds: float | None = None
 
 
 def write_report(path: Path, report: RunReport) -> None:
@@ -127,6 +128,9 @@ def _cost_rows(report: RunReport) -> list[tuple[str, str]]:
         ("tokens trained on", f"{progress.tokens:,}, {speed:,.0f} a second"),
         ("time", f"{_duration(finished.seconds)} in all, {_duration(progress.seconds)} of it in steps"),
     ]
+    if progress.step:
+        beside = f" ({report.predicted_step_seconds:,.2f} s predicted)" if report.predicted_step_seconds else ""
+        rows.append(("time a step", f"{progress.seconds / progress.step:,.2f} s{beside}"))
     for place, peak, predicted in (
         ("GPU", finished.gpu_peak, report.predicted_gpu_bytes),
         ("host", finished.host_peak, report.predicted_host_bytes),

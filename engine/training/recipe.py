@@ -56,6 +56,8 @@ def _train(session: TrainingSession) -> None:
     setup = set_up(session)
     device = setup.placement.device
 
+    session.emit(LogLine(level="info", text=setup.choice.note))
+
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
     dataset = _read_data(session, setup, tokenizer)
@@ -111,6 +113,9 @@ def _train(session: TrainingSession) -> None:
         device=device_name(device),
         adapter_parameters=sum(parameter.numel() for parameter in trainable(model).values()),
         dataset=dataset.summary,
+        predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
+        predicted_host_bytes=setup.choice.plan.host_peak_bytes,
+        predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
     write_report(session.run.report_path, report)

@@ -5,9 +5,12 @@ Because it is pure, a checkpoint needs only the number of updates done to know w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.training.step import Window, count_targets
 
@@ -26,7 +29,7 @@ class WindowSource(Protocol):
     def __getitem__(self, index: int) -> Window:
         """Token ids of one window."""
 
-    def epoch_order(self, seed: int, epoch: int) -> Sequence[int]:
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The windows in the order of one pass, another for each epoch."""
 
 

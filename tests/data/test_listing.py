@@ -8,9 +8,9 @@ import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import Write, run_git
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.repositories import Write, run_git
 
 from engine.data import listing
 from engine.data.listing import GitListingError, list_by_git, list_files, walk

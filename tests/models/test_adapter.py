@@ -40,7 +40,9 @@ def test_a_fresh_adapter_changes_nothing_and_covers_every_linear_layer_but_the_h
     model = attach_adapter(base, LoraSection(rank=4), seed=0)
     torch.testing.assert_close(logits(model), before)
     names = {name for name, module in tiny_model(family).named_modules() if isinstance(module, torch.nn.Linear)}
-    covered = {name.split(".lora_A")[0].removeprefix("base_model.model.") for name in trainable(model) if "lora_A" in name}
+    covered = {
+        name.split(".lora_A")[0].removeprefix("base_model.model.") for name in trainable(model) if "lora_A" in name
+    }
     assert covered == names - {"lm_head"}
     assert all(parameter.dtype == torch.float32 for parameter in trainable(model).values())
 

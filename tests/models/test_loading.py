@@ -54,7 +54,7 @@ def test_the_demo_is_the_same_at_every_start_whatever_was_drawn_before():
 
 def test_the_demo_tokenizer_gives_every_text_back():
     tokenizer = load_tokenizer(find_model("demo"))
-    text = "def f(x):\n\treturn 'é\u0301 → 𝔘' # \x00\n"
+    text = "def f(x):\n\treturn 'é\u0301 → \U0001d518' # \x00\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
@@ -70,7 +70,7 @@ def test_a_directory_of_pickled_weights_is_refused(directory):
     spec = find_model(str(directory))
     torch.save({}, directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(EliteError, match="pickled .pytorch_model.bin.") as caught:
+    with pytest.raises(EliteError, match="pickled") as caught:
         load_model(spec, CPU)
     assert caught.value.code == "model-directory-invalid"
 

@@ -51,9 +51,7 @@ class RecordingSession:
             self.commands.step_done(event.step)
 
     def acknowledge(self, command, accepted, text=""):
-        self.emit(
-            CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text)
-        )
+        self.emit(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text))
 
     def of(self, kind):
         """The events of one type."""

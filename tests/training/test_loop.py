@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_saves_what_is_good_and_says_so(tmp_path, pois
     assert caught.value.code in ("loss-not-finite", "gradient-not-finite")
     checkpoint = verify(session.run.path / session.of(CheckpointSaved)[-1].path)
     assert checkpoint.step == 3
-    again, fresh, _ = resume(tmp_path, session, checkpoint.path)
+    _, fresh, _ = resume(tmp_path, session, checkpoint.path)
     for name, weight in weights(fresh).items():
         assert torch.equal(weight, before[name])
 

@@ -7,9 +7,9 @@ import torch
 from support.tiny import patterned_windows, tiny_model
 
 from engine.config import LoraSection
+from engine.errors import EliteError
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.head import check_head, summed_cross_entropy
-from engine.errors import EliteError
 from engine.training.step import StepAbandonedError, WholeSequenceStep, count_targets
 
 FAMILIES = ("qwen2", "qwen3", "llama", "phi", "starcoder2")
@@ -123,8 +123,8 @@ def test_heads_of_the_known_families_can_be_taken_in_pieces(family):
 
 
 def test_a_family_that_caps_its_logits_is_refused():
-    from transformers import CohereConfig, CohereForCausalLM
     from support.tiny import SHAPE
+    from transformers import CohereConfig, CohereForCausalLM
 
     model = CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.5))
     with pytest.raises(EliteError, match="changes its logits after the head"):
