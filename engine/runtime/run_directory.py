@@ -105,7 +105,7 @@ class RunDirectory:
         Raises:
             EliteError: OUTPUT_UNWRITABLE or OUTPUT_FULL.
         """
-        output = Path(config.output.directory).expanduser().absolute()
+        output = Path(config.output.directory).absolute()
         check_output(output)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.output.model_name}-{secrets.token_hex(2)}"
         runs = output / "runs"
@@ -114,8 +114,7 @@ class RunDirectory:
         try:
             temporary.mkdir(parents=True)
             cls(temporary).config_path.write_text(run_config.to_yaml(config), encoding="utf-8")
-            text = json.dumps(deepspeed_config(config), indent=2)
-            cls(temporary).deepspeed_path.write_text(text + "\n", encoding="utf-8")
+            cls(temporary).write_deepspeed(config)
             temporary.rename(runs / run_id)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -132,7 +131,7 @@ class RunDirectory:
         Raises:
             EliteError: RUN_UNKNOWN where no run is there, RUN_DAMAGED where it cannot be read.
         """
-        run = cls(path.expanduser().absolute())
+        run = cls(path.absolute())
         try:
             if not run.config_path.is_file():
                 raise errors.RUN_UNKNOWN(reference=path)
@@ -140,6 +139,15 @@ class RunDirectory:
         except OSError as error:
             raise errors.RUN_DAMAGED(path=path, problem=error.strerror or error) from error
         return run
+
+    def write_deepspeed(self, config: RunConfig, context: int | None = None) -> None:
+        """Writes deepspeed.json, again when the run's context has been chosen.
+
+        Raises:
+            OSError: the run directory cannot be written.
+        """
+        text = json.dumps(deepspeed_config(config, context), indent=2)
+        self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
 
     def load_config(self) -> RunConfig:
         """The run's configuration.
@@ -196,9 +204,9 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
         while not existing.exists():
             existing = existing.parent
         # By trying: root may write anywhere by its rights, and not in /proc or on a read-only filesystem.
-        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing) as probe:
+        # Unbuffered, as a buffer that cannot be written would keep the file from being removed.
+        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing, buffering=0) as probe:
             probe.write(b"\0" * 4096)
-            probe.flush()
         free = shutil.disk_usage(existing).free
     except OSError as error:
         raise _output_error(output, error, needed) from error
