@@ -67,12 +67,12 @@ class ErrorKind:
 
     def __call__(self, **values: Any) -> EliteError:
         """The error itself, ready to be raised."""
-        shown = {name: _one_line(value) for name, value in values.items()}
+        shown = {name: one_line(value) for name, value in values.items()}
         return EliteError(self, self.message.format(**shown), self.remedy.format(**shown))
 
 
-def _one_line(value: object) -> str:
-    """File names and library messages are untrusted: no newline or terminal escape may reach the screen."""
+def one_line(value: object) -> str:
+    """Untrusted text (file names, library messages, logs) on one line, newlines and terminal escapes spelled out."""
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -153,6 +153,12 @@ REPOSITORY_TOO_SMALL = _declare(
     "pass a larger repository, several --repo, or set data.held_out_fraction lower",
     about="data.repositories",
 )
+REPOSITORY_CHANGING = _declare(
+    "repository-changing",
+    "files of repository {path} changed while they were read, three times",
+    "try again when nothing writes there, or pass a copy",
+    about="data.repositories",
+)
 
 # --- the model ---------------------------------------------------------------------------------------------
 MODEL_UNKNOWN = _declare("model-unknown", "unknown model {name}", "{suggestion}", about="model.name")
@@ -221,18 +227,37 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+RUN_STILL_ACTIVE = _declare(
+    "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
+)
+RUN_ALREADY_COMPLETE = _declare(
+    "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
+)
+RESUME_CHANGES_CONFIG = _declare(
+    "resume-changes-config",
+    "--resume continues run {run} with its own configuration, and {fields} would change it",
+    "leave these out, or start a new run without --resume",
+)
 NOTHING_TO_RESUME = _declare(
     "nothing-to-resume", "run {run} has no valid checkpoint to resume from", "start again without --resume"
 )
 
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
+NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",
     "{remedy}",
     exit_code=DOES_NOT_FIT,
     about="training.tier",
+)
+CONTEXT_DOES_NOT_FIT = _declare(
+    "context-does-not-fit",
+    "a context of {context} tokens does not fit: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="training.context",
 )
 
 # --- while training ----------------------------------------------------------------------------------------
@@ -248,11 +273,23 @@ LOSS_NOT_FINITE = _declare(
     "lower training.learning_rate, or use precision bf16 instead of fp16",
     exit_code=TRAINING_FAILED,
 )
+GRADIENT_NOT_FINITE = _declare(
+    "gradient-not-finite",
+    "the gradient's norm became {value} at step {step}",
+    "lower training.learning_rate, or use precision bf16 instead of fp16",
+    exit_code=TRAINING_FAILED,
+)
 CHILD_DIED = _declare(
     "child-died",
     "the training process ended without a last word ({problem})",
     "read {log}, then continue with `engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
+)
+INTERRUPTED_TWICE = _declare(
+    "interrupted",
+    "the run was interrupted twice and ended without a new checkpoint",
+    "`engine train --resume {run}` continues from its last checkpoint, if it has one",
+    exit_code=INTERRUPTED,
 )
 INTERNAL = _declare(
     "internal", "unexpected {kind}: {problem}", "please report this with {log}", exit_code=TRAINING_FAILED

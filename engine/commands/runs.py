@@ -1,0 +1,65 @@
+"""`engine runs`: the table of runs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from engine.runtime.run_summary import RunSummary
+
+NAMES = ("runs",)
+SUMMARY = "List the runs of every output folder that was used here, newest first."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """The options."""
+    parser.add_argument("--output", metavar="DIR", type=Path, help="only the runs below this output folder")
+    parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    from engine.cli import print_json
+    from engine.runtime import run_index
+
+    summaries = run_index.list_runs(args.output)
+    if args.json:
+        print_json([asdict(summary) | {"path": str(summary.path)} for summary in summaries])
+        return 0
+    from rich.console import Console
+
+    console = Console()
+    if summaries:
+        console.print(_table(summaries))
+    else:
+        console.print("no runs yet; `engine train --repo DIR` starts one", highlight=False)
+    return 0
+
+
+def _table(summaries: list[RunSummary]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from engine.errors import one_line
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    for title in ("status", "model"):
+        table.add_column(title, no_wrap=True)
+    for title in ("step", "loss", "perplexity"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for summary in summaries:
+        steps = f"{summary.step}/{'?' if summary.total_steps is None else summary.total_steps}"
+        change = f"{_number(summary.perplexity_before)} → {_number(summary.perplexity_after)}"
+        cells = (summary.id, summary.status, summary.model, steps, _number(summary.loss), change)
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"

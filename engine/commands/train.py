@@ -1,0 +1,244 @@
+"""`engine train`: checks the configuration, starts the training process and follows it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import config as run_config
+from engine import errors
+
+if TYPE_CHECKING:
+    from engine.commands.progress_display import Display
+    from engine.config import RunConfig
+    from engine.runtime.handle import RunHandle
+    from engine.runtime.run_directory import RunDirectory
+
+NAMES = ("train",)
+SUMMARY = "Fine-tune a model on repositories."
+
+NEWEST = ""
+"""Value of --resume without a run."""
+
+_POLL_S = 0.1
+_KILL_AFTER_S = 5.0
+_EXIT_WAIT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """The options: one for each RunConfig field with a flag, and those that are about the call itself."""
+    parser.add_argument("--config", metavar="FILE", type=Path, help="Read the configuration from this YAML file")
+    for spec in run_config.fields():
+        if spec.flag is None:
+            continue
+        repeated = spec.type == list[str]
+        parser.add_argument(
+            spec.flag,
+            dest=spec.path,
+            action="append" if repeated else "store",
+            metavar="DIR" if spec.flag in ("--repo", "--output") else spec.flag.rpartition("-")[2].upper(),
+            help=f"{spec.description} {'May be repeated.' if repeated else ''}".replace("%", "%%").strip(),
+        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Set any field of the configuration, such as training.learning_rate=1e-4; may be repeated",
+    )
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="Choose everything that is not set (tier, precision, device); without --repo, the current folder",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="RUN",
+        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
+    )
+    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
+    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns the exit status."""
+    from engine.runtime import preflight
+    from engine.runtime.launcher import launch
+
+    if args.resume is None:
+        resumed = None
+        config = preflight.check(read_config(args))
+    else:
+        resumed = find_resumable(args.resume)
+        config = unchanged_config(resumed, args)
+    # Before the launch, so that a Ctrl-C during it already means: stop with a checkpoint.
+    signal.signal(signal.SIGTERM, _interrupt)
+    handle = launch(config, resume=resumed)
+    if args.detach:
+        _report_detached(handle, as_json=args.json)
+        handle.close()
+        return 0
+    return follow(handle, as_json=args.json)
+
+
+def read_config(args: argparse.Namespace) -> RunConfig:
+    """The configuration: the file, over it the named options, over them `--set`.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE, CONFIG_INVALID or OVERRIDE_MALFORMED.
+    """
+    data = run_config.load_mapping(args.config) if args.config else {}
+    if args.config:
+        run_config.from_mapping(data, source=str(args.config))
+    _apply_options(data, args)
+    if args.auto and not data.get("data", {}).get("repositories"):
+        data.setdefault("data", {})["repositories"] = [str(Path.cwd())]
+    return run_config.from_mapping(data, source="command line")
+
+
+def find_resumable(reference: str) -> RunDirectory:
+    """The run that `--resume` means.
+
+    Raises:
+        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE, RUN_ALREADY_COMPLETE or NOTHING_TO_RESUME.
+    """
+    from engine.runtime import run_index
+    from engine.runtime.run_summary import ACTIVE
+
+    run = run_index.find_run(None if reference == NEWEST else reference)
+    status = run.status()
+    if status in ACTIVE:
+        raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
+    if status == "completed":
+        raise errors.RUN_ALREADY_COMPLETE(run=run.id)
+    if not any(run.checkpoints_path.glob("step-*")):
+        raise errors.NOTHING_TO_RESUME(run=run.id)
+    return run
+
+
+def unchanged_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
+    """The run's own configuration.
+
+    Raises:
+        EliteError: RESUME_CHANGES_CONFIG where an option asks for another.
+    """
+    config = run.load_config()
+    before = run_config.to_mapping(config)
+    data = run_config.load_mapping(args.config) if args.config else run_config.to_mapping(config)
+    _apply_options(data, args)
+    after = run_config.to_mapping(run_config.from_mapping(data, source="command line"))
+    changed = [
+        f"{section}.{name}"
+        for section, values in before.items()
+        for name, value in values.items()
+        if after[section][name] != value
+    ]
+    if changed:
+        raise errors.RESUME_CHANGES_CONFIG(run=run.id, fields=", ".join(changed))
+    return config
+
+
+def follow(handle: RunHandle, *, as_json: bool) -> int:
+    """Shows a run until it ends, passing Ctrl-C on to it.
+
+    Args:
+        handle: The run, launched by this process.
+        as_json: Events on stdout instead of a display on stderr.
+
+    Returns:
+        The run's exit status.
+    """
+    from engine.commands.progress_display import open_display
+
+    interrupts = 0
+    with open_display(as_json=as_json) as display:
+        while handle.ending is None:
+            try:
+                for envelope in handle.poll():
+                    if envelope.seq >= handle.first_seq:
+                        display.show(envelope)
+                time.sleep(_POLL_S)
+            except KeyboardInterrupt:
+                interrupts += 1
+                _pass_on_interrupt(handle, display, interrupts)
+        display.finish(handle.run, handle.ending)
+    handle.wait_exit(_EXIT_WAIT_S)
+    handle.close()
+    return exit_code(handle)
+
+
+def exit_code(handle: RunHandle) -> int:
+    """Exit status that a run's last event stands for."""
+    from engine.protocol import RunFailed
+
+    if isinstance(handle.ending, RunFailed):
+        return handle.ending.exit_code
+    return 0 if handle.ending is not None and handle.ending.status == "completed" else errors.INTERRUPTED
+
+
+def _apply_options(data: dict[str, Any], args: argparse.Namespace) -> None:
+    for spec in run_config.fields():
+        value = getattr(args, spec.path) if spec.flag else None
+        if value is None:
+            continue
+        # Numbers are read like those of a YAML file; text is taken as it is.
+        parsed = value if spec.type in (str, list[str]) else _parse(value)
+        data.setdefault(spec.section, {})[spec.path.partition(".")[2]] = parsed
+    for text in args.set:
+        run_config.apply_override(data, text)
+
+
+def _parse(text: str) -> Any:
+    import yaml
+
+    try:
+        return run_config.parse_value(text)
+    except (yaml.YAMLError, ValueError):
+        return text  # which no number's field accepts: the check names the field
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM to the command means what Ctrl-C does; a closed terminal (SIGHUP) means that the run goes on alone."""
+    raise KeyboardInterrupt
+
+
+def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
+    from engine.protocol import Stop
+
+    try:
+        if count == 1:
+            handle.send(Stop(id=f"interrupt-{os.getpid()}"))
+            display.say("stopping after this step, with a checkpoint; press Ctrl-C again to end at once")
+        else:
+            display.say("ending at once, without a checkpoint")
+            handle.terminate()
+            if not handle.wait_exit(_KILL_AFTER_S):
+                handle.terminate(signal.SIGKILL)
+    except errors.EliteError as error:
+        if error.kind is not errors.RUN_NOT_ACTIVE:
+            raise
+        # It has ended in this moment by itself: the events will say how.
+
+
+def _report_detached(handle: RunHandle, *, as_json: bool) -> None:
+    from engine.cli import print_json
+
+    run = handle.run
+    if as_json:
+        print_json({"run": run.id, "path": str(run.path)})
+        return
+    lines = (
+        f"run      {run.id}",
+        f"folder   {run.path}",
+        f"watch    elite-tui monitor {run.id}",
+        f"         engine attach {run.id}",
+        f"stop     engine stop {run.id}",
+    )
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,252 @@
+"""The journal `events.jsonl`: one event a line, appended by the training process, read by anybody.
+
+A reader may be a monitor that started an hour later, on another machine that mounts the run directory, or one
+that reads while a line is half written. So the writer only ever appends whole lines, and the reader takes a line
+when its newline is there, counts what is damaged, and never raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from engine.protocol import (
+    CheckpointSaved,
+    Envelope,
+    EvalCompleted,
+    Event,
+    PhaseChanged,
+    ProtocolError,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepProgress,
+    decode_event,
+    encode_event,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROGRESS_INTERVAL_S = 1.0
+"""At most one StepProgress in this many seconds is written; the others only take a number."""
+
+_DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinished, RunFailed)
+"""Rare events that must survive a power cut: they are forced to the disk at once."""
+
+_BLOCK = 1 << 16
+
+
+def decode_line(line: bytes) -> Envelope | None:
+    """The envelope on one line, or None where the line is damaged or of a newer schema."""
+    try:
+        return decode_event(line)
+    except (ProtocolError, OverflowError):
+        # OverflowError: a time of hundreds of digits is valid JSON and no float.
+        return None
+
+
+class JournalWriter:
+    """Appends events to one run's journal. Only one process writes; its threads may share the writer.
+
+    Opening it for a resumed run continues `seq` after the last valid line, and removes what a crash left of a
+    half-written last line (or ends the line, where it is complete but for its newline).
+
+    Raises:
+        OSError: the journal cannot be written; on a full disk nothing of the event stays behind.
+    """
+
+    def __init__(self, path: Path, run_id: str) -> None:
+        self._run = run_id
+        self._lock = threading.Lock()
+        self._progress_written = -PROGRESS_INTERVAL_S
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        _mend_last_line(self._fd)
+        self._seq = _next_seq(self._fd)
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the next event."""
+        return self._seq
+
+    def append(self, event: Event) -> Envelope:
+        """Numbers the event and writes it; a StepProgress too soon after the last is only numbered."""
+        with self._lock:
+            return self._append(event)
+
+    def append_last(self, event: Event, timeout_s: float) -> Envelope | None:
+        """Like `append`, for a process about to end: None if another thread held the journal all this time."""
+        if not self._lock.acquire(timeout=timeout_s):
+            return None
+        try:
+            return self._append(event)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Flushes to the disk and closes."""
+        with self._lock:
+            if self._fd >= 0:
+                _sync(self._fd)
+                os.close(self._fd)
+                self._fd = -1
+
+    def _append(self, event: Event) -> Envelope:
+        envelope = Envelope(run=self._run, seq=self._seq, time=time.time(), event=event)
+        if self._is_due(event):
+            self._write(encode_event(envelope).encode() + b"\n")
+            if isinstance(event, _DURABLE):
+                _sync(self._fd)
+        self._seq += 1
+        return envelope
+
+    def _is_due(self, event: Event) -> bool:
+        if not isinstance(event, StepProgress):
+            return True
+        now = time.monotonic()
+        if now - self._progress_written < PROGRESS_INTERVAL_S:
+            return False
+        self._progress_written = now
+        return True
+
+    def _write(self, line: bytes) -> None:
+        start = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):
+                # A short write is how a filling disk first shows; the next write says why.
+                os.write(self._fd, line[written:])
+        except OSError:
+            os.ftruncate(self._fd, start)
+            raise
+
+
+class JournalReader:
+    """Reads a journal from its start, and again as it grows.
+
+    Attributes:
+        damaged: Lines skipped so far because they were no events.
+        problem: Why the journal could not be read at the last attempt, "" if it could; a mounted directory may
+            be away for a while, and comes back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.damaged = 0
+        self.problem = ""
+        self._path = path
+        self._offset = 0
+
+    def poll(self) -> list[Envelope]:
+        """The events whose lines were completed since the last call; none where there is no journal yet."""
+        data = self._read_new()
+        # An incomplete last line is read again from its start, as its writer may yet remove it.
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        envelopes = []
+        for line in data[:end].splitlines():
+            envelope = decode_line(line)
+            if envelope is None:
+                self.damaged += 1
+            else:
+                envelopes.append(envelope)
+        return envelopes
+
+    def _read_new(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._offset:
+                    self._offset = 0  # another file is in its place
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+            return b""
+        self.problem = ""
+        return data
+
+
+def read_ends(path: Path, limit: int) -> tuple[list[Envelope], list[Envelope]]:
+    """The events in the first and in the last `limit` bytes; all of them in both where the journal is shorter.
+
+    For summaries: a journal of weeks is not read whole.
+
+    Raises:
+        OSError: the journal cannot be read (one that does not exist is empty).
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(limit)
+            if size <= limit:
+                tail = head
+            else:
+                file.seek(size - limit)
+                tail = file.read()
+    except FileNotFoundError:
+        return [], []
+    head_events = [found for line in head.splitlines() if (found := decode_line(line))]
+    if tail is head:
+        return head_events, head_events
+    return head_events, [found for line in tail.splitlines() if (found := decode_line(line))]
+
+
+def next_seq(path: Path) -> int:
+    """Number that the next event of this journal gets; 0 where there is none yet.
+
+    Raises:
+        OSError: the journal cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _next_seq(file.fileno())
+    except FileNotFoundError:
+        return 0
+
+
+def _next_seq(fd: int) -> int:
+    """One above the last valid line's number, looking backwards from the end in blocks."""
+    end = os.fstat(fd).st_size
+    rest = b""
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        data = os.pread(fd, end - start, start) + rest
+        lines = data.splitlines()
+        # The first line of a block may begin in the block before it.
+        complete = lines if start == 0 else lines[1:]
+        for line in reversed(complete):
+            if (envelope := decode_line(line)) is not None:
+                return envelope.seq + 1
+        rest = b"" if start == 0 else lines[0]
+        end = start
+    return 0
+
+
+def _mend_last_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        step = min(_BLOCK, start)
+        start -= step
+        tail = os.pread(fd, step, start) + tail
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if not torn:
+        return
+    if decode_line(torn) is not None:
+        os.write(fd, b"\n")
+    else:
+        os.ftruncate(fd, size - len(torn))
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network and FUSE filesystems have no fsync; the line is written all the same.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise

@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM of the training process: the first asks it to stop, the second ends it at once.
+
+Python runs signal handlers in the main thread between two bytecodes, which a long kernel call holds up for
+minutes. So the handlers do nothing, and a thread reads the signal numbers from the wakeup descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def block_stop_signals() -> set[signal.Signals]:
+    """Holds SIGINT, SIGTERM and SIGHUP back from this thread and what it starts; returns the mask before."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGHUP})
+    return {signal.Signals(number) for number in mask}
+
+
+def restore_signals(mask: set[signal.Signals]) -> None:
+    """Undoes `block_stop_signals`."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def watch_stop_signals(react: Callable[[signal.Signals], None]) -> None:
+    """Calls `react` from a thread for each SIGINT and SIGTERM from now on, and ignores SIGHUP.
+
+    Must be called in the main thread. Signals that were held back by `block_stop_signals` arrive now.
+    """
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
+    os.set_blocking(readable, True)
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    # Ignored for good: a dropped terminal means nothing to a process that has its own session and log.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def watch() -> None:
+        while True:
+            for number in os.read(readable, 16):
+                if number in STOP_SIGNALS:
+                    react(signal.Signals(number))
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGHUP})
