@@ -22,6 +22,8 @@ PATIENCE_GPU = 10 * 3600.0
 "Seconds that one window of the recommended tier may take on a GPU: a night."
 PATIENCE_CPU = 60.0
 "And without a GPU, where long contexts are a demonstration."
+UPDATES_CPU = 8
+"Updates that an epoch keeps at least without a GPU: a short run should learn something."
 TOKENS_PER_UPDATE = 8192
 "Default of training.tokens_per_update, unless one window is larger."
 SMALL_CONTEXTS = (512, 1024, 2048)
@@ -112,9 +114,11 @@ def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWe
         EliteError: PRECISION_UNAVAILABLE.
     """
     if not machine.gpus:
-        if precision in ("auto", "fp32", "nf4"):
-            return "fp32", ("nf4",) if precision == "nf4" else ("resident",)
-        return ("bf16" if precision == "bf16" else "fp16"), ("resident",)
+        if precision == "fp16":
+            raise errors.PRECISION_UNAVAILABLE(
+                precision="fp16", problem="processors do not train in it", remedy="use fp32, bf16 or auto"
+            )
+        return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
     gpu = machine.gpus[0]
     if precision == "bf16" and not gpu.has_bf16:
         raise errors.PRECISION_UNAVAILABLE(
@@ -124,7 +128,9 @@ def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWe
     if precision == "nf4":
         return half, ("nf4",)
     if precision == "auto":
-        return half, ("resident", "streamed", "nf4")
+        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        installed = machine.libraries.get("bitsandbytes", "unknown") is not None
+        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
     own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
     return own, ("resident", "streamed")
 
@@ -160,13 +166,14 @@ def tier_table(planning: Planning) -> TierTable:
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
-    return TierTable(recommended=_recommend(rows), tiers=rows)
+    return TierTable(recommended=_recommend(planning, rows), tiers=rows)
 
 
-def _recommend(rows: tuple[TierPlan, ...]) -> int | None:
+def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
     best = None
     for row in rows:
-        if row.in_time:
+        too_few = not planning.on_gpu and row.steps_per_epoch is not None and row.steps_per_epoch < UPDATES_CPU
+        if row.in_time and (best is None or not too_few):
             best = row.tier
         if row.holds_repository:
             break
