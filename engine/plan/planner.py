@@ -190,7 +190,7 @@ def plan_context(
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
-    chosen = min(in_time or fitting or found, key=lambda c: (_shortage_rank(c), c.score))
+    chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
     seconds = windows * chosen.seconds
     tokens = planning.repository_tokens
     steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
