@@ -10,9 +10,9 @@ from typing import Any
 from engine import errors
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
-from engine.plan.memory import BaseWeights, Part
+from engine.plan.memory import BaseWeights, Part, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import Budget, Candidate, search
+from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
@@ -254,25 +254,30 @@ def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tupl
     """Why nothing fits, and the cheapest changes that would let something fit."""
     on_device = [candidate for candidate in found if not candidate.short_of("gpu")]
     if not on_device:
-        needed, short = closest.ledger.peak("gpu"), closest.short_of("gpu")
+        needed = closest.ledger.peak("gpu")
         reason = f"the leanest plan needs {format_bytes(needed)} on the GPU, and {format_bytes(budget.gpu)} can be used"
-        return reason, f"a GPU with {format_bytes(short)} more free memory, or a smaller model"
-    changes = []
+        return reason, f"a GPU with {_lacking(closest, 'gpu')} more free memory, or a smaller model"
     in_ram = [candidate for candidate in on_device if not candidate.short_of("disk")]
+    on_disk = [candidate for candidate in on_device if candidate.short_of("disk")]
+    changes = []
     if in_ram:
-        short = min(candidate.short_of("host") for candidate in in_ram)
-        changes.append(f"{format_bytes(short)} more RAM")
-    on_disk = [candidate for candidate in on_device if not candidate.short_of("host")]
+        changes.append(f"{_lacking(min(in_ram, key=lambda c: c.short_of('host')), 'host')} more RAM")
     if on_disk:
-        short = min(candidate.short_of("disk") for candidate in on_disk)
-        changes.append(f"{format_bytes(short)} more free disk (hidden_home disk)")
+        leanest = min(on_disk, key=lambda c: (c.short_of("host"), c.short_of("disk")))
+        both = f"{_lacking(leanest, 'host')} more RAM and " if leanest.short_of("host") else ""
+        changes.append(f"{both}{_lacking(leanest, 'disk')} more free disk (hidden_home disk)")
     where = closest.shortages[0][0]
     place = "RAM" if where == "host" else "free disk"
     reason = (
         f"the leanest plan needs {format_bytes(closest.ledger.peak(where))} of {place}, "
         f"and {format_bytes(budget.limit(where))} can be used"
     )
-    return reason, "needs " + ", or ".join(changes) if changes else "a smaller model, or a lower tier"
+    return reason, "needs " + ", or ".join(changes)
+
+
+def _lacking(candidate: Candidate, where: Place) -> str:
+    """What must be added in a place; of what is added, too, a share stays free."""
+    return format_bytes(candidate.short_of(where) / (1 - HEADROOM))
 
 
 def largest_context(planning: Planning, *, step: int = 1024) -> TierPlan | None:

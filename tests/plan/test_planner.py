@@ -108,8 +108,7 @@ def test_a_tier_that_does_not_fit_says_the_cheapest_change_and_the_change_works(
     assert "more RAM" in row.remedy
     assert "more free disk" in row.remedy
     missing = float(row.remedy.split("needs ")[1].split(" GiB")[0])
-    # The headroom is a share of the new total, too.
-    enough = with_card("rtx-3060-12gb", ram=24 + missing / (1 - HEADROOM) + 0.1, disk=10)
+    enough = with_card("rtx-3060-12gb", ram=24 + missing + 0.1, disk=10)
     assert plan_tiers(enough, CODER).row(row.tier).fits
 
 
