@@ -61,13 +61,18 @@ def attend(
     if len(todo) == 1 and todo[0].shape is Shape.CAUSAL:
         return backend.forward(q, k, v, causal=True, scale=scale)
     wide = torch.promote_types(q.dtype, torch.float32)
-    out = torch.zeros_like(q, dtype=wide)
+    out: Tensor | None = None
     logsumexp = q.new_full(q.shape[:3], -math.inf, dtype=wide)
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
         block_out, block_logsumexp = _forward(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
+        if out is None and block_out.shape == q.shape:
+            out, logsumexp = block_out.to(wide), block_logsumexp.clone()
+            continue
+        out = torch.zeros_like(q, dtype=wide) if out is None else out
         _merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
+    assert out is not None
     return out.to(q.dtype), logsumexp
 
 
@@ -93,7 +98,7 @@ def attend_backward(
     todo = list(pieces)
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
     wide = torch.promote_types(q.dtype, torch.float32)
-    dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
+    dq, dk, dv = _Sum(q, wide), _Sum(k, wide), _Sum(v, wide)
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
@@ -108,14 +113,33 @@ def attend_backward(
             piece.shape,
             scale,
         )
-        dq[:, :, rows] += piece_dq
+        dq.add(rows, piece_dq)
         if piece.key_start >= start:
             keys = slice(piece.key_start - start, piece.key_stop - start)
-            dk[:, :, keys] += piece_dk
-            dv[:, :, keys] += piece_dv
+            dk.add(keys, piece_dk)
+            dv.add(keys, piece_dv)
         else:
             earlier.add_gradients(piece.key_start, piece.key_stop, piece_dk, piece_dv)
-    return dq, dk, dv
+    return dq.total(), dk.total(), dv.total()
+
+
+class _Sum:
+    """Adds up contributions to rows of a tensor like `like`; a first one that is whole is not added to zeros."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
+        self._like, self._dtype = like, dtype
+        self._total: Tensor | None = None
+
+    def add(self, rows: slice, value: Tensor) -> None:
+        if self._total is None and value.shape == self._like.shape:
+            self._total = value.to(self._dtype, copy=True)
+            return
+        if self._total is None:
+            self._total = torch.zeros_like(self._like, dtype=self._dtype)
+        self._total[:, :, rows] += value
+
+    def total(self) -> Tensor:
+        return torch.zeros_like(self._like, dtype=self._dtype) if self._total is None else self._total
 
 
 def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueSource) -> tuple[Tensor, Tensor]:

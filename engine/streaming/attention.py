@@ -37,6 +37,9 @@ class KeysValuesCollected(Exception):  # noqa: N818 - not an error: ends a layer
 class Stash:
     """Attention output and logsumexp of each layer, so that no pass repeats attention.
 
+    Keys and values too, where grouped heads make the two no larger than the output: to fetch them is less work
+    than to project every tile again.
+
     Args:
         new_array: Makes an array of (width, dtype) in the stash's home.
         new_reader: Makes a reader of (width, dtype).
@@ -49,6 +52,7 @@ class Stash:
     ) -> None:
         self._new_array, self._new_reader = new_array, new_reader
         self._arrays: dict[int, tuple[TileArray, TileArray]] = {}
+        self._keys_values: dict[int, tuple[TileArray, TileArray]] = {}
         self._readers: dict[tuple[int, torch.dtype], TileReader] = {}
         self._heads: dict[int, int] = {}
 
@@ -64,6 +68,30 @@ class Stash:
             self._heads[layer] = sums.shape[1]
         for array, value in zip(self._arrays[layer], (rows, sums), strict=True):
             array.write(tile, value)
+
+    def write_keys_values(self, layer: int, tile: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keeps k, v (1, kv_heads, tile, head_dim), if they are small beside q."""
+        if 2 * k.shape[1] > q.shape[1]:
+            return
+        width = k.shape[1] * k.shape[3]
+        if layer not in self._keys_values:
+            self._keys_values[layer] = self._new_array(width, k.dtype), self._new_array(width, k.dtype)
+        for array, value in zip(self._keys_values[layer], (k, v), strict=True):
+            array.write(tile, value[0].transpose(0, 1).reshape(-1, width))
+
+    def restore_keys_values(self, layer: int, spans: Sequence[slice], store: KeysValues) -> bool:
+        """Fetches a whole layer's keys and values into the store; tells whether they had been kept."""
+        if layer not in self._keys_values:
+            return False
+        for tile, span in enumerate(spans):
+            places = store.destination(span.start, span.stop)
+            if places is None:
+                return False
+            for array, place in zip(self._keys_values[layer], places, strict=True):
+                arrived = array.begin_load(tile, place)()
+                if arrived.data_ptr() != place.data_ptr():
+                    place.copy_(arrived)
+        return True
 
     def prefetch(self, layer: int, tile: int) -> None:
         """Starts to fetch what `read` will return."""
@@ -82,18 +110,20 @@ class Stash:
             self._readers[key] = self._new_reader(*key)
         return self._readers[key]
 
+    def _all_arrays(self) -> list[TileArray]:
+        return [array for pair in (*self._arrays.values(), *self._keys_values.values()) for array in pair]
+
     def resize(self, rows: int) -> None:
         """The next sequence has this many tokens."""
-        for pair in self._arrays.values():
-            for array in pair:
-                array.rows = rows
+        for array in self._all_arrays():
+            array.rows = rows
 
     def close(self) -> None:
         """Releases the arrays."""
-        for pair in self._arrays.values():
-            for array in pair:
-                array.close()
+        for array in self._all_arrays():
+            array.close()
         self._arrays.clear()
+        self._keys_values.clear()
 
 
 class TileAttention:
@@ -101,7 +131,8 @@ class TileAttention:
 
     Args:
         backend: Kernel of one block.
-        key_block: Most keys in one call of it.
+        key_block: Most keys in one call of its backward, whose temporaries are as long.
+        forward_key_block: Most keys in one call of its forward.
         new_keys_values: Makes the store for (kv_heads, head_dim, dtype), when the first layer shows them.
         stash: Where outputs are kept between the passes, or None to repeat attention.
     """
@@ -110,11 +141,13 @@ class TileAttention:
         self,
         backend: AttentionBackend,
         key_block: int,
+        forward_key_block: int,
         new_keys_values: Callable[[int, int, torch.dtype], KeysValues],
         stash: Stash | None,
     ) -> None:
         self.backend, self.stash = backend, stash
-        self._key_block, self._new_keys_values = key_block, new_keys_values
+        self.key_block, self._forward_key_block = key_block, forward_key_block
+        self._new_keys_values = new_keys_values
         self._stores: dict[tuple[int, int, torch.dtype], KeysValues] = {}
         self.document_starts: Sequence[int] = (0,)
         self.layer = self.tile = self.start = 0
@@ -140,13 +173,19 @@ class TileAttention:
             self._stores[key] = self._new_keys_values(*key)
         return self._stores[key]
 
-    def pieces(self, length: int, window: int | None) -> list[Piece]:
+    def restore_keys_values(self, layer: int, spans: Sequence[slice]) -> bool:
+        """Fills the store with a layer's keys and values from the stash, if they are there."""
+        if self.stash is None or len(self._stores) != 1:  # more than one: layers of unlike shapes
+            return False
+        return self.stash.restore_keys_values(layer, spans, next(iter(self._stores.values())))
+
+    def pieces(self, length: int, window: int | None, key_block: int) -> list[Piece]:
         """What the present tile's queries see."""
         return list(
             causal_pieces(
                 self.start,
                 self.start + length,
-                key_block=self._key_block,
+                key_block=key_block,
                 window=window,
                 document_starts=self.document_starts,
             )
@@ -157,6 +196,8 @@ class TileAttention:
         store = self.store(k)
         if self.purpose in (Pass.FORWARD, Pass.COLLECT) or (self.purpose is Pass.REPEAT and self.stash is None):
             store.append(self.start, k, v)
+        if self.purpose is Pass.FORWARD and self.stash is not None:
+            self.stash.write_keys_values(self.layer, self.tile, q, k, v)
         if self.purpose is Pass.COLLECT:
             raise KeysValuesCollected
         if self.purpose is Pass.REPEAT and self.stash is not None:
@@ -176,7 +217,7 @@ class TileAttention:
             k,
             v,
             start=self.start,
-            pieces=self.pieces(q.shape[2], window),
+            pieces=self.pieces(q.shape[2], window, self._forward_key_block),
             earlier=self.store(k),
             backend=self.backend,
             scale=scale,
@@ -211,7 +252,7 @@ class _TileAttentionFunction(Function):
             out,
             logsumexp,
             start=ctx.start,
-            pieces=state.pieces(q.shape[2], ctx.window),
+            pieces=state.pieces(q.shape[2], ctx.window, state.key_block),
             earlier=store,
             backend=state.backend,
             scale=ctx.scale,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.streaming.pinned import pinned_empty
 from engine.streaming.tiles import CopyStreams
 
 
@@ -31,6 +32,10 @@ class KeysValues(ABC):
     @abstractmethod
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
         """Stores k, v (1, kv_heads, tile, head_dim) of the tile that begins at `start`."""
+
+    def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Where keys and values of [start, stop) may be copied to, each (stop - start, kv_heads * head_dim)."""
+        return None
 
     @abstractmethod
     def zero_gradients(self) -> None:
@@ -70,6 +75,10 @@ class DeviceKeysValues(KeysValues):
         stop = start + k.shape[2]
         self._k[start:stop].copy_(_tokens_first(k))
         self._v[start:stop].copy_(_tokens_first(v))
+
+    def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        return self._k[start:stop].flatten(1), self._v[start:stop].flatten(1)
 
     def zero_gradients(self) -> None:
         """See KeysValues."""
@@ -113,8 +122,8 @@ class HostKeysValues(KeysValues):
         shape = (context, kv_heads, head_dim)
         page = min(page, context)
         self._streams = streams
-        self._kv = [torch.empty(shape, dtype=dtype, pin_memory=True) for _ in range(2)]
-        self._grad = [torch.empty(shape, dtype=_wide(dtype), pin_memory=True) for _ in range(2)]
+        self._kv = [pinned_empty(shape, dtype) for _ in range(2)]
+        self._grad = [pinned_empty(shape, _wide(dtype)) for _ in range(2)]
         slot_shape = (page, kv_heads, head_dim)
         self._kv_slots = [[torch.empty(slot_shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
         self._grad_slots = [

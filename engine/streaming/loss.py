@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from functools import cache
-from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -20,18 +18,9 @@ def _torch_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum")
 
 
-def _liger_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
-
-    result = LigerCrossEntropyFunction.apply(logits, labels, None, IGNORED, 0.0, 0.0, "sum", None, False)
-    return cast("Tensor", result[0])
-
-
 @cache
-def _cross_entropy(device_type: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """liger-kernel's on a GPU (its gradient overwrites the logits: one tensor instead of four), else torch's."""
-    liger = device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
-    return _liger_cross_entropy if liger else _torch_cross_entropy
+def _has_fused_cross_entropy(device_type: str) -> bool:
+    return device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
 
 
 def loss_and_gradient(
@@ -51,15 +40,34 @@ def loss_and_gradient(
     Returns:
         The sum over the tile, a scalar of fp32 or wider; the gradient, like `hidden`.
     """
-    cross_entropy = _cross_entropy(hidden.device.type)
+    trains_head = any(p.requires_grad for p in head.parameters())
+    fused = isinstance(head, nn.Linear) and not trains_head and _has_fused_cross_entropy(hidden.device.type)
+    of_piece = _fused_piece if fused else _autograd_piece
     gradient = torch.empty_like(hidden)
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
-        leaf = hidden[part].detach().requires_grad_()
-        loss = cross_entropy(head(leaf), labels[part])
-        (loss * scale).backward()
-        assert leaf.grad is not None
-        gradient[part] = leaf.grad
-        total += loss.detach()
+        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale)
+        total += loss
     return total, gradient
+
+
+def _autograd_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
+    leaf = hidden.detach().requires_grad_()
+    loss = _torch_cross_entropy(head(leaf), labels)
+    (loss * scale).backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+@torch.no_grad()
+def _fused_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
+    """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four, no graph."""
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits = head(hidden)
+    loss, _, _, _, grad_logits = cross_entropy_forward(
+        logits, labels, None, IGNORED, 0.0, 0.0, "sum", None, return_z_loss=False
+    )
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    return loss, (grad_logits @ weight).mul_(scale)

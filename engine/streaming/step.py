@@ -39,6 +39,9 @@ from engine.streaming.positions import TileArguments
 from engine.streaming.tiles import CopyStreams, TileArray, TileFactory, TileReader
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
 
+_FORWARD_BLOCKS = 4
+"""Key blocks that one call of the forward may see where keys and values are on the device."""
+
 
 class StepCancelled(Exception):  # noqa: N818 - asked for, not an error
     """The step was abandoned between two tiles; gradients of this step are incomplete and must be discarded."""
@@ -270,10 +273,10 @@ class StreamedStep:
                         keys_of = below if self._state.stash is None else keys_of
                 hidden.hold_segment(layer)
                 run.stage = "backward"
-            if keys_of != layer:
+            if keys_of != layer and not self._state.restore_keys_values(layer, run.spans):
                 with torch.no_grad():
                     self._run_layer(run, layer, Pass.COLLECT)
-                keys_of = layer
+            keys_of = layer
             self._layer_backward(run, layer, needs_input=layer > lowest or self._trains_embedding)
         if self._trains_embedding:
             self._embedding_backward(run)
@@ -371,14 +374,22 @@ class StreamedStep:
             return TileReader(width, array_dtype, min(self.plan.tile, self._context), self.device)
 
         stash = Stash(new_array, new_reader) if self.plan.stash else None
-        return TileAttention(backend, self.plan.key_block, self._new_keys_values, stash)
+        # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
+        forward_block = self.plan.key_block * (1 if self._pages_keys_values else _FORWARD_BLOCKS)
+        return TileAttention(backend, self.plan.key_block, forward_block, self._new_keys_values, stash)
 
     def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:
-        if self.plan.kv_home == "host" and self._streams is not None:
+        if self._pages_keys_values:
+            assert self._streams is not None
             return HostKeysValues(
                 self._context, kv_heads, head_dim, dtype, self.device, self._streams, self.plan.key_block
             )
         return DeviceKeysValues(self._context, kv_heads, head_dim, dtype, self.device)
+
+    @property
+    def _pages_keys_values(self) -> bool:
+        """Whether keys and values live on the host; on a CPU the host is the device."""
+        return self.plan.kv_home == "host" and self._streams is not None
 
     @property
     def _hidden_states(self) -> HiddenStates:
@@ -503,6 +514,11 @@ class _Run:
     def span(self, tile: int) -> slice:
         """Positions of a tile."""
         return slice(tile * self._tile, min((tile + 1) * self._tile, self.context))
+
+    @property
+    def spans(self) -> list[slice]:
+        """Positions of every tile."""
+        return [self.span(tile) for tile in range(self.tiles)]
 
     def enter(self, stage: str, total: int) -> None:
         """A stage of so many tiles begins."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.stream_plan import Home
+from engine.streaming.pinned import pinned_empty
 
 
 class CopyStreams:
@@ -74,7 +75,7 @@ class PinnedTiles(TileArray):
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, tile: int, streams: CopyStreams) -> None:
         super().__init__(rows, width, dtype, tile)
-        self._data = torch.empty((rows, width), dtype=dtype, pin_memory=True)
+        self._data = pinned_empty((rows, width), dtype)
         self._streams = streams
         self._written: dict[int, torch.cuda.Event] = {}
 
@@ -135,10 +136,8 @@ class DiskTiles(TileArray):
             raise
         self._streams = streams
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
-        pinned = streams is not None
-        self._stages = [
-            torch.empty((min(tile, rows), width), dtype=dtype, pin_memory=pinned) for _ in range(2 * self._STAGES)
-        ]
+        new = torch.empty if streams is None else pinned_empty
+        self._stages = [new((min(tile, rows), width), dtype=dtype) for _ in range(2 * self._STAGES)]
         self._busy: list[Future[None] | None] = [None] * len(self._stages)
         self._turn = {"read": 0, "write": 0}
 

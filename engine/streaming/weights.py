@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.streaming.pinned import pinned_empty
 from engine.streaming.tiles import CopyStreams
 
 
@@ -107,7 +108,8 @@ def _offsets(parameters: Sequence[nn.Parameter]) -> list[int]:
 
 def _pack(parameters: Sequence[nn.Parameter], *, pinned: bool) -> Tensor:
     """Moves parameters into one host buffer, and points them there."""
-    buffer = torch.empty(_offsets(parameters)[-1], dtype=torch.uint8, pin_memory=pinned)
+    size = _offsets(parameters)[-1]
+    buffer = pinned_empty((size,), torch.uint8) if pinned else torch.empty(size, dtype=torch.uint8)
     for parameter, view in zip(parameters, _views(parameters, buffer), strict=True):
         view.copy_(parameter.data)
         parameter.data = view

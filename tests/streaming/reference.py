@@ -23,7 +23,7 @@ def whole_sequence(model, token_ids, document_starts=(0,)):
         logits = model(input_ids=token_ids[None, start:stop], use_cache=False).logits[0]
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[start:stop], reduction="sum")
         (loss / predicted).backward()
-        total += loss.detach().double()
+        total += loss.detach().double().cpu()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return float(total), gradients

@@ -1,0 +1,49 @@
+"""Where the GPU time of a streamed step goes, by kernel: python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{plan}'."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from engine.benchmarking.streaming import timed
+from engine.config import LoraSection
+from engine.models.adapter import attach_adapter
+from engine.models.catalogue import find_model
+from engine.models.fused import fuse_kernels
+from engine.models.placement import choose_placement
+from engine.models.random import random_model
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+
+
+def main() -> None:
+    name, context, layers, precision, plan = sys.argv[1:6]
+    spec, placement = find_model(name), choose_placement("cuda", precision)
+    stream_plan = StreamPlan(**{"weights": "nf4" if precision == "nf4" else "resident", **json.loads(plan)})
+    home = torch.device("cpu") if stream_plan.weights == "streamed" else placement.device
+    base = random_model(spec, placement, layers=int(layers), weights_device=home)
+    fuse_kernels(base)
+    model = attach_adapter(base, LoraSection(), seed=0).train()
+    tokens = torch.randint(0, spec.vocab_size, (int(context),))
+    with StreamedStep(model, stream_plan, device=placement.device) as step:
+        step.run(tokens)
+        print("step", timed(lambda: step.run(tokens), placement.device, 2), "s", flush=True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            outcome = step.run(tokens)
+        print(outcome.seconds)
+    rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows)
+    print(f"all kernels and copies {total / 1e6:.3f} s")
+    for row in rows[:45]:
+        print(
+            f"{row.self_device_time_total / 1e3:9.1f} ms {row.self_device_time_total / total:6.1%} x{row.count:6} {row.key[:110]}"
+        )
+
+
+if __name__ == "__main__":
+    main()

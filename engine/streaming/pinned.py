@@ -1,0 +1,47 @@
+"""Pinned host memory of exactly the size that is asked for.
+
+torch's pinned allocator rounds up to powers of two: hidden states of 1.6 GB would take 2.1 GB, times the number of
+layers. Here anonymous memory on huge pages (hundreds of times fewer pages to lock) is registered with CUDA.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class _Registered(mmap.mmap):
+    """Anonymous memory that CUDA can copy to and from while the CPU goes on; unregistered before it is unmapped."""
+
+    address: int = 0
+
+    def __del__(self) -> None:
+        if self.address:
+            torch.cuda.cudart().cudaHostUnregister(self.address)
+
+
+def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Pinned host memory with undefined contents; freed with the last tensor on it.
+
+    Raises:
+        MemoryError: the system has no more memory, or locks no more.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    try:
+        memory = _Registered(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size:,} bytes of host memory: {error.strerror}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    tensor = torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+    status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)
+    if int(status) != 0:
+        raise MemoryError(f"{size:,} bytes of host memory could not be pinned (CUDA status {int(status)})")
+    memory.address = tensor.data_ptr()
+    return tensor
