@@ -54,13 +54,12 @@ class StreamedWeights(LayerWeights):
         self._buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
         self._arrived: dict[int, tuple[int, torch.cuda.Event | None]] = {}
         self._entered: int | None = None
-        self._turn = 0
 
     def prefetch(self, layer: int) -> None:
         """See LayerWeights."""
         if layer in self._arrived or not 0 <= layer < len(self._host):
             return
-        number, self._turn = self._turn, 1 - self._turn
+        number = self._idle_buffer()
         for other, (used, _) in list(self._arrived.items()):
             if used == number:
                 del self._arrived[other]
@@ -75,6 +74,12 @@ class StreamedWeights(LayerWeights):
         with torch.cuda.stream(stream):
             target.copy_(host, non_blocking=True)
             self._arrived[layer] = (number, stream.record_event())
+
+    def _idle_buffer(self) -> int:
+        """The buffer that the layer being computed does not use."""
+        if self._entered is None or self._entered not in self._arrived:
+            return 0
+        return 1 - self._arrived[self._entered][0]
 
     def enter(self, layer: int) -> None:
         """See LayerWeights."""

@@ -72,6 +72,22 @@ def test_lora_variants(settings):
     assert error < 1e-5, name
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])  # an odd and an even number of layers
+@pytest.mark.parametrize("options", [{}, {"stash": False}, {"checkpoint_every": 2, "stash": False}])
+def test_streamed_weights_under_an_adapter(family, options):
+    model = _adapt(tiny_model(family))
+    expected_loss, expected = whole_sequence(model, _tokens(77))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plan = StreamPlan(tile=16, key_block=32, weights="streamed", **options)
+    with StreamedStep(model, plan, device=CPU) as step:
+        for _ in range(2):
+            loss, gradients = streamed(step, _tokens(77))
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+            error, name = worst_error(gradients, expected)
+            assert error < 1e-5, name
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "weights were overwritten"
+
+
 def test_qlora_gradient():
     model = _adapt(_quantise(tiny_model("qwen2")))
     expected_loss, expected = whole_sequence(model, _tokens(77))
