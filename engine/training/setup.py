@@ -135,9 +135,6 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
 
 
 def _use_cores() -> None:
-    """As many threads as this process may use cores: torch counts the host's, also where a container allows two.
-
-    Threads beyond that wait for each other in every operation, which made an evaluation 50 times slower.
-    """
+    """As many threads as this process may use cores: torch counts the host's, also where a container allows two."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
