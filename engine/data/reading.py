@@ -58,7 +58,7 @@ def read(collection: Collection, data: DataSection, report: Progress) -> Reading
     kept: list[tuple[SourceFile, bytes]] = []
     skipped: Counter[str] = Counter()
     digests: set[bytes] = set()
-    seen = NearDuplicates()
+    alike = NearDuplicates()
     masked: dict[SourceFile, list[Secret]] = {}
     found: list[FoundSecret] = []
     folders = {root: Folder(str(root)) for root in collection.listed_by}
@@ -73,18 +73,20 @@ def read(collection: Collection, data: DataSection, report: Progress) -> Reading
             skipped["duplicate"] += 1
             continue
         digests.add(document.digest)
-        if data.near_duplicates == "skip" and seen.twin(document.text):
-            skipped["near-duplicate"] += 1
-            continue
         secrets = [] if data.secrets == "keep" else find_secrets(document.text, file.language)
         found += _describe_secrets(file, document.text, secrets)
         if secrets and data.secrets == "skip":
             skipped["secrets"] += 1
             continue
+        if data.near_duplicates == "skip":
+            alike.add(document.text)
         if secrets:
             masked[file] = secrets
         kept.append((file, document.digest))
     report(len(collection.files), len(collection.files), "files read")
+    twins = alike.find(lambda number: _text(folders, kept[number][0], data))
+    skipped["near-duplicate"] += len(twins)
+    kept = [entry for number, entry in enumerate(kept) if number not in twins]
     held_out = held_out_files([file for file, _ in kept], data.held_out_fraction)
     # A stable sort: within each side, files stay in the order of their paths.
     order = sorted(range(len(kept)), key=lambda index: held_out[index])
@@ -92,10 +94,16 @@ def read(collection: Collection, data: DataSection, report: Progress) -> Reading
         files=[kept[index][0] for index in order],
         digests=[kept[index][1] for index in order],
         held_out=sum(held_out),
-        skipped=skipped,
+        skipped=+skipped,
         masked=masked,
         secrets=tuple(found),
     )
+
+
+def _text(folders: dict[Path, Folder], file: SourceFile, data: DataSection) -> str:
+    document = read_document(folders[file.repository], file, data.max_file_bytes)
+    # A file that has changed since its first reading is noticed by its digest when it is tokenised.
+    return "" if isinstance(document, str) else document.text
 
 
 def _describe_secrets(file: SourceFile, text: str, secrets: list[Secret]) -> Iterator[FoundSecret]:

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
-from engine.data.near_duplicates import SIMILARITY, NearDuplicates
+from engine.data.near_duplicates import SIMILARITY, NearDuplicates, line_hashes, similarity
 
 
 def source(seed: int, lines: int = 400) -> list[str]:
@@ -19,37 +17,55 @@ def altered(lines: list[str], share: float, seed: int) -> list[str]:
     return [f"# other {rng.random()}" if i in changed else line for i, line in enumerate(lines)]
 
 
+def twins(*texts: str) -> set[int]:
+    alike = NearDuplicates()
+    for text in texts:
+        alike.add(text)
+    return alike.find(lambda number: texts[number])
+
+
 def test_copies_with_a_few_changes_are_found() -> None:
-    seen = NearDuplicates()
     originals = [source(seed) for seed in range(60)]
-    assert not any(seen.twin("\n".join(lines)) for lines in originals)
-    twins = [seen.twin("\n".join(altered(lines, 0.02, seed))) for seed, lines in enumerate(originals)]
-    assert all(twins)
+    copies = [altered(lines, 0.03, seed) for seed, lines in enumerate(originals)]
+    assert twins(*map("\n".join, originals + copies)) == set(range(60, 120))
 
 
 def test_files_that_share_much_but_not_most_are_kept() -> None:
-    seen = NearDuplicates()
     originals = [source(seed) for seed in range(60)]
-    assert not any(seen.twin("\n".join(lines)) for lines in originals)
-    relatives = [seen.twin("\n".join(altered(lines, 0.25, seed))) for seed, lines in enumerate(originals)]
-    assert SIMILARITY - 0.2 > (1 - 0.25) / (1 + 0.25)
-    assert not any(relatives)
+    relatives = [altered(lines, 0.1, seed) for seed, lines in enumerate(originals)]
+    assert 0.75 < similarity(*(line_hashes("\n".join(lines)) for lines in (originals[0], relatives[0]))) < SIMILARITY
+    assert twins(*map("\n".join, originals + relatives)) == set()
 
 
-@pytest.mark.parametrize("change", ["\n".join, lambda lines: "\r\n".join(f"\t{line} " for line in lines)])
-def test_white_space_does_not_matter(change: object) -> None:
-    seen = NearDuplicates()
-    assert not seen.twin("\n".join(source(1)))
-    assert seen.twin(change(source(1)))  # type: ignore[operator]
+def test_similarity_is_exact() -> None:
+    first, second = (line_hashes("\n".join(map(str, numbers))) for numbers in (range(100), range(20, 110)))
+    assert similarity(first, second) == 80 / 110
+
+
+def test_a_chain_of_versions_keeps_those_that_differ_enough() -> None:
+    versions = [source(0, 200)]
+    for step in range(40):
+        versions.append(altered(versions[-1], 0.03, step))
+    kept = sorted(set(range(41)) - twins(*map("\n".join, versions)))
+    assert kept[0] == 0
+    assert 3 < len(kept) < 30
+
+
+def test_a_thousand_alike_leave_one() -> None:
+    base = source(0, 60)
+    assert twins(*("\n".join([*base, f"# copy {number}"]) for number in range(1000))) == set(range(1, 1000))
+
+
+def test_white_space_does_not_matter() -> None:
+    lines = source(1)
+    assert twins("\n".join(lines), "\r\n".join(f"\t{line} " for line in lines)) == {1}
 
 
 def test_short_files_are_kept() -> None:
-    seen = NearDuplicates()
-    assert not any(seen.twin(f"import os\n\nNAME = {name!r}\n") for name in ("a", "a", "b"))
+    assert twins(*(f"import os\n\nNAME = {name!r}\n" for name in ("a", "a", "b"))) == set()
+    assert twins() == set()
 
 
 def test_long_file() -> None:
-    seen = NearDuplicates()
     lines = source(1, 20_000)
-    assert not seen.twin("\n".join(lines))
-    assert seen.twin("\n".join(lines[:19_500]))
+    assert twins("\n".join(lines), "\n".join(lines[:19_000])) == {1}
