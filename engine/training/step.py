@@ -104,7 +104,7 @@ class WholeSequenceStep:
             with self._autocast():
                 hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
                 loss = summed_cross_entropy(hidden, self._head, ids[1:])
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             loss_sum += loss.detach()
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
