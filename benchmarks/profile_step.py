@@ -1,4 +1,7 @@
-"""Where the GPU time of a streamed step goes, by kernel: python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{plan}'."""
+"""Where the GPU time of a streamed step goes, by kernel.
+
+python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{StreamPlan fields}'
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def main() -> None:
     stream_plan = StreamPlan(**{"weights": "nf4" if precision == "nf4" else "resident", **json.loads(plan)})
     home = torch.device("cpu") if stream_plan.weights == "streamed" else placement.device
     base = random_model(spec, placement, layers=int(layers), weights_device=home)
-    fuse_kernels(base)
+    fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (int(context),))
     with StreamedStep(model, stream_plan, device=placement.device) as step:
@@ -40,9 +43,8 @@ def main() -> None:
     total = sum(row.self_device_time_total for row in rows)
     print(f"all kernels and copies {total / 1e6:.3f} s")
     for row in rows[:45]:
-        print(
-            f"{row.self_device_time_total / 1e3:9.1f} ms {row.self_device_time_total / total:6.1%} x{row.count:6} {row.key[:110]}"
-        )
+        share = row.self_device_time_total / total
+        print(f"{row.self_device_time_total / 1e3:9.1f} ms {share:6.1%} x{row.count:6} {row.key[:110]}")
 
 
 if __name__ == "__main__":

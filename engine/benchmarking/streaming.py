@@ -60,7 +60,7 @@ def measure_step(
     rss_before = psutil.Process().memory_info().rss
     weights_device = torch.device("cpu") if plan.weights == "streamed" else device
     base = random_model(spec, placement, layers=layers, weights_device=weights_device)
-    fused = fused and fuse_kernels(base)
+    fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
     runs = []

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-from engine.models.head import split_head, summed_cross_entropy
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from engine.training.step import Window
     from engine.training.updates import WindowSource
 
@@ -41,42 +34,29 @@ class HeldOutLoss:
 
 
 def evaluate(
-    model: PeftModel,
+    loss_of: Callable[[Window], float],
     windows: WindowSource,
     *,
     max_tokens: int,
     progress: Callable[[int, int], None],
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> HeldOutLoss:
     """Scores at most `max_tokens` tokens, taken evenly from all held-out windows: the same ones at every call.
 
-    Draws no random number and leaves the model in the mode that it was in. For the base model's score, call
-    it within `model.disable_adapter()`.
+    For the base model's score, call it within `model.disable_adapter()`.
 
     Args:
-        model: Scored as it is.
+        loss_of: Summed cross-entropy of a window (`TrainingStep.loss`).
         windows: The held-out ones; at least one.
         max_tokens: Targets scored at most.
         progress: Called with windows done and windows in all; may raise to abandon the evaluation.
-        autocast: The numbers that the products are computed in.
     """
-    decoder, head = split_head(model.get_base_model())
-    device = model.get_base_model().device
     chosen = list(_choose(windows, max_tokens))
     started = time.monotonic()
     total, tokens = 0.0, 0
-    training = model.training
-    model.eval()
-    try:
-        for done, window in enumerate(chosen):
-            progress(done, len(chosen))
-            ids = torch.as_tensor(window, device=device)
-            with torch.no_grad(), autocast():
-                hidden = decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                total += summed_cross_entropy(hidden, head, ids[1:]).item()
-            tokens += len(ids) - 1
-    finally:
-        model.train(training)
+    for done, window in enumerate(chosen):
+        progress(done, len(chosen))
+        total += loss_of(window)
+        tokens += len(window) - 1
     progress(len(chosen), len(chosen))
     loss = total / tokens if tokens else math.nan
     return HeldOutLoss(loss=loss, tokens=tokens, seconds=time.monotonic() - started)

@@ -12,13 +12,13 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose fused gradient is tested on a GPU against the unfused one."""
 
 
-def fuse_kernels(model: PreTrainedModel) -> bool:
-    """Replaces the layers' norms, rotary embedding and MLP activation by fused kernels; tells whether it could.
+def fuse_kernels(model: PreTrainedModel, device: torch.device) -> bool:
+    """Replaces norms, rotary embedding and MLP activation by fused kernels on `device`; tells whether it could.
 
     The rotary function is replaced for the whole family in this process: other models of it must be on a GPU too.
     """
     family = model.config.model_type
-    if not torch.cuda.is_available() or family not in FAMILIES or importlib.util.find_spec("liger_kernel") is None:
+    if device.type != "cuda" or family not in FAMILIES or importlib.util.find_spec("liger_kernel") is None:
         return False
     from liger_kernel.transformers import monkey_patch
 

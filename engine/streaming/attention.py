@@ -25,6 +25,7 @@ class Pass(Enum):
     """What the layer is being run for."""
 
     FORWARD = "compute outputs; keep keys and values, and the stash where there is one"
+    EVALUATE = "compute outputs; keep keys and values for the layer's later tiles only"
     REPEAT = "compute outputs again from the stash, or as FORWARD where there is none"
     COLLECT = "keep keys and values only"
     GRADIENT = "compute outputs with a graph; keys and values are kept already"
@@ -194,7 +195,9 @@ class TileAttention:
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Attention of the present tile; shapes as in AttentionBackend."""
         store = self.store(k)
-        if self.purpose in (Pass.FORWARD, Pass.COLLECT) or (self.purpose is Pass.REPEAT and self.stash is None):
+        if self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT) or (
+            self.purpose is Pass.REPEAT and self.stash is None
+        ):
             store.append(self.start, k, v)
         if self.purpose is Pass.FORWARD and self.stash is not None:
             self.stash.write_keys_values(self.layer, self.tile, q, k, v)
@@ -206,7 +209,7 @@ class TileAttention:
             result: Tensor = _TileAttentionFunction.apply(q, k, v, self, scale, window)  # type: ignore[no-untyped-call]
             return result
         out, logsumexp = self.attend(q, k, v, scale, window)
-        if self.stash is not None:
+        if self.stash is not None and self.purpose is not Pass.EVALUATE:
             self.stash.write(self.layer, self.tile, out, logsumexp)
         return out
 

@@ -19,8 +19,10 @@ from engine.streaming.weights import LayerWeights
 class _Site:
     """One frozen linear layer: its bare module, the weight to use now, and its adapter ready for use."""
 
-    def __init__(self, base: nn.Linear, lora_layer: Any, adapter: str | None) -> None:
+    def __init__(self, base: nn.Linear, lora_layer: Any, adapter: str | None, *, ends_layer: bool) -> None:
         self.base, self._lora_layer, self._adapter = base, lora_layer, adapter
+        self._ends_layer = ends_layer
+        self.output_needed = True
         self.expanded: Tensor | None = None
         self._factors: LoraFactors | None = None
 
@@ -47,6 +49,7 @@ class _Site:
     def leave(self) -> None:
         """Another decoder layer will be run."""
         self._factors = self.expanded = None
+        self.output_needed = True
 
     def plain(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the bare module."""
@@ -54,24 +57,51 @@ class _Site:
 
     def adapted(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the LoRA layer around it."""
+        if self._lora_layer.disable_adapters:
+            return self.plain(x)
         assert self._factors is not None
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
-            x, self.weight, self.base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, self._factors
+            x,
+            self.weight,
+            self.base.bias,
+            layer.lora_A[name].weight,
+            layer.lora_B[name].weight,
+            self._factors,
+            output_needed=self.output_needed,
         )
+
+    def want_output(self, *, wanted: bool) -> None:
+        """Whether the layer's output will be read; if not, the product that only enters it is left out."""
+        self.output_needed = wanted or not self._ends_layer
+
+
+_ENDS_LAYER = {
+    "llama": "mlp.down_proj",
+    "mistral": "mlp.down_proj",
+    "qwen2": "mlp.down_proj",
+    "qwen3": "mlp.down_proj",
+}
+"""The linear layer, by family, whose output enters nothing but the sum that the decoder layer returns."""
 
 
 class FrozenLinears:
-    """Owns the replaced forwards of all decoder layers."""
+    """Owns the replaced forwards of all decoder layers.
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    Args:
+        layers: The decoder layers.
+        family: transformers' model_type.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], family: str) -> None:
         self._replaced: list[nn.Module] = []
         self._entered: int | None = None
         self.sites: list[list[_Site]] = [[] for _ in layers]
         for number, layer in enumerate(layers):
             for base, owner in _frozen_linears(layer):
                 adapter = None if owner is None else _only_plain_adapter(owner)
-                site = _Site(base, owner, adapter)
+                last = family in _ENDS_LAYER and (owner or base) is layer.get_submodule(_ENDS_LAYER[family])
+                site = _Site(base, owner, adapter, ends_layer=last)
                 self.sites[number].append(site)
                 self._replace(base, site.plain)
                 if owner is not None and adapter is not None:
@@ -92,6 +122,12 @@ class FrozenLinears:
         for site in self.sites[layer]:
             site.enter()
         self._entered = layer
+
+    def want_output(self, *, wanted: bool) -> None:
+        """Whether the entered layer's output will be read, or only its gradients."""
+        if self._entered is not None:
+            for site in self.sites[self._entered]:
+                site.want_output(wanted=wanted)
 
     def leave(self) -> None:
         """No decoder layer will be run."""

@@ -79,11 +79,15 @@ class _LoraLinear(Function):
         lora_a: Tensor,
         lora_b: Tensor,  # noqa: ARG004 - an input so that it receives its gradient
         factors: LoraFactors,
+        output_needed: bool,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         inner = _project(flat, factors.a, factors.rank)
-        out = F.linear(flat, weight, bias)
-        out.addmm_(_doubled(inner, factors.b.shape[1]), factors.b.T)
+        if output_needed:
+            out = F.linear(flat, weight, bias)
+            out.addmm_(_doubled(inner, factors.b.shape[1]), factors.b.T)
+        else:
+            out = flat.new_empty((flat.shape[0], weight.shape[0]))
         ctx.save_for_backward(flat, inner)
         # Not through save_for_backward: the memory behind `weight` is given to the next layer, on purpose.
         ctx.weight, ctx.factors, ctx.adapter_dtype = weight, factors, lora_a.dtype
@@ -103,11 +107,18 @@ class _LoraLinear(Function):
             grad_x = grad_x.view(*grad.shape[:-1], -1)
         grad_a = _wide_product(g_inner.T, flat).to(ctx.adapter_dtype)
         grad_b = _wide_product(g.T, inner).to(ctx.adapter_dtype).mul_(factors.scale)
-        return grad_x, None, None, grad_a, grad_b, None
+        return grad_x, None, None, grad_a, grad_b, None, None
 
 
 def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, factors: LoraFactors
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    factors: LoraFactors,
+    *,
+    output_needed: bool = True,
 ) -> Tensor:
     """X Wᵀ + bias + scale (x Aᵀ) Bᵀ, with W and bias frozen (LoRA, arXiv 2106.09685, section 4.1).
 
@@ -118,8 +129,10 @@ def lora_linear(
         lora_a: (rank, in features).
         lora_b: (out features, rank).
         factors: `LoraFactors.of` the two, in x's dtype.
+        output_needed: False returns undefined values of the right shape, where only gradients are wanted.
     """
-    out: Tensor = _LoraLinear.apply(x, weight, bias, lora_a, lora_b, factors)  # type: ignore[no-untyped-call]
+    arguments = (x, weight, bias, lora_a, lora_b, factors, output_needed)
+    out: Tensor = _LoraLinear.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
 
 

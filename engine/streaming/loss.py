@@ -52,6 +52,13 @@ def loss_and_gradient(
     return total, gradient
 
 
+def summed_loss(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) -> Tensor:
+    """Summed cross-entropy of a tile without a gradient; arguments of `loss_and_gradient`."""
+    parts = range(0, hidden.shape[0], piece)
+    losses = [_torch_cross_entropy(head(hidden[i : i + piece]), labels[i : i + piece]) for i in parts]
+    return torch.stack(losses).sum()
+
+
 def _autograd_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
     loss = _torch_cross_entropy(head(leaf), labels)

@@ -33,7 +33,7 @@ from engine.streaming.gradients import WideGradients
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
-from engine.streaming.loss import IGNORED, loss_and_gradient
+from engine.streaming.loss import IGNORED, loss_and_gradient, summed_loss
 from engine.streaming.pace import Pace
 from engine.streaming.positions import TileArguments
 from engine.streaming.tiles import CopyStreams, TileArray, TileFactory, TileReader
@@ -97,7 +97,7 @@ class StreamedStep:
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
-        self._linears = FrozenLinears(layers)
+        self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
         self.wide_gradients = WideGradients(model.parameters(), home=torch.device("cpu"))
         self._factory = TileFactory(plan.hidden_home, device, self._streams, spill_directory)
@@ -153,18 +153,45 @@ class StreamedStep:
             StepCancelled: `cancelled` returned True.
             EliteError: OUT_OF_MEMORY, after everything that this object holds was released.
         """
+        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=scale, backward=True)
+
+    def evaluate(
+        self,
+        token_ids: Tensor,
+        *,
+        labels: Tensor | None = None,
+        document_starts: Sequence[int] = (0,),
+        progress: Callable[[TileProgress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> StepOutcome:
+        """Loss of one sequence without its gradient; arguments and errors of `run`."""
+        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=None, backward=False)
+
+    def _run(
+        self,
+        token_ids: Tensor,
+        labels: Tensor | None,
+        document_starts: Sequence[int],
+        progress: Callable[[TileProgress], None] | None,
+        cancelled: Callable[[], bool] | None,
+        *,
+        scale: float | None,
+        backward: bool,
+    ) -> StepOutcome:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
         predicted = int((labels != IGNORED).sum())
         scale = 1.0 / max(predicted, 1) if scale is None else scale
-        state = _Run(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled)
+        seed = int(torch.randint(2**31, ())) if self._draws_random_numbers else 0
+        state = _Run(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
         try:
             with self._owning(state):
                 began = time.perf_counter()
-                self._forward(state)
+                self._forward(state, Pass.FORWARD if backward else Pass.EVALUATE)
                 after_forward = self._now()
-                loss_sum = self._loss(state, scale)
+                loss_sum = self._loss(state, scale if backward else None)
                 after_loss = self._now()
-                self._backward(state)
+                if backward:
+                    self._backward(state)
                 after_backward = self._now()
         except (torch.OutOfMemoryError, MemoryError) as error:
             phase, place = state.stage, "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
@@ -183,7 +210,7 @@ class StreamedStep:
             },
         )
 
-    def _forward(self, run: _Run) -> None:
+    def _forward(self, run: _Run, purpose: Pass) -> None:
         run.enter("forward", len(self.decoder.layers) * run.tiles)
         hidden = self._hidden_states
         with torch.no_grad():
@@ -191,7 +218,7 @@ class StreamedStep:
                 ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
                 hidden.write(0, tile, self.decoder.embed(ids)[0])
             for layer in range(len(self.decoder.layers)):
-                self._run_layer(run, layer, Pass.FORWARD)
+                self._run_layer(run, layer, purpose)
 
     def _run_layer(self, run: _Run, layer: int, purpose: Pass) -> None:
         """Runs a layer over all tiles without a graph, from its input's array into its output's."""
@@ -233,7 +260,8 @@ class StreamedStep:
         y: Tensor = output[0] if isinstance(output, tuple) else output
         return y
 
-    def _loss(self, run: _Run, scale: float) -> float:
+    def _loss(self, run: _Run, scale: float | None) -> float:
+        """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
         run.enter("loss", run.tiles)
         hidden, top = self._hidden_states, len(self.decoder.layers)
         trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
@@ -243,15 +271,20 @@ class StreamedStep:
             x = hidden.read(top, tile).unsqueeze(0).detach().requires_grad_()
             if tile + 1 < run.tiles:
                 hidden.prefetch(top, tile + 1)
-            normed = self.decoder.final_norm(x)
             labels = run.labels[run.span(tile)].to(self.device)
-            loss, gradient = loss_and_gradient(
-                normed[0].detach(), labels, self.decoder.head, piece=self.plan.loss_piece, scale=scale
-            )
-            inputs = None if trains_norm else [x]
-            torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
-            assert x.grad is not None
-            hidden.write_gradient(tile, x.grad[0])
+            if scale is None:
+                with torch.no_grad():
+                    normed = self.decoder.final_norm(x)
+                    loss = summed_loss(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+            else:
+                normed = self.decoder.final_norm(x)
+                loss, gradient = loss_and_gradient(
+                    normed[0].detach(), labels, self.decoder.head, piece=self.plan.loss_piece, scale=scale
+                )
+                inputs = None if trains_norm else [x]
+                torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
+                assert x.grad is not None
+                hidden.write_gradient(tile, x.grad[0])
             sums.append(loss)
             run.advance(top, tile)
         self.wide_gradients.flush()
@@ -285,6 +318,7 @@ class StreamedStep:
         hidden = self._hidden_states
         self._enter(layer)
         self._weights.prefetch(layer - 1)
+        self._linears.want_output(wanted=False)
         self._state.zero_gradients()
         for tile in reversed(range(run.tiles)):
             x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
@@ -498,6 +532,7 @@ class _Run:
         device: torch.device,
         progress: Callable[[TileProgress], None] | None,
         cancelled: Callable[[], bool] | None,
+        seed: int,
     ) -> None:
         self.token_ids, self.labels, self.document_starts = token_ids, labels, document_starts
         self.context, self._tile = token_ids.shape[0], tile
@@ -506,7 +541,7 @@ class _Run:
         order = torch.arange(self.context)
         self.positions = order - starts[torch.bucketize(order, starts, right=True) - 1]
         "Position of each token in its document, (context,)."
-        self.seed = int(torch.randint(2**31, ()))
+        self.seed = seed
         self.stage, self._total, self._done = "preparation", 0, 0
         self._progress, self._cancelled = progress, cancelled
         self._pace = Pace(device)

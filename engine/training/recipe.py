@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import Accelerator
 
 from engine import errors
@@ -17,6 +18,7 @@ from engine.data.dataset import Dataset, build_dataset
 from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.adapter import attach_adapter, save_adapter, trainable
+from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model, load_tokenizer
 from engine.optim.adamw import adamw
@@ -27,6 +29,7 @@ from engine.training.memory import gpu_peak, host_peak, memory_errors, should_re
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_progress, restore
 from engine.training.step import TrainingStep, WholeSequenceStep
+from engine.training.streamed_windows import StreamedWindows
 from engine.training.updates import count_updates, tokens_per_update
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from engine.runtime.session import TrainingSession
+
+
+_CPU = torch.device("cpu")
 
 
 class StopRequestedError(Exception):
@@ -67,8 +73,10 @@ def _train(session: TrainingSession) -> None:
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
     model, accelerator = _build_model(session, setup)
 
+    step = _choose_step(session, setup, model, accelerator)
+
     def score() -> HeldOutLoss:
-        return _score(session, model, accelerator, dataset, progress.step)
+        return _score(session, step, dataset, progress.step)
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
@@ -76,7 +84,7 @@ def _train(session: TrainingSession) -> None:
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    parts = _build_parts(setup, session, model, accelerator, dataset, progress, score)
+    parts = _build_parts(setup, session, model, step, accelerator, dataset, progress, score)
     if setup.resumed:
         restore(setup.resumed, model, parts.optimizer, parts.schedule, accelerator.scaler)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -177,7 +185,10 @@ def _build_model(session: TrainingSession, setup: Setup) -> tuple[PeftModel, Acc
     config, placement = session.config, setup.placement
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        model = load_model(setup.spec, placement)
+        stream = setup.choice.plan.stream
+        streams_weights = stream is not None and stream.weights == "streamed"
+        model = load_model(setup.spec, dataclasses.replace(placement, device=_CPU) if streams_weights else placement)
+        fuse_kernels(model, placement.device)
         check_head(model)
         adapted = attach_adapter(model, config.lora, config.training.seed)
     count = sum(parameter.numel() for parameter in trainable(adapted).values())
@@ -190,12 +201,13 @@ def _build_parts(
     setup: Setup,
     session: TrainingSession,
     model: PeftModel,
+    step: TrainingStep,
     accelerator: Accelerator,
     dataset: Dataset,
     progress: Progress,
     score: Callable[[], HeldOutLoss],
 ) -> Parts:
-    """The way to compute a step, the optimiser and its schedule."""
+    """The optimiser and its schedule, beside the way to compute a step."""
 
     def score_now() -> str:
         try:
@@ -208,7 +220,7 @@ def _build_parts(
     schedule = warmup_cosine(optimizer, progress.total_steps, training.warmup_fraction)
     return Parts(
         model=model,
-        step=_choose_step(session, setup, model, accelerator),
+        step=step,
         optimizer=accelerator.prepare(optimizer),
         schedule=schedule,
         accelerator=accelerator,
@@ -221,30 +233,24 @@ def _build_parts(
 
 def _choose_step(session: TrainingSession, setup: Setup, model: PeftModel, accelerator: Accelerator) -> TrainingStep:
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits."""
-    if setup.choice.plan.stream is not None:
-        session.emit(
-            WarningRaised(
-                code="whole-sequence-step",
-                text=f"the plan for {setup.context:,} tokens streams the step; this run keeps whole windows in memory",
-                hint="set a lower training.tier if it runs out of memory",
-            )
-        )
+    plan = setup.choice.plan.stream
+    if plan is not None:
+        detail = f"{setup.context:,} tokens in tiles of {plan.tile:,}"
+        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
+        return StreamedWindows(model, plan, device=setup.placement.device, spill_directory=session.run.path)
     placement = setup.placement
     recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
     return WholeSequenceStep(model, recompute=recompute, autocast=accelerator.autocast)
 
 
-def _score(
-    session: TrainingSession, model: PeftModel, accelerator: Accelerator, dataset: Dataset, step: int
-) -> HeldOutLoss:
+def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
     """Scores the held-out files and tells."""
     report = _phase_progress(session, step)
     found = evaluate(
-        model,
+        way.loss,
         dataset.held_out,
         max_tokens=session.config.training.evaluate_tokens,
         progress=lambda done, total: report(done, total, "windows"),
-        autocast=accelerator.autocast,
     )
     session.emit(
         EvalCompleted(

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import set_seed
+from msgspec.structs import replace
 
 from engine import __version__, errors
+from engine.config import RunConfig
 from engine.data.collect import collect, estimate_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
@@ -122,7 +124,7 @@ def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged
 
 def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     """The context and the plan of its step; also written to plan.json."""
-    config = session.config
+    config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
         paths = [Path(repository) for repository in config.data.repositories]
@@ -132,6 +134,18 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
     session.run.write_deepspeed(config, choice.context)
     return choice
+
+
+def _as_planned_before(session: TrainingSession) -> RunConfig:
+    """The configuration with what the first plan chose: the free memory of today must not change the run."""
+    config = session.config
+    try:
+        plan = json.loads(session.run.plan_path.read_text(encoding="utf-8"))
+        context, precision = int(plan["context"]), str(plan["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # no plan was made before the run ended
+    model = replace(config.model, precision=precision) if config.model.precision == "auto" else config.model
+    return replace(config, model=model, training=replace(config.training, tier=None, context=context))
 
 
 def _use_cores() -> None:

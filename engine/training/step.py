@@ -63,6 +63,9 @@ class TrainingStep(Protocol):
             StepAbandonedError: the monitor asked for it.
         """
 
+    def loss(self, window: Window) -> float:
+        """Sum of the cross-entropies of one window, in nats, by the model as it is: no dropout, no gradient."""
+
 
 def count_targets(windows: Sequence[Window]) -> int:
     """Tokens that are predicted: all but each window's first."""
@@ -108,3 +111,15 @@ class WholeSequenceStep:
             loss_sum += loss.detach()
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def loss(self, window: Window) -> float:
+        """See TrainingStep."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            ids = torch.as_tensor(window, device=self._device)
+            with torch.no_grad(), self._autocast():
+                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
+                return summed_cross_entropy(hidden, self._head, ids[1:]).item()
+        finally:
+            self._model.train(training)

@@ -11,6 +11,7 @@ from support.tiny import ListWindows, patterned_windows, tiny_model
 from engine.config import LoraSection
 from engine.evaluation.perplexity import evaluate, perplexity
 from engine.models.adapter import attach_adapter, trainable
+from engine.training.step import WholeSequenceStep
 
 WINDOWS = patterned_windows([50, 50, 50, 50, 7])
 
@@ -23,13 +24,17 @@ def model_with_dropout():
     return model
 
 
+def whole(model):
+    return WholeSequenceStep(model, recompute=False).loss
+
+
 def quiet(done, total):
     pass
 
 
 def test_every_token_weighs_the_same():
     model = model_with_dropout()
-    found = evaluate(model, WINDOWS, max_tokens=10_000, progress=quiet)
+    found = evaluate(whole(model), WINDOWS, max_tokens=10_000, progress=quiet)
     model.eval()
     each = []
     for index in range(len(WINDOWS)):
@@ -46,7 +51,7 @@ def test_every_token_weighs_the_same():
 def test_repeats_exactly_draws_no_random_number_and_keeps_the_mode():
     model = model_with_dropout().train()
     state = torch.get_rng_state()
-    one, two = (evaluate(model, WINDOWS, max_tokens=100, progress=quiet) for _ in range(2))
+    one, two = (evaluate(whole(model), WINDOWS, max_tokens=100, progress=quiet) for _ in range(2))
     assert one.loss == two.loss
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
@@ -54,7 +59,7 @@ def test_repeats_exactly_draws_no_random_number_and_keeps_the_mode():
 
 @pytest.mark.parametrize("limit", [1, 49, 60, 98, 150])
 def test_scores_no_more_than_it_may(limit):
-    assert evaluate(model_with_dropout(), WINDOWS, max_tokens=limit, progress=quiet).tokens == limit
+    assert evaluate(whole(model_with_dropout()), WINDOWS, max_tokens=limit, progress=quiet).tokens == limit
 
 
 def test_takes_windows_from_everywhere():
@@ -67,17 +72,17 @@ def test_takes_windows_from_everywhere():
 
     windows = Watched([WINDOWS[0]] * 10)
     taken.clear()
-    evaluate(model_with_dropout(), windows, max_tokens=98, progress=quiet)
+    evaluate(whole(model_with_dropout()), windows, max_tokens=98, progress=quiet)
     assert {0, 5} <= set(taken[-2:])
 
 
 def test_the_base_model_is_scored_with_the_adapter_off():
     model = model_with_dropout()
     with model.disable_adapter():
-        off = evaluate(model, WINDOWS, max_tokens=500, progress=quiet)
+        off = evaluate(whole(model), WINDOWS, max_tokens=500, progress=quiet)
     bare = attach_adapter(tiny_model(), LoraSection(rank=4), seed=0)
-    assert off.loss == pytest.approx(evaluate(bare, WINDOWS, max_tokens=500, progress=quiet).loss, rel=1e-6)
-    assert off.loss != evaluate(model, WINDOWS, max_tokens=500, progress=quiet).loss
+    assert off.loss == pytest.approx(evaluate(whole(bare), WINDOWS, max_tokens=500, progress=quiet).loss, rel=1e-6)
+    assert off.loss != evaluate(whole(model), WINDOWS, max_tokens=500, progress=quiet).loss
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(0.0, 1.0), (math.nan, math.inf), (1e6, math.inf)])

@@ -88,7 +88,7 @@ def test_bf16_is_no_further_from_fp32_than_whole_sequence_bf16(backend, fused, t
                 parameter.data = parameter.data.bfloat16().to(GPU, dtype)
             model = model.to(GPU)
             if fuse:
-                assert fuse_kernels(model)
+                assert fuse_kernels(model, GPU)
             torch.manual_seed(seed)
             return _adapt(model) if train == "lora" else model
 
