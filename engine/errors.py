@@ -153,6 +153,12 @@ REPOSITORY_TOO_SMALL = _declare(
     "pass a larger repository, several --repo, or set data.held_out_fraction lower",
     about="data.repositories",
 )
+REPOSITORY_CHANGING = _declare(
+    "repository-changing",
+    "files of repository {path} changed while they were read, three times",
+    "try again when nothing writes there, or pass a copy",
+    about="data.repositories",
+)
 
 # --- the model ---------------------------------------------------------------------------------------------
 MODEL_UNKNOWN = _declare("model-unknown", "unknown model {name}", "{suggestion}", about="model.name")

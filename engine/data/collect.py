@@ -1,0 +1,190 @@
+"""From folders to the list of source files worth learning from. Reads names, sizes and first bytes only."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from engine import errors
+from engine.data.filters import HEAD_BYTES, REASONS, is_binary, reason_by_head, reason_by_path, reason_by_size
+from engine.data.languages import language_by_name, language_by_shebang
+from engine.data.listing import list_files
+from engine.data.safe_files import Folder, NotRegularError
+
+BYTES_PER_TOKEN = 3.57
+"Measured: the demo tokenizer over the 31.5 MB of CPython 3.11.7's standard library. Larger vocabularies do better."
+_MARKER_TOKENS = 12
+"A document's path and end mark, in tokens."
+MINIMUM_TOKENS = 64
+"Below one window of the smallest context there is nothing to measure."
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that the model may learn from."""
+
+    repository: Path
+    "Absolute, with links resolved."
+    path: PurePosixPath
+    "Below the repository. May hold any character, also line ends and bytes that are not UTF-8 (surrogates)."
+    language: str
+    size: int
+    "Bytes."
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Source files by repository and path, and what was left out."""
+
+    files: tuple[SourceFile, ...]
+    skipped: Mapping[str, int]
+    "Reason (a key of engine.data.filters.REASONS) → files."
+    total_bytes: int
+    listed_by: Mapping[Path, str]
+    'Repository → "git", or how else its files were found.'
+    submodules: tuple[str, ...] = ()
+    "Repositories inside the repositories, by path; left out."
+
+    def by_language(self) -> dict[str, tuple[int, int]]:
+        """Language → (files, bytes), the largest first."""
+        table: dict[str, tuple[int, int]] = {}
+        for file in self.files:
+            files, size = table.get(file.language, (0, 0))
+            table[file.language] = (files + 1, size + file.size)
+        return dict(sorted(table.items(), key=lambda item: -item[1][1]))
+
+
+def collect(
+    repositories: Sequence[Path],
+    *,
+    max_file_bytes: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collection:
+    """The source files of one or more folders.
+
+    Args:
+        repositories: git work trees, parts of them, or plain folders.
+        max_file_bytes: Larger files are left out.
+        progress: Called now and then with files looked at and files in all, of the present repository.
+
+    Raises:
+        EliteError: REPOSITORY_UNSET, _MISSING, _NOT_A_FOLDER, _UNREADABLE, _EMPTY, _NO_SOURCE or _TOO_SMALL.
+    """
+    if not repositories:
+        raise errors.REPOSITORY_UNSET()
+    files: list[SourceFile] = []
+    skipped: Counter[str] = Counter()
+    submodules: list[str] = []
+    listed_by: dict[Path, str] = {}
+    seen: set[str] = set()
+    for given in repositories:
+        root = _check_folder(given)
+        if root in listed_by:
+            continue
+        paths, listed_by[root] = list_files(root)
+        if not paths:
+            raise errors.REPOSITORY_EMPTY(path=given)
+        # One --repo may lie within another: its files count once.
+        all_seen = seen.issuperset(f"{root}/{path}" for path in paths)
+        paths = [path for path in paths if f"{root}/{path}" not in seen]
+        seen.update(f"{root}/{path}" for path in paths)
+        found, reasons = _sort_out(root, paths, max_file_bytes, progress)
+        if not found and not all_seen:
+            counts = dict(Counter(reasons.values()).most_common())
+            raise errors.REPOSITORY_NO_SOURCE(path=given, skipped=describe_skipped(counts))
+        files += found
+        skipped.update(reasons.values())
+        submodules += [str(path) for path, reason in reasons.items() if reason == "submodule"]
+    order = {reason: position for position, reason in enumerate(REASONS)}
+    collection = Collection(
+        files=tuple(files),
+        skipped=dict(sorted(skipped.items(), key=lambda item: (-item[1], order[item[0]]))),
+        total_bytes=sum(file.size for file in files),
+        listed_by=listed_by,
+        submodules=tuple(submodules),
+    )
+    tokens = estimate_tokens(collection)
+    if len(files) < 2 or tokens < MINIMUM_TOKENS:
+        raise errors.REPOSITORY_TOO_SMALL(
+            path=", ".join(map(str, repositories)), tokens=f"about {tokens}", files=len(files)
+        )
+    return collection
+
+
+def estimate_tokens(collection: Collection) -> int:
+    """About how many tokens the files make: an estimate from BYTES_PER_TOKEN; a model's own tokenizer differs."""
+    return round(collection.total_bytes / BYTES_PER_TOKEN) + _MARKER_TOKENS * len(collection.files)
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """The counts in words: "skipped 1,204 files: 880 vendored, 324 binary"."""
+    if not skipped:
+        return "skipped nothing"
+    total = sum(skipped.values())
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+    return f"skipped {total:,} file{'s' if total != 1 else ''}: {counts}"
+
+
+def _check_folder(given: Path) -> Path:
+    """The folder's absolute path, once it is known to exist and to be readable."""
+    try:
+        root = Path(os.path.realpath(given.expanduser(), strict=True))
+        if not root.is_dir():
+            raise errors.REPOSITORY_NOT_A_FOLDER(path=given)
+        with os.scandir(root):
+            return root
+    except (FileNotFoundError, NotADirectoryError):
+        raise errors.REPOSITORY_MISSING(path=given) from None
+    except OSError as error:
+        raise errors.REPOSITORY_UNREADABLE(path=given, problem=error.strerror or error) from error
+    except (ValueError, RuntimeError) as error:
+        # A NUL in the path; a ~user that does not exist.
+        raise errors.REPOSITORY_UNREADABLE(path=given, problem=error) from error
+
+
+def _sort_out(
+    root: Path,
+    paths: Sequence[PurePosixPath],
+    max_file_bytes: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[SourceFile], dict[PurePosixPath, str]]:
+    """Files that are kept, and the reason for each that is not."""
+    folder = Folder(str(root))
+    kept: list[SourceFile] = []
+    reasons: dict[PurePosixPath, str] = {}
+    for position, path in enumerate(paths):
+        if progress is not None and position % 500 == 0:
+            progress(position, len(paths))
+        verdict = _judge(folder, path, max_file_bytes)
+        if isinstance(verdict, str):
+            reasons[path] = verdict
+        else:
+            kept.append(SourceFile(root, path, *verdict))
+    if progress is not None:
+        progress(len(paths), len(paths))
+    return kept, reasons
+
+
+def _judge(folder: Folder, path: PurePosixPath, max_file_bytes: int) -> tuple[str, int] | str:
+    """Language and size of a file to keep, or the reason to leave it out."""
+    reason = reason_by_path(path)
+    if reason is not None:
+        return reason
+    try:
+        size = folder.size(path)
+        language = language_by_name(path.name)
+        reason = reason_by_size(size, language, max_file_bytes)
+        if reason is not None:
+            return reason
+        head = folder.read(path, HEAD_BYTES)
+    except NotRegularError as error:
+        return str(error)
+    if is_binary(head):
+        return "binary"
+    language = language or language_by_shebang(head)
+    if language is None:
+        return "not source"
+    return reason_by_head(head, language) or (language, size)

@@ -1,0 +1,77 @@
+"""A source file as the text that the model reads: a line with its path, its content, an end mark."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+from dataclasses import dataclass
+
+from engine.data.collect import SourceFile
+from engine.data.filters import is_binary
+from engine.data.safe_files import Folder, NotRegularError
+
+_PYTHON_ENCODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
+_UNLIKELY_IN_LATIN_1 = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+_MOST_ACCENTED = 0.1
+"Share of bytes above ASCII up to which a file that is not UTF-8 passes for Latin-1; text in Cyrillic has more."
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file that was read."""
+
+    text: str
+    digest: bytes
+    "SHA-256 of the file's bytes, 32 bytes."
+
+
+def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Document | str:
+    """The file as text, or the reason (a key of engine.data.filters.REASONS) to leave it out after all."""
+    try:
+        content = folder.read(file.path, max_file_bytes + 1)
+    except NotRegularError as error:
+        return str(error)
+    if len(content) > max_file_bytes:
+        return "too large"
+    if is_binary(content):
+        return "binary"
+    text = decode(content, file.language)
+    if text is None:
+        return "encoding"
+    if not text.strip():
+        return "empty"
+    return Document(text, hashlib.sha256(content).digest())
+
+
+def decode(content: bytes, language: str) -> str | None:
+    """Bytes as text: by their byte order mark, as UTF-8, as a Python file says, or as Latin-1; else None.
+
+    Encoding the text again gives the same bytes, but for the mark.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _decode(content, "utf-16")
+    text = _decode(content, "utf-8-sig")
+    if text is None and language == "Python":
+        for line in content.split(b"\n", 2)[:2]:
+            named = _PYTHON_ENCODING.match(line)
+            if named:
+                return _decode(content, named.group(1).decode("ascii"))
+    if text is None and not _UNLIKELY_IN_LATIN_1.search(content):
+        accented = len(content) - len(content.translate(None, bytes(range(128, 256))))
+        if accented <= _MOST_ACCENTED * len(content):
+            return content.decode("latin-1")
+    return text
+
+
+def _decode(content: bytes, encoding: str) -> str | None:
+    try:
+        return content.decode(encoding)
+    except (UnicodeError, LookupError):
+        # LookupError: a file names an encoding that does not exist, or one that does not make text.
+        return None
+
+
+def path_line(file: SourceFile) -> str:
+    """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file.path))

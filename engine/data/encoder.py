@@ -1,0 +1,104 @@
+"""Text to token ids, in batches, on all cores, whatever the text contains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from engine.assets import asset
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|end▁of▁sentence|>")
+_FILE_TOKENS = ("<|file_sep|>", "<file_sep>", "<filename>")
+_PIECE = 1 << 20
+"Characters encoded at once; a longer document is cut after a line's end, which keeps memory bounded."
+
+
+class Encoder:
+    """A tokenizer made safe for files: a special token's name inside a file is text and never becomes that token.
+
+    Attributes:
+        vocabulary: One more than the highest id.
+        end: Id of the token that ends a document.
+        file_mark: Id of the token that starts a file ("<|file_sep|>"), or None where the model has none.
+        fingerprint: SHA-256, in hex, of all that determines the ids.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Takes a copy, so that settings changed here or there do not meet.
+
+        Args:
+            tokenizer: A tokenizers.Tokenizer, or a fast tokenizer of transformers.
+
+        Raises:
+            ValueError: it is neither, or has no token that ends a text.
+        """
+        backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer")
+        serialised = backend.to_str()
+        self._tokenizer = Tokenizer.from_str(serialised)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        end = getattr(tokenizer, "eos_token_id", None)
+        end = self._first_of(_END_TOKENS) if end is None else int(end)
+        if end is None:
+            raise ValueError("the tokenizer has no token that ends a text")
+        self.end: int = end
+        self.file_mark = self._first_of(_FILE_TOKENS)
+        self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.fingerprint = hashlib.sha256(f"{serialised}\0{self.end}\0{self.file_mark}".encode()).hexdigest()
+
+    def encode_documents(self, documents: Sequence[tuple[str, str]]) -> list[npt.NDArray[np.uint32]]:
+        """Token ids of each (path line, text): file mark if there is one, path, line end, text, end token."""
+        pieces: list[str] = []
+        owners: list[int] = []
+        for index, (path, text) in enumerate(documents):
+            head = path if self.file_mark is not None else f"# {path}"
+            for piece in _cut(f"{head}\n{text}"):
+                pieces.append(piece)
+                owners.append(index)
+        ids: list[list[npt.NDArray[np.uint32]]] = [[] for _ in documents]
+        for owner, encoding in zip(
+            owners, self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False), strict=True
+        ):
+            if not ids[owner] and self.file_mark is not None:
+                ids[owner].append(np.array([self.file_mark], dtype=np.uint32))
+            ids[owner].append(np.array(encoding.ids, dtype=np.uint32))
+        end = np.array([self.end], dtype=np.uint32)
+        return [np.concatenate([*parts, end]) for parts in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def _first_of(self, names: Sequence[str]) -> int | None:
+        found = (self._tokenizer.token_to_id(name) for name in names)
+        return next((token for token in found if token is not None), None)
+
+
+def demo_encoder() -> Encoder:
+    """The embedded demo model's tokenizer."""
+    return Encoder(Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))))
+
+
+def _cut(text: str) -> list[str]:
+    """Pieces of at most _PIECE characters, cut after line ends where there are any; together they are the text."""
+    pieces = []
+    start = 0
+    while len(text) - start > _PIECE:
+        end = text.rfind("\n", start, start + _PIECE) + 1
+        if end <= start:
+            end = start + _PIECE
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
+    return pieces

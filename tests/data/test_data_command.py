@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Write, module
+
+from engine.cli import main
+
+FILES: dict[str, str | bytes] = {f"m{i}.py": module(f"m{i}") for i in range(8)}
+
+
+def test_figures_as_json(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write({**FILES, "x.png": b"\0", "yarn.lock": "a\n"})
+    arguments = ["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["languages"] == {"Python": {"files": 8, "bytes": sum(len(text) for text in FILES.values())}}
+    assert first["skipped"] == {"lock": 1, "binary": 1} or first["skipped"] == {"binary": 1, "lock": 1}
+    assert first["tokens"] == first["train_tokens"] + first["held_out"]["tokens"]
+    assert first["held_out"]["files"] >= 1
+    assert [row["context"] for row in first["windows"]] == sorted(row["context"] for row in first["windows"])
+    assert first["windows"][-1]["train"] == 1
+    assert Path(first["store"]).parent == tmp_path / "out"
+    assert main(arguments) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert (first["reused"], second["reused"]) == (False, True)
+
+
+def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write({**FILES, "[red]x[/nonsense].py": module("odd"), "\x1b[31mred\n.py": module("red"), "a.png": b"\0"})
+    assert main(["data", "--repo", str(root), "--out", str(tmp_path / "[/out]")]) == 0
+    shown = capsys.readouterr().out
+    assert "skipped 1 file: 1 binary" in shown
+    assert "[/out]" in shown
+    assert "\x1b" not in shown
+    assert "1,048,576" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "--repo"),
+        (["--repo", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--repo", ".", "--set", "data.max_file_bytes=0"], "data.max_file_bytes"),
+        (["--repo", ".", "--set", "nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert named in line
+
+
+def test_output_that_cannot_be_written(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["data", "--repo", str(write(FILES)), "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_options_of_data_reach_the_collection(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write({**FILES, "big.py": module("big", 600)})
+    overrides = ["--set", "data.max_file_bytes=5000", "--set", "data.held_out_fraction=0.4"]
+    assert main(["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json", *overrides]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == {"too large": 1}
+
+
+def test_needs_neither_torch_nor_transformers(write: Write, tmp_path: Path) -> None:
+    program = (
+        "import sys; from engine.cli import main; status = main(sys.argv[1:]);"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules], file=sys.stderr)"
+    )
+    arguments = ["data", "--repo", str(write(FILES)), "--out", str(tmp_path / "out"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ, check=True
+    )
+    assert done.stderr == "[]\n"

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Write, module
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from engine.config import DataSection
+from engine.data import dataset as dataset_module
+from engine.data.dataset import Dataset, build_dataset
+from engine.data.documents import Document, read_document
+from engine.data.encoder import demo_encoder
+from engine.errors import EliteError
+
+ENCODER = demo_encoder()
+Build = Callable[..., Dataset]
+
+
+@pytest.fixture
+def build(tmp_path: Path, demo_tokenizer: Tokenizer) -> Build:
+    def build_it(*repositories: Path, context: int = 128, **options: float) -> Dataset:
+        data = DataSection(repositories=[str(path) for path in repositories], **options)
+        return build_dataset(data, tokenizer=demo_tokenizer, context=context, cache=tmp_path / "cache")
+
+    return build_it
+
+
+def text_of(windows: object) -> str:
+    return "".join(ENCODER.decode(window.tolist()) for window in windows)  # type: ignore[attr-defined]
+
+
+def document(path: str, content: str) -> str:
+    return f"<|file_sep|>{path}\n{content}<|endoftext|>"
+
+
+def test_every_byte_once_in_path_order_on_its_side(write: Write, build: Build) -> None:
+    files = {f"p{i % 3}/m{i}.py": module(f"m{i}", 60) for i in range(40)}
+    dataset = build(write(files))
+    held_out = {name for name in files if document(name, files[name]) in text_of(dataset.held_out)}
+    assert len(held_out) == dataset.summary.held_out_files > 0
+    train = [name for name in files if name not in held_out]
+    assert text_of(dataset.held_out) == "".join(document(name, files[name]) for name in sorted(held_out))
+    assert text_of(dataset.train) == "".join(document(name, files[name]) for name in sorted(train))
+    assert dataset.train.token_count == dataset.summary.train_tokens
+    assert [entry.path for entry in dataset.store.documents] == sorted(train) + sorted(held_out)
+
+
+source = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    contents=st.lists(source, min_size=2, max_size=6, unique=True),
+    context=st.integers(64, 300),
+    fraction=st.floats(0.01, 0.49),
+)
+def test_every_kept_byte_once_for_any_text(
+    tmp_path: Path, demo_tokenizer: Tokenizer, contents: list[str], context: int, fraction: float
+) -> None:
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    # A first line keeps files from being empty.
+    files = {f"f{i}.md": f"line {i}\n{content}" for i, content in enumerate(contents)}
+    for name, content in files.items():
+        (root / name).write_bytes(content.encode())
+    try:
+        dataset = build_dataset(
+            DataSection(repositories=[str(root)], held_out_fraction=fraction),
+            tokenizer=demo_tokenizer,
+            context=context,
+            cache=tmp_path / "cache",
+        )
+    except EliteError:
+        # All copies of one another, or hardly any text.
+        assume(False)
+    kept = {str(file.path): files[str(file.path)] for file in dataset.summary.files}
+    assert len(kept) + sum(dataset.summary.skipped.values()) == len(files)
+    streams = ENCODER.decode(dataset.store.tokens.tolist())
+    assert streams == "".join(document(name, content) for name, content in kept.items())
+    for windows, tokens in (
+        (dataset.train, dataset.summary.train_tokens),
+        (dataset.held_out, dataset.summary.held_out_tokens),
+    ):
+        order = windows.epoch_order(0, 0)
+        assert sum(len(windows[int(index)]) for index in order) in (tokens, tokens - 1)
+    boundary = dataset.summary.train_tokens
+    if len(dataset.held_out):
+        first = np.concatenate([dataset.held_out[i] for i in range(len(dataset.held_out))])
+        assert np.array_equal(first, dataset.store.tokens[boundary : boundary + len(first)])
+
+
+def test_unchanged_repository_is_not_tokenised_again(write: Write, build: Build) -> None:
+    root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
+    first = build(root)
+    second = build(root, context=64)
+    assert (first.summary.reused, second.summary.reused) == (False, True)
+    assert first.summary.store == second.summary.store
+    assert np.array_equal(first.store.tokens, second.store.tokens)
+    write({"m0.py": module("changed")})
+    assert not build(root).summary.reused
+    write({"m0.py": module("m0")})
+    assert build(root).summary.reused
+    (root / "m0.py").rename(root / "n0.py")
+    assert not build(root).summary.reused
+
+
+def test_damaged_store_is_built_again_with_a_note(write: Write, build: Build) -> None:
+    root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
+    first = build(root)
+    before = first.store.tokens.tolist()
+    path = first.summary.store / "tokens.bin"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    again = build(root)
+    assert not again.summary.reused
+    assert "damaged" in again.summary.notes[0]
+    assert again.store.tokens.tolist() == before
+
+
+def test_copies_are_left_out(write: Write, build: Build) -> None:
+    files = {f"m{i}.py": module(f"m{i}") for i in range(6)}
+    dataset = build(write({**files, "copy/m0.py": module("m0"), "late.c": b"int x;\n" * 4000 + b"\0"}))
+    assert dataset.summary.skipped == {"duplicate": 1, "binary": 1}
+    assert len(dataset.summary.files) == 6
+
+
+def test_several_repositories_follow_each_other(tmp_path: Path, build: Build) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            (tmp_path / name / f"m{i}.py").write_text(module(f"{name}_{i}"))
+    dataset = build(tmp_path / "two", tmp_path / "one")
+    assert {entry.repository for entry in dataset.store.documents} == {0, 1}
+    assert len(dataset.summary.files) == 8
+
+
+def test_file_that_changes_while_it_is_read(write: Write, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
+    reads = 0
+
+    def read_and_write(*arguments: object) -> Document | str:
+        nonlocal reads
+        reads += 1
+        if reads in changes:
+            (root / "m3.py").write_text(module(f"version{reads}"))
+        return read_document(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dataset_module, "read_document", read_and_write)
+    changes: range | set[int] = {8}
+    dataset = build(root)
+    assert "version8" in text_of(dataset.train) + text_of(dataset.held_out)
+    changes = range(10**6)
+    with pytest.raises(EliteError) as caught:
+        build(root)
+    assert caught.value.code == "repository-changing"
+
+
+def test_only_copies_are_too_few(write: Write, build: Build) -> None:
+    with pytest.raises(EliteError) as caught:
+        build(write({"a.py": module("a"), "b.py": module("a")}))
+    assert caught.value.code == "repository-too-small"
+
+
+def test_progress(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    build_dataset(
+        DataSection(repositories=[str(write({f"m{i}.py": module(f"m{i}") for i in range(6)}))]),
+        tokenizer=demo_tokenizer,
+        context=64,
+        cache=tmp_path / "cache",
+        progress=lambda done, total, what: seen.update({what: (done, total)}),
+    )
+    assert list(seen) == ["files found", "files read", "bytes tokenised"]
+    assert all(done == total > 0 for done, total in seen.values())
+
+
+@pytest.mark.parametrize("package", ["asyncio", "email"])
+def test_packages_of_the_standard_library(package: str, stdlib: Path, build: Build) -> None:
+    dataset = build(stdlib / package, context=4096)
+    summary = dataset.summary
+    assert summary.train_tokens > 10 * len(dataset.train)
+    assert 0.01 < summary.held_out_tokens / summary.tokens < 0.4
+    read = {str(file.path): (file.repository / file.path).read_text() for file in summary.files}
+    assert ENCODER.decode(dataset.store.tokens.tolist()) == "".join(document(*item) for item in read.items())
