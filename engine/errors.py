@@ -251,6 +251,13 @@ TIER_DOES_NOT_FIT = _declare(
     exit_code=DOES_NOT_FIT,
     about="training.tier",
 )
+CONTEXT_DOES_NOT_FIT = _declare(
+    "context-does-not-fit",
+    "a context of {context} tokens does not fit: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="training.context",
+)
 
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(

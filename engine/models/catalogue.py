@@ -1,0 +1,154 @@
+"""Finds a model's shapes by catalogue name, local directory or hub id. Never loads weights or imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine import errors
+from engine.assets import asset
+from engine.models.families import FAMILIES, ConfigError, spec_from_config
+from engine.models.spec import Linear, ModelSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Linear", "ModelSpec", "catalogue", "find_model"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@functools.cache
+def catalogue() -> dict[str, ModelSpec]:
+    """The architectures of assets/models.toml, by name, in the file's order."""
+    entries = tomllib.loads(asset("models.toml").read_text(encoding="utf-8"))
+    return {name: _from_entry(name, entry) for name, entry in entries.items()}
+
+
+def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
+    windowed = "sliding_window" in entry
+    return ModelSpec(
+        name=name,
+        full_attention_layers=0 if windowed else entry["layers"],
+        **{**FAMILIES[entry["family"]].shape, **entry},
+    )
+
+
+def find_model(name: str, *, download: bool = True) -> ModelSpec:
+    """The shapes of a model.
+
+    Args:
+        name: Catalogue name; local directory with a config.json; or hub id, "organisation/model".
+        download: Whether the few kilobytes of a hub id's config.json may be fetched if they are not cached.
+
+    Raises:
+        EliteError: MODEL_UNKNOWN with the nearest names, MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE,
+            or MODEL_FAMILY_UNSUPPORTED.
+    """
+    known = catalogue()
+    key = name.strip()
+    if key.lower() in known:
+        return known[key.lower()]
+    directory = _as_directory(key)
+    if directory:
+        return _from_directory(directory)
+    for spec in known.values():
+        if spec.hub_id and spec.hub_id.lower() == key.lower():
+            return spec
+    if _HUB_ID.fullmatch(key) and not key.startswith("."):
+        return _from_hub(key, download=download)
+    if "/" in key:
+        raise errors.MODEL_DIRECTORY_INVALID(path=name, problem="no such directory")
+    raise errors.MODEL_UNKNOWN(name=name or "''", suggestion=_suggest(key, list(known)))
+
+
+def _as_directory(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for a path, or the home of a user who does not exist
+        return None
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    others = "a local directory or a hub id such as Qwen/Qwen2.5-Coder-1.5B works too"
+    if near:
+        return f"did you mean {' or '.join(near)}? ({others})"
+    return f"known: {', '.join(known)}; {others}"
+
+
+def _from_directory(path: Path) -> ModelSpec:
+    config = path / "config.json"
+    if not config.is_file():
+        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem="it has no config.json")
+    return _from_text(_read(config), name=path.resolve().name, source=str(path), path=path)
+
+
+def _from_hub(hub_id: str, *, download: bool) -> ModelSpec:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id, "config.json")
+    if isinstance(cached, str):
+        text, source = _read(Path(cached)), cached
+    elif download:
+        text, source = _fetch_config(hub_id), hub_id
+    else:
+        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem="its config.json is not in the local hub cache")
+    return _from_text(text, name=hub_id, hub_id=hub_id, source=source)
+
+
+def _fetch_config(hub_id: str) -> str:
+    """config.json by plain HTTP: the hub's client would retry for 23 s before it says that there is no network."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem="HF_HUB_OFFLINE is set")
+    url = f"{constants.ENDPOINT}/{hub_id}/resolve/main/config.json"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the hub's own address
+            return str(response.read(1_000_000).decode("utf-8"))
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=f"{constants.ENDPOINT} says {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=error) from error
+
+
+def _read(config: Path) -> str:
+    try:
+        return config.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise errors.MODEL_DIRECTORY_INVALID(path=config.parent, problem=f"config.json: {error}") from error
+
+
+def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, path: Path | None = None) -> ModelSpec:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=family or "(none)",
+            feature="planning",
+            problem=f"{source} does not name a family whose shapes are known",
+            supported=", ".join(FAMILIES),
+        )
+    try:
+        return spec_from_config(config, name=name, hub_id=hub_id, path=path)
+    except ConfigError as error:
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=error) from error

@@ -1,0 +1,109 @@
+"""Which context a run uses: the one that was asked for, checked against the plan, or the best default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine import errors
+from engine.config import RunConfig
+from engine.hardware.machine import Machine
+from engine.models.spec import ModelSpec
+from engine.plan.planner import (
+    SMALL_CONTEXTS,
+    TOKENS_PER_UPDATE,
+    Planning,
+    TierPlan,
+    plan_context,
+    storage,
+    tier_table,
+    without_gpu,
+)
+from engine.plan.quantities import format_context, format_seconds
+from engine.plan.tiers import tier_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A context, the plan for it, and why it was chosen."""
+
+    context: int
+    plan: TierPlan
+    note: str
+    "One sentence for people."
+
+
+def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
+    """Tokens a window that a run uses. See `choose_plan`."""
+    return choose_plan(config, machine, spec, repository_tokens).context
+
+
+def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Choice:
+    """The context of a run and the plan for its step.
+
+    `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
+    in reasonable time, the largest of SMALL_CONTEXTS that it can.
+
+    Raises:
+        EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+    """
+    if config.model.device == "cuda" and not machine.gpus:
+        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
+    if config.model.device == "cpu":
+        machine = without_gpu(machine)
+    compute_type, weights = storage(machine, config.model.precision)
+    planning = Planning(
+        machine=machine,
+        spec=spec,
+        compute_type=compute_type,
+        weights=weights,
+        lora_rank=config.lora.rank,
+        lora_targets=tuple(config.lora.targets),
+        repository_tokens=repository_tokens,
+        held_out_fraction=config.data.held_out_fraction,
+        tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
+    )
+    if config.training.context is not None:
+        return _asked_context(planning, config.training.context)
+    if config.training.tier is not None:
+        return _asked_tier(planning, config.training.tier)
+    table = tier_table(planning)
+    if table.recommended is not None:
+        row = table.row(table.recommended)
+        return Choice(context=row.context, plan=row, note=_why(planning, row))
+    return _small_context(planning)
+
+
+def _asked_context(planning: Planning, context: int) -> Choice:
+    row = plan_context(planning, context)
+    if not row.fits:
+        raise errors.CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
+    return Choice(context=context, plan=row, note=f"context {context:,}, as configured")
+
+
+def _asked_tier(planning: Planning, number: int) -> Choice:
+    tier = tier_of(number)
+    row = plan_context(planning, tier.context, tier=number, sees=tier.sees, extreme=tier.extreme)
+    if not row.fits:
+        raise errors.TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=row.remedy)
+    return Choice(context=tier.context, plan=row, note=f"tier {number}, as configured")
+
+
+def _small_context(planning: Planning) -> Choice:
+    rows = [plan_context(planning, context) for context in SMALL_CONTEXTS]
+    fitting = [row for row in rows if row.fits]
+    if not fitting:
+        lowest = tier_of(1)
+        row = plan_context(planning, lowest.context, tier=1)
+        raise errors.TIER_DOES_NOT_FIT(
+            tier=1, context=f"{lowest.context:,}", reason=row.reason or rows[0].reason, remedy=row.remedy
+        )
+    row = next((row for row in reversed(fitting) if row.in_time), fitting[0])
+    return Choice(context=row.context, plan=row, note=_why(planning, row))
+
+
+def _why(planning: Planning, row: TierPlan) -> str:
+    where = f"tier {row.tier}" if row.tier else f"context {row.context:,}"
+    takes = f"a step takes about {format_seconds(row.step_seconds)} (predicted)"
+    if not planning.on_gpu:
+        return f"{where}, {format_context(row.context)} tokens: limited so that steps stay short without a GPU; {takes}"
+    return f"{where}, {format_context(row.context)} tokens: the highest that fits and the repository fills; {takes}"

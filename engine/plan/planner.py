@@ -1,0 +1,286 @@
+"""The planner: for each tier the fastest plan that fits, or the reason why none does and what would change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from engine import errors
+from engine.hardware.machine import Machine
+from engine.models.spec import ModelSpec
+from engine.plan.memory import BaseWeights, Part
+from engine.plan.quantities import format_bytes, format_seconds
+from engine.plan.search import Budget, Candidate, search
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.tiers import tiers
+from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
+from engine.plan.workload import ComputeType, Workload
+
+PATIENCE_GPU = 10 * 3600.0
+"Seconds that a step of the recommended tier may take on a GPU: one night."
+PATIENCE_CPU = 60.0
+"And without a GPU, where long contexts are a demonstration."
+TOKENS_PER_UPDATE = 8192
+"Default of training.tokens_per_update, unless one window is larger."
+SMALL_CONTEXTS = (512, 1024, 2048)
+"Contexts below tier 1, for machines that cannot do tier 1."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierPlan:
+    """One row of the tier table."""
+
+    tier: int | None
+    "None for a context that is no tier's."
+    context: int
+    sees: str
+    extreme: bool
+    fits: bool
+    reason: str
+    "Why it does not fit; or what else to know about it."
+    remedy: str
+    "The cheapest changes that would make it fit; empty where it does."
+    gpu_peak_bytes: int
+    host_peak_bytes: int
+    disk_bytes: int
+    step_seconds: float
+    "One optimiser update, which may gather several windows."
+    windows_per_step: int
+    steps_per_epoch: int | None
+    "None where the repository's size is not known."
+    holds_repository: bool
+    precision: str
+    plan: dict[str, Any]
+    "The choices, as JSON values."
+    stream: StreamPlan | None
+    "The streamed step's choices; None for the ordinary path."
+    parts: tuple[Part, ...]
+    time: tuple[TimePart, ...]
+    "Of one window."
+    in_time: bool
+    "Whether it fits and a step takes no longer than the recommendation allows."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierTable:
+    """Every tier on one machine for one model."""
+
+    recommended: int | None
+    "Highest tier that fits, in reasonable time, and is not above the smallest that holds the repository."
+    tiers: tuple[TierPlan, ...]
+
+    def row(self, tier: int) -> TierPlan:
+        """The row of one tier.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {row.tier: row for row in self.tiers}[tier]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """What stays the same for every context of one table."""
+
+    machine: Machine
+    spec: ModelSpec
+    compute_type: ComputeType
+    weights: tuple[BaseWeights, ...]
+    lora_rank: int
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    repository_tokens: int | None = None
+    held_out_fraction: float = 0.1
+    tokens_per_update: int = TOKENS_PER_UPDATE
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the first GPU does the work."""
+        return bool(self.machine.gpus)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a recommended step may take."""
+        return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
+
+
+def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
+    """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
+
+    Raises:
+        EliteError: PRECISION_UNAVAILABLE.
+    """
+    if not machine.gpus:
+        if precision in ("auto", "fp32", "nf4"):
+            return "fp32", ("nf4",) if precision == "nf4" else ("resident",)
+        return ("bf16" if precision == "bf16" else "fp16"), ("resident",)
+    gpu = machine.gpus[0]
+    if precision == "bf16" and not gpu.has_bf16:
+        raise errors.PRECISION_UNAVAILABLE(
+            precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
+        )
+    half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
+    if precision == "nf4":
+        return half, ("nf4",)
+    if precision == "auto":
+        return half, ("resident", "streamed", "nf4")
+    own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
+    return own, ("resident", "streamed")
+
+
+def plan_tiers(
+    machine: Machine,
+    spec: ModelSpec,
+    *,
+    precision: str = "auto",
+    lora_rank: int = 16,
+    repository_tokens: int | None = None,
+) -> TierTable:
+    """The tier table, with defaults for all that it does not take.
+
+    Raises:
+        EliteError: PRECISION_UNAVAILABLE.
+    """
+    compute_type, weights = storage(machine, precision)
+    return tier_table(
+        Planning(
+            machine=machine,
+            spec=spec,
+            compute_type=compute_type,
+            weights=weights,
+            lora_rank=lora_rank,
+            repository_tokens=repository_tokens,
+        )
+    )
+
+
+def tier_table(planning: Planning) -> TierTable:
+    """The best plan for each tier, and which tier to recommend."""
+    rows = tuple(
+        plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
+    )
+    return TierTable(recommended=_recommend(rows), tiers=rows)
+
+
+def _recommend(rows: tuple[TierPlan, ...]) -> int | None:
+    best = None
+    for row in rows:
+        if row.in_time:
+            best = row.tier
+        if row.holds_repository:
+            break
+    return best
+
+
+def plan_context(
+    planning: Planning, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
+) -> TierPlan:
+    """The best plan for windows of `context` tokens, or the one that is nearest to fitting."""
+    budget = Budget.of(planning.machine)
+    work = _workload(planning, context)
+    found = search(work, planning.machine, budget, planning.weights)
+    fitting = [candidate for candidate in found if candidate.fits]
+    windows = max(1, math.ceil(planning.tokens_per_update / context))
+    in_time = [candidate for candidate in fitting if windows * candidate.seconds <= planning.patience]
+    chosen = min(in_time or fitting or found, key=lambda c: (_shortage_rank(c), c.score))
+    seconds = windows * chosen.seconds
+    tokens = planning.repository_tokens
+    steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
+    reason, remedy = "", ""
+    if not fitting:
+        reason, remedy = _explain(found, chosen, budget)
+    elif not in_time:
+        limit = format_seconds(planning.patience)
+        reason = f"a step takes about {format_seconds(seconds)}; recommended are steps within {limit}"
+    return TierPlan(
+        tier=tier,
+        context=context,
+        sees=sees,
+        extreme=extreme,
+        fits=bool(fitting),
+        reason=reason,
+        remedy=remedy,
+        gpu_peak_bytes=chosen.ledger.peak("gpu"),
+        host_peak_bytes=chosen.ledger.peak("host"),
+        disk_bytes=chosen.ledger.peak("disk"),
+        step_seconds=seconds,
+        windows_per_step=windows,
+        steps_per_epoch=steps,
+        holds_repository=tokens is not None and context >= tokens,
+        precision=chosen.precision,
+        plan=chosen.describe(),
+        stream=chosen.stream,
+        parts=chosen.ledger.parts,
+        time=chosen.time,
+        in_time=bool(in_time),
+    )
+
+
+def _steps(tokens: float, tokens_a_step: int) -> int:
+    return max(1, math.ceil(tokens / tokens_a_step))
+
+
+def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
+    """A missing GPU is dearer than missing RAM, and that is dearer than missing disk."""
+    return candidate.short_of("gpu"), candidate.short_of("host"), candidate.short_of("disk")
+
+
+def _workload(planning: Planning, context: int) -> Workload:
+    spec = planning.spec
+    gpu = planning.machine.gpus[0] if planning.on_gpu else None
+    flash = gpu is not None and (gpu.compute_capability or (8, 0)) >= (8, 0)
+    return Workload(
+        spec=spec,
+        context=context,
+        compute_type=planning.compute_type,
+        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets),
+        on_gpu=planning.on_gpu,
+        grouped_heads=flash,
+        attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
+        repository_tokens=planning.repository_tokens or 0,
+    )
+
+
+def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:
+    """Why nothing fits, and the cheapest changes that would let something fit."""
+    on_device = [candidate for candidate in found if not candidate.short_of("gpu")]
+    if not on_device:
+        needed, short = closest.ledger.peak("gpu"), closest.short_of("gpu")
+        reason = f"the leanest plan needs {format_bytes(needed)} on the GPU, and {format_bytes(budget.gpu)} can be used"
+        return reason, f"a GPU with {format_bytes(short)} more free memory, or a smaller model"
+    changes = []
+    in_ram = [candidate for candidate in on_device if not candidate.short_of("disk")]
+    if in_ram:
+        short = min(candidate.short_of("host") for candidate in in_ram)
+        changes.append(f"{format_bytes(short)} more RAM")
+    on_disk = [candidate for candidate in on_device if not candidate.short_of("host")]
+    if on_disk:
+        short = min(candidate.short_of("disk") for candidate in on_disk)
+        changes.append(f"{format_bytes(short)} more free disk (hidden_home disk)")
+    where = closest.shortages[0][0]
+    place = "RAM" if where == "host" else "free disk"
+    reason = (
+        f"the leanest plan needs {format_bytes(closest.ledger.peak(where))} of {place}, "
+        f"and {format_bytes(budget.limit(where))} can be used"
+    )
+    return reason, "needs " + ", or ".join(changes) if changes else "a smaller model, or a lower tier"
+
+
+def largest_context(planning: Planning, *, step: int = 1024) -> TierPlan | None:
+    """The largest context, in multiples of `step` and at most twice the highest tier, that fits; None if none does."""
+    low, high = 0, 2 * tiers()[-1].context // step
+    best = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = plan_context(planning, middle * step)
+        if row.fits:
+            low, best = middle, row
+        else:
+            high = middle - 1
+    return best
+
+
+def without_gpu(machine: Machine) -> Machine:
+    """The same machine, as a run with model.device cpu sees it."""
+    return dataclasses.replace(machine, gpus=())

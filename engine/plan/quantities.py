@@ -1,0 +1,35 @@
+"""Bytes, counts and durations in words, the same in every table and message."""
+
+from __future__ import annotations
+
+GIB = 1024**3
+
+
+def format_bytes(count: float) -> str:
+    """Binary units with one decimal: "6.7 GiB", "512.0 MiB"."""
+    for unit, size in (("TiB", 1024**4), ("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """One or two units: "0.4 s", "12 s", "3 min", "5.6 h", "2.1 days"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def format_context(tokens: int) -> str:
+    """Tokens in binary units where they are round: 512K, 1M, 4,000."""
+    if tokens % 1024**2 == 0:
+        return f"{tokens // 1024**2}M"
+    if tokens % 1024 == 0:
+        return f"{tokens // 1024}K"
+    return f"{tokens:,}"

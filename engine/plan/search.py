@@ -1,0 +1,193 @@
+"""Searches the ways to lay out one step, and finds the fastest that fits a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.hardware.machine import Machine
+from engine.plan.memory import BaseWeights, Ledger, Place, streamed_ledger, whole_sequence_ledger
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.time import Speeds, TimePart, speeds_of, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.workload import Workload
+
+HEADROOM = 0.12
+"Share of the GPU's memory, of RAM and of the free disk that a plan leaves alone."
+
+# How much faster a plan must be to be preferred in spite of what it costs otherwise.
+STREAMED_STEP = 1.25
+"The ordinary path has fewer moving parts, and its short-context overheads are better known."
+FOUR_BIT_WEIGHTS = 1.05
+"They are an approximation of the model's own."
+STREAMED_WEIGHTS = 1.1
+DISK_HOME = 1.5
+"Every step writes the whole home: solid-state disks wear."
+
+_GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
+"Tile, key block and loss piece, coarsest (fastest) first."
+_CHECKPOINT_EVERY = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes that a plan may use in each place: the headroom and what others use are already taken off."""
+
+    gpu: int
+    host: int
+    disk: int
+
+    @staticmethod
+    def of(machine: Machine) -> Budget:
+        """The budget of a machine's first GPU (0 without one), RAM and disk."""
+        gpu = machine.gpus[0] if machine.gpus else None
+        return Budget(
+            gpu=_left(gpu.memory_total, gpu.memory_free) if gpu else 0,
+            host=_left(machine.ram_total, machine.ram_available),
+            disk=round((1 - HEADROOM) * machine.disk_free),
+        )
+
+    def limit(self, where: Place) -> int:
+        """Bytes of one place."""
+        return {"gpu": self.gpu, "host": self.host, "disk": self.disk}[where]
+
+
+def _left(total: int, free: int) -> int:
+    return max(0, round((1 - HEADROOM) * total) - max(0, total - free))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to lay out a step, with its ledger and its time."""
+
+    precision: str
+    "bf16, fp16, fp32 or nf4."
+    weights: BaseWeights
+    stream: StreamPlan | None
+    "None: the whole sequence at once, with checkpointing."
+    ledger: Ledger
+    time: tuple[TimePart, ...]
+    seconds: float
+    "One window."
+    shortages: tuple[tuple[Place, int], ...]
+    "Bytes missing in each place that is too small."
+
+    @property
+    def fits(self) -> bool:
+        """Whether every place has room, with headroom."""
+        return not self.shortages
+
+    @property
+    def score(self) -> float:
+        """Seconds, weighted by what the plan costs besides time: the lowest is preferred."""
+        score = self.seconds * {"resident": 1.0, "nf4": FOUR_BIT_WEIGHTS, "streamed": STREAMED_WEIGHTS}[self.weights]
+        if self.stream is not None:
+            score *= STREAMED_STEP * (DISK_HOME if self.stream.hidden_home == "disk" else 1.0)
+        return score
+
+    def short_of(self, where: Place) -> int:
+        """Bytes missing in one place."""
+        return dict(self.shortages).get(where, 0)
+
+    def describe(self) -> dict[str, Any]:
+        """The choices as JSON values."""
+        common = {"precision": self.precision, "weights": self.weights}
+        if self.stream is None:
+            return {"order": "whole-sequence", **common, "checkpointing": True}
+        plan = self.stream
+        return {
+            "order": "layer-major",
+            **common,
+            "tile": plan.tile,
+            "key_block": plan.key_block,
+            "stash": plan.stash,
+            "checkpoint_every": plan.checkpoint_every,
+            "kv_home": plan.kv_home,
+            "hidden_home": plan.hidden_home,
+            "activation_bits": plan.activation_bits,
+            "loss_piece": plan.loss_piece,
+            "attention": plan.attention,
+        }
+
+
+def search(work: Workload, machine: Machine, budget: Budget, weights: tuple[BaseWeights, ...]) -> list[Candidate]:
+    """All candidates that are worth comparing, those that do not fit included.
+
+    `weights` are the storages of the base weights that the wanted precision allows.
+    """
+    speeds = speeds_of(machine, work)
+    found = [_whole_sequence(work, storage, speeds, budget) for storage in weights if storage != "streamed"]
+    for storage in weights:
+        found += _streamed(work, storage, speeds, budget)
+    return found
+
+
+def _whole_sequence(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Candidate:
+    ledger = whole_sequence_ledger(work, weights)
+    return _candidate(work, weights, None, ledger, whole_sequence_time(work, weights, speeds), budget)
+
+
+def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Iterator[Candidate]:
+    grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
+    for plan in _plans(work, weights):
+        # Off the device, the homes do not change what the device holds: one grain then fits all of these plans.
+        on_device = not work.on_gpu or plan.hidden_home == "gpu"
+        key = (plan.kv_home, on_device and (plan.hidden_home, plan.checkpoint_every, plan.stash))
+        if key not in grains:
+            grains[key] = _fit_grain(work, plan, budget)
+        grained = _with_grain(plan, grains[key])
+        ledger = streamed_ledger(work, grained)
+        yield _candidate(work, weights, grained, ledger, streamed_time(work, grained, speeds), budget)
+
+
+def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
+    homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
+    if work.on_gpu:
+        homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
+    for kv_home, hidden_home in homes:
+        for every in _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,):
+            if every > work.spec.layers:
+                continue
+            for stash in (True, False):
+                yield StreamPlan(
+                    weights=weights, kv_home=kv_home, hidden_home=hidden_home, checkpoint_every=every, stash=stash
+                )
+
+
+def _fit_grain(work: Workload, plan: StreamPlan, budget: Budget) -> tuple[int, int, int]:
+    """The coarsest grain with which the plan fits the device, or the finest if none does."""
+    where: Place = "gpu" if work.on_gpu else "host"
+    finest = _GRAINS[-1]
+    for tile, key_block, loss_piece in _GRAINS:
+        if tile > work.context and tile != finest[0]:
+            continue
+        grain = min(tile, work.context), min(key_block, work.context), loss_piece
+        if streamed_ledger(work, _with_grain(plan, grain)).peak(where) <= budget.limit(where):
+            break
+    return grain
+
+
+def _with_grain(plan: StreamPlan, grain: tuple[int, int, int]) -> StreamPlan:
+    tile, key_block, loss_piece = grain
+    return replace(plan, tile=tile, key_block=key_block, loss_piece=loss_piece)
+
+
+def _candidate(
+    work: Workload,
+    weights: BaseWeights,
+    stream: StreamPlan | None,
+    ledger: Ledger,
+    time: tuple[TimePart, ...],
+    budget: Budget,
+) -> Candidate:
+    places: tuple[Place, ...] = ("gpu", "host", "disk")
+    missing = [(where, ledger.peak(where) - budget.limit(where)) for where in places]
+    return Candidate(
+        precision="nf4" if weights == "nf4" else work.compute_type,
+        weights=weights,
+        stream=stream,
+        ledger=ledger,
+        time=time,
+        seconds=total_seconds(time),
+        shortages=tuple((where, short) for where, short in missing if short > 0),
+    )

@@ -1,0 +1,44 @@
+"""Workload: what a run asks of a machine, apart from how the step is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.models.spec import ModelSpec
+
+ComputeType = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One model fine-tuned with LoRA on windows of `context` tokens."""
+
+    spec: ModelSpec
+    context: int
+    "Tokens a window."
+    compute_type: ComputeType
+    "Type of activations and of base weights that are not quantised."
+    lora_parameters: int
+    on_gpu: bool = True
+    "False: everything lives in host memory."
+    grouped_heads: bool = True
+    "Whether the attention kernels read key heads that several query heads share, without a copy for each."
+    attention_efficiency: tuple[float, float] = (0.7, 0.55)
+    "Share of the tensor rate that attention reaches, forward and backward."
+    repository_tokens: int = 0
+
+    @property
+    def element(self) -> int:
+        """Bytes of one activation."""
+        return 4 if self.compute_type == "fp32" else 2
+
+    @property
+    def query_width(self) -> int:
+        """Values of one token's queries: heads · head_dim."""
+        return self.spec.heads * self.spec.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Values of one token's keys: kv_heads · head_dim."""
+        return self.spec.kv_heads * self.spec.head_dim
