@@ -46,21 +46,23 @@ def list_by_git(root: Path, timeout: float = GIT_TIMEOUT) -> set[PurePosixPath] 
     inside = any(os.path.lexists(folder / ".git") for folder in (root, *root.parents))
     if not inside:
         return None
-    command = [
-        "git",
-        "--no-optional-locks",
-        *(part for setting in _settings() for part in ("-c", setting)),
-        "-C",
-        str(root),
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]
+    top = _git(root, timeout, "rev-parse", "--show-toplevel").removesuffix(b"\n")
+    if Path(os.fsdecode(top)) not in (root, *root.parents):
+        # core.worktree may name any folder: what git would list then is not what was asked for.
+        raise GitListingError("its work tree is another folder")
+    names = _git(root, timeout, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split(b"\0")
+    if names == [b""] and not os.path.lexists(root / ".git"):
+        return None
+    # A nested repository that is not a submodule is listed as a folder, with a slash at its end.
+    return {PurePosixPath(os.fsdecode(name)) for name in names if name}
+
+
+def _git(root: Path, timeout: float, *arguments: str) -> bytes:
+    """What a git command prints, run in `root` as if by a stranger."""
+    settings = [part for setting in _settings() for part in ("-c", setting)]
     try:
         done = subprocess.run(
-            command,
+            ["git", "--no-optional-locks", *settings, "-C", str(root), *arguments],
             env=_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -73,11 +75,7 @@ def list_by_git(root: Path, timeout: float = GIT_TIMEOUT) -> set[PurePosixPath] 
         raise GitListingError(error.strerror or "not installed") from None
     if done.returncode != 0:
         raise GitListingError((os.fsdecode(done.stderr).strip().splitlines() or ["no reason given"])[-1])
-    names = done.stdout.split(b"\0")
-    if names == [b""] and not os.path.lexists(root / ".git"):
-        return None
-    # A nested repository that is not a submodule is listed as a folder, with a slash at its end.
-    return {PurePosixPath(os.fsdecode(name)) for name in names if name}
+    return done.stdout
 
 
 def _settings() -> Iterator[str]:

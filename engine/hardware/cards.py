@@ -81,10 +81,10 @@ def find_card(name: str) -> Card:
     raise errors.HARDWARE_UNKNOWN(name=name or "''", suggestion=suggestion)
 
 
-def match_card(name: str, memory_total: int) -> Card | None:
+def match_card(name: str, memory_total: int | None) -> Card | None:
     """The known card that a driver reports under this name, the nearest in memory where several share it."""
     same = [card for card in cards().values() if card.name.lower() == name.lower()]
-    return min(same, key=lambda card: abs(card.memory - memory_total), default=None)
+    return min(same, key=lambda card: abs(card.memory - (memory_total or 0)), default=None)
 
 
 def simulate(card: Card, *, ram_bytes: int, disk_bytes: int, cpu_cores: int = 8) -> Machine:

@@ -14,9 +14,9 @@ class Gpu:
 
     index: int
     name: str
-    memory_total: int
+    memory_total: int | None
     "Bytes."
-    memory_free: int
+    memory_free: int | None
     "Bytes that no process holds now."
     card: str | None = None
     "Its name in assets/gpus.toml."

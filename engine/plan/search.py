@@ -41,8 +41,10 @@ class Budget:
     def of(machine: Machine) -> Budget:
         """The budget of a machine's first GPU (0 without one), RAM and disk."""
         gpu = machine.gpus[0] if machine.gpus else None
+        total = gpu.memory_total if gpu else None
+        free = gpu.memory_free if gpu else None
         return Budget(
-            gpu=_left(gpu.memory_total, gpu.memory_free) if gpu else 0,
+            gpu=_left(total, total if free is None else free) if total else 0,
             host=_left(machine.ram_total, machine.ram_available),
             disk=round((1 - HEADROOM) * machine.disk_free),
         )

@@ -15,9 +15,9 @@ from engine.plan.workload import Workload
 
 ATTENTION_BACKWARD = 2.5
 "Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
-MATRIX_EFFICIENCY = 0.5
+MATRIX_EFFICIENCY = 0.4
 "Share of the tensor rate that the linear layers reach, with adapters and small tiles."
-ELEMENTWISE_PASSES = 8
+ELEMENTWISE_PASSES = 12
 "Times that a layer's activations cross the GPU's memory in a step, outside matrix products."
 OVERLAP = 0.8
 "Share of the transfers that hides behind computing."

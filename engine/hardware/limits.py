@@ -1,0 +1,116 @@
+"""RAM and processor time that a container leaves: control groups, version 1 and 2.
+
+A container sees the whole machine's memory in /proc/meminfo, and is killed when it takes more than its group may.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_NO_LIMIT = 1 << 60
+"Version 1 writes a number near 2^63 for no limit."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """RAM of this process: bytes."""
+
+    total: int
+    available: int
+    limited_by: str | None
+    'The group that limits it, "cgroup v2"; None where it may use the whole machine.'
+
+
+def read_memory(root: Path = Path("/")) -> Memory:
+    """RAM, as little as the machine and every group above this process allow.
+
+    Args:
+        root: Where /proc and /sys are mounted.
+    """
+    machine = psutil.virtual_memory()
+    memory = Memory(total=machine.total, available=machine.available, limited_by=None)
+    for version, folder in _groups(root, "memory"):
+        limit_name, usage_name, cache_name = _MEMORY_FILES[version]
+        limit = _number(folder / limit_name)
+        if limit is None or limit >= min(_NO_LIMIT, memory.total):
+            continue
+        # The group's page cache counts as usage, but is given back before the group is killed.
+        used = (_number(folder / usage_name) or 0) - _statistic(folder / "memory.stat", cache_name)
+        available = min(memory.available, max(0, limit - max(0, used)))
+        memory = Memory(total=limit, available=available, limited_by=f"cgroup v{version}")
+    return memory
+
+
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def count_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may run on: its affinity, and its group's quota rounded up."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        cores = os.cpu_count() or 1
+    for version, folder in _groups(root, "cpu"):
+        if version == 2:
+            quota, period = [*_words(folder / "cpu.max"), "", ""][:2]
+        else:
+            quota, period = (" ".join(_words(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def _groups(root: Path, controller: str) -> list[tuple[int, Path]]:
+    """Version and folder of every group that this process is in, from its own up to the top.
+
+    Inside a container the path in /proc/self/cgroup may not exist under the mount, which then is the group itself.
+    """
+    mount = root / "sys/fs/cgroup"
+    found = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            version, top = 2, mount if (mount / "cgroup.controllers").exists() else mount / "unified"
+        elif controller in controllers.split(","):
+            version, top = 1, mount / controller
+        else:
+            continue
+        folder = top / path.strip("/")
+        while folder != top:
+            found.append((version, folder))
+            folder = folder.parent
+        found.append((version, top))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _number(path: Path) -> int | None:
+    words = _words(path)
+    return int(words[0]) if words and words[0].isdigit() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    for line in _lines(path):
+        key, _, value = line.partition(" ")
+        if key == name and value.strip().isdigit():
+            return int(value)
+    return 0
