@@ -78,7 +78,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         row["bytes"] += file.size
     return {
         "repositories": [
-            {"path": _printable(path), "listed_by": _printable(how)} for path, how in summary.collection.listed_by.items()
+            {"path": _printable(path), "listed_by": _printable(how)}
+            for path, how in summary.collection.listed_by.items()
         ],
         "submodules": [_printable(path) for path in summary.collection.submodules],
         "languages": dict(sorted(languages.items(), key=lambda item: -item[1]["bytes"])),
