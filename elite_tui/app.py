@@ -72,6 +72,9 @@ class EliteApp(App[str]):
         self, state: AppState, engine: Engine, *, first_room: str = "project", run_reference: str | None = None
     ) -> None:
         super().__init__()
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme = DARK.name
         self.state = state
         self.link = EngineLink(self, engine)
         self._first_room = first_room
@@ -82,11 +85,12 @@ class EliteApp(App[str]):
 
     def on_mount(self) -> None:
         """Shows the first room; the engine is imported after its first frame."""
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
         self.push_screen(build_room(self._first_room))
         self.call_after_refresh(self._begin)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own colour names, for a theme that does not set them."""
+        return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
 
     def _begin(self) -> None:
         disk = self._disk_path()

@@ -24,6 +24,16 @@ def bytes_in_words(count: float | None) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
+def bytes_of_total(used: float | None, total: float | None) -> str:
+    """Two numbers of bytes in the unit of the larger: 7.00/12.0 GiB."""
+    if used is None or total is None or not (math.isfinite(used) and math.isfinite(total)):
+        return NOT_AVAILABLE if used is None and total is None else f"{bytes_in_words(used)}/{bytes_in_words(total)}"
+    whole, unit = bytes_in_words(total).split(" ")
+    value = used / 1024 ** _UNITS.index(unit)
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}/{whole} {unit}"
+
+
 def duration_in_words(seconds: float | None) -> str:
     """A duration with its two largest units: 2m 10s."""
     if seconds is None or not math.isfinite(seconds):

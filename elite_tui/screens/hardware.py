@@ -56,11 +56,11 @@ class HardwareScreen(RoomScreen):
             fetched = self.state.machine
             if fetched.error is not None:
                 text = Content.assemble(
-                    ("✗ ", "$text-error"), fetched.error.message, "\n  ", (fetched.error.remedy, "$text-muted")
+                    ("✗ ", "$text-error"), fetched.error.message, "\n  ", (fetched.error.remedy, "$muted")
                 )
                 self.query_one("#inventory", Static).update(text)
             elif fetched.value is None:
-                self.query_one("#inventory", Static).update(Content.styled("taking the inventory …", "$text-muted"))
+                self.query_one("#inventory", Static).update(Content.styled("taking the inventory …", "$muted"))
             else:
                 self.query_one("#inventory", Static).update(inventory(fetched.value))
                 self.query_one("#libraries", Static).update(libraries(fetched.value))
@@ -100,7 +100,7 @@ def inventory(machine: Machine) -> Content:
         ("Swap", bytes_in_words(machine.swap_total)),
         ("Disk", f"{bytes_in_words(machine.disk_free)} free of {bytes_in_words(machine.disk_total)}"),
     ]
-    lines = [Content.assemble((f"{name:<10}", "$text-muted"), printable(text)) for name, text in rows]
+    lines = [Content.assemble((f"{name:<10}", "$muted"), printable(text)) for name, text in rows]
     if machine.simulated:
         lines.insert(
             0,
@@ -116,10 +116,10 @@ def libraries(machine: Machine) -> Content:
     """Which libraries are installed, and in which version."""
     lines = [
         Content.assemble(
-            ("✓ ", "$text-success") if version else ("○ ", "$text-muted"),
+            ("✓ ", "$text-success") if version else ("○ ", "$muted"),
             f"{printable(name):<18}",
-            (printable(version or "not installed"), "" if version else "$text-muted"),
+            (printable(version or "not installed"), "" if version else "$muted"),
         )
         for name, version in machine.libraries.items()
     ]
-    return Content("\n").join(lines) if lines else Content.styled("none looked for", "$text-muted")
+    return Content("\n").join(lines) if lines else Content.styled("none looked for", "$muted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -40,16 +40,12 @@ class HelpScreen(ModalScreen[None]):
             ):
                 yield Static(title, classes="section", markup=False)
                 for action in actions:
-                    yield Static(_line(action), markup=False)
-            yield Static("Moving", classes="section", markup=False)
-            yield Static(
-                Content.assemble(
-                    ("tab, shift+tab  ", "bold"), ("to the next and the last field; the mouse works too", "")
-                ),
-                markup=False,
-            )
+                    with Horizontal(classes="action"):
+                        yield Static(_keys(action), classes="keys", markup=False)
+                        yield Static(action.help, markup=False)
+            yield Static("tab and shift+tab go from field to field; the mouse works too", classes="section muted")
 
 
-def _line(action: Action) -> Content:
+def _keys(action: Action) -> Content:
     keys = ", ".join(KEY_NAMES.get(key, key) for key in action.keys.split(","))
-    return Content.assemble((f"{keys:<15} ", "bold"), (f"{action.label:<12} ", "$text-accent"), action.help)
+    return Content.assemble((f"{keys:<11} ", "bold"), (action.label, "$text-accent"))

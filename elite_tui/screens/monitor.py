@@ -83,7 +83,7 @@ class MonitorScreen(RoomScreen):
                 return
             self.query_one("#status", Static).update(status_line(run))
             self.query_one("#progress", Static).update(progress_lines(run, max(20, self.size.width - 4)))
-            self.query_one("#figures", Static).update(figures(run))
+            self.query_one("#figures", Static).update(figures(run, short=self.has_class("-short")))
             self.query_one(LineChart).show(
                 Series(name="train", points=run.losses),
                 Series(name="held-out", points=run.held_out, style="$accent", marker="◆"),
@@ -94,8 +94,8 @@ class MonitorScreen(RoomScreen):
     def _no_run(self) -> Content:
         error = self.state.opening
         if error is None:
-            return Content.styled("opening the run …", "$text-muted")
-        return Content.assemble(("✗ ", "$text-error"), error.message, "\n  ", (error.remedy, "$text-muted"))
+            return Content.styled("opening the run …", "$muted")
+        return Content.assemble(("✗ ", "$text-error"), error.message, "\n  ", (error.remedy, "$muted"))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Only what the run can take now is offered."""
@@ -160,13 +160,13 @@ def status_line(run: RunView) -> Content:
     line = Content.styled(f"{mark} {run.state}", f"bold {style}")
     detail = printable(run.phase_detail)
     if detail and run.state == run.phase:
-        line = line.append(Content.styled(f" {detail}", "$text-muted"))
+        line = line.append(Content.styled(f" {detail}", "$muted"))
     if run.started is not None:
         started = run.started
         line = line.append(
             f"   {printable(started.model)} · {context_in_words(started.context)} tokens · {printable(started.device)}"
         )
-    return line.append(Content.styled(f"   {printable(run.run_id)}", "$text-muted"))
+    return line.append(Content.styled(f"   {printable(run.run_id)}", "$muted"))
 
 
 def progress_lines(run: RunView, width: int) -> Content:
@@ -186,7 +186,7 @@ def progress_lines(run: RunView, width: int) -> Content:
     if inner is None:
         pending = ", ".join(sorted(run.pending.values()))
         waiting = f"waiting for the run to answer: {pending}" if pending else ""
-        return Content("\n").join([whole, Content.styled(waiting, "$text-muted")])
+        return Content("\n").join([whole, Content.styled(waiting, "$muted")])
     place = "".join(
         f" {name} {value}" for name, value in (("layer", inner.layer), ("tile", inner.tile)) if value is not None
     )
@@ -202,34 +202,37 @@ def progress_lines(run: RunView, width: int) -> Content:
 def _ended_line(run: RunView) -> Content:
     if run.failed is not None:
         return Content.assemble(
-            (f"{printable(run.failed.message)}", "$text-error"), (f"  {printable(run.failed.hint)}", "$text-muted")
+            (f"{printable(run.failed.message)}", "$text-error"), (f"  {printable(run.failed.hint)}", "$muted")
         )
-    return Content.styled("press enter for the result", "$text-muted")
+    return Content.styled("press enter for the result", "$muted")
 
 
 def _bar_line(head: str, share: float | None, tail: str, width: int, style: str = "$primary") -> Content:
-    head, tail = f"{head:<18} ", f"  {tail:>12}"
+    head, tail = f"{head:<24} ", f"  {tail:>11}"
     room = max(4, width - len(head) - len(tail))
     return Content.assemble(head, Content.styled(bar(share, room), f"{style} on $surface"), tail)
 
 
-def figures(run: RunView) -> Content:
-    """The latest values, one a line."""
-    step = run.step
-    before, latest = run.first_evaluation, run.latest_evaluation
+def figures(run: RunView, *, short: bool) -> Content:
+    """The latest values, one a line; where there is little height, those that the chart does not show."""
+    step, latest = run.step, run.latest_evaluation
+    before = run.first_evaluation
     rows = [
-        ("loss", number_in_words(step.loss if step else None)),
         ("tokens/s", count_in_words(step.tokens_per_second if step else None)),
         ("rate", f"{step.lr:.2e}" if step else "n/a"),
-        ("gradient", number_in_words(step.grad_norm if step else None, 3)),
         ("epoch", f"{step.epoch:.2f}" if step else "n/a"),
         ("perplexity", number_in_words(latest.perplexity if latest else None)),
-        ("  at start", number_in_words(before.perplexity if before else None)),
-        ("run's RAM", bytes_in_words(step.host_used if step else None)),
+        ("  before", number_in_words(before.perplexity if before else None)),
     ]
-    if step is not None and step.gpu_peak is not None:
-        rows.append(("GPU peak", bytes_in_words(step.gpu_peak)))
-    rows.append(("saved", f"step {run.checkpoint.step:,}" if run.checkpoint else "not yet"))
+    if not short:
+        rows += [
+            ("gradient", number_in_words(step.grad_norm if step else None, 3)),
+            ("run's RAM", bytes_in_words(step.host_used if step else None)),
+        ]
+        if step is not None and step.gpu_peak is not None:
+            rows.append(("GPU peak", bytes_in_words(step.gpu_peak)))
+    saved = f"step {run.checkpoint.step:,}" if run.checkpoint else "not yet"
     if run.warnings or run.recoveries:
-        rows.append(("warnings", f"! {run.warnings}" + (f", {run.recoveries} recovered" if run.recoveries else "")))
-    return Content("\n").join(Content.assemble((f"{name:<11}", "$text-muted"), value) for name, value in rows)
+        saved += f"  ! {run.warnings + run.recoveries} in log"
+    rows.append(("saved", saved))
+    return Content("\n").join(Content.assemble((f"{name:<11}", "$muted"), value) for name, value in rows)

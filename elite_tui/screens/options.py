@@ -77,7 +77,7 @@ class OptionsScreen(RoomScreen):
         else:
             verdict = Content.styled("✓ all fields are valid", "$text-success")
         verdict = verdict.append(
-            Content.styled(f"   {changed} changed from its default" if changed else "   all defaults", "$text-muted")
+            Content.styled(f"   {changed} changed from its default" if changed else "   all defaults", "$muted")
         )
         self.query_one("#verdict", Static).update(verdict)
 

@@ -101,10 +101,10 @@ class ProjectScreen(RoomScreen):
         repository = self.state.repository
         head = Content.styled("Repository", "bold $primary")
         if repository.loading:
-            head = head.append(Content.styled("   reading …", "$text-muted"))
+            head = head.append(Content.styled("   reading …", "$muted"))
         if repository.value is None:
             empty = "" if repository.loading or repository.error else "name a folder with source code"
-            return head if not empty else Content("\n").join([head, Content.styled(empty, "$text-muted")])
+            return head if not empty else Content("\n").join([head, Content.styled(empty, "$muted")])
         return Content("\n").join([head, *repository_lines(repository.value, 34)])
 
     @on(Button.Pressed, "#forward")
@@ -124,7 +124,7 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
     """Sums, languages with their share, and what was left out."""
     lines = [
         Content.assemble((f"{facts.files:,}", "bold"), f" files · {bytes_in_words(facts.bytes)}"),
-        Content.assemble(("≈ ", "$text-muted"), (count_in_words(facts.tokens), "bold"), " tokens (estimate)"),
+        Content.assemble(("≈ ", "$muted"), (count_in_words(facts.tokens), "bold"), " tokens (estimate)"),
         Content(""),
     ]
     shown = facts.languages[:LANGUAGES_SHOWN]
@@ -135,12 +135,12 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
                 f"{printable(share.language):<12.12} ",
                 Content.styled(bar(part, width - 26), "$primary on $surface"),
                 f" {percent_in_words(part):>4} ",
-                (f"{count_in_words(share.files):>6}", "$text-muted"),
+                (f"{count_in_words(share.files):>6}", "$muted"),
             )
         )
     if len(facts.languages) > len(shown):
-        lines.append(Content.styled(f"and {len(facts.languages) - len(shown)} more languages", "$text-muted"))
+        lines.append(Content.styled(f"and {len(facts.languages) - len(shown)} more languages", "$muted"))
     if facts.skipped:
         left_out = ", ".join(f"{count:,} {printable(reason)}" for reason, count in facts.skipped.items())
-        lines += [Content(""), Content.styled(f"left out: {left_out}", "$text-muted")]
+        lines += [Content(""), Content.styled(f"left out: {left_out}", "$muted")]
     return lines

@@ -113,7 +113,7 @@ def perplexity(run: RunView) -> Content:
         share = value / largest if value is not None and largest else None
         lines.append(
             Content.assemble(
-                (f"{name:<8}", "$text-muted"),
+                (f"{name:<8}", "$muted"),
                 Content.styled(bar(share, BAR_WIDTH), f"{style} on $surface"),
                 f"  {number_in_words(value)}",
             )
@@ -127,7 +127,7 @@ def perplexity(run: RunView) -> Content:
         )
         lines.append(Content.styled(words, "$text-success" if change < 0 else "$text-warning"))
     else:
-        lines.append(Content.styled(f"change {NOT_AVAILABLE}: the run was not scored at both ends", "$text-muted"))
+        lines.append(Content.styled(f"change {NOT_AVAILABLE}: the run was not scored at both ends", "$muted"))
     return Content("\n").join(lines)
 
 
@@ -137,12 +137,10 @@ def paths(run: RunView, path: Path) -> Content:
     rows = [
         ("run", str(path)),
         ("adapter", str(path / adapter) if adapter else "none was saved"),
-        ("checkpoint", str(path / run.checkpoint.path) if run.checkpoint else "none"),
-        ("log", str(path / "engine.log")),
+        ("checkpoint", f"{run.checkpoint.path} in the run's folder" if run.checkpoint else "none"),
+        ("log", "engine.log in the run's folder"),
     ]
-    return Content("\n").join(
-        Content.assemble((f"{name:<12}", "$text-muted"), printable(value)) for name, value in rows
-    )
+    return Content("\n").join(Content.assemble((f"{name:<12}", "$muted"), printable(value)) for name, value in rows)
 
 
 def next_steps(run: RunView, path: Path) -> Content:
@@ -156,5 +154,5 @@ def next_steps(run: RunView, path: Path) -> Content:
             (f'PeftModel.from_pretrained(model, "{printable(str(path / run.finished.adapter))}")', "use the adapter")
         )
     steps.append(("n", "a new run, with everything as it was"))
-    lines = [Content.assemble((command, "bold"), (f"\n    {what}", "$text-muted")) for command, what in steps]
+    lines = [Content.assemble((command, "bold"), (f"\n    {what}", "$muted")) for command, what in steps]
     return Content("\n").join(lines)

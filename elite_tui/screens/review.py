@@ -71,14 +71,14 @@ class ReviewScreen(RoomScreen):
             return Content.styled("starting the training process …", "$text-accent bold")
         error = state.preflight.error
         if error is not None and not error.field:
-            return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$text-muted"))
+            return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))
         if problems:
             return Content.assemble(
                 (f"✗ {problems} to correct before the start", "$text-error bold"),
-                ("   f8 goes to the field", "$text-muted"),
+                ("   f8 goes to the field", "$muted"),
             )
         if state.preflight.loading or state.preflight.value is None:
-            return Content.styled("checking the repository, the output folder and the model …", "$text-muted")
+            return Content.styled("checking the repository, the output folder and the model …", "$muted")
         return Content.styled("✓ ready to start", "$text-success bold")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
@@ -131,7 +131,7 @@ def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content
     section = ""
     for line in text.splitlines():
         if line.lstrip().startswith("#"):
-            lines.append(Content.styled(printable(line), "$text-muted"))
+            lines.append(Content.styled(printable(line), "$muted"))
             continue
         if line and not line.startswith(" "):
             section = line.rstrip(":")
@@ -154,8 +154,8 @@ def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content
 def cost(state: AppState) -> Content:
     """What the run will take, as the plan predicts it."""
     plans = state.tiers.value
-    if plans is None or plans.choice is None:
-        return Content.styled("cost: n/a until the plan is there", "$text-muted")
+    if plans is None or plans.choice is None or state.repository.value is None:
+        return Content.styled("cost: n/a until the repository is read and a plan fits", "$muted")
     row = plans.choice.plan
     epochs, max_steps = state.draft.get("training.epochs"), state.draft.get("training.max_steps")
     steps: float | None = None
@@ -168,5 +168,5 @@ def cost(state: AppState) -> Content:
         (f"{context_in_words(row.context)} tokens a window", "bold"),
         f" · {count_in_words(steps)} steps of about {duration_in_words(row.step_seconds)}"
         f" · about {duration_in_words(seconds)} in all",
-        (" (predicted)", "$text-muted"),
+        (" (predicted)", "$muted"),
     )

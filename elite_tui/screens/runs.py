@@ -73,13 +73,13 @@ class RunsScreen(RoomScreen):
         about = self.query_one("#about", Static)
         error = fetched.error or self.state.opening
         if error is not None:
-            about.update(Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$text-muted")))
+            about.update(Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted")))
         elif fetched.loading:
-            about.update(Content.styled("reading the runs …", "$text-muted"))
+            about.update(Content.styled("reading the runs …", "$muted"))
         elif not runs:
             about.update(Content("no runs yet: n starts the wizard, `engine train` starts one without it"))
         else:
-            about.update(Content.styled(f"{len(runs)} runs, newest first", "$text-muted"))
+            about.update(Content.styled(f"{len(runs)} runs, newest first", "$muted"))
         if what != "run":
             self._fill(runs)
 

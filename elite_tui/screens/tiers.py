@@ -87,25 +87,24 @@ class TiersScreen(RoomScreen):
         problems = self.state.draft.problems()
         for error in (self.state.machine.error, fetched.error):
             if error is not None:
-                return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$text-muted"))
+                return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))
         if fetched.value is None:
             if problems:
                 path = next(iter(problems))
                 return Content.assemble(("✗ ", "$text-error"), f"{path} has a problem: correct it first")
-            return Content.styled("planning …", "$text-muted")
+            return Content.styled("planning …", "$muted")
         plans = fetched.value
-        head = Content.assemble((printable(plans.spec.name), "bold"), (f" on {_device(plans)}  ", "$text-muted"))
+        head = Content.assemble((printable(plans.spec.name), "bold"), (f" on {_device(plans)}  ", "$muted"))
         if plans.refusal is not None:
             return head.append(
-                Content.assemble(
-                    ("✗ ", "$text-error"), plans.refusal.message, (f"; {plans.refusal.remedy}", "$text-muted")
-                )
+                Content.assemble(("✗ ", "$text-error"), plans.refusal.message, (f"; {plans.refusal.remedy}", "$muted"))
             )
         return head.append(printable(plans.choice.note) if plans.choice is not None else "")
 
     def _fill(self, table: DataTable[Text], plans: Plans) -> None:
         width = self.size.width
-        headings = [heading for heading, from_width in COLUMNS if width >= from_width]
+        absent = {"GPU"} if not plans.machine.gpus else set()
+        headings = [heading for heading, from_width in COLUMNS if width >= from_width and heading not in absent]
         shown = [str(column.label) for column in table.ordered_columns]
         row = table.cursor_row if table.row_count else self._chosen_row(plans)
         if shown != headings:
@@ -212,23 +211,21 @@ class TiersScreen(RoomScreen):
 def verdict(plan: TierPlan, *, recommended: bool) -> Content:
     """One tier in a few words: what it is, whether it fits, and what would make it fit."""
     head = Content.styled(f"Tier {plan.tier} · {plan.context:,} tokens · {plan.precision}", "bold")
+    head = head.append(Content.styled(" · predicted, not measured", "$muted"))
     if plan.stream is not None:
         exact = "exact" if plan.stream.exact else "approximate"
-        head = head.append(Content.styled(f" · streamed in tiles of {plan.stream.tile:,}, {exact}", "$text-muted"))
+        head = head.append(Content.styled(f" · streamed in tiles of {plan.stream.tile:,}, {exact}", "$muted"))
     lines = [head]
     if recommended:
         lines.append(
             Content.styled("★ recommended: the highest that fits and that the repository fills", "$text-accent")
         )
     if not plan.fits:
-        lines.append(
-            Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$text-muted"))
-        )
+        lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
     elif plan.reason:
         lines.append(Content.assemble(("! ", "$text-warning"), plan.reason))
     if plan.steps_per_epoch == 1:
-        lines.append(Content.styled("one step is a whole epoch: raise the epochs for more updates", "$text-muted"))
-    lines.append(Content.styled("predicted, not measured", "$text-muted"))
+        lines.append(Content.styled("one step is a whole epoch: raise the epochs for more updates", "$muted"))
     return Content("\n").join(lines)
 
 

@@ -67,16 +67,15 @@ def breakdown(parts: Sequence[Part], limits: dict[str, int | None], width: int) 
             head = head.append(Content.styled("  ✗ too much", "$text-error bold"))
         lines.append(head)
         lines.append(_stacked_bar([part.bytes for part in here], max(limit or 0, total), width))
-        name_width = min(28, max(len(part.name) for part in here))
+        name_width = max(len(printable(part.name)) for part in here)
         for index, part in enumerate(here):
             fill, style = key_of(index)
-            lines.append(
-                Content.assemble(
-                    (f"{fill} ", style),
-                    f"{printable(part.name):<{name_width}} {bytes_in_words(part.bytes):>9}  ",
-                    (printable(part.formula), "$text-muted"),
-                )
+            line = Content.assemble(
+                (f"{fill} ", style), f"{printable(part.name):<{name_width}} {bytes_in_words(part.bytes):>9}"
             )
+            formula = Content.styled(printable(part.formula), "$muted")
+            beside = line.cell_length + 2 + formula.cell_length <= width
+            lines += [Content.assemble(line, "  ", formula)] if beside else [line, Content.assemble("  ", formula)]
     return Content("\n").join(lines) if lines else Content("nothing to add up")
 
 
@@ -89,7 +88,7 @@ def _stacked_bar(sizes: Sequence[int], limit: int, width: int) -> Content:
     ]
     rest = width - sum(cells)
     if rest:
-        spans.append(Content.styled("·" * rest, "$text-disabled"))
+        spans.append(Content.styled("·" * rest, "$faint"))
     return Content("").join(spans)
 
 

@@ -110,7 +110,7 @@ class LineChart(Widget):
         legend = self._legend()
         points = [point for series in self._series for point in series.points if is_number(point[1])]
         if not points:
-            return Content("\n").join([legend, Content.styled(self._empty, "$text-muted")])
+            return Content("\n").join([legend, Content.styled(self._empty, "$muted")])
         x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
         y_low, y_high = value_range(y for _, y in points if y is not None)
         plot_height = height - 3
@@ -124,8 +124,8 @@ class LineChart(Widget):
         lines = [legend]
         for row, cell in enumerate(cells):
             label = label_rows.get(row, "")
-            lines.append(Content.styled(f"{label:>{gutter}} {'┤' if label else '│'}", "$text-muted").append(cell))
-        lines.append(Content.styled(" " * gutter + " └" + "─" * plot_width, "$text-muted"))
+            lines.append(Content.styled(f"{label:>{gutter}} {'┤' if label else '│'}", "$muted").append(cell))
+        lines.append(Content.styled(" " * gutter + " └" + "─" * plot_width, "$muted"))
         lines.append(self._x_axis(gutter + 2, plot_width, x_low, x_high))
         return Content("\n").join(lines)
 
@@ -171,7 +171,7 @@ class LineChart(Widget):
         left, right = count_in_words(low), f"{count_in_words(high)} {self._x_label}"
         if low == high:
             left = ""
-        return Content.styled(" " * indent + left + right.rjust(width - len(left)), "$text-muted")
+        return Content.styled(" " * indent + left + right.rjust(width - len(left)), "$muted")
 
 
 def _join_cells(cells: Sequence[tuple[str, str]]) -> Content:

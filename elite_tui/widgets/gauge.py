@@ -21,15 +21,25 @@ def bar(share: float | None, width: int) -> str:
     return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(width)
 
 
+LABEL_WIDTH = 8
+SHARE_WIDTH = 5
+SHORTEST_BAR = 6
+
+
 class Gauge(Widget):
-    """One gauge. `show` sets the level; figures are passed as text, so that a gauge knows no units."""
+    """One gauge. `show` sets the level; figures are passed as text, so that a gauge knows no units.
+
+    Args:
+        label: What is measured, at most LABEL_WIDTH cells.
+        figures_width: Cells kept for the figures, so that the bars of several gauges end together.
+    """
 
     can_focus = False
 
-    def __init__(self, label: str, *, label_width: int = 9, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
+    def __init__(self, label: str, *, figures_width: int) -> None:
+        super().__init__()
         self._label = label
-        self._label_width = label_width
+        self._figures_width = figures_width
         self._share: float | None = None
         self._figures = NOT_AVAILABLE
 
@@ -39,22 +49,24 @@ class Gauge(Widget):
             self._share, self._figures = share, figures
             self.refresh()
 
+    @property
+    def bar_width(self) -> int:
+        """Cells of the bar. Where there is too little room for the figures, the bar takes their place."""
+        room = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
+        with_figures = room - self._figures_width - 1
+        return with_figures if with_figures >= SHORTEST_BAR else max(1, room)
+
     def render(self) -> Content:
-        """One line, or two where the space is narrow."""
-        width = self.content_size.width
+        """One line: label, bar, share, figures."""
+        width = self.bar_width
         tight = self._share is not None and self._share >= TIGHT
         style = "$error" if tight else "$primary"
-        share = percent_in_words(self._share) + ("!" if tight else "")
-        figures = f"{self._figures}  {share:>5}" if self._share is not None else self._figures
-        label = f"{self._label:<{self._label_width}} "
-        bar_width = width - len(label) - len(figures) - 2
-        if bar_width >= 6:
-            return Content.assemble(
-                (label, "$text-muted"),
-                Content.styled(bar(self._share, bar_width), f"{style} on $surface"),
-                f"  {figures}",
-            )
-        bar_width = max(4, width - len(label))
-        return Content.assemble(
-            (label, "$text-muted"), figures[: width - len(label)], "\n", Content.styled(bar(self._share, width), style)
+        share = percent_in_words(self._share) + ("!" if tight else "") if self._share is not None else NOT_AVAILABLE
+        line = Content.assemble(
+            (f"{self._label:<{LABEL_WIDTH}} ", "$muted"),
+            Content.styled(bar(self._share, width), f"{style} on $surface"),
+            f"{share:>{SHARE_WIDTH}}",
         )
+        if self.content_size.width - line.cell_length > self._figures_width:
+            line = line.append(Content.styled(f" {self._figures:>{self._figures_width}}", "$foreground"))
+        return line

@@ -10,8 +10,8 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, percent_in_words
-from elite_tui.widgets.gauge import Gauge
+from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words
+from elite_tui.widgets.gauge import LABEL_WIDTH, Gauge
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from engine.hardware.nvml import GpuSample
     from engine.hardware.telemetry import Snapshot
 
-HISTORY_CELLS = 30
+COMPACT_FIGURES = 14
+FIGURES = 28
+"Cells for the figures beside a gauge."
 _HISTORY = "▁▂▃▄▅▆▇█"
 
 
@@ -51,11 +53,12 @@ def levels(snapshots: Sequence[Snapshot]) -> list[Level]:
         found.append(Level(label, read(now), figures, tuple(read(snapshot) for snapshot in snapshots)))
 
     for position, gpu in enumerate(now.gpus):
-        name = f"GPU {gpu.index}" if len(now.gpus) > 1 else "GPU"
-        add(f"{name} mem", lambda s, p=position: _gpu_memory(s, p), _of(gpu.memory_used, gpu.memory_total))  # type: ignore[misc]
+        name = f"GPU{gpu.index}" if len(now.gpus) > 1 else "GPU"
+        memory = f"VRAM{gpu.index}" if len(now.gpus) > 1 else "VRAM"
+        add(memory, lambda s, p=position: _gpu_memory(s, p), bytes_of_total(gpu.memory_used, gpu.memory_total))  # type: ignore[misc]
         add(name, lambda s, p=position: _gpu_load(s, p), _gpu_details(gpu))  # type: ignore[misc]
     add("CPU", lambda s: _percent(s.cpu_percent), "" if now.cpu_percent is not None else NOT_AVAILABLE)
-    add("RAM", lambda s: share_of(s.ram_used, s.ram_total), _of(now.ram_used, now.ram_total))
+    add("RAM", lambda s: share_of(s.ram_used, s.ram_total), bytes_of_total(now.ram_used, now.ram_total))
     used = now.disk_total - now.disk_free if now.disk_total is not None and now.disk_free is not None else None
     free = f"{bytes_in_words(now.disk_free)} free" if now.disk_free is not None else NOT_AVAILABLE
     found.append(Level("disk", share_of(used, now.disk_total), free))
@@ -86,12 +89,6 @@ def _gpu_details(gpu: GpuSample) -> str:
     if gpu.throttled:
         parts.append(f"! held down by {' and '.join(gpu.throttled)}")
     return ", ".join(parts) or ("" if gpu.utilisation is not None else NOT_AVAILABLE)
-
-
-def _of(used: int | None, total: int | None) -> str:
-    if used is None and total is None:
-        return NOT_AVAILABLE
-    return f"{bytes_in_words(used)} of {bytes_in_words(total)}"
 
 
 def history_line(history: Sequence[float | None], cells: int) -> str:
@@ -126,10 +123,9 @@ class MachineGauges(Vertical):
         self.call_after_refresh(self._draw, found)
 
     def _widgets(self, level: Level) -> list[Gauge | Static]:
-        gauge = Gauge(level.label)
         if self._compact:
-            return [gauge]
-        return [gauge, Static(classes="history", markup=False)]
+            return [Gauge(level.label, figures_width=COMPACT_FIGURES)]
+        return [Gauge(level.label, figures_width=FIGURES), Static(classes="history", markup=False)]
 
     def _draw(self, found: Sequence[Level]) -> None:
         gauges = list(self.query(Gauge))
@@ -140,9 +136,10 @@ class MachineGauges(Vertical):
         for line, level in zip(self.query(".history").results(Static), found, strict=False):
             known = [share for share in level.history if share is not None]
             peak = f"  peak {percent_in_words(max(known))}" if known else ""
-            cells = min(HISTORY_CELLS * 2, max(10, self.content_size.width - 30))
             line.update(
                 Content.assemble(
-                    (" " * 10, ""), (history_line(level.history, cells), "$secondary"), (peak, "$text-muted")
+                    " " * (LABEL_WIDTH + 1),
+                    (history_line(level.history, gauges[0].bar_width), "$secondary"),
+                    (peak, "$muted"),
                 )
             )
