@@ -272,6 +272,12 @@ LOSS_NOT_FINITE = _declare(
     "lower training.learning_rate, or use precision bf16 instead of fp16",
     exit_code=TRAINING_FAILED,
 )
+GRADIENT_NOT_FINITE = _declare(
+    "gradient-not-finite",
+    "the gradient's norm became {value} at step {step}",
+    "lower training.learning_rate, or use precision bf16 instead of fp16",
+    exit_code=TRAINING_FAILED,
+)
 CHILD_DIED = _declare(
     "child-died",
     "the training process ended without a last word ({problem})",

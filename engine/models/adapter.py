@@ -1,0 +1,91 @@
+"""The LoRA adapter (arXiv 2106.09685): attached to a frozen model, saved in PEFT's format."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from engine import errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from engine.config import LoraSection
+
+ALL_LINEAR = "all-linear"
+
+
+def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
+    """The model with an adapter that changes nothing yet (B = 0). Only the adapter's weights require gradients.
+
+    A and B are fp32 whatever the base is stored in: they are the master weights that the optimiser updates.
+
+    Raises:
+        EliteError: CONFIG_INVALID when `lora.targets` names layers that the model does not have.
+    """
+    targets = ALL_LINEAR if ALL_LINEAR in lora.targets else list(lora.targets)
+    _check_targets(model, targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    for parameter in trainable(adapted).values():
+        parameter.data = parameter.data.float()
+    return adapted
+
+
+def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    if isinstance(targets, str):
+        return
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = [name for name in targets if name not in linear]
+    if unknown:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="lora.targets",
+            problem=f"this model has no linear layer named {unknown[0]}",
+            remedy=f"choose among {ALL_LINEAR}, {', '.join(sorted(linear))}",
+        )
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name, in a fixed order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapter_config_json(model: PeftModel) -> str:
+    """The content of adapter_config.json, for a model that is going to be loaded for use."""
+    with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
+        config = copy.copy(model.peft_config["default"])
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def save_adapter(model: PeftModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes the adapter in PEFT's format and the tokenizer. The folder appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    # "auto" would ask the hub whether the embeddings were resized: they never are.
+    model.save_pretrained(aside, save_embedding_layers=False)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)

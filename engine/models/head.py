@@ -1,0 +1,72 @@
+"""The last matrix product and the loss, in pieces.
+
+Logits of n tokens are n rows of one fp32 number a word: 20 GB at 32K tokens and 152K words. Only the sum of the
+cross-entropies is wanted, so the logits of one piece exist at a time, in the forward and in the backward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from engine import errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PIECE = 1024
+"""Tokens whose logits exist at once."""
+
+
+def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
+    """The decoder (token ids → final hidden states, after its norm) and the head (hidden states → logits)."""
+    return model.base_model, model.get_output_embeddings()
+
+
+def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, piece: int = PIECE) -> Tensor:
+    """Sum over tokens of the cross-entropy, in nats, fp32, differentiable in `hidden` and the head's weights.
+
+    Args:
+        hidden: Final hidden states. Shape (n, d).
+        head: Maps (p, d) to logits (p, vocabulary).
+        targets: The token that follows each position. Shape (n,), int64.
+        piece: Tokens whose logits exist at once; any value gives the same sum up to rounding.
+    """
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden.shape[0], piece):
+        part = slice(start, start + piece)
+        if torch.is_grad_enabled():
+            total = total + checkpoint(_piece_loss, hidden[part], head, targets[part], use_reentrant=False)
+        else:
+            total = total + _piece_loss(hidden[part], head, targets[part])
+    return total
+
+
+def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Makes sure that decoder and head alone give the model's own logits.
+
+    A few families scale or cap their logits after the head; their loss cannot be taken in pieces this way.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    decoder, head = split_head(model)
+    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    expected = model(input_ids=ids, use_cache=False).logits
+    found = head(decoder(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2):
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=model.config.model_type,
+            feature="the loss in pieces",
+            problem="it changes its logits after the head",
+            supported="the models that `engine plan` lists",
+        )

@@ -1,0 +1,269 @@
+"""The run, top to bottom: setup, data, model, baseline, training, evaluation, saving.
+
+`train` is what the child process calls. Everything that a person sees of it goes through `session.emit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+from engine.data.dataset import Dataset, build_dataset
+from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
+from engine.evaluation.report import RunReport, write_report
+from engine.models.adapter import attach_adapter, save_adapter, trainable
+from engine.models.head import check_head
+from engine.models.loading import load_model, load_tokenizer
+from engine.optim.adamw import adamw
+from engine.optim.schedule import warmup_cosine
+from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.training.loop import PROGRESS_SECONDS, Parts, fit
+from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
+from engine.training.setup import Setup, device_name, set_up
+from engine.training.state import Progress, read_progress, restore
+from engine.training.step import WholeSequenceStep
+from engine.training.updates import count_updates, tokens_per_update
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerFast
+
+    from engine.runtime.session import TrainingSession
+
+
+class StopRequestedError(Exception):
+    """A stop was asked for before the first update or after the last: the loop is not there to save."""
+
+
+def train(session: TrainingSession) -> None:
+    """Trains an adapter as `session.config` says, and leaves it in the run's directory with a report.
+
+    Raises:
+        EliteError: anything that a person can meet, with its remedy. Other exceptions are bugs.
+    """
+    started = time.monotonic()
+    try:
+        _train(session)
+    except StopRequestedError:
+        _stop_outside_the_loop(session, started)
+
+
+def _train(session: TrainingSession) -> None:
+    setup = set_up(session)
+    device = setup.placement.device
+
+    session.emit(LogLine(level="info", text=setup.choice.note))
+
+    _enter(session, "data", "reading the repositories")
+    tokenizer = load_tokenizer(setup.spec)
+    dataset = _read_data(session, setup, tokenizer)
+    progress = _open_progress(session, setup, dataset)
+
+    _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
+    model, accelerator = _build_model(session, setup)
+
+    def score() -> HeldOutLoss:
+        return _score(session, model, accelerator, dataset, progress.step)
+
+    if progress.loss_before is None:
+        _enter(session, "baseline", "the base model on the held-out files")
+        with model.disable_adapter():
+            before = score()
+        progress.loss_before, progress.held_out_scored = before.loss, before.tokens
+
+    parts = _build_parts(setup, session, model, accelerator, dataset, progress, score)
+    if setup.resumed:
+        restore(setup.resumed, model, parts.optimizer, parts.schedule, accelerator.scaler)
+    _enter(session, "training", _describe_training(session, setup, progress))
+    with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
+        status = fit(session, parts, progress)
+
+    after = None
+    if status == "completed":
+        try:
+            _enter(session, "evaluation", "the fine-tuned model on the held-out files")
+            after = score()
+        except StopRequestedError:
+            status = "stopped"
+
+    _enter(session, "saving")
+    save_adapter(model, session.run.adapter_path, tokenizer)
+    finished = RunFinished(
+        status=status,
+        steps=progress.step,
+        seconds=time.monotonic() - setup.started,
+        adapter=session.run.adapter_path.relative_to(session.run.path).as_posix(),
+        perplexity_before=perplexity(progress.loss_before),
+        perplexity_after=after.perplexity if after else None,
+        tokens=progress.tokens,
+        gpu_peak=gpu_peak(device),
+        host_peak=host_peak(),
+    )
+    report = RunReport(
+        config=session.config,
+        finished=finished,
+        progress=progress,
+        spec=setup.spec,
+        context=setup.context,
+        precision=setup.placement.precision,
+        device=device_name(device),
+        adapter_parameters=sum(parameter.numel() for parameter in trainable(model).values()),
+        dataset=dataset.summary,
+        predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
+        predicted_host_bytes=setup.choice.plan.host_peak_bytes,
+        predicted_step_seconds=setup.choice.plan.step_seconds,
+        held_out_scored=progress.held_out_scored,
+    )
+    write_report(session.run.report_path, report)
+    _enter(session, "finished")
+    session.emit(finished)
+
+
+# --- the stages --------------------------------------------------------------------------------------------
+
+
+def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """The windows to train on and those held out, from the cache when nothing has changed."""
+    return build_dataset(
+        session.config.data,
+        tokenizer=tokenizer,
+        context=setup.context,
+        cache=session.run.path.parent.parent / "cache",
+        progress=_phase_progress(session),
+    )
+
+
+def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
+    """A fresh record, or the one of the checkpoint that the run goes on from."""
+    training = session.config.training
+    total_steps = count_updates(dataset.train, training, setup.context)
+    data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
+    if setup.resumed is None:
+        return Progress(total_steps=total_steps, data=data)
+    progress = read_progress(setup.resumed)
+    if progress.data != data:
+        session.emit(
+            WarningRaised(
+                code="data-changed",
+                text=f"the repositories changed since the run began: {progress.data} then, {data} now",
+                hint="some files may be learnt twice and others not at all; a new run learns them evenly",
+            )
+        )
+    return dataclasses.replace(progress, total_steps=total_steps, data=data)
+
+
+def _build_model(session: TrainingSession, setup: Setup) -> tuple[PeftModel, Accelerator]:
+    """The base model with a fresh adapter, and accelerate's view of the device."""
+    config, placement = session.config, setup.placement
+    accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
+    with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
+        model = load_model(setup.spec, placement)
+        check_head(model)
+        adapted = attach_adapter(model, config.lora, config.training.seed)
+    count = sum(parameter.numel() for parameter in trainable(adapted).values())
+    text = f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more"
+    session.emit(LogLine(level="info", text=text))
+    return adapted, accelerator
+
+
+def _build_parts(
+    setup: Setup,
+    session: TrainingSession,
+    model: PeftModel,
+    accelerator: Accelerator,
+    dataset: Dataset,
+    progress: Progress,
+    score: Callable[[], HeldOutLoss],
+) -> Parts:
+    """The way to compute a step, the optimiser and its schedule."""
+
+    def score_now() -> str:
+        try:
+            return f"held-out perplexity {score().perplexity:,.2f}"
+        except StopRequestedError:
+            return "abandoned: the run is stopping"
+
+    training = session.config.training
+    optimizer = adamw(trainable(model).values(), training)
+    schedule = warmup_cosine(optimizer, progress.total_steps, training.warmup_fraction)
+    placement = setup.placement
+    return Parts(
+        model=model,
+        step=WholeSequenceStep(
+            model,
+            recompute=should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize),
+            autocast=accelerator.autocast,
+        ),
+        optimizer=accelerator.prepare(optimizer),
+        schedule=schedule,
+        accelerator=accelerator,
+        windows=dataset.train,
+        context=setup.context,
+        checkpoints=setup.checkpoints,
+        evaluate=score_now,
+    )
+
+
+def _score(
+    session: TrainingSession, model: PeftModel, accelerator: Accelerator, dataset: Dataset, step: int
+) -> HeldOutLoss:
+    """Scores the held-out files and tells."""
+    report = _phase_progress(session, step)
+    found = evaluate(
+        model,
+        dataset.held_out,
+        max_tokens=session.config.training.evaluate_tokens,
+        progress=lambda done, total: report(done, total, "windows"),
+        autocast=accelerator.autocast,
+    )
+    session.emit(
+        EvalCompleted(
+            step=step, loss=found.loss, perplexity=found.perplexity, tokens=found.tokens, seconds=found.seconds
+        )
+    )
+    return found
+
+
+# --- words, progress and stopping --------------------------------------------------------------------------
+
+
+def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
+    if session.commands.stop_requested and phase not in ("saving", "finished"):
+        raise StopRequestedError
+    session.emit(PhaseChanged(phase=phase, detail=detail))
+
+
+def _phase_progress(session: TrainingSession, step: int = 0) -> Callable[[int, int, str], None]:
+    """Reports done, total and what is counted, not too often; raises StopRequestedError when asked to stop."""
+    told_at = 0.0
+
+    def report(done: int, total: int, stage: str) -> None:
+        nonlocal told_at
+        if session.commands.stop_requested:
+            raise StopRequestedError
+        now = time.monotonic()
+        if done == total or now - told_at >= PROGRESS_SECONDS:
+            told_at = now
+            session.emit(StepProgress(step=step, stage=stage, done=done, total=total))
+
+    return report
+
+
+def _describe_training(session: TrainingSession, setup: Setup, progress: Progress) -> str:
+    tokens = tokens_per_update(session.config.training, setup.context)
+    left = progress.total_steps - progress.step
+    after = f" after step {progress.step:,}" if progress.step else ""
+    return f"{left:,} steps{after} of {tokens:,} tokens, windows of {setup.context:,}"
+
+
+def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
+    """Ends a run that was told to stop before its first update. An earlier checkpoint stays as it is."""
+    while (command := session.commands.poll()) is not None:
+        stop = isinstance(command, Stop)
+        session.acknowledge(command, accepted=stop, text="stopping" if stop else "the run is stopping")
+    session.emit(LogLine(level="info", text="stopped before the next update: there is nothing new to save"))
+    session.emit(RunFinished(status="stopped", steps=0, seconds=time.monotonic() - started))

@@ -1,0 +1,142 @@
+"""What is decided before anything large is read: model, device, number formats, context, where to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import set_seed
+
+from engine import __version__, errors
+from engine.data.collect import collect, estimate_tokens
+from engine.hardware.inventory import take_inventory
+from engine.hardware.limits import count_cores
+from engine.models.catalogue import ModelSpec, find_model
+from engine.models.placement import Placement, choose_placement
+from engine.plan.choice import Choice, choose_plan
+from engine.protocol import RecoveryTaken, RunStarted, WarningRaised
+from engine.training.checkpoints import Checkpoint, CheckpointDamagedError, CheckpointFolder, verify
+from engine.training.state import read_progress
+
+if TYPE_CHECKING:
+    from engine.runtime.session import TrainingSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The decisions."""
+
+    spec: ModelSpec
+    placement: Placement
+    choice: Choice
+    "The context and the plan for it."
+    checkpoints: CheckpointFolder
+    resumed: Checkpoint | None
+    started: float
+    "time.monotonic() when the run began."
+
+    @property
+    def context(self) -> int:
+        """Tokens a window."""
+        return self.choice.context
+
+
+def set_up(session: TrainingSession) -> Setup:
+    """Decides, seeds the generators, and announces the run.
+
+    Raises:
+        EliteError: MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, TIER_DOES_NOT_FIT, NOTHING_TO_RESUME.
+    """
+    started = time.monotonic()
+    config = session.config
+    _use_cores()
+    set_seed(config.training.seed)
+    spec = find_model(config.model.name)
+    choice = _plan(session, spec)
+    # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
+    planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
+    placement = choose_placement(config.model.device, planned)
+    checkpoints = CheckpointFolder(session.run.checkpoints_path, config.checkpoint.keep)
+    resumed, damaged = _newest_valid(checkpoints) if session.resuming else (None, [])
+    if session.resuming and resumed is None:
+        raise errors.NOTHING_TO_RESUME(run=session.run.id)
+    total_steps = read_progress(resumed).total_steps if resumed else config.training.max_steps or 0
+    session.emit(
+        RunStarted(
+            model=config.model.name,
+            context=choice.context,
+            total_steps=total_steps,
+            first_step=resumed.step if resumed else 0,
+            device=device_name(placement.device),
+            pid=os.getpid(),
+            engine_version=__version__,
+            planned_gpu_bytes=choice.plan.gpu_peak_bytes if placement.device.type == "cuda" else None,
+            planned_host_bytes=choice.plan.host_peak_bytes,
+        )
+    )
+    _report_damage(session, resumed, damaged)
+    return Setup(
+        spec=spec,
+        placement=placement,
+        choice=choice,
+        checkpoints=checkpoints,
+        resumed=resumed,
+        started=started,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
+    damaged: list[str] = []
+    for path in checkpoints.newest_first():
+        try:
+            return verify(path), damaged
+        except CheckpointDamagedError as error:
+            damaged.append(f"{path.name}: {error}")
+    return None, damaged
+
+
+def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:
+    for text in damaged:
+        session.emit(
+            WarningRaised(
+                code="checkpoint-damaged",
+                text=f"checkpoint {text}",
+                hint="the disk may be failing: the run goes on from an older checkpoint",
+            )
+        )
+    if damaged and resumed:
+        session.emit(RecoveryTaken(what=f"went on from {resumed.path.name}", why="a newer checkpoint is damaged"))
+
+
+def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
+    """The context and the plan of its step; also written to plan.json."""
+    config = session.config
+    tokens = None
+    if config.training.context is None and config.training.tier is None:
+        paths = [Path(repository) for repository in config.data.repositories]
+        tokens = estimate_tokens(collect(paths, max_file_bytes=config.data.max_file_bytes))
+    choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
+    text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
+    session.run.plan_path.write_text(text + "\n", encoding="utf-8")
+    return choice
+
+
+def _use_cores() -> None:
+    """As many threads as this process may use cores: torch counts the host's, also where a container allows two.
+
+    Threads beyond that wait for each other in every operation, which made an evaluation 50 times slower.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))

@@ -1,0 +1,110 @@
+"""One step: the gradient of some windows' loss. The whole-sequence way, and the interface that every way shares.
+
+A way of computing a step differs in memory and time, never in what it computes: the gradient of
+`scale` times the sum of the cross-entropies of all targets, added to the `.grad` of the adapter's parameters.
+The loop owns everything else (accumulation, clipping, the optimiser, checkpoints), so that a way that
+streams a long window through the GPU in tiles takes this one's place without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from engine.models.head import split_head, summed_cross_entropy
+
+Window = NDArray[np.int64]
+"""Token ids of one window. Shape (n,) with 2 <= n <= context; position i predicts token i + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step has to tell."""
+
+    loss_sum: float
+    "Sum of the cross-entropies, in nats, not scaled. May be infinite or NaN: the loop decides."
+    tokens: int
+    "Targets summed over: one fewer than tokens in each window."
+
+
+class StepAbandonedError(Exception):
+    """A stop was asked for in mid-step. The gradients are incomplete and must be thrown away."""
+
+
+class StepMonitor(Protocol):
+    """What a step may tell and ask while it runs. Both calls are cheap enough for every tile."""
+
+    def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
+        """Reports that `done` of `total` units of a stage ("forward", "loss", "backward") are done."""
+
+    def stop_requested(self) -> bool:
+        """Whether the step should raise StepAbandonedError at the next point where it can."""
+
+
+class TrainingStep(Protocol):
+    """A way to compute one step."""
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """Adds the gradient of `scale` times loss_sum to the adapter's `.grad`, and returns the loss_sum.
+
+        Args:
+            windows: At least one; their lengths may differ.
+            scale: 1 / (targets of the whole update), times the loss scale of fp16 where there is one.
+            monitor: Told of the progress, asked whether to go on.
+
+        Raises:
+            StepAbandonedError: the monitor asked for it.
+        """
+
+
+def count_targets(windows: Sequence[Window]) -> int:
+    """Tokens that are predicted: all but each window's first."""
+    return sum(len(window) - 1 for window in windows)
+
+
+class WholeSequenceStep:
+    """Ordinary backpropagation, a window at a time: for what fits as a whole, and the reference for the rest.
+
+    Attributes:
+        recompute: Whether each layer's activations are computed again in the backward pass instead of kept
+            (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        recompute: bool,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        base = model.get_base_model()
+        self._model: nn.Module = model
+        self._decoder, self._head = split_head(base)
+        self._device = base.device
+        self._autocast = autocast
+        self.recompute = recompute
+        if recompute:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """See TrainingStep."""
+        self._model.train()
+        loss_sum = torch.zeros((), device=self._device)
+        for done, window in enumerate(windows):
+            if monitor.stop_requested():
+                raise StepAbandonedError
+            monitor.progress("windows", done, len(windows))
+            ids = torch.as_tensor(window, device=self._device)
+            with self._autocast():
+                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
+                loss = summed_cross_entropy(hidden, self._head, ids[1:])
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+        return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))

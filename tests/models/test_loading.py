@@ -1,0 +1,162 @@
+"""Loading: the demo, directories, the hub without a network, precisions, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from support.tiny import tiny_model
+
+from engine.assets import asset
+from engine.config import LoraSection
+from engine.errors import EliteError
+from engine.models.adapter import attach_adapter, trainable
+from engine.models.catalogue import find_model
+from engine.models.loading import load_model, load_tokenizer
+from engine.models.placement import choose_placement
+
+CPU = choose_placement("cpu", "fp32")
+IDS = torch.arange(40)[None]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A tiny model in Hugging Face format."""
+    path = tmp_path / "tiny"
+    tiny_model().save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(asset("demo-model", name), path / name)
+    return path
+
+
+def code_of(call):
+    with pytest.raises(EliteError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return caught.value.code
+
+
+def test_the_demo_is_the_same_at_every_start_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    one = load_model(find_model("demo"), CPU)
+    torch.manual_seed(2)
+    two = load_model(find_model("demo"), CPU)
+    assert one.name_or_path == "demo"
+    assert not one.config.use_cache
+    assert not any(parameter.requires_grad for parameter in one.parameters())
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, two.state_dict()[name])
+    assert sum(parameter.numel() for parameter in one.parameters()) == find_model("demo").parameters
+
+
+def test_the_demo_tokenizer_gives_every_text_back():
+    tokenizer = load_tokenizer(find_model("demo"))
+    text = "def f(x):\n\treturn 'é\u0301 → \U0001d518' # \x00\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_directory_loads_with_its_tokenizer(directory):
+    spec = find_model(str(directory))
+    model = load_model(spec, CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, tiny_model()(input_ids=IDS).logits)
+    assert load_tokenizer(spec).is_fast
+
+
+def test_a_directory_of_pickled_weights_is_refused(directory):
+    spec = find_model(str(directory))
+    torch.save({}, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(EliteError, match="pickled") as caught:
+        load_model(spec, CPU)
+    assert caught.value.code == "model-directory-invalid"
+
+
+def test_broken_directories_are_one_line_each(directory):
+    spec = find_model(str(directory))
+    (directory / "model.safetensors").write_bytes(b"not safetensors")
+    assert code_of(lambda: load_model(spec, CPU)) == "model-directory-invalid"
+    (directory / "model.safetensors").unlink()
+    assert code_of(lambda: load_model(spec, CPU)) == "model-directory-invalid"
+    (directory / "config.json").write_text("{")
+    assert code_of(lambda: load_model(spec, CPU)) == "model-directory-invalid"
+
+
+def test_a_directory_without_a_tokenizer_is_one_line(directory):
+    spec = find_model(str(directory))
+    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer_config.json").unlink()
+    assert code_of(lambda: load_tokenizer(spec)) == "model-directory-invalid"
+
+
+def test_code_in_a_model_directory_is_not_run(directory, tmp_path):
+    spec = find_model(str(directory))
+    witness = tmp_path / "was-run"
+    (directory / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"model_type": "unheard-of", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert code_of(lambda: load_model(spec, CPU)) == "model-family-unsupported"
+    assert not witness.exists()
+
+
+def test_the_hub_without_a_network_is_one_line(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    spec = find_model("qwen2.5-coder-0.5b")
+    assert code_of(lambda: load_tokenizer(spec)) == "model-not-available"
+    assert code_of(lambda: load_model(spec, CPU)) == "model-not-available"
+
+
+# --- precisions --------------------------------------------------------------------------------------------
+
+
+def test_auto_is_fp32_on_a_cpu():
+    placement = choose_placement("cpu", "auto")
+    assert (placement.precision, placement.dtype) == ("fp32", torch.float32)
+    assert choose_placement("cpu", "bf16").dtype == torch.bfloat16
+
+
+def test_fp16_on_a_cpu_and_a_gpu_that_is_not_there_are_refused():
+    assert code_of(lambda: choose_placement("cpu", "fp16")) == "precision-unavailable"
+    if not torch.cuda.is_available():
+        assert code_of(lambda: choose_placement("cuda", "auto")) == "device-unavailable"
+
+
+def test_nf4_without_bitsandbytes_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what an import of a missing package finds
+    with pytest.raises(EliteError, match="pip install") as caught:
+        choose_placement("cpu", "nf4")
+    assert caught.value.code == "precision-unavailable"
+
+
+@pytest.mark.parametrize("source", ["demo", "directory"])
+def test_nf4_qlora_trains_on_a_cpu_and_its_loss_falls(source, directory):
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes
+
+    spec = find_model("demo" if source == "demo" else str(directory))
+    base = load_model(spec, choose_placement("cpu", "nf4"))
+    quantised = [m for m in base.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(quantised) == spec.layers * len(spec.linears)
+    assert all(m.weight.quant_state.nested and m.weight.quant_type == "nf4" for m in quantised)
+    model = attach_adapter(base, LoraSection(rank=4), seed=0)
+    ids = torch.arange(1, 33)[None]
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=5e-3)
+    losses = []
+    with torch.no_grad():
+        model.eval()(input_ids=ids, use_cache=False)  # an evaluation must not cut the gradient off
+    for _ in range(12):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        bottom = next(p for name, p in trainable(model).items() if "layers.0.self_attn.q_proj.lora_B" in name)
+        assert bottom.grad.abs().max() > 0
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.3

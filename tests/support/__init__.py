@@ -1,0 +1,1 @@
+"""What several tests need: tiny random models, windows, and a session that records."""

@@ -1,0 +1,63 @@
+"""Small in-memory runs of the loop: parts over a tiny model, and a run directory to save in."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from support.session import RecordingSession
+from support.tiny import patterned_windows, tiny_model
+
+from engine.config import from_mapping
+from engine.models.adapter import attach_adapter, trainable
+from engine.optim.adamw import adamw
+from engine.optim.schedule import warmup_cosine
+from engine.runtime.run_directory import RunDirectory
+from engine.training.checkpoints import CheckpointFolder
+from engine.training.loop import Parts
+from engine.training.state import Progress
+from engine.training.step import WholeSequenceStep
+from engine.training.updates import count_updates
+
+CONTEXT = 64
+WINDOWS = patterned_windows([CONTEXT] * 11 + [20, 3], seed=3)
+
+
+def run_config(**sections):
+    """Six updates of 128 tokens; dropout, so that the random state matters."""
+    values = {
+        "training": {"context": CONTEXT, "tokens_per_update": 128, "learning_rate": 0.01, "epochs": 1.0},
+        "lora": {"rank": 4, "dropout": 0.1},
+        "checkpoint": {"keep": 100},
+    }
+    for section, fields in sections.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return from_mapping(values)
+
+
+def new_session(path, script=None, *, run=None, resuming=False, **sections):
+    return RecordingSession(
+        config=run_config(**sections), run=run or RunDirectory(path), resuming=resuming, script=script or {}
+    )
+
+
+def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, scored=None):
+    """The parts and the progress of a run that starts anew."""
+    training = session.config.training
+    torch.manual_seed(training.seed)
+    accelerator = Accelerator(cpu=True)
+    adapted = attach_adapter(model or tiny_model(), session.config.lora, training.seed)
+    optimizer = adamw(trainable(adapted).values(), training)
+    total = count_updates(windows, training, CONTEXT)
+    schedule = warmup_cosine(optimizer, total, training.warmup_fraction)
+    parts = Parts(
+        model=adapted,
+        step=step_type(adapted, recompute=False),
+        optimizer=accelerator.prepare(optimizer),
+        schedule=schedule,
+        accelerator=accelerator,
+        windows=windows,
+        context=CONTEXT,
+        checkpoints=CheckpointFolder(session.run.checkpoints_path, session.config.checkpoint.keep),
+        evaluate=lambda: (scored.append(1) if scored is not None else None) or "scored",
+    )
+    return parts, Progress(total_steps=total)

@@ -1,0 +1,77 @@
+"""Tiny random models of real families, and windows over made-up text."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Starcoder2Config,
+)
+
+from engine.data.windows import epoch_order
+
+VOCABULARY = 199
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS: dict[str, type[PretrainedConfig]] = {
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "llama": LlamaConfig,
+    "phi": PhiConfig,
+    "starcoder2": Starcoder2Config,
+}
+
+
+def tiny_model(family: str = "qwen2", seed: int = 0):
+    """A model of a few ten thousand fp32 weights."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](**SHAPE), attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model.requires_grad_(False)
+
+
+class ListWindows:
+    """Windows held in memory."""
+
+    def __init__(self, windows):
+        self._windows = [np.asarray(window, dtype=np.int64) for window in windows]
+
+    def __len__(self):
+        return len(self._windows)
+
+    def __getitem__(self, index):
+        return self._windows[index]
+
+    def epoch_order(self, seed, epoch):
+        return epoch_order(len(self), seed, epoch)
+
+
+def patterned_windows(lengths, seed=0):
+    """Windows of a made-up language in which the next token mostly follows from the last one."""
+    random = np.random.RandomState(seed)
+    follower = np.random.RandomState(7).permutation(VOCABULARY)
+    windows = []
+    for length in lengths:
+        window = [int(random.randint(VOCABULARY))]
+        while len(window) < length:
+            surprise = random.rand() < 0.2
+            window.append(int(random.randint(VOCABULARY)) if surprise else int(follower[window[-1]]))
+        windows.append(window)
+    return ListWindows(windows)
