@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         help=config.field_spec("data.repositories").description + " May be given several times.",
     )
     parser.add_argument(
+        "--model", default="demo", metavar="MODEL", help="Whose tokenizer counts the tokens (default: %(default)s)."
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="Folder that receives the token store (default: the user's cache)."
     )
     parser.add_argument(
@@ -41,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds or reuses the store, then prints its summary."""
     # Slow to import, and not needed for --help.
     import platformdirs
-    from tokenizers import Tokenizer
 
-    from engine.assets import asset
     from engine.data.dataset import build_dataset
 
     given: dict[str, Any] = {"data": {"repositories": args.repo}}
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with _progress_display() as progress:
         dataset = build_dataset(
             data,
-            tokenizer=Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))),
+            tokenizer=_tokenizer(args.model),
             context=tiers()[0].context,
             cache=args.out or platformdirs.user_cache_path("elite-tui") / "datasets",
             progress=progress,
@@ -66,6 +67,22 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_report(report)
     return 0
+
+
+def _tokenizer(model: str) -> Any:
+    """The model's tokenizer; the demo's without the seconds that transformers takes to import."""
+    from engine.models.catalogue import find_model
+
+    spec = find_model(model)
+    if spec.name == "demo":
+        from tokenizers import Tokenizer
+
+        from engine.assets import asset
+
+        return Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
+    from engine.models.loading import load_tokenizer
+
+    return load_tokenizer(spec)
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

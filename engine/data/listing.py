@@ -11,8 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from pathspec import GitIgnoreSpec
-
+from engine.data.gitignore import IgnoreRules
 from engine.data.safe_files import Folder, NotRegularError
 
 GIT_TIMEOUT = 120.0
@@ -133,7 +132,7 @@ def walk(root: Path) -> Iterator[PurePosixPath]:
                 yield path
 
 
-_Rules = tuple[PurePosixPath, GitIgnoreSpec]
+_Rules = tuple[PurePosixPath, IgnoreRules]
 
 
 def _with_rules_of(folder: Folder, here: PurePosixPath, rules: tuple[_Rules, ...]) -> tuple[_Rules, ...]:
@@ -141,30 +140,12 @@ def _with_rules_of(folder: Folder, here: PurePosixPath, rules: tuple[_Rules, ...
         content = folder.read(here / ".gitignore", _IGNORE_FILE_LIMIT)
     except NotRegularError:
         return rules
-    return ((here, _parse_ignore_file(content)), *rules)
-
-
-def _parse_ignore_file(content: bytes) -> GitIgnoreSpec:
-    lines = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).splitlines()
-    try:
-        return GitIgnoreSpec.from_lines(lines)
-    except ValueError:
-        return GitIgnoreSpec.from_lines([line for line in lines if _is_pattern(line)])
-
-
-def _is_pattern(line: str) -> bool:
-    try:
-        GitIgnoreSpec.from_lines([line])
-    except ValueError:
-        # git ignores a line that is no pattern as well.
-        return False
-    return True
+    return ((here, IgnoreRules(content)), *rules)
 
 
 def _is_ignored(path: PurePosixPath, is_folder: bool, rules: tuple[_Rules, ...]) -> bool:
-    for base, spec in rules:
-        relative = str(path.relative_to(base)) + ("/" if is_folder else "")
-        verdict = spec.check_file(relative).include
+    for base, ignore in rules:
+        verdict = ignore.verdict(str(path.relative_to(base)), is_folder=is_folder)
         if verdict is not None:
             return verdict
     return False

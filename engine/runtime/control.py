@@ -79,7 +79,9 @@ class ControlServer:
             _send(connection, encode_event(envelope))
 
     def close(self) -> None:
-        """Tells whoever still waits that no answer will come, and removes the socket."""
+        """Tells whoever still waits that no answer will come, and removes the socket. A second call does nothing."""
+        if self._closing:
+            return
         self._closing = True
         self._wake_writer.send(b"x")
         self._thread.join()
@@ -134,8 +136,8 @@ class ControlServer:
             return
         with self._lock:
             self._waiting[command.id] = connection
-        _send(connection, json.dumps({"received": command.id}))
         self._deliver(command)
+        _send(connection, json.dumps({"received": command.id}))
 
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:

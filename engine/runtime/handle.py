@@ -132,10 +132,11 @@ class RunHandle:
 
     def wait_exit(self, timeout_s: float) -> bool:
         """Whether the process, which frees its memory after the last event, has gone within `timeout_s` seconds."""
+        if self._process is not None:
+            self._process.join(timeout_s)
+            return self._process.exitcode is not None
         deadline = time.monotonic() + timeout_s
         while (record := process_record.read_record(self.run.process_path)) is not None:
-            if self._process is not None:
-                self._process.join(0)
             if not process_record.is_alive(self.run.process_path, record):
                 return True
             if time.monotonic() >= deadline:

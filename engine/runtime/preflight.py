@@ -8,50 +8,65 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import errors
-from engine.runtime.run_directory import check_output
+from engine.data.collect import collect, estimate_tokens
+from engine.hardware.inventory import take_inventory
+from engine.models.catalogue import find_model
+from engine.plan.choice import choose_context
+from engine.runtime.run_directory import MINIMUM_FREE, check_output
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
+    from engine.models.catalogue import ModelSpec
+
+_CHECKPOINT_BYTES = 12
+"""A parameter of the adapter in a checkpoint: its value and AdamW's two states, fp32."""
+
+_TOKEN_BYTES = 4
 
 
 def check(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths, once everything that it names was found usable. Writes nothing.
+    """The configuration with absolute paths, once everything that it names was found usable. Leaves nothing behind.
+
+    Takes as long as listing the repositories does.
 
     Raises:
-        EliteError: REPOSITORY_*, MODEL_UNKNOWN, MODEL_DIRECTORY_INVALID, OUTPUT_UNWRITABLE or OUTPUT_FULL.
+        EliteError: REPOSITORY_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT,
+            DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
-    config = _with_absolute_paths(config)
-    _check_repositories(config)
-    check_output(Path(config.output.directory))
+    if not config.data.repositories:
+        raise errors.REPOSITORY_UNSET()
+    spec = find_model(config.model.name)
+    config = _with_absolute_paths(config, spec)
+    output = Path(config.output.directory)
+    check_output(output)
+    repositories = [Path(text) for text in config.data.repositories]
+    tokens = estimate_tokens(collect(repositories, max_file_bytes=config.data.max_file_bytes))
+    check_output(output, needed_bytes(config, spec, tokens))
+    choose_context(config, take_inventory(output), spec, tokens)
     return config
 
 
-def _check_repositories(config: RunConfig) -> None:
-    if not config.data.repositories:
-        raise errors.REPOSITORY_UNSET()
-    for text in config.data.repositories:
-        path = Path(text)
-        if not path.exists():
-            raise errors.REPOSITORY_MISSING(path=path)
-        if not path.is_dir():
-            raise errors.REPOSITORY_NOT_A_FOLDER(path=path)
+def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
+    """Bytes that a run writes: tokens, the adapter, its checkpoints (one more than is kept), journal and log."""
+    parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
+    checkpoints = (config.checkpoint.keep + 1) * _CHECKPOINT_BYTES * parameters
+    return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
+def _with_absolute_paths(config: RunConfig, spec: ModelSpec) -> RunConfig:
     # The training process, and whoever repeats the run from its config.yaml, may have another current folder.
     repositories = [str(_absolute(text)) for text in config.data.repositories]
-    directory = str(_absolute(config.output.directory))
-    name = config.model.name
-    model = _absolute(name)
-    if model.is_dir() and ("/" in name or name.startswith((".", "~"))):
-        name = str(model)
+    name = str(spec.path.absolute()) if spec.path else config.model.name
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, name=name),
         data=msgspec.structs.replace(config.data, repositories=repositories),
-        output=msgspec.structs.replace(config.output, directory=directory),
+        output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
     )
 
 
 def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # "~name" of a user who does not exist: a folder may well have that name
+        return Path(text).absolute()

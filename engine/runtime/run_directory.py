@@ -105,7 +105,7 @@ class RunDirectory:
         Raises:
             EliteError: OUTPUT_UNWRITABLE or OUTPUT_FULL.
         """
-        output = Path(config.output.directory).expanduser().absolute()
+        output = Path(config.output.directory).absolute()
         check_output(output)
         run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.output.model_name}-{secrets.token_hex(2)}"
         runs = output / "runs"
@@ -132,7 +132,7 @@ class RunDirectory:
         Raises:
             EliteError: RUN_UNKNOWN where no run is there, RUN_DAMAGED where it cannot be read.
         """
-        run = cls(path.expanduser().absolute())
+        run = cls(path.absolute())
         try:
             if not run.config_path.is_file():
                 raise errors.RUN_UNKNOWN(reference=path)
@@ -196,9 +196,9 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
         while not existing.exists():
             existing = existing.parent
         # By trying: root may write anywhere by its rights, and not in /proc or on a read-only filesystem.
-        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing) as probe:
+        # Unbuffered, as a buffer that cannot be written would keep the file from being removed.
+        with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing, buffering=0) as probe:
             probe.write(b"\0" * 4096)
-            probe.flush()
         free = shutil.disk_usage(existing).free
     except OSError as error:
         raise _output_error(output, error, needed) from error

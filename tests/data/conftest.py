@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.repositories import Write
 from tokenizers import Tokenizer
 
 from engine.assets import asset
-
-Write = Callable[[dict[str, str | bytes]], Path]
 
 
 @pytest.fixture
@@ -31,17 +29,6 @@ def write(tmp_path: Path) -> Write:
         return root
 
     return write_files
-
-
-def run_git(root: Path, *arguments: str) -> None:
-    """git with nobody's configuration."""
-    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    subprocess.run(
-        ["git", "-c", "protocol.file.allow=always", "-C", str(root), *arguments],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, **identity},
-    )
 
 
 @pytest.fixture
@@ -72,8 +59,3 @@ def stdlib() -> Path:
 def demo_tokenizer() -> Tokenizer:
     """The embedded demo model's tokenizer, as the tokenizers library has it."""
     return Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
-
-
-def module(name: str, lines: int = 40) -> str:
-    """A plausible source file that differs from others by its name."""
-    return "".join(f"def {name}_{i}(x):\n    return x + {i}\n\n" for i in range(lines // 3))

@@ -4,7 +4,7 @@ import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import Write, module, run_git
+from support.repositories import Write, module, run_git
 
 from engine.data.collect import BYTES_PER_TOKEN, Collection, collect, describe_skipped, estimate_tokens
 from engine.data.filters import HEAD_BYTES, REASONS

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Write, module
+from support.repositories import Write, module
 
+from engine.assets import asset
 from engine.cli import main
 
 FILES: dict[str, str | bytes] = {f"m{i}.py": module(f"m{i}") for i in range(8)}
@@ -48,6 +50,7 @@ def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureF
         (["--repo", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--repo", ".", "--set", "data.max_file_bytes=0"], "data.max_file_bytes"),
         (["--repo", ".", "--set", "nonsense"], "nonsense"),
+        (["--repo", ".", "--model", "no-such-model"], "no-such-model"),
     ],
 )
 def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +73,18 @@ def test_the_options_of_data_reach_the_collection(
     overrides = ["--set", "data.max_file_bytes=5000", "--set", "data.held_out_fraction=0.4"]
     assert main(["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json", *overrides]) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == {"too large": 1}
+
+
+def test_another_models_tokenizer(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(asset("demo-model"), model)
+    root = write(FILES)
+    counts = []
+    for name in ("demo", str(model)):
+        arguments = ["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json", "--model", name]
+        assert main(arguments) == 0
+        counts.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert counts[0] == counts[1]
 
 
 def test_needs_neither_torch_nor_transformers(write: Write, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Write, module
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support.repositories import Write, module
 from tokenizers import Tokenizer
 
 from engine.config import DataSection

@@ -4,9 +4,9 @@ import os
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import Write
 from hypothesis import given
 from hypothesis import strategies as st
+from support.repositories import Write
 
 from engine.data.collect import SourceFile
 from engine.data.documents import Document, decode, path_line, read_document

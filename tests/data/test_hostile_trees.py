@@ -7,7 +7,7 @@ import socket
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import Write, module, run_git
+from support.repositories import Write, module, run_git
 
 from engine.data.collect import collect
 from engine.data.safe_files import Folder, NotRegularError

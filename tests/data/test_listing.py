@@ -8,9 +8,9 @@ import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import Write, run_git
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.repositories import Write, run_git
 
 from engine.data import listing
 from engine.data.listing import GitListingError, list_by_git, list_files, walk
@@ -18,7 +18,8 @@ from engine.data.listing import GitListingError, list_by_git, list_files, walk
 segment = st.sampled_from(["a", "b", "build", "x.py", "y.log", "z"])
 tree = st.lists(st.lists(segment, min_size=1, max_size=4).map("/".join), min_size=1, max_size=12, unique=True)
 PATTERNS = r"""
-a b/ build/ *.log !y.log /x.py a/b **/z !z a/** !a/x.py b/*/z # \#x *.py !x.py ? [xy].* **/build/ !build/ a\ ! \
+a b/ build/ *.log !y.log /x.py a/b **/z !z a/** !a/x.py b/*/z # \#x *.py !x.py ? [xy].* **/build/ !build/
+a\ ! \ a/**/ **/ ** /* !/a * !*/ x.??
 """
 pattern = st.sampled_from(["", "  ", "y.log ", *PATTERNS.split()])
 rules = st.dictionaries(

@@ -1,0 +1,88 @@
+"""Speed and memory of building a token store, beside plain tokenisation of the same texts by the same tokenizer.
+
+    python benchmarks/data.py DIR [--threads N] [--json]
+
+Each of the two is measured in a process of its own; MB are millions of bytes of source, per second of wall time and
+per second of processor time (that is, per core).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def measure(part: str, folder: Path) -> dict[str, float]:
+    from tokenizers import Tokenizer
+
+    from engine.assets import asset
+    from engine.config import DataSection
+    from engine.data.collect import collect
+    from engine.data.dataset import build_dataset
+    from engine.data.documents import read_document
+    from engine.data.safe_files import Folder
+
+    data = DataSection(repositories=[str(folder)])
+    tokenizer = Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
+    if part == "store":
+        with tempfile.TemporaryDirectory() as cache:
+            begun, used = time.monotonic(), time.process_time()
+            summary = build_dataset(data, tokenizer=tokenizer, context=4096, cache=Path(cache)).summary
+            wall, cpu = time.monotonic() - begun, time.process_time() - used
+            size, tokens = summary.source_bytes, summary.tokens
+    else:
+        collection = collect([folder], max_file_bytes=data.max_file_bytes)
+        reader = Folder(str(folder.resolve()))
+        documents = [read_document(reader, file, data.max_file_bytes) for file in collection.files]
+        texts = [document.text for document in documents if not isinstance(document, str)]
+        size = sum(len(text.encode()) for text in texts)
+        begun, used = time.monotonic(), time.process_time()
+        tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        wall, cpu = time.monotonic() - begun, time.process_time() - used
+    return {
+        "bytes": size,
+        "tokens": tokens,
+        "mb_per_second": size / wall / 1e6,
+        "mb_per_core_second": size / cpu / 1e6,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--part", choices=["store", "plain"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(measure(options.part, options.folder)))
+        return
+    results = {}
+    for part in ("plain", "store"):
+        command = [sys.executable, __file__, str(options.folder), "--part", part]
+        environment = {**os.environ, "RAYON_NUM_THREADS": str(options.threads)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+        results[part] = json.loads(done.stdout)
+    ratio = results["store"]["mb_per_core_second"] / results["plain"]["mb_per_core_second"]
+    if options.json:
+        print(json.dumps({**results, "ratio_per_core": ratio}))
+        return
+    for part, figures in results.items():
+        print(
+            f"{part:6} {figures['bytes'] / 1e6:8.1f} MB {figures['tokens']:12,} tokens "
+            f"{figures['mb_per_second']:6.2f} MB/s {figures['mb_per_core_second']:6.2f} MB/s a core, "
+            f"peak {figures['peak_bytes'] / 2**20:,.0f} MiB"
+        )
+    print(f"the store is built at {ratio:.2f} of plain tokenisation's speed per core")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""One .gitignore file's rules, applied to an entry of its folder or of those below.
+
+pathspec translates the patterns. Its own matching also applies a pattern to all that lies below a match, so that
+`!x.py` would bring back files that a deeper rule excludes; git asks of each folder on the way and stops at the first
+one that is excluded, which is what a walk from the top does with these rules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+_BELOW = "(?:(?P<ps_d>/)|$)"
+"How pathspec ends a pattern that also matches what lies below."
+
+
+@dataclass(frozen=True)
+class _Rule:
+    regex: re.Pattern[str]
+    excludes: bool
+    folders_only: bool
+
+
+class IgnoreRules:
+    """The rules of one file."""
+
+    def __init__(self, content: bytes) -> None:
+        """Reads a .gitignore file; lines that are no pattern are passed over, as git does."""
+        lines = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf")).split("\n")
+        rules = [_parse(line.removesuffix("\r")) for line in lines]
+        self._last_first = [rule for rule in reversed(rules) if rule is not None]
+
+    def verdict(self, path: str, *, is_folder: bool) -> bool | None:
+        """Whether an entry is excluded (True), brought back (False), or not spoken of (None).
+
+        Args:
+            path: Below the file's folder, with slashes between and none at its ends.
+            is_folder: Whether the entry is one.
+        """
+        for rule in self._last_first:
+            if (is_folder or not rule.folders_only) and rule.regex.search(path):
+                return rule.excludes
+        return None
+
+
+def _parse(line: str) -> _Rule | None:
+    pattern = line if line.endswith("\\ ") else line.rstrip(" ")
+    folders_only = pattern.endswith("/")
+    try:
+        regex, excludes = GitIgnoreSpecPattern.pattern_to_regex(pattern.removesuffix("/"))
+    except ValueError:
+        return None
+    if regex is None or excludes is None:
+        return None
+    if regex.endswith(_BELOW):
+        regex = regex.removesuffix(_BELOW) + "$"
+    elif regex.endswith("/"):
+        # "a/**" is all that lies in a, but not a itself.
+        regex += "."
+    return _Rule(re.compile(regex, re.DOTALL), excludes, folders_only)

@@ -1,0 +1,176 @@
+"""The journal under torn lines, garbage, a reader beside the writer, and a full disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.protocol import LogLine, PhaseChanged, StepProgress
+from engine.runtime.journal import JournalReader, JournalWriter, next_seq, read_ends
+
+
+def line(text):
+    return LogLine(level="info", text=text)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "events.jsonl"
+
+
+def write(path, *texts):
+    writer = JournalWriter(path, "r")
+    envelopes = [writer.append(line(text)) for text in texts]
+    writer.close()
+    return envelopes
+
+
+def test_numbering_continues(path):
+    assert [e.seq for e in write(path, "a", "b")] == [0, 1]
+    assert [e.seq for e in write(path, "c")] == [2]
+    assert [e.event.text for e in JournalReader(path).poll()] == ["a", "b", "c"]
+
+
+def test_a_reader_waits_for_the_rest_of_a_line(path):
+    write(path, "a")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10])
+    reader = JournalReader(path)
+    assert reader.poll() == []
+    path.write_bytes(whole)
+    assert len(reader.poll()) == 1
+    assert reader.damaged == 0
+
+
+@given(kept=st.integers(min_value=0, max_value=80))
+def test_a_torn_last_line_never_damages_the_next(tmp_path_factory, kept):
+    path = tmp_path_factory.mktemp("journal") / "events.jsonl"
+    write(path, "a")
+    torn = path.read_bytes().replace(b'"a"', b'"b"').replace(b'"seq":0', b'"seq":1')[:kept]
+    with path.open("ab") as file:
+        file.write(torn)
+    watching = JournalReader(path)
+    watching.poll()
+    assert [e.seq for e in write(path, "c")] == [1]
+    reader = JournalReader(path)
+    assert [e.event.text for e in reader.poll()] == ["a", "c"]
+    assert reader.damaged == 0
+    assert [e.event.text for e in watching.poll()] == ["c"]
+
+
+def test_a_last_line_that_lacks_only_its_newline_is_kept(path):
+    write(path, "a", "b")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert write(path, "c")[0].seq == 2
+    assert [e.event.text for e in JournalReader(path).poll()] == ["a", "b", "c"]
+
+
+def test_damaged_lines_are_counted_and_skipped(path):
+    write(path, "a")
+    with path.open("ab") as file:
+        file.write(
+            b"garbage\n\xff\xfe\n[]\n" + b'{"schema":1,"run":"r","seq":1,"time":1' + b"0" * 400 + b',"kind":"X"}\n'
+        )
+    write(path, "b")
+    reader = JournalReader(path)
+    assert [e.event.text for e in reader.poll()] == ["a", "b"]
+    assert reader.damaged == 4
+
+
+def test_numbering_is_found_behind_a_megabyte_of_garbage(path):
+    write(path, "a")
+    with path.open("ab") as file:
+        file.write(b"x" * 300_000 + b"\n" + b"\n" * 300_000 + b"\0" * 400_000)
+    assert next_seq(path) == 1
+    assert write(path, "b")[0].seq == 1
+
+
+def test_mutated_bytes_never_raise(path):
+    write(path, *"abcdefgh")
+    original = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(1000):
+        data = bytearray(original)
+        for _ in range(generator.randint(1, 8)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        path.write_bytes(data)
+        reader = JournalReader(path)
+        found = reader.poll()
+        assert len(found) + reader.damaged >= 1
+        read_ends(path, 200)
+        JournalWriter(path, "r").close()
+
+
+@settings(max_examples=200)
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_read_and_written_after(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("journal") / "events.jsonl"
+    path.write_bytes(data)
+    JournalReader(path).poll()
+    write(path, "after")
+    assert JournalReader(path).poll()[-1].event == line("after")
+
+
+def test_reader_beside_writer_misses_nothing(path):
+    count, found = 3000, []
+    writer = JournalWriter(path, "r")
+
+    def fill():
+        for number in range(count):
+            writer.append(line("x" * (number % 500)))
+
+    thread = threading.Thread(target=fill)
+    reader = JournalReader(path)
+    thread.start()
+    while thread.is_alive():
+        found += reader.poll()
+    thread.join()
+    found += reader.poll()
+    writer.close()
+    assert [e.seq for e in found] == list(range(count))
+    assert reader.damaged == 0
+
+
+def test_threads_share_a_writer(path):
+    writer = JournalWriter(path, "r")
+    threads = [threading.Thread(target=lambda: [writer.append(line("x")) for _ in range(300)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert [e.seq for e in JournalReader(path).poll()] == list(range(1200))
+
+
+def test_progress_is_thinned_and_still_numbered(path):
+    writer = JournalWriter(path, "r")
+    for done in range(50):
+        writer.append(StepProgress(step=1, stage="forward", done=done, total=50))
+    last = writer.append(line("end"))
+    writer.close()
+    kinds = [e.kind for e in JournalReader(path).poll()]
+    assert kinds == ["StepProgress", "LogLine"]
+    assert last.seq == 50
+
+
+def test_a_write_that_fails_leaves_no_half_line(path):
+    write(path, "a")
+    size = path.stat().st_size
+    pid = os.fork()
+    if pid == 0:
+        # A limit on the file's size stands for a full disk: the write is cut short, then fails.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, size + 20))
+        writer = JournalWriter(path, "r")
+        try:
+            writer.append(PhaseChanged(phase="data"))
+        except OSError:
+            os._exit(0 if path.stat().st_size == size else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert write(path, "b")[0].seq == 1
