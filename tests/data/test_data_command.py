@@ -78,6 +78,7 @@ def test_the_options_of_data_reach_the_collection(
 def test_another_models_tokenizer(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
     shutil.copytree(asset("demo-model"), model)
+    (model / "model.safetensors").touch()
     root = write(FILES)
     counts = []
     for name in ("demo", str(model)):
