@@ -58,7 +58,8 @@ class EngineLink:
             await asyncio.to_thread(self.engine.start_sampling, disk_path)
             await self._pump()
 
-        self._app.run_worker(start_then_pump(), group="pump", name="pump")
+        # mypy cannot choose among the three kinds of work that run_worker takes.
+        self._app.run_worker(start_then_pump, group="pump", name="pump")  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Lets go of the run, which goes on, and ends telemetry."""
@@ -152,7 +153,7 @@ class EngineLink:
         async def work() -> None:
             self._app.post_message(answer(await asyncio.to_thread(_guarded, call)))
 
-        self._app.run_worker(work(), group=group, name=group, exclusive=True)
+        self._app.run_worker(work, group=group, name=group, exclusive=True)  # type: ignore[arg-type]
 
 
 def _guarded(call: Callable[[], T]) -> T | EliteError:

@@ -105,8 +105,8 @@ class LineChart(Widget):
     def render(self) -> Content:
         """Legend, plot and axes in the space there is."""
         width, height = self.content_size.width, self.content_size.height
-        if width < 12 or height < 4:
-            return Content("chart: too little room")
+        if width < 24 or height < 4:
+            return Content("too small"[:width])
         legend = self._legend()
         points = [point for series in self._series for point in series.points if is_number(point[1])]
         if not points:

@@ -187,6 +187,11 @@ def make_app(
     return app
 
 
+def room_of(app: EliteApp) -> str:
+    """The room on screen."""
+    return app.screen.ROOM  # type: ignore[attr-defined]
+
+
 async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Waits until something is so."""
     deadline = asyncio.get_running_loop().time() + seconds
