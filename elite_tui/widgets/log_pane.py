@@ -34,7 +34,8 @@ class LogPane(ScrollView, can_focus=True):
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
         self._run: RunView | None = None
-        self._drawn = 0
+        self.drawn = 0
+        "Lines of the run's log that are in the pane, or were."
         self._rows: list[tuple[str, str, str]] = []
         "Gutter, level and text of each row on screen."
 
@@ -44,7 +45,7 @@ class LogPane(ScrollView, can_focus=True):
             self._run = run
             self._fold_all()
             return
-        new = min(run.log_count - self._drawn, len(run.log))
+        new = min(run.log_count - self.drawn, len(run.log))
         if new:
             self._append(list(run.log)[-new:])
 
@@ -68,7 +69,7 @@ class LogPane(ScrollView, can_focus=True):
             for piece in chop_cells(printable(entry.text), width) or [""]:
                 self._rows.append((gutter, entry.level, piece))
                 gutter = " " * GUTTER
-        self._drawn = self._run.log_count
+        self.drawn = self._run.log_count
         self.virtual_size = Size(self.scrollable_content_region.width, len(self._rows))
         self.refresh()
         if at_end:

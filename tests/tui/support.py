@@ -15,6 +15,7 @@ from elite_tui.draft import Draft
 from elite_tui.engine_calls import Engine
 from elite_tui.facts import LanguageShare, RepositoryFacts
 from elite_tui.state import AppState
+from elite_tui.widgets.log_pane import LogPane
 from engine import config as run_config
 from engine.errors import EliteError
 from engine.hardware.cards import find_card, simulate
@@ -211,6 +212,8 @@ async def settled(pilot: Pilot) -> None:
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
     if app.link.handle is not None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
+        for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane)):
+            await until(pilot, lambda pane=pane: state.run is not None and pane.drawn == state.run.log_count)
     for field in app.screen.query(Input):
         field.cursor_blink = False
     await pilot.pause()
