@@ -53,8 +53,8 @@ class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "fp32", "nf4"],
         Meta(
-            description="How the base weights are stored. nf4 is 4-bit QLoRA; auto takes bf16 where "
-            "the card has it, fp16 on older cards, fp32 on a CPU."
+            description="How the base weights are stored. nf4 is 4-bit QLoRA; auto takes bf16 (fp16 on cards "
+            "without it), nf4 where that leaves no room, and fp32 on a CPU."
         ),
     ] = "auto"
     device: Annotated[

@@ -244,6 +244,7 @@ NOTHING_TO_RESUME = _declare(
 
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
+NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

@@ -9,10 +9,10 @@ import uuid
 
 NAMES = ("attach", "stop", "pause", "resume")
 SUMMARY = {
-    "attach": "follow a run from its first event; replay it if it has ended",
-    "stop": "end a run after its present step, with a checkpoint",
-    "pause": "hold a run; it keeps its memory",
-    "resume": "let a paused run go on (`engine train --resume` continues one that has ended)",
+    "attach": "Follow a run from its first event; replay it if it has ended.",
+    "stop": "End a run after its present step, with a checkpoint.",
+    "pause": "Hold a run; it keeps its memory.",
+    "resume": "Let a paused run go on (`engine train --resume` continues one that has ended).",
 }
 
 _POLL_S = 0.1

@@ -132,7 +132,8 @@ class LiveDisplay:
             self._phase = one_line(event.phase)
             self._restart(total=None)
         elif isinstance(event, RunStarted):
-            self._restart(total=event.total_steps, completed=event.first_step)
+            self._restart(total=event.total_steps or None, completed=event.first_step)
+            self.say(describe(event))
         elif isinstance(event, StepCompleted):
             self._step = event
             self._restart(total=event.total_steps, completed=event.step, numbers=_numbers(event))
@@ -169,9 +170,10 @@ class LiveDisplay:
 def describe(event: Event) -> str:
     """The event as one line of safe text; "" for what only moves a bar."""
     if isinstance(event, PhaseChanged):
-        text = f"{event.phase} {event.detail}".strip()
+        text = f"{event.phase}: {event.detail}" if event.detail else event.phase
     elif isinstance(event, RunStarted):
-        text = f"model {event.model}, context {event.context:,}, {event.total_steps:,} steps on {event.device}"
+        steps = f", {event.total_steps:,} steps" if event.total_steps else ""
+        text = f"model {event.model}, context {event.context:,} tokens{steps}, on {event.device}"
     elif isinstance(event, StepCompleted):
         text = _numbers(event)
     elif isinstance(event, EvalCompleted):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.runtime.run_summary import RunSummary
 
 NAMES = ("runs",)
-SUMMARY = "list the runs of every output folder that was used here, newest first"
+SUMMARY = "List the runs of every output folder that was used here, newest first."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.runtime.run_directory import RunDirectory
 
 NAMES = ("train",)
-SUMMARY = "fine-tune a model on repositories"
+SUMMARY = "Fine-tune a model on repositories."
 
 NEWEST = ""
 """Value of --resume without a run."""
@@ -32,7 +32,7 @@ _EXIT_WAIT_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """The options: one for each RunConfig field with a flag, and those that are about the call itself."""
-    parser.add_argument("--config", metavar="FILE", type=Path, help="read the configuration from this YAML file")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="Read the configuration from this YAML file")
     for spec in run_config.fields():
         if spec.flag is None:
             continue
@@ -49,22 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set any field of the configuration, such as training.learning_rate=1e-4; may be repeated",
+        help="Set any field of the configuration, such as training.learning_rate=1e-4; may be repeated",
     )
     parser.add_argument(
         "--auto",
         action="store_true",
-        help="choose everything that is not set (tier, precision, device); without --repo, the current folder",
+        help="Choose everything that is not set (tier, precision, device); without --repo, the current folder",
     )
     parser.add_argument(
         "--resume",
         nargs="?",
         const=NEWEST,
         metavar="RUN",
-        help="continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
+        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
     )
-    parser.add_argument("--detach", action="store_true", help="start the run and return at once")
-    parser.add_argument("--json", action="store_true", help="print the run's events on stdout, one a line")
+    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
+    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
 
 
 def run(args: argparse.Namespace) -> int:

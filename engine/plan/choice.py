@@ -105,5 +105,7 @@ def _why(planning: Planning, row: TierPlan) -> str:
     where = f"tier {row.tier}" if row.tier else f"context {row.context:,}"
     takes = f"a step takes about {format_seconds(row.step_seconds)} (predicted)"
     if not planning.on_gpu:
-        return f"{where}, {format_context(row.context)} tokens: limited so that steps stay short without a GPU; {takes}"
-    return f"{where}, {format_context(row.context)} tokens: the highest that fits and the repository fills; {takes}"
+        why = "limited so that a window stays short without a GPU"
+    else:
+        why = "the highest that fits and the repository fills"
+    return f"{where}, {format_context(row.context)} tokens: {why}; {takes}"

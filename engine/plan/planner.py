@@ -19,7 +19,7 @@ from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_effic
 from engine.plan.workload import ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
-"Seconds that a step of the recommended tier may take on a GPU: one night."
+"Seconds that one window of the recommended tier may take on a GPU: a night."
 PATIENCE_CPU = 60.0
 "And without a GPU, where long contexts are a demonstration."
 TOKENS_PER_UPDATE = 8192
@@ -60,7 +60,7 @@ class TierPlan:
     time: tuple[TimePart, ...]
     "Of one window."
     in_time: bool
-    "Whether it fits and a step takes no longer than the recommendation allows."
+    "Whether it fits and one window takes no longer than the recommendation allows."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Planning:
 
     @property
     def patience(self) -> float:
-        """Seconds that a recommended step may take."""
+        """Seconds that one window of the recommended tier may take."""
         return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
 
 
@@ -178,11 +178,11 @@ def plan_context(
 ) -> TierPlan:
     """The best plan for windows of `context` tokens, or the one that is nearest to fitting."""
     budget = Budget.of(planning.machine)
-    work = _workload(planning, context)
+    work = workload_of(planning, context)
     found = search(work, planning.machine, budget, planning.weights)
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
-    in_time = [candidate for candidate in fitting if windows * candidate.seconds <= planning.patience]
+    in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
     chosen = min(in_time or fitting or found, key=lambda c: (_shortage_rank(c), c.score))
     seconds = windows * chosen.seconds
     tokens = planning.repository_tokens
@@ -192,7 +192,7 @@ def plan_context(
         reason, remedy = _explain(found, chosen, budget)
     elif not in_time:
         limit = format_seconds(planning.patience)
-        reason = f"a step takes about {format_seconds(seconds)}; recommended are steps within {limit}"
+        reason = f"one window takes about {format_seconds(chosen.seconds)}; recommended is what takes up to {limit}"
     return TierPlan(
         tier=tier,
         context=context,
@@ -226,7 +226,8 @@ def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
     return candidate.short_of("gpu"), candidate.short_of("host"), candidate.short_of("disk")
 
 
-def _workload(planning: Planning, context: int) -> Workload:
+def workload_of(planning: Planning, context: int) -> Workload:
+    """What windows of `context` tokens ask of the machine."""
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     flash = gpu is not None and (gpu.compute_capability or (8, 0)) >= (8, 0)

@@ -14,7 +14,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """One or two units: "0.4 s", "12 s", "3 min", "5.6 h", "2.1 days"."""
+    """One unit: 0.4 s, 12 s, 3 min, 5.6 h, 10 h, 2.1 days."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -22,7 +22,7 @@ def format_seconds(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     if seconds < 172_800:
-        return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 3600:.1f} h".replace(".0 h", " h")
     return f"{seconds / 86400:.1f} days"
 
 

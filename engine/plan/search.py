@@ -132,9 +132,9 @@ def _whole_sequence(work: Workload, weights: BaseWeights, speeds: Speeds, budget
 def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Iterator[Candidate]:
     grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
     for plan in _plans(work, weights):
-        # Off the device, the homes do not change what the device holds: one grain then fits all of these plans.
+        # Off the device, most homes do not change what the grain decides: one grain then suits all of these plans.
         on_device = not work.on_gpu or plan.hidden_home == "gpu"
-        key = (plan.kv_home, on_device and (plan.hidden_home, plan.checkpoint_every, plan.stash))
+        key = (plan.kv_home, plan.hidden_home == "disk", on_device and plan)
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget)
         grained = _with_grain(plan, grains[key])
@@ -157,14 +157,19 @@ def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
 
 
 def _fit_grain(work: Workload, plan: StreamPlan, budget: Budget) -> tuple[int, int, int]:
-    """The coarsest grain with which the plan fits the device, or the finest if none does."""
-    where: Place = "gpu" if work.on_gpu else "host"
-    finest = _GRAINS[-1]
+    """The coarsest grain with which the plan fits the device, or the finest if none does.
+
+    With a home on the disk, tiles wait in host memory: then they must fit there as well.
+    """
+    places: list[Place] = ["gpu" if work.on_gpu else "host"]
+    if plan.hidden_home == "disk":
+        places.append("host")
     for tile, key_block, loss_piece in _GRAINS:
-        if tile > work.context and tile != finest[0]:
+        if tile > work.context and tile != _GRAINS[-1][0]:
             continue
         grain = min(tile, work.context), min(key_block, work.context), loss_piece
-        if streamed_ledger(work, _with_grain(plan, grain)).peak(where) <= budget.limit(where):
+        ledger = streamed_ledger(work, _with_grain(plan, grain))
+        if all(ledger.peak(where) <= budget.limit(where) for where in places):
             break
     return grain
 

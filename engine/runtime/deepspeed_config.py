@@ -18,12 +18,13 @@ def deepspeed_config(config: RunConfig, context: int | None = None) -> dict[str,
 
     Args:
         config: The run.
-        context: Tokens a window; None takes `training.context`, or the default update's worth in one window.
+        context: Tokens a window. None, before it is chosen: `training.context`, or one default update's worth.
     """
     on_gpu = config.model.device != "cpu"
     window = context or config.training.context or DEFAULT_TOKENS_PER_UPDATE
     tokens = config.training.tokens_per_update or max(DEFAULT_TOKENS_PER_UPDATE, window)
-    windows_per_update = max(1, tokens // window)
+    # As engine.training.updates: windows are gathered until they hold at least so many tokens.
+    windows_per_update = -(-tokens // window)
     precision = config.model.precision
     zero: dict[str, Any] = {
         "stage": 2,

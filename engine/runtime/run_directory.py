@@ -114,8 +114,7 @@ class RunDirectory:
         try:
             temporary.mkdir(parents=True)
             cls(temporary).config_path.write_text(run_config.to_yaml(config), encoding="utf-8")
-            text = json.dumps(deepspeed_config(config), indent=2)
-            cls(temporary).deepspeed_path.write_text(text + "\n", encoding="utf-8")
+            cls(temporary).write_deepspeed(config)
             temporary.rename(runs / run_id)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -140,6 +139,15 @@ class RunDirectory:
         except OSError as error:
             raise errors.RUN_DAMAGED(path=path, problem=error.strerror or error) from error
         return run
+
+    def write_deepspeed(self, config: RunConfig, context: int | None = None) -> None:
+        """Writes deepspeed.json, again when the run's context has been chosen.
+
+        Raises:
+            OSError: the run directory cannot be written.
+        """
+        text = json.dumps(deepspeed_config(config, context), indent=2)
+        self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
 
     def load_config(self) -> RunConfig:
         """The run's configuration.

@@ -130,13 +130,11 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
+    session.run.write_deepspeed(config, choice.context)
     return choice
 
 
 def _use_cores() -> None:
-    """As many threads as this process may use cores: torch counts the host's, also where a container allows two.
-
-    Threads beyond that wait for each other in every operation, which made an evaluation 50 times slower.
-    """
+    """As many threads as this process may use cores: torch counts the host's, also where a container allows two."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))

@@ -1,0 +1,258 @@
+"""`engine plan`: which context tiers a machine can train, with the arithmetic."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import config, errors
+from engine.cli import print_json
+from engine.hardware.machine import GIB, Machine
+from engine.hardware.target import target_machine
+from engine.models.catalogue import ModelSpec, catalogue, find_model
+from engine.plan.planner import Planning, TierPlan, TierTable, largest_context, storage, tier_table
+from engine.plan.quantities import format_bytes, format_context, format_seconds
+from engine.plan.search import HEADROOM, Budget
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAMES = ("plan",)
+SUMMARY = "Show which context tiers fit a machine, what each costs, and the arithmetic behind it."
+
+PREDICTED = (
+    "Predicted, not measured: memory by formula with estimated overheads, "
+    "time from data-sheet rates times efficiencies that were measured on one H100 and are assumed elsewhere."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine plan`."""
+    model = config.field_spec("model.name")
+    parser.add_argument(
+        "--model",
+        default=model.default,
+        metavar="M",
+        help=f"One of {', '.join(catalogue())}; a hub id; or a local directory (default: {model.default}).",
+    )
+    parser.add_argument(
+        "--repo", action="append", default=[], metavar="DIR", help="Repository whose size limits the recommended tier."
+    )
+    parser.add_argument(
+        "--hardware", default="auto", metavar="NAME", help="auto is this machine; or a card such as rtx-4090."
+    )
+    parser.add_argument("--vram", type=_gib, metavar="GIB", help="GPU memory, instead of what the card has.")
+    parser.add_argument("--ram", type=_gib, metavar="GIB", help="RAM; 64 for a named card.")
+    parser.add_argument("--disk", type=_gib, metavar="GIB", help="Free disk; 500 for a named card.")
+    precision = config.field_spec("model.precision")
+    parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
+    rank = config.field_spec("lora.rank")
+    parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Show one tier's whole sum.")
+    parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def _gib(text: str) -> int:
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 1e6):
+        raise argparse.ArgumentTypeError(f"{text} is not a size in GiB")
+    return round(value * GIB)
+
+
+def _rank(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1024")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the tier table, or one tier's sum."""
+    machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
+    spec = find_model(args.model)
+    compute_type, weights = storage(machine, args.precision)
+    planning = Planning(
+        machine=machine,
+        spec=spec,
+        compute_type=compute_type,
+        weights=weights,
+        lora_rank=args.rank,
+        repository_tokens=_repository_tokens(args.repo),
+    )
+    table = tier_table(planning)
+    largest = largest_context(planning) if args.max_context else None
+    if args.json:
+        print_json(describe(planning, table, largest, asked=args.max_context))
+        return 0
+    _print_plan(planning, table, args.tier, largest, asked=args.max_context)
+    if args.tier is not None and not table.row(args.tier).fits:
+        return errors.DOES_NOT_FIT
+    return 0
+
+
+def _repository_tokens(repositories: list[str]) -> int | None:
+    if not repositories:
+        return None
+    from engine.data.collect import collect, estimate_tokens
+
+    limit = config.field_spec("data.max_file_bytes").default
+    return estimate_tokens(collect([Path(name) for name in repositories], max_file_bytes=limit))
+
+
+# --- JSON --------------------------------------------------------------------------------------------------
+
+
+def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, asked: bool) -> dict[str, Any]:
+    """The document of `engine plan --json`. Bytes and seconds; null is unknown."""
+    spec = planning.spec
+    document = {
+        "hardware": _describe_machine(planning.machine),
+        "model": {
+            "name": spec.name,
+            "hub_id": spec.hub_id,
+            "family": spec.family,
+            "licence": spec.licence,
+            "parameters": spec.parameters,
+            "trainable": spec.lora_parameters(planning.lora_rank),
+        },
+        "repo_tokens": planning.repository_tokens,
+        "recommended": table.recommended,
+        "tiers": [_describe_row(row) for row in table.tiers],
+        "assumptions": PREDICTED,
+    }
+    if asked:
+        document["max_context"] = _describe_row(largest) if largest else None
+    return document
+
+
+def _describe_machine(machine: Machine) -> dict[str, Any]:
+    budget = Budget.of(machine)
+    gpu = machine.gpus[0] if machine.gpus else None
+    return {
+        "name": machine.simulated or (gpu.name if gpu else machine.cpu_name),
+        "simulated": machine.simulated is not None,
+        "gpu": asdict(gpu) if gpu else None,
+        "cpu_cores": machine.cpu_cores,
+        "ram_bytes": machine.ram_total,
+        "disk_free_bytes": machine.disk_free,
+        "usable": {"gpu": budget.gpu, "host": budget.host, "disk": budget.disk},
+    }
+
+
+def _describe_row(row: TierPlan) -> dict[str, Any]:
+    described = asdict(row)
+    del described["stream"]
+    return described
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+
+def _print_plan(
+    planning: Planning, table: TierTable, tier: int | None, largest: TierPlan | None, *, asked: bool
+) -> None:
+    from rich.console import Console
+
+    # Model names come from directories: no markup.
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(_headline(planning.machine, planning.spec))
+    if tier is None:
+        _print_table(console, planning, table)
+    else:
+        _print_sum(console, table.row(tier), Budget.of(planning.machine))
+    if asked:
+        text = "no context fits" if largest is None else f"the largest context that fits: {largest.context:,} tokens"
+        console.print(text)
+    console.print(PREDICTED, style="dim")
+
+
+def _headline(machine: Machine, spec: ModelSpec) -> str:
+    gpu = machine.gpus[0] if machine.gpus else None
+    card = "no GPU" if gpu is None else f"{gpu.name} ({_bytes(gpu.memory_total)})"
+    what = f"{spec.name}, {spec.parameters / 1e9:.2f} billion parameters, licence {spec.licence}"
+    which = f"a simulated machine with {card}" if machine.simulated else card
+    return (
+        f"{what}\non {which}, {format_bytes(machine.ram_total)} RAM, {format_bytes(machine.disk_free)} free disk; "
+        f"{HEADROOM:.0%} of each stays free"
+    )
+
+
+def _bytes(count: int | None) -> str:
+    return "n/a" if count is None else format_bytes(count)
+
+
+def _print_table(console: Console, planning: Planning, table: TierTable) -> None:
+    from rich.table import Table
+
+    grid = Table("tier", "context", "fits", box=None, header_style="bold", pad_edge=False)
+    for name in ("GPU", "RAM", "disk", "a step"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    if planning.repository_tokens is not None:
+        grid.add_column("steps", justify="right")
+    grid.add_column("one window sees")
+    for row in table.tiers:
+        mark = "→ " if row.tier == table.recommended else "  "
+        cells = [
+            f"{mark}{row.tier}",
+            format_context(row.context),
+            "yes" if row.fits else "no",
+            format_bytes(row.gpu_peak_bytes) if planning.on_gpu else "-",
+            format_bytes(row.host_peak_bytes),
+            format_bytes(row.disk_bytes),
+            format_seconds(row.step_seconds),
+        ]
+        if planning.repository_tokens is not None:
+            cells.append(f"{row.steps_per_epoch:,}")
+        sees = "the whole repository" if row.holds_repository else row.sees
+        style = "bold" if row.tier == table.recommended else "" if row.in_time else "dim"
+        grid.add_row(*cells, sees, style=style)
+    console.print(grid)
+    for row in table.tiers:
+        if not row.fits:
+            console.print(f"tier {row.tier}: {row.reason}; {row.remedy}", style="dim")
+    slow = [str(row.tier) for row in table.tiers if row.fits and not row.in_time]
+    if slow:
+        limit = format_seconds(planning.patience)
+        console.print(f"not recommended, for one window takes longer than {limit}: tier {', '.join(slow)}", style="dim")
+    console.print(_verdict(planning, table))
+
+
+def _verdict(planning: Planning, table: TierTable) -> str:
+    if table.recommended is None:
+        return "No tier is recommended here. A smaller model, or `--hardware NAME`, shows what would change that."
+    row = table.row(table.recommended)
+    text = f"Recommended: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
+    if planning.repository_tokens is not None:
+        epoch = f"{row.steps_per_epoch:,} step{'' if row.steps_per_epoch == 1 else 's'} an epoch"
+        hours = format_seconds(row.step_seconds * (row.steps_per_epoch or 1))
+        text += f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {hours} in all."
+    return text
+
+
+def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:
+    from rich.table import Table
+
+    verdict = "fits" if row.fits else f"does not fit: {row.reason}; {row.remedy}"
+    console.print(f"tier {row.tier}, {row.context:,} tokens: {verdict}", style="bold")
+    console.print(", ".join(f"{name} {value}" for name, value in row.plan.items()))
+    grid = Table("where", "part", box=None, header_style="bold", pad_edge=False)
+    grid.add_column("size", justify="right", no_wrap=True)
+    grid.add_column("how")
+    for place, limit in (("gpu", budget.gpu), ("host", budget.host), ("disk", budget.disk)):
+        parts = [part for part in row.parts if part.where == place]
+        for part in parts:
+            grid.add_row(place, part.name, format_bytes(part.bytes), part.formula)
+        if parts:
+            total = sum(part.bytes for part in parts)
+            grid.add_row(
+                place, "together", format_bytes(total), f"of {format_bytes(limit)} that can be used", style="bold"
+            )
+    for line in row.time:
+        grid.add_row("time", line.name, format_seconds(line.seconds), line.formula)
+    windows = f"{row.windows_per_step} windows" if row.windows_per_step > 1 else "one window"
+    grid.add_row("time", "a step", format_seconds(row.step_seconds), windows, style="bold")
+    console.print(grid)

@@ -1,0 +1,101 @@
+"""engine plan and engine profile, through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.cli import main
+
+PLAN_KEYS = {
+    *("tier", "context", "sees", "fits", "reason", "gpu_peak_bytes", "host_peak_bytes", "disk_bytes"),
+    *("step_seconds", "steps_per_epoch", "plan", "parts"),
+}
+
+
+def run(capsys, *arguments):
+    status = main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_json_has_the_promised_shape(capsys):
+    arguments = ["plan", "--hardware", "rtx-2060-super", "--model", "qwen2.5-coder-1.5b", "--ram", "64", "--json"]
+    status, out, _ = run(capsys, *arguments)
+    document = json.loads(out)
+    assert status == 0
+    assert {"hardware", "model", "repo_tokens", "recommended", "tiers"} <= document.keys()
+    assert document["recommended"] == 8
+    assert document["repo_tokens"] is None
+    assert len(document["tiers"]) == 11
+    for tier in document["tiers"]:
+        assert tier.keys() >= PLAN_KEYS
+        assert {"order", "weights"} <= tier["plan"].keys()
+        assert all(part.keys() == {"name", "where", "bytes", "formula"} for part in tier["parts"])
+
+
+def test_the_table_for_people(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-7b", "--max-context")
+    assert status == 0
+    assert "Recommended: tier" in out
+    assert "the largest context that fits" in out
+    assert "Predicted, not measured" in out
+
+
+def test_one_tier_shows_its_sum(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b", "--tier", "9")
+    assert "tokens × 2 heads × 128" in out
+    assert "that can be used" in out
+
+
+def test_a_tier_that_does_not_fit_ends_with_3(capsys):
+    arguments = ["plan", "--hardware", "rtx-3050-laptop", "--model", "qwen2.5-coder-14b", "--disk", "0", "--ram", "8"]
+    status, out, _ = run(capsys, *arguments, "--tier", "11")
+    assert status == 3
+    assert "does not fit" in out
+
+
+def test_a_repository_limits_the_recommendation(capsys, tmp_path):
+    for number in range(20):
+        (tmp_path / f"module_{number}.py").write_text(f"value_{number} = {number}\n" * 60)
+    arguments = ["plan", "--hardware", "rtx-4090", "--repo", str(tmp_path), "--json"]
+    document = json.loads(run(capsys, *arguments)[1])
+    assert document["repo_tokens"] > 1000
+    assert document["recommended"] < 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--hardware", "rtx-9999"], "hardware-unknown"),
+        (["--model", "nosuch"], "model-unknown"),
+        (["--repo", "/nowhere/at/all"], "repository-missing"),
+        (["--hardware", "t4", "--precision", "bf16"], "precision-unavailable"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, code, capsys):
+    status, out, err = run(capsys, "plan", *arguments, "--json")
+    assert status in (2, 3)
+    assert json.loads(out)["error"] == code
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--ram", "-1"], ["--vram", "nan"], ["--tier", "12"], ["--rank", "0"]])
+def test_bad_numbers_are_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", *arguments])
+    assert caught.value.code == 2
+
+
+def test_profile(capsys):
+    status, out, _ = run(capsys, "profile", "--quick", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert document["cpu_cores"] >= 1
+    assert document["libraries"]["torch"]["enables"] == "training"
+    status, out, _ = run(capsys, "profile")
+    assert status == 0
+    assert "processor" in out

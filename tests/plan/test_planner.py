@@ -1,0 +1,205 @@
+"""The planner: anchors, monotonicity, reasons, and which context a run gets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import config
+from engine.errors import EliteError
+from engine.hardware.cards import cards
+from engine.hardware.machine import GIB
+from engine.models.catalogue import catalogue, find_model
+from engine.plan.choice import choose_context, choose_plan
+from engine.plan.planner import Planning, largest_context, plan_tiers, storage
+from engine.plan.search import HEADROOM, Budget
+from engine.plan.tiers import tiers
+from tests.plan.machines import with_card, without_card
+
+CODER = find_model("qwen2.5-coder-1.5b")
+DEMO = find_model("demo")
+
+
+@pytest.mark.parametrize(
+    ("card", "recommended"), [("rtx-2060-super", {8}), ("rtx-3060-12gb", {9}), ("rtx-4090", {10, 11})]
+)
+def test_anchors(card, recommended):
+    table = plan_tiers(with_card(card, ram=64), CODER)
+    assert table.recommended in recommended
+    row = table.row(table.recommended)
+    assert row.fits
+    assert row.step_seconds < 12 * 3600
+
+
+def test_tiers_are_powers_of_two_and_every_one_has_a_row():
+    contexts = [tier.context for tier in tiers()]
+    assert contexts == [4096 * 2**i for i in range(11)]
+    assert [row.tier for row in plan_tiers(without_card(), DEMO).tiers] == list(range(1, 12))
+
+
+@given(
+    st.sampled_from(sorted(cards())), st.sampled_from(sorted(catalogue())), st.integers(0, 256), st.integers(0, 1000)
+)
+@settings(max_examples=25, deadline=None)
+def test_what_fits_leaves_headroom_and_its_parts_sum(card, model, ram, disk):
+    machine = with_card(card, ram, disk)
+    budget = Budget.of(machine)
+    for row in plan_tiers(machine, find_model(model)).tiers:
+        sums = {
+            where: sum(part.bytes for part in row.parts if part.where == where) for where in ("gpu", "host", "disk")
+        }
+        assert sums == {"gpu": row.gpu_peak_bytes, "host": row.host_peak_bytes, "disk": row.disk_bytes}
+        room = all(sums[where] <= budget.limit(where) for where in sums)
+        assert row.fits == room
+        assert bool(row.remedy) != row.fits
+        if row.fits:
+            assert row.gpu_peak_bytes <= (1 - HEADROOM) * machine.gpus[0].memory_total + 1
+
+
+@given(
+    st.sampled_from(sorted(cards())),
+    st.sampled_from(["qwen2.5-coder-1.5b", "qwen2.5-coder-7b", "codellama-7b", "demo"]),
+    st.integers(2, 160),
+    st.integers(0, 700),
+    st.sampled_from(["vram", "ram", "disk"]),
+    st.integers(1, 64),
+    st.sampled_from([None, 3_000, 90_000, 10_000_000]),
+)
+@settings(max_examples=25, deadline=None)
+def test_more_memory_never_lowers_the_recommended_tier(card, model, ram, disk, what, more, tokens):
+    spec = find_model(model)
+    less = with_card(card, ram, disk)
+    if what == "vram":
+        gpu = less.gpus[0]
+        larger = dataclasses.replace(
+            gpu, memory_total=gpu.memory_total + more * GIB, memory_free=gpu.memory_free + more * GIB
+        )
+        greater = dataclasses.replace(less, gpus=(larger,))
+    else:
+        greater = with_card(card, ram + more * (what == "ram"), disk + more * (what == "disk"))
+    before, after = (plan_tiers(machine, spec, repository_tokens=tokens) for machine in (less, greater))
+    assert (after.recommended or 0) >= (before.recommended or 0)
+    for old, new in zip(before.tiers, after.tiers, strict=True):
+        assert new.fits >= old.fits
+
+
+def test_the_recommended_tier_is_not_above_the_repository():
+    table = plan_tiers(with_card("rtx-4090"), CODER, repository_tokens=50_000)
+    assert table.recommended == 5
+    row = table.row(5)
+    assert row.holds_repository
+    assert row.steps_per_epoch == 1
+    assert table.row(1).steps_per_epoch == 6  # 45,000 training tokens in updates of 8,192
+    assert table.row(1).windows_per_step == 2
+
+
+def test_memory_that_others_use_is_not_planned_with():
+    machine = with_card("rtx-3060-12gb")
+    busy = dataclasses.replace(machine.gpus[0], memory_free=6 * GIB)
+    assert Budget.of(machine).gpu - Budget.of(dataclasses.replace(machine, gpus=(busy,))).gpu == 6 * GIB
+
+
+def test_a_tier_that_does_not_fit_says_the_cheapest_change_and_the_change_works():
+    machine = with_card("rtx-3060-12gb", ram=24, disk=10)
+    row = next(row for row in plan_tiers(machine, CODER).tiers if not row.fits)
+    assert "more RAM" in row.remedy
+    assert "more free disk" in row.remedy
+    missing = float(row.remedy.split("needs ")[1].split(" GiB")[0])
+    # The headroom is a share of the new total, too.
+    enough = with_card("rtx-3060-12gb", ram=24 + missing / (1 - HEADROOM) + 0.1, disk=10)
+    assert plan_tiers(enough, CODER).row(row.tier).fits
+
+
+def test_a_card_that_is_too_small_says_so():
+    row = plan_tiers(with_card("rtx-3050-laptop"), find_model("qwen2.5-coder-14b"), precision="nf4").row(1)
+    assert not row.fits
+    assert "on the GPU" in row.reason
+    assert "a GPU with" in row.remedy
+
+
+def test_precision():
+    old, new = with_card("rtx-2060-super"), with_card("rtx-4090")
+    assert plan_tiers(old, CODER).row(1).precision == "fp16"
+    assert plan_tiers(new, CODER).row(1).precision == "bf16"
+    assert plan_tiers(new, CODER, precision="nf4").row(1).precision == "nf4"
+    assert plan_tiers(without_card(), DEMO).row(1).precision == "fp32"
+    assert plan_tiers(with_card("rtx-3060-12gb"), find_model("qwen2.5-coder-7b")).row(1).precision == "nf4"
+    with pytest.raises(EliteError) as caught:
+        plan_tiers(old, CODER, precision="bf16")
+    assert (caught.value.code, caught.value.exit_code) == ("precision-unavailable", 3)
+
+
+def test_without_a_gpu_everything_is_in_ram_and_steps_stay_short():
+    table = plan_tiers(without_card(), DEMO)
+    assert all(row.gpu_peak_bytes == 0 for row in table.tiers)
+    assert table.recommended is not None
+    row = table.row(table.recommended)
+    assert row.step_seconds / row.windows_per_step <= 60
+    assert not table.row(11).in_time
+
+
+def test_the_largest_context_fits_and_the_next_does_not():
+    machine = with_card("rtx-2060-super", ram=16, disk=0)
+    compute_type, weights = storage(machine, "auto")
+    planning = Planning(machine=machine, spec=CODER, compute_type=compute_type, weights=weights, lora_rank=16)
+    row = largest_context(planning)
+    assert row is None or row.fits
+    roomy = dataclasses.replace(planning, machine=with_card("rtx-2060-super", ram=16, disk=10))
+    row = largest_context(roomy)
+    assert row.fits
+    assert 4096 < row.context < 2**20
+    assert row.context % 1024 == 0
+
+
+# --- choose_context ----------------------------------------------------------------------------------------
+
+
+def run_config(**sections):
+    return config.from_mapping(sections)
+
+
+def test_an_explicit_context_or_tier_is_used():
+    machine = without_card()
+    assert choose_context(run_config(training={"context": 300}), machine, DEMO, 10_000) == 300
+    assert choose_context(run_config(training={"tier": 2}), machine, DEMO, 10_000) == 8192
+
+
+def test_the_default_is_the_recommended_tier():
+    machine = with_card("rtx-3060-12gb")
+    choice = choose_plan(run_config(), machine, CODER, 200_000)
+    assert choice.context == plan_tiers(machine, CODER, repository_tokens=200_000).row(7).context
+    assert "tier 7" in choice.note
+
+
+def test_the_default_without_a_gpu_is_limited_and_says_so():
+    choice = choose_plan(run_config(), without_card(ram=32), find_model("qwen2.5-coder-3b"), 10_000_000)
+    assert choice.context < 4096
+    larger = choose_plan(run_config(), without_card(ram=32, cores=64), find_model("qwen2.5-coder-3b"), 10_000_000)
+    assert larger.context > choice.context
+    assert "without a GPU" in choice.note
+
+
+def test_device_cpu_ignores_the_gpu():
+    machine = with_card("rtx-4090")
+    choice = choose_plan(run_config(model={"device": "cpu"}), machine, DEMO, None)
+    assert choice.plan.gpu_peak_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "machine", "code"),
+    [
+        ({"training": {"tier": 11}}, without_card(ram=8, disk=1), "tier-does-not-fit"),
+        ({"training": {"context": 5_000_000}}, without_card(ram=8, disk=1), "context-does-not-fit"),
+        ({}, without_card(ram=0.5), "tier-does-not-fit"),
+        ({"model": {"device": "cuda"}}, without_card(), "device-unavailable"),
+    ],
+)
+def test_what_cannot_be_is_one_line_with_a_remedy(sections, machine, code):
+    with pytest.raises(EliteError) as caught:
+        choose_context(run_config(**sections), machine, DEMO, None)
+    assert (caught.value.code, caught.value.exit_code) == (code, 3)
+    assert caught.value.remedy
+    assert str(caught.value).isprintable()

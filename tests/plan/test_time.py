@@ -1,0 +1,83 @@
+"""The time model: its units, and how near it is to the steps that were measured."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from engine.models.catalogue import find_model
+from engine.plan.planner import Planning, storage, workload_of
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.time import attention_flops, speeds_of, streamed_time, total_seconds, whole_sequence_time
+from tests.plan.machines import with_card
+
+H100 = with_card("h100-sxm", ram=512)
+
+
+def workload(model: str, context: int):
+    compute_type, weights = storage(H100, "bf16")
+    spec = find_model(model)
+    planning = Planning(machine=H100, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16)
+    return workload_of(planning, context)
+
+
+def named(parts, name):
+    return next(part.seconds for part in parts if part.name == name)
+
+
+def test_attention_operations():
+    work = workload("qwen2.5-coder-1.5b", 131_072)
+    assert attention_flops(work) == 28 * 4 * 131_072**2 / 2 * 12 * 128
+    windowed = workload("starcoder2-3b", 131_072)
+    assert attention_flops(windowed) == 30 * 4 * (131_072 * 4096 - 4096**2 / 2) * 24 * 128
+    below_the_window = workload("starcoder2-3b", 1024)
+    assert attention_flops(below_the_window) == 30 * 4 * 1024**2 / 2 * 24 * 128
+
+
+def test_units_of_attention():
+    """Forward 1, backward 2.5; without the stash one forward more, and one more where layers are not stored."""
+    work = workload("qwen2.5-coder-1.5b", 524_288)
+    speeds = dataclasses.replace(speeds_of(H100, work), attention_forward=1e12, attention_backward=1e12)
+    unit = attention_flops(work) / 1e12
+
+    def units(plan):
+        parts = streamed_time(work, plan, speeds)
+        return (named(parts, "attention, forward") + named(parts, "attention, backward")) / unit
+
+    assert units(StreamPlan()) == pytest.approx(3.5)
+    assert units(StreamPlan(stash=False)) == pytest.approx(4.5)
+    assert units(StreamPlan(stash=False, checkpoint_every=4)) == pytest.approx(5.25)
+    assert units(StreamPlan(checkpoint_every=4)) == pytest.approx(3.5)
+    whole = whole_sequence_time(work, "resident", speeds)
+    assert (named(whole, "attention, forward") + named(whole, "attention, backward")) / unit == pytest.approx(4.5)
+
+
+def test_a_disk_home_is_slower_than_a_host_home():
+    work = workload("qwen2.5-coder-1.5b", 131_072)
+    seconds = [
+        total_seconds(streamed_time(work, StreamPlan(hidden_home=home), speeds_of(H100, work)))
+        for home in ("gpu", "host", "disk")
+    ]
+    assert seconds == sorted(seconds)
+    assert seconds[0] < seconds[2]
+
+
+MEASURED = [
+    # Seconds of one full exact step on one H100.
+    ("qwen2.5-coder-0.5b", 131_072, StreamPlan(tile=16384), 10.5),
+    ("qwen2.5-coder-0.5b", 524_288, StreamPlan(tile=16384), 113.5),
+    ("qwen2.5-coder-1.5b", 131_072, StreamPlan(tile=16384), 15.8),
+    ("qwen2.5-coder-1.5b", 262_144, StreamPlan(tile=16384), 56.0),
+    ("qwen2.5-coder-7b", 131_072, StreamPlan(tile=16384), 45.7),
+    ("qwen2.5-coder-0.5b", 131_072, None, 11.2),
+    ("qwen2.5-coder-1.5b", 131_072, None, 19.5),
+]
+
+
+@pytest.mark.parametrize(("model", "context", "plan", "seconds"), MEASURED)
+def test_the_model_is_near_what_was_measured(model, context, plan, seconds):
+    work = workload(model, context)
+    speeds = speeds_of(H100, work)
+    parts = streamed_time(work, plan, speeds) if plan else whole_sequence_time(work, "resident", speeds)
+    assert total_seconds(parts) == pytest.approx(seconds, rel=0.25)

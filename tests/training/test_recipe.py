@@ -1,0 +1,187 @@
+"""The whole recipe in this process: real repositories in, adapter and report out; resuming; stopping; failures."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from support.session import RecordingSession
+
+from engine import protocol
+from engine.config import from_mapping
+from engine.errors import EliteError
+from engine.models.catalogue import find_model
+from engine.models.loading import load_model
+from engine.models.placement import choose_placement
+from engine.protocol import (
+    CheckpointSaved,
+    EvalCompleted,
+    PhaseChanged,
+    RecoveryTaken,
+    RunFinished,
+    RunStarted,
+    StepCompleted,
+    Stop,
+    WarningRaised,
+)
+from engine.runtime.run_directory import RunDirectory
+from engine.training.memory import memory_errors
+from engine.training.recipe import train
+
+ASYNCIO = Path(asyncio.__file__).parent
+EMAIL = Path(email.__file__).parent
+
+
+def configure(output, repositories, **training):
+    return from_mapping(
+        {
+            "model": {"name": "demo", "device": "cpu"},
+            "data": {"repositories": [str(path) for path in repositories]},
+            "lora": {"rank": 8},
+            "training": {
+                "context": 256,
+                "tokens_per_update": 1024,
+                "learning_rate": 2e-3,
+                "evaluate_tokens": 4096,
+                **training,
+            },
+            "checkpoint": {"keep": 10},
+            "output": {"directory": str(output)},
+        }
+    )
+
+
+def start(config, script=None):
+    return RecordingSession(config=config, run=RunDirectory.create(config), script=script or {})
+
+
+def again(session, script=None):
+    return RecordingSession(config=session.config, run=session.run, resuming=True, script=script or {})
+
+
+@pytest.fixture(scope="module")
+def small_repository(tmp_path_factory):
+    """Four files of the standard library: a run over them takes seconds."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("queues.py", "locks.py", "runners.py", "timeouts.py"):
+        (folder / name).write_text((ASYNCIO / name).read_text())
+    return folder
+
+
+@pytest.mark.parametrize("package", [ASYNCIO, EMAIL], ids=["asyncio", "email"])
+def test_training_lowers_held_out_perplexity(package, tmp_path):
+    session = start(configure(tmp_path, [package], max_steps=24))
+    train(session)
+
+    finished = session.events[-1]
+    assert isinstance(finished, RunFinished)
+    assert finished.status == "completed"
+    assert finished.perplexity_after < 0.75 * finished.perplexity_before
+    scored = session.of(EvalCompleted)
+    assert [event.step for event in scored] == [0, 24]
+    assert scored[0].tokens == scored[1].tokens > 1000
+    assert [event.phase for event in session.of(PhaseChanged)] == [p for p in protocol.PHASES if p != "starting"]
+    assert session.of(RunStarted)[0].total_steps == 24
+
+    base = load_model(find_model("demo"), choose_placement("cpu", "fp32"))
+    ids = torch.arange(64)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+    model = PeftModel.from_pretrained(base, session.run.path / finished.adapter).eval()
+    with torch.no_grad():
+        assert not torch.allclose(model(input_ids=ids).logits, before)
+    assert model.generate(input_ids=ids, max_new_tokens=4).shape == (1, 68)
+
+
+def test_report_and_adapter_work_as_the_report_says(small_repository, tmp_path):
+    session = start(configure(tmp_path, [small_repository], max_steps=2))
+    train(session)
+    report = session.run.report_path.read_text()
+    finished = session.events[-1]
+    assert f"{finished.perplexity_before:,.2f}" in report
+    assert f"{finished.perplexity_after:,.2f}" in report
+    code = report.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=session.run.path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def main(")
+
+
+def test_resuming_gives_the_uninterrupted_run_even_from_an_older_checkpoint(small_repository, tmp_path):
+    """Stopped twice; the newest checkpoint is damaged; the run goes on from the one before, to the same end."""
+    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=6))
+    train(whole)
+
+    first = start(configure(tmp_path / "cut", [small_repository], max_steps=6), {2: [Stop(id="1")]})
+    train(first)
+    assert first.events[-1].status == "stopped"
+    assert (first.run.path / first.events[-1].adapter / "adapter_model.safetensors").exists()
+    second = again(first, {4: [Stop(id="2")]})
+    train(second)
+    newest = first.run.path / second.of(CheckpointSaved)[-1].path
+    with (newest / "optimizer.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    third = again(first)
+    train(third)
+    (warning,) = third.of(WarningRaised)
+    assert warning.code == "checkpoint-damaged"
+    assert "optimizer.safetensors" in warning.text
+    assert "step-000002" in third.of(RecoveryTaken)[0].what
+    assert third.of(RunStarted)[0].first_step == 2
+    assert [event.step for event in third.of(StepCompleted)] == [3, 4, 5, 6]
+    assert [event.step for event in third.of(EvalCompleted)] == [6]  # the base model is not scored again
+    expected = {event.step: event.loss for event in whole.of(StepCompleted)}
+    assert {event.step: event.loss for event in third.of(StepCompleted)}.items() <= expected.items()
+    assert third.events[-1].perplexity_before == whole.events[-1].perplexity_before
+    assert third.events[-1].perplexity_after == whole.events[-1].perplexity_after
+
+
+def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):
+    session = start(configure(tmp_path, [small_repository], max_steps=2))
+    with pytest.raises(EliteError) as caught:
+        train(again(session))
+    assert caught.value.code == "nothing-to-resume"
+    assert not session.events
+
+
+def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for file in small_repository.iterdir():
+        (repository / file.name).write_text(file.read_text())
+    first = start(configure(tmp_path / "out", [repository], max_steps=2), {1: [Stop(id="1")]})
+    train(first)
+    (repository / "more.py").write_text("def more():\n    return [index * 3 for index in range(100)]\n" * 60)
+    second = again(first)
+    train(second)
+    assert [warning.code for warning in second.of(WarningRaised)] == ["data-changed"]
+    assert second.events[-1].status == "completed"
+
+
+def test_a_stop_before_the_first_step_ends_at_once(small_repository, tmp_path):
+    session = start(configure(tmp_path, [small_repository], max_steps=2), {0: [Stop(id="now")]})
+    train(session)
+    assert session.events[-1].status == "stopped"
+    assert not session.of(StepCompleted)
+    assert not session.run.adapter_path.exists()
+
+
+def test_running_out_of_memory_is_one_clear_error():
+    with pytest.raises(EliteError) as caught, memory_errors("training", "one window", "use less"):
+        torch.empty(2**55)
+    assert caught.value.code == "out-of-memory"
+    assert "host" in caught.value.message
