@@ -190,11 +190,24 @@ def _connect(run: RunDirectory, timeout: float) -> socket.socket:
     try:
         connection.settimeout(timeout)
         with _short_address(run.socket_path) as address:
-            connection.connect(address)
+            _connect_in_turn(connection, address, time.monotonic() + timeout)
     except OSError as error:
         connection.close()
         raise _unreachable(run, error.strerror or str(error)) from error
     return connection
+
+
+def _connect_in_turn(connection: socket.socket, address: str, deadline: float) -> None:
+    """Connects, waiting where other clients fill the server's queue: the kernel then says EAGAIN at once."""
+    while True:
+        try:
+            connection.connect(address)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _lines(connection: socket.socket, first: str, deadline: float) -> Iterator[bytes]:
