@@ -80,6 +80,13 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     max_file_bytes: Annotated[
         int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
     ] = 1_000_000
+    secrets: Annotated[
+        Literal["mask", "skip", "keep"],
+        Meta(
+            description="Keys, tokens and passwords found in the files: mask replaces each by a placeholder, "
+            "skip leaves out files that hold any, keep learns them."
+        ),
+    ] = "mask"
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -13,9 +13,12 @@ from engine.cli import print_json
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from engine.data.dataset import Dataset, Progress
 
 NAMES = ("data",)
+_SECRETS_SHOWN = 20
 SUMMARY = "Build the dataset of a repository, and show what is in it."
 
 
@@ -101,6 +104,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "submodules": [_printable(path) for path in summary.collection.submodules],
         "languages": dict(sorted(languages.items(), key=lambda item: -item[1]["bytes"])),
         "skipped": dict(summary.skipped),
+        "secrets": [
+            {
+                "file": _printable(secret.file.repository / secret.file.path),
+                "line": secret.line,
+                "kind": secret.kind,
+                "hint": _printable(secret.hint),
+            }
+            for secret in summary.secrets
+        ],
         "files": len(summary.files),
         "bytes": summary.source_bytes,
         "tokens": summary.tokens,
@@ -161,6 +173,7 @@ def _print_report(report: dict[str, Any]) -> None:
     table.add_row("together", f"{report['files']:,}", f"{report['bytes']:,}", style="bold")
     console.print(table)
     console.print(describe_skipped(report["skipped"]))
+    _print_secrets(console, report["secrets"])
     if report["submodules"]:
         console.print(f"repositories inside, left out: {', '.join(report['submodules'])}")
     held_out = report["held_out"]
@@ -178,6 +191,16 @@ def _print_report(report: dict[str, Any]) -> None:
         console.print(f"note: {note}")
     how = "reused" if report["reused"] else "built"
     console.print(f"store {how} in {report['seconds']:.2f} s: {report['store']}")
+
+
+def _print_secrets(console: Console, secrets: list[dict[str, Any]]) -> None:
+    if not secrets:
+        return
+    console.print(f"kept out {len(secrets):,} secret{'s' if len(secrets) > 1 else ''}:")
+    for secret in secrets[:_SECRETS_SHOWN]:
+        console.print(f"  {secret['file']}:{secret['line']}: {secret['kind']} ({secret['hint']})")
+    if len(secrets) > _SECRETS_SHOWN:
+        console.print(f"  and {len(secrets) - _SECRETS_SHOWN:,} more (--json lists all)")
 
 
 def _printable(path: object) -> str:

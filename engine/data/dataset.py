@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from engine.data.collect import Collection, SourceFile, collect, describe_skippe
 from engine.data.documents import path_line, read_document
 from engine.data.encoder import Encoder
 from engine.data.safe_files import Folder
+from engine.data.secrets import REVISION, Secret, find_secrets, hint, mask
 from engine.data.split import held_out_files
 from engine.data.store import (
     FORMAT,
@@ -42,6 +43,18 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
+class FoundSecret:
+    """A secret that was kept out of the dataset."""
+
+    file: SourceFile
+    line: int
+    "Counts from 1."
+    kind: str
+    hint: str
+    "Its first characters."
+
+
+@dataclass(frozen=True)
 class DatasetSummary:
     """What became of the repositories."""
 
@@ -51,6 +64,8 @@ class DatasetSummary:
     held_out_files: int
     skipped: Mapping[str, int]
     "Reason → files, of collecting and of reading."
+    secrets: tuple[FoundSecret, ...]
+    "Found and kept out, by file and line."
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
@@ -85,7 +100,10 @@ class _Reading:
     digests: list[bytes]
     held_out: int
     "How many, at the end of the list."
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str]
+    masked: dict[SourceFile, list[Secret]]
+    "What is replaced in the text of a file."
+    secrets: tuple[FoundSecret, ...]
 
     @property
     def repositories(self) -> list[Path]:
@@ -139,6 +157,8 @@ def _read(collection: Collection, data: DataSection, report: Progress) -> _Readi
     kept: list[tuple[SourceFile, bytes]] = []
     skipped: Counter[str] = Counter()
     digests: set[bytes] = set()
+    masked: dict[SourceFile, list[Secret]] = {}
+    found: list[FoundSecret] = []
     folders = {root: Folder(str(root)) for root in collection.listed_by}
     for position, file in enumerate(collection.files):
         if position % 100 == 0:
@@ -150,6 +170,13 @@ def _read(collection: Collection, data: DataSection, report: Progress) -> _Readi
             skipped["duplicate"] += 1
         else:
             digests.add(document.digest)
+            secrets = [] if data.secrets == "keep" else find_secrets(document.text, file.language)
+            found += _describe_secrets(file, document.text, secrets)
+            if secrets and data.secrets == "skip":
+                skipped["secrets"] += 1
+                continue
+            if secrets:
+                masked[file] = secrets
             kept.append((file, document.digest))
     report(len(collection.files), len(collection.files), "files read")
     held_out = held_out_files([file for file, _ in kept], data.held_out_fraction)
@@ -160,7 +187,15 @@ def _read(collection: Collection, data: DataSection, report: Progress) -> _Readi
         digests=[kept[index][1] for index in order],
         held_out=sum(held_out),
         skipped=skipped,
+        masked=masked,
+        secrets=tuple(found),
     )
+
+
+def _describe_secrets(file: SourceFile, text: str, secrets: list[Secret]) -> Iterator[FoundSecret]:
+    for secret in secrets:
+        line = text.count("\n", 0, secret.start) + 1
+        yield FoundSecret(file, line, secret.kind, hint(text[secret.start : secret.end]))
 
 
 def _too_little(data: DataSection, collection: Collection, reading: _Reading) -> errors.EliteError:
@@ -175,7 +210,8 @@ def _too_little(data: DataSection, collection: Collection, reading: _Reading) ->
 def _key(reading: _Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, data.max_file_bytes]).encode())
+    options = [data.max_file_bytes, data.secrets, REVISION]
+    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options]).encode())
     for file, content in zip(reading.files, reading.digests, strict=True):
         digest.update(json.dumps([path_line(file), file.size, content.hex()]).encode())
     return digest.hexdigest()[:32]
@@ -232,7 +268,8 @@ def _batches(reading: _Reading, data: DataSection, first: int) -> Iterator[list[
         document = read_document(folders[file.repository], file, data.max_file_bytes)
         if isinstance(document, str) or document.digest != digest:
             raise _ChangedError
-        batch.append((path_line(file), document.text, file.size))
+        text = mask(document.text, reading.masked.get(file, []))
+        batch.append((path_line(file), text, file.size))
         size += file.size
         if size >= _BATCH_BYTES:
             yield batch
@@ -263,6 +300,7 @@ def _as_dataset(
             files=tuple(reading.files),
             held_out_files=reading.held_out,
             skipped=dict(skipped.most_common()),
+            secrets=reading.secrets,
             source_bytes=sum(file.size for file in reading.files),
             train_tokens=boundary,
             held_out_tokens=len(store.tokens) - boundary,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from engine.data.languages import BULKY_AS_DATA
+from engine.data.secrets import is_secret_file
 
 HEAD_BYTES = 16_384
 "Bytes at the start of a file that its kind is told from."
@@ -20,6 +21,7 @@ REASONS: Mapping[str, str] = {
     "generated": "marked as generated, or named like it",
     "minified": "not laid out for people to read",
     "binary": "not text",
+    "secrets": "named like a store of credentials, or, with data.secrets=skip, holding any",
     "data": "tables, long JSON or XML, translations and other data",
     "notebook": "Jupyter notebooks, which are mostly output",
     "not source": "no language is known for it",
@@ -105,6 +107,8 @@ def reason_by_path(path: PurePosixPath) -> str | None:
     name = path.name
     if name in _LOCKS:
         return "lock"
+    if is_secret_file(path):
+        return "secrets"
     if _MINIFIED_NAMES.search(name):
         return "minified"
     if _GENERATED_NAMES.search(name):

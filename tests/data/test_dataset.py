@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support.planted_secrets import FORMATS, fill
 from support.repositories import Write, module
 from tokenizers import Tokenizer
 
@@ -24,7 +26,7 @@ Build = Callable[..., Dataset]
 
 @pytest.fixture
 def build(tmp_path: Path, demo_tokenizer: Tokenizer) -> Build:
-    def build_it(*repositories: Path, context: int = 128, **options: float) -> Dataset:
+    def build_it(*repositories: Path, context: int = 128, **options: float | str) -> Dataset:
         data = DataSection(repositories=[str(path) for path in repositories], **options)
         return build_dataset(data, tokenizer=demo_tokenizer, context=context, cache=tmp_path / "cache")
 
@@ -186,3 +188,22 @@ def test_packages_of_the_standard_library(package: str, stdlib: Path, build: Bui
     assert 0.01 < summary.held_out_tokens / summary.tokens < 0.4
     read = {str(file.path): (file.repository / file.path).read_text() for file in summary.files}
     assert ENCODER.decode(dataset.store.tokens.tolist()) == "".join(document(*item) for item in read.items())
+
+
+def test_secrets_are_masked_listed_or_skipped_as_asked(write: Write, build: Build) -> None:
+    secret, _ = fill(FORMATS["GitHub"], random.Random(1))
+    files = {f"m{i}.py": module(f"m{i}") for i in range(6)}
+    root = write({**files, "leak.py": f"import os\n\nTOKEN = '{secret}'\n" + module("leak"), ".env": f"T={secret}\n"})
+    masked = build(root)
+    everything = text_of(masked.train) + text_of(masked.held_out)
+    assert secret not in everything
+    assert "TOKEN = 'REDACTED'" in everything
+    (found,) = masked.summary.secrets
+    assert (str(found.file.path), found.line, found.kind, found.hint) == ("leak.py", 3, "GitHub token", "ghp_…")
+    assert masked.summary.skipped == {"secrets": 1}
+    skipped = build(root, secrets="skip")
+    assert skipped.summary.skipped == {"secrets": 2}
+    assert len(skipped.summary.secrets) == 1
+    kept = build(root, secrets="keep")
+    assert secret in text_of(kept.train) + text_of(kept.held_out)
+    assert len({dataset.summary.store for dataset in (masked, skipped, kept)}) == 3
