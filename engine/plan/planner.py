@@ -10,9 +10,9 @@ from typing import Any
 from engine import errors
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
-from engine.plan.memory import BaseWeights, Part
+from engine.plan.memory import BaseWeights, Part, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import Budget, Candidate, search
+from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
@@ -22,6 +22,8 @@ PATIENCE_GPU = 10 * 3600.0
 "Seconds that one window of the recommended tier may take on a GPU: a night."
 PATIENCE_CPU = 60.0
 "And without a GPU, where long contexts are a demonstration."
+UPDATES_CPU = 8
+"Updates that an epoch keeps at least without a GPU: a short run should learn something."
 TOKENS_PER_UPDATE = 8192
 "Default of training.tokens_per_update, unless one window is larger."
 SMALL_CONTEXTS = (512, 1024, 2048)
@@ -112,9 +114,11 @@ def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWe
         EliteError: PRECISION_UNAVAILABLE.
     """
     if not machine.gpus:
-        if precision in ("auto", "fp32", "nf4"):
-            return "fp32", ("nf4",) if precision == "nf4" else ("resident",)
-        return ("bf16" if precision == "bf16" else "fp16"), ("resident",)
+        if precision == "fp16":
+            raise errors.PRECISION_UNAVAILABLE(
+                precision="fp16", problem="processors do not train in it", remedy="use fp32, bf16 or auto"
+            )
+        return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
     gpu = machine.gpus[0]
     if precision == "bf16" and not gpu.has_bf16:
         raise errors.PRECISION_UNAVAILABLE(
@@ -124,7 +128,9 @@ def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWe
     if precision == "nf4":
         return half, ("nf4",)
     if precision == "auto":
-        return half, ("resident", "streamed", "nf4")
+        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        installed = machine.libraries.get("bitsandbytes", "unknown") is not None
+        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
     own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
     return own, ("resident", "streamed")
 
@@ -160,13 +166,14 @@ def tier_table(planning: Planning) -> TierTable:
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
-    return TierTable(recommended=_recommend(rows), tiers=rows)
+    return TierTable(recommended=_recommend(planning, rows), tiers=rows)
 
 
-def _recommend(rows: tuple[TierPlan, ...]) -> int | None:
+def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
     best = None
     for row in rows:
-        if row.in_time:
+        too_few = not planning.on_gpu and row.steps_per_epoch is not None and row.steps_per_epoch < UPDATES_CPU
+        if row.in_time and (best is None or not too_few):
             best = row.tier
         if row.holds_repository:
             break
@@ -183,7 +190,7 @@ def plan_context(
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
-    chosen = min(in_time or fitting or found, key=lambda c: (_shortage_rank(c), c.score))
+    chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
     seconds = windows * chosen.seconds
     tokens = planning.repository_tokens
     steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
@@ -247,25 +254,30 @@ def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tupl
     """Why nothing fits, and the cheapest changes that would let something fit."""
     on_device = [candidate for candidate in found if not candidate.short_of("gpu")]
     if not on_device:
-        needed, short = closest.ledger.peak("gpu"), closest.short_of("gpu")
+        needed = closest.ledger.peak("gpu")
         reason = f"the leanest plan needs {format_bytes(needed)} on the GPU, and {format_bytes(budget.gpu)} can be used"
-        return reason, f"a GPU with {format_bytes(short)} more free memory, or a smaller model"
-    changes = []
+        return reason, f"a GPU with {_lacking(closest, 'gpu')} more free memory, or a smaller model"
     in_ram = [candidate for candidate in on_device if not candidate.short_of("disk")]
+    on_disk = [candidate for candidate in on_device if candidate.short_of("disk")]
+    changes = []
     if in_ram:
-        short = min(candidate.short_of("host") for candidate in in_ram)
-        changes.append(f"{format_bytes(short)} more RAM")
-    on_disk = [candidate for candidate in on_device if not candidate.short_of("host")]
+        changes.append(f"{_lacking(min(in_ram, key=lambda c: c.short_of('host')), 'host')} more RAM")
     if on_disk:
-        short = min(candidate.short_of("disk") for candidate in on_disk)
-        changes.append(f"{format_bytes(short)} more free disk (hidden_home disk)")
+        leanest = min(on_disk, key=lambda c: (c.short_of("host"), c.short_of("disk")))
+        both = f"{_lacking(leanest, 'host')} more RAM and " if leanest.short_of("host") else ""
+        changes.append(f"{both}{_lacking(leanest, 'disk')} more free disk (hidden_home disk)")
     where = closest.shortages[0][0]
     place = "RAM" if where == "host" else "free disk"
     reason = (
         f"the leanest plan needs {format_bytes(closest.ledger.peak(where))} of {place}, "
         f"and {format_bytes(budget.limit(where))} can be used"
     )
-    return reason, "needs " + ", or ".join(changes) if changes else "a smaller model, or a lower tier"
+    return reason, "needs " + ", or ".join(changes)
+
+
+def _lacking(candidate: Candidate, where: Place) -> str:
+    """What must be added in a place; of what is added, too, a share stays free."""
+    return format_bytes(candidate.short_of(where) / (1 - HEADROOM))
 
 
 def largest_context(planning: Planning, *, step: int = 1024) -> TierPlan | None:

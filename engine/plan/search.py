@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from engine.hardware.machine import Machine
@@ -68,9 +69,8 @@ class Candidate:
     stream: StreamPlan | None
     "None: the whole sequence at once, with checkpointing."
     ledger: Ledger
-    time: tuple[TimePart, ...]
-    seconds: float
-    "One window."
+    work: Workload
+    speeds: Speeds
     shortages: tuple[tuple[Place, int], ...]
     "Bytes missing in each place that is too small."
 
@@ -78,6 +78,18 @@ class Candidate:
     def fits(self) -> bool:
         """Whether every place has room, with headroom."""
         return not self.shortages
+
+    @cached_property
+    def time(self) -> tuple[TimePart, ...]:
+        """Where one window's time goes."""
+        if self.stream is None:
+            return whole_sequence_time(self.work, self.weights, self.speeds)
+        return streamed_time(self.work, self.stream, self.speeds)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Of one window."""
+        return total_seconds(self.time)
 
     @property
     def score(self) -> float:
@@ -125,8 +137,7 @@ def search(work: Workload, machine: Machine, budget: Budget, weights: tuple[Base
 
 
 def _whole_sequence(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Candidate:
-    ledger = whole_sequence_ledger(work, weights)
-    return _candidate(work, weights, None, ledger, whole_sequence_time(work, weights, speeds), budget)
+    return _candidate(work, weights, None, whole_sequence_ledger(work, weights), speeds, budget)
 
 
 def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Iterator[Candidate]:
@@ -138,8 +149,7 @@ def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budg
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget)
         grained = _with_grain(plan, grains[key])
-        ledger = streamed_ledger(work, grained)
-        yield _candidate(work, weights, grained, ledger, streamed_time(work, grained, speeds), budget)
+        yield _candidate(work, weights, grained, streamed_ledger(work, grained), speeds, budget)
 
 
 def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
@@ -184,7 +194,7 @@ def _candidate(
     weights: BaseWeights,
     stream: StreamPlan | None,
     ledger: Ledger,
-    time: tuple[TimePart, ...],
+    speeds: Speeds,
     budget: Budget,
 ) -> Candidate:
     places: tuple[Place, ...] = ("gpu", "host", "disk")
@@ -194,7 +204,7 @@ def _candidate(
         weights=weights,
         stream=stream,
         ledger=ledger,
-        time=time,
-        seconds=total_seconds(time),
+        work=work,
+        speeds=speeds,
         shortages=tuple((where, short) for where, short in missing if short > 0),
     )

@@ -108,8 +108,7 @@ def test_a_tier_that_does_not_fit_says_the_cheapest_change_and_the_change_works(
     assert "more RAM" in row.remedy
     assert "more free disk" in row.remedy
     missing = float(row.remedy.split("needs ")[1].split(" GiB")[0])
-    # The headroom is a share of the new total, too.
-    enough = with_card("rtx-3060-12gb", ram=24 + missing / (1 - HEADROOM) + 0.1, disk=10)
+    enough = with_card("rtx-3060-12gb", ram=24 + missing + 0.1, disk=10)
     assert plan_tiers(enough, CODER).row(row.tier).fits
 
 
@@ -130,6 +129,8 @@ def test_precision():
     with pytest.raises(EliteError) as caught:
         plan_tiers(old, CODER, precision="bf16")
     assert (caught.value.code, caught.value.exit_code) == ("precision-unavailable", 3)
+    with pytest.raises(EliteError):
+        plan_tiers(without_card(), DEMO, precision="fp16")
 
 
 def test_without_a_gpu_everything_is_in_ram_and_steps_stay_short():
@@ -139,6 +140,19 @@ def test_without_a_gpu_everything_is_in_ram_and_steps_stay_short():
     row = table.row(table.recommended)
     assert row.step_seconds / row.windows_per_step <= 60
     assert not table.row(11).in_time
+
+
+def test_without_a_gpu_a_small_repository_keeps_some_updates():
+    table = plan_tiers(without_card(cores=16), DEMO, repository_tokens=90_000)
+    assert plan_tiers(without_card(cores=16), DEMO).recommended > table.recommended
+    assert table.row(table.recommended).steps_per_epoch >= 8
+    assert plan_tiers(without_card(cores=16), DEMO, repository_tokens=5000).recommended == 1
+
+
+def test_without_bitsandbytes_auto_does_not_plan_with_4_bits():
+    machine = dataclasses.replace(with_card("rtx-2060"), libraries={"bitsandbytes": None})
+    rows = plan_tiers(machine, find_model("qwen2.5-coder-7b")).tiers
+    assert all(row.precision == "fp16" for row in rows)
 
 
 def test_the_largest_context_fits_and_the_next_does_not():

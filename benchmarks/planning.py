@@ -1,0 +1,27 @@
+"""Milliseconds that the tier table takes for every known card and model. The worst should stay below 200."""
+
+from __future__ import annotations
+
+import time
+
+from engine.hardware.cards import cards, simulate
+from engine.hardware.machine import GIB
+from engine.models.catalogue import catalogue
+from engine.plan.planner import plan_tiers
+
+
+def main() -> None:
+    taken = []
+    for card in cards().values():
+        machine = simulate(card, ram_bytes=64 * GIB, disk_bytes=500 * GIB)
+        for spec in catalogue().values():
+            started = time.perf_counter()
+            plan_tiers(machine, spec)
+            taken.append((1e3 * (time.perf_counter() - started), card.key, spec.name))
+    taken.sort()
+    median, (worst, card_name, model_name) = taken[len(taken) // 2][0], taken[-1]
+    print(f"{len(taken)} tables: median {median:.0f} ms, worst {worst:.0f} ms ({model_name} on {card_name})")
+
+
+if __name__ == "__main__":
+    main()
