@@ -16,6 +16,7 @@ from elite_tui.figures import printable
 from elite_tui.messages import Changed
 from elite_tui.rooms import ROOMS, build_room, neighbour
 from elite_tui.run_view import RunView
+from elite_tui.screens.room import RoomScreen
 from elite_tui.themes import DARK, LIGHT
 from elite_tui.trouble import record_trouble
 from engine.errors import EliteError
@@ -80,6 +81,8 @@ class EliteApp(App[str]):
         self._first_room = first_room
         self._run_reference = run_reference
         self._room = first_room
+        self._leave_after: str | None = None
+        "Command that, once it is handed over, ends the app."
         self._save_timer: Timer | None = None
         self._ask_timer: Timer | None = None
 
@@ -120,9 +123,13 @@ class EliteApp(App[str]):
         self.go(neighbour(self._room, offset))
 
     def tell(self, what: str) -> None:
-        """Tells the screens that a part of the state changed."""
+        """Tells the rooms on the stack that a part of the state changed.
+
+        Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        """
         for screen in self.screen_stack:
-            screen.post_message(Changed(what))
+            if isinstance(screen, RoomScreen):
+                screen.post_message(Changed(what))
 
     def begin_wizard(self) -> None:
         """Enters the first room, asking what a wizard asks if this is the first time."""
@@ -285,16 +292,19 @@ class EliteApp(App[str]):
             if run is not None:
                 run.pending.pop(message.command_id, None)
             self.notify(str(message.error), title=message.command, severity="error", markup=False)
+        elif message.command_id == self._leave_after:
+            self.leave("is stopping; it saves a checkpoint first")
         self.tell("run")
 
     # --- actions -------------------------------------------------------------------------------------------
 
-    def send(self, command: str) -> None:
-        """Sends a command to the run that is shown."""
+    def send(self, command: str) -> str | None:
+        """Sends a command to the run that is shown, and returns its id."""
         command_id = self.link.send(command)
         if command_id is not None and self.state.run is not None:
             self.state.run.pending[command_id] = command
             self.tell("run")
+        return command_id
 
     def action_help(self) -> None:
         """Shows the keys of the present room."""
@@ -315,15 +325,17 @@ class EliteApp(App[str]):
         """Leaves; with a run under way it asks what becomes of it."""
         from elite_tui.screens.confirm import QuitScreen
 
-        if not self.state.run_active:
+        if self.state.launching:
+            self.notify("the run is being started; one moment", timeout=3)
+        elif not self.state.run_active:
             self.leave()
         elif not isinstance(self.screen, QuitScreen):
             self.push_screen(QuitScreen(), self._quit_answered)
 
     def _quit_answered(self, answer: str | None) -> None:
         if answer == "stop":
-            self.send("Stop")
-            self.leave("is stopping; it saves a checkpoint first")
+            # Leaving waits for the command to be handed over: workers end with the app.
+            self._leave_after = self.send("Stop")
         elif answer == "detach":
             self.leave("goes on")
 

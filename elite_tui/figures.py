@@ -41,7 +41,7 @@ def duration_in_words(seconds: float | None) -> str:
     if seconds < 10:
         return f"{max(0.0, seconds):.1f}s"
     whole = round(seconds)
-    parts = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+    parts = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
     for index, (unit, size) in enumerate(parts[:-1]):
         if whole >= size:
             small_unit, small_size = parts[index + 1]

@@ -56,6 +56,11 @@ class MonitorScreen(RoomScreen):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "monitor.tcss"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._offered: tuple[object, ...] = ()
+        "What decides which keys the footer offers: it is composed anew only when this changes."
+
     def compose_room(self) -> Iterable[Widget]:
         """Status, progress, chart beside figures, log."""
         yield Static(id="status", markup=False)
@@ -89,7 +94,10 @@ class MonitorScreen(RoomScreen):
                 Series(name="held-out", points=run.held_out, style="$accent", marker="◆"),
             )
             self.query_one(LogPane).follow(run)
-            self.refresh_bindings()
+            offered = (run.ended, run.paused, tuple(run.pending.values()))
+            if offered != self._offered:
+                self._offered = offered
+                self.refresh_bindings()
 
     def _no_run(self) -> Content:
         error = self.state.opening
@@ -219,13 +227,13 @@ def figures(run: RunView, *, short: bool) -> Content:
     before = run.first_evaluation
     rows = [
         ("tokens/s", count_in_words(step.tokens_per_second if step else None)),
-        ("rate", f"{step.lr:.2e}" if step else "n/a"),
         ("epoch", f"{step.epoch:.2f}" if step else "n/a"),
         ("perplexity", number_in_words(latest.perplexity if latest else None)),
         ("  before", number_in_words(before.perplexity if before else None)),
     ]
     if not short:
         rows += [
+            ("rate", f"{step.lr:.2e}" if step else "n/a"),
             ("gradient", number_in_words(step.grad_norm if step else None, 3)),
             ("run's RAM", bytes_in_words(step.host_used if step else None)),
         ]
@@ -233,6 +241,7 @@ def figures(run: RunView, *, short: bool) -> Content:
             rows.append(("GPU peak", bytes_in_words(step.gpu_peak)))
     saved = f"step {run.checkpoint.step:,}" if run.checkpoint else "not yet"
     if run.warnings or run.recoveries:
-        saved += f"  ! {run.warnings + run.recoveries} in log"
+        # The log says what they are.
+        saved += f"  ! {run.warnings + run.recoveries}"
     rows.append(("saved", saved))
     return Content("\n").join(Content.assemble((f"{name:<11}", "$muted"), value) for name, value in rows)

@@ -23,17 +23,21 @@ class TrailStep(Static):
 
     def __init__(self, room: Room) -> None:
         super().__init__(markup=False)
-        self._room = room
+        self.room = room
+        self._drawn: tuple[str, bool] | None = None
 
     def mark(self, mark: str, *, reachable: bool) -> None:
-        """Draws the room's mark and title."""
+        """Draws the room's mark and title, if they changed: the trail must cost nothing while a run is watched."""
+        if self._drawn == (mark, reachable):
+            return
+        self._drawn = (mark, reachable)
         self.set_class(mark == HERE, "-here")
         self.set_class(not reachable, "-closed")
-        self.update(Content(f"{mark} {self._room.title}"))
+        self.update(Content(f"{mark} {self.room.title}"))
 
     def on_click(self) -> None:
         """Enters the room."""
-        cast("EliteApp", self.app).go(self._room.name)
+        cast("EliteApp", self.app).go(self.room.name)
 
 
 class Trail(Horizontal):
@@ -61,7 +65,7 @@ class Trail(Horizontal):
         has_run = cast("EliteApp", self.app).state.run is not None
         before = True
         for step in self.query(TrailStep):
-            here = step._room.name == self._here
+            here = step.room.name == self._here
             before = before and not here
             mark = HERE if here else DONE if before else AHEAD
-            step.mark(mark, reachable=has_run or not step._room.needs_run)
+            step.mark(mark, reachable=has_run or not step.room.needs_run)

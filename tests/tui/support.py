@@ -219,6 +219,16 @@ async def settled(pilot: Pilot) -> None:
     await pilot.pause()
 
 
+async def still(pilot: Pilot) -> None:
+    """Waits until the screen looks the same five times in a row: gauges draw after their layout."""
+    former, same = "", 0
+    while same < 5:
+        await pilot.pause(0.1)
+        present = pilot.app.export_screenshot()
+        same = same + 1 if present == former else 0
+        former = present
+
+
 def copy_recording(folder: Path) -> RunDirectory:
     """The recorded run as a run directory, below an output folder."""
     path = folder / "runs" / RUN_ID

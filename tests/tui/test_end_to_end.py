@@ -22,6 +22,7 @@ from textual.widgets import Static
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
 from elite_tui.engine_calls import Engine
+from elite_tui.screens.confirm import ConfirmScreen
 from elite_tui.state import AppState
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
@@ -92,7 +93,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: room_of(app) == "options")
         for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
             await type_into(pilot, path, str(value))
-        assert "✓ all fields are valid" in text_of(app, "#verdict")
+        await until(pilot, lambda: "✓ all fields are valid" in text_of(app, "#verdict"))
         await pilot.press("ctrl+n")
         await until(pilot, lambda: app.state.preflight.value is not None)
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
@@ -261,7 +262,7 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
             await pilot.press("r")
             await until(pilot, lambda: len(app.state.run.losses) > steps, seconds=60)
             await pilot.press("s")
-            await pilot.pause()
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
             await pilot.press("left", "enter")
             await until(pilot, lambda: app.state.run.ended, seconds=60)
             assert app.state.run.state == "stopped"

@@ -86,14 +86,13 @@ async def test_stop_asks_first():
         await settled(pilot)
         await until(pilot, lambda: app.state.run.losses)
         await pilot.press("s")
-        await pilot.pause()
-        assert isinstance(app.screen, ConfirmScreen)
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         assert app.focused.id == "cancel"
         await pilot.press("enter")
-        await pilot.pause()
+        await until(pilot, lambda: not isinstance(app.screen, ConfirmScreen))
         assert handle.sent == []
         await pilot.press("s")
-        await pilot.pause()
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         await pilot.press("left", "enter")
         await until(pilot, lambda: handle.sent)
         assert handle.sent[0].save
@@ -143,13 +142,13 @@ async def test_quitting_with_a_run_asks(keys, leaves, sends):
         await settled(pilot)
         await until(pilot, lambda: app.state.run.losses)
         await pilot.press("ctrl+q")
-        await pilot.pause()
-        assert isinstance(app.screen, QuitScreen)
+        await until(pilot, lambda: isinstance(app.screen, QuitScreen))
         assert app.focused.id == "detach"
         await pilot.press(*keys)
-        await pilot.pause(0.3)
-        assert (app.return_value is not None) is leaves
-        if not leaves:
+        if leaves:
+            await until(pilot, lambda: app.return_value is not None)
+        else:
+            await until(pilot, lambda: not isinstance(app.screen, QuitScreen))
             assert room_of(app) == "monitor"
     assert [type(command).__name__ for command in handle.sent] == sends
 
@@ -160,7 +159,7 @@ async def test_quitting_without_a_run_does_not_ask():
         await settled(pilot)
         await until(pilot, lambda: app.state.run.ended)
         await pilot.press("ctrl+q")
-        await pilot.pause(0.2)
+        await until(pilot, lambda: app.return_value is not None)
     assert app.return_value == ""
 
 
@@ -180,13 +179,12 @@ async def test_a_finished_run_from_disk_and_its_result(tmp_path):
         await pilot.press("m")
         await until(pilot, lambda: room_of(app) == "monitor")
         app.go("result")
-        await pilot.pause()
+        await until(pilot, lambda: room_of(app) == "result")
         await pilot.press("n")
         await until(pilot, lambda: room_of(app) == "project")
         await settled(pilot)
         app.go("result")
-        await pilot.pause()
-        assert room_of(app) == "result"
+        await until(pilot, lambda: room_of(app) == "result")
 
 
 async def test_a_run_that_died_says_so(tmp_path):

@@ -9,7 +9,7 @@ from engine import errors
 from engine.protocol import RunFailed
 from engine.runtime.run_summary import RunSummary
 from tests.tui.recording import FOLDER, RUN_ID, START, recorded
-from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, settled, until
+from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, settled, still, until
 
 SMALL, USUAL, LARGE = (80, 24), (120, 40), (200, 60)
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -31,8 +31,8 @@ def look(snap_compare):
                 await pilot.pause()
             if then is not None:
                 await then(pilot)
-            await pilot.pause(0.3)
             await settled(pilot)
+            await still(pilot)
 
         return snap_compare(app, terminal_size=size, run_before=before)
 
@@ -184,7 +184,7 @@ def test_help(look, size):
 def test_palette(look):
     async def ask(pilot):
         await pilot.press("ctrl+p")
-        await pilot.pause(0.3)
+        await pilot.pause()
 
     assert look(make_app(values=MODEL), USUAL, then=ask)
 

@@ -29,7 +29,7 @@ async def type_into(pilot, path, text):
 
 async def enter(pilot, room):
     pilot.app.go(room)
-    await pilot.pause()
+    await until(pilot, lambda: room_of(pilot.app) == room and pilot.app.screen.is_mounted)
     await settled(pilot)
 
 
@@ -43,8 +43,8 @@ async def test_project_shows_what_the_repository_holds():
         assert "522K tokens (estimate)" in facts
         assert "1,200 vendored" in facts
         await type_into(pilot, "model.name", "qwen2.5-coder-7b")
-        assert app.state.draft.get("model.name") == "qwen2.5-coder-7b"
-        assert "apache-2.0" in text_of(app, "#field-model-name .note")
+        await until(pilot, lambda: app.state.draft.get("model.name") == "qwen2.5-coder-7b")
+        await until(pilot, lambda: "apache-2.0" in text_of(app, "#field-model-name .note"))
 
 
 async def test_a_bad_repository_is_said_beside_its_field():
@@ -75,7 +75,7 @@ async def test_typing_asks_the_engine_again_and_is_kept(tmp_path):
         await type_into(pilot, "data.repositories", "/srv/other")
         await until(pilot, lambda: app.state.repository.value is not None)
         await type_into(pilot, "output.model_name", "-bad-")
-        assert "✗" in text_of(app, "#field-output-model_name .note")
+        await until(pilot, lambda: "✗" in text_of(app, "#field-output-model_name .note"))
         await pilot.press("ctrl+q")
     assert "/srv/other" in path.read_text()
     assert "-bad-" in path.read_text()
@@ -87,14 +87,12 @@ async def test_forward_and_back_through_the_rooms():
         await settled(pilot)
         for room in ("hardware", "tiers", "options", "review"):
             await pilot.press("ctrl+n")
-            await pilot.pause()
-            assert room_of(app) == room
+            await until(pilot, lambda room=room: room_of(app) == room)
         await pilot.press("ctrl+n")
         assert room_of(app) == "review"
         for room in ("options", "tiers", "hardware", "project"):
             await pilot.press("escape")
-            await pilot.pause()
-            assert room_of(app) == room
+            await until(pilot, lambda room=room: room_of(app) == room)
 
 
 @pytest.mark.parametrize("room", ["hardware", "tiers", "options"])
@@ -105,11 +103,9 @@ async def test_the_buttons_do_what_the_keys_do(room):
         await enter(pilot, room)
         here = room_of(app)
         app.screen.query_one("#forward", Button).press()
-        await pilot.pause()
-        assert room_of(app) != here
+        await until(pilot, lambda: room_of(app) != here)
         app.screen.query_one("#back", Button).press()
-        await pilot.pause()
-        assert room_of(app) == here
+        await until(pilot, lambda: room_of(app) == here)
 
 
 async def test_the_trail_can_be_clicked_but_not_past_a_run():
@@ -118,11 +114,9 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         await settled(pilot)
         steps = list(app.screen.query("TrailStep"))
         await pilot.click(steps[3])
-        await pilot.pause()
-        assert room_of(app) == "options"
+        await until(pilot, lambda: room_of(app) == "options")
         await pilot.click(list(app.screen.query("TrailStep"))[5])
-        await pilot.pause()
-        assert room_of(app) == "options"
+        await until(pilot, lambda: room_of(app) == "options")
 
 
 async def test_hardware_shows_levels_and_says_what_it_does_not_know():
@@ -181,8 +175,7 @@ async def test_a_tier_that_does_not_fit_says_why():
         await enter(pilot, "tiers")
         table = app.screen.query_one(DataTable)
         table.move_cursor(row=10)
-        await pilot.pause()
-        assert "✗ does not fit" in text_of(app, "#verdict")
+        await until(pilot, lambda: "✗ does not fit" in text_of(app, "#verdict"))
         await pilot.press("enter")
         assert app.state.draft.get("training.tier") is None
         assert "✗" in text_of(app, "#choice")
@@ -196,16 +189,15 @@ async def test_options_validate_beside_each_field():
         assert "✓ all fields are valid" in text_of(app, "#verdict")
         await type_into(pilot, "training.learning_rate", "7")
         await type_into(pilot, "lora.rank", "many")
-        assert "✗ 2 to correct" in text_of(app, "#verdict")
+        await until(pilot, lambda: "✗ 2 to correct" in text_of(app, "#verdict"))
         assert "7 is not a number above 0 and at most 1" in text_of(app, "#field-training-learning_rate .note")
         await pilot.press("f8")
         assert app.focused.parent.parent.id == "field-training-learning_rate"
         await pilot.press("f6")
-        await pilot.pause()
-        assert app.state.draft.get("training.learning_rate") == 2e-4
-        assert "✗ 1 to correct" in text_of(app, "#verdict")
+        await until(pilot, lambda: app.state.draft.get("training.learning_rate") == 2e-4)
+        await until(pilot, lambda: "✗ 1 to correct" in text_of(app, "#verdict"))
         await pilot.press("f8", "f6", "f8")
-        assert "✓" in text_of(app, "#verdict")
+        await until(pilot, lambda: "✓" in text_of(app, "#verdict"))
 
 
 async def test_options_have_a_row_for_every_field_but_the_project_s():
@@ -260,8 +252,7 @@ async def test_review_shows_a_problem_below_its_field_and_will_not_start():
         await pilot.press("ctrl+s")
         assert not app.state.launching
         await pilot.press("f8")
-        await pilot.pause()
-        assert room_of(app) == "options"
+        await until(pilot, lambda: room_of(app) == "options")
 
 
 async def test_preflight_and_launch_errors_are_said():
@@ -300,8 +291,7 @@ async def test_help_shows_the_keys_of_the_room():
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         await pilot.press("f1")
-        await pilot.pause()
-        assert isinstance(app.screen, HelpScreen)
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen))
         shown = " ".join(str(line.content) for line in app.screen.query(Static))
         assert "ctrl+n" in shown
         assert "detach, stop or stay" in shown
@@ -364,7 +354,7 @@ async def test_a_failure_of_the_app_is_in_the_log(tmp_path):
             await settled(pilot)
             await until(pilot, lambda: app.state.run.losses)
             app.call_later(lambda: 1 // 0)
-            await pilot.pause(0.2)
+            await until(pilot, lambda: not app.is_running)
 
     with pytest.raises(ZeroDivisionError):
         await fail()
