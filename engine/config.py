@@ -87,6 +87,10 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             "skip leaves out files that hold any, keep learns them."
         ),
     ] = "mask"
+    near_duplicates: Annotated[
+        Literal["skip", "keep"],
+        Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
+    ] = "skip"
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

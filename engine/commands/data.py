@@ -15,7 +15,8 @@ from engine.plan.tiers import tiers
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engine.data.dataset import Dataset, Progress
+    from engine.data.dataset import Dataset
+    from engine.data.reading import Progress as Report
 
 NAMES = ("data",)
 _SECRETS_SHOWN = 20
@@ -139,7 +140,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress_display() -> Iterator[Progress]:
+def _progress_display() -> Iterator[Report]:
     """A bar on standard error while it is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,11 @@ from engine import errors
 from engine.data.collect import Collection, SourceFile, collect, describe_skipped, estimate_tokens
 from engine.data.documents import path_line, read_document
 from engine.data.encoder import Encoder
+from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
+from engine.data.reading import FoundSecret, Progress, Reading, read
 from engine.data.safe_files import Folder
-from engine.data.secrets import REVISION, Secret, find_secrets, hint, mask
-from engine.data.split import held_out_files
+from engine.data.secrets import REVISION as SECRETS_REVISION
+from engine.data.secrets import mask
 from engine.data.store import (
     FORMAT,
     StoreBuilder,
@@ -33,25 +35,10 @@ from engine.data.windows import Windows
 if TYPE_CHECKING:
     from engine.config import DataSection
 
-Progress = Callable[[int, int, str], None]
-"Done, total, and what is counted: files, or bytes."
-
 _BATCH_BYTES = 4 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
 _ATTEMPTS = 3
 "Times that a repository may change under the reading before it is given up."
-
-
-@dataclass(frozen=True)
-class FoundSecret:
-    """A secret that was kept out of the dataset."""
-
-    file: SourceFile
-    line: int
-    "Counts from 1."
-    kind: str
-    hint: str
-    "Its first characters."
 
 
 @dataclass(frozen=True)
@@ -92,25 +79,6 @@ class Dataset:
     store: TokenStore
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """The files that make the dataset, in the store's order, as they were when they were read."""
-
-    files: list[SourceFile]
-    digests: list[bytes]
-    held_out: int
-    "How many, at the end of the list."
-    skipped: Counter[str]
-    masked: dict[SourceFile, list[Secret]]
-    "What is replaced in the text of a file."
-    secrets: tuple[FoundSecret, ...]
-
-    @property
-    def repositories(self) -> list[Path]:
-        """In the order in which their numbers in the store count."""
-        return list(dict.fromkeys(sorted(file.repository for file in self.files)))
-
-
 class _ChangedError(Exception):
     """A file is no longer what it was when the store's key was made."""
 
@@ -140,7 +108,7 @@ def build_dataset(
             max_file_bytes=data.max_file_bytes,
             progress=lambda done, total: report(done, total, "files found"),
         )
-        reading = _read(collection, data, report)
+        reading = read(collection, data, report)
         if len(reading.files) < 2:
             raise _too_little(data, collection, reading)
         key = _key(reading, data, encoder)
@@ -152,53 +120,7 @@ def build_dataset(
     raise errors.REPOSITORY_CHANGING(path=", ".join(data.repositories))
 
 
-def _read(collection: Collection, data: DataSection, report: Progress) -> _Reading:
-    """Reads every file once, drops what turns out to be no text or a copy, and splits the rest."""
-    kept: list[tuple[SourceFile, bytes]] = []
-    skipped: Counter[str] = Counter()
-    digests: set[bytes] = set()
-    masked: dict[SourceFile, list[Secret]] = {}
-    found: list[FoundSecret] = []
-    folders = {root: Folder(str(root)) for root in collection.listed_by}
-    for position, file in enumerate(collection.files):
-        if position % 100 == 0:
-            report(position, len(collection.files), "files read")
-        document = read_document(folders[file.repository], file, data.max_file_bytes)
-        if isinstance(document, str):
-            skipped[document] += 1
-        elif document.digest in digests:
-            skipped["duplicate"] += 1
-        else:
-            digests.add(document.digest)
-            secrets = [] if data.secrets == "keep" else find_secrets(document.text, file.language)
-            found += _describe_secrets(file, document.text, secrets)
-            if secrets and data.secrets == "skip":
-                skipped["secrets"] += 1
-                continue
-            if secrets:
-                masked[file] = secrets
-            kept.append((file, document.digest))
-    report(len(collection.files), len(collection.files), "files read")
-    held_out = held_out_files([file for file, _ in kept], data.held_out_fraction)
-    # A stable sort: within each side, files stay in the order of their paths.
-    order = sorted(range(len(kept)), key=lambda index: held_out[index])
-    return _Reading(
-        files=[kept[index][0] for index in order],
-        digests=[kept[index][1] for index in order],
-        held_out=sum(held_out),
-        skipped=skipped,
-        masked=masked,
-        secrets=tuple(found),
-    )
-
-
-def _describe_secrets(file: SourceFile, text: str, secrets: list[Secret]) -> Iterator[FoundSecret]:
-    for secret in secrets:
-        line = text.count("\n", 0, secret.start) + 1
-        yield FoundSecret(file, line, secret.kind, hint(text[secret.start : secret.end]))
-
-
-def _too_little(data: DataSection, collection: Collection, reading: _Reading) -> errors.EliteError:
+def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
     path = ", ".join(data.repositories)
     if reading.files:
         tokens = f"about {estimate_tokens(collection)}"
@@ -207,10 +129,10 @@ def _too_little(data: DataSection, collection: Collection, reading: _Reading) ->
     return errors.REPOSITORY_NO_SOURCE(path=path, skipped=describe_skipped(dict(skipped.most_common())))
 
 
-def _key(reading: _Reading, data: DataSection, encoder: Encoder) -> str:
+def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
-    options = [data.max_file_bytes, data.secrets, REVISION]
+    options = [data.max_file_bytes, data.secrets, SECRETS_REVISION, data.near_duplicates, NEAR_DUPLICATES_REVISION]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options]).encode())
     for file, content in zip(reading.files, reading.digests, strict=True):
         digest.update(json.dumps([path_line(file), file.size, content.hex()]).encode())
@@ -218,7 +140,7 @@ def _key(reading: _Reading, data: DataSection, encoder: Encoder) -> str:
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: _Reading, data: DataSection, encoder: Encoder, report: Progress
+    cache: Path, key: str, reading: Reading, data: DataSection, encoder: Encoder, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
@@ -243,7 +165,7 @@ def _open_or_build(
     return store, False, tuple(notes)
 
 
-def _tokenise(builder: StoreBuilder, reading: _Reading, data: DataSection, encoder: Encoder, report: Progress) -> None:
+def _tokenise(builder: StoreBuilder, reading: Reading, data: DataSection, encoder: Encoder, report: Progress) -> None:
     """Appends every document that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
@@ -259,7 +181,7 @@ def _tokenise(builder: StoreBuilder, reading: _Reading, data: DataSection, encod
     report(total, total, "bytes tokenised")
 
 
-def _batches(reading: _Reading, data: DataSection, first: int) -> Iterator[list[tuple[str, str, int]]]:
+def _batches(reading: Reading, data: DataSection, first: int) -> Iterator[list[tuple[str, str, int]]]:
     """Path line, text and bytes of each document from `first` on, in groups of about _BATCH_BYTES."""
     folders = {root: Folder(str(root)) for root in reading.repositories}
     batch: list[tuple[str, str, int]] = []
@@ -280,7 +202,7 @@ def _batches(reading: _Reading, data: DataSection, first: int) -> Iterator[list[
 
 def _as_dataset(
     store: TokenStore,
-    reading: _Reading,
+    reading: Reading,
     collection: Collection,
     context: int,
     reused: bool,

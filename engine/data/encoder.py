@@ -10,14 +10,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.assets import asset
+from engine.data.pieces import cut
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|end▁of▁sentence|>")
 _FILE_TOKENS = ("<|file_sep|>", "<file_sep>", "<filename>")
-_PIECE = 1 << 20
-"Characters encoded at once; a longer document is cut after a line's end, which keeps memory bounded."
 
 
 class Encoder:
@@ -62,7 +61,7 @@ class Encoder:
         owners: list[int] = []
         for index, (path, text) in enumerate(documents):
             head = path if self.file_mark is not None else f"# {path}"
-            for piece in _cut(f"{head}\n{text}"):
+            for piece in cut(f"{head}\n{text}"):
                 pieces.append(piece)
                 owners.append(index)
         ids: list[list[npt.NDArray[np.uint32]]] = [[] for _ in documents]
@@ -88,17 +87,3 @@ class Encoder:
 def demo_encoder() -> Encoder:
     """The embedded demo model's tokenizer."""
     return Encoder(Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))))
-
-
-def _cut(text: str) -> list[str]:
-    """Pieces of at most _PIECE characters, cut after line ends where there are any; together they are the text."""
-    pieces = []
-    start = 0
-    while len(text) - start > _PIECE:
-        end = text.rfind("\n", start, start + _PIECE) + 1
-        if end <= start:
-            end = start + _PIECE
-        pieces.append(text[start:end])
-        start = end
-    pieces.append(text[start:])
-    return pieces

@@ -29,6 +29,7 @@ REASONS: Mapping[str, str] = {
     "empty": "nothing but white space",
     "encoding": "text in an encoding that cannot be told",
     "duplicate": "the same bytes as another file",
+    "near-duplicate": "85% of the lines of another file",
     "symlink": "a link; what it points to is read under its own name",
     "special": "a pipe, socket or device",
     "submodule": "another repository inside this one; name it with a --repo of its own",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from engine.assets import asset
+from engine.data.pieces import cut
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -145,7 +146,12 @@ _RANDOM_LOOKING = re.compile(r"\d|(?:[A-Z][^A-Z]*){5}")
 
 def _search_announced(text: str) -> Iterator[Secret]:
     # Every announced kind is one long word with digits or many capitals: to search those alone is ten times as quick.
-    words = {word for word in text.split() if len(word) >= _LONG_WORDS and _RANDOM_LOOKING.search(word)}
+    words = {
+        word
+        for piece in cut(text)
+        for word in piece.split()
+        if len(word) >= _LONG_WORDS and _RANDOM_LOOKING.search(word)
+    }
     candidates = "\n".join(words)
     for kind, starts, pattern in _announced():
         if any(start in candidates for start in starts):

@@ -37,9 +37,11 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, piece
         piece: Tokens whose logits exist at once; any value gives the same sum up to rounding.
     """
     total = hidden.new_zeros((), dtype=torch.float32)
+    # The backward of an only piece starts with its logits: computing them again would save nothing.
+    recompute = torch.is_grad_enabled() and hidden.shape[0] > piece
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
-        if torch.is_grad_enabled():
+        if recompute:
             total = total + checkpoint(_piece_loss, hidden[part], head, targets[part], use_reentrant=False)
         else:
             total = total + _piece_loss(hidden[part], head, targets[part])

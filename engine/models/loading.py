@@ -100,12 +100,24 @@ def _load_seeded(source: str, placement: Placement) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DEMO_SEED)
         model = Qwen2ForCausalLM(config)
+    _widen_embeddings(model)
     if placement.precision == "nf4":
         # bitsandbytes quantises while it reads a directory.
         with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
             model.save_pretrained(folder)
             return AutoModel.from_pretrained(folder, **_arguments(placement))
     return model.to(device=placement.device, dtype=placement.dtype)
+
+
+@torch.no_grad()
+def _widen_embeddings(model: PreTrainedModel) -> None:
+    """Embeddings of variance 1/d instead of the usual 0.02 squared, so that logits of the tied head reach far enough.
+
+    A hidden state leaves its norm with length sqrt(d) = 16, and an embedding of deviation 0.02 has length 0.32: no
+    logit could pass 5, no token among 8,192 could get 3%, and no adapter below the head could learn more.
+    """
+    weight = model.get_input_embeddings().weight
+    weight.mul_(weight.shape[1] ** -0.5 / model.config.initializer_range)
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:

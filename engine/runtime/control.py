@@ -189,7 +189,7 @@ def _connect(run: RunDirectory, timeout: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout)
-        with _short_address(run.socket_path) as address:
+        with short_address(run.socket_path) as address:
             _connect_in_turn(connection, address, time.monotonic() + timeout)
     except OSError as error:
         connection.close()
@@ -249,7 +249,7 @@ def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_address(path) as address:
+        with short_address(path) as address:
             listener.bind(address)
         # Nobody can connect before listen(), so the mode is right before the first one can.
         path.chmod(0o600)
@@ -262,7 +262,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short_address(path: Path) -> Iterator[str]:
+def short_address(path: Path) -> Iterator[str]:
     """A path to the same socket that fits a socket address: through a link, where its own is too long."""
     if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
         yield str(path)

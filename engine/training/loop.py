@@ -155,7 +155,7 @@ class _Monitor:
     def __init__(self, session: TrainingSession, step: int) -> None:
         self._session = session
         self._step = step
-        self._told_at = 0.0
+        self._told_at = time.monotonic()  # short steps have nothing to tell from inside
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
         now = time.monotonic()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
+from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
 from engine.evaluation.report import RunReport, write_report
@@ -25,7 +26,7 @@ from engine.training.loop import PROGRESS_SECONDS, Parts, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_progress, restore
-from engine.training.step import WholeSequenceStep
+from engine.training.step import TrainingStep, WholeSequenceStep
 from engine.training.updates import count_updates, tokens_per_update
 
 if TYPE_CHECKING:
@@ -128,13 +129,28 @@ def _train(session: TrainingSession) -> None:
 
 def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The windows to train on and those held out, from the cache when nothing has changed."""
-    return build_dataset(
-        session.config.data,
+    data = session.config.data
+    dataset = build_dataset(
+        data,
         tokenizer=tokenizer,
         context=setup.context,
         cache=session.run.path.parent.parent / "cache",
         progress=_phase_progress(session),
     )
+    summary = dataset.summary
+    if not (len(dataset.train) and len(dataset.held_out)):
+        raise errors.REPOSITORY_TOO_SMALL(
+            path=", ".join(data.repositories), tokens=summary.tokens, files=len(summary.files)
+        )
+    train_files = len(summary.files) - summary.held_out_files
+    text = (
+        f"{train_files:,} files with {summary.train_tokens:,} tokens to train on, "
+        f"{summary.held_out_files:,} with {summary.held_out_tokens:,} held out"
+        + (" (tokenised before, unchanged)" if summary.reused else "")
+    )
+    for line in (*summary.notes, text):
+        session.emit(LogLine(level="info", text=line))
+    return dataset
 
 
 def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
@@ -190,14 +206,9 @@ def _build_parts(
     training = session.config.training
     optimizer = adamw(trainable(model).values(), training)
     schedule = warmup_cosine(optimizer, progress.total_steps, training.warmup_fraction)
-    placement = setup.placement
     return Parts(
         model=model,
-        step=WholeSequenceStep(
-            model,
-            recompute=should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize),
-            autocast=accelerator.autocast,
-        ),
+        step=_choose_step(session, setup, model, accelerator),
         optimizer=accelerator.prepare(optimizer),
         schedule=schedule,
         accelerator=accelerator,
@@ -206,6 +217,21 @@ def _build_parts(
         checkpoints=setup.checkpoints,
         evaluate=score_now,
     )
+
+
+def _choose_step(session: TrainingSession, setup: Setup, model: PeftModel, accelerator: Accelerator) -> TrainingStep:
+    """The way to compute a step. Every way gives the same gradient; the plan says which one fits."""
+    if setup.choice.plan.stream is not None:
+        session.emit(
+            WarningRaised(
+                code="whole-sequence-step",
+                text=f"the plan for {setup.context:,} tokens streams the step; this run keeps whole windows in memory",
+                hint="set a lower training.tier if it runs out of memory",
+            )
+        )
+    placement = setup.placement
+    recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
+    return WholeSequenceStep(model, recompute=recompute, autocast=accelerator.autocast)
 
 
 def _score(

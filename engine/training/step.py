@@ -97,14 +97,14 @@ class WholeSequenceStep:
         """See TrainingStep."""
         self._model.train()
         loss_sum = torch.zeros((), device=self._device)
-        for done, window in enumerate(windows):
+        for done, window in enumerate(windows, start=1):
             if monitor.stop_requested():
                 raise StepAbandonedError
-            monitor.progress("windows", done, len(windows))
             ids = torch.as_tensor(window, device=self._device)
             with self._autocast():
                 hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
                 loss = summed_cross_entropy(hidden, self._head, ids[1:])
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             loss_sum += loss.detach()
+            monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))

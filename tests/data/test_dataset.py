@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data import dataset as dataset_module
+from engine.data import reading as reading_module
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.documents import Document, read_document
 from engine.data.encoder import demo_encoder
@@ -151,7 +152,8 @@ def test_file_that_changes_while_it_is_read(write: Write, build: Build, monkeypa
             (root / "m3.py").write_text(module(f"version{reads}"))
         return read_document(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dataset_module, "read_document", read_and_write)
+    for part in (dataset_module, reading_module):
+        monkeypatch.setattr(part, "read_document", read_and_write)
     changes: range | set[int] = {8}
     dataset = build(root)
     assert "version8" in text_of(dataset.train) + text_of(dataset.held_out)
@@ -207,3 +209,10 @@ def test_secrets_are_masked_listed_or_skipped_as_asked(write: Write, build: Buil
     kept = build(root, secrets="keep")
     assert secret in text_of(kept.train) + text_of(kept.held_out)
     assert len({dataset.summary.store for dataset in (masked, skipped, kept)}) == 3
+
+
+def test_near_duplicates_are_left_out_unless_kept(write: Write, build: Build) -> None:
+    files = {f"m{i}.py": module(f"m{i}", 90) for i in range(6)}
+    root = write({**files, "twin.py": module("m0", 90) + "\n# one more line\n"})
+    assert build(root).summary.skipped == {"near-duplicate": 1}
+    assert build(root, near_duplicates="keep").summary.skipped == {}

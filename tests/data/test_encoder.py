@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.assets import asset
-from engine.data import encoder as module
+from engine.data import pieces
 from engine.data.encoder import Encoder, demo_encoder
 
 ENCODER = demo_encoder()
@@ -31,7 +31,7 @@ def test_a_special_tokens_name_in_a_file_is_text() -> None:
 
 
 def test_long_documents_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     for text in ("x = 1\n" * 100, "y" * 333, "\n" * 120, "é\u0301\r\n" * 60):
         (ids,) = ENCODER.encode_documents([("a.py", text)])
         assert ENCODER.decode([int(token) for token in ids]) == f"<|file_sep|>a.py\n{text}<|endoftext|>"

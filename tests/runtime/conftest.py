@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +67,20 @@ def drain(handle, until=lambda envelope: False):
             break
         time.sleep(0.01)
     return envelopes
+
+
+def run_alone(code, *arguments):
+    """What a few lines print in a process of their own, for what would spoil this one: limits, another user.
+
+    A fork would do only in a process without threads, and the test runner has some.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

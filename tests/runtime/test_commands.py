@@ -49,7 +49,9 @@ def start(*arguments, **keywords):
 
 def wait_for_step(output, step=1):
     """The one run below `output`, once it has done a step."""
+    deadline = time.monotonic() + 60
     while not (runs := find_runs(output)):
+        assert time.monotonic() < deadline, "no run was started"
         time.sleep(0.02)
     drain(RunHandle.attach(runs[0]), lambda e: e.kind == "StepCompleted" and e.event.step >= step)
     return runs[0]

@@ -14,11 +14,11 @@ import pytest
 from engine import errors, protocol
 from engine.errors import EliteError
 from engine.protocol import CommandAcked, Envelope, Pause, Stop
-from engine.runtime.control import ControlServer, deliver_command, send_command
+from engine.runtime.control import ControlServer, deliver_command, send_command, short_address
 from engine.runtime.handle import RunHandle
 from engine.runtime.process_record import ProcessRecord, write_record
 from engine.runtime.run_directory import RunDirectory
-from tests.runtime.conftest import drain
+from tests.runtime.conftest import drain, run_alone
 
 
 @pytest.fixture
@@ -55,7 +55,8 @@ def say(run, data):
     """What the server answers to raw bytes, up to its silence or its end."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0.5)
-        client.connect(str(run.socket_path))
+        with short_address(run.socket_path) as address:
+            client.connect(address)
         answer = b""
         try:
             client.sendall(data)
@@ -123,6 +124,7 @@ def test_the_end_of_the_run_answers_who_still_waits(run, serve):
         b'{"command":"Stop"}\n',
         b"[" * 9000 + b"\n",
     ],
+    ids=["empty", "garbage", "binary", "unknown", "no id", "deep"],
 )
 def test_malformed_commands_are_refused_with_a_reason(run, serve, data):
     _, received = serve()
@@ -151,8 +153,8 @@ def test_a_long_path_is_reached_through_a_link(make_config, tmp_path):
 
 
 def test_a_stale_socket_says_that_the_run_has_ended_and_is_replaced(run, serve):
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(run.socket_path))
+    with socket.socket(socket.AF_UNIX) as left, short_address(run.socket_path) as address:
+        left.bind(address)
     with pytest.raises(EliteError) as caught:
         send_command(run, Stop(id="a"))
     assert caught.value.kind is errors.RUN_CONTROL_UNREACHABLE
@@ -165,6 +167,18 @@ def test_a_stale_socket_says_that_the_run_has_ended_and_is_replaced(run, serve):
     assert send_command(run, Stop(id="b")).accepted
 
 
+CONNECT_AS_ANOTHER = """
+import os, socket, sys
+from pathlib import Path
+from engine.runtime.control import short_address
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as client, short_address(Path(sys.argv[1])) as address:
+    client.connect(address)
+    client.settimeout(5)
+    print(client.recv(4096).decode())
+"""
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_another_user_is_refused_even_where_the_file_would_let_him(run, serve):
     _, received = serve()
@@ -173,19 +187,7 @@ def test_another_user_is_refused_even_where_the_file_would_let_him(run, serve):
     while folder != folder.parent:
         folder.chmod(folder.stat().st_mode | 0o055)
         folder = folder.parent
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setuid(65534)
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(run.socket_path))
-            client.settimeout(5)
-            os.write(writer, client.recv(4096))
-        os._exit(0)
-    os.waitpid(pid, 0)
-    os.close(writer)
-    answer = os.read(reader, 4096).decode()
-    os.close(reader)
+    answer = run_alone(CONNECT_AS_ANOTHER, run.socket_path)
     assert "user 65534 may not control" in answer
     assert received == []
 

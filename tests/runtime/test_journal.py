@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
-import resource
 import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.protocol import LogLine, PhaseChanged, StepProgress
+from engine.protocol import LogLine, StepProgress
 from engine.runtime.journal import JournalReader, JournalWriter, next_seq, read_ends
+from tests.runtime.conftest import run_alone
 
 
 def line(text):
@@ -159,18 +160,24 @@ def test_progress_is_thinned_and_still_numbered(path):
     assert last.seq == 50
 
 
+APPEND_TO_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from engine.protocol import PhaseChanged
+from engine.runtime.journal import JournalWriter
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    JournalWriter(Path(sys.argv[1]), "r").append(PhaseChanged(phase="data"))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
 def test_a_write_that_fails_leaves_no_half_line(path):
     write(path, "a")
     size = path.stat().st_size
-    pid = os.fork()
-    if pid == 0:
-        # A limit on the file's size stands for a full disk: the write is cut short, then fails.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, size + 20))
-        writer = JournalWriter(path, "r")
-        try:
-            writer.append(PhaseChanged(phase="data"))
-        except OSError:
-            os._exit(0 if path.stat().st_size == size else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    # A limit on the file's size stands for a full disk: the write is cut short, then fails.
+    assert run_alone(APPEND_TO_FULL_DISK, path, size + 20) == os.strerror(errno.EFBIG)
+    assert path.stat().st_size == size
     assert write(path, "b")[0].seq == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 
 import pytest
@@ -16,7 +15,7 @@ from engine.errors import EliteError
 from engine.runtime import preflight, run_index
 from engine.runtime.deepspeed_config import deepspeed_config
 from engine.runtime.run_directory import RunDirectory, check_output
-from tests.runtime.conftest import drain
+from tests.runtime.conftest import drain, run_alone
 
 
 def kind_of(call, *arguments):
@@ -49,43 +48,34 @@ def test_too_little_space_is_found_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def in_another_process(act):
-    """Exit status 0 if `act`, which may spoil its process, returned true."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(0 if act() else 1)
-        except BaseException:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+CREATE = """
+import os, resource, sys
+from engine import config
+from engine.errors import EliteError
+from engine.runtime.run_directory import RunDirectory
+data = {"data": {"repositories": ["x" * 5000]}, "output": {"directory": sys.argv[1]}}
+PREPARE
+try:
+    RunDirectory.create(config.from_mapping(data))
+except EliteError as error:
+    print(error.code)
+"""
 
 
-def test_a_failing_write_leaves_nothing(make_config, tmp_path):
-    def act():
-        # The probe of 4 KiB passes and config.yaml does not: as if the disk filled up in between.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        text = "x" * 5000
-        config = run_config.from_mapping(
-            {"data": {"repositories": [text]}, "output": {"directory": str(tmp_path / "o")}}
-        )
-        return kind_of(RunDirectory.create, config) is errors.OUTPUT_UNWRITABLE
-
-    assert in_another_process(act) == 0
-    assert list(tmp_path.iterdir()) == []
+def test_a_failing_write_leaves_nothing(tmp_path):
+    # The probe of 4 KiB passes and config.yaml does not: as if the disk filled up in between.
+    limited = CREATE.replace("PREPARE", "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    assert run_alone(limited, tmp_path / "out") == errors.OUTPUT_UNWRITABLE.code
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_folder_of_somebody_else(make_config, tmp_path):
+def test_a_folder_of_somebody_else(tmp_path):
     folder = tmp_path
     while folder != folder.parent:
         folder.chmod(folder.stat().st_mode | 0o055)
         folder = folder.parent
-
-    def act():
-        os.setuid(65534)
-        return kind_of(RunDirectory.create, make_config(output=tmp_path / "out")) is errors.OUTPUT_UNWRITABLE
-
-    assert in_another_process(act) == 0
+    assert run_alone(CREATE.replace("PREPARE", "os.setuid(65534)"), tmp_path / "out") == errors.OUTPUT_UNWRITABLE.code
 
 
 def test_a_full_disk_while_making_the_run(make_config, tmp_path):

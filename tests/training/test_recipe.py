@@ -15,8 +15,9 @@ from peft import PeftModel
 from support.session import RecordingSession
 
 from engine import protocol
-from engine.config import from_mapping
+from engine.config import from_mapping, load
 from engine.errors import EliteError
+from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
@@ -170,6 +171,13 @@ def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path)
     train(second)
     assert [warning.code for warning in second.of(WarningRaised)] == ["data-changed"]
     assert second.events[-1].status == "completed"
+
+
+def test_the_demo_recipe_needs_neither_network_nor_gpu_and_is_bounded():
+    config = load(Path(__file__).parents[2] / "recipes" / "demo.yaml")
+    assert (config.model.name, config.model.device) == ("demo", "cpu")
+    assert config.training.max_steps * config.training.tokens_per_update < 300_000
+    attach_adapter(load_model(find_model("demo"), choose_placement("cpu", "fp32")), config.lora, seed=0)
 
 
 def test_a_stop_before_the_first_step_ends_at_once(small_repository, tmp_path):

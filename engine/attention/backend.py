@@ -1,0 +1,62 @@
+"""What a flash attention kernel must do to serve as a backend.
+
+Blocks of one softmax row are computed apart and merged by their logsumexp; the backward of a block takes the
+output and logsumexp of the *whole* row, so that its probabilities are the global ones (FlashAttention,
+arXiv 2205.14135, section 3; block-wise merge as in Ring Attention, arXiv 2310.01889).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+class AttentionBackend(ABC):
+    """Exact attention over one block. Stateless.
+
+    Shapes: q, out, grad_out (1, heads, queries, head_dim); k, v (1, kv_heads, keys, head_dim), heads a multiple
+    of kv_heads, last dimension contiguous; logsumexp (1, heads, queries) in natural log, fp32 or wider.
+    `causal` lets query r see the keys t <= r, and needs as many queries as keys.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why this backend cannot serve such tensors here, or None if it can."""
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """(out, logsumexp) of softmax(scale q kᵀ) v."""
+
+    @abstractmethod
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(dq, dk, dv) of this block, given the out and logsumexp of the whole rows."""
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeats KV heads for kernels without grouped heads: (1, kv_heads, n, d) to (1, heads, n, d)."""
+    groups = heads // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def sum_groups(x: Tensor, kv_heads: int) -> Tensor:
+    """Adds up the gradients of repeated heads: (1, heads, n, d) to (1, kv_heads, n, d)."""
+    if x.shape[1] == kv_heads:
+        return x
+    batch, heads, n, d = x.shape
+    return x.reshape(batch, kv_heads, heads // kv_heads, n, d).sum(2)

@@ -1,0 +1,160 @@
+"""Attention of one tile of queries over all earlier keys, block by block, and its gradient.
+
+The forward keeps, for each query, the running output o and logsumexp l; a block with (o', l') changes them to
+    l* = log(e^l + e^l')      o* = o e^(l - l*) + o' e^(l' - l*)
+The backward needs no merge: with the final out and logsumexp each block's gradients simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.pieces import Piece, Shape
+
+
+class KeyValueSource(Protocol):
+    """Keys and values of the tiles before the present one, with the sums of their gradients."""
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Announces the ranges that `keys_values` will be asked for, in order, so that they can be fetched ahead."""
+
+    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
+
+    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
+        """Adds to the gradients of k and v at positions [start, stop)."""
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    start: int,
+    pieces: Iterable[Piece],
+    earlier: KeyValueSource,
+    backend: AttentionBackend,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of the tile's queries over everything they see.
+
+    Args:
+        q: Queries of the tile, (1, heads, tile, head_dim).
+        k, v: Keys and values of the tile itself, (1, kv_heads, tile, head_dim).
+        start: Position of the tile in the sequence.
+        pieces: From `causal_pieces`.
+        earlier: Keys and values before `start`.
+        backend: Kernel that computes one block.
+        scale: Multiplies q kᵀ.
+
+    Returns:
+        out like q, in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
+    """
+    todo = list(pieces)
+    earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
+    if len(todo) == 1 and todo[0].shape is Shape.CAUSAL:
+        return backend.forward(q, k, v, causal=True, scale=scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = torch.zeros_like(q, dtype=wide)
+    logsumexp = q.new_full(q.shape[:3], -math.inf, dtype=wide)
+    for piece in todo:
+        rows = slice(piece.query_start - start, piece.query_stop - start)
+        piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
+        block_out, block_logsumexp = _forward(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
+        _merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
+    return out.to(q.dtype), logsumexp
+
+
+def attend_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    *,
+    start: int,
+    pieces: Iterable[Piece],
+    earlier: KeyValueSource,
+    backend: AttentionBackend,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the tile's own q, k, v; those of earlier keys and values go into `earlier`.
+
+    Args are those of `attend`, with its results. Returned dk, dv hold only what this tile's queries contribute.
+    All three are fp32 or wider.
+    """
+    todo = list(pieces)
+    earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
+    for piece in todo:
+        rows = slice(piece.query_start - start, piece.query_stop - start)
+        piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
+        piece_dq, piece_dk, piece_dv = _backward(
+            backend,
+            grad_out[:, :, rows],
+            q[:, :, rows],
+            piece_k,
+            piece_v,
+            out[:, :, rows],
+            logsumexp[:, :, rows],
+            piece.shape,
+            scale,
+        )
+        dq[:, :, rows] += piece_dq
+        if piece.key_start >= start:
+            keys = slice(piece.key_start - start, piece.key_stop - start)
+            dk[:, :, keys] += piece_dk
+            dv[:, :, keys] += piece_dv
+        else:
+            earlier.add_gradients(piece.key_start, piece.key_stop, piece_dk, piece_dv)
+    return dq, dk, dv
+
+
+def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueSource) -> tuple[Tensor, Tensor]:
+    if piece.key_start >= start:
+        keys = slice(piece.key_start - start, piece.key_stop - start)
+        return k[:, :, keys], v[:, :, keys]
+    return earlier.keys_values(piece.key_start, piece.key_stop)
+
+
+def _merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
+    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf."""
+    merged = torch.logaddexp(logsumexp, block_logsumexp)
+    out.mul_(torch.exp(logsumexp - merged).unsqueeze(-1))
+    out.addcmul_(block_out.to(out.dtype), torch.exp(block_logsumexp - merged).unsqueeze(-1))
+    logsumexp.copy_(merged)
+
+
+def _forward(
+    backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float
+) -> tuple[Tensor, Tensor]:
+    if shape is not Shape.ANTICAUSAL:
+        return backend.forward(q, k, v, causal=shape is Shape.CAUSAL, scale=scale)
+    out, logsumexp = backend.forward(q.flip(2), k.flip(2), v.flip(2), causal=True, scale=scale)
+    return out.flip(2), logsumexp.flip(2)
+
+
+def _backward(
+    backend: AttentionBackend,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    shape: Shape,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if shape is not Shape.ANTICAUSAL:
+        return backend.backward(grad_out, q, k, v, out, logsumexp, causal=shape is Shape.CAUSAL, scale=scale)
+    flipped = (x.flip(2) for x in (grad_out, q, k, v, out, logsumexp))
+    dq, dk, dv = backend.backward(*flipped, causal=True, scale=scale)
+    return dq.flip(2), dk.flip(2), dv.flip(2)

@@ -1,0 +1,127 @@
+"""Picks the attention backend: by name, or the fastest that computes the right answer on this card."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import cache
+
+import torch
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.cpu import CpuFlash
+from engine.attention.cudnn import CudnnFlash
+from engine.attention.memory_efficient import MemoryEfficient
+from engine.attention.torch_flash import TorchFlash
+
+BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, MemoryEfficient, CpuFlash)
+
+_PROBE_QUERIES, _PROBE_KEYS = 1024, 8192
+_TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
+
+
+def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionBackend]:
+    """Backends that say they serve such tensors here."""
+    made = [kind() for kind in BACKENDS]
+    return [backend for backend in made if backend.unavailable(device, dtype, head_dim) is None]
+
+
+def backend_by_name(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+    """The named backend.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot serve such tensors here; the message says why.
+    """
+    known = {kind.name: kind for kind in BACKENDS}
+    if name not in known:
+        raise ValueError(f"unknown attention backend {name}; known: {', '.join(known)}")
+    backend = known[name]()
+    if (reason := backend.unavailable(device, dtype, head_dim)) is not None:
+        raise ValueError(f"attention backend {name} cannot be used: {reason}")
+    return backend
+
+
+@cache
+def select_backend(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> AttentionBackend:
+    """The fastest usable backend, by one forward and backward of a block; a wrong one is passed over.
+
+    Raises:
+        ValueError: none is usable.
+    """
+    candidates = usable_backends(device, dtype, head_dim)
+    if not candidates:
+        reasons = "; ".join(f"{kind.name}: {kind().unavailable(device, dtype, head_dim)}" for kind in BACKENDS)
+        raise ValueError(f"no attention backend serves {dtype} with head size {head_dim} on {device}: {reasons}")
+    if len(candidates) == 1:
+        return candidates[0]
+    timed = [
+        (time_backend(backend, device, dtype, heads, kv_heads, head_dim), i) for i, backend in enumerate(candidates)
+    ]
+    seconds, best = min(timed)
+    if not math.isfinite(seconds):
+        raise ValueError(f"every attention backend failed its check on {device} with head size {head_dim}")
+    return candidates[best]
+
+
+def time_backend(
+    backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> float:
+    """Seconds of one block's forward and backward; infinite if the backend fails or is wrong."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(count: int, length: int) -> torch.Tensor:
+        drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=torch.float32)
+        return drawn.to(dtype).transpose(1, 2)
+
+    q, grad_out = draw(heads, _PROBE_QUERIES), draw(heads, _PROBE_QUERIES)
+    k, v = draw(kv_heads, _PROBE_KEYS), draw(kv_heads, _PROBE_KEYS)
+    scale = head_dim**-0.5
+
+    def once() -> tuple[torch.Tensor, ...]:
+        out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
+        return out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
+
+    try:
+        results = once()
+        expected = _plain(q, k, v, grad_out, scale)
+        if any(_relative_error(got, want) > _TOLERANCE for got, want in zip(results, expected, strict=True)):
+            return math.inf
+        times = []
+        for _ in range(3):
+            _synchronize(device)
+            began = time.perf_counter()
+            once()
+            _synchronize(device)
+            times.append(time.perf_counter() - began)
+    except RuntimeError:  # a kernel that this card or library version refuses
+        return math.inf
+    return min(times)
+
+
+def _plain(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, ...]:
+    """Out, dq, dk, dv in fp32 by the definition, one KV head at a time to bound the score matrix."""
+    results = []
+    group = q.shape[1] // k.shape[1]
+    for head in range(k.shape[1]):
+        rows = slice(head * group, (head + 1) * group)
+        leaves = [
+            x.float().detach().requires_grad_() for x in (q[:, rows], k[:, head : head + 1], v[:, head : head + 1])
+        ]
+        out = (leaves[0] @ leaves[1].transpose(2, 3) * scale).softmax(-1) @ leaves[2]
+        grads = torch.autograd.grad(out, leaves, grad_out[:, rows].float())
+        results.append((out.detach(), *grads))
+    return tuple(torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
+
+
+def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    error = ((got.float() - want).norm() / want.norm()).item()
+    return error if math.isfinite(error) else math.inf
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

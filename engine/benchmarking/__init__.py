@@ -1,0 +1,1 @@
+"""Measurements behind `engine bench`: what the documents' tables are made from."""

@@ -1,0 +1,172 @@
+"""Measures one streamed step: seconds by stage, GPU peak, host memory, and the floor it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from engine.attention.backend import AttentionBackend
+from engine.benchmarking.machine import describe_machine
+from engine.config import LoraSection
+from engine.models.adapter import attach_adapter
+from engine.models.fused import fuse_kernels
+from engine.models.placement import Placement
+from engine.models.random import random_model
+from engine.models.spec import ModelSpec
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+
+_UNLIMITED = 1.0
+
+
+def measure_step(
+    spec: ModelSpec,
+    context: int,
+    plan: StreamPlan,
+    placement: Placement,
+    *,
+    layers: int | None = None,
+    vram_cap: float | None = None,
+    repeats: int = 1,
+    rank: int = 16,
+    fused: bool = True,
+    spill_directory: Path | None = None,
+) -> dict[str, Any]:
+    """Full exact steps with a LoRA adapter on all linear layers.
+
+    Args:
+        spec: Shapes; weights are random.
+        context: Tokens.
+        plan: Layout of the step.
+        placement: Device and storage of the weights.
+        layers: Decoder layers, if not all: every layer is the same work.
+        vram_cap: GiB that torch's allocator may take; more raises.
+        repeats: Steps; the fastest is reported beside the first (which allocates pinned memory and plans kernels).
+        rank: Of the adapter.
+        fused: Whether to use fused kernels where there are any.
+        spill_directory: For hidden states on disk.
+
+    Raises:
+        EliteError: OUT_OF_MEMORY.
+    """
+    device = placement.device
+    limit_memory(device, vram_cap)
+    rss_before = psutil.Process().memory_info().rss
+    weights_device = torch.device("cpu") if plan.weights == "streamed" else device
+    base = random_model(spec, placement, layers=layers, weights_device=weights_device)
+    fused = fused and fuse_kernels(base)
+    model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
+    tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
+    runs = []
+    with StreamedStep(model, plan, device=device, spill_directory=spill_directory) as step:
+        reset_peak(device)
+        for _ in range(repeats):
+            model.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            outcome = step.run(tokens)
+            synchronize(device)
+            runs.append({"total": time.perf_counter() - began, **outcome.seconds})
+            if not math.isfinite(outcome.loss_sum):
+                raise FloatingPointError(f"the loss of the measured step is {outcome.loss_sum}")
+        best = min(runs, key=lambda run: run["total"])
+        measured = {
+            "kind": "streamed step",
+            "model": spec.name,
+            "context": context,
+            "layers": layers or spec.layers,
+            "all_layers": spec.layers,
+            "precision": placement.precision,
+            "rank": rank,
+            "fused_kernels": fused,
+            "plan": dataclasses.asdict(plan),
+            "backend": step.backend_name,
+            "vram_cap_gib": vram_cap,
+            "seconds": best,
+            "first_seconds": runs[0],
+            "loss": outcome.loss_sum / outcome.predicted,
+            "host_rss_bytes": psutil.Process().memory_info().rss - rss_before,
+            **describe_machine(device),
+        }
+    if device.type == "cuda":
+        measured |= {
+            "gpu_peak_allocated": torch.cuda.max_memory_allocated(device),
+            "gpu_peak_reserved": torch.cuda.max_memory_reserved(device),
+        }
+    return measured
+
+
+def attention_floor(
+    spec: ModelSpec, context: int, backend: AttentionBackend, device: torch.device, *, block: int = 131_072
+) -> float:
+    """Seconds of one layer's causal attention, forward and backward, and nothing else.
+
+    Up to `block` tokens in a single call; beyond, as the square of that (the work is quadratic, and longer inputs
+    no longer fit a single call).
+    """
+    length = min(context, block)
+    dtype = torch.bfloat16
+    q, grad = (
+        torch.randn((1, length, spec.heads, spec.head_dim), dtype=dtype, device=device).transpose(1, 2)
+        for _ in range(2)
+    )
+    k, v = (
+        torch.randn((1, length, spec.kv_heads, spec.head_dim), dtype=dtype, device=device).transpose(1, 2)
+        for _ in range(2)
+    )
+    scale = spec.head_dim**-0.5
+
+    def once() -> None:
+        out, logsumexp = backend.forward(q, k, v, causal=True, scale=scale)
+        backend.backward(grad, q, k, v, out, logsumexp, causal=True, scale=scale)
+
+    return timed(once, device) * (context / length) ** 2
+
+
+def matrix_floor(spec: ModelSpec, context: int, device: torch.device, *, tokens: int = 8192) -> float:
+    """Seconds of one layer's matrix products: forward, its repetition, and the gradient of the input."""
+    total = 0.0
+    for linear in spec.linears:
+        x = torch.randn((tokens, linear.inputs), dtype=torch.bfloat16, device=device)
+        w = torch.randn((linear.outputs, linear.inputs), dtype=torch.bfloat16, device=device)
+        g = torch.randn((tokens, linear.outputs), dtype=torch.bfloat16, device=device)
+        total += 2 * timed(lambda x=x, w=w: x @ w.T, device) + timed(lambda g=g, w=w: g @ w, device)
+    return total * context / tokens
+
+
+def timed(work: Any, device: torch.device, repeats: int = 3) -> float:
+    """Least seconds of `work` after one warm-up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begins a new peak."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def limit_memory(device: torch.device, gib: float | None) -> None:
+    """Emulates a smaller card: torch's allocator refuses more than `gib` GiB."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(_UNLIMITED if gib is None else gib * 2**30 / total, device)

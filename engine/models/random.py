@@ -1,0 +1,84 @@
+"""Models with a catalogue entry's shapes and random weights: time and memory do not depend on the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from engine.models.placement import Placement
+from engine.models.spec import ModelSpec
+
+_STANDARD_DEVIATION = 0.02
+
+
+def random_model(
+    spec: ModelSpec, placement: Placement, *, layers: int | None = None, weights_device: torch.device | None = None
+) -> PreTrainedModel:
+    """A frozen causal language model of `spec`'s shapes.
+
+    Args:
+        spec: Shapes.
+        placement: Device and number format; nf4 quantises the decoder layers' linears with double quantisation.
+        layers: Decoder layers, if not all.
+        weights_device: Where the weights end up, if not on the placement's device.
+    """
+    config = _config(spec, layers or spec.layers)
+    home = weights_device or placement.device
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
+    decoder: Any = model.get_decoder()
+    if placement.precision == "nf4":
+        for layer in decoder.layers:
+            _quantise_linears(layer, placement)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                drawn = _draw(parameter, placement).to(home)
+                setattr(module, name, nn.Parameter(drawn, requires_grad=False))
+    decoder.rotary_emb = type(decoder.rotary_emb)(config).to(home)  # its tables were on the meta device
+    model.tie_weights()
+    model.config.use_cache = False
+    model.requires_grad_(requires_grad=False)
+    return model.eval()
+
+
+def _config(spec: ModelSpec, layers: int) -> Any:
+    return AutoConfig.for_model(
+        spec.family,
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate_size=spec.intermediate_size,
+        tie_word_embeddings=spec.tied_embeddings,
+        max_position_embeddings=max(spec.max_context, 2**22),
+    )
+
+
+def _draw(like: torch.Tensor, placement: Placement) -> torch.Tensor:
+    """Random values of a parameter, drawn on the compute device: a CPU would need minutes for 7 billion."""
+    made = torch.empty(like.shape, dtype=placement.dtype, device=placement.device)
+    return made.fill_(1.0) if like.ndim == 1 else made.normal_(std=_STANDARD_DEVIATION)
+
+
+def _quantise_linears(layer: nn.Module, placement: Placement) -> None:
+    import bitsandbytes as bnb
+
+    for parent in list(layer.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear:
+                continue
+            biased = child.bias is not None
+            packed = bnb.nn.Linear4bit(
+                child.in_features, child.out_features, bias=False, compute_dtype=placement.dtype, quant_type="nf4"
+            )
+            packed.weight = bnb.nn.Params4bit(
+                _draw(child.weight, placement), requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+            packed.bias = nn.Parameter(_draw(child.bias, placement), requires_grad=False) if biased else None
+            setattr(parent, name, packed.to(placement.device))

@@ -1,0 +1,261 @@
+"""The attention function that unmodified decoder layers call while a streamed step runs them tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.blockwise import attend, attend_backward
+from engine.attention.pieces import Piece, causal_pieces
+from engine.streaming.keys_values import KeysValues
+from engine.streaming.tiles import TileArray, TileReader
+
+IMPLEMENTATION = "elite_streamed"
+"""Name under which transformers finds the function."""
+
+
+class Pass(Enum):
+    """What the layer is being run for."""
+
+    FORWARD = "compute outputs; keep keys and values, and the stash where there is one"
+    REPEAT = "compute outputs again from the stash, or as FORWARD where there is none"
+    COLLECT = "keep keys and values only"
+    GRADIENT = "compute outputs with a graph; keys and values are kept already"
+
+
+class KeysValuesCollected(Exception):  # noqa: N818 - not an error: ends a layer early
+    """Raised inside a layer in Pass.COLLECT once keys and values are kept; the rest of the layer is not needed."""
+
+
+class Stash:
+    """Attention output and logsumexp of each layer, so that no pass repeats attention.
+
+    Args:
+        new_array: Makes an array of (width, dtype) in the stash's home.
+        new_reader: Makes a reader of (width, dtype).
+    """
+
+    def __init__(
+        self,
+        new_array: Callable[[int, torch.dtype], TileArray],
+        new_reader: Callable[[int, torch.dtype], TileReader],
+    ) -> None:
+        self._new_array, self._new_reader = new_array, new_reader
+        self._arrays: dict[int, tuple[TileArray, TileArray]] = {}
+        self._readers: dict[tuple[int, torch.dtype], TileReader] = {}
+        self._heads: dict[int, int] = {}
+
+    def write(self, layer: int, tile: int, out: Tensor, logsumexp: Tensor) -> None:
+        """Keeps out (1, heads, tile, head_dim) and logsumexp (1, heads, tile)."""
+        rows = out[0].transpose(0, 1).flatten(1)
+        sums = logsumexp[0].T.contiguous()
+        if layer not in self._arrays:
+            self._arrays[layer] = (
+                self._new_array(rows.shape[1], rows.dtype),
+                self._new_array(sums.shape[1], sums.dtype),
+            )
+            self._heads[layer] = sums.shape[1]
+        for array, value in zip(self._arrays[layer], (rows, sums), strict=True):
+            array.write(tile, value)
+
+    def prefetch(self, layer: int, tile: int) -> None:
+        """Starts to fetch what `read` will return."""
+        for array in self._arrays.get(layer, ()):
+            self._reader(array).prefetch(array, tile)
+
+    def read(self, layer: int, tile: int) -> tuple[Tensor, Tensor]:
+        """Out (1, heads, tile, head_dim) and logsumexp (1, heads, tile) of a tile."""
+        rows, sums = (self._reader(array).read(array, tile) for array in self._arrays[layer])
+        out = rows.view(rows.shape[0], self._heads[layer], -1).transpose(0, 1).unsqueeze(0)
+        return out, sums.T.contiguous().unsqueeze(0)
+
+    def _reader(self, array: TileArray) -> TileReader:
+        key = (array.width, array.dtype)
+        if key not in self._readers:
+            self._readers[key] = self._new_reader(*key)
+        return self._readers[key]
+
+    def resize(self, rows: int) -> None:
+        """The next sequence has this many tokens."""
+        for pair in self._arrays.values():
+            for array in pair:
+                array.rows = rows
+
+    def close(self) -> None:
+        """Releases the arrays."""
+        for pair in self._arrays.values():
+            for array in pair:
+                array.close()
+        self._arrays.clear()
+
+
+class TileAttention:
+    """State of the streamed attention: which layer, which tile, which pass.
+
+    Args:
+        backend: Kernel of one block.
+        key_block: Most keys in one call of it.
+        new_keys_values: Makes the store for (kv_heads, head_dim, dtype), when the first layer shows them.
+        stash: Where outputs are kept between the passes, or None to repeat attention.
+    """
+
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        key_block: int,
+        new_keys_values: Callable[[int, int, torch.dtype], KeysValues],
+        stash: Stash | None,
+    ) -> None:
+        self.backend, self.stash = backend, stash
+        self._key_block, self._new_keys_values = key_block, new_keys_values
+        self._stores: dict[tuple[int, int, torch.dtype], KeysValues] = {}
+        self.document_starts: Sequence[int] = (0,)
+        self.layer = self.tile = self.start = 0
+        self.purpose = Pass.FORWARD
+
+    def begin(self, purpose: Pass, layer: int, tile: int, start: int) -> None:
+        """The next call of the function is for this tile of this layer."""
+        self.purpose, self.layer, self.tile, self.start = purpose, layer, tile, start
+
+    def zero_gradients(self) -> None:
+        """The backward pass of a layer begins."""
+        for store in self._stores.values():
+            store.zero_gradients()
+
+    def release(self) -> None:
+        """Drops keys, values and their gradients."""
+        self._stores.clear()
+
+    def store(self, k: Tensor) -> KeysValues:
+        """The store for keys of k's shape, made when first asked for."""
+        key = (k.shape[1], k.shape[3], k.dtype)
+        if key not in self._stores:
+            self._stores[key] = self._new_keys_values(*key)
+        return self._stores[key]
+
+    def pieces(self, length: int, window: int | None) -> list[Piece]:
+        """What the present tile's queries see."""
+        return list(
+            causal_pieces(
+                self.start,
+                self.start + length,
+                key_block=self._key_block,
+                window=window,
+                document_starts=self.document_starts,
+            )
+        )
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Attention of the present tile; shapes as in AttentionBackend."""
+        store = self.store(k)
+        if self.purpose in (Pass.FORWARD, Pass.COLLECT) or (self.purpose is Pass.REPEAT and self.stash is None):
+            store.append(self.start, k, v)
+        if self.purpose is Pass.COLLECT:
+            raise KeysValuesCollected
+        if self.purpose is Pass.REPEAT and self.stash is not None:
+            return self.stash.read(self.layer, self.tile)[0]
+        if self.purpose is Pass.GRADIENT:
+            result: Tensor = _TileAttentionFunction.apply(q, k, v, self, scale, window)  # type: ignore[no-untyped-call]
+            return result
+        out, logsumexp = self.attend(q, k, v, scale, window)
+        if self.stash is not None:
+            self.stash.write(self.layer, self.tile, out, logsumexp)
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+        """Output and logsumexp of the present tile."""
+        return attend(
+            q,
+            k,
+            v,
+            start=self.start,
+            pieces=self.pieces(q.shape[2], window),
+            earlier=self.store(k),
+            backend=self.backend,
+            scale=scale,
+        )
+
+
+class _TileAttentionFunction(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: TileAttention, scale: float, window: int | None
+    ) -> Tensor:
+        if state.stash is not None:
+            out, logsumexp = state.stash.read(state.layer, state.tile)
+        else:
+            out, logsumexp = state.attend(q, k, v, scale, window)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        ctx.state, ctx.scale, ctx.window, ctx.start = state, scale, window, state.start
+        # A view: autograd must not take the stash's buffer for a fresh output that it may overwrite.
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, logsumexp = ctx.saved_tensors
+        state: TileAttention = ctx.state
+        store = state.store(k)
+        dq, dk, dv = attend_backward(
+            grad_out,
+            q,
+            k,
+            v,
+            out,
+            logsumexp,
+            start=ctx.start,
+            pieces=state.pieces(q.shape[2], ctx.window),
+            earlier=store,
+            backend=state.backend,
+            scale=ctx.scale,
+        )
+        later_dk, later_dv = store.gradients(ctx.start, ctx.start + q.shape[2])
+        return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype), None, None, None
+
+
+_active: TileAttention | None = None
+
+
+def activate(state: TileAttention | None) -> None:
+    """Sets the state that layers whose attention implementation is IMPLEMENTATION use; None for none."""
+    global _active
+    _active = state
+
+
+def _attention_function(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - masks are built from positions, by pieces
+    scaling: float | None = None,
+    dropout: float = 0.0,  # noqa: ARG001 - refused when the decoder is taken apart
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Signature of transformers' AttentionInterface; returns (1, tile, heads, head_dim)."""
+    if _active is None:
+        raise RuntimeError("no streamed step is running: this model's attention implementation was left behind")
+    if softcap is not None or s_aux is not None:
+        raise RuntimeError(f"{type(module).__name__} uses soft-capping or sinks, which flash kernels do not compute")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = _active.compute(query, key, value, scale=scale, window=sliding_window)
+    return out.transpose(1, 2), None
+
+
+def register() -> None:
+    """Makes IMPLEMENTATION known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(IMPLEMENTATION, _attention_function)
+    # Without a mask function of the same name transformers would drop documents' borders in silence.
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

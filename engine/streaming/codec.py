@@ -1,0 +1,116 @@
+"""How hidden states are written down: as they are, or block-wise in 8 or 4 bits (approximate; arXiv 2104.14129)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_BLOCK = 64
+
+
+class Codec(ABC):
+    """Encodes a tile (tokens, width) into components (tokens, component width), a row a token."""
+
+    components: list[tuple[int, torch.dtype]]
+    "Width and dtype of each component."
+
+    @abstractmethod
+    def encode(self, value: Tensor) -> Sequence[Tensor]:
+        """The components of a tile."""
+
+    @abstractmethod
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """The tile back."""
+
+
+class Plain(Codec):
+    """16 bits (or what the model computes in): exact."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.components = [(width, dtype)]
+
+    def encode(self, value: Tensor) -> Sequence[Tensor]:
+        """See Codec."""
+        return [value]
+
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """See Codec."""
+        return parts[0]
+
+
+class EightBit(Codec):
+    """8-bit dynamic quantisation of bitsandbytes (arXiv 2110.02861), one fp32 scale a block of 64."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        _check_width(width)
+        self._dtype = dtype
+        self.components = [(width, torch.uint8), (width // _BLOCK, torch.float32)]
+
+    def encode(self, value: Tensor) -> Sequence[Tensor]:
+        """See Codec."""
+        from bitsandbytes.functional import quantize_blockwise
+
+        codes, state = quantize_blockwise(value.contiguous(), blocksize=_BLOCK)
+        return [codes, state.absmax.view(value.shape[0], -1)]
+
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """See Codec."""
+        from bitsandbytes.functional import QuantState, create_dynamic_map, dequantize_blockwise
+
+        codes, absmax = parts
+        state = QuantState(
+            absmax=absmax.reshape(-1),
+            code=create_dynamic_map().to(codes.device),
+            blocksize=_BLOCK,
+            dtype=self._dtype,
+        )
+        value: Tensor = dequantize_blockwise(codes.contiguous(), state)
+        return value.view(codes.shape)
+
+
+class FourBit(Codec):
+    """NF4 (arXiv 2305.14314), one fp32 scale a block of 64."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        _check_width(width)
+        self._width, self._dtype = width, dtype
+        self.components = [(width // 2, torch.uint8), (width // _BLOCK, torch.float32)]
+
+    def encode(self, value: Tensor) -> Sequence[Tensor]:
+        """See Codec."""
+        from bitsandbytes.functional import quantize_4bit
+
+        codes, state = quantize_4bit(value.contiguous(), blocksize=_BLOCK, quant_type="nf4")
+        return [codes.view(value.shape[0], -1), state.absmax.view(value.shape[0], -1)]
+
+    def decode(self, parts: Sequence[Tensor]) -> Tensor:
+        """See Codec."""
+        from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
+
+        codes, absmax = parts
+        shape = torch.Size((codes.shape[0], self._width))
+        state = QuantState(
+            absmax=absmax.reshape(-1),
+            shape=shape,
+            code=get_4bit_type("nf4", device=codes.device),
+            blocksize=_BLOCK,
+            quant_type="nf4",
+            dtype=self._dtype,
+        )
+        value: Tensor = dequantize_4bit(codes.reshape(-1, 1), state)
+        return value.view(shape)
+
+
+def _check_width(width: int) -> None:
+    if width % _BLOCK:
+        raise ValueError(f"activation_bits below 16 needs a hidden size that is a multiple of {_BLOCK}, not {width}")
+
+
+def codec_for(bits: Literal[16, 8, 4], width: int, dtype: torch.dtype) -> Codec:
+    """The codec of `activation_bits`."""
+    kinds: dict[int, type[Plain | EightBit | FourBit]] = {16: Plain, 8: EightBit, 4: FourBit}
+    return kinds[bits](width, dtype)

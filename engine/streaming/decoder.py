@@ -1,0 +1,150 @@
+"""A Hugging Face causal language model taken apart: embedding, decoder layers, final norm, head.
+
+The layers are called as the model itself would call them. How a family calls them (rotary tables, one set a
+layer type, masks) is not written down here but observed: the model's own forward runs over a tile with its
+layers replaced by recorders that keep their arguments and pass the hidden states on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import errors
+
+FAMILIES = (
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "mixtral",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "starcoder2",
+)
+"""Families (`config.model_type`) whose streamed gradient is tested against whole-sequence backpropagation."""
+
+_POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: keeps the keyword arguments, hands the hidden states on."""
+
+    arguments: dict[str, Any]
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return hidden_states
+
+
+class Decoder:
+    """The parts of a causal language model, with or without a PEFT adapter.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED, for a family or setting whose result would be wrong.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        wrapped: Any = model
+        causal: Any = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal = causal
+        self.config = causal.config
+        _refuse_unsupported(self.config)
+        self._base: Any = causal.get_decoder()
+        self.layers: list[nn.Module] = list(self._base.layers)
+        self.head: nn.Module = causal.get_output_embeddings()
+        self.embedding: nn.Embedding = causal.get_input_embeddings()
+        self._recorders = nn.ModuleList(_Recorder() for _ in self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.config.hidden_size)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        layers = self._base.layers
+        self._base.layers = self._recorders
+        try:
+            yield
+        finally:
+            self._base.layers = layers
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Hidden states before the first layer, (1, n, hidden), for token_ids (1, n)."""
+        return self.embedding(token_ids)  # type: ignore[no-any-return]
+
+    def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
+        """Keyword arguments that the model gives each layer for a tile.
+
+        Args:
+            hidden: Anything of the tile's shape, dtype and device, (1, n, hidden).
+            positions: Positions of the tile's tokens, (1, n).
+        """
+        with self._recording(), torch.no_grad():
+            self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False)
+        return [recorder.arguments for recorder in self._recorders]  # type: ignore[misc]
+
+    def final_norm_parameters(self) -> list[nn.Parameter]:
+        """Parameters between the last layer and the head."""
+        inside = {id(p) for part in (*self.layers, self.embedding) for p in part.parameters()}
+        return [p for p in self._base.parameters() if id(p) not in inside]
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Input of the head for the last layer's output, (1, n, hidden); differentiable."""
+        with self._recording():
+            positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
+            output: Tensor = self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
+        return output
+
+
+def _refuse_unsupported(config: Any) -> None:
+    family = config.model_type
+    if family not in FAMILIES:
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=family,
+            feature="the streamed step",
+            problem="its gradient has not been shown to be exact",
+            supported=", ".join(FAMILIES),
+        )
+
+    def refuse(problem: str) -> None:
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=family, feature="the streamed step", problem=problem, supported="a model without it"
+        )
+
+    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout"):
+        if getattr(config, name, 0.0):
+            refuse(f"{name} {getattr(config, name)} would draw other numbers in the recomputation")
+    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, name, None):
+            refuse(f"{name} is not computed by flash kernels")
+    if getattr(config, "output_router_logits", False):
+        refuse("the router's auxiliary loss needs all tokens at once")
+    if getattr(config, "use_bidirectional_attention", False):
+        refuse("it does not attend causally")
+
+
+def refuse_position_dependent_rope(config: Any, context: int) -> None:
+    """Refuses rotary tables that change with the length of the input, which tiles cannot see.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    settings = [parameters, *(p for p in parameters.values() if isinstance(p, dict))]
+    changing = sorted({str(p.get("rope_type")) for p in settings} & set(_POSITION_DEPENDENT_ROPE))
+    trained = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+    if changing and context > trained:
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=config.model_type,
+            feature=f"a context of {context:,} tokens",
+            problem=f"its rotary tables ({', '.join(changing)}) change with the length",
+            supported=f"a context up to {trained:,}, or a model with YaRN",
+        )

@@ -1,0 +1,154 @@
+"""Runs the frozen linear layers of a decoder through one operation each while a streamed step owns the model.
+
+For every linear layer that is frozen, alone or under a LoRA adapter, `forward` is replaced on the instance and
+restored on `close`. 4-bit layers (bitsandbytes) are expanded into a buffer when their decoder layer is entered.
+What the replacement does not cover (DoRA, several adapters, dropout) keeps PEFT's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.streaming.lora_linear import LoraFactors, frozen_linear, lora_linear
+from engine.streaming.weights import LayerWeights
+
+
+class _Site:
+    """One frozen linear layer: its bare module, the weight to use now, and its adapter ready for use."""
+
+    def __init__(self, base: nn.Linear, lora_layer: Any, adapter: str | None) -> None:
+        self.base, self._lora_layer, self._adapter = base, lora_layer, adapter
+        self.expanded: Tensor | None = None
+        self._factors: LoraFactors | None = None
+
+    @property
+    def quant_state(self) -> Any:
+        """State of a bitsandbytes 4-bit weight, None for a plain one."""
+        return getattr(self.base.weight, "quant_state", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """(out features, in features), in the activations' dtype."""
+        return self.base.weight.data if self.expanded is None else self.expanded
+
+    def enter(self) -> None:
+        """The decoder layer will be run."""
+        if self._adapter is not None:
+            layer, name = self._lora_layer, self._adapter
+            # 4-bit weights are expanded to the dtype that they were quantised from.
+            dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
+            self._factors = LoraFactors.of(
+                layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], dtype
+            )
+
+    def leave(self) -> None:
+        """Another decoder layer will be run."""
+        self._factors = self.expanded = None
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Replaces `forward` of the bare module."""
+        return frozen_linear(x, self.weight, self.base.bias)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """Replaces `forward` of the LoRA layer around it."""
+        assert self._factors is not None
+        layer, name = self._lora_layer, self._adapter
+        return lora_linear(
+            x, self.weight, self.base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, self._factors
+        )
+
+
+class FrozenLinears:
+    """Owns the replaced forwards of all decoder layers."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._replaced: list[nn.Module] = []
+        self._entered: int | None = None
+        self.sites: list[list[_Site]] = [[] for _ in layers]
+        for number, layer in enumerate(layers):
+            for base, owner in _frozen_linears(layer):
+                adapter = None if owner is None else _only_plain_adapter(owner)
+                site = _Site(base, owner, adapter)
+                self.sites[number].append(site)
+                self._replace(base, site.plain)
+                if owner is not None and adapter is not None:
+                    self._replace(owner, site.adapted)
+
+    def _replace(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        module.__dict__["forward"] = forward
+        self._replaced.append(module)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any layer is stored in 4 bits."""
+        return any(site.quant_state is not None for sites in self.sites for site in sites)
+
+    def enter(self, layer: int) -> None:
+        """Decoder layer `layer` will be run; the one before no more."""
+        self.leave()
+        for site in self.sites[layer]:
+            site.enter()
+        self._entered = layer
+
+    def leave(self) -> None:
+        """No decoder layer will be run."""
+        if self._entered is not None:
+            for site in self.sites[self._entered]:
+                site.leave()
+            self._entered = None
+
+    def close(self) -> None:
+        """Gives every module its own forward back."""
+        self.leave()
+        for module in self._replaced:
+            module.__dict__.pop("forward", None)
+        self._replaced.clear()
+
+
+def _frozen_linears(layer: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module | None]]:
+    """(linear layer, LoRA layer around it or None) for each that has no gradient of its own."""
+    from peft.tuners.lora import LoraLayer
+
+    wrapped: set[int] = set()
+    for module in layer.modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            wrapped |= {id(part) for part in module.modules()}
+            if isinstance(base, nn.Linear) and not base.weight.requires_grad:
+                yield base, module
+        elif type(module).__name__ in ("Linear", "Linear4bit") and id(module) not in wrapped:
+            assert isinstance(module, nn.Linear)
+            if not module.weight.requires_grad:
+                yield module, None
+
+
+def _only_plain_adapter(layer: Any) -> str | None:
+    """Name of the one active, undecorated adapter of a LoRA layer; None if PEFT's forward has to do it."""
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or layer.disable_adapters or layer.merged or layer.fan_in_fan_out:
+        return None
+    name: str = active[0]
+    dropout = layer.lora_dropout[name]
+    bias = layer.get_base_layer().bias
+    trains_bias = bias is not None and bias.requires_grad
+    if name in layer.lora_variant or layer.lora_bias.get(name) or trains_bias or getattr(dropout, "p", 0.0) > 0:
+        return None
+    return name
+
+
+class ExpandedWeights(LayerWeights):
+    """4-bit layers on the device, expanded while their decoder layer is entered: once a pass, not once a tile."""
+
+    def __init__(self, linears: FrozenLinears) -> None:
+        self._linears = linears
+
+    def enter(self, layer: int) -> None:
+        """See LayerWeights; the layer's linears have been entered."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        for site in self._linears.sites[layer]:
+            if site.quant_state is not None and site.expanded is None:
+                site.expanded = dequantize_4bit(site.base.weight.data, site.quant_state)

@@ -1,0 +1,142 @@
+"""A frozen linear layer with its LoRA adapter as one operation.
+
+PEFT computes y = x Wᵀ + s (x Aᵀ) Bᵀ as separate modules: an fp32 copy of every input, a scaled copy and a sum of
+every output. Here the low-rank products are added by the matrix product itself (addmm) and the backward keeps
+only x and x Aᵀ. Adapters stay fp32 master copies, and their gradients come in fp32.
+
+In 16-bit arithmetic each factor enters as two, a rounded one and the rounding's remainder, side by side:
+x [A_high; A_low]ᵀ. At a rank of 16 the product is bound by reading x, so this costs nothing; with A and B merely
+rounded, gradients are measurably further from fp32 than PEFT's (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """An adapter ready for products in `dtype`: once a layer and pass, not once a tile."""
+
+    a: Tensor
+    "(rank', in features); rank' is twice the rank in 16 bits."
+    b: Tensor
+    "(out features, rank'), with the scale in it."
+    rank: int
+    scale: float
+
+    @classmethod
+    def of(cls, lora_a: Tensor, lora_b: Tensor, scale: float, dtype: torch.dtype) -> LoraFactors:
+        """Factors for A (rank, in) and B (out, rank) of a LoRA layer whose update is scale B A."""
+        with torch.no_grad():
+            a, b = _split(lora_a, dtype, 0), _split(lora_b * scale, dtype, 1)
+        return cls(a, b, lora_a.shape[0], scale)
+
+
+def _split(factor: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
+    high = factor.to(dtype)
+    if high.dtype == factor.dtype:
+        return high
+    return torch.cat([high, (factor - high).to(dtype)], dim)
+
+
+def _project(x: Tensor, factor: Tensor, rank: int) -> Tensor:
+    """X factorᵀ with both halves of the factor added up, (n, rank), in x's dtype."""
+    product = _wide_product(x, factor.T)
+    if factor.shape[0] == rank:
+        return product
+    return (product[:, :rank] + product[:, rank:]).to(x.dtype)
+
+
+def _doubled(inner: Tensor, factor_rank: int) -> Tensor:
+    """(n, rank) beside itself where the factor has two halves."""
+    return inner if inner.shape[1] == factor_rank else torch.cat([inner, inner], 1)
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """A b of 16-bit matrices without rounding the sums to 16 bits."""
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+class _LoraLinear(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,  # noqa: ARG004 - an input so that it receives its gradient
+        factors: LoraFactors,
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        inner = _project(flat, factors.a, factors.rank)
+        out = F.linear(flat, weight, bias)
+        out.addmm_(_doubled(inner, factors.b.shape[1]), factors.b.T)
+        ctx.save_for_backward(flat, inner)
+        # Not through save_for_backward: the memory behind `weight` is given to the next layer, on purpose.
+        ctx.weight, ctx.factors, ctx.adapter_dtype = weight, factors, lora_a.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flat, inner = ctx.saved_tensors
+        factors: LoraFactors = ctx.factors
+        g = grad.reshape(-1, grad.shape[-1])
+        g_inner = _project(g, factors.b.T, factors.rank)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = g @ ctx.weight
+            grad_x.addmm_(_doubled(g_inner, factors.a.shape[0]), factors.a)
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        grad_a = _wide_product(g_inner.T, flat).to(ctx.adapter_dtype)
+        grad_b = _wide_product(g.T, inner).to(ctx.adapter_dtype).mul_(factors.scale)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, factors: LoraFactors
+) -> Tensor:
+    """X Wᵀ + bias + scale (x Aᵀ) Bᵀ, with W and bias frozen (LoRA, arXiv 2106.09685, section 4.1).
+
+    Args:
+        x: (..., in features).
+        weight: (out features, in features), of x's dtype; no gradient.
+        bias: (out features,) or None; no gradient.
+        lora_a: (rank, in features).
+        lora_b: (out features, rank).
+        factors: `LoraFactors.of` the two, in x's dtype.
+    """
+    out: Tensor = _LoraLinear.apply(x, weight, bias, lora_a, lora_b, factors)  # type: ignore[no-untyped-call]
+    return out
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + bias with W frozen, whose buffer may be refilled after the backward pass; the bias may be trained."""
+    frozen_bias = None if bias is None or bias.requires_grad else bias
+    out: Tensor = _FrozenLinear.apply(x, weight, frozen_bias)  # type: ignore[no-untyped-call]
+    return out if bias is None or frozen_bias is not None else out + bias
+
+
+class _FrozenLinear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.matmul(grad, ctx.weight), None, None

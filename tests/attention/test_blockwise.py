@@ -1,0 +1,68 @@
+"""Block-wise attention equals plain attention, forward and backward, for every shape of visibility."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from engine.attention.blockwise import attend, attend_backward
+from engine.attention.cpu import CpuFlash
+from engine.attention.pieces import causal_pieces
+
+
+class _Held:
+    """Keys and values of a whole sequence, as a source of the earlier ones."""
+
+    def __init__(self, k, v):
+        self.k, self.v = k, v
+        self.dk, self.dv = torch.zeros_like(k), torch.zeros_like(v)
+
+    def expect(self, ranges):
+        self.expected = list(ranges)
+
+    def keys_values(self, start, stop):
+        assert self.expected.pop(0) == (start, stop)
+        return self.k[:, :, start:stop], self.v[:, :, start:stop]
+
+    def add_gradients(self, start, stop, dk, dv):
+        self.dk[:, :, start:stop] += dk
+        self.dv[:, :, start:stop] += dv
+
+
+def _plain(q, k, v, scale, window, document_starts):
+    n, groups = q.shape[2], q.shape[1] // k.shape[1]
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
+    document = torch.bucketize(torch.arange(n), torch.tensor(document_starts), right=True)
+    seen = (j <= i) & (document[:, None] == document[None])
+    if window is not None:
+        seen &= j > i - window
+    scores = (q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale).masked_fill(~seen, -math.inf)
+    return scores.softmax(-1) @ v.repeat_interleave(groups, 1)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 16, 40])
+@pytest.mark.parametrize("documents", [[0], [0, 3, 37, 38, 64]])
+@pytest.mark.parametrize(("n", "tile", "key_block"), [(101, 16, 16), (101, 23, 40), (64, 64, 64), (50, 7, 1000)])
+def test_equals_plain_attention(window, documents, n, tile, key_block):
+    generator = torch.Generator().manual_seed(0)
+    documents = [d for d in documents if d < n]
+    q, k, v, g = (torch.randn(1, h, n, 8, dtype=torch.float64, generator=generator) for h in (4, 2, 2, 4))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected = _plain(*leaves, 0.3, window, documents)
+    expected.backward(g)
+
+    held, dq = _Held(k, v), torch.empty_like(q)
+    for start in reversed(range(0, n, tile)):
+        stop = min(start + tile, n)
+        rows = slice(start, stop)
+        tile_tensors = [x[:, :, rows] for x in (q, k, v)]
+        pieces = list(causal_pieces(start, stop, key_block=key_block, window=window, document_starts=documents))
+        how = {"start": start, "pieces": pieces, "earlier": held, "backend": CpuFlash(), "scale": 0.3}
+        out, logsumexp = attend(*tile_tensors, **how)
+        torch.testing.assert_close(out, expected.detach()[:, :, rows])
+        dq[:, :, rows], dk, dv = attend_backward(g[:, :, rows], *tile_tensors, out, logsumexp, **how)
+        held.add_gradients(start, stop, dk, dv)
+    for name, got, leaf in zip("qkv", (dq, held.dk, held.dv), leaves, strict=True):
+        torch.testing.assert_close(got, leaf.grad, msg=f"gradient of {name}")

@@ -1,0 +1,131 @@
+"""What only a GPU can show: every backend, copies on side streams, pinned and paged homes, fused kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.attention.select import BACKENDS, time_backend, usable_backends
+from engine.models.fused import fuse_kernels
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+from tests.streaming.models import tiny_model
+from tests.streaming.reference import streamed, whole_sequence, worst_error
+from tests.streaming.test_adapters import _adapt
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+GPU = torch.device("cuda")
+
+
+def _tokens(n):
+    return torch.randint(0, 97, (n,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def _full_fp32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+OPTIONS = {
+    "pinned hidden states": {},
+    "no stash": {"stash": False},
+    "checkpoints": {"checkpoint_every": 2},
+    "disk": {"hidden_home": "disk"},
+    "on the GPU": {"hidden_home": "gpu"},
+    "streamed weights": {"weights": "streamed"},
+    "host keys and values": {"kv_home": "host"},
+    "all of it": {"checkpoint_every": 3, "hidden_home": "disk", "weights": "streamed", "kv_home": "host"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_fp32_gradient_of_every_home(family, options, tmp_path):
+    tokens = _tokens(4001)
+    sizes = {"max_position_embeddings": 8192, "hidden_size": 128, "head_dim": 32}
+    reference = tiny_model(family, **sizes).to(GPU)
+    expected_loss, expected = whole_sequence(reference, tokens.to(GPU))
+    model = tiny_model(family, **sizes)
+    model = model if options.get("weights") == "streamed" else model.to(GPU)
+    plan = StreamPlan(tile=300, key_block=700, attention="efficient", **options)
+    if options.get("weights") == "streamed":
+        model.requires_grad_(requires_grad=False)
+        model = _adapt(model)
+        expected = None
+    with StreamedStep(model, plan, device=GPU, spill_directory=tmp_path) as step:
+        for _ in range(3):  # the second and third find buffers in use
+            loss, gradients = streamed(step, tokens)
+            if expected is None:
+                assert all(g.isfinite().all() for g in gradients.values())
+                expected, expected_loss = gradients, loss
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+            error, name = worst_error(gradients, {n: g.to(gradients[n].device) for n, g in expected.items()})
+            assert error < 5e-5, name
+
+
+@pytest.mark.parametrize("backend", [kind.name for kind in BACKENDS if kind.name != "cpu"])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 64), (12, 2, 128), (8, 8, 80)])
+def test_backends_agree_with_the_definition(backend, heads, kv_heads, head_dim):
+    usable = {b.name: b for b in usable_backends(GPU, torch.bfloat16, head_dim)}
+    if backend not in usable:
+        pytest.skip(f"{backend} does not serve this card")
+    assert time_backend(usable[backend], GPU, torch.bfloat16, heads, kv_heads, head_dim) < 60
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash", "efficient"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_bf16_is_no_further_from_fp32_than_whole_sequence_bf16(backend, fused, train):
+    if backend not in {b.name for b in usable_backends(GPU, torch.bfloat16, 64)}:
+        pytest.skip(f"{backend} does not serve this card")
+    error = {"streamed": 0.0, "whole": 0.0}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 8192}
+    for seed in range(4):
+
+        def build(dtype, fuse, seed=seed):
+            model = tiny_model("qwen3", seed=seed, **{**sizes, "head_dim": 64})
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16().to(GPU, dtype)
+            model = model.to(GPU)
+            if fuse:
+                assert fuse_kernels(model)
+            torch.manual_seed(seed)
+            return _adapt(model) if train == "lora" else model
+
+        from transformers.models.qwen3 import modeling_qwen3
+
+        unfused = modeling_qwen3.apply_rotary_pos_emb, modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP
+        tokens = _tokens(1500).to(GPU)
+        _, exact = whole_sequence(build(torch.float32, fuse=False), tokens)
+        _, whole = whole_sequence(build(torch.bfloat16, fuse=False), tokens)
+        try:
+            plan = StreamPlan(tile=256, key_block=512, attention=backend)
+            with StreamedStep(build(torch.bfloat16, fuse=fused), plan, device=GPU) as step:
+                _, tiled = streamed(step, tokens)
+        finally:
+            modeling_qwen3.apply_rotary_pos_emb, modeling_qwen3.Qwen3RMSNorm, modeling_qwen3.Qwen3MLP = unfused
+        size = sum(float(g.double().square().sum()) for g in exact.values())
+        for name, found in (("streamed", tiled), ("whole", whole)):
+            assert found.keys() == exact.keys()
+            difference = sum(float((found[n].double().cpu() - exact[n].double().cpu()).square().sum()) for n in exact)
+            error[name] += difference / size
+    print(f"{backend} fused={fused} {train}: {(error['streamed'] / error['whole']) ** 0.5:.3f}")
+    assert error["streamed"] ** 0.5 <= 1.05 * error["whole"] ** 0.5
+
+
+def test_gpu_memory_does_not_grow_with_context_when_keys_and_values_live_on_the_host():
+    peaks = []
+    for n in (4096, 16384):
+        model = _adapt(tiny_model("llama", dtype=torch.bfloat16, max_position_embeddings=2**15).to(GPU))
+        plan = StreamPlan(tile=512, key_block=1024, kv_home="host", attention="flash")
+        with StreamedStep(model, plan, device=GPU) as step:
+            step.run(_tokens(n))
+            torch.cuda.synchronize()
+            step.wide_gradients.clear()
+            torch.cuda.reset_peak_memory_stats()
+            step.run(_tokens(n))
+            peaks.append(torch.cuda.max_memory_allocated())
+        del model, step
+        torch.cuda.empty_cache()
+    # Rotary tables are kept while they are small; nothing else may grow.
+    assert peaks[1] - peaks[0] < 16384 * 16 * 2 * 4 * 2

@@ -1,0 +1,74 @@
+"""`engine train` with the real process and the real recipe: to the end, and interrupted and continued."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def call(tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("queues.py", "locks.py", "runners.py"):
+        (repository / name).write_text((Path(asyncio.__file__).parent / name).read_text())
+    environment = {
+        **os.environ,
+        "ELITE_TUI_STATE_DIR": str(tmp_path / "state"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    new_run = ["--repo", str(repository), "--output", str(tmp_path / "out"), "--model", "demo", "--max-steps", "6"]
+    for text in ("training.context=128", "training.tokens_per_update=512", "training.evaluate_tokens=512"):
+        new_run += ["--set", text]
+
+    def start(*options, fresh=True):
+        arguments = [sys.executable, "-m", "engine", "train", "--json", *options, *(new_run if fresh else [])]
+        return subprocess.Popen(
+            arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def finish(process):
+    out, err = process.communicate(timeout=200)
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
+    process = call()
+    events = []
+    reached = threading.Event()
+
+    def read():
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["kind"] == "StepCompleted":
+                reached.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert reached.wait(200), process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    reader.join(200)
+    assert process.wait(60) == 130
+    process.stdout.close()
+    process.stderr.close()
+    stopped = events[-1]
+    assert (stopped["kind"], stopped["status"]) == ("RunFinished", "stopped")
+
+    process = call("--resume", fresh=False)
+    events, err = finish(process)
+    assert process.returncode == 0, err
+    assert [event["first_step"] for event in events if event["kind"] == "RunStarted"][-1] == stopped["steps"]
+    assert events[-1]["status"] == "completed"
+    assert events[-1]["steps"] == 6
+    assert events[-1]["perplexity_after"] < events[-1]["perplexity_before"]
