@@ -1,0 +1,100 @@
+"""The `elite-tui` command: the wizard, the monitor of one run, the list of runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import __version__
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from elite_tui.draft import Draft
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="elite-tui",
+        description="Fine-tune a code model on your own repository: a wizard, and a monitor for its runs.",
+        epilog="Runs go on when this program ends. `engine --help` lists the commands without a terminal app.",
+    )
+    parser.add_argument("--version", action="version", version=f"elite-tui {__version__}")
+    parser.add_argument("--repo", metavar="DIR", action="append", help="repository to learn from; may be given again")
+    parser.add_argument("--simulate", metavar="GPU", help="plan for a card that is not here, for example rtx-3060")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    monitor = commands.add_parser("monitor", help="watch a run, live or finished; the newest where none is named")
+    monitor.add_argument("run", nargs="?", metavar="RUN", help="id, the beginning of one, or a run directory")
+    commands.add_parser("runs", help="list the runs")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the app and returns the process's exit status."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except EliteError as error:
+        print(f"elite-tui: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if args.command == "runs":
+            from engine.cli import main as engine_main
+
+            return engine_main(["runs"])
+        print(  # noqa: T201
+            "elite-tui: this needs a terminal; `engine` does the same without one", file=sys.stderr
+        )
+        return 2
+    if args.command == "monitor":
+        from engine.runtime.run_index import find_run
+
+        # A name that is wrong is said on the command line, not inside the app.
+        args.run = str(find_run(args.run).path)
+    if args.simulate:
+        from engine.hardware.cards import find_card
+
+        find_card(args.simulate)
+    # Inside Textual, stderr has no file descriptor, and the first spawned process could not start the tracker.
+    resource_tracker.ensure_running()
+
+    from elite_tui.app import EliteApp
+    from elite_tui.engine_calls import Engine
+    from elite_tui.state import AppState
+
+    app = EliteApp(
+        AppState(draft=load_draft(args.repo), simulated=args.simulate),
+        Engine(simulate=args.simulate),
+        first_room=args.command or "project",
+        run_reference=getattr(args, "run", None),
+    )
+    farewell = app.run()
+    if farewell:
+        print(farewell)  # noqa: T201
+    return app.return_code or 0
+
+
+def load_draft(repositories: Sequence[str] | None) -> Draft:
+    """What was typed the last time, with the repositories of the command line; else the present folder."""
+    from elite_tui.draft import FILE_NAME, Draft
+    from engine.runtime.run_index import state_directory
+
+    draft = Draft.load(state_directory() / FILE_NAME)
+    if repositories:
+        draft.set("data.repositories", [str(Path(path).expanduser().absolute()) for path in repositories])
+    elif draft.is_default("data.repositories"):
+        with contextlib.suppress(OSError):
+            draft.set("data.repositories", [str(Path.cwd())])
+    return draft
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,206 @@
+"""Every action of the app, once: key bindings, footer, help page and command palette are made from this table.
+
+An action `name` is carried out by `action_<name>` of the screen that lists the room, or of the App for those
+without rooms. `Binding.id` is the action's name, so a keymap can change any key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """One thing that a person can do."""
+
+    name: str
+    keys: str
+    "Comma-separated Textual keys; the first is the one that is shown."
+    label: str
+    "One or two words, for the footer."
+    help: str
+    "One sentence, for the help page and the palette."
+    rooms: tuple[str, ...] = ()
+    "Rooms that have this action; empty means everywhere."
+    footer: bool = True
+    priority: bool = False
+    "Whether the key wins over the focused widget (text fields swallow letters)."
+
+
+FORM_ROOMS = ("project", "hardware", "tiers", "options", "review")
+
+ACTIONS: tuple[Action, ...] = (
+    # --- wizard
+    Action(
+        name="forward",
+        keys="ctrl+n",
+        label="Continue",
+        help="Go to the next room of the wizard.",
+        rooms=("project", "hardware", "tiers", "options"),
+        priority=True,
+    ),
+    Action(
+        name="start",
+        keys="ctrl+s",
+        label="Start",
+        help="Start the run with the configuration shown.",
+        rooms=("review",),
+        priority=True,
+    ),
+    Action(
+        name="back",
+        keys="escape",
+        label="Back",
+        help="Go to the room before this one. Nothing typed is lost.",
+        rooms=("hardware", "tiers", "options", "review"),
+    ),
+    Action(
+        name="rescan",
+        keys="f5",
+        label="Rescan",
+        help="Read the repository, the machine or the list of runs again.",
+        rooms=("project", "hardware", "tiers", "review", "runs"),
+    ),
+    Action(
+        name="recommend",
+        keys="r",
+        label="Recommended",
+        help="Choose the recommended tier, and let the engine keep choosing it.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="reset_field",
+        keys="f6",
+        label="Default",
+        help="Set the field under the cursor back to its default.",
+        rooms=("options",),
+    ),
+    Action(
+        name="next_problem",
+        keys="f8",
+        label="Problem",
+        help="Go to the next field that has a problem.",
+        rooms=("options", "review"),
+    ),
+    # --- a run
+    Action(
+        name="pause",
+        keys="p",
+        label="Pause",
+        help="Hold the run after the present tile or step; it keeps its memory.",
+        rooms=("monitor",),
+    ),
+    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", rooms=("monitor",)),
+    Action(
+        name="save_now",
+        keys="w",
+        label="Save now",
+        help="Write a checkpoint after the present step.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="evaluate_now",
+        keys="e",
+        label="Score",
+        help="Score the held-out files after the present step.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="stop",
+        keys="s",
+        label="Stop",
+        help="End the run, with a checkpoint to resume from. Asks first.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="detach",
+        keys="d",
+        label="Detach",
+        help="Leave the app; the run goes on, and `elite-tui monitor` finds it again.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="show_result",
+        keys="enter",
+        label="Result",
+        help="What the run achieved, and what to do with it.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="show_monitor",
+        keys="m,escape",
+        label="Monitor",
+        help="Back to the run's charts and log.",
+        rooms=("result",),
+    ),
+    Action(
+        name="new_run",
+        keys="n",
+        label="New run",
+        help="Back to the first room, with everything as it was.",
+        rooms=("result", "runs"),
+    ),
+    Action(
+        name="open_run",
+        keys="enter",
+        label="Open",
+        help="Watch the run under the cursor, live or finished.",
+        rooms=("runs",),
+    ),
+    # --- everywhere
+    Action(name="help", keys="f1,question_mark", label="Help", help="The keys of this room."),
+    Action(
+        name="show_runs",
+        keys="f3",
+        label="Runs",
+        help="List the runs; leave or open one.",
+        footer=False,
+    ),
+    Action(
+        name="toggle_theme", keys="f2", label="Theme", help="Change between the dark and light theme.", footer=False
+    ),
+    Action(
+        name="command_palette",
+        keys="ctrl+p",
+        label="Palette",
+        help="Search all actions by name.",
+        footer=False,
+        priority=True,
+    ),
+    Action(
+        name="ask_quit",
+        keys="ctrl+q",
+        label="Quit",
+        help="Leave the app. With a run under way it asks: detach, stop or stay.",
+        priority=True,
+    ),
+)
+
+
+def room_actions(room: str) -> tuple[Action, ...]:
+    """The actions that belong to one room."""
+    return tuple(action for action in ACTIONS if room in action.rooms)
+
+
+def global_actions() -> tuple[Action, ...]:
+    """The actions that every room has."""
+    return tuple(action for action in ACTIONS if not action.rooms)
+
+
+def bindings_for(actions: tuple[Action, ...]) -> list[Binding]:
+    """Textual bindings of some actions; only the first key of each is shown in the footer."""
+    return [
+        Binding(
+            key,
+            action.name,
+            action.label,
+            show=action.footer and index == 0,
+            priority=action.priority,
+            tooltip=action.help,
+            id=action.name if index == 0 else f"{action.name}.{index}",
+        )
+        for action in actions
+        for index, key in enumerate(action.keys.split(","))
+    ]

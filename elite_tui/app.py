@@ -1,0 +1,374 @@
+"""The App: owns the state and the workers, moves between rooms, and folds messages into the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import App, SystemCommand
+
+from elite_tui import messages
+from elite_tui.actions import ACTIONS, bindings_for, global_actions
+from elite_tui.engine_link import EngineLink, existing_folder
+from elite_tui.figures import printable
+from elite_tui.messages import Changed
+from elite_tui.rooms import ROOMS, build_room, neighbour
+from elite_tui.run_view import RunView
+from elite_tui.screens.room import RoomScreen
+from elite_tui.themes import DARK, LIGHT
+from elite_tui.trouble import record_trouble
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textual.binding import BindingType
+    from textual.screen import Screen
+    from textual.timer import Timer
+
+    from elite_tui.engine_calls import Engine
+    from elite_tui.state import AppState
+
+SAVE_DELAY = 0.5
+"Seconds after the last key press until the draft is written."
+ASK_DELAY = 0.4
+"Seconds after the last key press until the engine is asked again."
+REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
+PLAN_FIELDS = frozenset(
+    {
+        "model.name",
+        "model.precision",
+        "model.device",
+        "lora.rank",
+        "lora.targets",
+        "data.held_out_fraction",
+        "training.tier",
+        "training.context",
+        "training.tokens_per_update",
+    }
+)
+
+
+class EliteApp(App[str]):
+    """The wizard and the monitor. Returns a line to print after leaving, if there is something to say."""
+
+    TITLE = "Elite TUI"
+    CSS_PATH: ClassVar = [
+        "app.tcss",
+        "widgets/trail.tcss",
+        "widgets/chart.tcss",
+        "widgets/gauge.tcss",
+        "widgets/field_row.tcss",
+        "widgets/breakdown.tcss",
+        "widgets/log_pane.tcss",
+        "widgets/machine_gauges.tcss",
+    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(global_actions())]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-medium"), (160, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012
+
+    def __init__(
+        self, state: AppState, engine: Engine, *, first_room: str = "project", run_reference: str | None = None
+    ) -> None:
+        super().__init__()
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme = DARK.name
+        self.state = state
+        self.link = EngineLink(self, engine)
+        self._first_room = first_room
+        self._run_reference = run_reference
+        self._room = first_room
+        self._leave_after: str | None = None
+        "Command that, once it is handed over, ends the app."
+        self._save_timer: Timer | None = None
+        self._ask_timer: Timer | None = None
+
+    def on_mount(self) -> None:
+        """Shows the first room; the engine is imported after its first frame."""
+        self.push_screen(build_room(self._first_room))
+        self.call_after_refresh(self._begin)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own colour names, for a theme that does not set them."""
+        return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
+
+    def _begin(self) -> None:
+        disk = self._disk_path()
+        self.link.start(disk)
+        if self._first_room == "monitor":
+            self.link.open_run(self._run_reference)
+        elif self._first_room == "runs":
+            self.ask_runs()
+        else:
+            self.ask_machine()
+            self.ask_repository()
+
+    def _disk_path(self) -> Path:
+        return existing_folder(str(self.state.draft.get("output.directory")))
+
+    # --- rooms ---------------------------------------------------------------------------------------------
+
+    def go(self, name: str) -> None:
+        """Enters a room; one that shows a run needs a run."""
+        if (ROOMS[name].needs_run and self.state.run is None) or name == self._room:
+            return
+        self._room = name
+        self.switch_screen(build_room(name))
+
+    def step(self, offset: int) -> None:
+        """Enters the room so many steps along the trail."""
+        self.go(neighbour(self._room, offset))
+
+    def tell(self, what: str) -> None:
+        """Tells the rooms on the stack that a part of the state changed.
+
+        Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        """
+        for screen in self.screen_stack:
+            if isinstance(screen, RoomScreen):
+                screen.post_message(Changed(what))
+
+    def begin_wizard(self) -> None:
+        """Enters the first room, asking what a wizard asks if this is the first time."""
+        self.go("project")
+        if self.state.machine.value is None and not self.state.machine.loading:
+            self.ask_machine()
+            self.ask_repository()
+
+    # --- the draft -----------------------------------------------------------------------------------------
+
+    def edit(self, path: str, text: str) -> None:
+        """A field was typed into: keeps it, and asks again what depends on it once the typing pauses."""
+        self.state.draft.set_text(path, text)
+        self.draft_changed(path)
+
+    def draft_changed(self, path: str) -> None:
+        """What follows from another value at a path."""
+        self.state.preflight.settle_nothing()
+        if self._save_timer is not None:
+            self._save_timer.stop()
+        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
+        if path in REPOSITORY_FIELDS | PLAN_FIELDS:
+            if self._ask_timer is not None:
+                self._ask_timer.stop()
+            ask = self.ask_repository if path in REPOSITORY_FIELDS else self.ask_tiers
+            self._ask_timer = self.set_timer(ASK_DELAY, ask)
+        self.tell("draft")
+
+    def save_draft(self) -> None:
+        """Writes the draft; a state directory that cannot be written is said once a session."""
+        try:
+            self.state.draft.save()
+        except OSError as error:
+            self.notify(
+                f"the wizard's entries cannot be kept: {printable(str(error))}",
+                severity="warning",
+                markup=False,
+            )
+
+    # --- questions to the engine ---------------------------------------------------------------------------
+
+    def ask_repository(self) -> None:
+        """Reads the repositories of the draft."""
+        draft = self.state.draft
+        if draft.problems().keys() & REPOSITORY_FIELDS:
+            self.state.repository.settle_nothing()
+            self.tell("repository")
+            return
+        self.state.repository.ask()
+        self.tell("repository")
+        self.link.read_repositories(list(draft.get("data.repositories")), draft.get("data.max_file_bytes"))
+
+    def ask_machine(self) -> None:
+        """Takes the inventory."""
+        self.state.machine.ask()
+        self.tell("machine")
+        self.link.find_machine(self._disk_path())
+
+    def ask_tiers(self) -> None:
+        """Plans the tiers, once the machine is known and the draft is valid."""
+        machine, repository = self.state.machine.value, self.state.repository
+        if machine is None or self.state.draft.problems():
+            return
+        self.state.tiers.ask()
+        self.tell("tiers")
+        tokens = repository.value.tokens if repository.value is not None else None
+        self.link.plan_tiers(machine, self.state.draft.mapping(), tokens)
+
+    def ask_preflight(self) -> None:
+        """Checks what can be checked before a run, if the draft's own rules are kept."""
+        if self.state.draft.problems():
+            return
+        self.state.preflight.ask()
+        self.tell("preflight")
+        self.link.check(self.state.draft.mapping())
+
+    def ask_runs(self) -> None:
+        """Lists the runs."""
+        self.state.runs.ask()
+        self.tell("runs")
+        self.link.list_runs()
+
+    def launch(self) -> None:
+        """Starts the run that preflight approved."""
+        config = self.state.preflight.value
+        if config is None or self.state.launching:
+            return
+        self.state.launching = True
+        self.tell("preflight")
+        self.link.launch(config)
+
+    # --- answers -------------------------------------------------------------------------------------------
+
+    @on(messages.RepositoryRead)
+    def _repository_read(self, message: messages.RepositoryRead) -> None:
+        self.state.repository.settle(message.outcome)
+        self.tell("repository")
+        self.ask_tiers()
+
+    @on(messages.MachineFound)
+    def _machine_found(self, message: messages.MachineFound) -> None:
+        self.state.machine.settle(message.outcome)
+        self.tell("machine")
+        self.ask_tiers()
+
+    @on(messages.TiersPlanned)
+    def _tiers_planned(self, message: messages.TiersPlanned) -> None:
+        self.state.tiers.settle(message.outcome)
+        self.tell("tiers")
+
+    @on(messages.PreflightDone)
+    def _preflight_done(self, message: messages.PreflightDone) -> None:
+        self.state.preflight.settle(message.outcome)
+        self.tell("preflight")
+
+    @on(messages.RunsListed)
+    def _runs_listed(self, message: messages.RunsListed) -> None:
+        self.state.runs.settle(message.outcome)
+        self.tell("runs")
+
+    @on(messages.Sampled)
+    def _sampled(self, message: messages.Sampled) -> None:
+        if message.snapshot is not None:
+            self.state.snapshots.append(message.snapshot)
+            self.tell("snapshots")
+
+    @on(messages.RunOpened)
+    def _run_opened(self, message: messages.RunOpened) -> None:
+        self.state.launching = False
+        self.state.opening = None
+        outcome = message.outcome
+        if isinstance(outcome, EliteError):
+            if message.launched:
+                self.state.preflight.settle(outcome)
+                self.tell("preflight")
+            else:
+                self.state.opening = outcome
+                self.tell("run")
+            return
+        self.link.follow(outcome)
+        self.state.run = RunView(run_id=outcome.run.id)
+        self.state.run_path = outcome.run.path
+        self.go("monitor")
+        self.tell("run")
+
+    @on(messages.EventsArrived)
+    def _events_arrived(self, message: messages.EventsArrived) -> None:
+        run = self.state.run
+        if run is None:
+            return
+        for envelope in message.envelopes:
+            if envelope.run == run.run_id:
+                run.apply(envelope)
+        self.tell("run")
+
+    @on(messages.CommandSent)
+    def _command_sent(self, message: messages.CommandSent) -> None:
+        run = self.state.run
+        if message.error is not None:
+            if run is not None:
+                run.pending.pop(message.command_id, None)
+            self.notify(str(message.error), title=message.command, severity="error", markup=False)
+        elif message.command_id == self._leave_after:
+            self.leave("is stopping; it saves a checkpoint first")
+        self.tell("run")
+
+    # --- actions -------------------------------------------------------------------------------------------
+
+    def send(self, command: str) -> str | None:
+        """Sends a command to the run that is shown, and returns its id."""
+        command_id = self.link.send(command)
+        if command_id is not None and self.state.run is not None:
+            self.state.run.pending[command_id] = command
+            self.tell("run")
+        return command_id
+
+    def action_help(self) -> None:
+        """Shows the keys of the present room."""
+        from elite_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self._room))
+
+    def action_show_runs(self) -> None:
+        """Enters the list of runs."""
+        self.go("runs")
+
+    def action_toggle_theme(self) -> None:
+        """Dark to light, and back."""
+        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+
+    def action_ask_quit(self) -> None:
+        """Leaves; with a run under way it asks what becomes of it."""
+        from elite_tui.screens.confirm import QuitScreen
+
+        if self.state.launching:
+            self.notify("the run is being started; one moment", timeout=3)
+        elif not self.state.run_active:
+            self.leave()
+        elif not isinstance(self.screen, QuitScreen):
+            self.push_screen(QuitScreen(), self._quit_answered)
+
+    def _quit_answered(self, answer: str | None) -> None:
+        if answer == "stop":
+            # Leaving waits for the command to be handed over: workers end with the app.
+            self._leave_after = self.send("Stop")
+        elif answer == "detach":
+            self.leave("goes on")
+
+    def leave(self, run_state: str = "") -> None:
+        """Closes the app. A run is never ended by this; `run_state` says what it does now."""
+        self.save_draft()
+        run = self.state.run
+        farewell = ""
+        if run is not None and run_state:
+            farewell = f"run {run.run_id} {run_state}; watch it with `elite-tui monitor {run.run_id}`"
+        self.exit(farewell)
+
+    def on_unmount(self) -> None:
+        """Lets go of the run and the telemetry."""
+        self.link.close()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The command palette: the actions that can be taken here and now."""
+        for action in ACTIONS:
+            if action.name == "command_palette" or (action.rooms and self._room not in action.rooms):
+                continue
+            if action.rooms and not screen.check_action(action.name, ()):
+                continue
+            node = screen if action.rooms else self
+            yield SystemCommand(action.label, action.help, getattr(node, f"action_{action.name}"))
+
+    def _fatal_error(self) -> None:
+        """A failure of the app itself: the traceback goes to a log, the terminal gets three lines."""
+        error = self._exception
+        log = record_trouble(error) if error is not None else None
+        lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]
+        if log is not None:
+            lines.append(f"the details are in {log}")
+        if self.state.run is not None and self.state.run_active:
+            lines.append(f"the run goes on; watch it with `elite-tui monitor {self.state.run.run_id}`")
+        self.panic(Text("\n".join(lines)))

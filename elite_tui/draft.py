@@ -1,0 +1,138 @@
+"""Draft: the configuration that a person is typing, valid or not, kept on disk so that closing loses nothing.
+
+A plain nested mapping of the values that differ from the defaults. What cannot be parsed is kept as the text
+that was typed: it is then a problem of its field, and it is still there the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+
+from engine import config
+from engine.config_fields import FieldSpec
+
+FILE_NAME = "wizard.json"
+
+
+def text_of(value: Any) -> str:
+    """A value as it stands in a form field; None is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        items = [str(item) for item in value]
+        if any("," in item or item != item.strip() for item in items):
+            return yaml.safe_dump(items, default_flow_style=True, width=float("inf")).strip()
+        return ", ".join(items)
+    return yaml.safe_dump(value).splitlines()[0] if isinstance(value, bool) else str(value)
+
+
+def value_of(spec: FieldSpec, text: str) -> Any:
+    """The value that typed text stands for; the text itself where it stands for none."""
+    if spec.type is str or spec.choices:
+        return text
+    try:
+        if get_origin(spec.type) is list:
+            if text.lstrip().startswith("["):
+                return config.parse_value(text)
+            return [item.strip() for item in text.split(",") if item.strip()]
+        return config.parse_value(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+class Draft:
+    """Values by dotted path, over the defaults."""
+
+    def __init__(self, path: Path | None, values: dict[str, dict[str, Any]] | None = None) -> None:
+        self._path = path
+        self._values = values or {}
+        self._saved = self._dump()
+
+    @classmethod
+    def load(cls, path: Path) -> Draft:
+        """The draft in a file; an absent or unreadable one starts empty (it holds only what was typed)."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            values = {}
+        known = {spec.path for spec in config.fields()}
+        sections = values.items() if isinstance(values, dict) else ()
+        kept = {
+            section: {name: value for name, value in fields.items() if f"{section}.{name}" in known}
+            for section, fields in sections
+            if isinstance(fields, dict)
+        }
+        return cls(path, {section: fields for section, fields in kept.items() if fields})
+
+    def save(self) -> None:
+        """Writes the draft, atomically, if it changed since the last time.
+
+        Raises:
+            OSError: the state directory cannot be written.
+        """
+        text = self._dump()
+        if self._path is None or text == self._saved:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=FILE_NAME)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).replace(self._path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._saved = text
+
+    def _dump(self) -> str:
+        return json.dumps(self._values, indent=1, ensure_ascii=False)
+
+    def get(self, path: str) -> Any:
+        """The value at a path, or its default."""
+        section, _, name = path.partition(".")
+        fields = self._values.get(section, {})
+        return fields[name] if name in fields else config.field_spec(path).default
+
+    def set(self, path: str, value: Any) -> None:
+        """Sets a value; the default itself is not stored."""
+        if value == config.field_spec(path).default:
+            self.reset(path)
+            return
+        section, _, name = path.partition(".")
+        self._values.setdefault(section, {})[name] = value
+
+    def set_text(self, path: str, text: str) -> None:
+        """Sets a value from what was typed; empty means the default."""
+        spec = config.field_spec(path)
+        if text.strip():
+            self.set(path, value_of(spec, text.strip()))
+        else:
+            self.reset(path)
+
+    def reset(self, path: str) -> None:
+        """Back to the default."""
+        section, _, name = path.partition(".")
+        self._values.get(section, {}).pop(name, None)
+        if not self._values.get(section, True):
+            del self._values[section]
+
+    def is_default(self, path: str) -> bool:
+        """Whether nothing was typed there."""
+        section, _, name = path.partition(".")
+        return name not in self._values.get(section, {})
+
+    def mapping(self) -> dict[str, dict[str, Any]]:
+        """A copy, as `config.from_mapping` takes it."""
+        return {section: dict(fields) for section, fields in self._values.items()}
+
+    def problems(self) -> dict[str, config.Problem]:
+        """What is wrong, by field."""
+        return {problem.field: problem for problem in config.find_problems(self.mapping())}

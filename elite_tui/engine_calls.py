@@ -1,0 +1,139 @@
+"""Engine: the blocking calls that the app makes into the engine, each importing what it needs when it is made.
+
+Called from worker threads only. Tests replace single methods to show states that a machine cannot be brought
+into at will.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from elite_tui.facts import RepositoryFacts
+    from elite_tui.plans import Plans
+    from engine.config import RunConfig
+    from engine.hardware.machine import Machine
+    from engine.hardware.telemetry import Sampler, Snapshot
+    from engine.models.spec import ModelSpec
+    from engine.runtime.handle import RunHandle
+    from engine.runtime.run_summary import RunSummary
+
+
+class Engine:
+    """The engine as the app sees it. Every method may raise EliteError."""
+
+    def __init__(self, *, simulate: str | None = None) -> None:
+        self._simulate = simulate
+        self._sampler: Sampler | None = None
+
+    def read_repositories(self, repositories: Sequence[str], max_file_bytes: int) -> RepositoryFacts:
+        """Files, languages and estimated tokens of the repositories."""
+        from elite_tui.facts import facts_of
+        from engine.data.collect import collect, estimate_tokens
+
+        collection = collect([Path(path).expanduser() for path in repositories], max_file_bytes=max_file_bytes)
+        return facts_of(collection, estimate_tokens(collection))
+
+    def find_machine(self, disk_path: Path) -> Machine:
+        """This machine, or the one that --simulate names."""
+        from engine.hardware.cards import find_card, simulate
+        from engine.hardware.inventory import take_inventory
+
+        machine = take_inventory(disk_path)
+        if self._simulate is None:
+            return machine
+        return simulate(
+            find_card(self._simulate),
+            ram_bytes=machine.ram_total,
+            disk_bytes=machine.disk_free,
+            cpu_cores=machine.cpu_cores,
+        )
+
+    def models(self) -> dict[str, ModelSpec]:
+        """The catalogue."""
+        from engine.models.catalogue import catalogue
+
+        return catalogue()
+
+    def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
+        """The tier table for a machine and a draft's values, and what a run of the draft would use."""
+        from elite_tui.plans import Plans
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+        from engine.plan.choice import choose_plan
+        from engine.plan.planner import TOKENS_PER_UPDATE, Planning, storage, tier_table, without_gpu
+
+        config = from_mapping(mapping, source="form")
+        spec = find_model(config.model.name)
+        if config.model.device == "cpu":
+            machine = without_gpu(machine)
+        compute_type, weights = storage(machine, config.model.precision)
+        table = tier_table(
+            Planning(
+                machine=machine,
+                spec=spec,
+                compute_type=compute_type,
+                weights=weights,
+                lora_rank=config.lora.rank,
+                lora_targets=tuple(config.lora.targets),
+                repository_tokens=tokens,
+                held_out_fraction=config.data.held_out_fraction,
+                tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
+            )
+        )
+        try:
+            choice, refusal = choose_plan(config, machine, spec, tokens), None
+        except EliteError as error:
+            choice, refusal = None, error
+        return Plans(spec=spec, machine=machine, table=table, choice=choice, refusal=refusal)
+
+    def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
+        """The configuration that a run would use, after everything that can be checked before it starts."""
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+        from engine.runtime.preflight import check
+
+        config = check(from_mapping(mapping, source="form"))
+        find_model(config.model.name)
+        return config
+
+    def launch(self, config: RunConfig) -> RunHandle:
+        """A new run in a process of its own."""
+        from engine.runtime.launcher import launch
+
+        return launch(config)
+
+    def open_run(self, reference: str | None) -> RunHandle:
+        """A run by id, prefix or path; the newest for None. Live and finished runs look the same."""
+        from engine.runtime.handle import RunHandle
+        from engine.runtime.run_index import find_run
+
+        return RunHandle.attach(find_run(reference))
+
+    def list_runs(self) -> Sequence[RunSummary]:
+        """The user's runs, newest first."""
+        from engine.runtime.run_index import list_runs
+
+        return list_runs()
+
+    def start_sampling(self, disk_path: Path) -> None:
+        """Starts the telemetry thread."""
+        from engine.hardware.telemetry import Sampler
+
+        self._sampler = Sampler(disk_path=disk_path)
+        self._sampler.start()
+
+    def latest_sample(self) -> Snapshot | None:
+        """The newest snapshot; never waits."""
+        return self._sampler.latest() if self._sampler is not None else None
+
+    def stop_sampling(self) -> None:
+        """Ends the telemetry thread."""
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None

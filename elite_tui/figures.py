@@ -1,0 +1,97 @@
+"""Figures in words: bytes, durations and counts for people. None is always "n/a", never 0."""
+
+from __future__ import annotations
+
+import math
+
+NOT_AVAILABLE = "n/a"
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def bytes_in_words(count: float | None) -> str:
+    """A number of bytes in binary units with three significant digits: 7.31 GiB."""
+    if count is None or not math.isfinite(count):
+        return NOT_AVAILABLE
+    value = float(count)
+    for unit in _UNITS:
+        if abs(value) < 1000 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    if unit == "B":
+        return f"{value:.0f} B"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def bytes_of_total(used: float | None, total: float | None) -> str:
+    """Two numbers of bytes in the unit of the larger: 7.00/12.0 GiB."""
+    if used is None or total is None or not (math.isfinite(used) and math.isfinite(total)):
+        return NOT_AVAILABLE if used is None and total is None else f"{bytes_in_words(used)}/{bytes_in_words(total)}"
+    whole, unit = bytes_in_words(total).split(" ")
+    value = used / 1024 ** _UNITS.index(unit)
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}/{whole} {unit}"
+
+
+def duration_in_words(seconds: float | None) -> str:
+    """A duration with its two largest units: 2m 10s."""
+    if seconds is None or not math.isfinite(seconds):
+        return NOT_AVAILABLE
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f}s"
+    whole = round(seconds)
+    parts = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+    for index, (unit, size) in enumerate(parts[:-1]):
+        if whole >= size:
+            small_unit, small_size = parts[index + 1]
+            small = whole % size // small_size
+            return f"{whole // size}{unit} {small}{small_unit}" if small else f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def count_in_words(count: float | None) -> str:
+    """A count with three significant digits and K, M or G: 1.24M. Below ten thousand it is written out."""
+    if count is None or not math.isfinite(count):
+        return NOT_AVAILABLE
+    if abs(count) < 10_000:
+        return f"{count:,.0f}"
+    value = float(count)
+    for suffix in "KMGT":
+        value /= 1000
+        if abs(value) < 999.5 or suffix == "T":
+            break
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f}{suffix}"
+
+
+def context_in_words(tokens: int) -> str:
+    """A context length in binary thousands, as people say it: 128K, 1M; other lengths are written out."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if tokens >= size and tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens:,}"
+
+
+def number_in_words(value: float | None, digits: int = 4) -> str:
+    """A measured value with so many significant digits."""
+    if value is None or not math.isfinite(value):
+        return NOT_AVAILABLE
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.{max(digits - 3, 0)}e}"
+    whole_digits = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    return f"{value:,.{max(digits - max(whole_digits, 1), 0)}f}"
+
+
+def percent_in_words(share: float | None) -> str:
+    """A share of 1 in percent: 31%."""
+    if share is None or not math.isfinite(share):
+        return NOT_AVAILABLE
+    return f"{100 * share:.0f}%"
+
+
+def printable(text: str) -> str:
+    """Untrusted text made safe to draw: control characters and escapes are spelt out, tabs become spaces."""
+    return "".join(
+        c if c.isprintable() else " " if c == "\t" else c.encode("unicode_escape").decode("ascii") for c in text
+    )

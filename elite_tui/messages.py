@@ -1,0 +1,112 @@
+"""Every message of the app. Read this first: workers and the pump post these to the App, which owns the state.
+
+The App folds a message into its state and tells the screens with `Changed`; screens draw from the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from elite_tui.facts import RepositoryFacts
+    from elite_tui.plans import Plans
+    from engine.config import RunConfig
+    from engine.errors import EliteError
+    from engine.hardware.machine import Machine
+    from engine.hardware.telemetry import Snapshot
+    from engine.protocol import Envelope
+    from engine.runtime.handle import RunHandle
+    from engine.runtime.run_summary import RunSummary
+
+
+# --- from workers to the App -------------------------------------------------------------------------------
+
+
+@dataclass
+class RepositoryRead(Message):
+    """A scan of the repositories ended."""
+
+    outcome: RepositoryFacts | EliteError
+
+
+@dataclass
+class MachineFound(Message):
+    """The inventory of this machine, or the simulated one."""
+
+    outcome: Machine | EliteError
+
+
+@dataclass
+class TiersPlanned(Message):
+    """The tier table for the present choices."""
+
+    outcome: Plans | EliteError
+
+
+@dataclass
+class PreflightDone(Message):
+    """Everything that can be checked before a run starts was checked."""
+
+    outcome: RunConfig | EliteError
+
+
+@dataclass
+class RunsListed(Message):
+    """The runs that this user has, newest first."""
+
+    outcome: Sequence[RunSummary] | EliteError
+
+
+@dataclass
+class RunOpened(Message):
+    """A run was launched or attached to."""
+
+    outcome: RunHandle | EliteError
+    launched: bool
+
+
+@dataclass
+class Sampled(Message):
+    """A new telemetry snapshot; only the newest one matters."""
+
+    snapshot: Snapshot | None
+
+    def can_replace(self, message: Message) -> bool:
+        """Whether an older one still in the queue may be dropped."""
+        return isinstance(message, Sampled)
+
+
+@dataclass
+class EventsArrived(Message):
+    """What the run said since the last poll, in order. Never dropped: charts and logs are made of these."""
+
+    envelopes: Sequence[Envelope]
+
+
+@dataclass
+class CommandSent(Message):
+    """A command was handed to the run, or could not be."""
+
+    command_id: str
+    command: str
+    error: EliteError | None
+
+
+# --- from the App to its screens ---------------------------------------------------------------------------
+
+
+class Changed(Message, bubble=False):
+    """A part of the state changed; `what` names the attribute of AppState."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def can_replace(self, message: Message) -> bool:
+        """Screens draw from the state, so one notice of each kind is enough."""
+        return isinstance(message, Changed) and message.what == self.what

@@ -1,0 +1,27 @@
+"""Plans: the tier table for the draft's choices, with what a run of the draft as it stands would use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.errors import EliteError
+    from engine.hardware.machine import Machine
+    from engine.models.spec import ModelSpec
+    from engine.plan.choice import Choice
+    from engine.plan.planner import TierTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plans:
+    """What the planner says."""
+
+    spec: ModelSpec
+    machine: Machine
+    "As the run sees it: without its GPUs where the run is to use the CPU."
+    table: TierTable
+    choice: Choice | None
+    "What a run would use now; None where that does not fit."
+    refusal: EliteError | None
+    "Why it does not."

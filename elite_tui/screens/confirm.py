@@ -1,0 +1,65 @@
+"""Questions that stand before what cannot be undone. The safe answer has the focus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+
+class ConfirmScreen(ModalScreen[str]):
+    """A question with a few answers; escape gives the last of them."""
+
+    CSS_PATH = "confirm.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("escape", "cancel", "Cancel"),
+        ("left", "app.focus_previous", "Previous"),
+        ("right", "app.focus_next", "Next"),
+    ]
+
+    def __init__(self, question: str, explanation: str, answers: tuple[tuple[str, str], ...], *, safe: str) -> None:
+        super().__init__()
+        self._question = question
+        self._explanation = explanation
+        self._answers = answers
+        self._safe = safe
+
+    def compose(self) -> ComposeResult:
+        """Question, explanation, one button an answer."""
+        with Vertical(id="dialog"):
+            yield Static(self._question, classes="title", markup=False)
+            yield Static(self._explanation, classes="muted", markup=False)
+            with Horizontal(classes="buttons"):
+                for name, label in self._answers:
+                    yield Button(label, id=name, compact=True, variant="primary" if name == self._safe else "default")
+
+    def on_mount(self) -> None:
+        """The safe answer is one enter away."""
+        self.query_one(f"#{self._safe}", Button).focus()
+
+    @on(Button.Pressed)
+    def _answered(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id)
+
+    def action_cancel(self) -> None:
+        """The last answer, which changes nothing."""
+        self.dismiss(self._answers[-1][0])
+
+
+class QuitScreen(ConfirmScreen):
+    """Asked on leaving with a run under way."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A run is under way",
+            "Detached, it goes on without this terminal; `elite-tui monitor` finds it again.",
+            (("detach", "Detach"), ("stop", "Stop and save"), ("cancel", "Stay")),
+            safe="detach",
+        )

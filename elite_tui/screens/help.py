@@ -1,0 +1,51 @@
+"""Help: the keys of a room, from the same table as the bindings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from elite_tui.actions import Action, global_actions, room_actions
+from elite_tui.rooms import ROOMS
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+KEY_NAMES = {"question_mark": "?", "escape": "esc"}
+
+
+class HelpScreen(ModalScreen[None]):
+    """The actions of one room and those that every room has."""
+
+    CSS_PATH = "help.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,enter,q,question_mark", "dismiss", "Close")]
+
+    def __init__(self, room: str) -> None:
+        super().__init__()
+        self._room = room
+
+    def compose(self) -> ComposeResult:
+        """Two lists of keys."""
+        with VerticalScroll(id="help") as scroll:
+            scroll.border_title = "Keys"
+            scroll.border_subtitle = "esc closes"
+            for title, actions in (
+                (ROOMS[self._room].title, room_actions(self._room)),
+                ("Everywhere", global_actions()),
+            ):
+                yield Static(title, classes="section", markup=False)
+                for action in actions:
+                    with Horizontal(classes="action"):
+                        yield Static(_keys(action), classes="keys", markup=False)
+                        yield Static(action.help, markup=False)
+            yield Static("tab and shift+tab go from field to field; the mouse works too", classes="section muted")
+
+
+def _keys(action: Action) -> Content:
+    keys = ", ".join(KEY_NAMES.get(key, key) for key in action.keys.split(","))
+    return Content.assemble((f"{keys:<11} ", "bold"), (action.label, "$text-accent"))

@@ -1,0 +1,87 @@
+"""AppState: everything the app knows. The App's handlers write it, screens draw from it, workers never touch it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from elite_tui.run_view import RunView
+from engine.config import Problem
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from elite_tui.draft import Draft
+    from elite_tui.facts import RepositoryFacts
+    from elite_tui.plans import Plans
+    from engine.config import RunConfig
+    from engine.hardware.machine import Machine
+    from engine.hardware.telemetry import Snapshot
+    from engine.runtime.run_summary import RunSummary
+
+T = TypeVar("T")
+
+SNAPSHOTS_KEPT = 120
+"Two minutes of history at one sample a second."
+
+
+@dataclass
+class Fetched(Generic[T]):
+    """Something that a worker fetches: not asked for yet, on its way, there, or refused with an error."""
+
+    value: T | None = None
+    error: EliteError | None = None
+    loading: bool = False
+
+    def ask(self) -> None:
+        """The worker started; the former value stays visible until the new one is there."""
+        self.loading = True
+
+    def settle(self, outcome: T | EliteError) -> None:
+        """The worker's answer."""
+        self.loading = False
+        if isinstance(outcome, EliteError):
+            self.value, self.error = None, outcome
+        else:
+            self.value, self.error = outcome, None
+
+    def settle_nothing(self) -> None:
+        """What was known no longer holds, and nothing was asked."""
+        self.value, self.error, self.loading = None, None, False
+
+
+@dataclass
+class AppState:
+    """What the screens draw from."""
+
+    draft: Draft
+    repository: Fetched[RepositoryFacts] = field(default_factory=Fetched)
+    machine: Fetched[Machine] = field(default_factory=Fetched)
+    tiers: Fetched[Plans] = field(default_factory=Fetched)
+    preflight: Fetched[RunConfig] = field(default_factory=Fetched)
+    runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
+    snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
+    run: RunView | None = None
+    run_path: Path | None = None
+    launching: bool = False
+    opening: EliteError | None = None
+    "Why the run that was asked for cannot be shown."
+    simulated: str | None = None
+    "Card named by --simulate."
+
+    def problems(self) -> dict[str, Problem]:
+        """What is wrong with the draft, by field: its own rules first, then what the checks on disk found."""
+        found = self.draft.problems()
+        refusal = self.tiers.value.refusal if self.tiers.value is not None else None
+        for error in (self.repository.error, self.tiers.error, refusal, self.preflight.error):
+            if error is not None and error.field:
+                found.setdefault(error.field, Problem(field=error.field, problem=error.message, remedy=error.remedy))
+        return found
+
+    @property
+    def run_active(self) -> bool:
+        """Whether a run is shown that has not ended."""
+        return self.run is not None and not self.run.ended

@@ -1,0 +1,45 @@
+"""What a form field completes while it is typed into: folders, and the catalogue's models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from textual.suggester import Suggester
+
+MAX_ENTRIES = 2_000
+"Entries of a folder that are looked at: a completion must not stall on a huge one."
+
+
+class FolderSuggester(Suggester):
+    """Completes the last path of a comma-separated list with the first folder that begins like it."""
+
+    def __init__(self) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The value with its last path completed."""
+        return await asyncio.to_thread(complete_folder, value)
+
+
+def complete_folder(value: str) -> str | None:
+    """The value with its last path completed to a folder; None where nothing fits."""
+    before, comma, last = value.rpartition(",")
+    typed = last.lstrip()
+    head, tail = os.path.split(typed)
+    if not tail:
+        return None
+    parent = Path(head or ".").expanduser()
+    names: list[str] = []
+    try:
+        with os.scandir(parent) as entries:
+            for _, entry in zip(range(MAX_ENTRIES), entries, strict=False):
+                if entry.name.startswith(tail) and entry.is_dir() and entry.name.isprintable():
+                    names.append(entry.name)
+    except OSError:
+        return None
+    if not names:
+        return None
+    space = last[: len(last) - len(typed)]
+    return before + comma + space + os.path.join(head, min(names))  # noqa: PTH118 - keeps what was typed, such as "./"

@@ -1,0 +1,70 @@
+"""The two themes. Text reaches a contrast of 4.5:1 on its background (WCAG AA), but for what cannot be entered.
+
+The greys are nearly neutral: where a terminal has 256 colours (most connections over SSH), a tinted dark grey would
+become navy blue.
+
+`muted` and `faint` are colours of our own: Textual's text-muted is computed where it is drawn, which a Content's
+spans cannot do.
+"""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+DARK = Theme(
+    name="elite-dark",
+    dark=True,
+    background="#131519",
+    surface="#1b1e22",
+    panel="#25292e",
+    foreground="#dde1e5",
+    primary="#5cc8b0",
+    secondary="#6fa8dc",
+    accent="#e3b565",
+    warning="#e3b565",
+    error="#f07178",
+    success="#8fcf7a",
+    variables={
+        "footer-background": "#25292e",
+        "footer-key-foreground": "#e3b565",
+        "footer-description-foreground": "#aab6c3",
+        "muted": "#979fa8",
+        "faint": "#686f77",
+        "button-focus-text-style": "bold underline",
+        "block-cursor-background": "#2c4a52",
+        "block-cursor-foreground": "#ffffff",
+        "block-cursor-text-style": "bold",
+        "border": "#3c4249",
+        "border-blurred": "#3c4249",
+        "input-selection-background": "#5cc8b0 35%",
+    },
+)
+
+LIGHT = Theme(
+    name="elite-light",
+    dark=False,
+    background="#fbfbf9",
+    surface="#efefec",
+    panel="#e4e4e0",
+    foreground="#22303c",
+    primary="#0b7468",
+    secondary="#245f9e",
+    accent="#8a5a00",
+    warning="#8a5a00",
+    error="#b3261e",
+    success="#2f6f2a",
+    variables={
+        "footer-background": "#e4e4e0",
+        "footer-key-foreground": "#8a5a00",
+        "footer-description-foreground": "#4a5a68",
+        "muted": "#5d6b78",
+        "faint": "#8f979e",
+        "button-focus-text-style": "bold underline",
+        "block-cursor-background": "#bfe0da",
+        "block-cursor-foreground": "#10202b",
+        "block-cursor-text-style": "bold",
+        "border": "#c6c6c1",
+        "border-blurred": "#c6c6c1",
+        "input-selection-background": "#0b7468 25%",
+    },
+)

@@ -1,0 +1,116 @@
+"""One field of the configuration as a form row: label, control, and beside it what it means or what is wrong.
+
+Made from a FieldSpec, so a new field of RunConfig appears in the wizard by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from textual import on
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.suggester import Suggester
+from textual.widgets import Input, Select, Static
+
+from elite_tui.draft import text_of
+from elite_tui.figures import printable
+from engine.config_fields import FieldSpec
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from elite_tui.app import EliteApp
+    from elite_tui.draft import Draft
+    from engine.config import Problem
+
+
+def placeholder(spec: FieldSpec) -> str:
+    """What stands in an empty field: its default, or what empty means."""
+    if spec.default is None:
+        return "automatic"
+    if spec.default == []:
+        return "none"
+    return text_of(spec.default)
+
+
+class FieldRow(Vertical):
+    """A field of the draft. What is typed goes to the App at once; what is wrong with it is set from outside."""
+
+    def __init__(
+        self, spec: FieldSpec, draft: Draft, *, label: str | None = None, suggester: Suggester | None = None
+    ) -> None:
+        super().__init__(id="field-" + spec.path.replace(".", "-"))
+        self.spec = spec
+        self._label = label or spec.path.partition(".")[2].replace("_", " ")
+        self._suggester = suggester
+        self._text = text_of(draft.get(spec.path)) if not draft.is_default(spec.path) else ""
+        self._choice = str(draft.get(spec.path))
+        self._note = ""
+        self._problem: Problem | None = None
+
+    def compose(self) -> ComposeResult:
+        """Label and control in one line, the note below."""
+        with Horizontal(classes="line"):
+            yield Static(self._label, classes="label", markup=False)
+            if self.spec.choices:
+                choice = self._choice if self._choice in self.spec.choices else str(self.spec.default)
+                yield Select(
+                    [(name, name) for name in self.spec.choices], value=choice, allow_blank=False, compact=True
+                )
+            else:
+                yield Input(
+                    self._text,
+                    placeholder=placeholder(self.spec),
+                    compact=True,
+                    suggester=self._suggester,
+                    select_on_focus=False,
+                )
+        yield Static(classes="note", markup=False)
+
+    def on_mount(self) -> None:
+        """Draws the note."""
+        self._draw()
+
+    @property
+    def control(self) -> Input | Select[str]:
+        """What takes the keys."""
+        return cast("Input | Select[str]", self.query_one("Input, Select"))
+
+    def show(self, problem: Problem | None, note: str = "") -> None:
+        """Sets what is wrong with the field, or a note that replaces its description."""
+        if (problem, note) != (self._problem, self._note):
+            self._problem, self._note = problem, note
+            self._draw()
+
+    def set_text(self, text: str) -> None:
+        """Replaces what stands in the control."""
+        control = self.control
+        control.value = text if isinstance(control, Input) else text or str(self.spec.default)
+
+    def _draw(self) -> None:
+        note = self.query_one(".note", Static)
+        self.set_class(self._problem is not None, "-wrong")
+        if self._problem is not None:
+            text = Content.assemble(
+                ("✗ ", "$text-error bold"),
+                (printable(self._problem.problem), "$text-error"),
+                (f"; {printable(self._problem.remedy)}", ""),
+            )
+        else:
+            text = Content(printable(self._note or self.spec.description))
+        note.update(text)
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        cast("EliteApp", self.app).edit(self.spec.path, event.value)
+
+    @on(Select.Changed)
+    def _chosen(self, event: Select.Changed) -> None:
+        event.stop()
+        cast("EliteApp", self.app).edit(self.spec.path, str(event.value))
+
+    def on_descendant_focus(self) -> None:
+        """The whole row comes into view, its note included."""
+        self.scroll_visible(animate=False)

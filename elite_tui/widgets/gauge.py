@@ -1,0 +1,72 @@
+"""A level against its limit, in one line: name, bar, figures and share. Unknown levels say n/a."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widget import Widget
+
+from elite_tui.figures import NOT_AVAILABLE, percent_in_words
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+TIGHT = 0.9
+"Share above which a gauge says 'tight' as well as changing colour."
+
+
+def bar(share: float | None, width: int) -> str:
+    """A bar of `width` cells, filled to an eighth of a cell. An unknown share is a dotted line."""
+    if share is None:
+        return "┄" * width
+    eighths = round(min(1.0, max(0.0, share)) * width * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(width)
+
+
+LABEL_WIDTH = 8
+SHARE_WIDTH = 5
+SHORTEST_BAR = 6
+
+
+class Gauge(Widget):
+    """One gauge. `show` sets the level; figures are passed as text, so that a gauge knows no units.
+
+    Args:
+        label: What is measured, at most LABEL_WIDTH cells.
+        figures_width: Cells kept for the figures, so that the bars of several gauges end together.
+    """
+
+    can_focus = False
+
+    def __init__(self, label: str, *, figures_width: int) -> None:
+        super().__init__()
+        self._label = label
+        self._figures_width = figures_width
+        self._share: float | None = None
+        self._figures = NOT_AVAILABLE
+
+    def show(self, share: float | None, figures: str) -> None:
+        """Replaces the level (a share of 1, None where unknown) and the figures beside it."""
+        if (share, figures) != (self._share, self._figures):
+            self._share, self._figures = share, figures
+            self.refresh()
+
+    @property
+    def bar_width(self) -> int:
+        """Cells of the bar. Where there is too little room for the figures, the bar takes their place."""
+        room = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
+        with_figures = room - self._figures_width - 1
+        return with_figures if with_figures >= SHORTEST_BAR else max(1, room)
+
+    def render(self) -> Content:
+        """One line: label, bar, share, figures."""
+        width = self.bar_width
+        tight = self._share is not None and self._share >= TIGHT
+        style = "$error" if tight else "$primary"
+        share = percent_in_words(self._share) + ("!" if tight else "") if self._share is not None else NOT_AVAILABLE
+        line = Content.assemble(
+            (f"{self._label:<{LABEL_WIDTH}} ", "$muted"),
+            Content.styled(bar(self._share, width), f"{style} on $surface"),
+            f"{share:>{SHARE_WIDTH}}",
+        )
+        if self.content_size.width - line.cell_length > self._figures_width:
+            line = line.append(Content.styled(f" {self._figures:>{self._figures_width}}", "$foreground"))
+        return line

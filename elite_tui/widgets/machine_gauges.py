@@ -1,0 +1,145 @@
+"""Live levels of the machine: each GPU's memory; RAM, CPU and disk; each with two minutes of history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words
+from elite_tui.widgets.gauge import LABEL_WIDTH, Gauge
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from elite_tui.state import AppState
+    from engine.hardware.nvml import GpuSample
+    from engine.hardware.telemetry import Snapshot
+
+COMPACT_FIGURES = 14
+FIGURES = 28
+"Cells for the figures beside a gauge."
+_HISTORY = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One gauge's reading."""
+
+    label: str
+    share: float | None
+    figures: str
+    history: tuple[float | None, ...] = ()
+    "Shares, oldest first."
+
+
+def share_of(used: float | None, total: float | None) -> float | None:
+    """Used over total; None where either is unknown."""
+    return used / total if used is not None and total else None
+
+
+def levels(snapshots: Sequence[Snapshot]) -> list[Level]:
+    """The readings of the newest snapshot, with the history of each; GPUs first."""
+    if not snapshots:
+        return [Level(label, None, NOT_AVAILABLE) for label in ("CPU", "RAM", "disk")]
+    now = snapshots[-1]
+    found: list[Level] = []
+
+    def add(label: str, read: Callable[[Snapshot], float | None], figures: str) -> None:
+        found.append(Level(label, read(now), figures, tuple(read(snapshot) for snapshot in snapshots)))
+
+    for position, gpu in enumerate(now.gpus):
+        name = f"GPU{gpu.index}" if len(now.gpus) > 1 else "GPU"
+        memory = f"VRAM{gpu.index}" if len(now.gpus) > 1 else "VRAM"
+        add(memory, lambda s, p=position: _gpu_memory(s, p), bytes_of_total(gpu.memory_used, gpu.memory_total))  # type: ignore[misc]
+        add(name, lambda s, p=position: _gpu_load(s, p), _gpu_details(gpu))  # type: ignore[misc]
+    add("CPU", lambda s: _percent(s.cpu_percent), "" if now.cpu_percent is not None else NOT_AVAILABLE)
+    add("RAM", lambda s: share_of(s.ram_used, s.ram_total), bytes_of_total(now.ram_used, now.ram_total))
+    used = now.disk_total - now.disk_free if now.disk_total is not None and now.disk_free is not None else None
+    free = f"{bytes_in_words(now.disk_free)} free" if now.disk_free is not None else NOT_AVAILABLE
+    found.append(Level("disk", share_of(used, now.disk_total), free))
+    return found
+
+
+def _gpu_memory(snapshot: Snapshot, position: int) -> float | None:
+    if position >= len(snapshot.gpus):
+        return None
+    gpu = snapshot.gpus[position]
+    return share_of(gpu.memory_used, gpu.memory_total)
+
+
+def _gpu_load(snapshot: Snapshot, position: int) -> float | None:
+    return _percent(snapshot.gpus[position].utilisation) if position < len(snapshot.gpus) else None
+
+
+def _percent(value: float | None) -> float | None:
+    return value / 100 if value is not None else None
+
+
+def _gpu_details(gpu: GpuSample) -> str:
+    parts = []
+    if gpu.power is not None:
+        parts.append(f"{gpu.power:.0f} W")
+    if gpu.temperature is not None:
+        parts.append(f"{gpu.temperature:.0f} °C")
+    if gpu.throttled:
+        parts.append(f"! held down by {' and '.join(gpu.throttled)}")
+    return ", ".join(parts) or ("" if gpu.utilisation is not None else NOT_AVAILABLE)
+
+
+def history_line(history: Sequence[float | None], cells: int) -> str:
+    """The newest shares as small columns, one a sample; unknown ones are gaps."""
+    newest = list(history)[-cells:]
+    drawn = "".join(" " if share is None else _HISTORY[min(7, max(0, round(share * 8 - 0.5)))] for share in newest)
+    return drawn.rjust(cells)
+
+
+class MachineGauges(Vertical):
+    """The gauges of a machine, made anew when the number of its devices changes."""
+
+    def __init__(self, *, compact: bool = False) -> None:
+        super().__init__()
+        self._compact = compact
+        self._labels: tuple[str, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        """Room for the gauges; the first snapshot tells how many."""
+        yield Static("waiting for the first reading …", classes="muted", markup=False)
+
+    def show(self, state: AppState) -> None:
+        """Draws the newest snapshot."""
+        found = levels(state.snapshots)
+        if not state.snapshots and self._labels:
+            return
+        labels = tuple(level.label for level in found)
+        if labels != self._labels:
+            self._labels = labels
+            self.remove_children()
+            self.mount(*(widget for level in found for widget in self._widgets(level)))
+        self.call_after_refresh(self._draw, found)
+
+    def _widgets(self, level: Level) -> list[Gauge | Static]:
+        if self._compact:
+            return [Gauge(level.label, figures_width=COMPACT_FIGURES)]
+        return [Gauge(level.label, figures_width=FIGURES), Static(classes="history", markup=False)]
+
+    def _draw(self, found: Sequence[Level]) -> None:
+        gauges = list(self.query(Gauge))
+        if len(gauges) != len(found):
+            return
+        for gauge, level in zip(gauges, found, strict=True):
+            gauge.show(level.share, level.figures)
+        for line, level in zip(self.query(".history").results(Static), found, strict=False):
+            known = [share for share in level.history if share is not None]
+            peak = f"  peak {percent_in_words(max(known))}" if known else ""
+            line.update(
+                Content.assemble(
+                    " " * (LABEL_WIDTH + 1),
+                    (history_line(level.history, gauges[0].bar_width), "$secondary"),
+                    (peak, "$muted"),
+                )
+            )

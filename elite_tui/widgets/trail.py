@@ -1,0 +1,71 @@
+"""The trail: one line on top that says where in the wizard one is. Rooms can be clicked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from elite_tui.rooms import ROOMS, TRAIL, Room
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from elite_tui.app import EliteApp
+
+DONE, HERE, AHEAD = "✓", "●", "○"
+
+
+class TrailStep(Static):
+    """One room's place on the trail."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(markup=False)
+        self.room = room
+        self._drawn: tuple[str, bool] | None = None
+
+    def mark(self, mark: str, *, reachable: bool) -> None:
+        """Draws the room's mark and title, if they changed: the trail must cost nothing while a run is watched."""
+        if self._drawn == (mark, reachable):
+            return
+        self._drawn = (mark, reachable)
+        self.set_class(mark == HERE, "-here")
+        self.set_class(not reachable, "-closed")
+        self.update(Content(f"{mark} {self.room.title}"))
+
+    def on_click(self) -> None:
+        """Enters the room."""
+        cast("EliteApp", self.app).go(self.room.name)
+
+
+class Trail(Horizontal):
+    """All rooms of the wizard, those before the present one ticked."""
+
+    def __init__(self, room: str) -> None:
+        super().__init__()
+        self._here = room
+
+    def compose(self) -> ComposeResult:
+        """The product's name and the rooms; a room beside the trail shows only its own title."""
+        yield Static("▲ Elite TUI", id="brand", markup=False)
+        if self._here not in {room.name for room in TRAIL}:
+            yield TrailStep(ROOMS[self._here])
+            return
+        for room in TRAIL:
+            yield TrailStep(room)
+
+    def on_mount(self) -> None:
+        """Marks the rooms."""
+        self.refresh_steps()
+
+    def refresh_steps(self) -> None:
+        """Marks the rooms again: a run may have opened the last two."""
+        has_run = cast("EliteApp", self.app).state.run is not None
+        before = True
+        for step in self.query(TrailStep):
+            here = step.room.name == self._here
+            before = before and not here
+            mark = HERE if here else DONE if before else AHEAD
+            step.mark(mark, reachable=has_run or not step.room.needs_run)

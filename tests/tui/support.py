@@ -1,0 +1,245 @@
+"""An app on fixed ground: a machine, a repository and a run that are the same everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from elite_tui.app import EliteApp
+from elite_tui.draft import Draft
+from elite_tui.engine_calls import Engine
+from elite_tui.facts import LanguageShare, RepositoryFacts
+from elite_tui.state import AppState
+from elite_tui.widgets.log_pane import LogPane
+from engine import config as run_config
+from engine.errors import EliteError
+from engine.hardware.cards import find_card, simulate
+from engine.hardware.machine import GIB, Machine
+from engine.hardware.nvml import GpuSample
+from engine.hardware.telemetry import Snapshot
+from engine.protocol import Command, CommandAcked, Envelope
+from engine.runtime.handle import RunHandle
+from engine.runtime.run_directory import RunDirectory
+from engine.runtime.run_summary import RunSummary
+from tests.tui.recording import FOLDER, RUN_ID, START, recorded
+
+FACTS = RepositoryFacts(
+    files=214,
+    bytes=1_863_000,
+    tokens=521_904,
+    languages=(
+        LanguageShare(language="Python", files=151, bytes=1_300_000),
+        LanguageShare(language="TypeScript", files=41, bytes=402_000),
+        LanguageShare(language="SQL", files=14, bytes=101_000),
+        LanguageShare(language="Shell", files=8, bytes=60_000),
+    ),
+    skipped={"vendored": 1200, "lock": 2, "binary": 37},
+)
+
+
+def gpu_machine() -> Machine:
+    """A gaming PC."""
+    return simulate(find_card("rtx-3060-12gb"), ram_bytes=32 * GIB, disk_bytes=400 * GIB)
+
+
+def cpu_machine() -> Machine:
+    """A laptop without an NVIDIA GPU."""
+    return Machine(
+        cpu_name="Example CPU",
+        cpu_cores=8,
+        ram_total=16 * GIB,
+        ram_available=12 * GIB,
+        swap_total=None,
+        disk_free=200 * GIB,
+        disk_total=500 * GIB,
+        libraries={"torch": "2.13.0", "bitsandbytes": None},
+    )
+
+
+def snapshot_of(machine: Machine) -> Snapshot:
+    """A reading of a machine; some of it unknown."""
+    return Snapshot(
+        time=START,
+        gpus=tuple(
+            GpuSample(
+                index=gpu.index,
+                name=gpu.name,
+                memory_used=7 * GIB,
+                memory_total=gpu.memory_total,
+                utilisation=None,
+                power=143.0,
+                power_limit=170.0,
+                temperature=64.0,
+                clock=None,
+                clock_max=None,
+                throttled=(),
+            )
+            for gpu in machine.gpus
+        ),
+        cpu_percent=37.0,
+        ram_used=machine.ram_total // 4,
+        ram_total=machine.ram_total,
+        swap_used=None,
+        swap_total=None,
+        disk_free=machine.disk_free,
+        disk_total=machine.disk_total,
+    )
+
+
+class Replay(RunHandle):
+    """A handle whose run is a list of events; commands are acknowledged at once and kept in `sent`."""
+
+    def __init__(self, envelopes: list[Envelope]) -> None:
+        super().__init__(RunDirectory(FOLDER))
+        self._coming = list(envelopes)
+        self._number = len(envelopes)
+        self.sent: list[Command] = []
+        self.closed = False
+
+    def poll(self) -> list[Envelope]:
+        """What came since the last call."""
+        coming, self._coming = self._coming, []
+        return coming
+
+    def add(self, *events: object) -> None:
+        """More events, in order."""
+        for event in events:
+            self._coming.append(Envelope(run=RUN_ID, seq=self._number, time=START + 500, event=event))
+            self._number += 1
+
+    def send(self, command: Command) -> None:
+        """Acknowledges the command."""
+        self.sent.append(command)
+        self.add(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=True))
+
+    def close(self) -> None:
+        """Only remembers it."""
+        self.closed = True
+
+
+class FixedEngine(Engine):
+    """The engine with a fixed machine, repository and run; planning and checking are the real ones."""
+
+    def __init__(self, machine: Machine, handle: RunHandle | None = None) -> None:
+        super().__init__()
+        self.machine = machine
+        self.handle = handle
+        self.facts: RepositoryFacts | EliteError = FACTS
+        self.summaries: list[RunSummary] = []
+        self.opened: list[str | None] = []
+        self.launched: list[run_config.RunConfig] = []
+        self._snapshot = snapshot_of(machine)
+
+    def read_repositories(self, repositories, max_file_bytes):
+        if isinstance(self.facts, EliteError):
+            raise self.facts
+        return self.facts
+
+    def find_machine(self, disk_path):
+        return self.machine
+
+    def check(self, mapping):
+        return run_config.from_mapping(mapping, source="form")
+
+    def launch(self, config):
+        self.launched.append(config)
+        assert self.handle is not None
+        return self.handle
+
+    def open_run(self, reference):
+        self.opened.append(reference)
+        assert self.handle is not None
+        return self.handle
+
+    def list_runs(self):
+        return self.summaries
+
+    def start_sampling(self, disk_path):
+        pass
+
+    def latest_sample(self):
+        return self._snapshot
+
+
+def make_app(
+    room: str = "project",
+    *,
+    machine: Machine | None = None,
+    handle: RunHandle | None = None,
+    engine: Engine | None = None,
+    values: dict[str, object] | None = None,
+    draft_path: Path | None = None,
+) -> EliteApp:
+    """An app on fixed ground, in one room, with some values typed."""
+    draft = Draft(draft_path, {})
+    for path, value in {"data.repositories": ["/home/me/shop"], **(values or {})}.items():
+        draft.set(path, value)
+    app = EliteApp(
+        AppState(draft=draft),
+        engine or FixedEngine(machine or gpu_machine(), handle),
+        first_room=room if room in ("monitor", "runs") else "project",
+    )
+    app.animation_level = "none"
+    return app
+
+
+def room_of(app: EliteApp) -> str:
+    """The room on screen."""
+    return app.screen.ROOM  # type: ignore[attr-defined]
+
+
+async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits until something is so."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError("it never came about")
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+async def settled(pilot: Pilot) -> None:
+    """Waits until every worker has answered, and the cursor stands still."""
+    app = pilot.app
+    assert isinstance(app, EliteApp)
+    state = app.state
+    fetched = (state.repository, state.machine, state.tiers, state.preflight, state.runs)
+    await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
+    if app.link.handle is not None:
+        await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
+        for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane)):
+            await until(pilot, lambda pane=pane: state.run is not None and pane.drawn == state.run.log_count)
+    for field in app.screen.query(Input):
+        field.cursor_blink = False
+    await pilot.pause()
+
+
+async def still(pilot: Pilot) -> None:
+    """Waits until the screen looks the same five times in a row: gauges draw after their layout."""
+    former, same = "", 0
+    while same < 5:
+        await pilot.pause(0.1)
+        present = pilot.app.export_screenshot()
+        same = same + 1 if present == former else 0
+        former = present
+
+
+def copy_recording(folder: Path) -> RunDirectory:
+    """The recorded run as a run directory, below an output folder."""
+    path = folder / "runs" / RUN_ID
+    shutil.copytree(FOLDER, path)
+    config = run_config.from_mapping(
+        {"data": {"repositories": ["/home/me/shop"]}, "output": {"model_name": "shop-backend"}}
+    )
+    (path / "config.yaml").write_text(run_config.to_yaml(config), encoding="utf-8")
+    return RunDirectory(path)
+
+
+def half_way() -> Replay:
+    """A run that is in its 34th step."""
+    return Replay(recorded(until_step=33))

@@ -1,0 +1,274 @@
+"""The real thing: the wizard drives a real training process, and a run outlives a killed app."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from textual.widgets import Static
+
+from elite_tui.app import EliteApp
+from elite_tui.draft import Draft
+from elite_tui.engine_calls import Engine
+from elite_tui.screens.confirm import ConfirmScreen
+from elite_tui.state import AppState
+from elite_tui.widgets.chart import LineChart
+from elite_tui.widgets.field_row import FieldRow
+from engine.runtime.handle import RunHandle
+from engine.runtime.run_index import find_run, list_runs
+from tests.tui.support import make_app, room_of, settled, until
+
+ROOT = Path(__file__).parents[2]
+FEW_STEPS = {
+    "training.context": 128,
+    "training.tokens_per_update": 256,
+    "training.evaluate_tokens": 256,
+    "lora.rank": 4,
+}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A dozen small files, one with a name that would be markup."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for number in range(12):
+        lines = [f'"""Module {number} of the shop."""', ""]
+        for method in range(8):
+            lines += [
+                f"def total_{method}(items, rate={number}.{method}):",
+                f'    """Sum of the items at rate {method}."""',
+                "    return sum(price * rate for name, price in items if name and price > 0)",
+                "",
+            ]
+        name = "[bold]module[link=x].py" if number == 0 else f"module_{number}.py"
+        (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """The training process shares the machine with the tests."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
+async def type_into(pilot, path, text):
+    pilot.app.screen.query_one(f"#field-{path.replace('.', '-')}", FieldRow).control.focus()
+    await pilot.press("ctrl+a", "backspace", *text)
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).content)
+
+
+async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
+    """Nothing is replaced: repository, machine, plan, preflight, process, training, journal."""
+    app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
+    app.animation_level = "none"
+    async with app.run_test(size=(100, 32)) as pilot:
+        await type_into(pilot, "data.repositories", str(repository))
+        await type_into(pilot, "output.directory", str(tmp_path / "out"))
+        await type_into(pilot, "output.model_name", "shop")
+        await until(pilot, lambda: app.state.repository.value is not None)
+        await until(pilot, lambda: "12 files" in text_of(app, "#repository"))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.state.machine.value is not None and app.state.snapshots)
+        await until(pilot, lambda: "Disk" in text_of(app, "#inventory"))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.state.tiers.value is not None)
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: room_of(app) == "options")
+        for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
+            await type_into(pilot, path, str(value))
+        await until(pilot, lambda: "✓ all fields are valid" in text_of(app, "#verdict"))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.state.preflight.value is not None)
+        await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
+        await until(pilot, lambda: app.state.run.losses, seconds=120)
+        assert "train n/a" not in app.screen.query_one(LineChart).render().plain
+        await until(pilot, lambda: app.state.run.ended, seconds=120)
+        assert app.state.run.failed is None
+        assert app.state.run.state == "completed"
+        assert len(app.state.run.losses) == 3
+        await pilot.press("enter")
+        await until(pilot, lambda: room_of(app) == "result")
+        assert "✓ completed" in text_of(app, "#verdict")
+        assert "lower" in text_of(app, "#perplexity") or "higher" in text_of(app, "#perplexity")
+        assert (app.state.run_path / "adapter" / "adapter_model.safetensors").is_file()
+        await pilot.press("ctrl+q")
+    (summary,) = list_runs()
+    assert summary.status == "completed"
+    assert summary.perplexity_before is not None
+    assert summary.perplexity_after is not None
+
+
+def _without_escapes(output: bytes) -> str:
+    return re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", output).decode(errors="replace")
+
+
+class Terminal:
+    """The wizard in a pseudo-terminal of its own session, as a person's terminal emulator starts it."""
+
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "elite_tui")) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none", "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._output = b""
+
+    @property
+    def text(self) -> str:
+        """What was written since the last key, without escape sequences."""
+        return _without_escapes(self._output)
+
+    def text_after_leaving(self) -> str:
+        """What was written after the alternate screen was left."""
+        _, left, after = self._output.partition(b"\x1b[?1049l")
+        assert left
+        return _without_escapes(after)
+
+    def read(self, seconds: float) -> None:
+        """Takes what the app writes; a terminal that is not read stalls it."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([self.master], [], [], left)[0]:
+                try:
+                    self._output += os.read(self.master, 65_536)
+                except OSError:
+                    return
+
+    def wait_for(self, condition, seconds: float) -> None:
+        """Reads until something is so."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.text[-4000:]
+            self.read(0.1)
+
+    def press(self, keys: bytes) -> None:
+        """Types."""
+        self._output = b""
+        os.write(self.master, keys)
+
+    def close(self) -> None:
+        """Ends the app and the terminal."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_path, one_thread):
+    """SIGKILL to the app and the loss of its terminal; the run completes, and the monitor shows all of it."""
+    state = Path(os.environ["ELITE_TUI_STATE_DIR"])
+    draft = Draft(state / "wizard.json", {})
+    values = {"output.directory": str(tmp_path / "out"), "output.model_name": "shop", "training.max_steps": 12}
+    for path, value in {**FEW_STEPS, **values}.items():
+        draft.set(path, value)
+    draft.save()
+    terminal = Terminal("--repo", str(repository))
+    try:
+        terminal.wait_for(lambda: "12 files" in terminal.text, 60)
+        for room in ("Machine", "steps/epoch", "learning rate", "ready to start"):
+            terminal.press(b"\x0e")
+            terminal.wait_for(lambda room=room: room in terminal.text, 60)
+        terminal.press(b"\x13")
+        terminal.wait_for(lambda: any(run.step >= 1 for run in list_runs()), 180)
+        os.kill(terminal.process.pid, signal.SIGKILL)
+        terminal.process.wait()
+    finally:
+        terminal.close()
+    (summary,) = list_runs()
+    assert summary.status == "running"
+    assert summary.step < 12
+    again = Terminal("monitor")
+    try:
+        again.wait_for(lambda: "completed" in again.text, 180)
+        again.press(b"\r")
+        again.wait_for(lambda: "Perplexity" in again.text, 30)
+        again.press(b"\x11")
+        again.wait_for(lambda: again.process.poll() is not None, 30)
+        assert again.process.returncode == 0
+    finally:
+        again.close()
+    assert find_run().status() == "completed"
+
+
+def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
+    """An exception in a handler: three lines on the normal screen, a log, exit status 1."""
+    program = (
+        "import sys; from elite_tui.app import EliteApp; from elite_tui.__main__ import main;"
+        "EliteApp.action_toggle_theme = lambda self: 1 // 0; sys.exit(main(sys.argv[1:]))"
+    )
+    terminal = Terminal("--repo", str(repository), program=["-c", program])
+    try:
+        terminal.wait_for(lambda: "12 files" in terminal.text, 60)
+        terminal.press(b"\x1bOQ")
+        terminal.wait_for(lambda: terminal.process.poll() is not None, 30)
+        terminal.read(0.2)
+        log = Path(os.environ["ELITE_TUI_STATE_DIR"]) / "elite-tui.log"
+        normal_screen = terminal.text_after_leaving()
+        assert "elite-tui: unexpected ZeroDivisionError" in normal_screen
+        assert "the details are in" in normal_screen
+        assert str(log) in normal_screen.replace("\r\n", "")
+        assert "Traceback" not in normal_screen
+        assert "Traceback" in log.read_text()
+        assert terminal.process.returncode == 1
+    finally:
+        terminal.close()
+
+
+async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_path, one_thread):
+    """A run that another process started is watched, paused, resumed and stopped from the monitor."""
+    from engine import config
+    from engine.runtime.launcher import launch
+
+    values = {
+        "data": {"repositories": [str(repository)]},
+        "output": {"directory": str(tmp_path / "out"), "model_name": "shop"},
+        "lora": {"rank": 4},
+        "training": {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 256, "max_steps": 500},
+    }
+    launched = launch(config.from_mapping(values))
+    app = make_app("monitor", engine=Engine())
+    try:
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: app.state.run is not None and app.state.run.losses, seconds=120)
+            await pilot.press("p")
+            await until(pilot, lambda: app.state.run.paused, seconds=60)
+            steps = len(app.state.run.losses)
+            await pilot.press("r")
+            await until(pilot, lambda: len(app.state.run.losses) > steps, seconds=60)
+            await pilot.press("s")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+            await pilot.press("left", "enter")
+            await until(pilot, lambda: app.state.run.ended, seconds=60)
+            assert app.state.run.state == "stopped"
+            assert app.state.run.checkpoint is not None
+            await settled(pilot)
+    finally:
+        if RunHandle.attach(launched.run).status() == "running":
+            launched.terminate(signal.SIGKILL)
+        launched.close()

@@ -1,0 +1,97 @@
+"""A run folded from its events."""
+
+from __future__ import annotations
+
+import pytest
+
+from elite_tui.run_view import RunView
+from engine.protocol import (
+    CommandAcked,
+    Envelope,
+    PhaseChanged,
+    RunFailed,
+    RunStarted,
+    StepCompleted,
+    StepProgress,
+    UnknownEvent,
+)
+from tests.tui.recording import RUN_ID, STEPS, record, recorded
+
+
+def fold(*events, view=None):
+    view = view or RunView()
+    for event in events:
+        view.apply(Envelope(run="r", seq=view.log_count, time=1.0, event=event))
+    return view
+
+
+def completed(step):
+    return StepCompleted(
+        step=step, total_steps=9, epoch=0.1, loss=1.0, lr=1.0, grad_norm=None, tokens=1, tokens_per_second=1.0
+    )
+
+
+def test_the_recording_on_disk_is_the_one_in_code():
+    assert recorded() == record()
+
+
+def test_a_whole_run():
+    view = RunView()
+    for envelope in recorded():
+        view.apply(envelope)
+    assert view.run_id == RUN_ID
+    assert view.state == "completed"
+    assert view.ended
+    assert len(view.losses) == STEPS
+    assert view.losses[24] == (25, None)
+    assert [step for step, _ in view.held_out] == [0, 20, 40, 60]
+    assert view.first_evaluation.perplexity == 60.34
+    assert view.checkpoint.step == 60
+    assert (view.warnings, view.recoveries) == (1, 1)
+
+
+def test_a_resumption_forgets_the_steps_that_it_repeats():
+    failed = RunFailed(error="x", message="m", hint="h", exit_code=4)
+    view = fold(*(completed(step) for step in range(1, 6)), failed)
+    assert view.state == "failed"
+    fold(RunStarted(model="demo", context=64, total_steps=9, first_step=3), view=view)
+    assert not view.ended
+    assert [step for step, _ in view.losses] == [1, 2, 3]
+    assert view.done_steps == 3
+
+
+@pytest.mark.parametrize("event", [PhaseChanged(phase="data"), RunStarted(model="m", context=1, total_steps=1)])
+def test_an_end_is_not_the_end_of_a_run_that_goes_on(event):
+    view = fold(RunFailed(error="child-died", message="m", hint="h", exit_code=4), event)
+    assert not view.ended
+
+
+def test_pause_and_resume():
+    view = fold(CommandAcked(command_id="1", command="Pause", accepted=True))
+    assert view.state == "paused"
+    fold(CommandAcked(command_id="2", command="Resume", accepted=True), view=view)
+    assert view.state == "starting"
+    fold(CommandAcked(command_id="3", command="Pause", accepted=False, text="already"), view=view)
+    assert not view.paused
+
+
+def test_stopping_until_it_is_answered():
+    view = fold(PhaseChanged(phase="training"))
+    view.pending["7"] = "Stop"
+    assert view.state == "stopping"
+    fold(CommandAcked(command_id="7", command="Stop", accepted=True), view=view)
+    assert view.state == "training"
+
+
+def test_progress_ends_with_its_step():
+    view = fold(StepProgress(step=1, stage="forward", done=1, total=2))
+    assert view.progress is not None
+    assert fold(completed(1), view=view).progress is None
+
+
+def test_the_log_is_bounded_and_knows_events_of_the_future():
+    view = fold(UnknownEvent(name="Teleported", body={}))
+    assert view.log[-1].text == "event Teleported"
+    fold(*(PhaseChanged(phase=str(number)) for number in range(6000)), view=view)
+    assert len(view.log) == 5000
+    assert view.log_count == 6001
