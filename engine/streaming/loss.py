@@ -72,7 +72,7 @@ def _fused_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) 
     """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four, no graph."""
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
-    logits = head(hidden)
+    logits = head(hidden).requires_grad_()  # the kernel computes a gradient only for what requires one
     loss, _, _, _, grad_logits = cross_entropy_forward(
         logits, labels, None, IGNORED, 0.0, 0.0, "sum", None, return_z_loss=False
     )
