@@ -95,12 +95,9 @@ class Engine:
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
         """The configuration that a run would use, after everything that can be checked before it starts."""
         from engine.config import from_mapping
-        from engine.models.catalogue import find_model
         from engine.runtime.preflight import check
 
-        config = check(from_mapping(mapping, source="form"))
-        find_model(config.model.name)
-        return config
+        return check(from_mapping(mapping, source="form"))
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""

@@ -42,7 +42,7 @@ class HelpScreen(ModalScreen[None]):
                 for action in actions:
                     with Horizontal(classes="action"):
                         yield Static(_keys(action), classes="keys", markup=False)
-                        yield Static(action.help, markup=False)
+                        yield Static(action.help, classes="what", markup=False)
             yield Static("tab and shift+tab go from field to field; the mouse works too", classes="section muted")
 
 

@@ -79,7 +79,7 @@ class RunsScreen(RoomScreen):
         elif not runs:
             about.update(Content("no runs yet: n starts the wizard, `engine train` starts one without it"))
         else:
-            about.update(Content.styled(f"{len(runs)} runs, newest first", "$muted"))
+            about.update(Content.styled(f"{len(runs)} run{'s' if len(runs) != 1 else ''}, newest first", "$muted"))
         if what != "run":
             self._fill(runs)
 
