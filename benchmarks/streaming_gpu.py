@@ -28,7 +28,6 @@ def run(case: dict, pipe) -> None:
     from engine.plan.stream_plan import StreamPlan
 
     try:
-        device = torch.device("cuda", 0)
         placement = choose_placement("cuda", case.get("precision", "bf16"))
         weights = case.get("plan", {}).get("weights") or ("nf4" if placement.precision == "nf4" else "resident")
         plan = StreamPlan(**{**case.get("plan", {}), "weights": weights})
@@ -44,15 +43,8 @@ def run(case: dict, pipe) -> None:
             spill_directory=Path("/tmp"),
         )
         if case.get("floor"):
-            from engine.attention.select import backend_by_name
-
-            spec = find_model(case["model"])
-            streaming.limit_memory(device, None)
             torch.cuda.empty_cache()
-            backend = backend_by_name(result["backend"], device, torch.bfloat16, spec.head_dim)
-            layers = result["layers"]
-            result["attention_floor"] = streaming.attention_floor(spec, case["context"], backend, device) * layers
-            result["matrix_floor"] = streaming.matrix_floor(spec, case["context"], device) * layers
+            result |= streaming.measure_floors(find_model(case["model"]), case["context"], result, placement)
     except EliteError as error:
         result = {"error": str(error), "case": case}
     except Exception:

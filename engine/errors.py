@@ -260,6 +260,12 @@ CONTEXT_DOES_NOT_FIT = _declare(
     about="training.context",
 )
 
+PLAN_INVALID = _declare(
+    "plan-invalid",
+    "--plan {text}: {problem}",
+    "write for example --plan tile=8192 --plan kv_home=host",
+)
+
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(
     "out-of-memory",

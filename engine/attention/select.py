@@ -13,6 +13,7 @@ from engine.attention.cpu import CpuFlash
 from engine.attention.cudnn import CudnnFlash
 from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.torch_flash import TorchFlash
+from engine.plan.stream_plan import StreamPlanError
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, MemoryEfficient, CpuFlash)
 
@@ -30,14 +31,14 @@ def backend_by_name(name: str, device: torch.device, dtype: torch.dtype, head_di
     """The named backend.
 
     Raises:
-        ValueError: there is none of that name, or it cannot serve such tensors here; the message says why.
+        StreamPlanError: there is none of that name, or it cannot serve such tensors here; the message says why.
     """
     known = {kind.name: kind for kind in BACKENDS}
     if name not in known:
-        raise ValueError(f"unknown attention backend {name}; known: {', '.join(known)}")
+        raise StreamPlanError(f"unknown attention backend {name}; known: {', '.join(known)}")
     backend = known[name]()
     if (reason := backend.unavailable(device, dtype, head_dim)) is not None:
-        raise ValueError(f"attention backend {name} cannot be used: {reason}")
+        raise StreamPlanError(f"attention backend {name} cannot be used: {reason}")
     return backend
 
 
@@ -48,12 +49,12 @@ def select_backend(
     """The fastest usable backend, by one forward and backward of a block; a wrong one is passed over.
 
     Raises:
-        ValueError: none is usable.
+        StreamPlanError: none is usable.
     """
     candidates = usable_backends(device, dtype, head_dim)
     if not candidates:
         reasons = "; ".join(f"{kind.name}: {kind().unavailable(device, dtype, head_dim)}" for kind in BACKENDS)
-        raise ValueError(f"no attention backend serves {dtype} with head size {head_dim} on {device}: {reasons}")
+        raise StreamPlanError(f"no attention backend serves {dtype} with head size {head_dim} on {device}: {reasons}")
     if len(candidates) == 1:
         return candidates[0]
     timed = [
@@ -61,7 +62,7 @@ def select_backend(
     ]
     seconds, best = min(timed)
     if not math.isfinite(seconds):
-        raise ValueError(f"every attention backend failed its check on {device} with head size {head_dim}")
+        raise StreamPlanError(f"every attention backend failed its check on {device} with head size {head_dim}")
     return candidates[best]
 
 

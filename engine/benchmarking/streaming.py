@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.select import backend_by_name
 from engine.benchmarking.machine import describe_machine
 from engine.config import LoraSection
 from engine.models.adapter import attach_adapter
@@ -101,8 +102,26 @@ def measure_step(
     return measured
 
 
+def measure_floors(spec: ModelSpec, context: int, measured: dict[str, Any], placement: Placement) -> dict[str, float]:
+    """Seconds that attention alone, and matrix products alone, take for the layers of a measured step."""
+    device = placement.device
+    limit_memory(device, None)
+    backend = backend_by_name(measured["backend"], device, placement.dtype, spec.head_dim)
+    layers = measured["layers"]
+    return {
+        "attention_floor": attention_floor(spec, context, backend, device, placement.dtype) * layers,
+        "matrix_floor": matrix_floor(spec, context, device, placement.dtype) * layers,
+    }
+
+
 def attention_floor(
-    spec: ModelSpec, context: int, backend: AttentionBackend, device: torch.device, *, block: int = 131_072
+    spec: ModelSpec,
+    context: int,
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    block: int = 131_072,
 ) -> float:
     """Seconds of one layer's causal attention, forward and backward, and nothing else.
 
@@ -110,7 +129,6 @@ def attention_floor(
     no longer fit a single call).
     """
     length = min(context, block)
-    dtype = torch.bfloat16
     q, grad = (
         torch.randn((1, length, spec.heads, spec.head_dim), dtype=dtype, device=device).transpose(1, 2)
         for _ in range(2)
@@ -128,13 +146,15 @@ def attention_floor(
     return timed(once, device) * (context / length) ** 2
 
 
-def matrix_floor(spec: ModelSpec, context: int, device: torch.device, *, tokens: int = 8192) -> float:
+def matrix_floor(
+    spec: ModelSpec, context: int, device: torch.device, dtype: torch.dtype, *, tokens: int = 8192
+) -> float:
     """Seconds of one layer's matrix products: forward, its repetition, and the gradient of the input."""
-    total = 0.0
+    total, tokens = 0.0, min(tokens, context)
     for linear in spec.linears:
-        x = torch.randn((tokens, linear.inputs), dtype=torch.bfloat16, device=device)
-        w = torch.randn((linear.outputs, linear.inputs), dtype=torch.bfloat16, device=device)
-        g = torch.randn((tokens, linear.outputs), dtype=torch.bfloat16, device=device)
+        x = torch.randn((tokens, linear.inputs), dtype=dtype, device=device)
+        w = torch.randn((linear.outputs, linear.inputs), dtype=dtype, device=device)
+        g = torch.randn((tokens, linear.outputs), dtype=dtype, device=device)
         total += 2 * timed(lambda x=x, w=w: x @ w.T, device) + timed(lambda g=g, w=w: g @ w, device)
     return total * context / tokens
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -229,7 +230,7 @@ def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
     kept = stored_layers(spec.layers, every)
     # Quantised activations carry one fp32 scale for a block of 64.
     per_value = element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
-    counted = f"{spec.layers} layers + 1" if every == 1 else f"⌈{spec.layers} / {every}⌉ + {every} layers"
+    counted = f"{spec.layers} layers" if every == 1 else f"⌈{spec.layers} / {every}⌉ + {every} - 1 layers"
     yield Part(
         name="hidden states",
         where=home,
@@ -250,6 +251,13 @@ def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
             bytes=spec.layers * n * per_token,
             formula=f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B",
         )
+        if stashes_keys_values(spec):
+            yield Part(
+                name="stash: keys and values",
+                where=home,
+                bytes=spec.layers * n * 2 * work.key_width * element,
+                formula=f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+            )
     if home == "disk":
         staged = 4 * tile * (spec.hidden_size + work.query_width) * element
         yield Part(
@@ -260,9 +268,17 @@ def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
         )
 
 
+def stashes_keys_values(spec: ModelSpec) -> bool:
+    """Whether keys and values are kept beside the attention output: where the two are no larger than it."""
+    return 2 * spec.kv_heads <= spec.heads
+
+
 def stored_layers(layers: int, every: int) -> int:
-    """Hidden states that exist at once: every k-th layer's, and those of one span of k layers computed again."""
-    return layers + 1 if every == 1 else -(-layers // every) + every
+    """Layer inputs that exist at once: every k-th layer's, and the k - 1 after one of them, computed again.
+
+    The last layer's output is not among them: the gradient stream takes its place tile by tile.
+    """
+    return -(-layers // every) + min(every, layers) - 1
 
 
 _ACTIVATIONS = "residual stream, norms, queries, keys, values, MLP, and their gradients"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 Home = Literal["gpu", "host", "disk"]
+
+
+class StreamPlanError(ValueError):
+    """The options contradict each other, the model or the machine; the message says how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +20,7 @@ class StreamPlan:
     All options give the same gradient, except `activation_bits` below 16, which is approximate.
 
     Raises:
-        ValueError: the options contradict each other; the message says why.
+        StreamPlanError: the options contradict each other; the message says why.
     """
 
     tile: int = 4096
@@ -23,7 +28,8 @@ class StreamPlan:
     key_block: int = 32768
     "Keys that one attention call sees; bounds every temporary, so that none is as long as the context."
     stash: bool = True
-    "Keep each layer's attention output and logsumexp, so that the backward pass never repeats attention."
+    "Keep each layer's attention output and logsumexp, so that the backward pass never repeats attention; keys and "
+    "values too, where grouped heads make the two no larger than the output."
     checkpoint_every: int = 1
     "Hidden states of every k-th layer are kept; the layers between are computed once more."
     weights: Literal["resident", "nf4", "streamed"] = "resident"
@@ -40,15 +46,22 @@ class StreamPlan:
     "Name of the attention backend; auto measures."
 
     def __post_init__(self) -> None:
+        for field, hint in _hints().items():
+            value = getattr(self, field)
+            allowed = get_args(hint)
+            if allowed and value not in allowed:
+                raise StreamPlanError(f"{field} must be one of {', '.join(map(str, allowed))}, not {value}")
+            if not allowed and type(value) is not hint:
+                raise StreamPlanError(f"{field} must be of type {hint.__name__}, not {value!r}")
         for name in ("tile", "key_block", "checkpoint_every", "loss_piece"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise StreamPlanError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.key_block < self.tile:
-            raise ValueError(
+            raise StreamPlanError(
                 f"key_block {self.key_block} is smaller than tile {self.tile}: a tile attends to itself in one call"
             )
         if self.kv_home == "host" and self.hidden_home == "gpu":
-            raise ValueError(
+            raise StreamPlanError(
                 "kv_home host with hidden_home gpu: hidden states of all layers are larger than "
                 "one layer's keys and values; move the hidden states first"
             )
@@ -57,3 +70,9 @@ class StreamPlan:
     def exact(self) -> bool:
         """Whether the gradient is that of whole-sequence backpropagation."""
         return self.activation_bits == 16
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Types of the fields; a planner makes thousands of plans."""
+    return get_type_hints(StreamPlan)

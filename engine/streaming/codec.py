@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine.plan.stream_plan import StreamPlanError
+
 _BLOCK = 64
 
 
@@ -107,7 +109,9 @@ class FourBit(Codec):
 
 def _check_width(width: int) -> None:
     if width % _BLOCK:
-        raise ValueError(f"activation_bits below 16 needs a hidden size that is a multiple of {_BLOCK}, not {width}")
+        raise StreamPlanError(
+            f"activation_bits below 16 needs a hidden size that is a multiple of {_BLOCK}, not {width}"
+        )
 
 
 def codec_for(bits: Literal[16, 8, 4], width: int, dtype: torch.dtype) -> Codec:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from engine import errors
 from engine.attention.select import backend_by_name, select_backend
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass, Stash, TileAttention
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
@@ -85,7 +85,7 @@ class StreamedStep:
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
-        ValueError: the model's weights are not stored as the plan says.
+        StreamPlanError: the model's weights are not stored as the plan says.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class StreamedStep:
         if self._linears.quantised != (self.plan.weights == "nf4"):
             self._linears.close()
             stored = "in 4 bits" if self._linears.quantised else "unquantised"
-            raise ValueError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
+            raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
         if self.plan.weights == "nf4":
             return ExpandedWeights(self._linears)
         if self.plan.weights == "resident":

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.plan.stream_plan import Home
+from engine.plan.stream_plan import Home, StreamPlanError
 from engine.streaming.pinned import pinned_empty
 
 
@@ -251,7 +251,7 @@ class TileFactory:
 
     def __init__(self, home: Home, device: torch.device, streams: CopyStreams | None, directory: Path | None) -> None:
         if home == "disk" and directory is None:
-            raise ValueError("hidden_home disk needs a directory for its files")
+            raise StreamPlanError("hidden_home disk needs a directory for its files")
         self.home, self.device, self._streams, self._directory = home, device, streams, directory
 
     def array(self, rows: int, width: int, dtype: torch.dtype, tile: int) -> TileArray:

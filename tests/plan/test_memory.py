@@ -61,13 +61,16 @@ def test_the_formulas_of_the_design():
     ledger = streamed_ledger(work, StreamPlan())
     assert _part(ledger, "keys and values").bytes == 2 * n * keys * 2
     assert _part(ledger, "their gradients").bytes == 2 * n * keys * 4
-    assert _part(ledger, "hidden states").bytes == (layers + 1) * n * d * 2
+    assert _part(ledger, "hidden states").bytes == layers * n * d * 2
     assert _part(ledger, "gradient stream").bytes == n * d * 2
-    assert _part(ledger, "stash").bytes == layers * n * (queries * 2 + 12 * 4)
+    assert _part(ledger, "stash: attention").bytes == layers * n * (queries * 2 + 12 * 4)
+    assert _part(ledger, "stash: keys").bytes == layers * n * 2 * keys * 2
+    every_head_its_own = streamed_ledger(workload("phi-2", n), StreamPlan())
+    assert not [part for part in every_head_its_own.parts if part.name == "stash: keys and values"]
     every_fourth = streamed_ledger(work, StreamPlan(checkpoint_every=4))
-    assert _part(every_fourth, "hidden states").bytes == (7 + 4) * n * d * 2
+    assert _part(every_fourth, "hidden states").bytes == (7 + 3) * n * d * 2
     eight_bits = streamed_ledger(work, StreamPlan(activation_bits=8))
-    assert _part(eight_bits, "hidden states").bytes == pytest.approx((layers + 1) * n * d, rel=0.07)
+    assert _part(eight_bits, "hidden states").bytes == pytest.approx(layers * n * d, rel=0.07)
 
 
 def test_homes_move_parts_and_do_not_change_them():

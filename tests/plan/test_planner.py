@@ -107,7 +107,8 @@ def test_a_tier_that_does_not_fit_says_the_cheapest_change_and_the_change_works(
     row = next(row for row in plan_tiers(machine, CODER).tiers if not row.fits)
     assert "more RAM" in row.remedy
     assert "more free disk" in row.remedy
-    missing = float(row.remedy.split("needs ")[1].split(" GiB")[0])
+    amount, unit = row.remedy.split("needs ")[1].split()[:2]
+    missing = float(amount) * {"MiB": 2**-10, "GiB": 1}[unit]
     enough = with_card("rtx-3060-12gb", ram=24 + missing + 0.1, disk=10)
     assert plan_tiers(enough, CODER).row(row.tier).fits
 

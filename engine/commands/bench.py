@@ -1,0 +1,140 @@
+"""`engine bench`: measures what the documents' tables say, on the machine at hand."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from engine import config, errors
+from engine.cli import print_json
+from engine.plan.stream_plan import StreamPlan, StreamPlanError
+
+NAMES = ("bench",)
+SUMMARY = "Measure on this machine: one exact streamed step with random weights."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine bench`."""
+    parser.add_argument("what", choices=("streaming",), help="streaming: full steps at a context, tile by tile.")
+    parser.add_argument(
+        "--model", default="qwen2.5-coder-0.5b", metavar="M", help="Catalogue name; its shapes are used."
+    )
+    parser.add_argument("--context", type=_positive, default=131_072, metavar="N", help="Tokens (default: 131072).")
+    parser.add_argument("--layers", type=_positive, metavar="K", help="Decoder layers, if not all.")
+    parser.add_argument(
+        "--vram-cap", type=float, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card."
+    )
+    precision = config.field_spec("model.precision")
+    parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
+    device = config.field_spec("model.device")
+    parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
+    parser.add_argument("--rank", type=_positive, default=16, metavar="R", help="Rank of the adapter (default: 16).")
+    parser.add_argument("--repeats", type=_positive, default=2, metavar="N", help="Steps; the fastest counts.")
+    fields = ", ".join(f.name for f in dataclasses.fields(StreamPlan))
+    parser.add_argument(
+        "--plan", action="append", default=[], metavar="FIELD=VALUE", help=f"Layout of the step: {fields}."
+    )
+    parser.add_argument("--no-fused", action="store_true", help="Leave fused kernels out.")
+    parser.add_argument("--no-floor", action="store_true", help="Do not measure attention and matrix products alone.")
+    parser.add_argument("--spill", type=Path, default=Path(), metavar="DIR", help="Folder for hidden_home=disk.")
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, and prints one line or one JSON document."""
+    from engine.models.catalogue import find_model
+
+    spec = find_model(args.model)
+    chosen = _plan_fields(args.plan)
+
+    _silence_imports()
+    from engine.benchmarking.streaming import measure_floors, measure_step
+    from engine.models.placement import choose_placement
+
+    placement = choose_placement(args.device, args.precision)
+    plan = _plan(chosen, nf4=placement.precision == "nf4")
+    try:
+        measured = measure_step(
+            spec,
+            args.context,
+            plan,
+            placement,
+            layers=args.layers,
+            vram_cap=args.vram_cap,
+            repeats=args.repeats,
+            rank=args.rank,
+            fused=not args.no_fused,
+            spill_directory=args.spill,
+        )
+    except StreamPlanError as error:
+        raise errors.PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
+    if not args.no_floor:
+        measured |= measure_floors(spec, args.context, measured, placement)
+    if args.json:
+        print_json(measured)
+    else:
+        from rich.console import Console
+
+        Console().print(_describe(measured), markup=False, highlight=False)
+    return 0
+
+
+def _silence_imports() -> None:
+    """Libraries announce at import what concerns neither the measurement nor the person."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _plan_fields(texts: list[str]) -> dict[str, Any]:
+    """StreamPlan fields from "name=value" texts."""
+    known = {field.name for field in dataclasses.fields(StreamPlan)}
+    fields: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise errors.PLAN_INVALID(text=text, problem=f"known fields are {', '.join(sorted(known))}")
+        fields[name] = config.parse_value(value)
+    return fields
+
+
+def _plan(fields: dict[str, Any], *, nf4: bool) -> StreamPlan:
+    try:
+        return StreamPlan(**{"weights": "nf4" if nf4 else "resident", **fields})
+    except StreamPlanError as error:
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        raise errors.PLAN_INVALID(text=text, problem=error) from error
+
+
+def _describe(measured: dict[str, Any]) -> str:
+    seconds = measured["seconds"]
+    layers = f"{measured['layers']} of {measured['all_layers']} layers"
+    lines = [
+        f"{measured['model']} {measured['precision']}, {measured['context']:,} tokens, {layers}, {measured['backend']}",
+        f"  step         {seconds['total']:.2f} s: forward {seconds['forward']:.2f}, loss {seconds['loss']:.2f}, "
+        f"backward {seconds['backward']:.2f}",
+    ]
+    if "gpu_peak_allocated" in measured:
+        lines.append(
+            f"  GPU peak     {measured['gpu_peak_allocated'] / 2**30:.2f} GiB allocated, "
+            f"{measured['gpu_peak_reserved'] / 2**30:.2f} reserved"
+        )
+    lines.append(f"  host         {measured['host_rss_bytes'] / 2**30:.2f} GiB more than before")
+    if "attention_floor" in measured:
+        floor = measured["attention_floor"]
+        both = floor + measured["matrix_floor"]
+        lines.append(
+            f"  floor        attention {floor:.2f} s ({floor / seconds['total']:.0%} of the step), "
+            f"with matrix products {both:.2f} s ({both / seconds['total']:.0%})"
+        )
+    return "\n".join(lines)
