@@ -302,7 +302,10 @@ def decode_event(line: str | bytes) -> Envelope:
         raise ProtocolError(f"schema {schema} is newer than this program's {SCHEMA}")
     cls = EVENTS.get(kind)
     event = UnknownEvent(name=kind, body=data) if cls is None else _build(cls, data)
-    return Envelope(run=run, seq=seq, time=float(time), event=event, schema=schema)
+    try:
+        return Envelope(run=run, seq=seq, time=float(time), event=event, schema=schema)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise ProtocolError(f"time: {error}") from None
 
 
 def encode_command(command: Command) -> str:

@@ -60,6 +60,7 @@ def test_a_new_field_of_a_newer_engine_is_dropped():
         '{"schema":true,"run":"r","seq":0,"time":1,"kind":"LogLine","level":"info","text":"x"}',
         '{"schema":1,"run":"r","seq":0,"time":NaN,"kind":"LogLine","level":"info","text":"x"}',
         "[" * 100_000,
+        '{"schema":1,"run":"r","seq":0,"time":1' + "0" * 400 + ',"kind":"LogLine","level":"info","text":"x"}',
     ],
 )
 def test_malformed_events_are_refused(line):

@@ -38,7 +38,9 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
         # transformers would make an empty one up.
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="it has no tokenizer.json")
-    tokenizer = _from_library(spec, AutoTokenizer, source, {})
+    # For a Qwen2 model AutoTokenizer puts NFC normalisation into any tokenizer; the demo's own is lossless.
+    loader = PreTrainedTokenizerFast if spec.name == "demo" else AutoTokenizer
+    tokenizer = _from_library(spec, loader, source, {})
     if not getattr(tokenizer, "is_fast", False):
         raise errors.MODEL_FAMILY_UNSUPPORTED(
             family=spec.family,

@@ -44,8 +44,7 @@ def decode_line(line: bytes) -> Envelope | None:
     """The envelope on one line, or None where the line is damaged or of a newer schema."""
     try:
         return decode_event(line)
-    except (ProtocolError, OverflowError):
-        # OverflowError: a time of hundreds of digits is valid JSON and no float.
+    except ProtocolError:
         return None
 
 

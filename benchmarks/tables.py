@@ -1,0 +1,80 @@
+"""Writes the tables of docs/benchmarks.md from the measurements under benchmarks/results/.
+
+python benchmarks/tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+GIB = 2**30
+
+
+def streaming_table() -> str:
+    rows = json.loads((ROOT / "benchmarks/results/streaming-h100.json").read_text())
+    head = "| model, storage | context | layers | limit | a step | GPU peak | host | attention alone | + matrices |"
+    lines = [head, "|---" * 9 + "|"]
+    lines += [_row(row) for row in rows]
+    lines += ["", "Commands, in the order of the rows:", ""]
+    lines += [f"    {_command(row)}" for row in rows]
+    return "\n".join(lines)
+
+
+def _row(row: dict) -> str:
+    seconds, floor = row["seconds"]["total"], row.get("attention_floor")
+    both = None if floor is None else floor + row["matrix_floor"]
+    layers = "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}"
+    weights = "" if row["plan"]["weights"] != "streamed" else ", weights streamed"
+    weights += ", keys and values on the host" if row["plan"]["kv_home"] == "host" else ""
+    cells = [
+        f"{row['model']}, {row['precision']}{weights}",
+        f"{row['context']:,}",
+        layers,
+        f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
+        f"{seconds:.1f} s",
+        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
+        f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+        "" if floor is None else f"{floor:.1f} s = {floor / seconds:.2f}",
+        "" if both is None else f"{both:.1f} s = {both / seconds:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _command(row: dict) -> str:
+    from dataclasses import asdict
+
+    sys.path.insert(0, str(ROOT))
+    from engine.plan.stream_plan import StreamPlan
+
+    standard = asdict(StreamPlan(weights="nf4" if row["precision"] == "nf4" else "resident"))
+    parts = [f"engine bench streaming --model {row['model']} --context {row['context']} --precision {row['precision']}"]
+    if row["layers"] != row["all_layers"]:
+        parts.append(f"--layers {row['layers']}")
+    if row["vram_cap_gib"]:
+        parts.append(f"--vram-cap {row['vram_cap_gib']}")
+    if row["seconds"] == row["first_seconds"]:
+        parts.append("--repeats 1")
+    parts += [f"--plan {name}={value}" for name, value in row["plan"].items() if value != standard[name]]
+    return " ".join(parts)
+
+
+def main() -> int:
+    page = PAGE.read_text()
+    begin, end = "<!-- streaming table -->\n", "<!-- end of streaming table -->"
+    before, rest = page.split(begin)
+    after = rest.split(end)[1]
+    made = f"{before}{begin}\n{streaming_table()}\n\n{end}{after}"
+    if "--check" in sys.argv:
+        if made != page:
+            print("docs/benchmarks.md differs from benchmarks/results: run python benchmarks/tables.py")
+        return int(made != page)
+    PAGE.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
