@@ -268,7 +268,7 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
                 Problem(
                     field=path,
                     problem=f"{shown} is not {spec.allowed}",
-                    remedy=f"the default is {spec.default}",
+                    remedy="leave it out" if spec.default is None else f"the default is {spec.default}",
                 )
             )
     return found

@@ -60,3 +60,16 @@ def sum_groups(x: Tensor, kv_heads: int) -> Tensor:
         return x
     batch, heads, n, d = x.shape
     return x.reshape(batch, kv_heads, heads // kv_heads, n, d).sum(2)
+
+
+def needs_ampere(device: torch.device, dtype: torch.dtype, head_dim: int, *, largest_head: int) -> str | None:
+    """Why a 16-bit kernel for NVIDIA's Ampere and newer cannot serve such tensors, or None if it can."""
+    if device.type != "cuda" or torch.version.hip:
+        return "needs an NVIDIA GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0 (Ampere) or newer"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"computes in bf16 or fp16, not {dtype}"
+    if head_dim % 8 or head_dim > largest_head:
+        return f"head size {head_dim} is not a multiple of 8 up to {largest_head}"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.attention.backend import AttentionBackend
+from engine.attention.backend import AttentionBackend, needs_ampere
 
 _aten = torch.ops.aten
 
@@ -17,15 +17,7 @@ class TorchFlash(AttentionBackend):
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Ampere or newer, 16-bit, head sizes that are a multiple of 8 up to 256."""
-        if device.type != "cuda" or torch.version.hip:
-            return "needs an NVIDIA GPU"
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return "needs compute capability 8.0 (Ampere) or newer"
-        if dtype not in (torch.bfloat16, torch.float16):
-            return f"computes in bf16 or fp16, not {dtype}"
-        if head_dim % 8 or head_dim > 256:
-            return f"head size {head_dim} is not a multiple of 8 up to 256"
-        return None
+        return needs_ampere(device, dtype, head_dim, largest_head=256)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,15 @@ FAMILIES = (
 """Families (`config.model_type`) whose streamed gradient is tested against whole-sequence backpropagation."""
 
 _POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """Query heads, key and value heads, and the width of one."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
 
 
 class _Recorder(nn.Module):
@@ -61,6 +71,16 @@ class Decoder:
         self.head: nn.Module = causal.get_output_embeddings()
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder() for _ in self.layers)
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """Heads of the attention."""
+        heads = self.config.num_attention_heads
+        return AttentionShape(
+            heads=heads,
+            kv_heads=getattr(self.config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(self.config, "head_dim", None) or self.config.hidden_size // heads,
+        )
 
     @property
     def hidden_size(self) -> int:

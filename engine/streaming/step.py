@@ -23,39 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import errors
-from engine.attention.select import backend_by_name, select_backend
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import KeysValuesCollected, Pass, Stash, TileAttention
+from engine.streaming.attention import KeysValuesCollected, Pass
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 from engine.streaming.gradients import WideGradients
-from engine.streaming.hidden_states import HiddenStates
-from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.loss import IGNORED, loss_and_gradient, summed_loss
-from engine.streaming.pace import Pace
+from engine.streaming.out_of_memory import out_of_memory
 from engine.streaming.positions import TileArguments
-from engine.streaming.tiles import CopyStreams, TileArray, TileFactory, TileReader
+from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
+from engine.streaming.tiles import CopyStreams
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
+from engine.streaming.workspace import Workspace
 
-_FORWARD_BLOCKS = 4
-"""Key blocks that one call of the forward may see where keys and values are on the device."""
-
-
-class StepCancelled(Exception):  # noqa: N818 - asked for, not an error
-    """The step was abandoned between two tiles; gradients of this step are incomplete and must be discarded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TileProgress:
-    """How far a step is: tiles done of all tiles of the present stage."""
-
-    stage: str
-    layer: int
-    tile: int
-    done: int
-    total: int
+__all__ = ["StepCancelled", "StepOutcome", "StreamedStep", "TileProgress", "next_token_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +82,7 @@ class StreamedStep:
         self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
         self.wide_gradients = WideGradients(model.parameters(), home=torch.device("cpu"))
-        self._factory = TileFactory(plan.hidden_home, device, self._streams, spill_directory)
-        self._hidden: HiddenStates | None = None
-        self._attention: TileAttention | None = None
-        self._context = 0
+        self._workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
         streamed_attention.register()
 
     def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
@@ -182,7 +161,7 @@ class StreamedStep:
         predicted = int((labels != IGNORED).sum())
         scale = 1.0 / max(predicted, 1) if scale is None else scale
         seed = int(torch.randint(2**31, ())) if self._draws_random_numbers else 0
-        state = _Run(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
         try:
             with self._owning(state):
                 began = time.perf_counter()
@@ -194,12 +173,10 @@ class StreamedStep:
                     self._backward(state)
                 after_backward = self._now()
         except (torch.OutOfMemoryError, MemoryError) as error:
-            phase, place = state.stage, "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
-            largest = self._largest_part()
-            self.release()
-            raise errors.OUT_OF_MEMORY(
-                place=place, phase=phase, largest=largest, remedy=self._smaller_plan(place)
-            ) from None
+            place = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
+            told = out_of_memory(place, state.stage, self.model, self.decoder, self.plan, state.context)
+            self._workspace.release()
+            raise told from None
         return StepOutcome(
             loss_sum=loss_sum,
             predicted=predicted,
@@ -210,9 +187,9 @@ class StreamedStep:
             },
         )
 
-    def _forward(self, run: _Run, purpose: Pass) -> None:
+    def _forward(self, run: SequenceRun, purpose: Pass) -> None:
         run.enter("forward", len(self.decoder.layers) * run.tiles)
-        hidden = self._hidden_states
+        hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):
                 ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
@@ -220,9 +197,9 @@ class StreamedStep:
             for layer in range(len(self.decoder.layers)):
                 self._run_layer(run, layer, purpose)
 
-    def _run_layer(self, run: _Run, layer: int, purpose: Pass) -> None:
+    def _run_layer(self, run: SequenceRun, layer: int, purpose: Pass) -> None:
         """Runs a layer over all tiles without a graph, from its input's array into its output's."""
-        hidden = self._hidden_states
+        hidden = self._workspace.hidden
         self._enter(layer)
         self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
         for tile in range(run.tiles):
@@ -241,18 +218,18 @@ class StreamedStep:
         self._linears.enter(layer)
         self._weights.enter(layer)
 
-    def _prefetch(self, run: _Run, layer: int, tile: int, purpose: Pass) -> None:
+    def _prefetch(self, run: SequenceRun, layer: int, tile: int, purpose: Pass) -> None:
         if not 0 <= tile < run.tiles:
             return
-        self._hidden_states.prefetch(layer, tile)
-        stash = self._state.stash
+        self._workspace.hidden.prefetch(layer, tile)
+        stash = self._workspace.attention.stash
         if stash is not None and purpose in (Pass.REPEAT, Pass.GRADIENT):
             stash.prefetch(layer, tile)
 
-    def _call_layer(self, run: _Run, layer: int, tile: int, x: Tensor, purpose: Pass) -> Tensor:
+    def _call_layer(self, run: SequenceRun, layer: int, tile: int, x: Tensor, purpose: Pass) -> Tensor:
         """The layer's output for a tile, (1, tile, hidden)."""
         arguments = run.arguments.of(tile, x)[layer]
-        self._state.begin(purpose, layer, tile, run.span(tile).start)
+        self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
         if self._draws_random_numbers:
             # The same numbers in every pass over this tile.
             torch.manual_seed(run.seed + layer * run.tiles + tile)
@@ -260,10 +237,10 @@ class StreamedStep:
         y: Tensor = output[0] if isinstance(output, tuple) else output
         return y
 
-    def _loss(self, run: _Run, scale: float | None) -> float:
+    def _loss(self, run: SequenceRun, scale: float | None) -> float:
         """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
         run.enter("loss", run.tiles)
-        hidden, top = self._hidden_states, len(self.decoder.layers)
+        hidden, top = self._workspace.hidden, len(self.decoder.layers)
         trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
         total = torch.zeros((), dtype=torch.float64)
         sums = []
@@ -292,21 +269,21 @@ class StreamedStep:
             total += loss.to(torch.float64).cpu()
         return float(total)
 
-    def _backward(self, run: _Run) -> None:
+    def _backward(self, run: SequenceRun) -> None:
         layers = len(self.decoder.layers)
         lowest = 0 if self._trains_embedding else next((i for i, t in enumerate(self._trainable) if t), layers)
         run.enter("backward", (layers - lowest) * run.tiles)
-        hidden, keys_of = self._hidden_states, layers - 1
+        hidden, keys_of = self._workspace.hidden, layers - 1
         for layer in range(layers - 1, lowest - 1, -1):
             if not hidden.holds(layer):
                 run.stage = "recompute"
                 with torch.no_grad():
                     for below in range(hidden.kept_below(layer), layer):
                         self._run_layer(run, below, Pass.REPEAT)
-                        keys_of = below if self._state.stash is None else keys_of
+                        keys_of = below if self._workspace.attention.stash is None else keys_of
                 hidden.hold_segment(layer)
                 run.stage = "backward"
-            if keys_of != layer and not self._state.restore_keys_values(layer, run.spans):
+            if keys_of != layer and not self._workspace.attention.restore_keys_values(layer, run.spans):
                 with torch.no_grad():
                     self._run_layer(run, layer, Pass.COLLECT)
             keys_of = layer
@@ -314,12 +291,12 @@ class StreamedStep:
         if self._trains_embedding:
             self._embedding_backward(run)
 
-    def _layer_backward(self, run: _Run, layer: int, *, needs_input: bool) -> None:
-        hidden = self._hidden_states
+    def _layer_backward(self, run: SequenceRun, layer: int, *, needs_input: bool) -> None:
+        hidden = self._workspace.hidden
         self._enter(layer)
         self._weights.prefetch(layer - 1)
         self._linears.want_output(wanted=False)
-        self._state.zero_gradients()
+        self._workspace.attention.zero_gradients()
         for tile in reversed(range(run.tiles)):
             x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
             gradient = hidden.read_gradient(tile).unsqueeze(0)
@@ -335,21 +312,21 @@ class StreamedStep:
             run.advance(layer, tile)
         self.wide_gradients.flush()
 
-    def _embedding_backward(self, run: _Run) -> None:
+    def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):
             ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
-            gradient = self._hidden_states.read_gradient(tile).unsqueeze(0)
+            gradient = self._workspace.hidden.read_gradient(tile).unsqueeze(0)
             torch.autograd.backward(self.decoder.embed(ids), gradient)
         self.wide_gradients.flush()
 
     # --- what a step needs ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _owning(self, run: _Run) -> Iterator[None]:
+    def _owning(self, run: SequenceRun) -> Iterator[None]:
         """Prepares buffers, and takes over the model's attention for the length of a step."""
         run.stage = "preparation"
         refuse_position_dependent_rope(self.decoder.config, run.context)
-        self._prepare(run)
+        self._workspace.prepare(run.context)
         run.arguments = TileArguments(self.decoder, run.positions, self.plan.tile, self.device)
         config = self.decoder.config
         implementation, checkpointing = config._attn_implementation, []
@@ -358,8 +335,8 @@ class StreamedStep:
             if getattr(layer, "gradient_checkpointing", False):
                 checkpointing.append(layer)
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
-        self._state.document_starts = run.document_starts
-        streamed_attention.activate(self._state)
+        self._workspace.attention.document_starts = run.document_starts
+        streamed_attention.activate(self._workspace.attention)
         random_state = torch.random.fork_rng(enabled=self._draws_random_numbers)
         try:
             with random_state:
@@ -371,74 +348,10 @@ class StreamedStep:
             for layer in checkpointing:
                 layer.gradient_checkpointing = True  # type: ignore[assignment]
 
-    def _prepare(self, run: _Run) -> None:
-        if run.context > self._context:
-            self.release()
-            self._context = run.context
-        dtype = self.decoder.embedding.weight.dtype
-        if self._hidden is None:
-            self._hidden = HiddenStates(
-                layers=len(self.decoder.layers),
-                context=self._context,
-                width=self.decoder.hidden_size,
-                dtype=dtype,
-                plan=self.plan,
-                factory=self._factory,
-            )
-        self._hidden.begin(run.context)
-        if self._attention is None:
-            self._attention = self._make_attention(dtype)
-        if self._attention.stash is not None:
-            self._attention.stash.resize(run.context)
-
-    def _make_attention(self, dtype: torch.dtype) -> TileAttention:
-        config = self.decoder.config
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        if self.plan.attention == "auto":
-            backend = select_backend(self.device, dtype, heads, kv_heads, head_dim)
-        else:
-            backend = backend_by_name(self.plan.attention, self.device, dtype, head_dim)
-
-        def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
-            return self._factory.array(self._context, width, array_dtype, self.plan.tile)
-
-        def new_reader(width: int, array_dtype: torch.dtype) -> TileReader:
-            return TileReader(width, array_dtype, min(self.plan.tile, self._context), self.device)
-
-        stash = Stash(new_array, new_reader) if self.plan.stash else None
-        # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
-        forward_block = self.plan.key_block * (1 if self._pages_keys_values else _FORWARD_BLOCKS)
-        return TileAttention(backend, self.plan.key_block, forward_block, self._new_keys_values, stash)
-
-    def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:
-        if self._pages_keys_values:
-            assert self._streams is not None
-            return HostKeysValues(
-                self._context, kv_heads, head_dim, dtype, self.device, self._streams, self.plan.key_block
-            )
-        return DeviceKeysValues(self._context, kv_heads, head_dim, dtype, self.device)
-
-    @property
-    def _pages_keys_values(self) -> bool:
-        """Whether keys and values live on the host; on a CPU the host is the device."""
-        return self.plan.kv_home == "host" and self._streams is not None
-
-    @property
-    def _hidden_states(self) -> HiddenStates:
-        assert self._hidden is not None
-        return self._hidden
-
-    @property
-    def _state(self) -> TileAttention:
-        assert self._attention is not None
-        return self._attention
-
     @property
     def backend_name(self) -> str:
         """The attention backend in use; "" before the first step."""
-        return self._attention.backend.name if self._attention else ""
+        return self._workspace.backend_name
 
     @property
     def _draws_random_numbers(self) -> bool:
@@ -451,50 +364,9 @@ class StreamedStep:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    # --- memory ---------------------------------------------------------------------------------------------
-
-    def _largest_part(self) -> str:
-        """The largest part of this step's memory, in words."""
-        config, n, item = self.decoder.config, self._context, self.decoder.embedding.weight.element_size()
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        on_device = {p.data_ptr(): p.numel() * p.element_size() for p in self.model.parameters() if p.is_cuda}
-        parts = {
-            "the weights": sum(on_device.values()),
-            "one tile's activations": 6 * self.plan.tile * getattr(config, "intermediate_size", 0) * item,
-            "a piece of logits": 3 * self.plan.loss_piece * config.vocab_size * item,
-        }
-        if self.plan.kv_home == "gpu":
-            parts["keys, values and their gradients"] = 2 * n * kv_heads * head_dim * (item + 4)
-        name = max(parts, key=lambda part: parts[part])
-        return f"{name} ({parts[name] / 2**30:.2f} GiB)"
-
-    def _smaller_plan(self, place: str) -> str:
-        if place == "host":
-            return "keep hidden states on disk (hidden_home=disk), or raise checkpoint_every"
-        steps = []
-        if self.plan.kv_home == "gpu":
-            steps.append("kv_home=host")
-        if self.plan.tile > 256:
-            steps.append(f"tile={self.plan.tile // 2}")
-        if self.plan.weights == "resident":
-            steps.append("weights=nf4 or streamed")
-        return "use " + ", or ".join(steps) if steps else "use a smaller model or a shorter context"
-
     def release(self) -> None:
         """Frees all buffers; the next step makes them anew."""
-        if self._hidden is not None:
-            self._hidden.close()
-        if self._attention is not None:
-            self._attention.release()
-            if self._attention.stash is not None:
-                self._attention.stash.close()
-        self._hidden = self._attention = None
-        self._context = 0
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
+        self._workspace.release()
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found."""
@@ -508,66 +380,3 @@ class StreamedStep:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def next_token_labels(token_ids: Tensor, document_starts: Sequence[int] = (0,)) -> Tensor:
-    """The next token of the same document at each position, IGNORED at a document's last. (context,) int64."""
-    labels = token_ids.roll(-1).to(torch.long)
-    ends = torch.tensor([start - 1 for start in document_starts[1:]] + [token_ids.shape[0] - 1], dtype=torch.long)
-    labels[ends.to(labels.device)] = IGNORED
-    return labels
-
-
-class _Run:
-    """One sequence on its way through the step."""
-
-    arguments: TileArguments
-
-    def __init__(
-        self,
-        token_ids: Tensor,
-        labels: Tensor,
-        document_starts: Sequence[int],
-        tile: int,
-        device: torch.device,
-        progress: Callable[[TileProgress], None] | None,
-        cancelled: Callable[[], bool] | None,
-        seed: int,
-    ) -> None:
-        self.token_ids, self.labels, self.document_starts = token_ids, labels, document_starts
-        self.context, self._tile = token_ids.shape[0], tile
-        self.tiles = -(-self.context // tile)
-        starts = torch.tensor(list(document_starts), dtype=torch.long)
-        order = torch.arange(self.context)
-        self.positions = order - starts[torch.bucketize(order, starts, right=True) - 1]
-        "Position of each token in its document, (context,)."
-        self.seed = seed
-        self.stage, self._total, self._done = "preparation", 0, 0
-        self._progress, self._cancelled = progress, cancelled
-        self._pace = Pace(device)
-
-    def span(self, tile: int) -> slice:
-        """Positions of a tile."""
-        return slice(tile * self._tile, min((tile + 1) * self._tile, self.context))
-
-    @property
-    def spans(self) -> list[slice]:
-        """Positions of every tile."""
-        return [self.span(tile) for tile in range(self.tiles)]
-
-    def enter(self, stage: str, total: int) -> None:
-        """A stage of so many tiles begins."""
-        self.stage, self._total, self._done = stage, total, 0
-
-    def advance(self, layer: int, tile: int) -> None:
-        """A tile has been enqueued."""
-        self._done += 1
-        self._pace.tick()
-        if self._progress is not None:
-            self._progress(
-                TileProgress(
-                    stage=self.stage, layer=layer, tile=tile, done=min(self._done, self._total), total=self._total
-                )
-            )
-        if self._cancelled is not None and self._cancelled():
-            raise StepCancelled

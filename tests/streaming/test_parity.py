@@ -88,6 +88,16 @@ def test_sequences_of_changing_length_share_the_buffers():
             assert worst_error(gradients, expected)[0] < TOLERANCE, n
 
 
+def test_a_short_sequence_after_a_long_one_was_only_scored():
+    model = tiny_model("llama")
+    expected_loss, expected = whole_sequence(model, _tokens(33))
+    with StreamedStep(model, StreamPlan(tile=16, key_block=32), device=CPU) as step:
+        step.evaluate(_tokens(90))
+        loss, gradients = streamed(step, _tokens(33))
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert worst_error(gradients, expected)[0] < TOLERANCE
+
+
 def test_the_model_is_left_as_it_was_found():
     model = tiny_model("qwen2").eval()
     tokens = _tokens(30)[None]

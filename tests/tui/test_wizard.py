@@ -106,6 +106,7 @@ async def test_the_buttons_do_what_the_keys_do(room):
         await until(pilot, lambda: room_of(app) != here)
         app.screen.query_one("#back", Button).press()
         await until(pilot, lambda: room_of(app) == here)
+        assert room_of(app) == here
 
 
 async def test_the_trail_can_be_clicked_but_not_past_a_run():
@@ -116,7 +117,8 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         await pilot.click(steps[3])
         await until(pilot, lambda: room_of(app) == "options")
         await pilot.click(list(app.screen.query("TrailStep"))[5])
-        await until(pilot, lambda: room_of(app) == "options")
+        await pilot.pause()
+        assert room_of(app) == "options"
 
 
 async def test_hardware_shows_levels_and_says_what_it_does_not_know():

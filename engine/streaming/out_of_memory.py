@@ -1,0 +1,67 @@
+"""What to say when a streamed step runs out of memory: the largest part, and what would take less."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from engine import errors
+from engine.errors import EliteError
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.decoder import Decoder
+
+_GIB = 2**30
+
+
+def out_of_memory(
+    place: str, phase: str, model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int
+) -> EliteError:
+    """The typed error for the home that was full, "GPU" or "host"."""
+    largest = (
+        _largest_on_host(decoder, plan, context) if place == "host" else _largest_on_gpu(model, decoder, plan, context)
+    )
+    return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=_smaller_plan(place, plan))
+
+
+def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int) -> str:
+    config, shape, item = decoder.config, decoder.attention_shape, decoder.embedding.weight.element_size()
+    weights = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters() if p.is_cuda}
+    parts = {
+        "the weights": sum(weights.values()),
+        "one tile's activations": 6 * min(plan.tile, context) * getattr(config, "intermediate_size", 0) * item,
+        "a piece of logits": 3 * min(plan.loss_piece, context) * config.vocab_size * item,
+    }
+    if plan.kv_home == "gpu":
+        parts["keys, values and their gradients"] = 2 * context * shape.kv_heads * shape.head_dim * (item + 4)
+    return _largest(parts)
+
+
+def _largest_on_host(decoder: Decoder, plan: StreamPlan, context: int) -> str:
+    shape, item, layers = decoder.attention_shape, decoder.embedding.weight.element_size(), len(decoder.layers)
+    kept = -(-layers // plan.checkpoint_every) + plan.checkpoint_every
+    parts = {"hidden states": kept * context * decoder.hidden_size * item * plan.activation_bits // 16}
+    if plan.stash:
+        parts["the attention stash"] = layers * context * shape.heads * (shape.head_dim * item + 4)
+    return _largest(parts)
+
+
+def _largest(parts: dict[str, int]) -> str:
+    name = max(parts, key=lambda part: parts[part])
+    return f"{name} ({parts[name] / _GIB:.2f} GiB)"
+
+
+def _smaller_plan(place: str, plan: StreamPlan) -> str:
+    steps = []
+    if place == "host":
+        if plan.hidden_home != "disk":
+            steps.append("hidden_home=disk")
+        if plan.stash:
+            steps.append("stash=false")
+        steps.append(f"checkpoint_every={plan.checkpoint_every * 2}")
+    else:
+        if plan.kv_home == "gpu":
+            steps.append("kv_home=host")
+        if plan.tile > 256:
+            steps.append(f"tile={plan.tile // 2}")
+        if plan.weights == "resident":
+            steps.append("weights=nf4 or streamed")
+    return "use " + ", or ".join(steps) if steps else "use a smaller model or a shorter context"

@@ -1,0 +1,91 @@
+"""One sequence on its way through a streamed step: its tiles, its labels, how far it is, whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.streaming.loss import IGNORED
+from engine.streaming.pace import Pace
+from engine.streaming.positions import TileArguments
+
+
+class StepCancelled(Exception):  # noqa: N818 - asked for, not an error
+    """The step was abandoned between two tiles; gradients of this step are incomplete and must be discarded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileProgress:
+    """How far a step is: tiles done of all tiles of the present stage."""
+
+    stage: str
+    layer: int
+    tile: int
+    done: int
+    total: int
+
+
+class SequenceRun:
+    """Arguments are those of `StreamedStep.run`; `seed` is that of the random numbers in its layers."""
+
+    arguments: TileArguments
+
+    def __init__(
+        self,
+        token_ids: Tensor,
+        labels: Tensor,
+        document_starts: Sequence[int],
+        tile: int,
+        device: torch.device,
+        progress: Callable[[TileProgress], None] | None,
+        cancelled: Callable[[], bool] | None,
+        seed: int,
+    ) -> None:
+        self.token_ids, self.labels, self.document_starts = token_ids, labels, document_starts
+        self.context, self._tile = token_ids.shape[0], tile
+        self.tiles = -(-self.context // tile)
+        starts = torch.tensor(list(document_starts), dtype=torch.long)
+        order = torch.arange(self.context)
+        self.positions = order - starts[torch.bucketize(order, starts, right=True) - 1]
+        "Position of each token in its document, (context,)."
+        self.seed = seed
+        self.stage, self._total, self._done = "preparation", 0, 0
+        self._progress, self._cancelled = progress, cancelled
+        self._pace = Pace(device)
+
+    def span(self, tile: int) -> slice:
+        """Positions of a tile."""
+        return slice(tile * self._tile, min((tile + 1) * self._tile, self.context))
+
+    @property
+    def spans(self) -> list[slice]:
+        """Positions of every tile."""
+        return [self.span(tile) for tile in range(self.tiles)]
+
+    def enter(self, stage: str, total: int) -> None:
+        """A stage of so many tiles begins."""
+        self.stage, self._total, self._done = stage, total, 0
+
+    def advance(self, layer: int, tile: int) -> None:
+        """A tile has been enqueued."""
+        self._done += 1
+        self._pace.tick()
+        if self._progress is not None:
+            self._progress(
+                TileProgress(
+                    stage=self.stage, layer=layer, tile=tile, done=min(self._done, self._total), total=self._total
+                )
+            )
+        if self._cancelled is not None and self._cancelled():
+            raise StepCancelled
+
+
+def next_token_labels(token_ids: Tensor, document_starts: Sequence[int] = (0,)) -> Tensor:
+    """The next token of the same document at each position, IGNORED at a document's last. (context,) int64."""
+    labels = token_ids.roll(-1).to(torch.long)
+    ends = torch.tensor([start - 1 for start in document_starts[1:]] + [token_ids.shape[0] - 1], dtype=torch.long)
+    labels[ends.to(labels.device)] = IGNORED
+    return labels

@@ -1,0 +1,137 @@
+"""The buffers of a streamed step: made at the first sequence, reused by all that are no longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.attention.select import backend_by_name, select_backend
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.attention import Stash, TileAttention
+from engine.streaming.decoder import Decoder
+from engine.streaming.hidden_states import HiddenStates
+from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
+from engine.streaming.tiles import CopyStreams, TileArray, TileFactory, TileReader
+
+_FORWARD_BLOCKS = 4
+"""Key blocks that one call of the forward may see where keys and values are on the device."""
+
+
+class Workspace:
+    """Hidden states, and the attention with its keys, values and stash.
+
+    Args:
+        decoder: Whose shapes the buffers have.
+        plan: Where they live.
+        device: Where to compute.
+        streams: Side streams of a CUDA device, None on a CPU.
+        spill_directory: For `hidden_home="disk"`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: StreamPlan,
+        device: torch.device,
+        streams: CopyStreams | None,
+        spill_directory: Path | None,
+    ) -> None:
+        self._decoder, self._plan, self._device, self._streams = decoder, plan, device, streams
+        self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
+        self._hidden: HiddenStates | None = None
+        self._attention: TileAttention | None = None
+        self.context = 0
+        "Tokens that the buffers are made for."
+        self._rows = 0  # tokens of the present sequence
+
+    @property
+    def hidden(self) -> HiddenStates:
+        """After `prepare`."""
+        assert self._hidden is not None
+        return self._hidden
+
+    @property
+    def attention(self) -> TileAttention:
+        """After `prepare`."""
+        assert self._attention is not None
+        return self._attention
+
+    @property
+    def backend_name(self) -> str:
+        """The attention backend in use; "" before the first sequence."""
+        return self._attention.backend.name if self._attention else ""
+
+    def prepare(self, context: int) -> None:
+        """Makes the buffers ready for a sequence of this many tokens.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError, OSError: a home has no room.
+            StreamPlanError: the attention backend or the number of bits does not suit the model or the machine.
+        """
+        if context > self.context:
+            self.release()
+            self.context = context
+        self._rows = context
+        dtype = self._decoder.embedding.weight.dtype
+        if self._hidden is None:
+            self._hidden = HiddenStates(
+                layers=len(self._decoder.layers),
+                context=self.context,
+                width=self._decoder.hidden_size,
+                dtype=dtype,
+                plan=self._plan,
+                factory=self._factory,
+            )
+        self._hidden.begin(context)
+        if self._attention is None:
+            self._attention = self._make_attention(dtype)
+        if self._attention.stash is not None:
+            self._attention.stash.resize(context)
+
+    def _make_attention(self, dtype: torch.dtype) -> TileAttention:
+        plan, shape = self._plan, self._decoder.attention_shape
+        if plan.attention == "auto":
+            backend = select_backend(self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        else:
+            backend = backend_by_name(plan.attention, self._device, dtype, shape.head_dim)
+
+        def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
+            array = self._factory.array(self.context, width, array_dtype, plan.tile)
+            array.rows = self._rows
+            return array
+
+        def new_reader(width: int, array_dtype: torch.dtype) -> TileReader:
+            return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
+
+        stash = Stash(new_array, new_reader) if plan.stash else None
+        # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
+        forward_block = plan.key_block * (1 if self._pages_keys_values else _FORWARD_BLOCKS)
+        return TileAttention(backend, plan.key_block, forward_block, self._new_keys_values, stash)
+
+    def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:
+        if self._pages_keys_values:
+            assert self._streams is not None
+            return HostKeysValues(
+                self.context, kv_heads, head_dim, dtype, self._device, self._streams, self._plan.key_block
+            )
+        return DeviceKeysValues(self.context, kv_heads, head_dim, dtype, self._device)
+
+    @property
+    def _pages_keys_values(self) -> bool:
+        """Whether keys and values live on the host; on a CPU the host is the device."""
+        return self._plan.kv_home == "host" and self._streams is not None
+
+    def release(self) -> None:
+        """Frees all buffers; the next sequence makes them anew."""
+        if self._hidden is not None:
+            self._hidden.close()
+        if self._attention is not None:
+            self._attention.release()
+            if self._attention.stash is not None:
+                self._attention.stash.close()
+        self._hidden = self._attention = None
+        self.context = 0
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
