@@ -65,32 +65,18 @@ class Engine:
         from elite_tui.plans import Plans
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
-        from engine.plan.choice import choose_plan
-        from engine.plan.planner import TOKENS_PER_UPDATE, Planning, storage, tier_table, without_gpu
+        from engine.plan.choice import choose_plan, planning_of
+        from engine.plan.planner import tier_table
 
         config = from_mapping(mapping, source="form")
         spec = find_model(config.model.name)
-        if config.model.device == "cpu":
-            machine = without_gpu(machine)
-        compute_type, weights = storage(machine, config.model.precision)
-        table = tier_table(
-            Planning(
-                machine=machine,
-                spec=spec,
-                compute_type=compute_type,
-                weights=weights,
-                lora_rank=config.lora.rank,
-                lora_targets=tuple(config.lora.targets),
-                repository_tokens=tokens,
-                held_out_fraction=config.data.held_out_fraction,
-                tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
-            )
-        )
+        planning = planning_of(config, machine, spec, tokens)
+        table = tier_table(planning)
         try:
             choice, refusal = choose_plan(config, machine, spec, tokens), None
         except EliteError as error:
             choice, refusal = None, error
-        return Plans(spec=spec, machine=machine, table=table, choice=choice, refusal=refusal)
+        return Plans(spec=spec, machine=planning.machine, table=table, choice=choice, refusal=refusal)
 
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
         """The configuration that a run would use, after everything that can be checked before it starts."""

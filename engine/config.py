@@ -136,6 +136,13 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[int, Meta(ge=64)] | None,
         Meta(description="Tokens a window, if not the tier's."),
     ] = None
+    step: Annotated[
+        Literal["auto", "whole", "streamed"],
+        Meta(
+            description="How a step is computed. whole keeps a window's activations on the device, streamed runs "
+            "it tile by tile in bounded memory with the same gradient; auto takes the faster of what fits."
+        ),
+    ] = "auto"
     learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 2e-4
     warmup_fraction: Annotated[
         float,

@@ -37,21 +37,18 @@ def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, reposit
     return choose_plan(config, machine, spec, repository_tokens).context
 
 
-def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Choice:
-    """The context of a run and the plan for its step.
-
-    `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
-    in reasonable time, the largest of SMALL_CONTEXTS that it can.
+def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Planning:
+    """What a configuration asks of the planner on a machine.
 
     Raises:
-        EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+        EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
     if config.model.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
     compute_type, weights = storage(machine, config.model.precision)
-    planning = Planning(
+    return Planning(
         machine=machine,
         spec=spec,
         compute_type=compute_type,
@@ -61,7 +58,20 @@ def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         repository_tokens=repository_tokens,
         held_out_fraction=config.data.held_out_fraction,
         tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
+        way=config.training.step,
     )
+
+
+def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Choice:
+    """The context of a run and the plan for its step.
+
+    `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
+    in reasonable time, the largest of SMALL_CONTEXTS that it can.
+
+    Raises:
+        EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+    """
+    planning = planning_of(config, machine, spec, repository_tokens)
     if config.training.context is not None:
         return _asked_context(planning, config.training.context)
     if config.training.tier is not None:

@@ -12,7 +12,7 @@ from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.memory import BaseWeights, Part, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import HEADROOM, Budget, Candidate, search
+from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
@@ -95,6 +95,7 @@ class Planning:
     repository_tokens: int | None = None
     held_out_fraction: float = 0.1
     tokens_per_update: int = TOKENS_PER_UPDATE
+    way: Way = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -186,7 +187,7 @@ def plan_context(
     """The best plan for windows of `context` tokens, or the one that is nearest to fitting."""
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
-    found = search(work, planning.machine, budget, planning.weights)
+    found = search(work, planning.machine, budget, planning.weights, planning.way)
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from engine.hardware.machine import Machine
 from engine.plan.memory import BaseWeights, Ledger, Place, streamed_ledger, whole_sequence_ledger
@@ -124,15 +124,25 @@ class Candidate:
         }
 
 
-def search(work: Workload, machine: Machine, budget: Budget, weights: tuple[BaseWeights, ...]) -> list[Candidate]:
+Way = Literal["auto", "whole", "streamed"]
+"""How a step is computed: whole windows, tile by tile, or whichever is faster of what fits."""
+
+
+def search(
+    work: Workload, machine: Machine, budget: Budget, weights: tuple[BaseWeights, ...], way: Way = "auto"
+) -> list[Candidate]:
     """All candidates that are worth comparing, those that do not fit included.
 
     `weights` are the storages of the base weights that the wanted precision allows.
     """
     speeds = speeds_of(machine, work)
-    found = [_whole_sequence(work, storage, speeds, budget) for storage in weights if storage != "streamed"]
-    for storage in weights:
-        found += _streamed(work, storage, speeds, budget)
+    found: list[Candidate] = []
+    if way != "streamed":
+        # Whole windows need all weights at once; where only streamed ones are allowed there is no such plan.
+        found += [_whole_sequence(work, storage, speeds, budget) for storage in weights if storage != "streamed"]
+    if way != "whole" or not found:
+        for storage in weights:
+            found += _streamed(work, storage, speeds, budget)
     return found
 
 

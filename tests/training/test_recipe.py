@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from peft import PeftModel
 from support.session import RecordingSession
 
@@ -29,6 +31,7 @@ from engine.protocol import (
     RunFinished,
     RunStarted,
     StepCompleted,
+    StepProgress,
     Stop,
     WarningRaised,
 )
@@ -193,3 +196,21 @@ def test_running_out_of_memory_is_one_clear_error():
         torch.empty(2**55)
     assert caught.value.code == "out-of-memory"
     assert "host" in caught.value.message
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_the_streamed_step_trains_as_whole_windows_do(small_repository, tmp_path, precision):
+    losses = {}
+    for way in ("whole", "streamed"):
+        config = configure(tmp_path / way, [small_repository], context=2048, max_steps=3, step=way)
+        config = replace(config, model=replace(config.model, precision=precision))
+        session = start(config)
+        train(session)
+        steps = [event for event in session.events if isinstance(event, StepCompleted)]
+        scores = [event.loss for event in session.events if isinstance(event, EvalCompleted)]
+        losses[way] = [step.loss for step in steps] + scores
+        stages = {event.stage for event in session.events if isinstance(event, StepProgress)}
+        assert ("backward" in stages) == (way == "streamed")
+        plan = json.loads(session.run.plan_path.read_text())["plan"]
+        assert (plan["order"] == "layer-major") == (way == "streamed")
+    assert losses["streamed"] == pytest.approx(losses["whole"], rel=1e-3)
