@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from textual.command import CommandPalette
+from textual.screen import ModalScreen
 
+from elite_tui.screens.help import HelpScreen
 from elite_tui.themes import LIGHT
 from engine import errors
 from engine.protocol import RunFailed
@@ -130,6 +133,7 @@ def test_monitor_before_the_first_step(look, size):
 def test_quit_question(look, size):
     async def ask(pilot):
         await pilot.press("ctrl+q")
+        await until(pilot, lambda: isinstance(pilot.app.screen, ModalScreen))
 
     assert look(make_app("monitor", machine=cpu_machine(), handle=half_way()), size, then=ask)
 
@@ -177,6 +181,7 @@ def test_runs(look, size):
 def test_help(look, size):
     async def ask(pilot):
         await pilot.press("f1")
+        await until(pilot, lambda: isinstance(pilot.app.screen, HelpScreen))
 
     assert look(make_app("monitor", machine=cpu_machine(), handle=half_way()), size, then=ask)
 
@@ -184,7 +189,7 @@ def test_help(look, size):
 def test_palette(look):
     async def ask(pilot):
         await pilot.press("ctrl+p")
-        await pilot.pause()
+        await until(pilot, lambda: isinstance(pilot.app.screen, CommandPalette))
 
     assert look(make_app(values=MODEL), USUAL, then=ask)
 
