@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from engine import errors
@@ -10,6 +11,19 @@ from engine.plan.stream_plan import StreamPlan
 from engine.streaming.decoder import Decoder
 
 _GIB = 2**30
+_CPU_ALLOCATOR_WORDS = ("can't allocate memory", "not enough memory")
+
+
+def full_place(error: BaseException) -> str | None:
+    """Which memory an error says is full, "GPU" or "host"; None for any other error.
+
+    torch's CPU allocator has no exception of its own: it raises RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _CPU_ALLOCATOR_WORDS):
+        return "host"
+    return None
 
 
 def out_of_memory(

@@ -30,7 +30,7 @@ from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.loss import IGNORED, loss_and_gradient, summed_loss
-from engine.streaming.out_of_memory import out_of_memory
+from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
 from engine.streaming.tiles import CopyStreams
@@ -172,8 +172,10 @@ class StreamedStep:
                 if backward:
                     self._backward(state)
                 after_backward = self._now()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            place = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
+        except (RuntimeError, MemoryError) as error:
+            place = full_place(error)
+            if place is None:
+                raise
             told = out_of_memory(place, state.stage, self.model, self.decoder, self.plan, state.context)
             self._workspace.release()
             raise told from None

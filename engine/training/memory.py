@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from engine import errors
+from engine.streaming.out_of_memory import full_place
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
@@ -77,11 +78,8 @@ def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise errors.OUT_OF_MEMORY(place="GPU", phase=phase, largest=largest, remedy=remedy) from error
-    except MemoryError as error:
-        raise errors.OUT_OF_MEMORY(place="host", phase=phase, largest=largest, remedy=remedy) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        place = full_place(error)
+        if place is None:
             raise
-        raise errors.OUT_OF_MEMORY(place="host", phase=phase, largest=largest, remedy=remedy) from error
+        raise errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy) from error

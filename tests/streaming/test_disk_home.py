@@ -1,0 +1,57 @@
+"""Hidden states on disk: more of them than the memory that the process may have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+# 240,000 tokens in short documents: 4 arrays of hidden states and 3 layers of stash make 0.7 GB.
+SCRIPT = """
+import resource, sys
+import torch
+from engine.errors import EliteError
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+from pathlib import Path
+from tests.streaming.models import tiny_model
+
+home, folder = sys.argv[1:]
+torch.set_num_threads(2)
+model = tiny_model("llama")
+tokens = torch.randint(0, 97, (240_000,), generator=torch.Generator().manual_seed(1))
+plan = StreamPlan(tile=4096, key_block=4096, hidden_home=home)
+with StreamedStep(model, plan, device=torch.device("cpu"), spill_directory=Path(folder)) as step:
+    step.run(tokens[:4096], document_starts=range(0, 4096, 256))  # everything imported and warm
+    model.zero_grad()
+    words = Path("/proc/self/status").read_text().split()
+    present = int(words[words.index("VmData:") + 1]) * 1024
+    limit = present + 450 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        outcome = step.run(tokens, document_starts=range(0, len(tokens), 256))
+    except EliteError as error:
+        print("refused", error.code, error)
+    else:
+        norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
+        print("done", round(outcome.loss_sum, 1), f"{norm:.5f}")
+"""
+
+
+def _run(home, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, home, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA bounds mappings on Linux only")
+def test_the_disk_holds_what_memory_does_not(tmp_path):
+    assert _run("host", tmp_path)[:2] == ["refused", "out-of-memory"]
+    assert _run("disk", tmp_path)[0] == "done"
+    assert not list(tmp_path.iterdir())
