@@ -83,6 +83,7 @@ def set_up(session: TrainingSession) -> Setup:
         )
     )
     _report_damage(session, resumed, damaged)
+    _warn_of_long_context(session, spec, choice.context)
     return Setup(
         spec=spec,
         placement=placement,
@@ -107,6 +108,19 @@ def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, lis
         except CheckpointDamagedError as error:
             damaged.append(f"{path.name}: {error}")
     return None, damaged
+
+
+def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: int) -> None:
+    """Positions that the base model never saw are untrained: fine-tuning has to teach them."""
+    if context > spec.max_context:
+        session.emit(
+            WarningRaised(
+                code="context-past-trained-length",
+                text=f"windows of {context:,} tokens are longer than the {spec.max_context:,} that {spec.name} was "
+                "trained with; its rotary positions are not rescaled",
+                hint="compare held-out perplexity before and after; set a lower training.tier if it does not fall",
+            )
+        )
 
 
 def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:

@@ -154,6 +154,19 @@ def test_resuming_gives_the_uninterrupted_run_even_from_an_older_checkpoint(smal
     assert third.events[-1].perplexity_after == whole.events[-1].perplexity_after
 
 
+def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_repository, tmp_path, monkeypatch):
+    config = configure(tmp_path, [small_repository], context=None, tokens_per_update=512, max_steps=2)
+    first = start(config, {1: [Stop(id="1")]})
+    train(first)
+    monkeypatch.setattr("engine.training.setup.estimate_tokens", lambda collection: 10**7)  # it would plan otherwise
+    second = again(first)
+    train(second)
+    assert second.of(RunStarted)[0].context == first.of(RunStarted)[0].context
+    fresh = start(configure(tmp_path / "fresh", [small_repository], context=None, max_steps=1), {0: [Stop(id="1")]})
+    train(fresh)
+    assert fresh.of(RunStarted)[0].context != first.of(RunStarted)[0].context
+
+
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):
     session = start(configure(tmp_path, [small_repository], max_steps=2))
     with pytest.raises(EliteError) as caught:
@@ -214,3 +227,9 @@ def test_the_streamed_step_trains_as_whole_windows_do(small_repository, tmp_path
         plan = json.loads(session.run.plan_path.read_text())["plan"]
         assert (plan["order"] == "layer-major") == (way == "streamed")
     assert losses["streamed"] == pytest.approx(losses["whole"], rel=1e-3)
+
+
+def test_a_context_past_the_trained_length_is_said(small_repository, tmp_path):
+    session = start(configure(tmp_path, [small_repository], context=40_000, max_steps=1, evaluate_tokens=64))
+    train(session)
+    assert "context-past-trained-length" in [event.code for event in session.of(WarningRaised)]
