@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument("--context", type=_positive, default=131_072, metavar="N", help="Tokens (default: 131072).")
     parser.add_argument("--layers", type=_positive, metavar="K", help="Decoder layers, if not all.")
-    parser.add_argument(
-        "--vram-cap", type=float, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card."
-    )
+    parser.add_argument("--vram-cap", type=_gib, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card.")
     precision = config.field_spec("model.precision")
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     device = config.field_spec("model.device")
@@ -51,6 +49,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _gib(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Measures, and prints one line or one JSON document."""
     from engine.models.catalogue import find_model
@@ -63,6 +68,12 @@ def run(args: argparse.Namespace) -> int:
     from engine.models.placement import choose_placement
 
     placement = choose_placement(args.device, args.precision)
+    if args.vram_cap is not None and placement.device.type != "cuda":
+        raise errors.DEVICE_UNAVAILABLE(
+            device="cuda", problem="--vram-cap limits a GPU's memory, and this runs on a CPU"
+        )
+    if not args.spill.is_dir():
+        raise errors.OUTPUT_UNWRITABLE(path=args.spill, problem="--spill is not a folder")
     plan = _plan(chosen, nf4=placement.precision == "nf4")
     try:
         measured = measure_step(

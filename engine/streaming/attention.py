@@ -114,10 +114,12 @@ class Stash:
     def _all_arrays(self) -> list[TileArray]:
         return [array for pair in (*self._arrays.values(), *self._keys_values.values()) for array in pair]
 
-    def resize(self, rows: int) -> None:
-        """The next sequence has this many tokens."""
+    def begin(self, rows: int) -> None:
+        """A sequence of this many tokens begins."""
         for array in self._all_arrays():
             array.rows = rows
+        for reader in self._readers.values():
+            reader.reset()
 
     def close(self) -> None:
         """Releases the arrays."""

@@ -59,6 +59,8 @@ class HiddenStates:
         """A sequence of this many tokens begins."""
         for array in self._all_arrays():
             array.rows = context
+        for reader in (*self._readers, self._top_reader):
+            reader.reset()
         self._segment = (self._layers - 1) // self._every
 
     def _of(self, layer: int) -> _StoredStates:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ _CPU_ALLOCATOR_WORDS = ("can't allocate memory", "not enough memory")
 
 
 def full_place(error: BaseException) -> str | None:
-    """Which memory an error says is full, "GPU" or "host"; None for any other error.
+    """What an error says is full, "GPU", "host" or "disk"; None for any other error.
 
     torch's CPU allocator has no exception of its own: it raises RuntimeError.
     """
@@ -23,16 +25,17 @@ def full_place(error: BaseException) -> str | None:
         return "GPU"
     if isinstance(error, MemoryError) or any(words in str(error) for words in _CPU_ALLOCATOR_WORDS):
         return "host"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk"
     return None
 
 
 def out_of_memory(
     place: str, phase: str, model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int
 ) -> EliteError:
-    """The typed error for the home that was full, "GPU" or "host"."""
-    largest = (
-        _largest_on_host(decoder, plan, context) if place == "host" else _largest_on_gpu(model, decoder, plan, context)
-    )
+    """The typed error for the home that was full, "GPU", "host" or "disk"."""
+    on_gpu = place == "GPU"
+    largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else _largest_between(decoder, plan, context)
     return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=_smaller_plan(place, plan))
 
 
@@ -49,7 +52,7 @@ def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, contex
     return _largest(parts)
 
 
-def _largest_on_host(decoder: Decoder, plan: StreamPlan, context: int) -> str:
+def _largest_between(decoder: Decoder, plan: StreamPlan, context: int) -> str:
     shape, item, layers = decoder.attention_shape, decoder.embedding.weight.element_size(), len(decoder.layers)
     kept = -(-layers // plan.checkpoint_every) + plan.checkpoint_every
     parts = {"hidden states": kept * context * decoder.hidden_size * item * plan.activation_bits // 16}
@@ -65,9 +68,10 @@ def _largest(parts: dict[str, int]) -> str:
 
 def _smaller_plan(place: str, plan: StreamPlan) -> str:
     steps = []
-    if place == "host":
-        if plan.hidden_home != "disk":
-            steps.append("hidden_home=disk")
+    if place in ("host", "disk"):
+        other = "disk" if place == "host" else "host"
+        if plan.hidden_home != other:
+            steps.append(f"hidden_home={other}")
         if plan.stash:
             steps.append("stash=false")
         steps.append(f"checkpoint_every={plan.checkpoint_every * 2}")

@@ -29,7 +29,7 @@ class TileProgress:
 
 
 class SequenceRun:
-    """Arguments are those of `StreamedStep.run`; `seed` is that of the random numbers in its layers."""
+    """Arguments are those of `StreamedStep.run`; `seed` is for random numbers in its layers, None if they draw none."""
 
     arguments: TileArguments
 
@@ -42,7 +42,7 @@ class SequenceRun:
         device: torch.device,
         progress: Callable[[TileProgress], None] | None,
         cancelled: Callable[[], bool] | None,
-        seed: int,
+        seed: int | None,
     ) -> None:
         self.token_ids, self.labels, self.document_starts = token_ids, labels, document_starts
         self.context, self._tile = token_ids.shape[0], tile

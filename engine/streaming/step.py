@@ -160,7 +160,7 @@ class StreamedStep:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
         predicted = int((labels != IGNORED).sum())
         scale = 1.0 / max(predicted, 1) if scale is None else scale
-        seed = int(torch.randint(2**31, ())) if self._draws_random_numbers else 0
+        seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
         state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
         try:
             with self._owning(state):
@@ -172,7 +172,7 @@ class StreamedStep:
                 if backward:
                     self._backward(state)
                 after_backward = self._now()
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             place = full_place(error)
             if place is None:
                 raise
@@ -232,7 +232,7 @@ class StreamedStep:
         """The layer's output for a tile, (1, tile, hidden)."""
         arguments = run.arguments.of(tile, x)[layer]
         self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
-        if self._draws_random_numbers:
+        if run.seed is not None:
             # The same numbers in every pass over this tile.
             torch.manual_seed(run.seed + layer * run.tiles + tile)
         output: Any = self.decoder.layers[layer](x, **arguments)
@@ -339,7 +339,7 @@ class StreamedStep:
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
         self._workspace.attention.document_starts = run.document_starts
         streamed_attention.activate(self._workspace.attention)
-        random_state = torch.random.fork_rng(enabled=self._draws_random_numbers)
+        random_state = torch.random.fork_rng(enabled=run.seed is not None)
         try:
             with random_state:
                 yield
@@ -355,8 +355,8 @@ class StreamedStep:
         """The attention backend in use; "" before the first step."""
         return self._workspace.backend_name
 
-    @property
     def _draws_random_numbers(self) -> bool:
+        """Whether any layer has dropout that acts now. Walks all modules: asked once a sequence, not once a tile."""
         return self.model.training and any(
             isinstance(m, nn.Dropout) and m.p > 0 for layer in self.decoder.layers for m in layer.modules()
         )

@@ -231,6 +231,10 @@ class TileReader:
         self._pending[key] = array.begin_load(index, self._slots[self._next])
         self._next = 1 - self._next
 
+    def reset(self) -> None:
+        """Forgets what was fetched ahead: an abandoned sequence must not leak into the next."""
+        self._pending.clear()
+
     def read(self, array: TileArray, index: int) -> Tensor:
         """The tile, (tile rows, width) on the compute device."""
         key = (id(array), index)

@@ -87,7 +87,7 @@ class Workspace:
         if self._attention is None:
             self._attention = self._make_attention(dtype)
         if self._attention.stash is not None:
-            self._attention.stash.resize(context)
+            self._attention.stash.begin(context)
 
     def _make_attention(self, dtype: torch.dtype) -> TileAttention:
         plan, shape = self._plan, self._decoder.attention_shape

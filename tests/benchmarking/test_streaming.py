@@ -49,3 +49,9 @@ def test_people_read_lines(capsys):
     assert main([*SMALL, "--no-floor", "--precision", "nf4"]) == 0
     out = capsys.readouterr().out
     assert "demo nf4, 300 tokens, 2 of 6 layers" in out
+
+
+@pytest.mark.parametrize("options", [["--vram-cap", "4"], ["--spill", "/nowhere"]])
+def test_an_option_that_could_do_nothing_is_refused(options, capsys):
+    assert main([*SMALL, *options]) in (2, 3)
+    assert options[0] in capsys.readouterr().err

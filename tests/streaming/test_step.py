@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from engine.errors import EliteError
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StepCancelled, StreamedStep
 from tests.streaming.models import tiny_model
-from tests.streaming.reference import streamed, whole_sequence
+from tests.streaming.reference import streamed, whole_sequence, worst_error
 
 CPU = torch.device("cpu")
 
@@ -39,6 +41,35 @@ def test_cancellation_between_tiles_leaves_a_usable_step(after):
         assert model.config._attn_implementation == "sdpa"
         loss, _ = streamed(step, _tokens(50))
     assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+def test_an_abandoned_sequence_does_not_leak_into_the_next(tmp_path):
+    """Abandoned after each tile in turn, at a home where tiles are fetched ahead; then another sequence."""
+    model = tiny_model("llama")
+    expected_loss, expected = whole_sequence(model, _tokens(50))
+    other = torch.randint(0, 97, (50,), generator=torch.Generator().manual_seed(2))
+    plan = StreamPlan(tile=16, key_block=16, hidden_home="disk")
+    with StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
+        for after in range(28):
+            asked = iter(range(1000))
+            with pytest.raises(StepCancelled):
+                step.run(other, cancelled=lambda asked=asked, after=after: next(asked) >= after)
+            loss, gradients = streamed(step, _tokens(50))
+            assert loss == pytest.approx(expected_loss, rel=1e-5), after
+            assert worst_error(gradients, expected)[0] < 1e-5, after
+
+
+@pytest.mark.parametrize(("error", "place"), [(MemoryError(), "host"), (OSError(errno.ENOSPC, "full"), "disk")])
+def test_a_full_home_is_named_with_a_remedy(error, place):
+    def full(progress):
+        if progress.stage == "loss":
+            raise error
+
+    with StreamedStep(tiny_model("llama"), StreamPlan(tile=16, key_block=16), device=CPU) as step:
+        with pytest.raises(EliteError, match=f"out of {place} memory in loss"):
+            step.run(_tokens(50), progress=full)
+        with pytest.raises(OSError, match="other"):
+            step.run(_tokens(50), progress=lambda progress: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
 
 
 def test_out_of_memory_is_one_typed_error_and_everything_is_released(monkeypatch):
