@@ -5,8 +5,8 @@ every output. Here the low-rank products are added by the matrix product itself 
 only x and x Aᵀ. Adapters stay fp32 master copies, and their gradients come in fp32.
 
 In 16-bit arithmetic each factor enters as two, a rounded one and the rounding's remainder, side by side:
-x [A_high; A_low]ᵀ. At a rank of 16 the product is bound by reading x, so this costs next to nothing; with A and B merely
-rounded, gradients are measurably further from fp32 than PEFT's (docs/experiments.md).
+x [A_high; A_low]ᵀ. At a rank of 16 the product is bound by reading x, so this costs next to nothing; with A and B
+merely rounded, gradients are measurably further from fp32 than PEFT's (docs/experiments.md).
 """
 
 from __future__ import annotations
