@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from engine import errors
-from engine.models.adapter import trainable
 from engine.protocol import CheckpointSaved, StepCompleted, StepProgress, Stop
 from engine.training.commands import Actions, obey
 from engine.training.memory import memory_figures
+from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.state import Progress, RandomState, capture, capture_random
 from engine.training.step import StepAbandonedError
-from engine.training.updates import Update, plan_updates, update_targets
+from engine.training.updates import plan_updates
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from peft import PeftModel
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
-
     from engine.runtime.session import TrainingSession
-    from engine.training.checkpoints import CheckpointFolder
-    from engine.training.step import StepResult, TrainingStep
-    from engine.training.updates import WindowSource
+    from engine.training.parts import Parts
 
 ETA_STEPS = 20
 """Latest steps whose speed the estimate of the time left is made from."""
@@ -38,23 +26,6 @@ ETA_STEPS = 20
 
 PROGRESS_SECONDS = 0.2
 """Shortest time between two reports from inside a step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What the loop works with, all of it ready for the next update."""
-
-    model: PeftModel
-    step: TrainingStep
-    optimizer: Optimizer
-    schedule: LambdaLR
-    accelerator: Accelerator
-    windows: WindowSource
-    context: int
-    "Tokens in the longest window."
-    checkpoints: CheckpointFolder
-    evaluate: Callable[[], str]
-    "Scores the held-out files, emits EvalCompleted, and says the perplexity."
 
 
 def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["completed", "stopped"]:
@@ -79,7 +50,7 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
         stop = obey(session, actions)
         if stop is None:
             try:
-                done = _update(session, parts, progress, update)
+                done = take_optimizer_step(parts, training, progress, update, _Monitor(session, progress.step + 1))
             except StepAbandonedError:
                 stop = obey(session, actions) or Stop(id="")
             except errors.EliteError:
@@ -103,50 +74,6 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
             saved_at = time.monotonic()
     save()
     return "completed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """Figures of one update."""
-
-    result: StepResult
-    lr: float
-    grad_norm: float | None
-    seconds: float
-
-
-def _update(session: TrainingSession, parts: Parts, progress: Progress, update: Update) -> _Done:
-    """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
-
-    The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed
-    loss is scaled by 1 / (targets of the update), not by 1 / (number of windows).
-    """
-    started = time.monotonic()
-    training = session.config.training
-    parts.optimizer.zero_grad(set_to_none=True)
-    windows = [parts.windows[index] for index in update.windows]
-    targets = update_targets(parts.windows, update)
-    scaler = parts.accelerator.scaler
-    scale = 1.0 / targets
-    if scaler is not None:
-        scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
-    result = parts.step.run(windows, scale, _Monitor(session, progress.step + 1))
-    if not math.isfinite(result.loss_sum):
-        raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
-    parameters = trainable(parts.model).values()
-    norm = float(parts.accelerator.clip_grad_norm_(parameters, training.max_grad_norm))
-    if not math.isfinite(norm) and scaler is None:
-        raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
-    lr = float(parts.schedule.get_last_lr()[0])
-    parts.optimizer.step()  # with fp16's scaler, skipped when the scaled gradients overflowed
-    parts.schedule.step()
-    seconds = time.monotonic() - started
-    progress.step += 1
-    progress.epoch = update.epoch
-    progress.windows += len(windows)
-    progress.tokens += result.tokens
-    progress.seconds += seconds
-    return _Done(result=result, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=seconds)
 
 
 class _Monitor:
@@ -179,7 +106,7 @@ class _Pace:
         return steps_left * sum(self._seconds) / len(self._seconds)
 
 
-def _completed(parts: Parts, progress: Progress, done: _Done, pace: _Pace) -> StepCompleted:
+def _completed(parts: Parts, progress: Progress, done: StepFigures, pace: _Pace) -> StepCompleted:
     return StepCompleted(
         step=progress.step,
         total_steps=progress.total_steps,

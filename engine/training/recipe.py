@@ -24,8 +24,9 @@ from engine.models.loading import load_model, load_tokenizer
 from engine.optim.adamw import adamw
 from engine.optim.schedule import warmup_cosine
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
-from engine.training.loop import PROGRESS_SECONDS, Parts, fit
+from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
+from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_progress, restore
 from engine.training.step import TrainingStep, WholeSequenceStep

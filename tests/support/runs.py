@@ -13,7 +13,7 @@ from engine.optim.adamw import adamw
 from engine.optim.schedule import warmup_cosine
 from engine.runtime.run_directory import RunDirectory
 from engine.training.checkpoints import CheckpointFolder
-from engine.training.loop import Parts
+from engine.training.parts import Parts
 from engine.training.state import Progress
 from engine.training.step import WholeSequenceStep
 from engine.training.updates import count_updates

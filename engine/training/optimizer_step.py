@@ -1,0 +1,65 @@
+"""One optimiser step: the gradient of an update's windows, clipped, applied, and counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine import errors
+from engine.models.adapter import trainable
+from engine.training.updates import Update, update_targets
+
+if TYPE_CHECKING:
+    from engine.config import TrainingSection
+    from engine.training.parts import Parts
+    from engine.training.state import Progress
+    from engine.training.step import StepMonitor, StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """What one optimiser step has to tell."""
+
+    result: StepResult
+    lr: float
+    grad_norm: float | None
+    seconds: float
+
+
+def take_optimizer_step(
+    parts: Parts, training: TrainingSection, progress: Progress, update: Update, monitor: StepMonitor
+) -> StepFigures:
+    """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
+
+    The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed
+    loss is scaled by 1 / (targets of the update), not by 1 / (number of windows).
+    """
+    started = time.monotonic()
+    parts.optimizer.zero_grad(set_to_none=True)
+    windows = [parts.windows[index] for index in update.windows]
+    targets = update_targets(parts.windows, update)
+    scaler = parts.accelerator.scaler
+    scale = 1.0 / targets
+    if scaler is not None:
+        scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
+    result = parts.step.run(windows, scale, monitor)
+    if not math.isfinite(result.loss_sum):
+        raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
+    parameters = trainable(parts.model).values()
+    norm = float(parts.accelerator.clip_grad_norm_(parameters, training.max_grad_norm))
+    if not math.isfinite(norm) and scaler is None:
+        raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
+    lr = float(parts.schedule.get_last_lr()[0])
+    parts.optimizer.step()  # with fp16's scaler, skipped when the scaled gradients overflowed
+    parts.schedule.step()
+    seconds = time.monotonic() - started
+    progress.step += 1
+    progress.epoch = update.epoch
+    progress.windows += len(windows)
+    progress.tokens += result.tokens
+    progress.seconds += seconds
+    return StepFigures(result=result, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=seconds)
