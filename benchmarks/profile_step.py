@@ -1,4 +1,4 @@
-"""Where the GPU time of a streamed step goes, by kernel.
+"""Where the GPU time of a streamed step goes, by kernel, and where it idles.
 
 python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{StreamPlan fields}'
 """
@@ -23,6 +23,9 @@ from engine.models.random import random_model
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
 
+ROWS = 30
+"""Of each table."""
+
 
 def main() -> None:
     name, context, layers, precision, plan = sys.argv[1:6]
@@ -42,9 +45,29 @@ def main() -> None:
     rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
     total = sum(row.self_device_time_total for row in rows)
     print(f"all kernels and copies {total / 1e6:.3f} s")
-    for row in rows[:45]:
+    for row in rows[:ROWS]:
         share = row.self_device_time_total / total
         print(f"{row.self_device_time_total / 1e3:9.1f} ms {share:6.1%} x{row.count:6} {row.key[:110]}")
+    print_idle(profile)
+
+
+def print_idle(profile: torch.profiler.profile) -> None:
+    """Prints when no kernel ran although the step had not ended, and between which two kernels."""
+    events = profile.profiler.kineto_results.events()
+    kernels = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and "Mem" not in e.name()]
+    kernels.sort(key=lambda e: e.start_ns())
+    idle: dict[tuple[str, str], list[int]] = {}
+    end, before = kernels[0].start_ns(), ""
+    for kernel in kernels:
+        if kernel.start_ns() > end and before:
+            idle.setdefault((before, kernel.name()[:50]), []).append(kernel.start_ns() - end)
+        if kernel.start_ns() + kernel.duration_ns() > end:
+            end, before = kernel.start_ns() + kernel.duration_ns(), kernel.name()[:50]
+    span = (end - kernels[0].start_ns()) / 1e9
+    total = sum(sum(gaps) for gaps in idle.values()) / 1e9
+    print(f"first kernel to last {span:.3f} s, of which no kernel ran {total:.3f} s = {total / span:.1%}")
+    for (before, after), gaps in sorted(idle.items(), key=lambda item: -sum(item[1]))[:ROWS]:
+        print(f"{sum(gaps) / 1e6:9.1f} ms x{len(gaps):6} longest {max(gaps) / 1e6:6.2f}  {before} -> {after}")
 
 
 if __name__ == "__main__":

@@ -194,8 +194,7 @@ class StreamedStep:
         hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):
-                ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
-                hidden.write(0, tile, self.decoder.embed(ids)[0])
+                hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
             for layer in range(len(self.decoder.layers)):
                 self._run_layer(run, layer, purpose)
 
@@ -206,7 +205,10 @@ class StreamedStep:
         self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
         for tile in range(run.tiles):
             x = hidden.read(layer, tile)
-            self._prefetch(run, layer, tile + 1, purpose)
+            if tile + 1 < run.tiles:
+                self._prefetch(layer, tile + 1, purpose)
+            elif tile and purpose in (Pass.FORWARD, Pass.EVALUATE):
+                self._prefetch(layer + 1, 0, purpose)  # written long ago: the next layer begins without a wait
             try:
                 y = self._call_layer(run, layer, tile, x.unsqueeze(0), purpose)
             except KeysValuesCollected:
@@ -220,9 +222,7 @@ class StreamedStep:
         self._linears.enter(layer)
         self._weights.enter(layer)
 
-    def _prefetch(self, run: SequenceRun, layer: int, tile: int, purpose: Pass) -> None:
-        if not 0 <= tile < run.tiles:
-            return
+    def _prefetch(self, layer: int, tile: int, purpose: Pass) -> None:
         self._workspace.hidden.prefetch(layer, tile)
         stash = self._workspace.attention.stash
         if stash is not None and purpose in (Pass.REPEAT, Pass.GRADIENT):
@@ -250,7 +250,7 @@ class StreamedStep:
             x = hidden.read(top, tile).unsqueeze(0).detach().requires_grad_()
             if tile + 1 < run.tiles:
                 hidden.prefetch(top, tile + 1)
-            labels = run.labels[run.span(tile)].to(self.device)
+            labels = run.labels(tile)
             if scale is None:
                 with torch.no_grad():
                     normed = self.decoder.final_norm(x)
@@ -303,8 +303,11 @@ class StreamedStep:
             x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
             gradient = hidden.read_gradient(tile).unsqueeze(0)
             if tile:
-                self._prefetch(run, layer, tile - 1, Pass.GRADIENT)
+                self._prefetch(layer, tile - 1, Pass.GRADIENT)
                 hidden.prefetch_gradient(tile - 1)
+            elif run.tiles > 1 and needs_input and layer and hidden.holds(layer - 1):
+                self._prefetch(layer - 1, run.tiles - 1, Pass.GRADIENT)
+                hidden.prefetch_gradient(run.tiles - 1)
             y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
             if y.requires_grad:
                 torch.autograd.backward(y, gradient)
@@ -316,7 +319,7 @@ class StreamedStep:
 
     def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):
-            ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
+            ids = run.token_ids(tile).unsqueeze(0)
             gradient = self._workspace.hidden.read_gradient(tile).unsqueeze(0)
             torch.autograd.backward(self.decoder.embed(ids), gradient)
         self.wide_gradients.flush()
@@ -329,7 +332,7 @@ class StreamedStep:
         run.stage = "preparation"
         refuse_position_dependent_rope(self.decoder.config, run.context)
         self._workspace.prepare(run.context)
-        run.arguments = TileArguments(self.decoder, run.positions, self.plan.tile, self.device)
+        run.arguments = TileArguments(self.decoder, run.context, run.document_starts, self.plan.tile, self.device)
         config = self.decoder.config
         implementation, checkpointing = config._attn_implementation, []
         config._attn_implementation = streamed_attention.IMPLEMENTATION

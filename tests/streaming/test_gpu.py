@@ -80,7 +80,7 @@ def test_bf16_is_no_further_from_fp32_than_whole_sequence_bf16(backend, fused, t
         pytest.skip(f"{backend} does not serve this card")
     error = {"streamed": 0.0, "whole": 0.0}
     sizes = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 8192}
-    for seed in range(4):
+    for seed in range(12):  # the ratio of one seed scatters by some percent
 
         def build(dtype, fuse, seed=seed):
             model = tiny_model("qwen3", seed=seed, **{**sizes, "head_dim": 64})
