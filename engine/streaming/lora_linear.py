@@ -84,8 +84,10 @@ class _LoraLinear(Function):
         flat = x.reshape(-1, x.shape[-1])
         inner = _project(flat, factors.a, factors.rank)
         if output_needed:
-            out = F.linear(flat, weight, bias)
-            out.addmm_(_doubled(inner, factors.b.shape[1]), factors.b.T)
+            # The adapter's part first: the large product adds it while it writes, and rounds the sum once.
+            doubled = _doubled(inner, factors.b.shape[1])
+            out = doubled @ factors.b.T if bias is None else torch.addmm(bias, doubled, factors.b.T)
+            out.addmm_(flat, weight.T)
         else:
             out = flat.new_empty((flat.shape[0], weight.shape[0]))
         ctx.save_for_backward(flat, inner)
@@ -102,9 +104,8 @@ class _LoraLinear(Function):
         g_inner = _project(g, factors.b.T, factors.rank)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = g @ ctx.weight
-            grad_x.addmm_(_doubled(g_inner, factors.a.shape[0]), factors.a)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
+            grad_x = _doubled(g_inner, factors.a.shape[0]) @ factors.a
+            grad_x = grad_x.addmm_(g, ctx.weight).view(*grad.shape[:-1], -1)
         grad_a = _wide_product(g_inner.T, flat).to(ctx.adapter_dtype)
         grad_b = _wide_product(g.T, inner).to(ctx.adapter_dtype).mul_(factors.scale)
         return grad_x, None, None, grad_a, grad_b, None, None

@@ -204,6 +204,7 @@ class StreamedStep:
         self._enter(layer)
         self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
         for tile in range(run.tiles):
+            self._prefetch(layer, tile, purpose)  # what is on its way already is not asked for again
             x = hidden.read(layer, tile)
             if tile + 1 < run.tiles:
                 self._prefetch(layer, tile + 1, purpose)
@@ -300,14 +301,16 @@ class StreamedStep:
         self._linears.want_output(wanted=False)
         self._workspace.attention.zero_gradients()
         for tile in reversed(range(run.tiles)):
+            self._prefetch(layer, tile, Pass.GRADIENT)
             x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
             gradient = hidden.read_gradient(tile).unsqueeze(0)
             if tile:
                 self._prefetch(layer, tile - 1, Pass.GRADIENT)
                 hidden.prefetch_gradient(tile - 1)
-            elif run.tiles > 1 and needs_input and layer and hidden.holds(layer - 1):
+            elif needs_input and layer and hidden.holds(layer - 1):
                 self._prefetch(layer - 1, run.tiles - 1, Pass.GRADIENT)
-                hidden.prefetch_gradient(run.tiles - 1)
+                if run.tiles > 1:
+                    hidden.prefetch_gradient(run.tiles - 1)
             y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
             if y.requires_grad:
                 torch.autograd.backward(y, gradient)
