@@ -49,6 +49,10 @@ class SequenceRun:
         self.context, self._tile, self._device = token_ids.shape[0], tile, device
         self.tiles = -(-self.context // tile)
         self.seed = seed
+        self.keeps: range = range(0)
+        "Layers that keep their graph between the passes."
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        "Input and output, (1, context, hidden), of each such layer that has been computed."
         self.stage, self._total, self._done = "preparation", 0, 0
         self._progress, self._cancelled = progress, cancelled
         self._pace = Pace(device)

@@ -85,6 +85,13 @@ class StreamedStep:
         self._workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
         streamed_attention.register()
 
+    @property
+    def _lowest(self) -> int:
+        """The first layer that the backward pass has to reach."""
+        if self._trains_embedding:
+            return 0
+        return next((i for i, trains in enumerate(self._trainable) if trains), len(self._trainable))
+
     def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
         if self._linears.quantised != (self.plan.weights == "nf4"):
             self._linears.close()
@@ -162,6 +169,9 @@ class StreamedStep:
         scale = 1.0 / max(predicted, 1) if scale is None else scale
         seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
         state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        if state.tiles == 1:
+            layers = len(self.decoder.layers)
+            state.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
         try:
             with self._owning(state):
                 began = time.perf_counter()
@@ -196,7 +206,10 @@ class StreamedStep:
             for tile in range(run.tiles):
                 hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
             for layer in range(len(self.decoder.layers)):
-                self._run_layer(run, layer, purpose)
+                if layer in run.keeps and purpose is Pass.FORWARD:
+                    self._keep_layer(run, layer)
+                else:
+                    self._run_layer(run, layer, purpose)
 
     def _run_layer(self, run: SequenceRun, layer: int, purpose: Pass) -> None:
         """Runs a layer over all tiles without a graph, from its input's array into its output's."""
@@ -217,6 +230,17 @@ class StreamedStep:
             else:
                 hidden.write(layer + 1, tile, y[0])
             run.advance(layer, tile)
+
+    def _keep_layer(self, run: SequenceRun, layer: int) -> None:
+        """Runs a layer over the only tile, and leaves its graph for the backward pass."""
+        self._enter(layer)
+        x = self._workspace.hidden.read(layer, 0).unsqueeze(0).detach()
+        with torch.enable_grad():
+            x.requires_grad_()
+            y = self._call_layer(run, layer, 0, x, Pass.KEEP)
+        run.kept[layer] = x, y
+        self._workspace.hidden.write(layer + 1, 0, y[0].detach())
+        run.advance(layer, 0)
 
     def _enter(self, layer: int) -> None:
         """Makes a layer's weights ready, once for all tiles of a pass."""
@@ -273,11 +297,13 @@ class StreamedStep:
         return float(total)
 
     def _backward(self, run: SequenceRun) -> None:
-        layers = len(self.decoder.layers)
-        lowest = 0 if self._trains_embedding else next((i for i, t in enumerate(self._trainable) if t), layers)
+        layers, lowest = len(self.decoder.layers), self._lowest
         run.enter("backward", (layers - lowest) * run.tiles)
         hidden, keys_of = self._workspace.hidden, layers - 1
         for layer in range(layers - 1, lowest - 1, -1):
+            if layer in run.kept:
+                self._kept_backward(run, layer)
+                continue
             if not hidden.holds(layer):
                 run.stage = "recompute"
                 with torch.no_grad():
@@ -286,10 +312,11 @@ class StreamedStep:
                         keys_of = below if self._workspace.attention.stash is None else keys_of
                 hidden.hold_segment(layer)
                 run.stage = "backward"
-            if keys_of != layer and not self._workspace.attention.restore_keys_values(layer, run.spans):
-                with torch.no_grad():
-                    self._run_layer(run, layer, Pass.COLLECT)
-            keys_of = layer
+            if run.tiles > 1 and keys_of != layer:  # a lone tile needs only its own keys and values
+                if not self._workspace.attention.restore_keys_values(layer, run.spans):
+                    with torch.no_grad():
+                        self._run_layer(run, layer, Pass.COLLECT)
+                keys_of = layer
             self._layer_backward(run, layer, needs_input=layer > lowest or self._trains_embedding)
         if self._trains_embedding:
             self._embedding_backward(run)
@@ -318,6 +345,17 @@ class StreamedStep:
                 assert x.grad is not None
                 hidden.write_gradient(tile, x.grad[0])
             run.advance(layer, tile)
+        self.wide_gradients.flush()
+
+    def _kept_backward(self, run: SequenceRun, layer: int) -> None:
+        hidden = self._workspace.hidden
+        self._enter(layer)
+        self._workspace.attention.zero_gradients()
+        x, y = run.kept.pop(layer)
+        torch.autograd.backward(y, hidden.read_gradient(0).unsqueeze(0))
+        assert x.grad is not None
+        hidden.write_gradient(0, x.grad[0])
+        run.advance(layer, 0)
         self.wide_gradients.flush()
 
     def _embedding_backward(self, run: SequenceRun) -> None:
