@@ -146,7 +146,11 @@ class _Reader:
         if not text.strip():
             self._skip(file, "empty")
             return
-        like = self._alike.add(len(self.kept), text) if copy_of is None else copy_of
+        if copy_of is None:
+            like = self._alike.add(len(self.kept), text)
+        else:
+            earlier = self.kept[copy_of].like
+            like = copy_of if earlier is None else earlier
         if like is not None and copy_of is None:
             self.twins.append((file, like))
             if self.data.near_duplicates == "skip":
@@ -193,10 +197,7 @@ class _Reader:
     def finish(self) -> Reading:
         """Orders what was kept, and splits it into training and held-out files."""
         files = [kept.file for kept in self.kept]
-        held_out = held_out_files(files, self.data.held_out_fraction)
-        for number, kept in enumerate(self.kept):
-            if kept.like is not None:
-                held_out[number] = held_out[kept.like]
+        held_out = self._held_out()
         order = order_by_path(len(files))
         if self.data.order == "imports":
             order = order_files(files, [kept.outline.imports for kept in self.kept])
@@ -223,6 +224,13 @@ class _Reader:
             licence_headers=self.licence_headers,
             order=order,
         )
+
+    def _held_out(self) -> list[bool]:
+        """For each file whether it is held out; one that is almost the same as an earlier one goes where that goes."""
+        originals = [number for number, kept in enumerate(self.kept) if kept.like is None]
+        sides = held_out_files([self.kept[number].file for number in originals], self.data.held_out_fraction)
+        side = dict(zip(originals, sides, strict=True))
+        return [side[number if kept.like is None else kept.like] for number, kept in enumerate(self.kept)]
 
     def _side(self, held_out: bool) -> str:
         if self.data.near_duplicates == "skip":

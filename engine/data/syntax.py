@@ -85,10 +85,10 @@ def _visit(scope: Node, grammar: _Grammar, imports: list[str], lines: list[int],
             continue
         if kind in grammar.importing:
             imports += grammar.imports(node)
-        if kind in grammar.defining and node.end_point[0] > node.start_point[0]:
+        if kind in grammar.defining and scope.type not in _WRAPPERS and node.end_point[0] > node.start_point[0]:
             attached = above is not None and node.start_point[0] <= last + 1
             lines.append(above.start_point[0] if above is not None and attached else node.start_point[0])
-        if kind in grammar.scopes and depth:
+        if kind in grammar.scopes and depth and not _only_for_types(node):
             _visit(node, grammar, imports, lines, depth - 1)
         above = None
 
@@ -97,6 +97,8 @@ def _visit(scope: Node, grammar: _Grammar, imports: list[str], lines: list[int],
 
 
 _ABOVE = frozenset({"comment", "line_comment", "block_comment", "attribute_item"})
+_WRAPPERS = frozenset({"decorated_definition", "export_statement", "template_declaration"})
+"What they hold begins with them."
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -105,6 +107,12 @@ def _kinds(text: str) -> frozenset[str]:
 
 def _text(node: Node | None) -> str:
     return node.text.decode("utf-8", "replace") if node is not None and node.text is not None else ""
+
+
+def _only_for_types(node: Node) -> bool:
+    """`if TYPE_CHECKING:` holds what would be a cycle of imports when it runs, and tells nothing of the order."""
+    condition = node.child_by_field_name("condition") if node.type == "if_statement" else None
+    return _text(condition).endswith("TYPE_CHECKING")
 
 
 def _python(node: Node) -> Iterator[str]:
