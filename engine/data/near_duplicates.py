@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,8 @@ _BANDS, _ROWS = 16, 8
 "Two files of similarity s agree in a band with probability 1 - (1 - s^8)^16: 0.994 at 0.85, 0.06 at 0.5."
 _FEWEST_LINES = 12
 "Distinct lines; shorter files are alike by custom (package marks, small settings), and too short to matter."
+_TELLING = 12
+"Characters; shorter lines are in every file."
 _COMPARED = 16
 "Files of the index that a file is compared with, so that a thousand files half alike take no million comparisons."
 _REMEMBERED = 256
@@ -76,6 +78,12 @@ def line_hashes(text: str) -> npt.NDArray[np.uint32]:
     """The distinct lines of a text, without the white space around them, as numbers. Sorted."""
     lines = (line.strip() for piece in cut(text) for line in piece.split("\n"))
     hashes = {zlib.crc32(line.encode("utf-8", "surrogatepass")) for line in lines}
+    return np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))
+
+
+def telling_lines(lines: Iterable[str]) -> npt.NDArray[np.uint32]:
+    """The distinct lines that are long enough to tell a text, as numbers. Sorted."""
+    hashes = {zlib.crc32(line.encode("utf-8", "replace")) for each in lines if len(line := each.strip()) >= _TELLING}
     return np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))
 
 
