@@ -178,7 +178,8 @@ class JsonLines(DataSet):
         if first is None:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line of it is a JSON object")
         if not found:
-            _column_of(list(first), self.column, self.path)
+            column = _column_of(list(first), self.column, self.path)
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no line holds text in its column {column}")
 
     def text(self, row: Row) -> str | None:
         """See DataSet."""

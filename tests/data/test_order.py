@@ -143,7 +143,8 @@ def test_imports_lead_to_files(files: dict[str, str], expected: dict[str, set[st
             "import os\n\n\n# about f\n@wraps\ndef f():\n    pass\n\n\nclass C:\n    x = 1\n\n    def m():\n        1",
             [3, 9, 12],
         ),
-        ("a.py", "def f():\n    def inner():\n        pass\n\n    return inner\n", []),
+        ("a.py", "def f():\n    if f:\n        def inner():\n            pass\n    return inner\n", []),
+        ("a.py", "x\n@wraps(\n    1\n)\n# why\nasync def f():\n    pass\nclassy = 1\n\tdef g(): pass\n", [3, 8]),
         ("a.js", "const x = 1\n\nfunction f() {\n}\n\nexport class C {\n  m() {\n  }\n}\n", [2, 5, 6]),
         ("a.rs", "use a;\n\n/// doc\n#[test]\nfn f() {\n}\n\nimpl X {\n    fn g() {\n    }\n}\n", [2, 7, 8]),
         ("a.go", "package p\n\n// F does\nfunc F() {\n}\n\ntype T struct {\n}\n", [2, 6]),
@@ -153,6 +154,7 @@ def test_imports_lead_to_files(files: dict[str, str], expected: dict[str, set[st
             "#ifndef A\n#define A\nnamespace n {\nint f() {\n}\nclass C {\n  void m();\n};\n}\n#endif\n",
             [2, 3, 5],
         ),
+        ("a.md", "# A\n\ntext\n  \n\n## B\n\n  indented\n\nend\n", [2, 5, 9]),
         ("a.unknown", "def f():\n    pass\n", []),
     ],
 )
