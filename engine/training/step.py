@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.models.head import split_head, summed_cross_entropy
+from engine.training.micro_batch import same_length_groups
 
 Window = NDArray[np.int64]
 """Token ids of one window. Shape (n,) with 2 <= n <= context; position i predicts token i + 1."""
@@ -29,7 +30,7 @@ class StepResult:
     """What a step has to tell."""
 
     loss_sum: float
-    "Sum of the cross-entropies, in nats, not scaled. May be infinite or NaN: the loop decides."
+    "Sum of what is trained on (cross-entropies, smoothed if so asked), in nats, not scaled. May be infinite or NaN."
     tokens: int
     "Targets summed over: one fewer than tokens in each window."
 
@@ -73,9 +74,10 @@ def count_targets(windows: Sequence[Window]) -> int:
 
 
 class WholeSequenceStep:
-    """Ordinary backpropagation, a window at a time: for what fits as a whole, and the reference for the rest.
+    """Ordinary backpropagation, some windows at a time: for what fits as a whole, and the reference for the rest.
 
     Attributes:
+        micro_batch: Windows of one length that go through the model together.
         recompute: Whether each layer's activations are computed again in the backward pass instead of kept
             (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
     """
@@ -86,13 +88,16 @@ class WholeSequenceStep:
         *,
         recompute: bool,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        micro_batch: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         base = model.get_base_model()
         self._model: nn.Module = model
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
-        self.recompute = recompute
+        self._label_smoothing = label_smoothing
+        self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -100,15 +105,22 @@ class WholeSequenceStep:
         """See TrainingStep."""
         self._model.train()
         loss_sum = torch.zeros((), device=self._device)
-        for done, window in enumerate(windows, start=1):
+        done = 0
+        for group in same_length_groups(windows, self.micro_batch):
             if monitor.stop_requested():
                 raise StepAbandonedError
-            ids = torch.as_tensor(window, device=self._device)
+            ids = torch.as_tensor(np.stack(group), device=self._device)
             with self._autocast():
-                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                loss = summed_cross_entropy(hidden, self._head, ids[1:])
+                hidden = self._decoder(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+                loss = summed_cross_entropy(
+                    hidden.flatten(0, 1),
+                    self._head,
+                    ids[:, 1:].flatten(),
+                    label_smoothing=self._label_smoothing,
+                )
             (loss * scale).backward()
             loss_sum += loss.detach()
+            done += len(group)
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
 
