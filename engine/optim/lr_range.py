@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 """Weight of the past in the smoothed loss; corrected for its start, as Adam's moments are."""
-DIVERGED = 1.5
-"""The test ends where the smoothed loss passes this many times its lowest value."""
+LOST_AGAIN = 0.5
+"""The test ends where the smoothed loss has lost this share of what it had won. Norms bound the loss of a transformer
+with random weights, so that a multiple of the lowest loss, which others wait for, may never come."""
+WORTH_COUNTING = 0.02
+"""Share of the first loss that must have been won before losing it again counts: less may be noise."""
 SAFETY = 10.0
 """The suggested rate is this much below the one at which the loss was lowest: there it is about to turn."""
 
@@ -51,7 +54,9 @@ def range_test(train_step: Callable[[float], float], rates: Sequence[float]) -> 
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         losses.append(loss)
         smoothed.append(average / (1 - SMOOTHING**made))
-        if smoothed[-1] > DIVERGED * min(smoothed):
+        won = smoothed[0] - min(smoothed)
+        lost = smoothed[-1] - min(smoothed)
+        if lost > LOST_AGAIN * won > LOST_AGAIN * WORTH_COUNTING * smoothed[0] or lost > LOST_AGAIN * smoothed[0]:
             diverged_at = rate
             break
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__) if smoothed else 0
