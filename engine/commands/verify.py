@@ -14,6 +14,7 @@ from engine import config
 from engine.cli import print_json
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations
+from engine.verify.quiet import hush
 
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the proofs, and fails if one of them fails; unavailable ones do not count."""
     rows = [find_optimization(name) for name in args.ids] or list(optimizations())
     with quiet_output():
+        hush()
         from engine.models.placement import choose_placement
         from engine.verify.runner import verify
 

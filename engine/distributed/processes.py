@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -35,8 +36,10 @@ def run_processes(function: Callable[..., Any], count: int, *arguments: Any, tim
     context = get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]
+        # By name: a process silences libraries before it imports the module, which unpickling it would do first.
+        name = f"{function.__module__}:{function.__qualname__}"
         processes = [
-            context.Process(target=_rank, args=(pipes[rank][1], folder, function, rank, count, arguments), daemon=True)
+            context.Process(target=_rank, args=(pipes[rank][1], folder, name, rank, count, arguments), daemon=True)
             for rank in range(count)
         ]
         try:
@@ -72,22 +75,24 @@ def _gather(receivers: list[Connection], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(receivers))]
 
 
-def _rank(
-    sender: Connection, folder: str, function: Callable[..., Any], rank: int, count: int, arguments: tuple[Any, ...]
-) -> None:
+def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arguments: tuple[Any, ...]) -> None:
     try:
+        for library in ("bitsandbytes", "DeepSpeed"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        module, _, function = name.partition(":")
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         import torch
         from torch import distributed
 
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         torch.set_num_threads(1)
         distributed.init_process_group(
             "gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=count
         )
         try:
-            _send(sender, worked=True, value=function(rank, count, *arguments))
+            _send(
+                sender, worked=True, value=getattr(importlib.import_module(module), function)(rank, count, *arguments)
+            )
         finally:
             distributed.destroy_process_group()
     except Exception:  # the parent raises it in its own words

@@ -6,17 +6,18 @@ import math
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.amp import GradScaler
 
-from engine.config import LoraSection, RunConfig
+from engine.config import LoraSection, RunConfig, TrainingSection
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges, stretch_positions
 from engine.models.catalogue import find_model
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.loading import load_model
-from engine.models.neftune import add_embedding_noise
-from engine.models.placement import Placement, choose_placement
+from engine.models.placement import choose_placement
+from engine.models.transforms import transform
 from engine.training.step import WholeSequenceStep
 from engine.verify.measure import relative_error
 from engine.verify.proof import Bench, demand, need_library
@@ -70,13 +71,14 @@ def _linear_bits(model: Any) -> float:
 
 def mixed_precision(bench: Bench) -> str:
     """Half-width activations over fp32 master weights; a scaled loss skips what overflows and goes on."""
-    placement = Placement(device=bench.device, precision="bf16", compute="bf16")
+    placement = choose_placement(bench.device.type, "bf16")
+    accelerator = Accelerator(cpu=not bench.on_gpu, mixed_precision=placement.mixed_precision)
     base = small_model(device=bench.device).to(placement.dtype)
     model = adapted(base)
     seen = set()
     handle = base.get_decoder().layers[1].register_forward_hook(lambda _m, _i, output: seen.add(_first(output).dtype))
-    autocast = lambda: torch.autocast(bench.device.type, placement.dtype)  # noqa: E731
-    WholeSequenceStep(model, recompute=False, autocast=autocast).run([random_tokens(200)], 1 / 199, Unbothered())
+    half_step = WholeSequenceStep(model, recompute=False, autocast=accelerator.autocast)
+    half_step.run([random_tokens(200)], 1 / 199, Unbothered())
     handle.remove()
     masters = {p.dtype for p in trainable(model).values()}
     demand(seen == {torch.bfloat16}, f"activations are {seen}")
@@ -173,8 +175,8 @@ def _key_width(model: Any) -> int:
 def neftune(bench: Bench) -> str:
     """The noise has the length that the paper gives, in training only."""
     alpha, length = 5.0, 512
-    model = small_model(device=bench.device)
-    add_embedding_noise(model, alpha, context=length)
+    model = adapted(small_model(device=bench.device))
+    transform(model, TrainingSection(neftune_alpha=alpha), length)
     ids = torch.as_tensor(random_tokens(length), device=bench.device)[None]
     embedding = model.get_input_embeddings()
     with torch.no_grad():

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 
-from engine.config import TrainingSection
 from engine.optim.lr_range import range_rates, range_test
 from engine.optim.optimizer_state import flatten_state
-from engine.optim.schedule import peak_rate
 from engine.verify.proof import Bench, demand, need_library
 from engine.verify.small import SmallRun, adapted, small_model
 
@@ -80,13 +78,14 @@ def polynomial_lr(bench: Bench) -> str:
     return f"{len(rates)} rates from {rates[0]:.1e} to {rates[-1]:.1e} within {worst:.0e} of torch's PolynomialLR"
 
 
-def lr_scaling(bench: Bench) -> str:  # noqa: ARG001
+def lr_scaling(bench: Bench) -> str:
     """Four times the tokens an update: twice the rate by the square-root rule, four times in proportion."""
-    rates = {
-        rule: peak_rate(TrainingSection(lr_scaling=rule, learning_rate=1e-4), 32_768)
-        for rule in ("none", "sqrt", "linear")
-    }
-    ratios = [rates[rule] / 1e-4 for rule in ("none", "sqrt", "linear")]
+
+    def first_rate(rule: str) -> float:
+        training = {"lr_scaling": rule, "learning_rate": 1e-4, "tokens_per_update": 32_768, "warmup_fraction": 0.0}
+        return float(SmallRun(bench.folder, bench.device, training=training).parts.schedule.get_last_lr()[0])
+
+    ratios = [first_rate(rule) / 1e-4 for rule in ("none", "sqrt", "linear")]
     demand(all(map(math.isclose, ratios, (1.0, 2.0, 4.0))), f"rates times {ratios}, expected 1, 2, 4")
     return "rate at 4 × 8,192 tokens an update: × 1 (none), × 2 (sqrt), × 4 (linear)"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import tempfile
 import time
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 from engine.errors import EliteError, one_line
 from engine.plan.optimizations import Optimization
@@ -39,10 +39,11 @@ def prove(row: Optimization, device: torch.device) -> Verdict:
 
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         bench = Bench(device=device, folder=Path(folder))
         rng = torch.get_rng_state()
         try:
+            # The number format of the first accelerator would hold for all that follow.
+            AcceleratorState._reset_state(reset_partial_state=True)
             torch.manual_seed(0)
             return verdict("passed", getattr(importlib.import_module(module), function)(bench))
         except UnavailableError as missing:
