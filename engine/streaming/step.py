@@ -64,6 +64,7 @@ class StreamedStep:
         plan: The layout.
         device: Where to compute.
         spill_directory: For `hidden_home="disk"`.
+        label_smoothing: Of the loss that gradients are taken of; `evaluate` has none.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -71,9 +72,16 @@ class StreamedStep:
     """
 
     def __init__(
-        self, model: nn.Module, plan: StreamPlan, *, device: torch.device, spill_directory: Path | None = None
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.plan, self.device, self.model = plan, device, model
+        self._label_smoothing = label_smoothing
         self.decoder = Decoder(model)
         self._streams = CopyStreams(device) if device.type == "cuda" else None
         layers = self.decoder.layers
@@ -284,7 +292,12 @@ class StreamedStep:
             else:
                 normed = self.decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(
-                    normed[0].detach(), labels, self.decoder.head, piece=self.plan.loss_piece, scale=scale
+                    normed[0].detach(),
+                    labels,
+                    self.decoder.head,
+                    piece=self.plan.loss_piece,
+                    scale=scale,
+                    label_smoothing=self._label_smoothing,
                 )
                 inputs = None if trains_norm else [x]
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)

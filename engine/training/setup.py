@@ -18,9 +18,12 @@ from engine.config import RunConfig
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
+from engine.hardware.tuning import tune_memory
+from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.placement import Placement, choose_placement
 from engine.plan.choice import Choice, choose_plan
+from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import Checkpoint, CheckpointDamagedError, CheckpointFolder, verify
 from engine.training.state import read_progress
@@ -59,7 +62,8 @@ def set_up(session: TrainingSession) -> Setup:
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
-    choice = _plan(session, spec)
+    choice = _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec))
+    refuse_conflicts(config, streamed=choice.plan.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
     placement = choose_placement(config.model.device, planned)
@@ -83,6 +87,8 @@ def set_up(session: TrainingSession) -> Setup:
     )
     _report_damage(session, resumed, damaged)
     _warn_of_long_context(session, spec, choice.context)
+    if config.training.memory_tuning:
+        tune_memory(placement.device)
     return Setup(
         spec=spec,
         placement=placement,
@@ -116,10 +122,16 @@ def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: in
             WarningRaised(
                 code="context-past-trained-length",
                 text=f"windows of {context:,} tokens are longer than the {spec.max_context:,} that {spec.name} was "
-                "trained with; its rotary positions are not rescaled",
+                f"trained with; {_positions(session, spec, context)}",
                 hint="compare held-out perplexity before and after; set a lower training.tier if it does not fall",
             )
         )
+
+
+def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
+    """What is done about it."""
+    factor = BaseChanges.of(session.config.model, spec, context).yarn_factor
+    return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
 
 
 def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:
