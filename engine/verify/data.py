@@ -46,7 +46,7 @@ def validation_split(bench: Bench) -> str:
     train = {str(f.path) for f in summary.files[: len(summary.files) - summary.held_out_files]}
     held = {str(f.path) for f in summary.files[len(summary.files) - summary.held_out_files :]}
     demand(bool(held) and not train & held and len(train | held) == 40, f"{len(train)} and {len(held)} files of 40")
-    text = _tokenizer().decode(np.concatenate([first.train[i] for i in range(len(first.train))]))
+    text = _tokenizer().decode(np.concatenate([window.ids for window in first.train]))
     leaked = [name for name in held if f"function_{name.rpartition('module')[2].removesuffix('.py')}_0(" in text]
     demand(not leaked, f"{len(leaked)} held-out files are in training windows")
     _repository(bench, "repo", {f"new/module{i}.py": _source(i) for i in range(100, 130)})
