@@ -112,7 +112,7 @@ def find_resumable(reference: str) -> RunDirectory:
     """The run that `--resume` means.
 
     Raises:
-        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE, RUN_ALREADY_COMPLETE or NOTHING_TO_RESUME.
+        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
     """
     from engine.runtime import run_index
     from engine.runtime.run_summary import ACTIVE
@@ -123,8 +123,6 @@ def find_resumable(reference: str) -> RunDirectory:
         raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
     if status == "completed":
         raise errors.RUN_ALREADY_COMPLETE(run=run.id)
-    if not any(run.checkpoints_path.glob("step-*")):
-        raise errors.NOTHING_TO_RESUME(run=run.id)
     return run
 
 

@@ -47,9 +47,9 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
-    """Bytes that a run writes: tokens, the adapter, its checkpoints (one more than is kept), journal and log."""
+    """Bytes that a run writes: tokens, adapter, checkpoints (those kept, the best, a new one), journal, log."""
     parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
-    checkpoints = (config.checkpoint.keep + 1) * _CHECKPOINT_BYTES * parameters
+    checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 

@@ -23,12 +23,24 @@ from engine.models.head import check_head
 from engine.models.loading import load_model, load_tokenizer
 from engine.optim.adamw import adamw
 from engine.optim.schedule import warmup_cosine
-from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.protocol import (
+    EvalCompleted,
+    LogLine,
+    PhaseChanged,
+    RecoveryTaken,
+    RunFinished,
+    StepProgress,
+    Stop,
+    WarningRaised,
+)
+from engine.streaming.decoder import FAMILIES as STREAMABLE
+from engine.training.layout import Ladder, Layout
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
 from engine.training.parts import Parts
+from engine.training.replanning import ClosableStep, ReplanningStep
 from engine.training.setup import Setup, device_name, set_up
-from engine.training.state import Progress, read_progress, restore
+from engine.training.state import Progress, restore
 from engine.training.step import TrainingStep, WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
 from engine.training.updates import count_updates, tokens_per_update
@@ -74,7 +86,7 @@ def _train(session: TrainingSession) -> None:
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
     model, accelerator = _build_model(session, setup)
 
-    step = _choose_step(session, setup, model, accelerator)
+    step = _choose_step(session, setup, model, accelerator, progress)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -87,7 +99,8 @@ def _train(session: TrainingSession) -> None:
 
     parts = _build_parts(setup, session, model, step, accelerator, dataset, progress, score)
     if setup.resumed:
-        restore(setup.resumed, model, parts.optimizer, parts.schedule, accelerator.scaler)
+        restore(setup.resumed, parts)
+        setup = dataclasses.replace(setup, resumed=None)  # as large as the optimiser's states: not kept twice
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
@@ -169,7 +182,7 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
     if setup.resumed is None:
         return Progress(total_steps=total_steps, data=data)
-    progress = read_progress(setup.resumed)
+    progress = setup.resumed.progress
     if progress.data != data:
         session.emit(
             WarningRaised(
@@ -210,11 +223,11 @@ def _build_parts(
 ) -> Parts:
     """The optimiser and its schedule, beside the way to compute a step."""
 
-    def score_now() -> str:
+    def score_now() -> float | None:
         try:
-            return f"held-out perplexity {score().perplexity:,.2f}"
+            return score().loss
         except StopRequestedError:
-            return "abandoned: the run is stopping"
+            return None
 
     training = session.config.training
     optimizer = adamw(trainable(model).values(), training)
@@ -232,16 +245,39 @@ def _build_parts(
     )
 
 
-def _choose_step(session: TrainingSession, setup: Setup, model: PeftModel, accelerator: Accelerator) -> TrainingStep:
-    """The way to compute a step. Every way gives the same gradient; the plan says which one fits."""
-    plan = setup.choice.plan.stream
-    if plan is not None:
-        detail = f"{setup.context:,} tokens in tiles of {plan.tile:,}"
-        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
-        return StreamedWindows(model, plan, device=setup.placement.device, spill_directory=session.run.path)
-    placement = setup.placement
+def _choose_step(
+    session: TrainingSession, setup: Setup, model: PeftModel, accelerator: Accelerator, progress: Progress
+) -> TrainingStep:
+    """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
+    placement, plan = setup.placement, setup.choice.plan.stream
     recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
-    return WholeSequenceStep(model, recompute=recompute, autocast=accelerator.autocast)
+    planned = Layout(stream=plan, recompute=plan is None and recompute)
+    layout = Layout.from_json(progress.layout) if progress.layout else planned
+    if layout.stream is not None:
+        detail = f"{setup.context:,} tokens in tiles of {layout.stream.tile:,}"
+        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
+
+    def build(layout: Layout) -> ClosableStep:
+        if layout.stream is None:
+            return WholeSequenceStep(model, recompute=layout.recompute, autocast=accelerator.autocast)
+        return StreamedWindows(model, layout.stream, device=placement.device, spill_directory=session.run.path)
+
+    def tell(what: str, why: str) -> None:
+        progress.layout = step.layout.as_json()
+        progress.recoveries.append(f"{what}: {why}")
+        session.emit(RecoveryTaken(what=what, why=why))
+
+    ladder = Ladder(
+        context=setup.context,
+        layers=setup.spec.layers,
+        quantised=placement.precision == "nf4",
+        on_gpu=placement.device.type == "cuda",
+        streamable=setup.spec.family in STREAMABLE and session.config.training.step != "whole",
+    )
+    if not session.config.recovery.enabled:
+        return build(layout)
+    step = ReplanningStep(model, layout, build=build, smaller=ladder.smaller, tell=tell)
+    return step
 
 
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:

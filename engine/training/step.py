@@ -92,6 +92,7 @@ class WholeSequenceStep:
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
+        self._base = base
         self.recompute = recompute
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -111,6 +112,11 @@ class WholeSequenceStep:
             loss_sum += loss.detach()
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        if self.recompute:
+            self._base.gradient_checkpointing_disable()
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""

@@ -45,3 +45,7 @@ class StreamedWindows:
             return self._step.evaluate(torch.as_tensor(window)).loss_sum
         finally:
             self._model.train(training)
+
+    def close(self) -> None:
+        """Frees all buffers and leaves the model as it was found."""
+        self._step.close()

@@ -12,7 +12,7 @@ from engine.models.adapter import attach_adapter, trainable
 from engine.optim.adamw import adamw
 from engine.optim.schedule import warmup_cosine
 from engine.runtime.run_directory import RunDirectory
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.parts import Parts
 from engine.training.state import Progress
 from engine.training.step import WholeSequenceStep
@@ -57,7 +57,7 @@ def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, 
         accelerator=accelerator,
         windows=windows,
         context=CONTEXT,
-        checkpoints=CheckpointFolder(session.run.checkpoints_path, session.config.checkpoint.keep),
-        evaluate=lambda: (scored.append(1) if scored is not None else None) or "scored",
+        checkpoints=CheckpointFolder(session.run.checkpoints_path, Retention(newest=session.config.checkpoint.keep)),
+        evaluate=lambda: (scored.append(1) if scored is not None else None) or 2.0,
     )
     return parts, Progress(total_steps=total)
