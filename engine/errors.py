@@ -238,7 +238,7 @@ RUN_ALREADY_COMPLETE = _declare(
 )
 RESUME_CHANGES_CONFIG = _declare(
     "resume-changes-config",
-    "--resume continues run {run} with its own configuration, and {fields} would change it",
+    "run {run} cannot go on with a changed configuration: {changes}",
     "leave these out, or start a new run without --resume",
 )
 NOTHING_TO_RESUME = _declare(

@@ -36,7 +36,7 @@ def check(config: RunConfig) -> RunConfig:
     if not config.data.repositories:
         raise errors.REPOSITORY_UNSET()
     spec = find_model(config.model.name)
-    config = _with_absolute_paths(config, spec)
+    config = with_absolute_paths(config)
     output = Path(config.output.directory)
     check_output(output)
     repositories = [Path(text) for text in config.data.repositories]
@@ -53,8 +53,13 @@ def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> 
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
-def _with_absolute_paths(config: RunConfig, spec: ModelSpec) -> RunConfig:
-    # The training process, and whoever repeats the run from its config.yaml, may have another current folder.
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration as a process with another current folder, or whoever repeats the run, can use it.
+
+    Raises:
+        EliteError: MODEL_*.
+    """
+    spec = find_model(config.model.name)
     repositories = [str(_absolute(text)) for text in config.data.repositories]
     name = str(spec.path.absolute()) if spec.path else config.model.name
     return msgspec.structs.replace(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.hardware.disk import read_disk
-from engine.protocol import LogLine, RecoveryTaken, Resume, Stop, WarningRaised
+from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
 
 if TYPE_CHECKING:
     from engine.errors import EliteError
     from engine.runtime.session import TrainingSession
     from engine.training.checkpoints import CheckpointFolder
 
-PAUSED = "paused-disk-full"
+PAUSED = f"{PAUSED_PREFIX}disk-full"
 """Code of the warning with which a run says that it waits."""
 
 _LOOK_SECONDS = 2.0
@@ -71,7 +71,7 @@ class DiskSpace:
                 self._session.acknowledge(command, accepted=going, text=text)
                 if going:
                     break
-        self._session.emit(LogLine(level="info", text="the disk has room again"))
+        self._session.emit(RecoveryTaken(what="went on: the disk has room again", why=error.message))
 
     def _free(self) -> int:
         try:

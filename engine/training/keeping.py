@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from engine import errors
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
 from engine.training.checkpoints import SavedCheckpoint, verify
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 KEEP_STEPS = 10
 KEEP_SECONDS = 600.0
 """A snapshot is taken after this many updates or seconds, whichever comes first."""
+
+
+_JOURNAL_BYTES = 1 << 20
 
 
 class Keeper:
@@ -119,6 +123,18 @@ class Keeper:
         if self._saver.last is None or self._saver.last.step < self.snapshot.progress.step:
             self._write(self.snapshot, None, wait=True)
         return self._saver.last
+
+    def await_journal(self) -> None:
+        """Waits while the disk has no room even for events.
+
+        Raises:
+            EliteError: OUTPUT_FULL, without recovery or at a Stop.
+        """
+        if self._session.journal_waits:
+            error = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its journal")
+            if not self._recovers:
+                raise error
+            self._space.wait(_JOURNAL_BYTES, error)
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -75,7 +75,12 @@ class Recovery:
         self._host_memory()
 
     def between_steps(self) -> None:
-        """Looks after the machine where a smaller step costs nothing but its buffers."""
+        """Looks after the machine where a smaller step costs nothing but its buffers, and a pause nothing at all.
+
+        Raises:
+            EliteError: OUTPUT_FULL.
+        """
+        self._keeper.await_journal()
         try:
             self.watch()
         except HostMemoryLowError as error:

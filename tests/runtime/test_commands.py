@@ -107,11 +107,15 @@ def test_an_interrupt_stops_with_a_checkpoint_and_resume_goes_on(options, tmp_pa
     assert run.status() == "stopped"
     assert list(run.checkpoints_path.iterdir())
 
-    refused = engine("train", "--resume", run.id, "--epochs", "7")
+    seed, keep = ("--set", "training.seed=7"), ("--set", "checkpoint.keep=7")
+    refused = engine("train", "--resume", run.id, *seed, *keep)
     assert refused.returncode == 2
-    assert "training.epochs" in refused.stderr
-    done = engine("train", "--resume", "--max-steps", "60", "--json")
+    assert "training.seed 0 → 7" in refused.stderr
+    assert "checkpoint.keep" not in refused.stderr
+    done = engine("train", "--resume", "--max-steps", "60", "--json", *keep)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["changed  checkpoint.keep 2 → 7"]
+    assert run.load_config().checkpoint.keep == 7
     assert decode_event(done.stdout.splitlines()[0]).kind == "PhaseChanged"
     again = engine("train", "--resume", run.id)
     assert again.returncode == 2

@@ -10,6 +10,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.mounts import needs_mount, run_mounted
 
 from engine.protocol import LogLine, StepProgress
 from engine.runtime.journal import JournalReader, JournalWriter, next_seq, read_ends
@@ -181,3 +182,33 @@ def test_a_write_that_fails_leaves_no_half_line(path):
     assert run_alone(APPEND_TO_FULL_DISK, path, size + 20) == os.strerror(errno.EFBIG)
     assert path.stat().st_size == size
     assert write(path, "b")[0].seq == 1
+
+
+ON_A_FULL_DISK = """
+import shutil, sys
+from pathlib import Path
+from engine.protocol import LogLine
+from engine.runtime.journal import JournalReader, JournalWriter
+
+mount = Path(sys.argv[1])
+writer = JournalWriter(mount / "events.jsonl", "run")
+writer.append(LogLine(level="info", text="first"))
+(mount / "ballast").write_bytes(b"x" * (shutil.disk_usage(mount).free))
+for number in range(300):
+    writer.append(LogLine(level="info", text=f"{number} " + 40 * "x"))
+assert writer.waits
+written = JournalReader(mount / "events.jsonl").poll()
+assert [e.seq for e in written] == list(range(len(written))) and len(written) < 301
+(mount / "ballast").unlink()
+writer.append(LogLine(level="info", text="last"))
+assert not writer.waits
+writer.close()
+reader = JournalReader(mount / "events.jsonl")
+assert [e.seq for e in reader.poll()] == list(range(302)) and reader.damaged == 0
+print("complete")
+"""
+
+
+@needs_mount
+def test_on_a_full_disk_events_wait_in_order_for_room(tmp_path):
+    assert run_mounted(ON_A_FULL_DISK, tmp_path, "200k").splitlines()[-1] == "complete"

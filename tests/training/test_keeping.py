@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.mounts import needs_mount, run_mounted
 from support.runs import build, new_session
 from torch.optim.swa_utils import AveragedModel
 
@@ -253,7 +251,6 @@ def test_periodic_checkpoints_are_complete_when_the_run_ends(tmp_path):
 FULL_DISK = """
 import shutil, sys, threading, time
 from pathlib import Path
-sys.path.insert(0, "tests")
 from support.runs import build, new_session
 from engine.protocol import WarningRaised, RecoveryTaken, StepCompleted, CheckpointSaved
 from engine.training.loop import fit
@@ -286,27 +283,9 @@ print("last", verify(mount / "run" / session.of(CheckpointSaved)[-1].path).about
 """
 
 
-def can_mount():
-    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    return probe.returncode == 0
-
-
-@pytest.mark.skipif(shutil.which("unshare") is None or not can_mount(), reason="needs a mount namespace of its own")
+@needs_mount
 def test_a_full_disk_prunes_pauses_and_goes_on_when_there_is_room(tmp_path):
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = f'mount -t tmpfs -o size=6m none {mount} && exec {sys.executable} -c "$SCRIPT" {mount}'
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", command],
-        cwd=ROOT,
-        env={**os.environ, "SCRIPT": FULL_DISK, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    lines = run_mounted(FULL_DISK, tmp_path, "6m").splitlines()
     assert lines[0] == "paused paused-disk-full True"
     assert lines[-3].split()[0] == "completed"
     assert lines[-3].split()[1] == lines[-3].split()[2] == lines[-1].split()[1]
