@@ -27,23 +27,24 @@ from engine.protocol import (
     EvalCompleted,
     LogLine,
     PhaseChanged,
-    RecoveryTaken,
     RunFinished,
     StepProgress,
     Stop,
     WarningRaised,
 )
-from engine.streaming.decoder import FAMILIES as STREAMABLE
-from engine.training.layout import Ladder, Layout
+from engine.training import in_step
+from engine.training.in_step import InStepStore
+from engine.training.layout import Layout
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
 from engine.training.parts import Parts
-from engine.training.replanning import ClosableStep, ReplanningStep
+from engine.training.replanning import ClosableStep
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, restore
 from engine.training.step import TrainingStep, WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
 from engine.training.updates import count_updates, tokens_per_update
+from engine.training.ways import replanning_step
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -104,6 +105,8 @@ def _train(session: TrainingSession) -> None:
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
+    if status == "completed":
+        in_step.clear(session.run.path / in_step.FOLDER)
 
     after = None
     if status == "completed":
@@ -250,34 +253,19 @@ def _choose_step(
 ) -> TrainingStep:
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
     placement, plan = setup.placement, setup.choice.plan.stream
-    recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
-    planned = Layout(stream=plan, recompute=plan is None and recompute)
-    layout = Layout.from_json(progress.layout) if progress.layout else planned
-    if layout.stream is not None:
-        detail = f"{setup.context:,} tokens in tiles of {layout.stream.tile:,}"
-        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
+    recompute = plan is None and should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
+    store = InStepStore(session.run.path / in_step.FOLDER, session.config.checkpoint.every_minutes * 60, session.emit)
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is None:
             return WholeSequenceStep(model, recompute=layout.recompute, autocast=accelerator.autocast)
-        return StreamedWindows(model, layout.stream, device=placement.device, spill_directory=session.run.path)
+        detail = f"{setup.context:,} tokens in tiles of {layout.stream.tile:,}"
+        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
+        device, folder = placement.device, session.run.path
+        return StreamedWindows(model, layout.stream, device=device, spill_directory=folder, store=store)
 
-    def tell(what: str, why: str) -> None:
-        progress.layout = step.layout.as_json()
-        progress.recoveries.append(f"{what}: {why}")
-        session.emit(RecoveryTaken(what=what, why=why))
-
-    ladder = Ladder(
-        context=setup.context,
-        layers=setup.spec.layers,
-        quantised=placement.precision == "nf4",
-        on_gpu=placement.device.type == "cuda",
-        streamable=setup.spec.family in STREAMABLE and session.config.training.step != "whole",
-    )
-    if not session.config.recovery.enabled:
-        return build(layout)
-    step = ReplanningStep(model, layout, build=build, smaller=ladder.smaller, tell=tell)
-    return step
+    planned = Layout(stream=plan, recompute=recompute)
+    return replanning_step(session, setup, model, progress, planned, build)
 
 
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
