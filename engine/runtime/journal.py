@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 from engine.protocol import (
@@ -43,8 +45,21 @@ _MOST_WAITING = 10_000
 """Lines that wait in memory for room on a full disk, at most."""
 
 
+_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+
+
+def seal_line(line: bytes) -> bytes:
+    """An event's line with a checksum (CRC-32) as its last field: a flipped bit of a number would look like another."""
+    return b'%b,"crc":"%08x"}' % (line[:-1], zlib.crc32(line))
+
+
 def decode_line(line: bytes) -> Envelope | None:
-    """The envelope on one line, or None where the line is damaged or of a newer schema."""
+    """The envelope on one line, or None where the line is damaged or of a newer schema. The checksum may be missing."""
+    seal = _SEAL.search(line)
+    if seal is not None:
+        line = line[: seal.start()] + b"}"
+        if zlib.crc32(line) != int(seal[1], 16):
+            return None
     try:
         return decode_event(line)
     except ProtocolError:
@@ -108,7 +123,7 @@ class JournalWriter:
     def _append(self, event: Event) -> Envelope:
         envelope = Envelope(run=self._run, seq=self._seq, time=time.time(), event=event)
         if self._is_due(event):
-            self._waiting.append(encode_event(envelope).encode() + b"\n")
+            self._waiting.append(seal_line(encode_event(envelope).encode()) + b"\n")
             self._write_waiting()
             if isinstance(event, _DURABLE):
                 _sync(self._fd)
