@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from engine import errors
 from engine.hardware.disk import read_disk
 from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.errors import EliteError
     from engine.runtime.session import TrainingSession
     from engine.training.checkpoints import CheckpointFolder
@@ -17,6 +21,10 @@ PAUSED = f"{PAUSED_PREFIX}disk-full"
 
 _LOOK_SECONDS = 2.0
 _MARGIN = 1.2
+
+
+_RESULT_BYTES = 16 << 20
+"""Looked for before a result is written again; it may be larger, and then fails once more."""
 
 
 class DiskSpace:
@@ -29,6 +37,25 @@ class DiskSpace:
 
     def __init__(self, session: TrainingSession, folder: CheckpointFolder) -> None:
         self._session, self._folder = session, folder
+
+    def until_written(self, write: Callable[[], None]) -> None:
+        """Writes something that the run must not end without, as often as it takes until there is room for it.
+
+        Raises:
+            EliteError: OUTPUT_FULL, at a Stop, or where the run does not recover by itself.
+        """
+        while True:
+            try:
+                write()
+            except Exception as error:
+                if not _found_no_room(error):
+                    raise
+                told = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its result")
+                if not self._session.config.recovery.enabled:
+                    raise told from error
+                self.make(_RESULT_BYTES, told)
+            else:
+                return
 
     def make(self, needed: int, error: EliteError) -> None:
         """Returns when there may be room for `needed` bytes.
@@ -78,3 +105,8 @@ class DiskSpace:
             return read_disk(self._folder.path).free
         except OSError:
             return 0
+
+
+def _found_no_room(error: Exception) -> bool:
+    # safetensors and tokenizers write files themselves, and have the system's error in their message only.
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

@@ -33,6 +33,7 @@ from engine.protocol import (
     WarningRaised,
 )
 from engine.training import in_step
+from engine.training.disk_space import DiskSpace
 from engine.training.in_step import InStepStore
 from engine.training.layout import Layout
 from engine.training.loop import PROGRESS_SECONDS, fit
@@ -117,7 +118,8 @@ def _train(session: TrainingSession) -> None:
             status = "stopped"
 
     _enter(session, "saving")
-    save_adapter(model, session.run.adapter_path, tokenizer)
+    space = DiskSpace(session, setup.checkpoints)
+    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -144,7 +146,7 @@ def _train(session: TrainingSession) -> None:
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
-    write_report(session.run.report_path, report)
+    space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
