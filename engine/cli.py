@@ -27,6 +27,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "bench",
     "optimizations",
     "verify",
+    "doctor",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 
