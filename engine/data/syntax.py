@@ -30,7 +30,7 @@ _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outline:
     """What the text of a file tells."""
 
