@@ -27,6 +27,8 @@ COMMAND_MODULES: tuple[str, ...] = (
     "bench",
     "optimizations",
     "verify",
+    "ablate",
+    "lr_range",
     "doctor",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
