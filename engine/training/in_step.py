@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -161,7 +160,8 @@ def fingerprint(model: torch.nn.Module, windows: Sequence[Window], scale: float)
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for window in windows:
-        digest.update(np.asarray(window).tobytes())
+        digest.update(window.ids.tobytes())
+        digest.update(repr(window.starts).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from engine.evaluation.perplexity import perplexity
-from engine.protocol import StepCompleted, StepProgress, Stop
+from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
 from engine.training.commands import Actions, obey
 from engine.training.keeping import Keeper
 from engine.training.memory import memory_figures
@@ -55,7 +55,7 @@ def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Kee
         if stop is None:
             monitor = _Monitor(session, progress.step + 1, recovery.watch)
             try:
-                done = take_optimizer_step(parts, training, progress, updates[progress.step], monitor)
+                done = take_optimizer_step(parts, progress, updates[progress.step], monitor)
             except StepAbandonedError:
                 stop = obey(session, actions) or Stop(id="")
             except Exception as error:
@@ -72,6 +72,9 @@ def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Kee
         session.emit(_completed(parts, progress, done, pace))
         keeper.keep_if_due()
         keeper.save_if_due(_score_if_due(parts, progress, training.evaluate_every))
+        if (reason := parts.early_end()) is not None:
+            session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
+            break
         recovery.between_steps()
     keeper.save_now()
     return "completed"

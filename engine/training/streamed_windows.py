@@ -34,10 +34,13 @@ class StreamedWindows:
         *,
         device: torch.device,
         spill_directory: Path,
+        label_smoothing: float = 0.0,
         store: InStepStore | None = None,
     ) -> None:
         self._model, self._store = model, store
-        self._step = StreamedStep(model, plan, device=device, spill_directory=spill_directory)
+        self._step = StreamedStep(
+            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+        )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
@@ -63,8 +66,9 @@ class StreamedWindows:
         try:
             for number in range(first, len(windows)):
                 outcome = self._step.run(
-                    torch.as_tensor(windows[number]),
+                    torch.as_tensor(windows[number].ids),
                     scale=scale,
+                    document_starts=windows[number].starts,
                     progress=report,
                     cancelled=cancelled,
                     boundary=None if store is None else functools.partial(keep, number, loss_sum),
@@ -80,7 +84,7 @@ class StreamedWindows:
         training = self._model.training
         self._model.eval()
         try:
-            return self._step.evaluate(torch.as_tensor(window)).loss_sum
+            return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
         finally:
             self._model.train(training)
 
