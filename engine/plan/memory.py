@@ -1,16 +1,18 @@
 """The memory ledger: where every byte of a step goes, as named parts with their formulas.
 
-Pure arithmetic. A part's `bytes` is what its formula says, and a place's peak is the sum of its parts.
-Constants that were estimated, not derived, are named here; `engine probe` measures a plan against its ledger.
+Pure arithmetic. A part's `bytes` is what its formula says, and a place's peak is the sum of its parts. What is held all
+the time is counted once; of what comes and goes, the moment that holds the most (engine.plan.activations). Constants
+that were measured, not derived, are named here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from engine.models.spec import ModelSpec
+from engine.plan.activations import Moment, tile_moments, window_moments
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -19,7 +21,7 @@ BaseWeights = Literal["resident", "nf4", "streamed"]
 
 MIB = 1024**2
 CUDA_CONTEXT = 512 * MIB
-"CUDA context, kernels and cuBLAS workspaces. Estimate: 300 to 600 MiB by card and driver."
+"CUDA context and loaded kernels, outside the allocator. Estimate: 300 to 600 MiB by card and driver."
 HOST_PROCESS = 3072 * MIB
 "Python, torch and the CUDA libraries. Estimate."
 HOST_PROCESS_CPU = 1024 * MIB
@@ -28,10 +30,14 @@ ALLOCATOR_SLACK = 0.04
 "Share of everything allocated that the caching allocator loses to rounding and fragmentation. Estimate."
 NF4_BITS = 4.127
 "4 bits, and one 8-bit scale for 64 weights with its own second-level scale (QLoRA, arXiv 2305.14314)."
-LORA_BYTES = 18
-"A parameter of the adapter: fp32 value, gradient and two Adam states, and a 16-bit copy to compute with."
+LORA_BYTES = 16
+"A parameter of the adapter: fp32 value, gradient and two Adam states."
+ROTARY_CACHE = 128 * MIB
+"Rotary tables of all tiles are kept if they fit in this (engine.streaming.positions)."
 CHECKPOINTS_KEPT = 3
 "Two kept, one being written."
+WINDOW_PIECE = 1024
+"Tokens whose logits exist at once where a window is computed whole (engine.models.head)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,85 +56,78 @@ class Ledger:
     """All parts of one plan."""
 
     parts: tuple[Part, ...]
+    phases: tuple[tuple[str, int], ...] = ()
+    "Bytes on the compute device that each phase reaches; the parts are those of the highest."
 
     def peak(self, where: Place) -> int:
         """Sum of the parts in one place, in bytes."""
         return sum(part.bytes for part in self.parts if part.where == where)
 
 
-def whole_sequence_ledger(work: Workload, weights: BaseWeights, loss_piece: int = 1024) -> Ledger:
-    """The ordinary path: one window at once, each layer's input kept, the rest computed again (checkpointing).
+def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bool = True) -> Ledger:
+    """The ordinary path: one window at once.
 
-    The head still runs in pieces of `loss_piece` tokens.
+    Args:
+        work: Model and window.
+        weights: Storage of the base weights.
+        recompute: Whether only each layer's input is kept, and the rest computed again (gradient checkpointing).
     """
     device: Place = "gpu" if work.on_gpu else "host"
-    spec, n = work.spec, work.context
-    kept = (spec.layers + 1) * n * spec.hidden_size * work.element
-    activations = n * _activation_bytes(work)
+    n, element = work.context, work.element
+    tables = 2 * n * work.spec.head_dim * element
+    copies = work.lora_parameters * element if element < 4 else 0
     parts = [
         *_fixed_parts(work, device),
-        *_weight_parts(work, weights, device),
+        *_weight_parts(work, weights, device, largest_only=True),
         Part(
-            name="layer inputs kept for the backward pass",
+            name="LoRA weights, 16-bit copies",
             where=device,
-            bytes=kept,
-            formula=f"({spec.layers} layers + 1) × {n:,} tokens × {spec.hidden_size:,} × {work.element} B",
+            bytes=copies,
+            formula=f"{work.lora_parameters:,} parameters × {element} B, made by autocast",
         ),
         Part(
-            name="activations of one layer",
+            name="rotary tables",
             where=device,
-            bytes=activations,
-            formula=f"{n:,} tokens × {_activation_bytes(work):,} B ({_ACTIVATIONS})",
+            bytes=tables,
+            formula=f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
         ),
-        _head_part(work, loss_piece, activations, device),
     ]
-    return _close(parts, device)
+    return _close(parts, device, window_moments(work, recompute=recompute), work, n, 0, min(WINDOW_PIECE, n))
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     """The streamed step, layer-major, with every choice of `plan`."""
     device: Place = "gpu" if work.on_gpu else "host"
-    spec, n = work.spec, work.context
+    n = work.context
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
-    activations = tile * _activation_bytes(work)
-    attention = _block_temporaries(work, key_block)
-    # Per token in flight: hidden states in and out, gradient in and out, stashed attention output; two buffers each.
-    in_flight = 2 * tile * (4 * spec.hidden_size + work.query_width) * work.element
     parts = [
         *_fixed_parts(work, device),
-        *_weight_parts(work, plan.weights, device),
+        *_weight_parts(work, plan.weights, device, largest_only=False),
+        *_factor_parts(work, device),
         *_key_value_parts(work, plan, key_block, device),
-        Part(
-            name="one key block's temporaries in attention",
-            where=device,
-            bytes=attention,
-            formula=f"{key_block:,} keys × {_block_formula(work)}",
-        ),
-        Part(
-            name="one tile's activations through one layer",
-            where=device,
-            bytes=activations,
-            formula=f"{tile:,} tokens × {_activation_bytes(work):,} B ({_ACTIVATIONS})",
-        ),
-        _head_part(work, plan.loss_piece, activations + attention, device),
-        Part(
-            name="tiles in flight between the homes",
-            where=device,
-            bytes=in_flight,
-            formula=f"2 buffers × {tile:,} tokens × "
-            f"(4 × {spec.hidden_size:,} + {work.query_width:,}) × {work.element} B",
-        ),
+        *_slot_parts(work, plan, tile, device),
         *_home_parts(work, plan, tile),
     ]
-    return _close(parts, device)
+    # A tile's own keys come first, then blocks from the beginning: two that follow one another are held together.
+    first = min(key_block, n - tile)
+    second = min(key_block, n - tile - first)
+    keys = first + max(tile, second)
+    piece = min(plan.loss_piece, n)
+    return _close(parts, device, tile_moments(work, stash=plan.stash), work, tile, keys, piece)
 
 
-# --- the parts ---------------------------------------------------------------------------------------------
+# --- held all the time ---------------------------------------------------------------------------------------
 
 
 def _fixed_parts(work: Workload, device: Place) -> Iterator[Part]:
     if work.on_gpu:
         yield Part(name="CUDA context and libraries", where="gpu", bytes=CUDA_CONTEXT, formula="512 MiB, estimated")
+        yield Part(
+            name="matrix library's workspaces",
+            where="gpu",
+            bytes=work.workspaces,
+            formula=f"2 threads × {work.workspaces // 2:,} B",
+        )
     process = HOST_PROCESS if work.on_gpu else HOST_PROCESS_CPU
     yield Part(
         name="the training process itself", where="host", bytes=process, formula=f"{process // MIB} MiB, estimated"
@@ -150,11 +149,12 @@ def _fixed_parts(work: Workload, device: Place) -> Iterator[Part]:
         name="LoRA weights, gradients and Adam states",
         where=device,
         bytes=LORA_BYTES * work.lora_parameters,
-        formula=f"{work.lora_parameters:,} parameters × {LORA_BYTES} B (4 + 4 + 8, and 2 for the 16-bit copy)",
+        formula=f"{work.lora_parameters:,} parameters × {LORA_BYTES} B (4 + 4 + 8)",
     )
 
 
-def _weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Part]:
+def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, largest_only: bool) -> Iterator[Part]:
+    """`largest_only`: 4-bit matrices are unpacked one at a time, instead of a layer at a time."""
     spec, element = work.spec, work.element
     outside = spec.parameters - spec.layers * spec.layer_parameters
     yield Part(
@@ -173,12 +173,12 @@ def _weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterat
             bytes=round(quantised * NF4_BITS / 8) + rest * element,
             formula=f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} in norms × {element} B",
         )
-        largest = max(linear.parameters for linear in spec.linears)
+        unpacked = max(linear.parameters for linear in spec.linears) if largest_only else spec.linear_parameters
         yield Part(
-            name="the largest matrix, unpacked to compute with",
+            name="the largest matrix, unpacked" if largest_only else "one layer's matrices, unpacked",
             where=device,
-            bytes=largest * element,
-            formula=f"{largest:,} weights × {element} B",
+            bytes=unpacked * element,
+            formula=f"{unpacked:,} weights × {element} B",
         )
     elif weights == "streamed":
         yield Part(
@@ -202,6 +202,17 @@ def _weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterat
         )
 
 
+def _factor_parts(work: Workload, device: Place) -> Iterator[Part]:
+    """One layer's adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
+    one_layer, each = work.lora_parameters // work.spec.layers, 4
+    yield Part(
+        name="one layer's adapters, ready to multiply",
+        where=device,
+        bytes=one_layer * each,
+        formula=f"{one_layer:,} parameters × {each} B",
+    )
+
+
 def _key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Part]:
     n, width, element = work.context, work.key_width, work.element
     shape = f"{n:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
@@ -222,14 +233,35 @@ def _key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: P
         )
 
 
+def _slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Part]:
+    """Where tiles arrive on the device, and what stays there for each position."""
+    spec, element = work.spec, work.element
+    stored = _stored_bytes(work, plan) * spec.hidden_size
+    stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
+    a_token = round(stored) + spec.hidden_size * element + stashed
+    yield Part(
+        name="tiles in flight between the homes",
+        where=device,
+        bytes=2 * tile * a_token,
+        formula=f"2 buffers × {tile:,} tokens × {a_token:,} B (hidden states, gradients, stash)",
+    )
+    tables = 2 * spec.head_dim * element
+    kept = work.context if tables * work.context <= ROTARY_CACHE else tile
+    yield Part(name="rotary tables", where=device, bytes=tables * kept, formula=f"{kept:,} tokens × {tables} B")
+
+
+def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
+    """Of one stored value of hidden states. Quantised ones carry one fp32 scale for a block of 64."""
+    return work.element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
+
+
 def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
     """Hidden states, gradient stream and stash, wherever they live between the passes."""
     spec, n, element = work.spec, work.context, work.element
     home: Place = plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host"
     every = plan.checkpoint_every
     kept = stored_layers(spec.layers, every)
-    # Quantised activations carry one fp32 scale for a block of 64.
-    per_value = element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
+    per_value = _stored_bytes(work, plan)
     counted = f"{spec.layers} layers" if every == 1 else f"⌈{spec.layers} / {every}⌉ + {every} - 1 layers"
     yield Part(
         name="hidden states",
@@ -259,13 +291,23 @@ def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
                 formula=f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
             )
     if home == "disk":
-        staged = 4 * tile * (spec.hidden_size + work.query_width) * element
-        yield Part(
-            name="tiles on their way to and from the disk",
-            where="host",
-            bytes=staged,
-            formula=f"4 × {tile:,} tokens × ({spec.hidden_size:,} + {work.query_width:,}) × {element} B",
-        )
+        yield _staging_part(work, plan, tile)
+
+
+def _staging_part(work: Workload, plan: StreamPlan, tile: int) -> Part:
+    """Each file has four tiles of its own on the host: two being read, two being written."""
+    spec, element = work.spec, work.element
+    hidden = stored_layers(spec.layers, plan.checkpoint_every) * _stored_bytes(work, plan) * spec.hidden_size
+    a_token = round(hidden) + spec.hidden_size * element
+    if plan.stash:
+        keys = 2 * work.key_width * element if stashes_keys_values(spec) else 0
+        a_token += spec.layers * (work.query_width * element + 4 * spec.heads + keys)
+    return Part(
+        name="tiles on their way to and from the disk",
+        where="host",
+        bytes=4 * tile * a_token,
+        formula=f"4 × {tile:,} tokens × {a_token:,} B (a row of every file)",
+    )
 
 
 def stashes_keys_values(spec: ModelSpec) -> bool:
@@ -281,59 +323,61 @@ def stored_layers(layers: int, every: int) -> int:
     return -(-layers // every) + min(every, layers) - 1
 
 
-_ACTIVATIONS = "residual stream, norms, queries, keys, values, MLP, and their gradients"
+# --- what comes and goes -------------------------------------------------------------------------------------
 
 
-def _activation_bytes(work: Workload) -> int:
-    """Bytes a token that one decoder layer holds at the peak of its backward pass, with 16-bit adapters.
-
-    Residual stream: layer input and the sum after attention, and for each of two norms its output and the fp32 copy
-    that RMSNorm computes with: (2 + 2) values + 2 · 4 B. Attention: queries before and after RoPE, the output, and the
-    gradients of output and queries: 5 values, + 4 B for the fp32 sum of query gradients; keys and values before and
-    after RoPE: 4 values. MLP: gate, up, activation and their product, and three gradients of that width.
-    """
-    e, spec = work.element, work.spec
-    residual = spec.hidden_size * (4 * e + 8)
-    attention = work.query_width * (5 * e + 4) + work.key_width * 4 * e
-    mlp = spec.intermediate_size * e * (7 if spec.gated_mlp else 4)
-    return residual + attention + mlp
-
-
-def _block_temporaries(work: Workload, key_block: int) -> int:
-    """Gradients of one block's keys and values for each query head, their sums; copies of K and V where needed."""
-    width = work.query_width if work.grouped_heads else 2 * work.query_width
-    return 2 * key_block * (width + work.key_width) * work.element
-
-
-def _block_formula(work: Workload) -> str:
-    copies = "" if work.grouped_heads else "2 × "
-    return f"2 × ({copies}{work.query_width:,} + {work.key_width:,}) × {work.element} B"
-
-
-def _head_part(work: Workload, loss_piece: int, reused: int, device: Place) -> Part:
-    """The head runs when no layer does, so it only adds what exceeds the memory that the layers' work leaves free."""
-    piece = min(loss_piece, work.context)
-    per_logit = 2 * work.element + 8
-    needed = piece * work.spec.vocab_size * per_logit
-    return Part(
-        name="the head's pieces, beyond the layers' working space",
-        where=device,
-        bytes=max(0, needed - reused),
-        formula=f"{piece:,} tokens × {work.spec.vocab_size:,} × {per_logit} B of logits and probabilities "
-        f"− {reused:,} B",
+def _close(
+    parts: list[Part],
+    device: Place,
+    moments: Sequence[Moment],
+    work: Workload,
+    tokens: int,
+    keys: int,
+    piece: int,
+) -> Ledger:
+    """Adds the highest moment, and the allocator's slack on all that the allocator gives out."""
+    logits = piece * work.spec.vocab_size
+    sizes = [moment.bytes(tokens, keys, logits) for moment in moments]
+    highest = moments[sizes.index(max(sizes))]
+    parts += _moment_parts(highest, device, work, tokens, keys, piece)
+    own = sum(part.bytes for part in parts if part.where == device and part.name not in _NOT_ALLOCATED)
+    parts.append(
+        Part(
+            name="allocator slack",
+            where=device,
+            bytes=round(ALLOCATOR_SLACK * own),
+            formula=f"{ALLOCATOR_SLACK:.0%} of {own:,} B, measured",
+        )
     )
+    held = own - max(sizes)
+    phases: dict[str, int] = {}
+    for moment, size in zip(moments, sizes, strict=True):
+        phases[moment.phase] = max(phases.get(moment.phase, 0), held + size)
+    return Ledger(parts=tuple(part for part in parts if part.bytes), phases=tuple(phases.items()))
 
 
-def _close(parts: list[Part], device: Place) -> Ledger:
-    """Adds the allocator's slack on everything but the CUDA context and the process, which are not its."""
-    own = sum(part.bytes for part in parts if part.where == device and part.bytes and part.name not in _NOT_ALLOCATED)
-    slack = Part(
-        name="allocator slack",
+def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, keys: int, piece: int) -> Iterator[Part]:
+    when = f"{moment.phase} pass, {moment.at}" if moment.phase != "loss" else "loss"
+    parts = " + ".join(f"{name} {size:,}" for name, size in moment.token if size)
+    yield Part(
+        name=f"activations at the peak ({when})",
         where=device,
-        bytes=round(ALLOCATOR_SLACK * own),
-        formula=f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
+        bytes=tokens * moment.token_bytes,
+        formula=f"{tokens:,} tokens × ({parts}) B",
     )
-    return Ledger(parts=tuple(part for part in (*parts, slack) if part.bytes))
+    parts = " + ".join(f"{name} {size:,}" for name, size in moment.key if size)
+    yield Part(
+        name="key blocks' gradients at the peak",
+        where=device,
+        bytes=keys * moment.key_bytes,
+        formula=f"{keys:,} keys of two blocks × ({parts}) B",
+    )
+    yield Part(
+        name="logits at the peak",
+        where=device,
+        bytes=piece * work.spec.vocab_size * moment.logit,
+        formula=f"{piece:,} tokens × {work.spec.vocab_size:,} × {moment.logit} B",
+    )
 
 
 _NOT_ALLOCATED = ("CUDA context and libraries", "the training process itself")
