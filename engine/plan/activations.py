@@ -237,7 +237,7 @@ def _kept_for_loss(w: _Widths, *, recompute: bool) -> Held:
 
 
 def _adapter_inputs(w: _Widths) -> Held:
-    """PEFT casts each adapter's input to fp32, autocast back: the adapters keep 16-bit copies. In fp32 none are made."""
+    """PEFT casts each adapter's input to fp32, autocast casts it back: a 16-bit copy is kept. In fp32 none is made."""
     projections = sum(linear.inputs == w.spec.hidden_size for linear in w.spec.linears)
     if w.wide == 1:
         return (("normed inputs", (1 if w.one_norm else 2) * w.hidden), ("adapters", len(w.spec.linears) * w.inner))

@@ -7,12 +7,13 @@ that were measured, not derived, are named here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from engine.models.spec import ModelSpec
-from engine.plan.activations import Moment, tile_moments, window_moments
+from engine.plan.activations import Held, Moment, tile_moments, window_moments
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -52,16 +53,33 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Line:
+    """A part whose formula is put into words only when somebody reads it: a planner compares thousands."""
+
+    name: str
+    where: Place
+    bytes: int
+    words: Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ledger:
     """All parts of one plan."""
 
-    parts: tuple[Part, ...]
+    lines: tuple[Line, ...]
     phases: tuple[tuple[str, int], ...] = ()
     "Bytes on the compute device that each phase reaches; the parts are those of the highest."
 
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every line, with its formula."""
+        return tuple(
+            Part(name=line.name, where=line.where, bytes=line.bytes, formula=line.words()) for line in self.lines
+        )
+
     def peak(self, where: Place) -> int:
         """Sum of the parts in one place, in bytes."""
-        return sum(part.bytes for part in self.parts if part.where == where)
+        return sum(line.bytes for line in self.lines if line.where == where)
 
 
 def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bool = True) -> Ledger:
@@ -79,17 +97,17 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     parts = [
         *_fixed_parts(work, device),
         *_weight_parts(work, weights, device, largest_only=True),
-        Part(
+        Line(
             name="LoRA weights, 16-bit copies",
             where=device,
             bytes=copies,
-            formula=f"{work.lora_parameters:,} parameters × {element} B, made by autocast",
+            words=lambda: f"{work.lora_parameters:,} parameters × {element} B, made by autocast",
         ),
-        Part(
+        Line(
             name="rotary tables",
             where=device,
             bytes=tables,
-            formula=f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
+            words=lambda: f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
         ),
     ]
     return _close(parts, device, window_moments(work, recompute=recompute), work, n, 0, min(WINDOW_PIECE, n))
@@ -119,135 +137,140 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
 # --- held all the time ---------------------------------------------------------------------------------------
 
 
-def _fixed_parts(work: Workload, device: Place) -> Iterator[Part]:
+def _fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
     if work.on_gpu:
-        yield Part(name="CUDA context and libraries", where="gpu", bytes=CUDA_CONTEXT, formula="512 MiB, estimated")
-        yield Part(
+        yield Line(
+            name="CUDA context and libraries", where="gpu", bytes=CUDA_CONTEXT, words=lambda: "512 MiB, estimated"
+        )
+        yield Line(
             name="matrix library's workspaces",
             where="gpu",
             bytes=work.workspaces,
-            formula=f"2 threads × {work.workspaces // 2:,} B",
+            words=lambda: f"2 threads × {work.workspaces // 2:,} B",
         )
     process = HOST_PROCESS if work.on_gpu else HOST_PROCESS_CPU
-    yield Part(
-        name="the training process itself", where="host", bytes=process, formula=f"{process // MIB} MiB, estimated"
+    yield Line(
+        name="the training process itself",
+        where="host",
+        bytes=process,
+        words=lambda: f"{process // MIB} MiB, estimated",
     )
     tokens = 4 * work.repository_tokens
-    yield Part(
+    yield Line(
         name="the token store",
         where="disk",
         bytes=tokens,
-        formula=f"{work.repository_tokens:,} tokens × 4 B, memory-mapped",
+        words=lambda: f"{work.repository_tokens:,} tokens × 4 B, memory-mapped",
     )
-    yield Part(
+    yield Line(
         name="checkpoints of the adapter",
         where="disk",
         bytes=CHECKPOINTS_KEPT * 12 * work.lora_parameters,
-        formula=f"{CHECKPOINTS_KEPT} × {work.lora_parameters:,} parameters × 12 B (value and Adam states)",
+        words=lambda: f"{CHECKPOINTS_KEPT} × {work.lora_parameters:,} parameters × 12 B (value and Adam states)",
     )
-    yield Part(
+    yield Line(
         name="LoRA weights, gradients and Adam states",
         where=device,
         bytes=LORA_BYTES * work.lora_parameters,
-        formula=f"{work.lora_parameters:,} parameters × {LORA_BYTES} B (4 + 4 + 8)",
+        words=lambda: f"{work.lora_parameters:,} parameters × {LORA_BYTES} B (4 + 4 + 8)",
     )
 
 
-def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, largest_only: bool) -> Iterator[Part]:
+def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, largest_only: bool) -> Iterator[Line]:
     """`largest_only`: 4-bit matrices are unpacked one at a time, instead of a layer at a time."""
     spec, element = work.spec, work.element
     outside = spec.parameters - spec.layers * spec.layer_parameters
-    yield Part(
+    yield Line(
         name="embeddings, head and last norm",
         where=device,
         bytes=outside * element,
-        formula=f"{outside:,} parameters × {element} B ({'tied' if spec.tied_embeddings else 'not tied'})",
+        words=lambda: f"{outside:,} parameters × {element} B ({'tied' if spec.tied_embeddings else 'not tied'})",
     )
     layers = spec.layers * spec.layer_parameters
     if weights == "nf4":
         quantised = spec.layers * spec.linear_parameters
         rest = layers - quantised
-        yield Part(
+        yield Line(
             name="decoder layers, NF4",
             where=device,
             bytes=round(quantised * NF4_BITS / 8) + rest * element,
-            formula=f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} in norms × {element} B",
+            words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} in norms × {element} B",
         )
         unpacked = max(linear.parameters for linear in spec.linears) if largest_only else spec.linear_parameters
-        yield Part(
+        yield Line(
             name="the largest matrix, unpacked" if largest_only else "one layer's matrices, unpacked",
             where=device,
             bytes=unpacked * element,
-            formula=f"{unpacked:,} weights × {element} B",
+            words=lambda: f"{unpacked:,} weights × {element} B",
         )
     elif weights == "streamed":
-        yield Part(
+        yield Line(
             name="two decoder layers, streamed",
             where=device,
             bytes=2 * spec.layer_parameters * element,
-            formula=f"2 × {spec.layer_parameters:,} parameters × {element} B",
+            words=lambda: f"2 × {spec.layer_parameters:,} parameters × {element} B",
         )
-        yield Part(
+        yield Line(
             name="decoder layers at home",
             where="host",
             bytes=layers * element,
-            formula=f"{layers:,} parameters × {element} B, pinned",
+            words=lambda: f"{layers:,} parameters × {element} B, pinned",
         )
     else:
-        yield Part(
+        yield Line(
             name=f"decoder layers, {work.compute_type}",
             where=device,
             bytes=layers * element,
-            formula=f"{layers:,} parameters × {element} B",
+            words=lambda: f"{layers:,} parameters × {element} B",
         )
 
 
-def _factor_parts(work: Workload, device: Place) -> Iterator[Part]:
+def _factor_parts(work: Workload, device: Place) -> Iterator[Line]:
     """One layer's adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
     one_layer, each = work.lora_parameters // work.spec.layers, 4
-    yield Part(
+    yield Line(
         name="one layer's adapters, ready to multiply",
         where=device,
         bytes=one_layer * each,
-        formula=f"{one_layer:,} parameters × {each} B",
+        words=lambda: f"{one_layer:,} parameters × {each} B",
     )
 
 
-def _key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Part]:
+def _key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
     n, width, element = work.context, work.key_width, work.element
     shape = f"{n:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
     home: Place = device if plan.kv_home == "gpu" else "host"
-    yield Part(
+    yield Line(
         name="keys and values of one layer",
         where=home,
         bytes=2 * n * width * element,
-        formula=f"2 × {shape} × {element} B",
+        words=lambda: f"2 × {shape} × {element} B",
     )
-    yield Part(name="their gradients, fp32", where=home, bytes=2 * n * width * 4, formula=f"2 × {shape} × 4 B")
+    yield Line(name="their gradients, fp32", where=home, bytes=2 * n * width * 4, words=lambda: f"2 × {shape} × 4 B")
     if plan.kv_home == "host" and work.on_gpu:
-        yield Part(
+        yield Line(
             name="key blocks in flight",
             where="gpu",
             bytes=2 * 2 * key_block * width * (element + 4),
-            formula=f"2 buffers × 2 × {key_block:,} keys × {width:,} × ({element} + 4) B",
+            words=lambda: f"2 buffers × 2 × {key_block:,} keys × {width:,} × ({element} + 4) B",
         )
 
 
-def _slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Part]:
+def _slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
     """Where tiles arrive on the device, and what stays there for each position."""
     spec, element = work.spec, work.element
     stored = _stored_bytes(work, plan) * spec.hidden_size
     stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
     a_token = round(stored) + spec.hidden_size * element + stashed
-    yield Part(
+    yield Line(
         name="tiles in flight between the homes",
         where=device,
         bytes=2 * tile * a_token,
-        formula=f"2 buffers × {tile:,} tokens × {a_token:,} B (hidden states, gradients, stash)",
+        words=lambda: f"2 buffers × {tile:,} tokens × {a_token:,} B (hidden states, gradients, stash)",
     )
     tables = 2 * spec.head_dim * element
     kept = work.context if tables * work.context <= ROTARY_CACHE else tile
-    yield Part(name="rotary tables", where=device, bytes=tables * kept, formula=f"{kept:,} tokens × {tables} B")
+    yield Line(name="rotary tables", where=device, bytes=tables * kept, words=lambda: f"{kept:,} tokens × {tables} B")
 
 
 def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
@@ -255,7 +278,7 @@ def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
     return work.element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
 
 
-def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
+def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
     """Hidden states, gradient stream and stash, wherever they live between the passes."""
     spec, n, element = work.spec, work.context, work.element
     home: Place = plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host"
@@ -263,38 +286,40 @@ def _home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Part]:
     kept = stored_layers(spec.layers, every)
     per_value = _stored_bytes(work, plan)
     counted = f"{spec.layers} layers" if every == 1 else f"⌈{spec.layers} / {every}⌉ + {every} - 1 layers"
-    yield Part(
+    yield Line(
         name="hidden states",
         where=home,
         bytes=round(kept * n * spec.hidden_size * per_value),
-        formula=f"({counted}) × {n:,} tokens × {spec.hidden_size:,} × {per_value:g} B",
+        words=lambda: f"({counted}) × {n:,} tokens × {spec.hidden_size:,} × {per_value:g} B",
     )
-    yield Part(
+    yield Line(
         name="gradient stream",
         where=home,
         bytes=n * spec.hidden_size * element,
-        formula=f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
+        words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
     )
     if plan.stash:
         per_token = work.query_width * element + spec.heads * 4
-        yield Part(
+        yield Line(
             name="stash: attention outputs and logsumexp",
             where=home,
             bytes=spec.layers * n * per_token,
-            formula=f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B",
+            words=lambda: (
+                f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
+            ),
         )
         if stashes_keys_values(spec):
-            yield Part(
+            yield Line(
                 name="stash: keys and values",
                 where=home,
                 bytes=spec.layers * n * 2 * work.key_width * element,
-                formula=f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+                words=lambda: f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
             )
     if home == "disk":
         yield _staging_part(work, plan, tile)
 
 
-def _staging_part(work: Workload, plan: StreamPlan, tile: int) -> Part:
+def _staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     """Each file has four tiles of its own on the host: two being read, two being written."""
     spec, element = work.spec, work.element
     hidden = stored_layers(spec.layers, plan.checkpoint_every) * _stored_bytes(work, plan) * spec.hidden_size
@@ -302,11 +327,11 @@ def _staging_part(work: Workload, plan: StreamPlan, tile: int) -> Part:
     if plan.stash:
         keys = 2 * work.key_width * element if stashes_keys_values(spec) else 0
         a_token += spec.layers * (work.query_width * element + 4 * spec.heads + keys)
-    return Part(
+    return Line(
         name="tiles on their way to and from the disk",
         where="host",
         bytes=4 * tile * a_token,
-        formula=f"4 × {tile:,} tokens × {a_token:,} B (a row of every file)",
+        words=lambda: f"4 × {tile:,} tokens × {a_token:,} B (a row of every file)",
     )
 
 
@@ -327,7 +352,7 @@ def stored_layers(layers: int, every: int) -> int:
 
 
 def _close(
-    parts: list[Part],
+    parts: list[Line],
     device: Place,
     moments: Sequence[Moment],
     work: Workload,
@@ -342,42 +367,44 @@ def _close(
     parts += _moment_parts(highest, device, work, tokens, keys, piece)
     own = sum(part.bytes for part in parts if part.where == device and part.name not in _NOT_ALLOCATED)
     parts.append(
-        Part(
+        Line(
             name="allocator slack",
             where=device,
             bytes=round(ALLOCATOR_SLACK * own),
-            formula=f"{ALLOCATOR_SLACK:.0%} of {own:,} B, measured",
+            words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, measured",
         )
     )
     held = own - max(sizes)
     phases: dict[str, int] = {}
     for moment, size in zip(moments, sizes, strict=True):
         phases[moment.phase] = max(phases.get(moment.phase, 0), held + size)
-    return Ledger(parts=tuple(part for part in parts if part.bytes), phases=tuple(phases.items()))
+    return Ledger(lines=tuple(part for part in parts if part.bytes), phases=tuple(phases.items()))
 
 
-def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, keys: int, piece: int) -> Iterator[Part]:
+def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, keys: int, piece: int) -> Iterator[Line]:
     when = f"{moment.phase} pass, {moment.at}" if moment.phase != "loss" else "loss"
-    parts = " + ".join(f"{name} {size:,}" for name, size in moment.token if size)
-    yield Part(
+    yield Line(
         name=f"activations at the peak ({when})",
         where=device,
         bytes=tokens * moment.token_bytes,
-        formula=f"{tokens:,} tokens × ({parts}) B",
+        words=lambda: f"{tokens:,} tokens × ({_in_words(moment.token)}) B",
     )
-    parts = " + ".join(f"{name} {size:,}" for name, size in moment.key if size)
-    yield Part(
+    yield Line(
         name="key blocks' gradients at the peak",
         where=device,
         bytes=keys * moment.key_bytes,
-        formula=f"{keys:,} keys of two blocks × ({parts}) B",
+        words=lambda: f"{keys:,} keys of two blocks × ({_in_words(moment.key)}) B",
     )
-    yield Part(
+    yield Line(
         name="logits at the peak",
         where=device,
         bytes=piece * work.spec.vocab_size * moment.logit,
-        formula=f"{piece:,} tokens × {work.spec.vocab_size:,} × {moment.logit} B",
+        words=lambda: f"{piece:,} tokens × {work.spec.vocab_size:,} × {moment.logit} B",
     )
+
+
+def _in_words(held: Held) -> str:
+    return " + ".join(f"{name} {size:,}" for name, size in held if size)
 
 
 _NOT_ALLOCATED = ("CUDA context and libraries", "the training process itself")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
 import weakref
-from collections import Counter
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,16 +16,12 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         device_type: Whose storages count.
-        places: Whether to remember the line of code that made each (for people; slow).
     """
 
-    def __init__(self, device_type: str, *, places: bool = False) -> None:
+    def __init__(self, device_type: str) -> None:
         super().__init__()
-        self._device_type, self._places = device_type, places
-        self._alive: dict[int, tuple[int, str]] = {}
-        self._serial = 0
+        self._device_type = device_type
         self.now = self.peak = 0
-        self.at_peak: Counter[tuple[str, int]] = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -45,32 +39,14 @@ class LiveBytes(TorchDispatchMode):
         if hasattr(storage, "_live_bytes") or not storage.nbytes():
             return
         storage._live_bytes = True
-        self._serial += 1
         size = -(-storage.nbytes() // _BLOCK) * _BLOCK
-        self._alive[self._serial] = (size, _line() if self._places else "")
-        weakref.finalize(storage, self._gone, self._serial)
+        weakref.finalize(storage, self._gone, size)
         self.now += size
-        if self.now > self.peak:
-            self.peak = self.now
-            if self._places:
-                self.at_peak = Counter((place, size) for size, place in self._alive.values())
+        self.peak = max(self.peak, self.now)
 
-    def _gone(self, serial: int) -> None:
-        self.now -= self._alive.pop(serial)[0]
+    def _gone(self, size: int) -> None:
+        self.now -= size
 
     def restart(self) -> None:
         """A new peak begins."""
         self.peak = self.now
-
-
-def _line() -> str:
-    frames = [
-        f
-        for f in traceback.extract_stack()
-        if "/engine/" in f.filename
-        or "/transformers/" in f.filename
-        or "/peft/" in f.filename
-        or "plan/live" in f.filename
-        and "fused" in f.name
-    ]
-    return " < ".join(f"{f.filename.rsplit('/', 1)[1]}:{f.lineno} {f.name}" for f in reversed(frames[-3:]))

@@ -96,10 +96,9 @@ class Counted:
 
     forward: int
     backward: int
-    lines: dict
 
 
-def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16, places=False) -> Counted:
+def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16) -> Counted:
     """Runs the last tile of a context of two key blocks and a tile, through one layer."""
     compute = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     context = 2 * plan.key_block + plan.tile
@@ -108,10 +107,10 @@ def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: in
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     on_a_gpu = mock.patch("engine.streaming.lora_linear._wide_product", _product_as_on_a_gpu)
     with on_a_gpu, _like_liger(base, spec.family) if fused else nullcontext():
-        return _count(model, spec, plan, start, dtype, places)
+        return _count(model, spec, plan, start, dtype)
 
 
-def _count(model, spec, plan, start, dtype, places) -> Counted:
+def _count(model, spec, plan, start, dtype) -> Counted:
     decoder = Decoder(model)
     linears = FrozenLinears(decoder.layers, spec.family)
     streamed_attention.register()
@@ -131,7 +130,7 @@ def _count(model, spec, plan, start, dtype, places) -> Counted:
     hidden = torch.empty((1, plan.tile, spec.hidden_size), dtype=dtype, device=META)
     gradient = torch.empty_like(hidden)
     positions = torch.arange(plan.tile, device=META).unsqueeze(0)
-    with mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None):  # reads numbers
+    with mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None):  # reads numbers
         arguments = decoder.layer_arguments(hidden, positions)[0]
     decoder.config._attn_implementation = streamed_attention.IMPLEMENTATION
     layer, tile = decoder.layers[0], start // plan.tile
@@ -141,19 +140,19 @@ def _count(model, spec, plan, start, dtype, places) -> Counted:
     streamed_attention.activate(attention)
     try:
         linears.enter(0)
-        with LiveBytes("meta", places=places) as live:
+        with LiveBytes("meta") as live:
             live.ignore(hidden, gradient, *model.parameters(), *(p.grad for p in model.parameters() if p.requires_grad))
             with torch.no_grad():  # makes the stores
                 attention.begin(Pass.FORWARD, 0, tile, start)
                 y = layer(hidden, **arguments)
-            before, peaks, lines = live.now, {}, {}
-            live.restart()
+            peaks = {}
             del y
             before = live.now
+            live.restart()
             with torch.no_grad():
                 attention.begin(Pass.FORWARD, 0, tile, start)
                 y = layer(hidden, **arguments)
-            peaks["forward"], lines["forward"] = live.peak - before, live.at_peak
+            peaks["forward"] = live.peak - before
             del y
             linears.want_output(wanted=False)
             if stash is not None:
@@ -165,11 +164,11 @@ def _count(model, spec, plan, start, dtype, places) -> Counted:
             y = layer(x, **arguments)
             y = y[0] if isinstance(y, tuple) else y
             torch.autograd.backward(y, gradient)
-            peaks["backward"], lines["backward"] = live.peak - before, live.at_peak
+            peaks["backward"] = live.peak - before
     finally:
         streamed_attention.activate(None)
         linears.close()
-    return Counted(forward=peaks["forward"], backward=peaks["backward"], lines=lines)
+    return Counted(forward=peaks["forward"], backward=peaks["backward"])
 
 
 class _Silent:
@@ -180,7 +179,7 @@ class _Silent:
         return False
 
 
-def count_window(spec, tokens: int, *, recompute: bool, fused: bool, places=False):
+def count_window(spec, tokens: int, *, recompute: bool, fused: bool):
     """Most bytes that one whole window takes on the CPU in 16 bits, beyond weights and adapters; numbers are real."""
     cpu = torch.device("cpu")
     base = random_model(spec, Placement(device=cpu, precision="bf16", compute="bf16"))
@@ -191,7 +190,7 @@ def count_window(spec, tokens: int, *, recompute: bool, fused: bool, places=Fals
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     step = WholeSequenceStep(model, recompute=recompute, autocast=autocast)
     window = torch.randint(0, spec.vocab_size, (tokens + 1,)).numpy()
-    with _like_liger(base, spec.family) if fused else nullcontext(), LiveBytes("cpu", places=places) as live:
+    with _like_liger(base, spec.family) if fused else nullcontext(), LiveBytes("cpu") as live:
         live.ignore(*model.parameters(), *model.buffers(), *(p.grad for p in trained))
         step.run([window], 1.0 / tokens, _Silent())
-    return live if places else live.peak
+    return live.peak
