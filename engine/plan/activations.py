@@ -36,6 +36,8 @@ class Moment:
     "Bytes a key of the two key blocks that follow one another."
     logit: int = 0
     "Bytes a logit of one piece of the loss."
+    fixed: Held = ()
+    "Bytes, whatever the number of tokens."
 
     @functools.cached_property
     def token_bytes(self) -> int:
@@ -47,28 +49,47 @@ class Moment:
         """Of all its tensors, a key."""
         return sum(size for _, size in self.key)
 
+    @functools.cached_property
+    def fixed_bytes(self) -> int:
+        """Of what does not depend on the number of tokens."""
+        return sum(size for _, size in self.fixed)
+
     def bytes(self, tokens: int, keys: int, logits: int) -> int:
         """Of everything held: tokens in flight, keys in two blocks, logits in a piece."""
-        return tokens * self.token_bytes + keys * self.key_bytes + logits * self.logit
+        return tokens * self.token_bytes + keys * self.key_bytes + logits * self.logit + self.fixed_bytes
 
 
-def tile_moments(work: Workload, *, stash: bool) -> tuple[Moment, ...]:
-    """Moments of the streamed step, beyond what its buffers hold all the time."""
+def tile_moments(work: Workload, *, stash: bool, encoded: bool = False) -> tuple[Moment, ...]:
+    """Moments of the streamed step, beyond what its buffers hold all the time.
+
+    Args:
+        work: Model and kernels.
+        stash: Whether the attention output is fetched instead of computed again.
+        encoded: Whether hidden states are stored in fewer bits, and so decoded before use.
+    """
     return _tile_moments(
-        work.spec, work.element, work.lora_rank, work.fused_kernels, work.fused_loss, work.backend, stash
+        work.spec, work.element, work.lora_rank, work.fused_kernels, work.fused_loss, work.backend, stash, encoded
     )
 
 
-def window_moments(work: Workload, *, recompute: bool) -> tuple[Moment, ...]:
-    """Moments of a window computed whole, with or without computing each layer again in the backward pass."""
-    return _window_moments(work.spec, work.element, work.lora_rank, work.fused_kernels, recompute)
+def window_moments(work: Workload, *, recompute: bool, four_bit: bool = False) -> tuple[Moment, ...]:
+    """Moments of a window computed whole.
+
+    Args:
+        work: Model and kernels.
+        recompute: Whether each layer is computed again in the backward pass.
+        four_bit: Whether each matrix is unpacked when it is used.
+    """
+    return _window_moments(
+        work.spec, work.element, work.lora_rank, work.fused_kernels, recompute, four_bit, work.lora_parameters
+    )
 
 
 class _Widths:
     """Bytes a token of the tensors of one layer."""
 
-    def __init__(self, spec: ModelSpec, element: int, rank: int, *, fused: bool) -> None:
-        self.spec, self.element, self.fused = spec, element, fused
+    def __init__(self, spec: ModelSpec, element: int, rank: int, *, fused: bool, autocast: bool) -> None:
+        self.spec, self.element, self.fused, self.autocast = spec, element, fused, autocast
         self.hidden = spec.hidden_size * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
@@ -84,8 +105,12 @@ class _Widths:
         return self.spec.norms_per_layer == 1
 
     def norm_copies(self, norms: int) -> Held:
-        """RMSNorm as transformers writes it keeps its input in fp32; LayerNorm and liger's keep the input itself."""
-        if self.spec.norm_bias or self.fused or self.wide == 1:
+        """RMSNorm as transformers writes it keeps its input in fp32, and so does LayerNorm under autocast.
+
+        LayerNorm without it and liger's RMSNorm keep the input itself.
+        """
+        as_it_is = not self.autocast if self.spec.norm_bias else self.fused
+        if as_it_is or self.wide == 1:
             return ()
         return (("norms' inputs in fp32", norms * self.wide * self.hidden),)
 
@@ -103,6 +128,16 @@ class _Widths:
         # A slice keeps the whole fused projection alive.
         values = self.queries + 2 * self.keys if self.spec.fused_projections else self.keys
         return (("queries", self.queries), ("keys and values", self.keys + values), *self.head_norm_inputs)
+
+    @property
+    def wide_gelu(self) -> bool:
+        """Whether autocast, which has powers in fp32, widens most of an activation that is written out."""
+        return self.wide > 1 and self.spec.family in _TANH_GELU
+
+    @property
+    def final(self) -> int:
+        """The final norm's output."""
+        return self.hidden * (self.wide if self.spec.norm_bias else 1)
 
     @property
     def mlp_saved(self) -> int:
@@ -136,22 +171,30 @@ _TANH_GELU = ("phi",)
 
 @functools.cache
 def _tile_moments(
-    spec: ModelSpec, element: int, rank: int, fused: bool, fused_loss: bool, backend: Backend, stash: bool
+    spec: ModelSpec,
+    element: int,
+    rank: int,
+    fused: bool,
+    fused_loss: bool,
+    backend: Backend,
+    stash: bool,
+    encoded: bool,
 ) -> tuple[Moment, ...]:
-    w = _Widths(spec, element, rank, fused=fused)
-    entry: Held = (("normed input", w.hidden), *w.norm_copies(1))
+    w = _Widths(spec, element, rank, fused=fused, autocast=False)
+    decoded: Held = (("decoded input", w.hidden),) if encoded else ()
+    entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
     attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *(() if stash else (("attention output", w.queries),)))
     return (
-        _tile_forward(w),
+        _tile_forward(w, decoded),
         _tile_loss(w, fused_loss=fused_loss),
         _tile_mlp_backward(w, entry, attention),
         _tile_attention_backward(w, entry, attention, backend),
     )
 
 
-def _tile_forward(w: _Widths) -> Moment:
+def _tile_forward(w: _Widths, decoded: Held) -> Moment:
     """No graph: the MLP's tensors beside the residual, the normed input and the tile before, not yet let go."""
-    held = (("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp))
+    held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp))
     return Moment(phase="forward", at="in the MLP", token=held)
 
 
@@ -211,29 +254,50 @@ def _key_workspace(w: _Widths, backend: Backend) -> Held:
     return (("gradients of each query head's keys and values", w.queries),)
 
 
+# --- a window computed whole -----------------------------------------------------------------------------------
+
+
 @functools.cache
-def _window_moments(spec: ModelSpec, element: int, rank: int, fused: bool, recompute: bool) -> tuple[Moment, ...]:
-    w = _Widths(spec, element, rank, fused=fused)
-    layers = spec.layers
-    loss = Moment(
-        phase="loss",
-        at="at the head",
-        token=(*_kept_for_loss(w, recompute=recompute), ("final norm and its gradients", 4 * w.hidden)),
-        logit=LOGIT_BYTES,
-    )
-    inside = _window_layer(w)
+def _window_moments(
+    spec: ModelSpec, element: int, rank: int, fused: bool, recompute: bool, four_bit: bool, adapter: int
+) -> tuple[Moment, ...]:
+    """PEFT's own forward under autocast: the adapters' inputs go to fp32 and back."""
+    w = _Widths(spec, element, rank, fused=fused, autocast=True)
+    unpacked: Held = ()
+    if four_bit:
+        unpacked = (("largest matrix", max(linear.parameters for linear in spec.linears) * element),)
+    casts = adapter * element if w.wide > 1 else 0
     if recompute:
-        held: Held = (("layer inputs", layers * w.hidden), ("final hidden states and gradients", 3 * w.hidden), *inside)
-        return (loss, Moment(phase="backward", at="in a layer computed again", token=held))
-    saved = sum(size for _, size in _window_saved(w))
-    held = ((f"what {layers - 1} layers keep", (layers - 1) * saved), *inside, ("layer input", w.hidden))
-    return (loss, Moment(phase="forward", at="in the last layer's MLP", token=held))
-
-
-def _kept_for_loss(w: _Widths, *, recompute: bool) -> Held:
-    if recompute:
-        return (("layer inputs", w.spec.layers * w.hidden),)
-    return (("what the layers keep", w.spec.layers * sum(size for _, size in _window_saved(w))),)
+        kept: Held = (("layer inputs", spec.layers * w.hidden), ("final hidden states", w.final))
+        # Casts of the adapters' weights are dropped when the forward pass ends, but for the layer computed again.
+        loss_fixed: Held = ()
+        layer_fixed: Held = (("adapters' 16-bit copies", casts // spec.layers), *unpacked)
+        beside: Held = (("gradients of hidden states", (1 if w.wide_gelu else 2) * w.hidden),)
+        layer = Moment(
+            phase="backward",
+            at="in a layer computed again",
+            token=(*kept, *beside, *_window_layer(w)),
+            fixed=layer_fixed,
+        )
+    else:
+        saved = sum(size for _, size in _window_saved(w))
+        kept = (("what the layers keep", spec.layers * saved), ("final hidden states", w.final))
+        loss_fixed = (("adapters' 16-bit copies", casts),)
+        layer = Moment(
+            phase="backward" if w.wide_gelu else "forward",
+            at="in the last layer's MLP",
+            token=(
+                (f"what {spec.layers - 1} layers keep", (spec.layers - 1) * saved),
+                ("layer input", w.hidden),
+                *((("final hidden states", w.final),) if w.wide_gelu else ()),
+                *_window_layer(w),
+            ),
+            fixed=(*loss_fixed, *unpacked),
+        )
+    norm_input = w.norm_copies(1) or ((("final norm's input", w.hidden),) if recompute else ())
+    at_head: Held = (*norm_input, ("its gradient", w.hidden))
+    loss = Moment(phase="loss", at="at the head", token=(*kept, *at_head), logit=LOGIT_BYTES, fixed=loss_fixed)
+    return loss, layer
 
 
 def _adapter_inputs(w: _Widths) -> Held:
@@ -252,18 +316,29 @@ def _adapter_inputs(w: _Widths) -> Held:
 def _window_saved(w: _Widths) -> Held:
     """What one layer keeps for its backward pass."""
     residual = w.norm_copies(w.spec.norms_per_layer) or (("residual", w.spec.norms_per_layer * w.hidden),)
-    down_input = 0 if w.wide == 1 else 1  # counted among the copies
+    # The down projection's input is among the adapters' copies. Widened: half the input, and in fp32 the input, the
+    # tanh, and the tanh plus 1.
+    mlp = 7 if w.wide_gelu else w.mlp_saved - (w.wide > 1)
     return (
         *residual,
         *w.rotated,
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_adapter_inputs(w),
-        ("MLP", (w.mlp_saved - down_input) * w.mlp),
+        ("MLP", mlp * w.mlp),
     )
 
 
 def _window_layer(w: _Widths) -> Held:
-    """One layer's tensors at the adapter of its down projection, whose input is there in fp32 as well."""
+    """One layer's tensors at their highest.
+
+    That is at the adapter of its down projection, whose input is there in fp32 as well; where autocast has the
+    activation in fp32, at the activation's gradient: 7 + 6, without the copy for the adapter, which is counted there.
+    """
+    if w.wide_gelu:
+        mlp, rest = 12 * w.mlp, 0
+    else:
+        # The norm's output, in fp32 where it is LayerNorm, and the down projection's output.
+        mlp, rest = w.mlp_saved * w.mlp, (1 + (w.wide if w.spec.norm_bias else 1)) * w.hidden
     residual: Held = () if w.one_norm else (("residual", w.hidden),)
     return (
         *w.norm_copies(w.spec.norms_per_layer),
@@ -271,7 +346,7 @@ def _window_layer(w: _Widths) -> Held:
         *w.rotated,
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_adapter_inputs(w),
-        ("MLP", w.mlp_saved * w.mlp),
-        ("adapter's input, fp32", w.wide * w.mlp if w.wide > 1 else 0),
-        ("normed input and output", (3 if w.one_norm else 2) * w.hidden),
+        ("MLP", mlp),
+        ("adapter's input, fp32", w.wide * w.mlp if w.wide > 1 and not w.wide_gelu else 0),
+        ("normed input and output", rest),
     )

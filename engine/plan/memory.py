@@ -93,16 +93,9 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     device: Place = "gpu" if work.on_gpu else "host"
     n, element = work.context, work.element
     tables = 2 * n * work.spec.head_dim * element
-    copies = work.lora_parameters * element if element < 4 else 0
     parts = [
         *_fixed_parts(work, device),
-        *_weight_parts(work, weights, device, largest_only=True),
-        Line(
-            name="LoRA weights, 16-bit copies",
-            where=device,
-            bytes=copies,
-            words=lambda: f"{work.lora_parameters:,} parameters × {element} B, made by autocast",
-        ),
+        *_weight_parts(work, weights, device),
         Line(
             name="rotary tables",
             where=device,
@@ -110,7 +103,8 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
             words=lambda: f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
         ),
     ]
-    return _close(parts, device, window_moments(work, recompute=recompute), work, n, 0, min(WINDOW_PIECE, n))
+    moments = window_moments(work, recompute=recompute, four_bit=weights == "nf4")
+    return _close(parts, device, moments, work, n, 0, min(WINDOW_PIECE, n))
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
@@ -120,7 +114,8 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
     parts = [
         *_fixed_parts(work, device),
-        *_weight_parts(work, plan.weights, device, largest_only=False),
+        *_weight_parts(work, plan.weights, device),
+        *_unpacked_parts(work, plan, device),
         *_factor_parts(work, device),
         *_key_value_parts(work, plan, key_block, device),
         *_slot_parts(work, plan, tile, device),
@@ -131,7 +126,8 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     second = min(key_block, n - tile - first)
     keys = first + max(tile, second)
     piece = min(plan.loss_piece, n)
-    return _close(parts, device, tile_moments(work, stash=plan.stash), work, tile, keys, piece)
+    moments = tile_moments(work, stash=plan.stash, encoded=plan.activation_bits < 16)
+    return _close(parts, device, moments, work, tile, keys, piece)
 
 
 # --- held all the time ---------------------------------------------------------------------------------------
@@ -176,8 +172,7 @@ def _fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
     )
 
 
-def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, largest_only: bool) -> Iterator[Line]:
-    """`largest_only`: 4-bit matrices are unpacked one at a time, instead of a layer at a time."""
+def _weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
     spec, element = work.spec, work.element
     outside = spec.parameters - spec.layers * spec.layer_parameters
     yield Line(
@@ -195,13 +190,6 @@ def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, larges
             where=device,
             bytes=round(quantised * NF4_BITS / 8) + rest * element,
             words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} in norms × {element} B",
-        )
-        unpacked = max(linear.parameters for linear in spec.linears) if largest_only else spec.linear_parameters
-        yield Line(
-            name="the largest matrix, unpacked" if largest_only else "one layer's matrices, unpacked",
-            where=device,
-            bytes=unpacked * element,
-            words=lambda: f"{unpacked:,} weights × {element} B",
         )
     elif weights == "streamed":
         yield Line(
@@ -222,6 +210,18 @@ def _weight_parts(work: Workload, weights: BaseWeights, device: Place, *, larges
             where=device,
             bytes=layers * element,
             words=lambda: f"{layers:,} parameters × {element} B",
+        )
+
+
+def _unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
+    """The streamed step unpacks 4-bit matrices a layer at a time, for all its tiles."""
+    if plan.weights == "nf4":
+        unpacked, element = work.spec.linear_parameters, work.element
+        yield Line(
+            name="one layer's matrices, unpacked",
+            where=device,
+            bytes=unpacked * element,
+            words=lambda: f"{unpacked:,} weights × {element} B",
         )
 
 
@@ -268,7 +268,7 @@ def _slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> I
         bytes=2 * tile * a_token,
         words=lambda: f"2 buffers × {tile:,} tokens × {a_token:,} B (hidden states, gradients, stash)",
     )
-    tables = 2 * spec.head_dim * element
+    tables = 2 * spec.head_dim * element + 8  # and the positions themselves
     kept = work.context if tables * work.context <= ROTARY_CACHE else tile
     yield Line(name="rotary tables", where=device, bytes=tables * kept, words=lambda: f"{kept:,} tokens × {tables} B")
 
@@ -394,6 +394,12 @@ def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, ke
         where=device,
         bytes=keys * moment.key_bytes,
         words=lambda: f"{keys:,} keys of two blocks × ({_in_words(moment.key)}) B",
+    )
+    yield Line(
+        name="weights made for the moment, at the peak",
+        where=device,
+        bytes=moment.fixed_bytes,
+        words=lambda: _in_words(moment.fixed),
     )
     yield Line(
         name="logits at the peak",

@@ -57,12 +57,11 @@ def test_a_tile_through_a_layer_holds_what_the_lists_say(model, tile, key_block,
 
 NARROW = {"hidden_size": 256, "heads": 4, "head_dim": 64, "intermediate_size": 1024, "vocab_size": 512, "layers": 3}
 WINDOWS = [
+    # Without the families that autocast treats otherwise on a GPU, which were measured there (test_measured.py).
     ("qwen2.5-coder-0.5b", {"kv_heads": 2, "vocab_size": 24_576, "layers": 1}),  # where the logits are the most
     ("qwen2.5-coder-0.5b", {"kv_heads": 2}),
     ("qwen2.5-coder-0.5b", {"kv_heads": 1, "intermediate_size": 512}),
     ("deepseek-coder-1.3b", {"kv_heads": 4}),
-    ("phi-2", {"kv_heads": 4}),
-    ("starcoder2-3b", {"kv_heads": 2}),
     ("qwen3-1.7b", {"kv_heads": 2}),
 ]
 
