@@ -53,7 +53,7 @@ class _Site:
 
     def plain(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the bare module."""
-        return frozen_linear(x, self.weight, self.base.bias)
+        return frozen_linear(x, self, self.base.bias)
 
     def adapted(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the LoRA layer around it."""
@@ -63,7 +63,7 @@ class _Site:
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
             x,
-            self.weight,
+            self,
             self.base.bias,
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
