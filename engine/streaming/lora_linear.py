@@ -48,16 +48,12 @@ def _split(factor: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
 
 
 def _project(x: Tensor, factor: Tensor, rank: int) -> Tensor:
-    """X factorᵀ with both halves of the factor added up, (n, rank), in x's dtype."""
+    """X factorᵀ in x's dtype; of a factor in halves their sum, beside itself: (n, rank), or (n, 2 rank)."""
     product = _wide_product(x, factor.T)
     if factor.shape[0] == rank:
         return product
-    return (product[:, :rank] + product[:, rank:]).to(x.dtype)
-
-
-def _doubled(inner: Tensor, factor_rank: int) -> Tensor:
-    """(n, rank) beside itself where the factor has two halves."""
-    return inner if inner.shape[1] == factor_rank else torch.cat([inner, inner], 1)
+    total = product[:, :rank] + product[:, rank:]
+    return torch.cat([total, total], 1, out=x.new_empty(product.shape))
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
@@ -97,8 +93,7 @@ class _LoraLinear(Function):
         inner = _project(flat, factors.a, factors.rank)
         if output_needed:
             # The adapter's part first: the large product adds it while it writes, and rounds the sum once.
-            doubled = _doubled(inner, factors.b.shape[1])
-            out = doubled @ factors.b.T if bias is None else torch.addmm(bias, doubled, factors.b.T)
+            out = inner @ factors.b.T if bias is None else torch.addmm(bias, inner, factors.b.T)
             out.addmm_(flat, weight.T)
         else:
             out = flat.new_empty((flat.shape[0], weight.shape[0]))
@@ -115,10 +110,10 @@ class _LoraLinear(Function):
         g_inner = _project(g, factors.b.T, factors.rank)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = _doubled(g_inner, factors.a.shape[0]) @ factors.a
-            grad_x = grad_x.addmm_(g, ctx.frozen.weight).view(*grad.shape[:-1], -1)
-        grad_a = _wide_product(g_inner.T, flat).to(ctx.adapter_dtype)
-        grad_b = _wide_product(g.T, inner).to(ctx.adapter_dtype).mul_(factors.scale)
+            grad_x = (g_inner @ factors.a).addmm_(g, ctx.frozen.weight).view(*grad.shape[:-1], -1)
+        rank = factors.rank
+        grad_a = _wide_product(g_inner[:, :rank].T, flat).to(ctx.adapter_dtype)
+        grad_b = _wide_product(g.T, inner[:, :rank]).to(ctx.adapter_dtype).mul_(factors.scale)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 

@@ -169,6 +169,7 @@ class StreamedStep:
         scale = 1.0 / max(predicted, 1) if scale is None else scale
         seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
         state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        self._linears.begin(keep_factors=state.tiles == 1)
         if state.tiles == 1:
             layers = len(self.decoder.layers)
             state.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
