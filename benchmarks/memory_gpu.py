@@ -2,9 +2,10 @@
 
     python benchmarks/memory_gpu.py OUT.json [--model M ...] [--trace]
 
-One process a model, random weights, a few layers each (every layer is the same work). A case runs a step, an optimiser
-step (so that Adam's states exist) and the step that is measured. With --trace, cases marked for it also tell which
-lines of code hold the memory at the peak.
+One process a model, random weights, a few layers each (every layer is the same work). A case runs a step and, warm, the
+step that is measured, with Adam's states in place. torch's allocator may take no more than the ledger says that the
+case needs: a case that runs out shows a plan that "fits" and does not, and is run again without the limit. With
+--trace, cases marked for it also tell which lines of code hold the memory at the peak.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         whole(16 * K, recompute=False),
         whole(8 * K, full=True, trace=True),
         whole(16 * K, fused=False),
+        stream(16 * K, 16 * K, 16 * K, keep_layers=2, layers=3, hidden_home="gpu", stash=False, trace=True),
         stream(512 * K, 16 * K, 64 * K, layers=1),
         stream(1024 * K, 16 * K, 64 * K, layers=1, repeats=0),
     ],
@@ -89,6 +91,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         stream(32 * K, precision="nf4", rank=64, loss_piece=2048),
         stream(128 * K, 16 * K, 64 * K, precision="nf4", attention="flash", trace=True),
         stream(64 * K, 4 * K, precision="nf4", attention="efficient", trace=True),
+        stream(16 * K, 16 * K, 16 * K, precision="nf4", keep_layers=1, trace=True),
         whole(8 * K, precision="nf4", trace=True),
         whole(32 * K),
         whole(8 * K, recompute=False, trace=True),
@@ -110,16 +113,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         stream(32 * K, 4 * K, weights="streamed"),
         stream(32 * K, 4 * K, attention="flash", trace=True),
         whole(8 * K, trace=True),
-        whole(8 * K, recompute=False),
+        whole(8 * K, recompute=False, trace=True),
     ],
+    "starcoder2-3b": [stream(32 * K, 4 * K), whole(8 * K, trace=True), whole(8 * K, recompute=False)],
 }
 
 
 # --- one case ----------------------------------------------------------------------------------------------
 
 
-def measure(model_name: str, case: dict[str, Any], *, trace: bool) -> dict[str, Any]:
-    """Everything that one case shows, in bytes and seconds."""
+def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: bool) -> dict[str, Any]:
+    """Everything that one case shows, in bytes and seconds; `limit` is the most that the allocator may take."""
     import torch
 
     from engine.config import LoraSection
@@ -137,6 +141,8 @@ def measure(model_name: str, case: dict[str, Any], *, trace: bool) -> dict[str, 
         weights = case["plan"].get("weights") or ("nf4" if case["precision"] == "nf4" else "resident")
         plan = StreamPlan(**{**case["plan"], "weights": weights})
     clear(device)
+    card = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / card, device)
     host = {"before": rss()}
     streamed_weights = plan is not None and plan.weights == "streamed"
     home = torch.device("cpu") if streamed_weights else device
@@ -173,6 +179,7 @@ def measure(model_name: str, case: dict[str, Any], *, trace: bool) -> dict[str, 
         **{key: value for key, value in case.items() if key != "plan"},
         "fused": fused,
         "plan": dataclasses.asdict(plan) if plan else None,
+        "limit": limit,
         "backend": way.backend,
         "gpu_after_model": gpu_model,
         "gpu_peak_allocated": max(value[0] for value in peaks.taken.values()),
@@ -375,9 +382,10 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
     import torch
 
     from engine.benchmarking.machine import describe_machine
-    from engine.errors import EliteError
+    from engine.hardware.inventory import take_inventory
 
-    device = torch.device("cuda", 0)
+    device, machine = torch.device("cuda", 0), take_inventory(Path())
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")  # as a training run does
     before = rss()
     free_before, _ = torch.cuda.mem_get_info(device)
     torch.zeros(1, device=device)
@@ -393,14 +401,16 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
         }
     )
     # Fused kernels replace functions of a whole family for good: cases without them come first.
-    for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: case["fused"]):
+    for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: bool(case["fused"])):
         began = time.perf_counter()
-        try:
-            result = measure(model, case, trace=trace)
-        except EliteError as error:
-            result = {"model": model, **case, "error": str(error)}
-        except Exception:
-            result = {"model": model, **case, "error": traceback.format_exc(limit=8)}
+        predicted = predict(machine, model, case)
+        # The ledger does not know models that are trained as a whole.
+        limit = None if case["full"] else predicted["gpu"] - predicted["gpu_outside_allocator"]
+        result = attempt(model, case, limit=limit, trace=trace)
+        if limit is not None and "error" in result:
+            under_limit = result["error"]
+            result = {**attempt(model, case, limit=None, trace=trace), "error_under_limit": under_limit, "limit": limit}
+        result["predicted"] = predicted
         result["wall"] = time.perf_counter() - began
         pipe.send(result)
     pipe.send(None)
@@ -432,6 +442,50 @@ def main() -> None:
     print(f"{len(document['cases'])} cases, {sum('error' in case for case in document['cases'])} failed")
 
 
+def attempt(model: str, case: dict[str, Any], *, limit: int | None, trace: bool) -> dict[str, Any]:
+    from engine.errors import EliteError
+
+    try:
+        return measure(model, case, limit=limit, trace=trace)
+    except EliteError as error:
+        return {"model": model, **case, "error": str(error)}
+    except Exception:
+        return {"model": model, **case, "error": traceback.format_exc(limit=8)}
+
+
+def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
+    """What the planner says of a case on this machine: bytes by place and phase, seconds by part."""
+    from engine.models.catalogue import find_model
+    from engine.plan.memory import CUDA_CONTEXT, streamed_ledger, whole_sequence_ledger
+    from engine.plan.planner import Planning, workload_of
+    from engine.plan.stream_plan import StreamPlan
+    from engine.plan.time import speeds_of, streamed_time, whole_sequence_time
+
+    spec = dataclasses.replace(find_model(model), layers=case["layers"])
+    planning = Planning(machine=machine, spec=spec, compute_type="bf16", weights=("resident",), lora_rank=case["rank"])
+    work = workload_of(planning, case["context"])
+    if not case["fused"]:
+        work = dataclasses.replace(work, fused_kernels=False)
+    four_bit = "nf4" if case["precision"] == "nf4" else "resident"
+    if case["plan"] is None:
+        ledger = whole_sequence_ledger(work, four_bit, recompute=case["recompute"])
+        parts = whole_sequence_time(work, four_bit, speeds_of(machine, work), recompute=case["recompute"])
+    else:
+        plan = StreamPlan(**{"weights": four_bit, **case["plan"]})
+        if plan.attention != "auto":
+            work = dataclasses.replace(work, backend=plan.attention)
+        ledger = streamed_ledger(work, plan)
+        parts = streamed_time(work, plan, speeds_of(machine, work))
+    return {
+        "gpu": ledger.peak("gpu"),
+        "gpu_outside_allocator": CUDA_CONTEXT,
+        "host": ledger.peak("host"),
+        "phases": dict(ledger.phases),
+        "parts": {part.name: part.bytes for part in ledger.parts if part.where == "gpu"},
+        "seconds": {part.name: part.seconds for part in parts},
+    }
+
+
 def line(result: dict[str, Any]) -> str:
     plan = result["plan"]
     way = "whole" if plan is None else " ".join(f"{k}={v}" for k, v in plan.items())
@@ -441,8 +495,12 @@ def line(result: dict[str, Any]) -> str:
     gib = 2**30
     grown = result["host_rss"]["step"] - result["host_rss"]["before"]
     peaks = ", ".join(f"{stage} {value / gib:.3f}" for stage, value in result["gpu_peaks"].items())
+    said = result["predicted"]
+    allocated = (said["gpu"] - said["gpu_outside_allocator"]) / gib
+    name += "" if "error_under_limit" not in result else "\n    RAN OUT under what the ledger says"
     return (
-        f"{name}\n    {result['seconds']:.2f} s (first {result['first_seconds']:.2f}), {peaks} GiB, reserved "
+        f"{name}\n    predicted {allocated:.3f} GiB and {sum(said['seconds'].values()):.2f} s; measured "
+        f"{result['seconds']:.2f} s (first {result['first_seconds']:.2f}), {peaks} GiB, reserved "
         f"{result['gpu_peak_reserved'] / gib:.3f}, host +{grown / gib:.2f}"
         f", wall {result['wall']:.1f}"
     )

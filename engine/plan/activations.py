@@ -85,6 +85,21 @@ def window_moments(work: Workload, *, recompute: bool, four_bit: bool = False) -
     )
 
 
+def kept_layer(work: Workload) -> Held:
+    """What the streamed step leaves of a layer that a lone tile does not compute again (`keep_layers`)."""
+    w = _Widths(work.spec, work.element, work.lora_rank, fused=work.fused_kernels, autocast=False)
+    return (
+        ("normed input", w.hidden),
+        *w.norm_copies(1),
+        *w.rotated,
+        ("attention output and logsumexp", w.queries + w.logsumexp),
+        *_between(w),
+        ("MLP", w.mlp_saved * w.mlp),
+        ("adapters", len(w.spec.linears) * w.inner),
+        ("layer output", w.hidden),
+    )
+
+
 class _Widths:
     """Bytes a token of the tensors of one layer."""
 
@@ -205,19 +220,23 @@ def _tile_loss(w: _Widths, *, fused_loss: bool) -> Moment:
 
 
 def _tile_mlp_backward(w: _Widths, entry: Held, attention: Held) -> Moment:
-    between: Held = ()
-    if not w.one_norm:
-        copies = w.norm_copies(w.spec.norms_per_layer - 1)
-        between = (*(copies or (("residual", w.hidden),)), ("normed residual", w.hidden))
     held = (
         *entry,
         *attention,
-        *between,
+        *_between(w),
         ("layer output", w.hidden),
         ("MLP and its gradients", w.mlp_peak * w.mlp),
         ("adapters", len(w.spec.linears) * w.inner + 7 * w.inner),
     )
     return Moment(phase="backward", at="in the MLP", token=held)
+
+
+def _between(w: _Widths) -> Held:
+    """What is kept between attention and MLP."""
+    if w.one_norm:
+        return ()
+    copies = w.norm_copies(w.spec.norms_per_layer - 1) or (("residual", w.hidden),)
+    return (*copies, ("normed residual", w.hidden))
 
 
 def _tile_attention_backward(w: _Widths, entry: Held, attention: Held, backend: Backend) -> Moment:
