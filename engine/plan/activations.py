@@ -111,7 +111,8 @@ class _Widths:
         self.mlp = spec.intermediate_size * element
         self.wide = 4 // element
         "fp32, in units of an activation's own width."
-        self.inner = rank * element
+        # The streamed step's factors are in halves, and what they project to is there twice.
+        self.inner = rank * element * (1 if autocast or element == 4 else 2)
         self.logsumexp = 4 * spec.heads
 
     @property
@@ -226,7 +227,7 @@ def _tile_mlp_backward(w: _Widths, entry: Held, attention: Held) -> Moment:
         *_between(w),
         ("layer output", w.hidden),
         ("MLP and its gradients", w.mlp_peak * w.mlp),
-        ("adapters", len(w.spec.linears) * w.inner + 7 * w.inner),
+        ("adapters", (len(w.spec.linears) + 4) * w.inner),
     )
     return Moment(phase="backward", at="in the MLP", token=held)
 

@@ -116,7 +116,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *_fixed_parts(work, device),
         *_weight_parts(work, plan.weights, device),
         *_unpacked_parts(work, plan, device),
-        *_factor_parts(work, device),
+        *_factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *_key_value_parts(work, plan, key_block, device),
         *_slot_parts(work, plan, tile, device),
         *_kept_parts(work, plan, tile, device),
@@ -229,14 +229,14 @@ def _unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator
         )
 
 
-def _factor_parts(work: Workload, device: Place) -> Iterator[Line]:
-    """One layer's adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
-    one_layer, each = work.lora_parameters // work.spec.layers, 4
+def _factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line]:
+    """Adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
+    ready, each = layers * work.lora_parameters // work.spec.layers, 4
     yield Line(
-        name="one layer's adapters, ready to multiply",
+        name="adapters ready to multiply",
         where=device,
-        bytes=one_layer * each,
-        words=lambda: f"{one_layer:,} parameters × {each} B",
+        bytes=ready * each,
+        words=lambda: f"{ready:,} parameters × {each} B ({layers} of {work.spec.layers} layers)",
     )
 
 
