@@ -456,7 +456,8 @@ def attempt(model: str, case: dict[str, Any], *, limit: int | None, trace: bool)
 def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     """What the planner says of a case on this machine: bytes by place and phase, seconds by part."""
     from engine.models.catalogue import find_model
-    from engine.plan.memory import CUDA_CONTEXT, streamed_ledger, whole_sequence_ledger
+    from engine.plan.memory import streamed_ledger, whole_sequence_ledger
+    from engine.plan.parts import CONTEXT
     from engine.plan.planner import Planning, workload_of
     from engine.plan.stream_plan import StreamPlan
     from engine.plan.time import speeds_of, streamed_time, whole_sequence_time
@@ -478,7 +479,7 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
         parts = streamed_time(work, plan, speeds_of(machine, work))
     return {
         "gpu": ledger.peak("gpu"),
-        "gpu_outside_allocator": CUDA_CONTEXT,
+        "gpu_outside_allocator": next(part.bytes for part in ledger.parts if part.name == CONTEXT),
         "host": ledger.peak("host"),
         "phases": dict(ledger.phases),
         "parts": {part.name: part.bytes for part in ledger.parts if part.where == "gpu"},

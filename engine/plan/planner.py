@@ -11,7 +11,8 @@ from engine import errors
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import FUSED
 from engine.models.spec import ModelSpec
-from engine.plan.memory import BaseWeights, Part, Place
+from engine.plan.memory import Part
+from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
 from engine.plan.stream_plan import StreamPlan
@@ -252,6 +253,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         fused_kernels=liger and spec.family in FUSED,
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
+        gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
     )

@@ -6,10 +6,11 @@ assumed elsewhere, until `engine profile` measures the rates themselves: a predi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.hardware.machine import Gpu, Machine
-from engine.plan.memory import NF4_BITS, BaseWeights
+from engine.hardware.measured import NARROW, WIDE, Measured
+from engine.plan.parts import NF4_BITS, BaseWeights
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -89,7 +90,13 @@ def attention_efficiency(gpu: Gpu, head_dim: int) -> tuple[float, float]:
 
 
 def speeds_of(machine: Machine, work: Workload) -> Speeds:
-    """The rates of a machine for a workload."""
+    """The rates of a machine for a workload: measured where `engine profile` has run, by data sheet elsewhere."""
+    speeds = _by_data_sheet(machine, work)
+    measured = machine.measured
+    return speeds if measured is None else _as_measured(speeds, measured, work)
+
+
+def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
     disk = DISK_BANDWIDTH.get(machine.disk_kind or "ssd", DISK_BANDWIDTH["ssd"])
     forward, backward = work.attention_efficiency
     if not work.on_gpu:
@@ -107,8 +114,9 @@ def speeds_of(machine: Machine, work: Workload) -> Speeds:
     if work.compute_type == "fp32":
         peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by card
     lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
+    width = work.spec.hidden_size
     return Speeds(
-        matrix=peak * MATRIX_EFFICIENCY * filled(work.spec.hidden_size, peak),
+        matrix=peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS),
         attention_forward=peak * forward,
         attention_backward=peak * backward,
         memory=gpu.memory_bandwidth or UNKNOWN_GPU_BANDWIDTH,
@@ -118,9 +126,46 @@ def speeds_of(machine: Machine, work: Workload) -> Speeds:
     )
 
 
-def filled(width: int, peak: float) -> float:
-    """Share of its matrix rate that a card reaches with matrices of this width."""
-    return width / (width + NARROW_MATRIX * peak / H100_FLOPS)
+def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
+    """What was measured in the place of what a data sheet says; what was not measured stays."""
+    found: dict[str, float | None] = {
+        "matrix": _matrix_rate(measured, work),
+        "memory": measured.device_copy if work.on_gpu else measured.ram_copy,
+        "ram": measured.ram_write,
+        "launch": measured.launch,
+    }
+    if measured.to_device and measured.to_host:
+        found["link"] = min(measured.to_device, measured.to_host)
+    if measured.disk_write and measured.disk_read:
+        found["disk"] = 2 / (1 / measured.disk_write + 1 / measured.disk_read)
+    attention = _attention_rates(measured, work)
+    if attention:
+        found["attention_forward"], found["attention_backward"] = attention
+    return replace(speeds, **{name: rate for name, rate in found.items() if rate})
+
+
+def _matrix_rate(measured: Measured, work: Workload) -> float | None:
+    """At the model's width, from R·w / (w + c) through the two widths that were measured."""
+    wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
+    if not wide or not narrow:
+        return wide
+    ratio = min(max(wide / narrow, 1.0), 0.9 * WIDE / NARROW)
+    half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
+    width = work.spec.hidden_size
+    return wide * (WIDE + half) / WIDE * width / (width + half)
+
+
+def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] | None:
+    """Of the fastest kernel at the head size that is nearest to the model's."""
+    on_device = [rate for rate in measured.attention if (rate.backend == "cpu") != work.on_gpu]
+    if not on_device:
+        return None
+    nearest = min((abs(rate.head_dim - work.spec.head_dim), rate.head_dim) for rate in on_device)[1]
+    best = min(
+        (rate for rate in on_device if rate.head_dim == nearest),
+        key=lambda rate: 1 / rate.forward + ATTENTION_BACKWARD / rate.backward,
+    )
+    return best.forward, best.backward
 
 
 def whole_sequence_time(

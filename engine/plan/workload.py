@@ -34,6 +34,8 @@ class Workload:
     "Bytes that the matrix library keeps: one workspace for the forward's thread and one for the backward's."
     attention_efficiency: tuple[float, float] = (0.7, 0.55)
     "Share of the tensor rate that attention reaches, forward and backward."
+    gpu_context: int | None = None
+    "Bytes that CUDA keeps for the process, where they were measured."
     repository_tokens: int = 0
 
     @property
