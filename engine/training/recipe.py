@@ -149,7 +149,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):
         raise errors.REPOSITORY_TOO_SMALL(
-            path=", ".join(data.repositories), tokens=summary.tokens, files=len(summary.files)
+            path=", ".join((*data.repositories, *data.datasets)), tokens=summary.tokens, files=len(summary.files)
         )
     train_files = len(summary.files) - summary.held_out_files
     text = (

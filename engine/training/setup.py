@@ -7,7 +7,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 
 from engine import __version__, errors
 from engine.config import RunConfig
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
 from engine.models.catalogue import ModelSpec, find_model
@@ -141,8 +140,7 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
-        paths = [Path(repository) for repository in config.data.repositories]
-        tokens = estimate_tokens(collect(paths, max_file_bytes=config.data.max_file_bytes))
+        tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
