@@ -83,7 +83,7 @@ def train(config, tmp_path):
         resumed=None,
         started=time.monotonic(),
     )
-    windows = Windows(patterned_tokens(6 * CONTEXT).astype(np.uint16), CONTEXT)
+    windows = Windows(patterned_tokens(6 * CONTEXT).ids.astype(np.uint16), CONTEXT)
     said = []
     model, accelerator = building.build_model(config, setup, said.append)
     way = building.choose_step(config, setup, model, accelerator, windows, tmp_path, said.append)
