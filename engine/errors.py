@@ -272,6 +272,12 @@ NOTHING_TO_RESUME = _declare(
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+PROFILE_FAILED = _declare(
+    "profile-failed",
+    "this machine could not be measured: {problem}",
+    "run `engine profile` again, or `engine profile --quick` for what can be read without measuring",
+    exit_code=DOES_NOT_FIT,
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.models.families import STREAMED
 from engine.protocol import RecoveryTaken
-from engine.streaming.decoder import FAMILIES as STREAMABLE
 from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 
@@ -42,7 +42,7 @@ def replanning_step(
         layers=setup.spec.layers,
         quantised=placement.precision == "nf4",
         on_gpu=placement.device.type == "cuda",
-        streamable=setup.spec.family in STREAMABLE and config.training.step != "whole",
+        streamable=setup.spec.family in STREAMED and config.training.step != "whole",
     )
 
     def tell(what: str, why: str) -> None:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from engine.optim.lr_range import range_rates, range_test
 from engine.training import tensor_tree
 from engine.verify.proof import Bench, demand, need_library
-from engine.verify.small import SmallRun, adapted, small_model
+from engine.verify.small import SmallRun, adapted, patterned_tokens, small_model
 
 
 def adamw_8bit(bench: Bench) -> str:
@@ -39,7 +39,9 @@ def adamw_8bit(bench: Bench) -> str:
 
 def _rates(bench: Bench, **training: object) -> tuple[list[float], list[float]]:
     """Rate and first momentum of every update of a run."""
-    run = SmallRun(bench.folder, bench.device, training={"learning_rate": 0.01, "warmup_fraction": 0.0, **training})
+    windows = [patterned_tokens(64, seed) for seed in range(8)]
+    settings = {"learning_rate": 0.01, "warmup_fraction": 0.0, "tokens_per_update": 64, **training}
+    run = SmallRun(bench.folder, bench.device, windows, training=settings)
     rates, momenta = [], []
     for _ in range(run.progress.total_steps):
         rates.append(float(run.parts.schedule.get_last_lr()[0]))

@@ -198,6 +198,7 @@ class SmallRun:
             config=self.config,
             run=self.run,
             resuming=False,
+            journal_waits=False,
             events=events,
             emit=events.append,
             acknowledge=lambda *_, **__: None,
