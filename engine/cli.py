@@ -29,6 +29,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "verify",
     "ablate",
     "lr_range",
+    "doctor",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 

@@ -108,6 +108,67 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["skip", "keep"],
         Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
     ] = "skip"
+    packing: Annotated[
+        bool,
+        Meta(
+            description="Whether several short documents share a window; attention and positions begin anew with each."
+        ),
+    ] = True
+    order: Annotated[
+        Literal["imports", "path"],
+        Meta(
+            description="How files follow each other: imports puts each after the files that it imports, path sorts "
+            "by name."
+        ),
+    ] = "imports"
+    documents: Annotated[
+        Literal["repository", "package", "file"],
+        Meta(description="What is read in one piece, so that its files see those before them in the same window."),
+    ] = "repository"
+    include: Annotated[
+        list[Literal["vendored", "build output", "lock", "generated", "minified", "data", "duplicate"]],
+        Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+    ] = field(default_factory=list)
+    notebooks: Annotated[
+        Literal["cells", "skip"],
+        Meta(description="Jupyter notebooks: cells learns the source of their cells without outputs, skip none."),
+    ] = "cells"
+    licence_headers: Annotated[
+        Literal["once", "keep"],
+        Meta(description="The same licence comment at the top of many files: once keeps the first, keep all of them."),
+    ] = "once"
+    fim: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the files that are learnt as fill-in-the-middle (arXiv 2207.14255), with the model's "
+            "own tokens for it.",
+        ),
+    ] = 0.0
+    history: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Latest commits of each repository that are learnt too, as messages with their diffs.",
+            extra=_option("--history"),
+        ),
+    ] = 0
+    datasets: Annotated[
+        list[PathText],
+        Meta(
+            description="Data sets on disk that are learnt too: JSON Lines, Parquet, or a folder saved by Hugging "
+            "Face datasets. Each row is a document.",
+            extra=_option("--dataset"),
+        ),
+    ] = field(default_factory=list)
+    dataset_column: Annotated[
+        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+    ] = ""
+    stores_kept: Annotated[
+        int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
+    ] = 8
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -299,7 +360,45 @@ class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     every_minutes: Annotated[
         float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
     ] = 10.0
-    keep: Annotated[int, Meta(ge=1, description="Checkpoints kept; older ones are deleted.")] = 2
+    keep: Annotated[int, Meta(ge=1, description="Newest checkpoints kept; older ones are deleted.")] = 2
+    keep_best: Annotated[
+        bool,
+        Meta(description="Also keep the checkpoint with the lowest held-out loss (see training.evaluate_every)."),
+    ] = True
+    keep_every_hours: Annotated[
+        float, Meta(ge=0, description="Also keep one checkpoint for every so many hours; 0 keeps none for its age.")
+    ] = 24.0
+
+
+class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a run does about failures by itself."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Deal with full memory, full disks and a loss that breaks out, and go on; "
+            "otherwise end with a checkpoint at the first of them."
+        ),
+    ] = True
+    rollbacks: Annotated[
+        int,
+        Meta(ge=0, description="Times that a run may go back and skip data after a loss that broke out."),
+    ] = 3
+    rate_factor: Annotated[
+        float, Meta(gt=0, le=1, description="The learning rate is multiplied by this each time a run goes back.")
+    ] = 0.5
+    spike_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="A loss this many robust deviations above the median of the latest ones is a spike; "
+            "0 looks for none.",
+        ),
+    ] = 10.0
+    host_reserve: Annotated[
+        float,
+        Meta(ge=0, lt=0.5, description="Share of RAM below which a run uses smaller buffers; 0 never does."),
+    ] = 0.03
 
 
 class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -328,6 +427,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     training: TrainingSection = field(default_factory=TrainingSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
+    recovery: RecoverySection = field(default_factory=RecoverySection)
 
 
 @functools.cache

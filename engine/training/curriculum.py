@@ -34,11 +34,11 @@ class Curriculum:
         return max(-(-self.context // pieces), min(SHORTEST, self.context))
 
     def cut(self, windows: Sequence[Window], step: int) -> list[Window]:
-        """The sequences that the update after `step` updates trains on. A rest of one token has nothing to predict."""
+        """The sequences that the update after `step` updates trains on; a rest that predicts nothing is left out."""
         length = self.length(step)
         return [
             piece
             for window in windows
             for start in range(0, len(window), length)
-            if len(piece := window[start : start + length]) > 1
+            if (piece := window.part(start, start + length)).targets
         ]

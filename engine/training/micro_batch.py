@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +20,10 @@ CPU_SHARE = 1 / 3
 """Share of the free RAM that a micro-batch may take on a CPU, where trying is not safe: the system kills."""
 
 
-def same_length_groups(windows: Sequence[Window], most: int) -> Iterator[list[Window]]:
-    """The windows in order, up to `most` neighbours of one length at a time."""
-    for _, group in groupby(windows, key=len):
-        same = list(group)
-        for start in range(0, len(same), most):
-            yield same[start : start + most]
+def groups_of(windows: Sequence[Window], most: int) -> Iterator[Sequence[Window]]:
+    """The windows in order, up to `most` neighbours at a time."""
+    for start in range(0, len(windows), most):
+        yield windows[start : start + most]
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:

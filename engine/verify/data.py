@@ -10,7 +10,7 @@ import numpy as np
 from engine.assets import asset
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.verify.proof import Bench, UnavailableError, demand
+from engine.verify.proof import Bench, demand
 
 
 def _repository(bench: Bench, name: str, files: dict[str, str]) -> Path:
@@ -32,9 +32,9 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(asset("demo-model", "tokenizer.json")))
 
 
-def _dataset(bench: Bench, root: Path, **data: Any) -> Dataset:
+def _dataset(bench: Bench, root: Path, tokenizer: Any = None, **data: Any) -> Dataset:
     section = DataSection(repositories=[str(root)], **data)
-    return build_dataset(section, tokenizer=_tokenizer(), context=128, cache=bench.folder / "cache")
+    return build_dataset(section, tokenizer=tokenizer or _tokenizer(), context=128, cache=bench.folder / "cache")
 
 
 def validation_split(bench: Bench) -> str:
@@ -46,7 +46,7 @@ def validation_split(bench: Bench) -> str:
     train = {str(f.path) for f in summary.files[: len(summary.files) - summary.held_out_files]}
     held = {str(f.path) for f in summary.files[len(summary.files) - summary.held_out_files :]}
     demand(bool(held) and not train & held and len(train | held) == 40, f"{len(train)} and {len(held)} files of 40")
-    text = _tokenizer().decode(np.concatenate([first.train[i] for i in range(len(first.train))]))
+    text = _tokenizer().decode(np.concatenate([window.ids for window in first.train]))
     leaked = [name for name in held if f"function_{name.rpartition('module')[2].removesuffix('.py')}_0(" in text]
     demand(not leaked, f"{len(leaked)} held-out files are in training windows")
     _repository(bench, "repo", {f"new/module{i}.py": _source(i) for i in range(100, 130)})
@@ -77,10 +77,27 @@ def memory_mapped_dataset(bench: Bench) -> str:
         mapped = mapped.base
     demand(isinstance(mapped, np.memmap), "the tokens are in memory")
     window = dataset.train[0]
-    demand(window.base is None or not np.shares_memory(window, tokens), "a window is not a copy of its own")
-    return f"{len(tokens):,} tokens ({tokens.nbytes:,} B) mapped from disk; a window copies {window.nbytes:,} B"
+    demand(window.ids.base is None or not np.shares_memory(window.ids, tokens), "a window is not a copy of its own")
+    return f"{len(tokens):,} tokens ({tokens.nbytes:,} B) mapped from disk; a window copies {window.ids.nbytes:,} B"
 
 
-def fim(_: Bench) -> str:
-    """Documents with their middle at the end."""
-    raise UnavailableError("this version prepares documents without it; nothing to switch on yet")
+def fim(bench: Bench) -> str:
+    """Chosen files have their middle behind their end, between the model's own tokens; no character is lost."""
+    files = {f"module{i}.py": _source(i, lines=12) for i in range(40)}
+    root = _repository(bench, "repo", files)
+    tokenizer = _tokenizer()
+    markers = [f"<|fim_{part}|>" for part in ("prefix", "suffix", "middle")]
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    dataset = _dataset(bench, root, tokenizer, fim=0.5)
+    ids = [tokenizer.convert_tokens_to_ids(marker) for marker in markers]
+    joined = dataset.store.tokens.astype(np.int64)
+    chosen = [int((joined == marker).sum()) for marker in ids]
+    demand(len(set(chosen)) == 1 and 8 <= chosen[0] <= 30, f"markers {chosen} in {len(files)} files")
+    whole = 0
+    for part in tokenizer.decode(joined).split(markers[0])[1:]:
+        prefix, _, rest = part.partition(markers[1])
+        suffix, _, middle = rest.partition(markers[2])
+        # The next file follows the middle; the whole file begins with what the prefix and the middle hold.
+        whole += any(text.startswith(prefix) and suffix in text for text in files.values() if middle)
+    demand(whole >= 0.8 * chosen[0], f"{whole} of {chosen[0]} files are their prefix, middle and suffix")
+    return f"{chosen[0]} of {len(files)} files with prefix, suffix and middle in this order at a rate of 0.5"

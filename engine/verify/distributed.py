@@ -28,7 +28,7 @@ def ring_attention(_: Bench) -> str:
     length = 256
     ranks = run_processes(_ring_rank, 2, length)
     model = adapted(small_model(device=_CPU))
-    ids = torch.as_tensor(random_tokens(length))
+    ids = torch.as_tensor(random_tokens(length).ids)
     loss = _summed_loss(model(input_ids=ids[None]).logits[0, :-1], ids[1:])
     loss.backward()
     expected = gradients(model)
@@ -44,7 +44,7 @@ def ring_attention(_: Bench) -> str:
 def _ring_rank(rank: int, count: int, length: int) -> dict[str, Any]:
     model = adapted(small_model(device=_CPU))
     use_ring_attention(model.get_base_model())
-    ids, part = torch.as_tensor(random_tokens(length)), length // count
+    ids, part = torch.as_tensor(random_tokens(length).ids), length // count
     mine = slice(rank * part, (rank + 1) * part)
     logits = model(input_ids=ids[None, mine], position_ids=torch.arange(length)[None, mine]).logits[0]
     following = ids[1:][mine]
@@ -101,7 +101,7 @@ def _data_parallel(rank: int, *, compress: bool) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
     losses = []
     for step in range(12):
-        ids = torch.as_tensor(patterned_tokens(64, seed=2 * step + rank))
+        ids = torch.as_tensor(patterned_tokens(64, seed=2 * step + rank).ids)
         logits = parallel(input_ids=ids[None, :-1]).logits[0]
         loss = torch.nn.functional.cross_entropy(logits.float(), ids[1:])
         before = sent[0]
@@ -176,7 +176,7 @@ def _zero_rank(rank: int, _: int, stage: int, offload: bool) -> dict[str, Any]:
     engine, prepared = accelerator.prepare(model, optimizer)
     losses = []
     for step in range(_UPDATES):
-        ids = torch.as_tensor(patterned_tokens(64, seed=2 * step + rank))
+        ids = torch.as_tensor(patterned_tokens(64, seed=2 * step + rank).ids)
         loss = torch.nn.functional.cross_entropy(engine(input_ids=ids[None, :-1]).logits[0].float(), ids[1:])
         accelerator.backward(loss)
         prepared.step()
@@ -205,7 +205,7 @@ def _alone() -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
     losses = []
     for step in range(_UPDATES):
-        batch = [torch.as_tensor(patterned_tokens(64, seed=2 * step + rank)) for rank in range(2)]
+        batch = [torch.as_tensor(patterned_tokens(64, seed=2 * step + rank).ids) for rank in range(2)]
         parts = [
             torch.nn.functional.cross_entropy(model(input_ids=ids[None, :-1]).logits[0].float(), ids[1:])
             for ids in batch

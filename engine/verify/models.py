@@ -177,7 +177,7 @@ def neftune(bench: Bench) -> str:
     alpha, length = 5.0, 512
     model = adapted(small_model(device=bench.device))
     transform(model, TrainingSection(neftune_alpha=alpha), length)
-    ids = torch.as_tensor(random_tokens(length), device=bench.device)[None]
+    ids = torch.as_tensor(random_tokens(length).ids, device=bench.device)[None]
     embedding = model.get_input_embeddings()
     with torch.no_grad():
         plain = embedding.eval()(ids)

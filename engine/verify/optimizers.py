@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 
 from engine.optim.lr_range import range_rates, range_test
-from engine.optim.optimizer_state import flatten_state
+from engine.training import tensor_tree
 from engine.verify.proof import Bench, demand, need_library
 from engine.verify.small import SmallRun, adapted, patterned_tokens, small_model
 
@@ -25,7 +25,7 @@ def adamw_8bit(bench: Bench) -> str:
         losses[kind] = run.steps(12)
         parameters = run.learning.updating.optimizer.param_groups[0]["params"]
         wide = {str(i): p.numel() for i, p in enumerate(parameters) if p.numel() >= 4096}
-        tensors, _ = flatten_state(run.parts.optimizer.state_dict()["state"])
+        _, tensors = tensor_tree.split(run.parts.optimizer.state_dict()["state"])
         held = sum(t.numel() * t.element_size() for name, t in tensors.items() if name.partition(".")[0] in wide)
         bytes_[kind] = held / sum(wide.values())
     demand(bytes_["adamw_8bit"] < 0.3 * bytes_["adamw"], f"state bytes a parameter {bytes_}")

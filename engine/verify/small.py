@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import RunConfig, from_mapping
-from engine.data.windows import epoch_order
+from engine.data.windows import Window, epoch_order
 from engine.models.adapter import attach_adapter, trainable
 from engine.runtime.run_directory import RunDirectory
 from engine.training.building import Learning, build_learning
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.parts import Parts
 from engine.training.state import Progress
@@ -70,19 +70,19 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def random_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> NDArray[np.int64]:
+def random_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
     """A window without a pattern."""
-    return np.random.RandomState(seed).randint(0, vocabulary, count).astype(np.int64)
+    return Window(np.random.RandomState(seed).randint(0, vocabulary, count).astype(np.int64))
 
 
-def patterned_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> NDArray[np.int64]:
+def patterned_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
     """A window of a language in which four of five tokens follow from the one before: something to learn."""
     random = np.random.RandomState(seed)
     follower = np.random.RandomState(7).permutation(vocabulary)
     tokens = [int(random.randint(vocabulary))]
     while len(tokens) < count:
         tokens.append(int(random.randint(vocabulary) if random.rand() < 0.2 else follower[tokens[-1]]))
-    return np.array(tokens, dtype=np.int64)
+    return Window(np.array(tokens, dtype=np.int64))
 
 
 class Unbothered:
@@ -99,13 +99,13 @@ class Unbothered:
 class ListWindows:
     """Windows in memory."""
 
-    def __init__(self, windows: list[NDArray[np.int64]]) -> None:
+    def __init__(self, windows: list[Window]) -> None:
         self._windows = windows
 
     def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index: int) -> NDArray[np.int64]:
+    def __getitem__(self, index: int) -> Window:
         return self._windows[index]
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -128,7 +128,7 @@ class SmallRun:
         self,
         folder: Path,
         device: torch.device,
-        windows: list[NDArray[np.int64]] | None = None,
+        windows: list[Window] | None = None,
         model: Any = None,
         **settings: dict[str, Any],
     ) -> None:
@@ -158,7 +158,7 @@ class SmallRun:
             accelerator=accelerator,
             windows=source,
             context=context,
-            checkpoints=CheckpointFolder(self.run.checkpoints_path, self.config.checkpoint.keep),
+            checkpoints=CheckpointFolder(self.run.checkpoints_path, Retention(newest=self.config.checkpoint.keep)),
             evaluate=self.evaluate,
             stateful=self.learning.stateful,
             sequences=self.learning.sequences,
@@ -173,12 +173,12 @@ class SmallRun:
         with self.learning.averaged():
             return self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
 
-    def evaluate(self) -> str:
+    def evaluate(self) -> float:
         """As the recipe does: scores, and lets early stopping see the score."""
         with self.learning.averaged():
             loss = self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
             self.learning.observe(loss)
-        return f"{loss:.4f}"
+        return loss
 
     def step(self) -> StepFigures:
         """The next update."""
@@ -201,6 +201,7 @@ class SmallRun:
             events=events,
             emit=events.append,
             acknowledge=lambda *_, **__: None,
+            journal_waits=False,
             commands=SimpleNamespace(stop_requested=False, poll=lambda: None),
         )
 

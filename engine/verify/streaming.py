@@ -50,7 +50,7 @@ def _streamed(
 ) -> tuple[dict[str, Tensor], Any]:
     """The gradient by the streamed step, and what `look` sees of the step after it."""
     model = _model(bench, on_host=plan.weights == "streamed", **shape)
-    tokens = torch.as_tensor(random_tokens(length))
+    tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
         step.run(tokens)
         return gradients(model), look(step)
@@ -59,7 +59,7 @@ def _streamed(
 def _peak(bench: Bench, plan: StreamPlan, length: int, **shape: Any) -> tuple[int, float]:
     """Most bytes that one step takes on the device beside the model, and the seconds of a second step."""
     model = _model(bench, on_host=plan.weights == "streamed", **shape)
-    tokens = torch.as_tensor(random_tokens(length))
+    tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
         peak = peak_bytes(bench.device, lambda: step.run(tokens))
         began = time.perf_counter()
