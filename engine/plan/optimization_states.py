@@ -96,10 +96,6 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
-def _not_built(_: Situation) -> str | None:
-    return "this version writes checkpoints between two steps"
-
-
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
@@ -109,7 +105,6 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "deepspeed": _needs_library("deepspeed", "gpu"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
-    "not_built": _not_built,
 }
 """Each word says why a situation lacks it, with the remedy, or None."""
 
