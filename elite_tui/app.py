@@ -13,6 +13,7 @@ from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
+from elite_tui.leaving import farewell, watch_signals
 from elite_tui.messages import Changed
 from elite_tui.pacing import Pacer
 from elite_tui.rooms import ROOMS, build_room, neighbour
@@ -94,6 +95,8 @@ class EliteApp(App[str]):
 
     def on_mount(self) -> None:
         """Shows the first room; the engine is imported after its first frame."""
+        if not self.is_headless:
+            watch_signals(self)
         self.push_screen(build_room(self._first_room))
         self.call_after_refresh(self._begin)
 
@@ -311,7 +314,7 @@ class EliteApp(App[str]):
 
         if self.state.launching:
             self.notify("the run is being started; one moment", timeout=3)
-        elif not self.state.run_active:
+        elif not self.state.run_controlled:
             self.leave()
         elif not isinstance(self.screen, QuitScreen):
             self.push_screen(QuitScreen(), self._quit_answered)
@@ -320,16 +323,12 @@ class EliteApp(App[str]):
         if answer == "stop":
             self.run_desk.stop_and_leave()
         elif answer == "detach":
-            self.leave("goes on")
+            self.leave()
 
-    def leave(self, run_state: str = "") -> None:
-        """Closes the app. A run is never ended by this; `run_state` says what it does now."""
+    def leave(self, run_state: str = "goes on") -> None:
+        """Closes the app. A run is never ended by this; `run_state` says what the one on screen does now."""
         self.save_draft()
-        run = self.state.run
-        farewell = ""
-        if run is not None and run_state:
-            farewell = f"run {run.run_id} {run_state}; watch it with `elite-tui monitor {run.run_id}`"
-        self.exit(farewell)
+        self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
         """Lets go of the run and the telemetry."""
@@ -352,6 +351,6 @@ class EliteApp(App[str]):
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]
         if log is not None:
             lines.append(f"the details are in {log}")
-        if self.state.run is not None and self.state.run_active:
-            lines.append(f"the run goes on; watch it with `elite-tui monitor {self.state.run.run_id}`")
+        if watched := farewell(self.state, "goes on"):
+            lines.append(watched)
         self.panic(Text("\n".join(lines)))

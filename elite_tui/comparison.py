@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elite_tui.figures import bytes_in_words, context_in_words, count_in_words, duration_in_words, number_in_words
 from elite_tui.run_files import PlannedRun, read_plan
 from elite_tui.run_view import RunView
+from engine import config as run_config
 from engine.errors import EliteError
 from engine.runtime.journal import JournalReader
 from engine.runtime.run_directory import RunDirectory
@@ -61,11 +63,18 @@ def _read(letter: str, path: Path) -> ComparedRun:
     view = RunView(run_id=run.id)
     for envelope in JournalReader(run.journal_path).poll():
         view.apply(envelope)
-    try:
-        config = _flat(asdict(run.load_config()))
-    except EliteError:
-        config = {}
+    config: dict[str, str] = {}
+    with contextlib.suppress(EliteError):
+        config = _flat(_settings(run))
     return ComparedRun(letter=letter, path=path, view=view, planned=read_plan(run.plan_path), config=config)
+
+
+def _settings(run: RunDirectory) -> Mapping[str, Any]:
+    """The configuration with its defaults; of a newer engine, what the file holds."""
+    try:
+        return run_config.to_mapping(run.load_config())
+    except EliteError:
+        return run_config.load_mapping(run.config_path)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from textual.content import Content
 
 from elite_tui.figures import (
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from elite_tui.run_report import RunReport
     from elite_tui.run_view import RunView
 
+HEADING = "bold $primary"
 LABEL = 12
 """Cells before a bar or a value."""
+COLUMN = 44
+"""Cells that a completion needs beside another one."""
 SAMPLE_LINES = 12
 """Lines of one completion that are shown."""
 
@@ -60,7 +63,7 @@ def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Conte
         before = before if before is not None else report.perplexity_before
         after = after if after is not None else report.perplexity_after
     lines = [
-        Content.styled("Perplexity on files that it never saw", "bold").append(
+        Content.styled("Perplexity on files that it never saw", HEADING).append(
             Content.styled("  lower is better", "$muted")
         )
     ]
@@ -83,7 +86,7 @@ def compile_rate(report: RunReport | None, width: int) -> list[Content]:
     if report is None or (report.compile_rate_before is None and report.compile_rate_after is None):
         return []
     before, after = report.compile_rate_before, report.compile_rate_after
-    lines = [Content.styled("Completions that parse", "bold").append(Content.styled("  higher is better", "$muted"))]
+    lines = [Content.styled("Completions that parse", HEADING).append(Content.styled("  higher is better", "$muted"))]
     lines += _two_bars(before, after, 1.0, width, lambda value: NOT_AVAILABLE if value is None else f"{value:.0%}")
     if before is not None and after is not None:
         sign, style = (
@@ -146,21 +149,26 @@ def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
     return lines
 
 
-def places(run: RunView, report: RunReport | None, path: Path) -> list[Content]:
+def places(run: RunView, report: RunReport | None, path: Path, width: int) -> list[Content]:
     """The run directory and what is in it."""
     adapter = run.finished.adapter if run.finished is not None else None
     rows = [
-        ("run", str(path)),
-        ("adapter", str(path / adapter) if adapter else "none was saved"),
-        ("checkpoint", f"{run.checkpoint.path} in the run's folder" if run.checkpoint else "none"),
-        ("log", "engine.log in the run's folder"),
+        ("folder", str(path)),
+        ("adapter", f"{adapter}/" if adapter else "none was saved"),
+        ("checkpoint", run.checkpoint.path if run.checkpoint else "none"),
+        ("log", "engine.log"),
     ]
     if report is not None and report.page:
-        rows.insert(2, ("report", "report.md in the run's folder"))
-    return [Content.assemble((f"{name:<{LABEL}}", "$muted"), printable(value)) for name, value in rows]
+        rows.insert(2, ("report", "report.md"))
+    lines = []
+    for name, value in rows:
+        # A long path goes on below itself, so that it can be marked and copied.
+        for index, piece in enumerate(chop_cells(printable(value), max(10, width - LABEL)) or [""]):
+            lines.append(Content.assemble((f"{name if not index else '':<{LABEL}}", "$muted"), piece))
+    return lines
 
 
-def next_steps(run: RunView, report: RunReport | None, path: Path) -> list[Content]:
+def next_steps(run: RunView, report: RunReport | None) -> list[Content]:
     """Commands that go on from here: those that this engine has."""
     reference = shlex.quote(printable(report.reference if report is not None else run.run_id))
     commands = report.commands if report is not None else frozenset()
@@ -178,8 +186,9 @@ def next_steps(run: RunView, report: RunReport | None, path: Path) -> list[Conte
     if adapter and "evaluate" in commands:
         steps.append((f"engine evaluate {reference}", "score it again, with samples"))
     if adapter:
+        whole = "; report.md has all of it" if report is not None and report.page else ""
         steps.append(
-            (f'PeftModel.from_pretrained(model, "{printable(str(path / adapter))}")', "use the adapter in Python")
+            (f'PeftModel.from_pretrained(model, "{printable(adapter)}")', f"in Python, from the run's folder{whole}")
         )
     steps.append((f"elite-tui monitor {reference}", "look at this run again"))
     return [
@@ -198,9 +207,13 @@ def samples(report: RunReport | None, width: int) -> list[Content]:
         lines.append(Content.assemble((f"sample {number}", "bold"), (f"  {printable(sample.file)}", "$muted")))
         lines += [Content.styled(line, "$muted") for line in _code(sample.prompt, width - 2, last=True)]
         parts = [("base model", "$secondary", sample.before), ("fine-tuned", "$primary", sample.after)]
-        if sample.truth:
-            parts.append(("in the repository", "$muted", sample.truth))
-        lines += _beside(parts, width) if width >= 44 * len(parts) else _in_turn(parts, width)
+        truth = [("in the repository", "$muted", sample.truth)] if sample.truth else []
+        if width >= COLUMN * len(parts + truth):
+            lines += _beside(parts + truth, width)
+        elif width >= COLUMN * len(parts):
+            lines += [*_beside(parts, width), *_in_turn(truth, width)]
+        else:
+            lines += _in_turn(parts + truth, width)
     return lines
 
 

@@ -191,7 +191,7 @@ def planned_host(run: OpenRun) -> float | None:
 
 
 def _plan_limit(planned: float | None) -> list[Limit]:
-    return [Limit(name=f"plan {planned / GIB:.2f}", value=planned / GIB)] if planned else []
+    return [Limit(name="plan", value=planned / GIB)] if planned else []
 
 
 def _device(view: RunView) -> str:

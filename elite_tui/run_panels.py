@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ STATE_MARKS = {
 STREAMED_STAGES = ("forward", "loss", "backward", "optimiser")
 SILENT_AFTER = 30.0
 """Seconds without an event after which the monitor says for how long."""
+LINES_OF_TROUBLE = 2
+"""Lines of a failure's message, and of its remedy, above the charts; the events have all of it."""
 HEAD = 27
 """Cells before a bar."""
 
@@ -86,7 +89,7 @@ def progress_lines(run: OpenRun, width: int) -> list[Content]:
     share = done / total if total else None
     whole = _bar_line(head, share, _time_left(run), width, "$primary")
     if view.ended:
-        return [whole, _ended_line(view)]
+        return [whole, *_ended_lines(view, width)]
     if view.progress is not None:
         return [whole, _inner_line(view, view.progress, width)]
     pending = ", ".join(sorted(view.pending.values()))
@@ -133,12 +136,14 @@ def _inner_line(view: RunView, inner: StepProgress, width: int) -> Content:
     return _bar_line(printable(inner.stage) + place, share, tails, width, "$secondary")
 
 
-def _ended_line(view: RunView) -> Content:
-    if view.failed is not None:
-        return Content.assemble(
-            (f"{printable(view.failed.message)}", "$text-error"), (f"  {printable(view.failed.hint)}", "$muted")
-        )
-    return Content.styled("press enter for the result", "$muted")
+def _ended_lines(view: RunView, width: int) -> list[Content]:
+    if view.failed is None:
+        return [Content.styled("press enter for the result", "$muted")]
+    message, hint = printable(view.failed.message), printable(view.failed.hint)
+    return [
+        *(Content.styled(line, "$text-error") for line in textwrap.wrap(message, width)[:LINES_OF_TROUBLE]),
+        *(Content.styled(line, "$muted") for line in textwrap.wrap(f"→ {hint}", width)[:LINES_OF_TROUBLE] if hint),
+    ]
 
 
 def _bar_line(head: str, share: float | None, tails: Sequence[str], width: int, style: str) -> Content:

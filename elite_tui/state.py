@@ -104,3 +104,9 @@ class AppState:
     def run_active(self) -> bool:
         """Whether a run is shown that has not ended."""
         return self.run is not None and not self.run.ended
+
+    @property
+    def run_controlled(self) -> bool:
+        """Whether that run takes commands from here."""
+        access = self.open_runs.current.access if self.open_runs.current is not None else None
+        return self.run_active and not (access is not None and access.refusal)

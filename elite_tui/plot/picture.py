@@ -10,7 +10,7 @@ import numpy as np
 from textual.content import Content
 
 from elite_tui.plot.braille import DOTS_ACROSS, DOTS_DOWN, BrailleCanvas
-from elite_tui.plot.columns import in_window, reduce_to_columns
+from elite_tui.plot.columns import Column, in_window, reduce_to_columns
 from elite_tui.plot.series import Limit, Series, Values
 
 LETTER_EVERY = 18
@@ -76,7 +76,7 @@ def draw(
 
     Args:
         series: Drawn in this order, those with markers last.
-        limits: Dashed lines, with their names at the right.
+        limits: Dashed lines, beneath the curves.
         window: Edges of the x axis.
         scale: The y axis.
         size: Columns and rows of characters.
@@ -85,35 +85,36 @@ def draw(
     cells: Cells = [[(" ", "")] * width for _ in range(height)]
     for limit in limits:
         _draw_limit(cells, limit, scale, size)
-    for one in sorted(series, key=lambda one: bool(one.marker)):
-        x, y = in_window(one.x, one.y, *window)
-        if scale.log:
-            y = np.where(y > 0, y, np.nan)
+    # Lines first, then what tells them apart: a letter must not vanish behind another line.
+    lines: list[tuple[Series, list[Column]]] = []
+    for one in series:
+        if not one.marker:
+            x, y = in_window(one.x, _drawable(one.y, scale), *window)
+            columns = reduce_to_columns(x, y, *window, width * DOTS_ACROSS)
+            _draw_line(cells, columns, one.style, scale, size)
+            lines.append((one, columns))
+    for one, columns in lines:
+        if one.letter and columns:
+            _draw_letters(cells, columns, one, scale, height * DOTS_DOWN)
+    for one in series:
         if one.marker:
-            _draw_markers(cells, one, x, y, window, scale, size)
-        else:
-            _draw_line(cells, one, x, y, window, scale, size)
+            _draw_markers(cells, one, window, scale, size)
     return cells
+
+
+def _drawable(y: Values, scale: Scale) -> Values:
+    return np.where(y > 0, y, np.nan) if scale.log else y
 
 
 def _draw_limit(cells: Cells, limit: Limit, scale: Scale, size: tuple[int, int]) -> None:
     width, height = size
-    row = cells[scale.row(limit.value, height)]
-    name = f" {limit.name} "
-    for index in range(width):
-        row[index] = ("╌", "$warning")
-    if len(name) + 4 < width:
-        for index, character in enumerate(name):
-            row[width - len(name) - 2 + index] = (character, "$warning")
+    cells[scale.row(limit.value, height)] = [("╌", "$warning")] * width
 
 
-def _draw_line(
-    cells: Cells, one: Series, x: Values, y: Values, window: tuple[float, float], scale: Scale, size: tuple[int, int]
-) -> None:
+def _draw_line(cells: Cells, columns: Sequence[Column], style: str, scale: Scale, size: tuple[int, int]) -> None:
     width, height = size
     rows = height * DOTS_DOWN
     canvas = BrailleCanvas(width, height)
-    columns = reduce_to_columns(x, y, *window, width * DOTS_ACROSS)
     former = None
     for column in columns:
         canvas.line(column.x, scale.row(column.low, rows), column.x, scale.row(column.high, rows))
@@ -123,30 +124,25 @@ def _draw_line(
     for index, text in enumerate(canvas.rows()):
         for place, character in enumerate(text):
             if character != " ":
-                cells[index][place] = (character, one.style)
-    if not one.letter:
-        return
-    # Each letter has places of its own, so that lines that run together still show all of theirs.
+                cells[index][place] = (character, style)
+
+
+def _draw_letters(cells: Cells, columns: Sequence[Column], one: Series, scale: Scale, rows: int) -> None:
+    """The line's letter here and there, and at its end; each letter has places of its own."""
     offset = (ord(one.letter[0]) * 5) % LETTER_EVERY
     for column in columns:
         cell = column.x // DOTS_ACROSS
-        if cell % LETTER_EVERY == offset and column.x % DOTS_ACROSS == 0:
+        if column is columns[-1] or (cell % LETTER_EVERY == offset and column.x % DOTS_ACROSS == 0):
             cells[scale.row(column.last, rows) // DOTS_DOWN][cell] = (one.letter, f"bold {one.style}")
-    if columns:
-        end = columns[-1]
-        cells[scale.row(end.last, rows) // DOTS_DOWN][end.x // DOTS_ACROSS] = (one.letter, f"bold {one.style}")
 
 
-def _draw_markers(
-    cells: Cells, one: Series, x: Values, y: Values, window: tuple[float, float], scale: Scale, size: tuple[int, int]
-) -> None:
+def _draw_markers(cells: Cells, one: Series, window: tuple[float, float], scale: Scale, size: tuple[int, int]) -> None:
     width, height = size
-    span = window[1] - window[0]
-    for place, value in zip(x.tolist(), y.tolist(), strict=True):
-        # The ends that a cut line has at the edges are no points.
-        if np.isfinite(value) and place in one.x:
-            cell = round((place - window[0]) / span * (width - 1)) if span > 0 else 0
-            cells[scale.row(value, height)][cell] = (one.marker, one.style)
+    left, span = window[0], window[1] - window[0]
+    for x, y in zip(one.x.tolist(), _drawable(one.y, scale).tolist(), strict=True):
+        if math.isfinite(y) and window[0] <= x <= window[1]:
+            cell = round((x - left) / span * (width - 1)) if span > 0 else 0
+            cells[scale.row(y, height)][cell] = (one.marker, one.style)
 
 
 def joined(cells: Sequence[Cell]) -> Content:

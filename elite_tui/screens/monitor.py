@@ -46,6 +46,8 @@ class MonitorScreen(RunCommands, ChartRoom):
         self._chart = CHARTS[0].name
         self._curves: dict[str, RunCurves] = {}
         self._least = LEVELS[0]
+        self._drawn: tuple[object, ...] = ()
+        "What the charts were drawn from: progress inside a step changes none of them."
 
     def compose_room(self) -> Iterable[Widget]:
         """Tabs, status, progress, charts beside figures, log beside events."""
@@ -98,11 +100,17 @@ class MonitorScreen(RunCommands, ChartRoom):
         notice = notice_line(run, self.state.clock())
         self.query_one("#notice").display = notice is not None
         self.query_one("#notice", Lines).show([notice] if notice is not None else [])
-        self.query_one("#progress", Lines).show(progress_lines(run, width))
+        progress = progress_lines(run, width)
+        self.query_one("#progress").styles.height = len(progress)
+        self.query_one("#progress", Lines).show(progress)
         side = self.query_one("#figures", Lines)
         side.show(figures(run, (side.size.width, side.size.height), self._levels(run)))
         self._show_tabs(run)
-        self.draw_charts()
+        steps, held_out = len(run.view.history.steps), len(run.view.history.held_out)
+        curves = (run.key, steps, held_out, run.view.happening_count, run.planned, self.size)
+        if curves != self._drawn:
+            self._drawn = curves
+            self.draw_charts()
         self.query_one(LogPane).follow(run.view)
         self.query_one(EventList).follow(run.view)
         self._show_machine(run)

@@ -73,8 +73,8 @@ class ResultScreen(RoomScreen):
             "perplexity": result_panels.perplexity(run, report, half),
             "compile-rate": result_panels.compile_rate(report, half),
             "foreseen": result_panels.foreseen(run, report),
-            "next": result_panels.next_steps(run, report, path),
-            "paths": result_panels.places(run, report, path),
+            "next": result_panels.next_steps(run, report),
+            "paths": result_panels.places(run, report, path, half),
             "samples": samples,
         }
         for name, lines in parts.items():

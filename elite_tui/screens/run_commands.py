@@ -95,4 +95,4 @@ class RunCommands(RoomScreen):
 
     def action_detach(self) -> None:
         """Leaves the app; the run goes on."""
-        self.elite.leave("goes on")
+        self.elite.leave()

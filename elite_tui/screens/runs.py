@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
+from textual.binding import Binding
 from textual.content import Content
 from textual.widgets import DataTable, Input, Static
 
@@ -106,6 +107,12 @@ def in_order(runs: Sequence[RunSummary], column: Column, *, turned: bool) -> lis
     return [*known, *(run for run in runs if column.key(run) is None)]
 
 
+class RunTable(DataTable[str | Text]):
+    """The list; its enter key is in the footer, as the screen's own would be hidden behind it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
+
+
 class RunsScreen(RoomScreen):
     """The list of runs."""
 
@@ -125,12 +132,12 @@ class RunsScreen(RoomScreen):
         """One line about the list, the filter, and the list."""
         yield Static(id="about", markup=False)
         yield Input(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
-        yield DataTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
+        yield RunTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
 
     def on_mount(self) -> None:
         """The list is read on entering."""
         super().on_mount()
-        self.query_one(DataTable).focus()
+        self.query_one(RunTable).focus()
         if not self.state.runs.loading:
             self.elite.ask_runs()
 
@@ -150,7 +157,7 @@ class RunsScreen(RoomScreen):
     def _fill(self) -> None:
         runs = matching(self.state.runs.value or (), self.query_one("#filter", Input).value)
         self._shown = in_order(runs, COLUMNS[self._column], turned=self._turned)
-        table = self.query_one(DataTable)
+        table = self.query_one(RunTable)
         under = self._under_cursor()
         row = table.cursor_row
         table.clear(columns=True)
@@ -184,7 +191,7 @@ class RunsScreen(RoomScreen):
             about.update(Content.styled(f"{words} · by {COLUMNS[self._column].name}{marked}", "$muted"))
 
     def _under_cursor(self) -> str | None:
-        table = self.query_one(DataTable)
+        table = self.query_one(RunTable)
         if not table.row_count:
             return None
         return table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
@@ -227,7 +234,7 @@ class RunsScreen(RoomScreen):
         else:
             self.notify(f"at most {len(LETTERS)} runs are compared", timeout=3)
         self._fill()
-        self.query_one(DataTable).action_cursor_down()
+        self.query_one(RunTable).action_cursor_down()
 
     def action_compare_runs(self) -> None:
         """The marked runs side by side."""
@@ -271,7 +278,7 @@ class RunsScreen(RoomScreen):
         entry = self.query_one("#filter", Input)
         entry.value = ""
         entry.display = False
-        self.query_one(DataTable).focus()
+        self.query_one(RunTable).focus()
 
     @on(Input.Changed, "#filter")
     def _filter_typed(self) -> None:
@@ -279,7 +286,7 @@ class RunsScreen(RoomScreen):
 
     @on(Input.Submitted, "#filter")
     def _filter_done(self) -> None:
-        self.query_one(DataTable).focus()
+        self.query_one(RunTable).focus()
 
     def action_sort_runs(self) -> None:
         """Sorts by the next column that is shown."""

@@ -6,6 +6,7 @@ visible however long the run. A missing value (NaN) leaves a gap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ ZOOM = 0.7
 PAN = 0.2
 """Share of the stretch in view that it moves by at a time."""
 ROWS_A_TICK = 4
+GRAINS = 32
+"""The right edge moves on in steps of between a 32nd and a 64th of what is in view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +151,18 @@ class LineChart(Painted):
     # --- painting ------------------------------------------------------------------------------------------
 
     def _extent(self) -> tuple[float, float] | None:
-        """The first and last x of all series."""
+        """The first x of all series, and one soon after the last."""
         places = [one.x for one in self.picture.series if one.x.size]
         if not places:
             return None
-        return min(float(x[0]) for x in places), max(float(x[-1]) for x in places)
+        low, high = min(float(x[0]) for x in places), max(float(x[-1]) for x in places)
+        span = min(self.viewport.span or high - low, high - low)
+        if span <= 0:
+            return low, high
+        # The axis grows by a little more than the newest point needs: else every point would move with every step,
+        # the picture would flicker, and all of it would have to be sent again.
+        grain = 2.0 ** math.floor(math.log2(span / GRAINS))
+        return low, math.ceil(high / grain) * grain
 
     def paint(self, width: int, height: int) -> list[Content]:
         """Legend, plot and axes in the space there is."""
@@ -204,6 +214,10 @@ class LineChart(Painted):
             value = one.latest if pointed is None else one.at(pointed)
             values = values.append(Content.styled(f"   {sign} ", one.style))
             values = values.append(f"{one.name} {picture.figure(value)}")
+        for limit in picture.limits:
+            values = values.append(Content.styled("   ╌ ", "$warning")).append(
+                f"{limit.name} {picture.figure(limit.value)}"
+            )
         unit = Content.styled(f" {picture.unit}", "$muted") if picture.unit else Content("")
         whole = Content.assemble(title, unit, values)
         return whole if whole.cell_length <= width else title.append(values)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.style import Style
-from textual.content import Content
+from textual.content import Content, Span
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.visual import Visual
@@ -24,6 +24,8 @@ class Painted(Widget):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
         self._strips: list[Strip] = []
+        self._made: dict[tuple[str, tuple[Span, ...]], Strip] = {}
+        "The strips of the last painting by what they say, for the present size and style."
         self._stale = True
 
     def paint(self, width: int, height: int) -> Sequence[Content]:
@@ -64,6 +66,7 @@ class Painted(Widget):
         """One painted line."""
         if self._stale:
             self._stale = False
+            self._made = {}
             self._strips = self._render_strips()
         # Textual's own painting empties this; it would grow with every change.
         self._dirty_regions.clear()
@@ -72,9 +75,16 @@ class Painted(Widget):
     def _render_strips(self) -> list[Strip]:
         width, height = self.content_size
         strips: list[Strip] = []
+        former, self._made = self._made, {}
         for line in list(self.paint(width, height))[:height]:
-            cut = line.truncate(width, ellipsis=True) if line.cell_length > width else line
-            strips += Visual.to_strips(self, cut, width, 1, self.visual_style, pad=True)[:1]
+            # The same words in the same styles are the same strip: most lines stay as they are.
+            known = (line.plain, tuple(line.spans))
+            strip = former.get(known)
+            if strip is None:
+                cut = line.truncate(width, ellipsis=True) if line.cell_length > width else line
+                (strip,) = Visual.to_strips(self, cut, width, 1, self.visual_style, pad=True)[:1]
+            self._made[known] = strip
+            strips.append(strip)
         blank = Strip.blank(width, self.visual_style.rich_style)
         return [*strips, *[blank] * (height - len(strips))]
 
