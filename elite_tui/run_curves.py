@@ -136,10 +136,10 @@ class RunCurves:
         view = run.view
         step = view.step
         if step is not None and step.gpu_peak is None and step.gpu_allocated is None:
-            return Picture(title="GPU memory", empty=f"this run trains on {_device(view)}")
+            return Picture(title="GPU", empty=f"this run trains on {_device(view)}")
         return Picture(
-            title="GPU memory",
-            unit="GiB",
+            title="GPU",
+            unit="GiB of memory",
             series=[
                 Series(
                     name="reserved",
@@ -158,19 +158,19 @@ class RunCurves:
             limits=_plan_limit(planned_gpu(run)),
             x_kind=look.x_kind,
             log=look.log,
-            from_zero=True,
+            figure=gibibytes,
         )
 
     def _ram(self, run: OpenRun, look: Look) -> Picture:
         y = self._column(run.view, "host_used") / GIB
         return Picture(
-            title="RAM of the run",
-            unit="GiB",
+            title="RAM",
+            unit="GiB of memory",
             series=[Series(name="used", x=self._column(run.view, look.x_kind), y=y)],
             limits=_plan_limit(planned_host(run)),
             x_kind=look.x_kind,
             log=look.log,
-            from_zero=True,
+            figure=gibibytes,
         )
 
 
@@ -196,6 +196,11 @@ def _plan_limit(planned: float | None) -> list[Limit]:
 
 def _device(view: RunView) -> str:
     return view.started.device if view.started is not None else "the processor"
+
+
+def gibibytes(size: float | None) -> str:
+    """A number of GiB, with the digits that matter."""
+    return number_in_words(size, 3)
 
 
 def rate_in_words(rate: float | None) -> str:

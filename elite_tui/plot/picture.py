@@ -47,7 +47,6 @@ def scale_of(
     window: tuple[float, float],
     *,
     log: bool = False,
-    from_zero: bool = False,
 ) -> Scale | None:
     """A y axis that holds everything in view; None where nothing is."""
     found = [in_window(one.x, one.y, *window)[1] for one in series]
@@ -57,8 +56,6 @@ def scale_of(
         return None
     levels = [limit.value for limit in limits if limit.value > 0 or not log]
     low, high = min([float(shown.min()), *levels]), max([float(shown.max()), *levels])
-    if from_zero and not log:
-        return Scale(min(0.0, low), high * 1.05 or 1.0)
     if low == high:
         margin = abs(low) * 0.05 or 0.5
         return Scale(low - margin, high + margin, log)

@@ -34,7 +34,7 @@ class ChartRoom(RoomScreen):
     def switches(self) -> list[Choice]:
         """The present look, for a line of choices."""
         zoomed = any(chart.viewport != Viewport() for chart in self.charts)
-        smoothing = f"smooth {self.look.weight:g}" if self.look.weight else "raw"
+        smoothing = f"~{self.look.weight:g}" if self.look.weight else "raw"
         return [
             *([Choice(key="0", label="whole", action="whole")] if zoomed else []),
             Choice(key="+", label="zoom", action="zoom_in"),
@@ -46,11 +46,18 @@ class ChartRoom(RoomScreen):
     @on(LineChart.Moved)
     def _moved(self, message: LineChart.Moved) -> None:
         """All charts of the room show the same stretch."""
-        self._each(lambda chart: chart.look(message.viewport))
+        self._share(message.viewport)
 
-    def _each(self, move: Callable[[LineChart], None]) -> None:
+    def _steer(self, move: Callable[[LineChart], None]) -> None:
+        """Moves the first chart that shows anything, and the others with it."""
+        leader = next((chart for chart in self.charts if chart.picture.series), None)
+        if leader is not None:
+            move(leader)
+            self._share(leader.viewport)
+
+    def _share(self, viewport: Viewport) -> None:
         for chart in self.charts:
-            move(chart)
+            chart.look(viewport)
         self.draw_charts()
 
     def _look(self, look: Look) -> None:
@@ -59,23 +66,23 @@ class ChartRoom(RoomScreen):
 
     def action_zoom_in(self) -> None:
         """A shorter stretch, to the newest point."""
-        self._each(lambda chart: chart.zoom(inwards=True))
+        self._steer(lambda chart: chart.zoom(inwards=True))
 
     def action_zoom_out(self) -> None:
         """A longer stretch."""
-        self._each(lambda chart: chart.zoom(inwards=False))
+        self._steer(lambda chart: chart.zoom(inwards=False))
 
     def action_pan_left(self) -> None:
         """Earlier steps."""
-        self._each(lambda chart: chart.pan(rightwards=False))
+        self._steer(lambda chart: chart.pan(rightwards=False))
 
     def action_pan_right(self) -> None:
         """Later steps."""
-        self._each(lambda chart: chart.pan(rightwards=True))
+        self._steer(lambda chart: chart.pan(rightwards=True))
 
     def action_whole(self) -> None:
         """Everything."""
-        self._each(lambda chart: chart.look(Viewport()))
+        self._share(Viewport())
 
     def action_log_axis(self) -> None:
         """Equal distances are equal factors, and back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual.content import Content
 from textual.widgets import DataTable
@@ -73,23 +74,17 @@ class CompareScreen(ChartRoom):
         self.query_one("#chart-tabs", ChoiceBar).show([], self.switches())
 
     def _fill(self, comparison: Comparison) -> None:
+        title = "settings that differ" if comparison.differing else "all settings are the same"
+        heads = ["", *(f"{run.letter} {printable(short_title(run.view.run_id))}" for run in comparison.runs)]
+        rows = [_cells(row) for row in comparison.figures]
+        rows.append([Text(title, style="italic"), *(Text() for _ in comparison.runs)])
+        rows += [_cells(row) for row in comparison.differing]
         table = self.query_one(DataTable)
         table.clear(columns=True)
-        table.add_column("")
-        for run in comparison.runs:
-            table.add_column(Text(f"{run.letter} {printable(short_title(run.view.run_id))}"))
-        self._add(table, comparison.figures)
-        title = "settings that differ" if comparison.differing else "all settings are the same"
-        table.add_row(Text(title, style="italic"), *[""] * len(comparison.runs))
-        self._add(table, comparison.differing)
-
-    def _add(self, table: DataTable[str | Text], rows: Iterable[Row]) -> None:
+        for index, head in enumerate(heads):
+            table.add_column(Text(head), width=max(cell_len(head), *(row[index].cell_len for row in rows)))
         for row in rows:
-            values = [
-                Text(f"{printable(value)} {BEST}", style="bold") if index == row.best else Text(printable(value))
-                for index, value in enumerate(row.values)
-            ]
-            table.add_row(Text(row.name, style="dim"), *values)
+            table.add_row(*row)
 
     def action_leave_comparison(self) -> None:
         """Back to the list."""
@@ -112,3 +107,12 @@ def _who(comparison: Comparison) -> list[Content]:
             )
         )
     return lines
+
+
+def _cells(row: Row) -> list[Text]:
+    """A line of the table; the best value is marked."""
+    values = [
+        Text(f"{printable(value)} {BEST}", style="bold") if index == row.best else Text(printable(value))
+        for index, value in enumerate(row.values)
+    ]
+    return [Text(row.name, style="dim"), *values]

@@ -20,7 +20,7 @@ from elite_tui.widgets.choice_bar import Choice, ChoiceBar
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LEVELS, LogPane
 from elite_tui.widgets.machine_gauges import Level, MachineGauges, levels
-from elite_tui.widgets.painted import Lines
+from elite_tui.widgets.painted import Fitted, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +63,7 @@ class MonitorScreen(RunCommands, ChartRoom):
                     for index in range(SMALL_CHARTS):
                         yield LineChart(id=f"small-{index}")
             with Vertical(id="side"):
-                yield Lines(id="figures")
+                yield Fitted(id="figures")
                 yield MachineGauges(compact=True)
         with Horizontal(id="lower"):
             with Vertical(id="log-box"):
@@ -103,8 +103,8 @@ class MonitorScreen(RunCommands, ChartRoom):
         progress = progress_lines(run, width)
         self.query_one("#progress").styles.height = len(progress)
         self.query_one("#progress", Lines).show(progress)
-        side = self.query_one("#figures", Lines)
-        side.show(figures(run, (side.size.width, side.size.height), self._levels(run)))
+        levels_shown = self._levels(run)
+        self.query_one("#figures", Fitted).show(lambda *size: figures(run, size, levels_shown))
         self._show_tabs(run)
         steps, held_out = len(run.view.history.steps), len(run.view.history.held_out)
         curves = (run.key, steps, held_out, run.view.happening_count, run.planned, self.size)

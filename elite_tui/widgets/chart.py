@@ -28,7 +28,7 @@ ZOOM = 0.7
 """Length of the stretch in view after one zoom in, as a share of the one before."""
 PAN = 0.2
 """Share of the stretch in view that it moves by at a time."""
-ROWS_A_TICK = 4
+ROWS_A_TICK = 3
 GRAINS = 32
 """The right edge moves on in steps of between a 32nd and a 64th of what is in view."""
 
@@ -46,7 +46,6 @@ class Picture:
     unit: str = ""
     "Of the y axis, after the title."
     log: bool = False
-    from_zero: bool = False
     empty: str = "no values yet"
     figure: Callable[[float | None], str] = number_in_words
     "How a value is written in the legend."
@@ -172,7 +171,7 @@ class LineChart(Painted):
         window = self.viewport.window(*extent) if extent is not None else (0.0, 1.0)
         scale = None
         if extent is not None:
-            scale = scale_of(picture.series, picture.limits, window, log=picture.log, from_zero=picture.from_zero)
+            scale = scale_of(picture.series, picture.limits, window, log=picture.log)
         if scale is None:
             self._plot_width = 1
             return [self._legend(None, width), Content.styled(picture.empty, "$muted")]
@@ -213,7 +212,7 @@ class LineChart(Painted):
             sign = one.marker or one.letter or "━"
             value = one.latest if pointed is None else one.at(pointed)
             values = values.append(Content.styled(f"   {sign} ", one.style))
-            values = values.append(f"{one.name} {picture.figure(value)}")
+            values = values.append(f"{one.name} {picture.figure(value)}".lstrip())
         for limit in picture.limits:
             values = values.append(Content.styled("   ╌ ", "$warning")).append(
                 f"{limit.name} {picture.figure(limit.value)}"
@@ -223,7 +222,7 @@ class LineChart(Painted):
         return whole if whole.cell_length <= width else title.append(values)
 
     def _y_labels(self, scale: Scale, rows: int) -> dict[int, str]:
-        most = max(2, rows // ROWS_A_TICK)
+        most = max(3, rows // ROWS_A_TICK)
         made = (ticks.logarithmic if scale.log else ticks.linear)(scale.low, scale.high, most)
         return {scale.row(place, rows): label for place, label in made}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import chop_cells
+from rich.cells import cell_len, chop_cells
 from rich.segment import Segment
 from textual.binding import Binding
 from textual.geometry import Size
@@ -50,6 +50,8 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
         self.rows: list[Row] = []
         self.highlight = ""
         "Text that is marked wherever it occurs, in small letters."
+        self._pinned = True
+        "Whether the end stays in view when rows are added or the size changes."
 
     @property
     def line_width(self) -> int:
@@ -59,26 +61,36 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
     def fold(self, gutter: str, kind: str, text: str) -> Iterable[Row]:
         """A line as rows; the gutter of all but the first is blank."""
         room = max(1, self.line_width - len(gutter))
-        for piece in chop_cells(printable(text), room) or [""]:
+        rest = printable(text)
+        while cell_len(rest) > room:
+            piece = chop_cells(rest, room)[0]
+            # At a word's end, unless that would leave half of the row blank.
+            space = piece.rfind(" ") if not rest[len(piece) :].startswith(" ") else -1
+            piece = piece[:space] if space > len(piece) // 2 else piece
             yield Row(gutter, kind, piece)
-            gutter = " " * len(gutter)
+            gutter, rest = " " * len(gutter), rest[len(piece) :].removeprefix(" ")
+        yield Row(gutter, kind, rest)
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Other rows; the end comes into view."""
+        """Other rows."""
         self.rows = list(rows)
-        self._settle(at_end=True)
+        self._settle()
 
     def extend(self, rows: Iterable[Row]) -> None:
         """More rows at the end."""
-        at_end = self.is_vertical_scroll_end
         self.rows.extend(rows)
-        self._settle(at_end=at_end)
+        self._settle()
 
-    def _settle(self, *, at_end: bool) -> None:
+    def _settle(self) -> None:
         self.virtual_size = Size(self.line_width, len(self.rows))
         self.refresh()
-        if at_end:
-            self.scroll_end(animate=False, immediate=False, x_axis=False)
+        if self._pinned:
+            self.scroll_end(animate=False, immediate=True, x_axis=False)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Scrolling up leaves the end, scrolling down to it stays there from then on."""
+        super().watch_scroll_y(old_value, new_value)
+        self._pinned = self.is_vertical_scroll_end or (self._pinned and new_value > old_value)
 
     def render_line(self, y: int) -> Strip:
         """One row of the pane."""

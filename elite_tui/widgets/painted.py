@@ -5,7 +5,7 @@ A plain widget repaints all of itself. A run that is watched over SSH changes a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -104,6 +104,23 @@ class Lines(Painted):
     def paint(self, width: int, height: int) -> Sequence[Content]:  # noqa: ARG002
         """The lines as they are."""
         return self._lines
+
+
+class Fitted(Painted):
+    """Lines that are made for the widget's size, whenever that changes."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._make: Callable[[int, int], Sequence[Content]] = lambda width, height: ()  # noqa: ARG005
+
+    def show(self, make: Callable[[int, int], Sequence[Content]]) -> None:
+        """Replaces what makes the lines of columns and rows."""
+        self._make = make
+        self.repaint()
+
+    def paint(self, width: int, height: int) -> Sequence[Content]:
+        """The lines for this size."""
+        return self._make(width, height)
 
 
 def _difference(old: Strip, new: Strip) -> tuple[int, int] | None:

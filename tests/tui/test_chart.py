@@ -191,10 +191,8 @@ def test_scales(points, log, expected):
     assert scale_of([series(points)], [], (0, 5), log=log) == expected
 
 
-def test_a_limit_is_in_view_and_memory_starts_at_zero():
-    scale = scale_of([series([(0, 3.0), (1, 4.0)])], [Limit(name="plan", value=8.0)], (0, 1), from_zero=True)
-    assert scale.low == 0.0
-    assert scale.high > 8.0
+def test_a_limit_is_in_view():
+    assert scale_of([series([(0, 3.0), (1, 4.0)])], [Limit(name="plan", value=8.0)], (0, 1)) == Scale(3.0, 8.0)
 
 
 def test_a_logarithmic_scale():
