@@ -66,8 +66,29 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         name="recommend",
         keys="r",
-        label="Recommended",
+        label="Best",
         help="Choose the recommended tier, and let the engine keep choosing it.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="models",
+        keys="f4",
+        label="Models",
+        help="All models of the catalogue, with what each can do on this machine.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="what_if",
+        keys="w",
+        label="What if",
+        help="Suppose another card, more GPU memory or more RAM, and see the tiers at once. A run never uses it.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="clear_what_if",
+        keys="x",
+        label="Clear",
+        help="Plan for this machine again.",
         rooms=("tiers",),
     ),
     Action(

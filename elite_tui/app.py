@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -11,12 +11,13 @@ from textual.app import App, SystemCommand
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
+from elite_tui.desk import ASK_DELAY, WizardDesk
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
 from elite_tui.messages import Changed
 from elite_tui.rooms import ROOMS, build_room, neighbour
 from elite_tui.run_view import RunView
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import Watching
 from elite_tui.themes import DARK, LIGHT
 from elite_tui.trouble import record_trouble
 from engine.errors import EliteError
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from elite_tui.engine_calls import Engine
-    from elite_tui.state import AppState
+    from elite_tui.state import AppState, Fetched
 
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
-ASK_DELAY = 0.4
-"Seconds after the last key press until the engine is asked again."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
 PLAN_FIELDS = frozenset(
     {
@@ -78,6 +77,7 @@ class EliteApp(App[str]):
         self.theme = DARK.name
         self.state = state
         self.link = EngineLink(self, engine)
+        self.desk = WizardDesk(self)
         self._first_room = first_room
         self._run_reference = run_reference
         self._room = first_room
@@ -123,12 +123,12 @@ class EliteApp(App[str]):
         self.go(neighbour(self._room, offset))
 
     def tell(self, what: str) -> None:
-        """Tells the rooms on the stack that a part of the state changed.
+        """Tells the screens on the stack that watch the state that a part of it changed.
 
-        Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        Only those: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
         """
         for screen in self.screen_stack:
-            if isinstance(screen, RoomScreen):
+            if isinstance(screen, Watching):
                 screen.post_message(Changed(what))
 
     def begin_wizard(self) -> None:
@@ -148,15 +148,19 @@ class EliteApp(App[str]):
     def draft_changed(self, path: str) -> None:
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
-        if self._save_timer is not None:
-            self._save_timer.stop()
-        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
+        self.save_soon()
         if path in REPOSITORY_FIELDS | PLAN_FIELDS:
             if self._ask_timer is not None:
                 self._ask_timer.stop()
             ask = self.ask_repository if path in REPOSITORY_FIELDS else self.ask_tiers
             self._ask_timer = self.set_timer(ASK_DELAY, ask)
         self.tell("draft")
+
+    def save_soon(self) -> None:
+        """Writes the draft once the typing pauses."""
+        if self._save_timer is not None:
+            self._save_timer.stop()
+        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
 
     def save_draft(self) -> None:
         """Writes the draft; a state directory that cannot be written is said once a session."""
@@ -190,13 +194,13 @@ class EliteApp(App[str]):
 
     def ask_tiers(self) -> None:
         """Plans the tiers, once the machine is known and the draft is valid."""
-        machine, repository = self.state.machine.value, self.state.repository
+        machine = self.state.machine.value
         if machine is None or self.state.draft.problems():
             return
         self.state.tiers.ask()
         self.tell("tiers")
-        tokens = repository.value.tokens if repository.value is not None else None
-        self.link.plan_tiers(machine, self.state.draft.mapping(), tokens)
+        self.link.plan_tiers(machine, self.state.draft.mapping(), self.state.tokens)
+        self.desk.ask_what_if()
 
     def ask_preflight(self) -> None:
         """Checks what can be checked before a run, if the draft's own rules are kept."""
@@ -244,6 +248,12 @@ class EliteApp(App[str]):
     def _preflight_done(self, message: messages.PreflightDone) -> None:
         self.state.preflight.settle(message.outcome)
         self.tell("preflight")
+
+    @on(messages.Answered)
+    def _answered(self, message: messages.Answered) -> None:
+        fetched: Fetched[Any] = getattr(self.state, message.what)
+        fetched.settle(message.outcome)
+        self.tell(message.what)
 
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
@@ -67,6 +68,7 @@ class Engine:
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, planning_of
         from engine.plan.planner import tier_table
+        from engine.plan.search import Budget
 
         config = from_mapping(mapping, source="form")
         spec = find_model(config.model.name)
@@ -76,7 +78,36 @@ class Engine:
             choice, refusal = choose_plan(config, machine, spec, tokens), None
         except EliteError as error:
             choice, refusal = None, error
-        return Plans(spec=spec, machine=planning.machine, table=table, choice=choice, refusal=refusal)
+        return Plans(
+            spec=spec,
+            machine=planning.machine,
+            whole_machine=machine,
+            usable=Budget.of(planning.machine),
+            table=table,
+            choice=choice,
+            refusal=refusal,
+        )
+
+    def outlooks(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
+    ) -> Sequence[ModelOutlook]:
+        """What a machine can do with each model of the catalogue."""
+        from elite_tui.ways import outlooks
+        from engine.config import from_mapping
+
+        return outlooks(from_mapping(mapping, source="form"), machine, tuple(self.models().values()), tokens)
+
+    def ways_to_fit(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int
+    ) -> WaysToFit:
+        """What would make a context fit a machine."""
+        from elite_tui.ways import ways_to_fit
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        spec = find_model(config.model.name)
+        return ways_to_fit(config, machine, spec, tuple(self.models().values()), tokens, context)
 
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
         """The configuration that a run would use, after everything that can be checked before it starts."""

@@ -103,6 +103,10 @@ class EngineLink:
         """Answers with PreflightDone."""
         self._ask("preflight", lambda: self.engine.check(mapping), messages.PreflightDone)
 
+    def ask(self, what: str, call: Callable[[], T]) -> None:
+        """Answers with Answered, for the attribute of the state that `what` names."""
+        self._ask(what, call, lambda outcome: messages.Answered(what, outcome))
+
     def list_runs(self) -> None:
         """Answers with RunsListed."""
         self._ask("runs", self.engine.list_runs, messages.RunsListed)

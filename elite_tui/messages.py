@@ -6,7 +6,7 @@ The App folds a message into its state and tells the screens with `Changed`; scr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
@@ -60,6 +60,14 @@ class RunsListed(Message):
     """The runs that this user has, newest first."""
 
     outcome: Sequence[RunSummary] | EliteError
+
+
+@dataclass
+class Answered(Message):
+    """The engine's answer to one of the wizard's questions; `what` names the attribute of AppState that holds it."""
+
+    what: str
+    outcome: Any
 
 
 @dataclass

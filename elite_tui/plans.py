@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engine.models.spec import ModelSpec
     from engine.plan.choice import Choice
     from engine.plan.planner import TierTable
+    from engine.plan.search import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,10 @@ class Plans:
     spec: ModelSpec
     machine: Machine
     "As the run sees it: without its GPUs where the run is to use the CPU."
+    whole_machine: Machine
+    "As it is."
+    usable: Budget
+    "Bytes of each place that a plan may use: what others hold and the headroom are taken off."
     table: TierTable
     choice: Choice | None
     "What a run would use now; None where that does not fit."

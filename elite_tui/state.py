@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elite_tui.draft import Draft
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
@@ -61,6 +62,11 @@ class AppState:
     repository: Fetched[RepositoryFacts] = field(default_factory=Fetched)
     machine: Fetched[Machine] = field(default_factory=Fetched)
     tiers: Fetched[Plans] = field(default_factory=Fetched)
+    what_if: Fetched[Plans] = field(default_factory=Fetched)
+    "The tiers of the machine that was typed beside the tier table."
+    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=Fetched)
+    ways: Fetched[WaysToFit] = field(default_factory=Fetched)
+    "What would make the context under the cursor fit."
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
@@ -80,6 +86,16 @@ class AppState:
             if error is not None and error.field:
                 found.setdefault(error.field, Problem(field=error.field, problem=error.message, remedy=error.remedy))
         return found
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the repository; None where it was not read."""
+        return self.repository.value.tokens if self.repository.value is not None else None
+
+    @property
+    def shown_plans(self) -> Plans | None:
+        """The tiers that the tier room shows: of the what-if machine where there is one."""
+        return self.what_if.value or self.tiers.value
 
     @property
     def run_active(self) -> bool:

@@ -245,6 +245,11 @@ NOTHING_TO_RESUME = _declare(
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+WHAT_IF_WITHOUT_GPU = _declare(
+    "what-if-without-gpu",
+    "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
+    "name a card as well, for example rtx-4090",
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

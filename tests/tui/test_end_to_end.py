@@ -191,7 +191,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for room in ("Machine", "steps/epoch", "learning rate", "ready to start"):
+        for room in ("Machine", "an epoch", "learning rate", "ready to start"):
             terminal.press(b"\x0e")
             terminal.wait_for(lambda room=room: room in terminal.text, 60)
         terminal.press(b"\x13")

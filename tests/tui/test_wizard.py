@@ -161,7 +161,7 @@ async def test_tiers_choose_and_go_back_to_the_recommended():
         table.move_cursor(row=1)
         await pilot.press("enter")
         await until(pilot, lambda: app.state.draft.get("training.tier") == 2)
-        await until(pilot, lambda: "tier 2, as configured" in text_of(app, "#choice"))
+        await until(pilot, lambda: "chosen: tier 2, 8K tokens" in text_of(app, "#choice"))
         assert "●" in str(table.get_cell_at((1, 0)))
         await pilot.press("r")
         await until(pilot, lambda: app.state.draft.get("training.tier") is None)
