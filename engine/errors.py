@@ -271,6 +271,17 @@ PLAN_INVALID = _declare(
     "write for example --plan tile=8192 --plan kv_home=host",
 )
 
+OPTIMIZATION_UNKNOWN = _declare(
+    "optimization-unknown", "unknown optimization {id}", "`engine optimizations` lists them; {suggestion}"
+)
+OPTIMIZATION_CONFLICT = _declare("optimization-conflict", "{id} cannot be switched {to}: {reason}", "{remedy}")
+OPTIMIZATION_UNAVAILABLE = _declare(
+    "optimization-unavailable",
+    "{id} cannot be used here: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+)
+
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(
     "out-of-memory",

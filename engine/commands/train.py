@@ -32,6 +32,20 @@ _EXIT_WAIT_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """The options: one for each RunConfig field with a flag, and those that are about the call itself."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="RUN",
+        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
+    )
+    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
+    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `read_config` reads."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="Read the configuration from this YAML file")
     for spec in run_config.fields():
         if spec.flag is None:
@@ -56,15 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         action="store_true",
         help="Choose everything that is not set (tier, precision, device); without --repo, the current folder",
     )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=NEWEST,
-        metavar="RUN",
-        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
-    )
-    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
-    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
 
 
 def run(args: argparse.Namespace) -> int:
