@@ -35,19 +35,9 @@ if TYPE_CHECKING:
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
-PLAN_FIELDS = frozenset(
-    {
-        "model.name",
-        "model.precision",
-        "model.device",
-        "lora.rank",
-        "lora.targets",
-        "data.held_out_fraction",
-        "training.tier",
-        "training.context",
-        "training.tokens_per_update",
-    }
-)
+PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
+"What the plan, its costs and the optimisations depend on."
+PLAN_FIELDS = frozenset({"data.held_out_fraction", "data.near_duplicates"})
 
 
 class EliteApp(App[str]):
@@ -149,7 +139,7 @@ class EliteApp(App[str]):
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
         self.save_soon()
-        if path in REPOSITORY_FIELDS | PLAN_FIELDS:
+        if path in REPOSITORY_FIELDS | PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
             if self._ask_timer is not None:
                 self._ask_timer.stop()
             ask = self.ask_repository if path in REPOSITORY_FIELDS else self.ask_tiers

@@ -6,15 +6,22 @@ attribute of AppState that the question names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from elite_tui.presets import Preset, apply
 from elite_tui.what_if import WhatIf, key_of
+from engine import errors
+from engine.config import field_spec, from_mapping, to_mapping
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from textual.timer import Timer
 
     from elite_tui.app import EliteApp
     from elite_tui.plans import Plans
+    from engine.config import RunConfig
+    from engine.plan.optimizations import OptimizationState
 
 ASK_DELAY = 0.4
 "Seconds after the last key press until the engine is asked again."
@@ -62,6 +69,77 @@ class WizardDesk:
         state.models.ask()
         app.tell("models")
         app.link.ask("models", lambda: app.link.engine.outlooks(mapping, machine, tokens))
+
+    # --- the options room: switches and presets --------------------------------------------------------------
+
+    def switch(self, name: str) -> None:
+        """Switches one optimisation on where it is off, and off where it is on.
+
+        Raises:
+            EliteError: CONFIG_INVALID for the draft; OPTIMIZATION_CONFLICT or _UNAVAILABLE with the reason.
+        """
+        from engine.plan.optimizations import find_optimization, is_switched_on, toggle
+
+        config = self._config()
+        state = next((state for state in self._states() if state.id == name), None)
+        on = state.state == "on" if state is not None else False
+        if state is not None and state.state == "unavailable":
+            on = is_switched_on(config, find_optimization(name))
+            if not on:
+                raise errors.OPTIMIZATION_UNAVAILABLE(
+                    id=name, reason=state.reason, remedy="the plan goes on without it"
+                )
+        self._take(config, toggle(config, name, on=not on))
+
+    def unswitch(self, name: str) -> None:
+        """Leaves one optimisation to its default."""
+        from engine.plan.optimizations import find_optimization
+
+        self._set({path: field_spec(path).default for path in find_optimization(name).switch_off})
+
+    def apply_preset(self, preset: Preset) -> Mapping[str, str]:
+        """Switches what a preset says; returns what cannot be had here, with the reason.
+
+        Raises:
+            EliteError: CONFIG_INVALID for the draft.
+        """
+        plans = self._app.state.tiers.value
+        config = self._config()
+        machine = plans.machine if plans is not None else None
+        if machine is None:
+            return {}
+        applied = apply(preset, config, machine, {state.id: state for state in self._states()})
+        self._take(config, applied.config)
+        return applied.left_out
+
+    def _config(self) -> RunConfig:
+        return from_mapping(self._app.state.draft.mapping(), source="form")
+
+    def _states(self) -> Sequence[OptimizationState]:
+        plans = self._app.state.tiers.value
+        return plans.states if plans is not None else ()
+
+    def _take(self, before: RunConfig, after: RunConfig) -> None:
+        """Writes the fields in which two configurations differ into the draft."""
+        old, new = to_mapping(before), to_mapping(after)
+        changed = {
+            f"{section}.{name}": value
+            for section, fields in new.items()
+            for name, value in fields.items()
+            if value != old[section][name]
+        }
+        self._set(changed)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        app = self._app
+        for path, value in values.items():
+            app.state.draft.set(path, value)
+        for path in values:
+            app.draft_changed(path)
+        if values:
+            app.ask_tiers()
+
+    # --- a tier that does not fit ----------------------------------------------------------------------------
 
     def ask_ways(self, plans: Plans, context: int) -> None:
         """What would make a context fit."""

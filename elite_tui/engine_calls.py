@@ -67,6 +67,7 @@ class Engine:
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, planning_of
+        from engine.plan.optimizations import states
         from engine.plan.planner import tier_table
         from engine.plan.search import Budget
 
@@ -79,6 +80,7 @@ class Engine:
         except EliteError as error:
             choice, refusal = None, error
         return Plans(
+            config=config,
             spec=spec,
             machine=planning.machine,
             whole_machine=machine,
@@ -86,6 +88,7 @@ class Engine:
             table=table,
             choice=choice,
             refusal=refusal,
+            states=states(config, machine, spec, choice),
         )
 
     def outlooks(

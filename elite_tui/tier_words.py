@@ -145,13 +145,14 @@ def ways_in_words(plan: TierPlan, fetched: Fetched[WaysToFit]) -> Content:
     return Content("\n").join([head, *lines])
 
 
-def summary(plan: TierPlan) -> str:
-    """A tier in a few figures: tier 8, 512K, 2h 21m a step."""
+def summary(plan: TierPlan, *, steps: bool = True) -> str:
+    """A tier in a few figures: tier 8, 512K tokens, 2h 21m a step, 1 step an epoch."""
     name = f"tier {plan.tier}, " if plan.tier is not None else ""
     per_epoch = plan.steps_per_epoch
-    plural = "" if per_epoch == 1 else "s"
-    steps = "" if per_epoch is None else f", {count_in_words(per_epoch)} step{plural} an epoch"
-    return f"{name}{context_in_words(plan.context)} tokens, {duration_in_words(plan.step_seconds)} a step{steps}"
+    words = f"{name}{context_in_words(plan.context)} tokens, {duration_in_words(plan.step_seconds)} a step"
+    if not steps or per_epoch is None:
+        return words
+    return f"{words}, {count_in_words(per_epoch)} step{'' if per_epoch == 1 else 's'} an epoch"
 
 
 def size_or_dash(count: int) -> str:

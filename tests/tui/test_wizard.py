@@ -188,6 +188,8 @@ async def test_options_validate_beside_each_field():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         assert "✓ all fields are valid" in text_of(app, "#verdict")
         await type_into(pilot, "training.learning_rate", "7")
         await type_into(pilot, "lora.rank", "many")
@@ -198,7 +200,7 @@ async def test_options_validate_beside_each_field():
         await pilot.press("f6")
         await until(pilot, lambda: app.state.draft.get("training.learning_rate") == 2e-4)
         await until(pilot, lambda: "✗ 1 to correct" in text_of(app, "#verdict"))
-        await pilot.press("f8", "f6", "f8")
+        await pilot.press("f8", "f6")
         await until(pilot, lambda: "✓" in text_of(app, "#verdict"))
 
 
@@ -207,6 +209,8 @@ async def test_options_have_a_row_for_every_field_but_the_project_s():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         shown = {row.spec.path for row in app.screen.query(FieldRow)}
     from engine.config import fields
 
