@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -349,7 +350,9 @@ class EliteApp(App[str]):
         self.exit(farewell)
 
     def on_unmount(self) -> None:
-        """Lets go of the run and the telemetry."""
+        """Lets go of the run and the telemetry, and of nothing that was typed."""
+        with contextlib.suppress(OSError):
+            self.state.draft.save()
         self.link.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

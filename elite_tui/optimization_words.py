@@ -109,12 +109,12 @@ def detail(
     if row.switch_on:
         switch = ", ".join(f"{path} = {text_of(value) or 'unset'}" for path, value in row.switch_on.items())
         facts.append(("switch", Content(printable(switch))))
-    for other in row.requires:
-        facts.append(("part of", _other(other, others, "")))
-    for other in row.conflicts:
-        facts.append(("conflicts", _other(other, others, row.conflict_reasons[other])))
-    for arxiv in row.papers:
-        facts.append(("paper", Content.assemble(papers.get(arxiv, ""), (f"  arXiv {arxiv}", "$text-primary"))))
+    facts += [("part of", _other(other, others, "")) for other in row.requires]
+    facts += [("conflicts", _other(other, others, row.conflict_reasons[other])) for other in row.conflicts]
+    facts += [
+        ("paper", Content.assemble(papers.get(arxiv, ""), (f"  arXiv {arxiv}", "$text-primary")))
+        for arxiv in row.papers
+    ]
     if row.source:
         facts.append(("source", Content(printable(row.source))))
     facts.append(("code", Content.styled(row.implemented_in, "$muted")))

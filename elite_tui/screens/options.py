@@ -62,12 +62,12 @@ class OptionsScreen(RoomScreen):
             yield Button("Back", id="back", compact=True)
             yield Button("Continue", id="forward", variant="primary", compact=True)
 
-    async def on_mount(self) -> None:
+    def on_mount(self) -> None:
         """The view that was left last; a field with a problem is in the form."""
         self.set_class(self._shows_fields, "-fields")
         super().on_mount()
         if self._shows_fields:
-            await self._mount_form()
+            self.call_after_refresh(self._mount_form)
         else:
             self.query_one(OptimizationList).focus()
 
@@ -121,14 +121,15 @@ class OptionsScreen(RoomScreen):
             return valid
         plan = plans.choice.plan
         before = self._before.choice.plan if self._before is not None and self._before.choice is not None else None
+        former = before or plan
         figures = [
-            ("GPU", plan.gpu_peak_bytes, before and before.gpu_peak_bytes),
-            ("RAM", plan.host_peak_bytes, before and before.host_peak_bytes),
+            ("GPU", plan.gpu_peak_bytes, former.gpu_peak_bytes),
+            ("RAM", plan.host_peak_bytes, former.host_peak_bytes),
         ]
         line = Content.styled(summary(plan, steps=False), "bold")
-        for label, now, former in figures:
+        for label, now, then in figures:
             if now:
-                change = signed_bytes(now - former) if former is not None else ""
+                change = signed_bytes(now - then)
                 line = Content.assemble(line, (f"   {label} ", "$muted"), bytes_in_words(now), _change(change))
         if before is not None and before.context == plan.context:
             change = signed_duration(plan.step_seconds - before.step_seconds)
