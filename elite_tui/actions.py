@@ -71,6 +71,20 @@ ACTIONS: tuple[Action, ...] = (
         rooms=("tiers",),
     ),
     Action(
+        name="recent",
+        keys="f4",
+        label="Recent",
+        help="Take up a recent project, or open a recent run.",
+        rooms=("project",),
+    ),
+    Action(
+        name="measure",
+        keys="f7",
+        label="Measure",
+        help="Measure this machine's speeds and memory with `engine profile`, or stop measuring.",
+        rooms=("hardware",),
+    ),
+    Action(
         name="models",
         keys="f4",
         label="Models",
@@ -144,6 +158,13 @@ ACTIONS: tuple[Action, ...] = (
         help="Set the field or switch under the cursor back to its default.",
         rooms=("options",),
         footer=False,
+    ),
+    Action(
+        name="next_view",
+        keys="f4",
+        label="Files",
+        help="Change between the checks, config.yaml and deepspeed.json.",
+        rooms=("review",),
     ),
     Action(
         name="next_problem",

@@ -96,6 +96,7 @@ class EliteApp(App[str]):
         else:
             self.ask_machine()
             self.ask_repository()
+            self.ask_runs()
 
     def _disk_path(self) -> Path:
         return existing_folder(str(self.state.draft.get("output.directory")))
@@ -139,6 +140,7 @@ class EliteApp(App[str]):
     def draft_changed(self, path: str) -> None:
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
+        self.state.checks.forget()
         self.save_soon()
         if path in REPOSITORY_FIELDS | PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
             if self._ask_timer is not None:
@@ -201,6 +203,10 @@ class EliteApp(App[str]):
         self.tell("preflight")
         self.link.check(self.state.draft.mapping())
 
+    def open_run(self, reference: str) -> None:
+        """Watches a run by id, prefix or path."""
+        self.link.open_run(reference)
+
     def ask_runs(self) -> None:
         """Lists the runs."""
         self.state.runs.ask()
@@ -239,6 +245,15 @@ class EliteApp(App[str]):
     def _preflight_done(self, message: messages.PreflightDone) -> None:
         self.state.preflight.settle(message.outcome)
         self.tell("preflight")
+
+    @on(messages.CheckMade)
+    def _check_made(self, message: messages.CheckMade) -> None:
+        self.desk.check_made(message)
+
+    @on(messages.Progressed)
+    def _progressed(self, message: messages.Progressed) -> None:
+        setattr(self.state, message.what, message.line)
+        self.tell(message.what)
 
     @on(messages.Answered)
     def _answered(self, message: messages.Answered) -> None:
@@ -353,6 +368,7 @@ class EliteApp(App[str]):
         """Lets go of the run and the telemetry, and of nothing that was typed."""
         with contextlib.suppress(OSError):
             self.state.draft.save()
+        self.desk.close()
         self.link.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

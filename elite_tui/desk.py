@@ -6,12 +6,16 @@ attribute of AppState that the question names.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
+from elite_tui import messages
 from elite_tui.presets import Preset, apply
+from elite_tui.trouble import record_trouble
 from elite_tui.what_if import WhatIf, key_of
 from engine import errors
 from engine.config import field_spec, from_mapping, to_mapping
+from engine.errors import EliteError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     from elite_tui.app import EliteApp
     from elite_tui.plans import Plans
+    from elite_tui.profile_process import ProfileProcess
     from engine.config import RunConfig
     from engine.plan.optimizations import OptimizationState
 
@@ -33,6 +38,31 @@ class WizardDesk:
     def __init__(self, app: EliteApp) -> None:
         self._app = app
         self._timer: Timer | None = None
+        self._profile: ProfileProcess | None = None
+
+    def close(self) -> None:
+        """Ends what runs on behalf of the rooms."""
+        self.stop_profile()
+
+    # --- the hardware room: a measurement --------------------------------------------------------------------
+
+    def run_profile(self) -> None:
+        """Measures the machine; the tiers are planned again with what was found."""
+        app = self._app
+        profile = self._profile = app.link.engine.profile()
+        app.state.measuring = ""
+        app.state.profile.ask()
+        app.tell("profile")
+
+        def tell(line: str) -> None:
+            app.post_message(messages.Progressed("measuring", line))
+
+        app.link.ask("profile", lambda: profile.run(tell))
+
+    def stop_profile(self) -> None:
+        """Ends a measurement that is under way."""
+        if self._profile is not None:
+            self._profile.stop()
 
     # --- the tier room: another machine, other models, what would fit ----------------------------------------
 
@@ -138,6 +168,47 @@ class WizardDesk:
             app.draft_changed(path)
         if values:
             app.ask_tiers()
+
+    # --- the review: pre-flight rows -------------------------------------------------------------------------
+
+    def examine(self) -> None:
+        """Makes the pre-flight rows of the draft, one after the other."""
+        app = self._app
+        if app.state.draft.problems():
+            return
+        number = app.state.checks.begin()
+        app.tell("checks")
+        # Not a worker: the last rows wait for a child process, and leaving the app must not wait for them.
+        arguments = (number, app.state.draft.mapping())
+        threading.Thread(target=self._examine, args=arguments, name="examine", daemon=True).start()
+
+    def _examine(self, number: int, mapping: dict[str, dict[str, Any]]) -> None:
+        app = self._app
+        error: EliteError | None = None
+        try:
+            app.post_message(messages.CheckMade(number, names=app.link.engine.check_names()))
+            for row in app.link.engine.examine(mapping):
+                if number != app.state.checks.number:
+                    return
+                app.post_message(messages.CheckMade(number, row))
+        except EliteError as problem:
+            error = problem
+        except Exception as problem:
+            error = errors.INTERNAL(kind=type(problem).__name__, problem=problem, log=record_trouble(problem) or "this")
+        app.post_message(messages.CheckMade(number, error=error))
+
+    def check_made(self, message: messages.CheckMade) -> None:
+        """Takes in a row, unless the draft has changed since."""
+        checks = self._app.state.checks
+        if message.number != checks.number:
+            return
+        if message.names:
+            checks.names = tuple(message.names)
+        elif message.row is not None:
+            checks.rows.append(message.row)
+        else:
+            checks.running, checks.error = False, message.error
+        self._app.tell("checks")
 
     # --- a tier that does not fit ----------------------------------------------------------------------------
 

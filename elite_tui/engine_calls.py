@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.profile_process import ProfileProcess
     from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
     from engine.models.spec import ModelSpec
+    from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
     from engine.runtime.run_summary import RunSummary
 
@@ -118,6 +120,25 @@ class Engine:
         from engine.runtime.preflight import check
 
         return check(from_mapping(mapping, source="form"))
+
+    def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
+        """The pre-flight rows, each as soon as it is known; the last ones take seconds."""
+        from engine.config import from_mapping
+        from engine.runtime.doctor import examine
+
+        return examine(from_mapping(mapping, source="form"))
+
+    def check_names(self) -> tuple[str, ...]:
+        """Every pre-flight row's name, in order."""
+        from engine.runtime.doctor import NAMES
+
+        return NAMES
+
+    def profile(self) -> ProfileProcess:
+        """A measurement of this machine, not begun yet."""
+        from elite_tui.profile_process import ProfileProcess
+
+        return ProfileProcess()
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""

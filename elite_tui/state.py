@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from elite_tui.checks import Checks
 from elite_tui.run_view import RunView
 from engine.config import Problem
 from engine.errors import EliteError
@@ -68,6 +69,12 @@ class AppState:
     ways: Fetched[WaysToFit] = field(default_factory=Fetched)
     "What would make the context under the cursor fit."
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
+    profile: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine profile` measured in this session."
+    measuring: str = ""
+    "How far that is."
+    checks: Checks = field(default_factory=Checks)
+    "The pre-flight rows."
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
     run: RunView | None = None

@@ -250,6 +250,12 @@ WHAT_IF_WITHOUT_GPU = _declare(
     "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
     "name a card as well, for example rtx-4090",
 )
+PROFILE_FAILED = _declare(
+    "profile-failed",
+    "this machine was not measured: {problem}",
+    "`engine profile` does the same on the command line; plans go by data sheets until then",
+    exit_code=DOES_NOT_FIT,
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

@@ -23,6 +23,7 @@ from engine.hardware.machine import GIB, Machine
 from engine.hardware.nvml import GpuSample
 from engine.hardware.telemetry import Snapshot
 from engine.protocol import Command, CommandAcked, Envelope
+from engine.runtime.doctor import Check
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_summary import RunSummary
@@ -40,6 +41,23 @@ FACTS = RepositoryFacts(
     ),
     skipped={"vendored": 1200, "lock": 2, "binary": 37},
 )
+
+
+CHECKS = [
+    Check(name="repository", status="passed", text="214 source files, about 521,904 tokens"),
+    Check(name="output folder", status="passed", text="/home/me/out can be written"),
+    Check(name="clock", status="passed", text="agrees with the output folder's files"),
+    Check(name="model", status="passed", text="qwen2.5-coder-1.5b, 1,543,714,304 parameters"),
+    Check(
+        name="context",
+        status="warning",
+        text="524,288 tokens, of which the model was trained with 32,768",
+        remedy="compare held-out perplexity before and after, or set a lower training.tier",
+    ),
+    Check(name="GPU", status="skipped", text="none found: training runs on the processor"),
+    Check(name="libraries", status="passed", text="torch 2.13.0, transformers 5.23.0, peft 0.21.0"),
+    Check(name="trial step", status="passed", text="one step of 64 tokens: loss 11.93, gradient norm 2.1"),
+]
 
 
 def gpu_machine() -> Machine:
@@ -75,8 +93,8 @@ def snapshot_of(machine: Machine) -> Snapshot:
                 power=143.0,
                 power_limit=170.0,
                 temperature=64.0,
-                clock=None,
-                clock_max=None,
+                clock=1_777.0,
+                clock_max=2_130.0,
                 throttled=(),
             )
             for gpu in machine.gpus
@@ -131,6 +149,7 @@ class FixedEngine(Engine):
         self.handle = handle
         self.facts: RepositoryFacts | EliteError = FACTS
         self.summaries: list[RunSummary] = []
+        self.checks: list[Check] = CHECKS
         self.opened: list[str | None] = []
         self.launched: list[run_config.RunConfig] = []
         self._snapshot = snapshot_of(machine)
@@ -145,6 +164,9 @@ class FixedEngine(Engine):
 
     def check(self, mapping):
         return run_config.from_mapping(mapping, source="form")
+
+    def examine(self, mapping):
+        yield from self.checks
 
     def launch(self, config):
         self.launched.append(config)
@@ -208,8 +230,9 @@ async def settled(pilot: Pilot) -> None:
     app = pilot.app
     assert isinstance(app, EliteApp)
     state = app.state
-    fetched = (state.repository, state.machine, state.tiers, state.preflight, state.runs)
+    fetched = (state.repository, state.machine, state.tiers, state.what_if, state.ways, state.preflight, state.runs)
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
+    await until(pilot, lambda: not state.checks.running)
     if app.link.handle is not None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
         for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane)):

@@ -121,31 +121,6 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         assert room_of(app) == "options"
 
 
-async def test_hardware_shows_levels_and_says_what_it_does_not_know():
-    app = make_app(machine=gpu_machine())
-    async with app.run_test(size=SIZE) as pilot:
-        await settled(pilot)
-        await enter(pilot, "hardware")
-        gauges = [str(gauge.render()) for gauge in app.screen.query("Gauge")]
-        assert [gauge.split()[0] for gauge in gauges] == ["VRAM", "GPU", "CPU", "RAM", "disk"]
-        assert "7.00/12.0 GiB" in gauges[0]
-        assert "n/a" in gauges[1]
-        assert "143 W, 64 °C" in gauges[1]
-        assert "compute capability 8.6" in text_of(app, "#inventory")
-        await pilot.press("f5")
-        await settled(pilot)
-
-
-async def test_hardware_without_a_gpu():
-    app = make_app(machine=cpu_machine())
-    async with app.run_test(size=SIZE) as pilot:
-        await settled(pilot)
-        await enter(pilot, "hardware")
-        assert len(app.screen.query("Gauge")) == 3
-        assert "none found" in text_of(app, "#inventory")
-        assert "○ bitsandbytes      not installed" in text_of(app, "#libraries")
-
-
 async def test_tiers_choose_and_go_back_to_the_recommended():
     app = make_app(machine=gpu_machine(), values={"model.name": "qwen2.5-coder-1.5b"})
     async with app.run_test(size=SIZE) as pilot:
