@@ -108,6 +108,64 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["skip", "keep"],
         Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
     ] = "skip"
+    packing: Annotated[
+        bool,
+        Meta(
+            description="Whether several short documents share a window; attention and positions begin anew with each."
+        ),
+    ] = True
+    order: Annotated[
+        Literal["imports", "path"],
+        Meta(
+            description="How files follow each other: imports puts each after the files that it imports, path sorts "
+            "by name."
+        ),
+    ] = "imports"
+    documents: Annotated[
+        Literal["repository", "package", "file"],
+        Meta(description="What is read in one piece, so that its files see those before them in the same window."),
+    ] = "repository"
+    include: Annotated[
+        list[Literal["vendored", "build output", "lock", "generated", "minified", "data", "duplicate"]],
+        Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+    ] = field(default_factory=list)
+    notebooks: Annotated[
+        Literal["cells", "skip"],
+        Meta(description="Jupyter notebooks: cells learns the source of their cells without outputs, skip none."),
+    ] = "cells"
+    licence_headers: Annotated[
+        Literal["once", "keep"],
+        Meta(description="The same licence comment at the top of many files: once keeps the first, keep all of them."),
+    ] = "once"
+    fim: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the files that are learnt as fill-in-the-middle (arXiv 2207.14255), with the model's "
+            "own tokens for it.",
+        ),
+    ] = 0.0
+    history: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Latest commits of each repository that are learnt too, as messages with their diffs.",
+            extra=_option("--history"),
+        ),
+    ] = 0
+    datasets: Annotated[
+        list[PathText],
+        Meta(
+            description="Data sets on disk that are learnt too: JSON Lines, Parquet, or a folder saved by Hugging "
+            "Face datasets. Each row is a document.",
+            extra=_option("--dataset"),
+        ),
+    ] = field(default_factory=list)
+    dataset_column: Annotated[
+        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+    ] = ""
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -80,7 +80,8 @@ def _in_words(kind: Any, bounds: Meta) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return "a list of texts"
+        (item,) = get_args(kind)
+        return f"a list of {', '.join(get_args(item))}" if get_origin(item) is Literal else "a list of texts"
     if kind is str and bounds.pattern:
         return "a name of letters, digits, '.', '_' and '-', at most 64 long"
     limits = [(bounds.gt, "above"), (bounds.ge, "at least"), (bounds.lt, "below"), (bounds.le, "at most")]

@@ -6,20 +6,20 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
-from engine.data.collect import Collection, SourceFile, collect, describe_skipped, estimate_tokens
-from engine.data.documents import path_line, read_document
+from engine.data.collect import EXAMPLES, Collection, SourceFile, collect, describe_skipped, estimate_tokens
+from engine.data.documents import Texts, edited, path_line
 from engine.data.encoder import Encoder
+from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
-from engine.data.reading import FoundSecret, Progress, Reading, read
-from engine.data.safe_files import Folder
+from engine.data.order import FileOrder
+from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
 from engine.data.secrets import REVISION as SECRETS_REVISION
-from engine.data.secrets import mask
 from engine.data.store import (
     FORMAT,
     StoreBuilder,
@@ -30,6 +30,7 @@ from engine.data.store import (
     remove_store,
     token_type,
 )
+from engine.data.syntax import REVISION as SYNTAX_REVISION
 from engine.data.windows import Windows
 
 if TYPE_CHECKING:
@@ -51,8 +52,15 @@ class DatasetSummary:
     held_out_files: int
     skipped: Mapping[str, int]
     "Reason → files, of collecting and of reading."
+    examples: Mapping[str, tuple[str, ...]]
+    "Reason → the first few files that were left out for it."
     secrets: tuple[FoundSecret, ...]
     "Found and kept out, by file and line."
+    twins: tuple[Twin, ...]
+    "Files that are almost the same as another."
+    licence_headers: int
+    "Repeated ones that were taken out."
+    order: FileOrder
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
@@ -103,21 +111,34 @@ def build_dataset(
     started = time.monotonic()
     encoder = Encoder(tokenizer)
     for _attempt in range(_ATTEMPTS):
-        collection = collect(
-            [Path(repository) for repository in data.repositories],
-            max_file_bytes=data.max_file_bytes,
-            progress=lambda done, total: report(done, total, "files found"),
-        )
-        reading = read(collection, data, report)
+        collection = collect_sources(data, lambda done, total: report(done, total, "files found"))
+        texts = Texts(collection.listed_by, data.max_file_bytes)
+        reading = read(collection, data, texts, report)
         if len(reading.files) < 2:
             raise _too_little(data, collection, reading)
         key = _key(reading, data, encoder)
         try:
-            store, reused, notes = _open_or_build(cache, key, reading, data, encoder, report)
+            store, reused, notes = _open_or_build(cache, key, reading, texts, encoder, report)
         except _ChangedError:
             continue
-        return _as_dataset(store, reading, collection, context, reused, notes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        windows = _windows(store, reading, context, together=data.packing)
+        return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=", ".join(data.repositories))
+
+
+def collect_sources(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Collection:
+    """The sources that a configuration names, found but not read.
+
+    Raises:
+        EliteError: REPOSITORY_*.
+    """
+    return collect(
+        [Path(repository) for repository in data.repositories],
+        max_file_bytes=data.max_file_bytes,
+        include=[*data.include, *(["notebook"] if data.notebooks == "cells" else [])],
+        progress=progress,
+    )
 
 
 def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
@@ -132,15 +153,17 @@ def _too_little(data: DataSection, collection: Collection, reading: Reading) -> 
 def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
-    options = [data.max_file_bytes, data.secrets, SECRETS_REVISION, data.near_duplicates, NEAR_DUPLICATES_REVISION]
-    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options]).encode())
-    for file, content in zip(reading.files, reading.digests, strict=True):
-        digest.update(json.dumps([path_line(file), file.size, content.hex()]).encode())
+    revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION]
+    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers]
+    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
+    for item in reading.files:
+        name = path_line(item.file)
+        digest.update(json.dumps([name, item.file.size, item.digest.hex(), item.document]).encode())
     return digest.hexdigest()[:32]
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: Reading, data: DataSection, encoder: Encoder, report: Progress
+    cache: Path, key: str, reading: Reading, texts: Texts, encoder: Encoder, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
@@ -154,45 +177,49 @@ def _open_or_build(
         if store is not None:
             return store, True, ()
         with StoreBuilder(cache, key, token_type(encoder.vocabulary)) as builder:
-            if builder.documents:
-                notes.append(f"a build that was cut short is gone on with, after {builder.documents:,} files")
-            _tokenise(builder, reading, data, encoder, report)
+            if builder.files:
+                notes.append(f"a build that was cut short is gone on with, after {builder.files:,} files")
+            _tokenise(builder, reading, texts, encoder, report)
             repositories = {root: index for index, root in enumerate(reading.repositories)}
-            builder.finish([(path_line(file), repositories[file.repository], file.language) for file in reading.files])
+            entries = [
+                (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
+                for item in reading.files
+            ]
+            builder.finish(entries, encoder.newlines)
         store = open_store(cache, key)
     if store is None:
         raise FileNotFoundError(cache / key)
     return store, False, tuple(notes)
 
 
-def _tokenise(builder: StoreBuilder, reading: Reading, data: DataSection, encoder: Encoder, report: Progress) -> None:
-    """Appends every document that is not in the store yet, a few megabytes of text at a time.
+def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, encoder: Encoder, report: Progress) -> None:
+    """Appends every file that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
         _ChangedError: a file differs from what was read before.
     """
-    done = sum(file.size for file in reading.files[: builder.documents])
-    total = sum(file.size for file in reading.files)
-    for batch in _batches(reading, data, builder.documents):
+    done = sum(item.file.size for item in reading.files[: builder.files])
+    total = sum(item.file.size for item in reading.files)
+    for batch in _batches(reading, texts, builder.files):
         report(done, total, "bytes tokenised")
-        for ids in encoder.encode_documents([(line, text) for line, text, _ in batch]):
-            builder.append(ids)
-        done += sum(size for _, _, size in batch)
+        encoded = encoder.encode_documents([(path_line(item.file), text) for item, text in batch])
+        for (item, text), ids in zip(batch, encoded, strict=True):
+            builder.append(ids, encoder.lines_to_tokens(ids, text, item.definitions))
+            done += item.file.size
     report(total, total, "bytes tokenised")
 
 
-def _batches(reading: Reading, data: DataSection, first: int) -> Iterator[list[tuple[str, str, int]]]:
-    """Path line, text and bytes of each document from `first` on, in groups of about _BATCH_BYTES."""
-    folders = {root: Folder(str(root)) for root in reading.repositories}
-    batch: list[tuple[str, str, int]] = []
+def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str]]]:
+    """Files from `first` on with their texts, in groups of about _BATCH_BYTES."""
+    batch: list[tuple[ReadFile, str]] = []
     size = 0
-    for file, digest in zip(reading.files[first:], reading.digests[first:], strict=True):
-        document = read_document(folders[file.repository], file, data.max_file_bytes)
-        if isinstance(document, str) or document.digest != digest:
+    for item in reading.files[first:]:
+        document = texts.read(item.file)
+        if isinstance(document, str) or document.digest != item.digest:
             raise _ChangedError
-        text = mask(document.text, reading.masked.get(file, []))
-        batch.append((path_line(file), text, file.size))
-        size += file.size
+        text = edited(document.text, item.edits)
+        batch.append((item, text))
+        size += len(text)
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -200,36 +227,41 @@ def _batches(reading: Reading, data: DataSection, first: int) -> Iterator[list[t
         yield batch
 
 
-def _as_dataset(
-    store: TokenStore,
-    reading: Reading,
-    collection: Collection,
-    context: int,
-    reused: bool,
-    notes: tuple[str, ...],
-    seconds: float,
-) -> Dataset:
+def _windows(store: TokenStore, reading: Reading, context: int, *, together: bool) -> tuple[Windows, Windows]:
+    """Training and held-out windows."""
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
-    train = Windows(store.tokens[:boundary], context)
-    held_out = Windows(store.tokens[boundary:], context)
+    layout, end = store.layout(), len(store.tokens)
+    return (
+        Windows(store.tokens[:boundary], context, layout.of(0, boundary), together=together),
+        Windows(store.tokens[boundary:], context, layout.of(boundary, end), together=together),
+    )
+
+
+def _summary(
+    store: TokenStore, reading: Reading, collection: Collection, reused: bool, notes: tuple[str, ...], seconds: float
+) -> DatasetSummary:
+    boundary = int(store.offsets()[len(reading.files) - reading.held_out])
     skipped = Counter(collection.skipped)
     skipped.update(reading.skipped)
-    return Dataset(
-        train=train,
-        held_out=held_out,
-        summary=DatasetSummary(
-            collection=collection,
-            files=tuple(reading.files),
-            held_out_files=reading.held_out,
-            skipped=dict(skipped.most_common()),
-            secrets=reading.secrets,
-            source_bytes=sum(file.size for file in reading.files),
-            train_tokens=boundary,
-            held_out_tokens=len(store.tokens) - boundary,
-            store=store.path,
-            reused=reused,
-            seconds=seconds,
-            notes=notes,
-        ),
-        store=store,
+    examples = {
+        reason: (*collection.examples.get(reason, ()), *reading.examples.get(reason, ()))[:EXAMPLES]
+        for reason in skipped
+    }
+    return DatasetSummary(
+        collection=collection,
+        files=tuple(item.file for item in reading.files),
+        held_out_files=reading.held_out,
+        skipped=dict(skipped.most_common()),
+        examples=examples,
+        secrets=reading.secrets,
+        twins=reading.twins,
+        licence_headers=reading.licence_headers,
+        order=reading.order,
+        source_bytes=sum(item.file.size for item in reading.files),
+        train_tokens=boundary,
+        held_out_tokens=len(store.tokens) - boundary,
+        store=store.path,
+        reused=reused,
+        seconds=seconds,
+        notes=notes,
     )

@@ -24,6 +24,7 @@ class Encoder:
 
     Attributes:
         vocabulary: One more than the highest id.
+        newlines: Line ends in the text of each token. Shape (vocabulary,), uint8.
         end: Id of the token that ends a document.
         file_mark: Id of the token that starts a file ("<|file_sep|>"), or None where the model has none.
         fingerprint: SHA-256, in hex, of all that determines the ids.
@@ -53,6 +54,7 @@ class Encoder:
         self.end: int = end
         self.file_mark = self._first_of(_FILE_TOKENS)
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.newlines = self._count_newlines()
         self.fingerprint = hashlib.sha256(f"{serialised}\0{self.end}\0{self.file_mark}".encode()).hexdigest()
 
     def encode_documents(self, documents: Sequence[tuple[str, str]]) -> list[npt.NDArray[np.uint32]]:
@@ -74,10 +76,31 @@ class Encoder:
         end = np.array([self.end], dtype=np.uint32)
         return [np.concatenate([*parts, end]) for parts in ids]
 
+    def lines_to_tokens(
+        self, ids: npt.NDArray[np.uint32], text: str, lines: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.int64]:
+        """The first token of each line of a document's text.
+
+        Args:
+            ids: The document, as `encode_documents` gives it. Shape (tokens,).
+            text: Its text, without the path line.
+            lines: Counted from 0, ascending.
+        """
+        ends = np.cumsum(self.newlines[ids], dtype=np.int64)
+        if not len(lines) or ends[-1] != text.count("\n") + 1:
+            # The tokenizer changes line ends: where a line begins cannot be told.
+            return np.empty(0, dtype=np.int64)
+        first: npt.NDArray[np.int64] = np.searchsorted(ends, lines.astype(np.int64) + 1) + 1
+        return np.unique(first[first < len(ids)])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def _count_newlines(self) -> npt.NDArray[np.uint8]:
+        texts = self._tokenizer.decode_batch([[token] for token in range(self.vocabulary)], skip_special_tokens=False)
+        return np.array([min(text.count("\n"), 255) for text in texts], dtype=np.uint8)
 
     def _first_of(self, names: Sequence[str]) -> int | None:
         found = (self._tokenizer.token_to_id(name) for name in names)

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from engine.attention.packed import packed_attention
+from engine.data.windows import Window
 from engine.models.head import split_head, summed_cross_entropy
+from engine.streaming.loss import IGNORED
 
-Window = NDArray[np.int64]
-"""Token ids of one window. Shape (n,) with 2 <= n <= context; position i predicts token i + 1."""
+__all__ = ["StepAbandonedError", "StepMonitor", "StepResult", "TrainingStep", "WholeSequenceStep", "Window"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class StepResult:
     loss_sum: float
     "Sum of the cross-entropies, in nats, not scaled. May be infinite or NaN: the loop decides."
     tokens: int
-    "Targets summed over: one fewer than tokens in each window."
+    "Targets summed over: one fewer than tokens in each document of each window."
 
 
 class StepAbandonedError(Exception):
@@ -68,8 +68,8 @@ class TrainingStep(Protocol):
 
 
 def count_targets(windows: Sequence[Window]) -> int:
-    """Tokens that are predicted: all but each window's first."""
-    return sum(len(window) - 1 for window in windows)
+    """Tokens that are predicted: all but each document's first."""
+    return sum(window.targets for window in windows)
 
 
 class WholeSequenceStep:
@@ -103,11 +103,9 @@ class WholeSequenceStep:
         for done, window in enumerate(windows, start=1):
             if monitor.stop_requested():
                 raise StepAbandonedError
-            ids = torch.as_tensor(window, device=self._device)
-            with self._autocast():
-                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                loss = summed_cross_entropy(hidden, self._head, ids[1:])
-            (loss * scale).backward()
+            with self._attending(window):
+                loss = self._summed_loss(window)
+                (loss * scale).backward()
             loss_sum += loss.detach()
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
@@ -117,9 +115,25 @@ class WholeSequenceStep:
         training = self._model.training
         self._model.eval()
         try:
-            ids = torch.as_tensor(window, device=self._device)
-            with torch.no_grad(), self._autocast():
-                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                return summed_cross_entropy(hidden, self._head, ids[1:]).item()
+            with torch.no_grad(), self._attending(window):
+                return self._summed_loss(window).item()
         finally:
             self._model.train(training)
+
+    def _attending(self, window: Window) -> contextlib.AbstractContextManager[None]:
+        tokens = len(window) - 1  # the last one is only predicted
+        starts = [start for start in window.starts if start < tokens]
+        return packed_attention(self._decoder.config, starts, tokens)
+
+    def _summed_loss(self, window: Window) -> Tensor:
+        ids = torch.as_tensor(window.ids, device=self._device)
+        targets = ids[1:]
+        positions = None
+        if len(window.starts) > 1:
+            # A document's last token predicts nothing, and positions begin anew: also how flash-attn finds documents.
+            targets = targets.clone()
+            targets[[start - 1 for start in window.starts[1:]]] = IGNORED
+            positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
+        with self._autocast():
+            hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
+            return summed_cross_entropy(hidden.last_hidden_state[0], self._head, targets)

@@ -30,8 +30,13 @@ class StreamedWindows:
         loss_sum = 0.0
         try:
             for window in windows:
-                ids = torch.as_tensor(window)
-                outcome = self._step.run(ids, scale=scale, progress=report, cancelled=monitor.stop_requested)
+                outcome = self._step.run(
+                    torch.as_tensor(window.ids),
+                    scale=scale,
+                    document_starts=window.starts,
+                    progress=report,
+                    cancelled=monitor.stop_requested,
+                )
                 loss_sum += outcome.loss_sum
         except StepCancelled:
             raise StepAbandonedError from None
@@ -42,6 +47,6 @@ class StreamedWindows:
         training = self._model.training
         self._model.eval()
         try:
-            return self._step.evaluate(torch.as_tensor(window)).loss_sum
+            return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
         finally:
             self._model.train(training)

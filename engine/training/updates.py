@@ -27,7 +27,7 @@ class WindowSource(Protocol):
         """Number of windows."""
 
     def __getitem__(self, index: int) -> Window:
-        """Token ids of one window."""
+        """One window."""
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The windows in the order of one pass, another for each epoch."""

@@ -14,10 +14,8 @@ from support.repositories import Write, module
 from tokenizers import Tokenizer
 
 from engine.config import DataSection
-from engine.data import dataset as dataset_module
-from engine.data import reading as reading_module
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.documents import Document, read_document
+from engine.data.documents import Document, Texts
 from engine.data.encoder import demo_encoder
 from engine.errors import EliteError
 
@@ -35,7 +33,7 @@ def build(tmp_path: Path, demo_tokenizer: Tokenizer) -> Build:
 
 
 def text_of(windows: object) -> str:
-    return "".join(ENCODER.decode(window.tolist()) for window in windows)  # type: ignore[attr-defined]
+    return "".join(ENCODER.decode(window.ids.tolist()) for window in windows)  # type: ignore[attr-defined]
 
 
 def document(path: str, content: str) -> str:
@@ -51,7 +49,7 @@ def test_every_byte_once_in_path_order_on_its_side(write: Write, build: Build) -
     assert text_of(dataset.held_out) == "".join(document(name, files[name]) for name in sorted(held_out))
     assert text_of(dataset.train) == "".join(document(name, files[name]) for name in sorted(train))
     assert dataset.train.token_count == dataset.summary.train_tokens
-    assert [entry.path for entry in dataset.store.documents] == sorted(train) + sorted(held_out)
+    assert [entry.path for entry in dataset.store.files] == sorted(train) + sorted(held_out)
 
 
 source = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200)
@@ -93,7 +91,7 @@ def test_every_kept_byte_once_for_any_text(
         assert sum(len(windows[int(index)]) for index in order) in (tokens, tokens - 1)
     boundary = dataset.summary.train_tokens
     if len(dataset.held_out):
-        first = np.concatenate([dataset.held_out[i] for i in range(len(dataset.held_out))])
+        first = np.concatenate([window.ids for window in dataset.held_out])
         assert np.array_equal(first, dataset.store.tokens[boundary : boundary + len(first)])
 
 
@@ -137,7 +135,7 @@ def test_several_repositories_follow_each_other(tmp_path: Path, build: Build) ->
         for i in range(4):
             (tmp_path / name / f"m{i}.py").write_text(module(f"{name}_{i}"))
     dataset = build(tmp_path / "two", tmp_path / "one")
-    assert {entry.repository for entry in dataset.store.documents} == {0, 1}
+    assert {entry.repository for entry in dataset.store.files} == {0, 1}
     assert len(dataset.summary.files) == 8
 
 
@@ -145,15 +143,16 @@ def test_file_that_changes_while_it_is_read(write: Write, build: Build, monkeypa
     root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
     reads = 0
 
+    read_again = Texts.read
+
     def read_and_write(*arguments: object) -> Document | str:
         nonlocal reads
         reads += 1
         if reads in changes:
             (root / "m3.py").write_text(module(f"version{reads}"))
-        return read_document(*arguments)  # type: ignore[arg-type]
+        return read_again(*arguments)  # type: ignore[arg-type]
 
-    for part in (dataset_module, reading_module):
-        monkeypatch.setattr(part, "read_document", read_and_write)
+    monkeypatch.setattr(Texts, "read", read_and_write)
     changes: range | set[int] = {8}
     dataset = build(root)
     assert "version8" in text_of(dataset.train) + text_of(dataset.held_out)
@@ -184,7 +183,7 @@ def test_progress(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> No
 
 @pytest.mark.parametrize("package", ["asyncio", "email"])
 def test_packages_of_the_standard_library(package: str, stdlib: Path, build: Build) -> None:
-    dataset = build(stdlib / package, context=4096)
+    dataset = build(stdlib / package, context=4096, licence_headers="keep")
     summary = dataset.summary
     assert summary.train_tokens > 10 * len(dataset.train)
     assert 0.01 < summary.held_out_tokens / summary.tokens < 0.4

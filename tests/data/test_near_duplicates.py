@@ -18,10 +18,8 @@ def altered(lines: list[str], share: float, seed: int) -> list[str]:
 
 
 def twins(*texts: str) -> set[int]:
-    alike = NearDuplicates()
-    for text in texts:
-        alike.add(text)
-    return alike.find(lambda number: texts[number])
+    alike = NearDuplicates(lambda number: texts[number])
+    return {number for number, text in enumerate(texts) if alike.add(number, text) is not None}
 
 
 def test_copies_with_a_few_changes_are_found() -> None:
@@ -69,3 +67,9 @@ def test_short_files_are_kept() -> None:
 def test_long_file() -> None:
     lines = source(1, 20_000)
     assert twins("\n".join(lines), "\n".join(lines[:19_000])) == {1}
+
+
+def test_the_first_of_its_kind_is_named() -> None:
+    texts = ["\n".join(source(seed)) for seed in range(300)] + ["\n".join(altered(source(7), 0.03, 0))]
+    alike = NearDuplicates(lambda number: texts[number])
+    assert [alike.add(number, text) for number, text in enumerate(texts)] == [None] * 300 + [7]

@@ -61,7 +61,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_its_windows(tmp_path):
     first = next(plan_updates(WINDOWS, session.config.training, 64))
     total, count = 0.0, 0
     for index in first.windows:
-        ids = torch.as_tensor(WINDOWS[index])[None]
+        ids = torch.as_tensor(WINDOWS[index].ids)[None]
         with torch.no_grad():
             total += parts.model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         count += ids.shape[1] - 1

@@ -14,7 +14,7 @@ from engine.models.adapter import attach_adapter
 from engine.models.families import spec_from_config
 from engine.optim.schedule import warmup_cosine, warmup_cosine_factor
 from engine.training.memory import whole_window_bytes
-from engine.training.step import WholeSequenceStep
+from engine.training.step import WholeSequenceStep, Window
 from engine.training.updates import count_updates, plan_updates, tokens_per_update
 
 
@@ -94,6 +94,6 @@ def test_predicted_activations_are_near_what_autograd_keeps(family):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step.run([np.arange(1, 130)], 1.0, Quiet())
+        step.run([Window(np.arange(1, 130))], 1.0, Quiet())
     measured = sum(size for size, _ in kept.values())
     assert 0.5 * measured < whole_window_bytes(spec, 128, 4) < 1.5 * measured
