@@ -29,7 +29,7 @@ class Action:
     "Whether the key wins over the focused widget (text fields swallow letters)."
 
 
-FORM_ROOMS = ("project", "hardware", "tiers", "options", "review")
+FORM_ROOMS = ("project", "hardware", "tiers", "options", "data", "review")
 
 ACTIONS: tuple[Action, ...] = (
     # --- wizard
@@ -38,7 +38,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="ctrl+n",
         label="Continue",
         help="Go to the next room of the wizard.",
-        rooms=("project", "hardware", "tiers", "options"),
+        rooms=("project", "hardware", "tiers", "options", "data"),
         priority=True,
     ),
     Action(
@@ -54,14 +54,14 @@ ACTIONS: tuple[Action, ...] = (
         keys="escape",
         label="Back",
         help="Go to the room before this one. Nothing typed is lost.",
-        rooms=("hardware", "tiers", "options", "review"),
+        rooms=("hardware", "tiers", "options", "data", "review"),
     ),
     Action(
         name="rescan",
         keys="f5",
         label="Rescan",
         help="Read the repository, the machine or the list of runs again.",
-        rooms=("project", "hardware", "tiers", "review", "runs"),
+        rooms=("project", "hardware", "tiers", "data", "review", "runs"),
     ),
     Action(
         name="recommend",
@@ -158,6 +158,13 @@ ACTIONS: tuple[Action, ...] = (
         help="Set the field or switch under the cursor back to its default.",
         rooms=("options",),
         footer=False,
+    ),
+    Action(
+        name="stop_reading",
+        keys="f7",
+        label="Stop",
+        help="Stop reading the repository; what was read so far is kept for the next time.",
+        rooms=("data",),
     ),
     Action(
         name="next_view",

@@ -103,6 +103,11 @@ class EliteApp(App[str]):
 
     # --- rooms ---------------------------------------------------------------------------------------------
 
+    @property
+    def room(self) -> str:
+        """The room on screen."""
+        return self._room
+
     def go(self, name: str) -> None:
         """Enters a room; one that shows a run needs a run."""
         if (ROOMS[name].needs_run and self.state.run is None) or name == self._room:
@@ -134,13 +139,15 @@ class EliteApp(App[str]):
 
     def edit(self, path: str, text: str) -> None:
         """A field was typed into: keeps it, and asks again what depends on it once the typing pauses."""
-        self.state.draft.set_text(path, text)
-        self.draft_changed(path)
+        # Controls also report the value that they were made with.
+        if self.state.draft.set_text(path, text):
+            self.draft_changed(path)
 
     def draft_changed(self, path: str) -> None:
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
         self.state.checks.forget()
+        self.desk.draft_changed(path)
         self.save_soon()
         if path in REPOSITORY_FIELDS | PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
             if self._ask_timer is not None:
@@ -252,7 +259,7 @@ class EliteApp(App[str]):
 
     @on(messages.Progressed)
     def _progressed(self, message: messages.Progressed) -> None:
-        setattr(self.state, message.what, message.line)
+        setattr(self.state, message.what, message.progress)
         self.tell(message.what)
 
     @on(messages.Answered)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
 from elite_tui.presets import Preset, apply
+from elite_tui.state import Reading
 from elite_tui.trouble import record_trouble
 from elite_tui.what_if import WhatIf, key_of
 from engine import errors
@@ -39,10 +40,14 @@ class WizardDesk:
         self._app = app
         self._timer: Timer | None = None
         self._profile: ProfileProcess | None = None
+        self._reading: threading.Event | None = None
+        "Set to give up the reading that is under way."
+        self._reading_timer: Timer | None = None
 
     def close(self) -> None:
         """Ends what runs on behalf of the rooms."""
         self.stop_profile()
+        self.stop_reading()
 
     # --- the hardware room: a measurement --------------------------------------------------------------------
 
@@ -168,6 +173,46 @@ class WizardDesk:
             app.draft_changed(path)
         if values:
             app.ask_tiers()
+
+    # --- the data room: the dataset --------------------------------------------------------------------------
+
+    def draft_changed(self, path: str) -> None:
+        """A dataset that no longer is the draft's is given up, and read anew while its room is on screen."""
+        app = self._app
+        if not (path.startswith("data.") or path == "model.name"):
+            return
+        self.stop_reading()
+        app.state.data.settle_nothing()
+        app.tell("data")
+        if app.room == "data":
+            if self._reading_timer is not None:
+                self._reading_timer.stop()
+            self._reading_timer = app.set_timer(ASK_DELAY, self.read_data)
+
+    def read_data(self) -> None:
+        """Builds the dataset of the draft, or finds it in the store."""
+        app, state = self._app, self._app.state
+        self.stop_reading()
+        if state.draft.problems():
+            return
+        stopped = self._reading = threading.Event()
+        mapping = state.draft.mapping()
+        state.reading = None
+        state.data.ask()
+        app.tell("data")
+
+        def progress(done: int, total: int, what: str) -> None:
+            if stopped.is_set():
+                raise errors.READING_STOPPED()
+            share = done / total if total else 0.0
+            app.post_message(messages.Progressed("reading", Reading(share, f"{done:,} of {total:,} {what}")))
+
+        app.link.ask("data", lambda: app.link.engine.preview_data(mapping, progress))
+
+    def stop_reading(self) -> None:
+        """Gives up a reading that is under way, at its next sign of progress."""
+        if self._reading is not None:
+            self._reading.set()
 
     # --- the review: pre-flight rows -------------------------------------------------------------------------
 

@@ -131,13 +131,15 @@ class Draft:
         section, _, name = path.partition(".")
         self._values.setdefault(section, {})[name] = value
 
-    def set_text(self, path: str, text: str) -> None:
-        """Sets a value from what was typed; empty means the default."""
+    def set_text(self, path: str, text: str) -> bool:
+        """Sets a value from what was typed; empty means the default. Returns whether that changed anything."""
         spec = config.field_spec(path)
+        before = self._dump()
         if text.strip():
             self.set(path, value_of(spec, text.strip()))
         else:
             self.reset(path)
+        return self._dump() != before
 
     def reset(self, path: str) -> None:
         """Back to the default."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
     from elite_tui.profile_process import ProfileProcess
     from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
+    from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
     from engine.models.spec import ModelSpec
@@ -120,6 +121,15 @@ class Engine:
         from engine.runtime.preflight import check
 
         return check(from_mapping(mapping, source="form"))
+
+    def preview_data(self, mapping: dict[str, dict[str, Any]], progress: Callable[[int, int, str], None]) -> DataReport:
+        """The dataset of a draft's settings; `progress` may raise to abandon it."""
+        from engine.config import from_mapping
+        from engine.data.preview import preview
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        return preview(config.data, model=find_model(config.model.name), progress=progress)
 
     def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
         """The pre-flight rows, each as soon as it is known; the last ones take seconds."""

@@ -75,10 +75,10 @@ class CheckMade(Message):
 
 @dataclass
 class Progressed(Message):
-    """How far a long question is, for people; `what` names the attribute of AppState that holds the line."""
+    """How far a long question is; `what` names the attribute of AppState that holds it."""
 
     what: str
-    line: str
+    progress: Any
 
     def can_replace(self, message: Message) -> bool:
         """Whether an older one still in the queue may be dropped."""

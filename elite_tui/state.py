@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from elite_tui.plans import Plans
     from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
+    from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
     from engine.runtime.run_summary import RunSummary
@@ -55,6 +56,14 @@ class Fetched(Generic[T]):
         self.value, self.error, self.loading = None, None, False
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the reading of the repositories is."""
+
+    share: float
+    words: str
+
+
 @dataclass
 class AppState:
     """What the screens draw from."""
@@ -73,6 +82,10 @@ class AppState:
     "What `engine profile` measured in this session."
     measuring: str = ""
     "How far that is."
+    data: Fetched[DataReport] = field(default_factory=Fetched)
+    "The dataset of the draft's settings."
+    reading: Reading | None = None
+    "How far its reading is."
     checks: Checks = field(default_factory=Checks)
     "The pre-flight rows."
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)

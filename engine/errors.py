@@ -256,6 +256,9 @@ PROFILE_FAILED = _declare(
     "`engine profile` does the same on the command line; plans go by data sheets until then",
     exit_code=DOES_NOT_FIT,
 )
+READING_STOPPED = _declare(
+    "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from textual.pilot import Pilot
@@ -14,7 +16,7 @@ from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
 from elite_tui.engine_calls import Engine
 from elite_tui.facts import LanguageShare, RepositoryFacts
-from elite_tui.state import AppState
+from elite_tui.state import AppState, Fetched
 from elite_tui.widgets.log_pane import LogPane
 from engine import config as run_config
 from engine.errors import EliteError
@@ -28,6 +30,7 @@ from engine.runtime.handle import RunHandle
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_summary import RunSummary
 from tests.tui.recording import FOLDER, RUN_ID, START, recorded
+from tests.tui.reports import REPORT
 
 FACTS = RepositoryFacts(
     files=214,
@@ -109,6 +112,26 @@ def snapshot_of(machine: Machine) -> Snapshot:
     )
 
 
+def history_of(machine: Machine) -> list[Snapshot]:
+    """A minute and a half of readings that go up and down."""
+    now = snapshot_of(machine)
+    found = []
+    for second in range(90):
+        wave = math.sin(second / 9) * math.cos(second / 23)
+        gpus = tuple(
+            replace(
+                gpu,
+                memory_used=round(gpu.memory_total * (0.5 + 0.1 * wave)),
+                utilisation=50 + 45 * wave,
+                power=100 + 60 * wave,
+                temperature=55 + second / 9,
+            )
+            for gpu in now.gpus
+        )
+        found.append(replace(now, gpus=gpus, cpu_percent=40 + 30 * wave))
+    return found
+
+
 class Replay(RunHandle):
     """A handle whose run is a list of events; commands are acknowledged at once and kept in `sent`."""
 
@@ -164,6 +187,10 @@ class FixedEngine(Engine):
 
     def check(self, mapping):
         return run_config.from_mapping(mapping, source="form")
+
+    def preview_data(self, mapping, progress):
+        progress(1, 2, "files found")
+        return REPORT
 
     def examine(self, mapping):
         yield from self.checks
@@ -230,7 +257,7 @@ async def settled(pilot: Pilot) -> None:
     app = pilot.app
     assert isinstance(app, EliteApp)
     state = app.state
-    fetched = (state.repository, state.machine, state.tiers, state.what_if, state.ways, state.preflight, state.runs)
+    fetched = [value for value in vars(state).values() if isinstance(value, Fetched)]
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
     await until(pilot, lambda: not state.checks.running)
     if app.link.handle is not None:

@@ -85,17 +85,17 @@ async def test_forward_and_back_through_the_rooms():
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        for room in ("hardware", "tiers", "options", "review"):
+        for room in ("hardware", "tiers", "options", "data", "review"):
             await pilot.press("ctrl+n")
             await until(pilot, lambda room=room: room_of(app) == room)
         await pilot.press("ctrl+n")
         assert room_of(app) == "review"
-        for room in ("options", "tiers", "hardware", "project"):
+        for room in ("data", "options", "tiers", "hardware", "project"):
             await pilot.press("escape")
             await until(pilot, lambda room=room: room_of(app) == room)
 
 
-@pytest.mark.parametrize("room", ["hardware", "tiers", "options"])
+@pytest.mark.parametrize("room", ["hardware", "tiers", "options", "data"])
 async def test_the_buttons_do_what_the_keys_do(room):
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
@@ -116,7 +116,7 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         steps = list(app.screen.query("TrailStep"))
         await pilot.click(steps[3])
         await until(pilot, lambda: room_of(app) == "options")
-        await pilot.click(list(app.screen.query("TrailStep"))[5])
+        await pilot.click(list(app.screen.query("TrailStep"))[6])
         await pilot.pause()
         assert room_of(app) == "options"
 

@@ -6,7 +6,7 @@ import pytest
 
 from elite_tui.screens.models import ModelsScreen
 from engine import errors
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, settled, still, until
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, history_of, make_app, settled, still, until
 
 SIZES = ((80, 24), (120, 36), (200, 60))
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -53,7 +53,9 @@ def test_project_refused(look, size):
 
 @all_sizes
 def test_hardware(look, size):
-    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="hardware")
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    app.state.snapshots.extend(history_of(gpu_machine()))
+    assert look(app, size, room="hardware")
 
 
 @all_sizes
@@ -102,6 +104,39 @@ def test_models(look, size):
 def test_options_with_problems(look, size):
     values = {"lora.rank": "many", "training.learning_rate": 7, "training.epochs": 3}
     assert look(make_app(values=values), size, room="options")
+
+
+@all_sizes
+def test_options(look, size):
+    async def third_row(pilot):
+        await settled(pilot)
+        await pilot.press("down", "down", "down")
+
+    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="options", then=third_row)
+
+
+@all_sizes
+def test_data(look, size):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+
+    async def read(pilot):
+        await until(pilot, lambda: app.state.data.value is not None)
+
+    assert look(app, size, room="data", then=read)
+
+
+@all_sizes
+def test_data_refused(look, size):
+    engine = FixedEngine(gpu_machine())
+    engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(
+        errors.REPOSITORY_MISSING(path="/home/me/shop")
+    )
+    app = make_app(engine=engine, values=MODEL)
+
+    async def refused(pilot):
+        await until(pilot, lambda: app.state.data.error is not None)
+
+    assert look(app, size, room="data", then=refused)
 
 
 @all_sizes
