@@ -255,7 +255,11 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
     ),
     Action(
-        name="toggle_theme", keys="f2", label="Theme", help="Change between the dark and light theme.", footer=False
+        name="toggle_theme",
+        keys="f2",
+        label="Theme",
+        help="Change between the dark, the light and the colour-blind theme.",
+        footer=False,
     ),
     Action(
         name="command_palette",

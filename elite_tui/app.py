@@ -19,7 +19,7 @@ from elite_tui.messages import Changed
 from elite_tui.rooms import ROOMS, build_room, neighbour
 from elite_tui.run_view import RunView
 from elite_tui.screens.room import Watching
-from elite_tui.themes import DARK, LIGHT
+from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.trouble import record_trouble
 from engine.errors import EliteError
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from elite_tui.engine_calls import Engine
     from elite_tui.state import AppState, Fetched
 
+THEME = "theme"
+"Under which name the draft keeps the theme."
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
@@ -63,9 +65,9 @@ class EliteApp(App[str]):
         self, state: AppState, engine: Engine, *, first_room: str = "project", run_reference: str | None = None
     ) -> None:
         super().__init__()
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = theme_named(state.draft.kept(THEME))
         self.state = state
         self.link = EngineLink(self, engine)
         self.desk = WizardDesk(self)
@@ -341,8 +343,10 @@ class EliteApp(App[str]):
         self.go("runs")
 
     def action_toggle_theme(self) -> None:
-        """Dark to light, and back."""
-        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+        """The next theme; it is kept for the next time."""
+        self.theme = theme_after(self.theme)
+        self.state.draft.keep(THEME, self.theme if self.theme != THEMES[0].name else "")
+        self.save_soon()
 
     def action_ask_quit(self) -> None:
         """Leaves; with a run under way it asks what becomes of it."""

@@ -6,7 +6,7 @@ import pytest
 from textual.widgets import Button, DataTable, Input, Static
 
 from elite_tui.screens.help import HelpScreen
-from elite_tui.themes import DARK, LIGHT
+from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
 from engine import errors
 from tests.tui.recording import RUN_ID
@@ -286,6 +286,8 @@ async def test_theme_and_palette():
         await settled(pilot)
         await pilot.press("f2")
         assert app.theme == LIGHT.name
+        await pilot.press("f2")
+        assert app.theme == COLOUR_BLIND.name
         await pilot.press("f2")
         assert app.theme == DARK.name
         await pilot.press("ctrl+p")
