@@ -96,7 +96,8 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.press("Tab", "Tab")
     terminal.type(str(tmp_path / "out"))
     terminal.press("Tab")
-    terminal.type("shop")
+    terminal.type("tmux-model")
+    terminal.wait_for("tmux-model")
     terminal.wait_for("What fits")
     terminal.press("C-n")
     terminal.wait_for("Libraries")
@@ -106,10 +107,13 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.wait_for("Presets")
     terminal.press("F4")
     terminal.wait_for("Passes over the training files")
+    time.sleep(1.0)  # the form's first field takes the cursor once it is drawn
     terminal.press("Tab")
     terminal.type("1")
+    terminal.wait_for("max steps               1 ")
     terminal.press("Tab", "Tab")
     terminal.type("128")
+    terminal.wait_for("context                 128 ")
     terminal.wait_for("2 changed from their default")
     terminal.press("C-n")
     terminal.wait_for("held-out files")
@@ -122,7 +126,7 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.press("C-q")
     (summary,) = list_runs()
     assert summary.status == "completed"
-    assert summary.model_name == "shop"
+    assert summary.model_name == "tmux-model"
     assert summary.step == 1
     assert summary.context == 128
     assert (tmp_path / "out" / "runs" / summary.id / "adapter" / "adapter_model.safetensors").is_file()
