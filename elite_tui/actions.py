@@ -269,6 +269,23 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
         priority=True,
     ),
+    # With priority, for else the letters typed behind a tab would reach the field before it on a slow terminal.
+    Action(
+        name="focus_next",
+        keys="tab",
+        label="Next field",
+        help="Go to the next field or list.",
+        footer=False,
+        priority=True,
+    ),
+    Action(
+        name="focus_previous",
+        keys="shift+tab",
+        label="Field before",
+        help="Go to the field or list before this one.",
+        footer=False,
+        priority=True,
+    ),
     Action(
         name="ask_quit",
         keys="ctrl+q",

@@ -49,10 +49,8 @@ class Tmux:
         return screen
 
     def press(self, *keys: str) -> None:
-        """Sends keys by tmux's names, as slowly as a person: what follows a Tab at once goes to the field before it."""
-        for key in keys:
-            subprocess.run(["tmux", "-S", self._socket, "send-keys", key], check=True)
-            time.sleep(0.3)
+        """Sends keys by tmux's names."""
+        subprocess.run(["tmux", "-S", self._socket, "send-keys", *keys], check=True)
 
     def type(self, text: str) -> None:
         """Sends characters as they are."""
