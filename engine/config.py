@@ -167,6 +167,9 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     dataset_column: Annotated[
         str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
     ] = ""
+    stores_kept: Annotated[
+        int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
+    ] = 8
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -159,6 +159,30 @@ REPOSITORY_CHANGING = _declare(
     "try again when nothing writes there, or pass a copy",
     about="data.repositories",
 )
+DATA_SET_UNUSABLE = _declare(
+    "data-set-unusable",
+    "data set {path} cannot be used: {problem}",
+    "pass a .jsonl, .parquet or .arrow file, or a folder saved by datasets' save_to_disk",
+    about="data.datasets",
+)
+DATA_SET_COLUMN = _declare(
+    "data-set-column",
+    "data set {path} has no column {column}",
+    "name one with --set data.dataset_column=NAME; it has {columns}",
+    about="data.dataset_column",
+)
+DATA_SET_LIBRARY = _declare(
+    "data-set-library",
+    "data set {path} needs pyarrow, which is not installed",
+    "install elite-tui[datasets], or pass JSON Lines",
+    about="data.datasets",
+)
+FIM_UNAVAILABLE = _declare(
+    "fim-unavailable",
+    "data.fim is {rate}, but the model's tokenizer has no tokens for fill-in-the-middle",
+    "set data.fim=0, or choose a model that was trained with it (Qwen2.5-Coder, StarCoder2, CodeLlama, DeepSeek-Coder)",
+    about="data.fim",
+)
 
 # --- the model ---------------------------------------------------------------------------------------------
 MODEL_UNKNOWN = _declare("model-unknown", "unknown model {name}", "{suggestion}", about="model.name")

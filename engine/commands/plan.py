@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
@@ -97,10 +96,9 @@ def run(args: argparse.Namespace) -> int:
 def _repository_tokens(repositories: list[str]) -> int | None:
     if not repositories:
         return None
-    from engine.data.collect import collect, estimate_tokens
+    from engine.data.sources import estimate_data_tokens
 
-    limit = config.field_spec("data.max_file_bytes").default
-    return estimate_tokens(collect([Path(name) for name in repositories], max_file_bytes=limit))
+    return estimate_data_tokens(config.DataSection(repositories=repositories))
 
 
 # --- JSON --------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def read_config(args: argparse.Namespace) -> RunConfig:
     if args.config:
         run_config.from_mapping(data, source=str(args.config))
     _apply_options(data, args)
-    if args.auto and not data.get("data", {}).get("repositories"):
+    named = data.get("data", {})
+    if args.auto and not (named.get("repositories") or named.get("datasets")):
         data.setdefault("data", {})["repositories"] = [str(Path.cwd())]
     return run_config.from_mapping(data, source="command line")
 

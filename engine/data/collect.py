@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from engine import errors
 from engine.data.filters import (
@@ -43,6 +44,8 @@ class SourceFile:
     language: str
     size: int
     "Bytes."
+    alone: ClassVar[bool] = False
+    "Whether it is a document of its own, whatever data.documents says."
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def collect(
     *,
     max_file_bytes: int,
     include: Iterable[str] = (),
+    any_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
     """The source files of one or more folders.
@@ -82,6 +86,7 @@ def collect(
         repositories: git work trees, parts of them, or plain folders.
         max_file_bytes: Larger files are left out.
         include: Reasons (of engine.data.filters.SWITCHABLE) for which no file is left out, and "notebook".
+        any_size: Whether less than MINIMUM_TOKENS is enough, since there is more to learn from elsewhere.
         progress: Called now and then with files looked at and files in all, of the present repository.
 
     Raises:
@@ -128,7 +133,7 @@ def collect(
         examples={reason: tuple(named) for reason, named in examples.items()},
     )
     tokens = estimate_tokens(collection)
-    if len(files) < 2 or tokens < MINIMUM_TOKENS:
+    if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
         raise errors.REPOSITORY_TOO_SMALL(
             path=", ".join(map(str, repositories)), tokens=f"about {tokens}", files=len(files)
         )

@@ -6,20 +6,26 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
-from engine.data.collect import EXAMPLES, Collection, SourceFile, collect, describe_skipped, estimate_tokens
+from engine.data.cache import prune
+from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
 from engine.data.documents import Texts, edited, path_line
 from engine.data.encoder import Encoder
+from engine.data.fim import REVISION as FIM_REVISION
+from engine.data.fim import cut_points
+from engine.data.history import LANGUAGE as DIFF
+from engine.data.languages import NOTEBOOK
 from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
 from engine.data.order import FileOrder
 from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
 from engine.data.secrets import REVISION as SECRETS_REVISION
+from engine.data.sources import open_sources
 from engine.data.store import (
     FORMAT,
     StoreBuilder,
@@ -110,39 +116,33 @@ def build_dataset(
     report = progress or (lambda _done, _total, _what: None)
     started = time.monotonic()
     encoder = Encoder(tokenizer)
+    if data.fim and encoder.fim is None:
+        raise errors.FIM_UNAVAILABLE(rate=data.fim)
     for _attempt in range(_ATTEMPTS):
-        collection = collect_sources(data, lambda done, total: report(done, total, "files found"))
-        texts = Texts(collection.listed_by, data.max_file_bytes)
-        reading = read(collection, data, texts, report)
-        if len(reading.files) < 2:
-            raise _too_little(data, collection, reading)
-        key = _key(reading, data, encoder)
-        try:
-            store, reused, notes = _open_or_build(cache, key, reading, texts, encoder, report)
-        except _ChangedError:
-            continue
+        with open_sources(data, lambda done, total: report(done, total, "files found")) as sources:
+            collection = sources.collection
+            reading = read(collection, data, sources.texts, report)
+            if len(reading.files) < 2:
+                raise _too_little(data, collection, reading)
+            key = _key(reading, data, encoder)
+            try:
+                store, reused, notes = _open_or_build(cache, key, reading, data, sources.texts, encoder, report)
+            except _ChangedError:
+                continue
+        prune(cache, keep=data.stores_kept, present=key)
         seconds = time.monotonic() - started
         windows = _windows(store, reading, context, together=data.packing)
+        notes = (*reading.notes, *notes)
         return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
-    raise errors.REPOSITORY_CHANGING(path=", ".join(data.repositories))
+    raise errors.REPOSITORY_CHANGING(path=_named(data))
 
 
-def collect_sources(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Collection:
-    """The sources that a configuration names, found but not read.
-
-    Raises:
-        EliteError: REPOSITORY_*.
-    """
-    return collect(
-        [Path(repository) for repository in data.repositories],
-        max_file_bytes=data.max_file_bytes,
-        include=[*data.include, *(["notebook"] if data.notebooks == "cells" else [])],
-        progress=progress,
-    )
+def _named(data: DataSection) -> str:
+    return ", ".join((*data.repositories, *data.datasets))
 
 
 def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
-    path = ", ".join(data.repositories)
+    path = _named(data)
     if reading.files:
         tokens = f"about {estimate_tokens(collection)}"
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
@@ -153,8 +153,8 @@ def _too_little(data: DataSection, collection: Collection, reading: Reading) -> 
 def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
-    revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION]
-    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers]
+    revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
+    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)
@@ -163,7 +163,7 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: Reading, texts: Texts, encoder: Encoder, report: Progress
+    cache: Path, key: str, reading: Reading, data: DataSection, texts: Texts, encoder: Encoder, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
@@ -179,7 +179,7 @@ def _open_or_build(
         with StoreBuilder(cache, key, token_type(encoder.vocabulary)) as builder:
             if builder.files:
                 notes.append(f"a build that was cut short is gone on with, after {builder.files:,} files")
-            _tokenise(builder, reading, texts, encoder, report)
+            _tokenise(builder, reading, data.fim, texts, encoder, report)
             repositories = {root: index for index, root in enumerate(reading.repositories)}
             entries = [
                 (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
@@ -192,7 +192,9 @@ def _open_or_build(
     return store, False, tuple(notes)
 
 
-def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, encoder: Encoder, report: Progress) -> None:
+def _tokenise(
+    builder: StoreBuilder, reading: Reading, fim: float, texts: Texts, encoder: Encoder, report: Progress
+) -> None:
     """Appends every file that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
@@ -200,13 +202,27 @@ def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, encoder: En
     """
     done = sum(item.file.size for item in reading.files[: builder.files])
     total = sum(item.file.size for item in reading.files)
+    train = len(reading.files) - reading.held_out
     for batch in _batches(reading, texts, builder.files):
         report(done, total, "bytes tokenised")
-        encoded = encoder.encode_documents([(path_line(item.file), text) for item, text in batch])
-        for (item, text), ids in zip(batch, encoded, strict=True):
-            builder.append(ids, encoder.lines_to_tokens(ids, text, item.definitions))
+        # Held-out files stay as they are, so that their loss can be compared whatever is trained on.
+        rates = [0.0 if builder.files + offset >= train else fim for offset in range(len(batch))]
+        documents = [
+            (path_line(item.file), text, _middle(item, text, rate))
+            for (item, text), rate in zip(batch, rates, strict=True)
+        ]
+        for (item, _), (_, text, middle), ids in zip(batch, documents, encoder.encode_middles(documents), strict=True):
+            # What is rearranged has no place that is good for a cut.
+            lines = item.definitions if middle is None else item.definitions[:0]
+            builder.append(ids, encoder.lines_to_tokens(ids, text, lines))
             done += item.file.size
     report(total, total, "bytes tokenised")
+
+
+def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
+    if not rate or item.file.language in (DIFF, NOTEBOOK):
+        return None
+    return cut_points(text, path_line(item.file), item.digest, rate)
 
 
 def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str]]]:

@@ -35,6 +35,7 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
+    "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
 

@@ -16,15 +16,15 @@ _MOST = 64
 
 
 class _Rules(Protocol):
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
-        """Takes the language's files, by their numbers."""
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:
+        """Takes the language's files, by their numbers, and the name of the repository's folder."""
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterable[int]:
         """Numbers of the files that an import of the file at `path` means."""
 
 
 def resolve(
-    paths: Sequence[PurePosixPath], languages: Sequence[str], imports: Sequence[Sequence[str]]
+    paths: Sequence[PurePosixPath], languages: Sequence[str], imports: Sequence[Sequence[str]], name: str = ""
 ) -> list[list[int]]:
     """For each file of one repository the numbers of those that it imports, ascending.
 
@@ -32,12 +32,13 @@ def resolve(
         paths: Of the files, within the repository.
         languages: Of the files.
         imports: Of each file, as engine.data.syntax gives them.
+        name: Of the repository's folder, which may be a package itself.
     """
     families: dict[type[_Rules], list[tuple[int, PurePosixPath]]] = defaultdict(list)
     for number, (path, language) in enumerate(zip(paths, languages, strict=True)):
         if language in _RULES:
             families[_RULES[language]].append((number, path))
-    rules = {family: family(files) for family, files in families.items()}
+    rules = {family: family(files, name) for family, files in families.items()}
     found = []
     for number, (path, language, wanted) in enumerate(zip(paths, languages, imports, strict=True)):
         meant: set[int] = set()
@@ -50,41 +51,48 @@ def resolve(
 
 
 class _Python:
-    """Modules by their dotted name from their topmost package, and by every longer tail of their path."""
+    """Modules by the tail of their path: what a package's root is called, and where it lies, no source file says."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
-        packages = {path.parent for _, path in files if path.stem == "__init__"}
-        self._by_name: dict[str, int] = {}
+    _ROOTS = ((), ("src",), ("lib",), ("python",))
+    "Folders whose modules are imported by their bare name from anywhere."
+
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:
+        self._name = name
         self._by_path: dict[tuple[str, ...], int] = {}
-        for number, path in sorted(files, key=lambda file: (len(file[1].parts), str(file[1]))):
+        for number, path in files:
             parts = path.parent.parts if path.stem == "__init__" else (*path.parent.parts, path.stem)
             # A stub and its module have one name: the module counts, which has the definitions.
-            if path.suffix != ".pyi":
+            if path.suffix != ".pyi" or parts not in self._by_path:
                 self._by_path[parts] = number
-            else:
-                self._by_path.setdefault(parts, number)
-            top = path.parent
-            while top in packages and top.parts:
-                top = top.parent
-            self._by_name.setdefault(".".join(parts[len(top.parts) :]), number)
-            for first in range(len(top.parts)):
-                if top.parts[first - 1 if first else 0] == "src" or first == 0:
-                    self._by_name.setdefault(".".join(parts[first:]), number)
+        self._by_last: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+        for parts in sorted(self._by_path):
+            self._by_last[parts[-1] if parts else name].append(parts)
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterator[int]:
         module, colon, name = wanted.partition(":")
+        member = (name,) if colon and name != "*" else ()
         if module.startswith("."):
-            level = len(module) - len(module.lstrip("."))
+            level = len(module) - len(module.lstrip(".")) - 1
             folder = path.parent.parts
-            if level - 1 > len(folder):
-                return
-            base = (*folder[: len(folder) - (level - 1)], *filter(None, module[level:].split(".")))
-            yield from self._first((*base, name) if colon and name != "*" else base, base)
+            if level <= len(folder):
+                base = (*folder[: len(folder) - level], *filter(None, module.split(".")))
+                yield from self._first(base + member, base)
             return
-        if colon and name != "*" and f"{module}.{name}" in self._by_name:
-            yield self._by_name[f"{module}.{name}"]
-        elif module in self._by_name:
-            yield self._by_name[module]
+        absolute = tuple(module.split("."))
+        for parts in (absolute + member, absolute) if member else (absolute,):
+            found = self._absolute(path.parent.parts, parts)
+            if found is not None:
+                yield self._by_path[found]
+                return
+
+    def _absolute(self, folder: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...] | None:
+        if wanted[0] == self._name and wanted[1:] in self._by_path:
+            return wanted[1:]  # the repository is itself the package
+        ends_so = [parts for parts in self._by_last.get(wanted[-1], ()) if parts[-len(wanted) :] == wanted]
+        if len(wanted) == 1:
+            # A bare name is that of a script's neighbour, or of a module at a root; deeper ones are of packages.
+            ends_so = [parts for parts in ends_so if parts[:-1] in (*self._ROOTS, folder)]
+        return max(ends_so, key=lambda parts: (_shared(folder, parts[:-1]), -len(parts)), default=None)
 
     def _first(self, *candidates: tuple[str, ...]) -> Iterator[int]:
         for parts in candidates:
@@ -98,7 +106,7 @@ class _JavaScript:
 
     _ENDINGS = (".ts", ".tsx", ".mts", ".cts", ".js", ".jsx", ".mjs", ".cjs", ".d.ts", ".vue", ".svelte")
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_path = {str(path): number for number, path in files}
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterator[int]:
@@ -122,7 +130,7 @@ class _JavaScript:
 class _Rust:
     """`mod a;` is a file beside; `crate::`, `self::` and `super::` count from the crate's and the module's folder."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_path = {str(path): number for number, path in files}
         self._roots = {path.parent for _, path in files if path.name in ("lib.rs", "main.rs")}
         self._crates = {root.parent.name.replace("-", "_"): root for root in sorted(self._roots) if root.name == "src"}
@@ -159,7 +167,7 @@ class _Rust:
 class _Go:
     """A path ends in the folder of the package; how much of it is the module's own name is in no source file."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_folder: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, path in files:
             if not path.name.endswith("_test.go"):
@@ -178,7 +186,7 @@ class _Go:
 class _Java:
     """Classes by the tail of their path; a member or an inner class is found by its outer one."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_name: dict[str, list[tuple[int, PurePosixPath]]] = defaultdict(list)
         self._by_folder: dict[str, list[tuple[int, PurePosixPath]]] = defaultdict(list)
         for number, path in files:
@@ -203,7 +211,7 @@ class _Java:
 class _C:
     """A header by its path from the including file, else by the tail of its path: the nearest one."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]]) -> None:
+    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_path = {str(path): number for number, path in files}
         self._by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
         for _, path in files:
@@ -217,7 +225,10 @@ class _C:
         tail = PurePosixPath(name).parts
         ends_so = [p for p in self._by_name.get(tail[-1] if tail else "", ()) if p.parts[-len(tail) :] == tail]
         if ends_so:
-            nearest = min(ends_so, key=lambda other: (-_shared(path, other), len(other.parts), str(other)))
+            nearest = min(
+                ends_so,
+                key=lambda other: (-_shared(path.parent.parts, other.parent.parts), len(other.parts), str(other)),
+            )
             yield self._by_path[str(nearest)]
 
 
@@ -247,11 +258,8 @@ def _joined(folder: PurePosixPath, relative: str) -> str:
     return "/".join(parts)
 
 
-def _shared(path: PurePosixPath, other: PurePosixPath) -> int:
+def _shared(folder: Sequence[str], other: Sequence[str]) -> int:
     """Folders that two paths begin with alike."""
-    count = 0
-    for a, b in zip(path.parent.parts, other.parent.parts, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    return next(
+        (count for count, (a, b) in enumerate(zip(folder, other, strict=False)) if a != b), min(len(folder), len(other))
+    )

@@ -7,9 +7,9 @@ Ullman, "Mining of Massive Datasets", 3.4.)
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +28,11 @@ _BANDS, _ROWS = 16, 8
 "Two files of similarity s agree in a band with probability 1 - (1 - s^8)^16: 0.994 at 0.85, 0.06 at 0.5."
 _FEWEST_LINES = 12
 "Distinct lines; shorter files are alike by custom (package marks, small settings), and too short to matter."
+_TELLING = 12
+"Characters; shorter lines are in every file."
 _COMPARED = 16
 "Files of the index that a file is compared with, so that a thousand files half alike take no million comparisons."
-_REMEMBERED = 256
+_REMEMBERED = 64
 "Files whose lines are kept for the next comparison, instead of reading them again."
 
 
@@ -43,43 +45,34 @@ class NearDuplicates:
 
     def __init__(self, text_of: Callable[[int], str]) -> None:
         self._index = RMinHashLSH(threshold=SIMILARITY, num_perm=_BANDS * _ROWS, num_bands=_BANDS)
-        self._text_of = text_of
-        self._lines: OrderedDict[int, npt.NDArray[np.uint32]] = OrderedDict()
+        self._lines_of = functools.lru_cache(maxsize=_REMEMBERED)(lambda number: distinct_lines(text_of(number)))
 
     def add(self, number: int, text: str) -> int | None:
         """Takes a file in, or tells the number of an earlier one that it is almost the same as, which then stands."""
-        lines = line_hashes(text)
+        lines = distinct_lines(text)
         if len(lines) < _FEWEST_LINES:
             return None
         sketch = RMinHash(num_perm=_BANDS * _ROWS, seed=0)
-        sketch.update([line.tobytes() for line in lines])
+        sketch.update(list(lines))
         for other in sorted(self._index.query(sketch))[:_COMPARED]:
             if similarity(lines, self._lines_of(other)) >= SIMILARITY:
                 return int(other)
         self._index.insert(number, sketch)
-        self._remember(number, lines)
         return None
 
-    def _lines_of(self, number: int) -> npt.NDArray[np.uint32]:
-        if number not in self._lines:
-            self._remember(number, line_hashes(self._text_of(number)))
-        self._lines.move_to_end(number)
-        return self._lines[number]
 
-    def _remember(self, number: int, lines: npt.NDArray[np.uint32]) -> None:
-        self._lines[number] = lines
-        if len(self._lines) > _REMEMBERED:
-            self._lines.popitem(last=False)
+def distinct_lines(text: str) -> set[str]:
+    """The lines of a text, without the white space around them."""
+    return {line for piece in cut(text) for line in map(str.strip, piece.split("\n"))}
 
 
-def line_hashes(text: str) -> npt.NDArray[np.uint32]:
-    """The distinct lines of a text, without the white space around them, as numbers. Sorted."""
-    lines = (line.strip() for piece in cut(text) for line in piece.split("\n"))
-    hashes = {zlib.crc32(line.encode("utf-8", "surrogatepass")) for line in lines}
-    return np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))
-
-
-def similarity(a: npt.NDArray[np.uint32], b: npt.NDArray[np.uint32]) -> float:
+def similarity(a: set[str], b: set[str]) -> float:
     """Lines that both files hold, as a share of all their distinct lines."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
+    shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
+
+
+def telling_lines(lines: Iterable[str]) -> npt.NDArray[np.uint32]:
+    """The distinct lines that are long enough to tell a text, as numbers. Sorted."""
+    hashes = {zlib.crc32(line.encode("utf-8", "replace")) for each in lines if len(line := each.strip()) >= _TELLING}
+    return np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))

@@ -39,12 +39,14 @@ def order_files(files: Sequence[SourceFile], imports: Sequence[Sequence[str]]) -
         imports: What each of them says that it imports (engine.data.syntax).
     """
     links: list[list[int]] = []
-    for _, group in groupby(range(len(files)), key=lambda number: files[number].repository):
+    for repository, group in groupby(range(len(files)), key=lambda number: files[number].repository):
         numbers = list(group)
         found = resolve(
             [files[number].path for number in numbers],
-            [files[number].language for number in numbers],
+            # Rows and commits only look like files of a repository.
+            ["" if files[number].alone else files[number].language for number in numbers],
             [imports[number] for number in numbers],
+            repository.name,
         )
         links += [[numbers[other] for other in others] for others in found]
     return order_by_imports(links)

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from engine.data.collect import EXAMPLES, Collection, SourceFile
 from engine.data.documents import Document, Edit, Texts, edited
+from engine.data.filters import reasons_by_path
+from engine.data.git import GitError
+from engine.data.history import LANGUAGE as DIFF
+from engine.data.history import Change, Commit, commit_of, has_history, read_patches
+from engine.data.languages import language_by_name
 from engine.data.licences import find_header, fingerprint
-from engine.data.near_duplicates import NearDuplicates
+from engine.data.near_duplicates import NearDuplicates, telling_lines
 from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
 from engine.data.secrets import PLACEHOLDER, find_secrets, hint
-from engine.data.split import held_out_files
+from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import Outline, outline
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from engine.config import DataSection
@@ -79,6 +85,8 @@ class Reading:
     licence_headers: int
     "Repeated ones that are taken out."
     order: FileOrder
+    notes: tuple[str, ...] = ()
+    "Sentences that a person should see."
 
     @property
     def repositories(self) -> list[Path]:
@@ -94,7 +102,16 @@ def read(collection: Collection, data: DataSection, texts: Texts, report: Progre
             report(position, len(collection.files), "files read")
         reader.take(file)
     report(len(collection.files), len(collection.files), "files read")
+    reader.split()
+    if data.history:
+        repositories = {file.repository for file in collection.files if not file.alone}
+        reader.take_history([root for root in collection.listed_by if root in repositories], report)
     return reader.finish()
+
+
+_FEWEST_ADDED = 3
+_MOST_KNOWN = 0.5
+"Share of a change's telling lines that held-out files may hold; it counts from _FEWEST_ADDED such lines on."
 
 
 @dataclass
@@ -119,6 +136,9 @@ class _Reader:
     secrets: list[FoundSecret] = field(default_factory=list)
     twins: list[tuple[SourceFile, int]] = field(default_factory=list)
     licence_headers: int = 0
+    held_out: list[bool] = field(default_factory=list)
+    "For each kept file, once they are split."
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._digests: dict[bytes, int] = {}
@@ -127,46 +147,51 @@ class _Reader:
 
     def take(self, file: SourceFile) -> None:
         """Reads one source, and keeps it unless there is a reason not to."""
-        document = self.texts.read(file)
+        self._consider(file, self.texts.read(file))
+
+    def _consider(self, file: SourceFile, document: Document | str) -> bool:
+        """Whether a source is kept."""
         if isinstance(document, str):
-            self._skip(file, document)
-            return
+            return self._skip(file, document)
         copy_of = self._digests.get(document.digest)
         if copy_of is not None and "duplicate" not in self.data.include:
-            self._skip(file, "duplicate")
-            return
+            return self._skip(file, "duplicate")
         edits, has_secrets = self._edits(file, document)
         if has_secrets and self.data.secrets == "skip":
-            self._skip(file, "secrets")
-            return
+            return self._skip(file, "secrets")
         header = self._repeated_header(document.text)
         if header is not None:
             edits = [header, *(edit for edit in edits if edit.start >= header.end)]
         text = edited(document.text, edits)
         if not text.strip():
-            self._skip(file, "empty")
-            return
-        like = self._alike.add(len(self.kept), text) if copy_of is None else copy_of
+            return self._skip(file, "empty")
+        if copy_of is None:
+            like = self._alike.add(len(self.kept), text)
+        else:
+            earlier = self.kept[copy_of].like
+            like = copy_of if earlier is None else earlier
         if like is not None and copy_of is None:
             self.twins.append((file, like))
             if self.data.near_duplicates == "skip":
-                self._skip(file, "near-duplicate")
-                return
+                return self._skip(file, "near-duplicate")
         self.licence_headers += header is not None
         self._digests.setdefault(document.digest, len(self.kept))
         found = outline(text, file.language, file.path)
         self.kept.append(_Kept(file, document.digest, found, tuple(edits), like))
+        return True
 
-    def _skip(self, file: SourceFile, reason: str) -> None:
+    def _skip(self, file: SourceFile, reason: str) -> bool:
         self.skipped[reason] += 1
         named = self.examples.setdefault(reason, [])
         if len(named) < EXAMPLES:
             named.append(f"{file.repository}/{file.path}")
+        return False
 
     def _edits(self, file: SourceFile, document: Document) -> tuple[list[Edit], bool]:
         if self.data.secrets == "keep":
             return [], False
-        secrets = find_secrets(document.text, file.language)
+        # A change may be to a file of any language: values without quotation marks count as well.
+        secrets = find_secrets(document.text, "YAML" if file.language == DIFF else file.language)
         for secret in secrets:
             line = document.text.count("\n", 0, secret.start) + 1
             shown = hint(document.text[secret.start : secret.end])
@@ -190,18 +215,62 @@ class _Reader:
         # A file that has changed since its first reading is noticed by its digest when it is tokenised.
         return "" if isinstance(document, str) else edited(document.text, kept.edits)
 
+    def split(self) -> None:
+        """Decides for each kept file whether it is held out; one almost the same as another goes where that goes."""
+        originals = [number for number, kept in enumerate(self.kept) if kept.like is None]
+        sides = held_out_files([self.kept[number].file for number in originals], self.data.held_out_fraction)
+        side = dict(zip(originals, sides, strict=True))
+        self.held_out = [side[number if kept.like is None else kept.like] for number, kept in enumerate(self.kept)]
+
+    def take_history(self, roots: Sequence[Path], report: Progress) -> None:
+        """Adds the latest commits to the training side, without what is held out."""
+        limit = self.data.max_file_bytes
+        for root in roots:
+            if not has_history(root):
+                self.notes.append(f"{root} has no git history to learn")
+                continue
+            keeps = self._learnable(root)
+            try:
+                for position, patch in enumerate(read_patches(root, self.data.history, longest=limit)):
+                    report(position, self.data.history, "commits read")
+                    made = commit_of(root, patch, keeps)
+                    if made is None:
+                        named = Commit(root, PurePosixPath("commits") / patch.revision[:12], DIFF, 0)
+                        self._skip(named, "held out")
+                    elif self._consider(made[0], self.texts.document(made[1])):
+                        self.held_out.append(False)
+            except GitError as error:
+                self.notes.append(f"the history of {root} could not be read to its end: {error}")
+
+    def _learnable(self, root: Path) -> Callable[[Change], bool]:
+        """Whether a change may be learnt: one of a file that is learnt, and of no text that is held out."""
+        fraction, include = self.data.held_out_fraction, frozenset(self.data.include)
+        side = [kept.file for kept, held_out in zip(self.kept, self.held_out, strict=True) if held_out]
+        paths = {str(file.path) for file in side if file.repository == root}
+        numbers = [number for number, held_out in enumerate(self.held_out) if held_out]
+        lines = [telling_lines(self._text_again(number).split("\n")) for number in numbers]
+        known = np.unique(np.concatenate(lines)) if lines else np.empty(0, dtype=np.uint32)
+
+        def learnable(change: Change) -> bool:
+            for name in change.paths:
+                path = PurePosixPath(name)
+                if name in paths or is_held_out(path, fraction) or language_by_name(path.name) is None:
+                    return False
+                if not include.issuperset(reasons_by_path(path)):
+                    return False
+            added = telling_lines(change.added)
+            return len(added) < _FEWEST_ADDED or float(np.isin(added, known).mean()) < _MOST_KNOWN
+
+        return learnable
+
     def finish(self) -> Reading:
-        """Orders what was kept, and splits it into training and held-out files."""
+        """Puts what was kept in its order."""
         files = [kept.file for kept in self.kept]
-        held_out = held_out_files(files, self.data.held_out_fraction)
-        for number, kept in enumerate(self.kept):
-            if kept.like is not None:
-                held_out[number] = held_out[kept.like]
         order = order_by_path(len(files))
         if self.data.order == "imports":
             order = order_files(files, [kept.outline.imports for kept in self.kept])
-        positions = sorted(order.positions, key=lambda number: held_out[number])
-        documents = list(_documents(files, positions, held_out, self.data))
+        positions = sorted(order.positions, key=lambda number: self.held_out[number])
+        documents = list(_documents(files, positions, self.held_out, self.data))
         # Files of one document follow each other; a stable sort, so that each keeps its order.
         in_order = sorted(zip(documents, positions, strict=True), key=lambda pair: pair[0])
         return Reading(
@@ -215,13 +284,14 @@ class _Reader:
                 )
                 for document, number in in_order
             ),
-            held_out=sum(held_out),
+            held_out=sum(self.held_out),
             skipped=self.skipped,
             examples=self.examples,
             secrets=tuple(self.secrets),
-            twins=tuple(Twin(file, files[like], self._side(held_out[like])) for file, like in self.twins),
+            twins=tuple(Twin(file, files[like], self._side(self.held_out[like])) for file, like in self.twins),
             licence_headers=self.licence_headers,
             order=order,
+            notes=tuple(self.notes),
         )
 
     def _side(self, held_out: bool) -> str:
@@ -239,7 +309,7 @@ def _documents(
     for number in positions:
         file = files[number]
         key: object = (file.repository, held_out[number])
-        if data.documents == "file":
+        if data.documents == "file" or file.alone:
             key = number
         elif package_of is not None:
             key = (file.repository, held_out[number], package_of[number])

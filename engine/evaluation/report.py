@@ -53,7 +53,7 @@ def render_report(report: RunReport) -> str:
     parts = [
         f"# {config.output.model_name}",
         f"{report.spec.name}, fine-tuned with LoRA by elite-tui {__version__} "
-        f"on {_repositories(config.data.repositories)}. The run {_ENDED[finished.status]}.",
+        f"on {_repositories([*config.data.repositories, *config.data.datasets])}. The run {_ENDED[finished.status]}.",
         "## Held-out perplexity",
         _perplexities(report),
         "## Data",

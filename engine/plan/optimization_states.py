@@ -290,6 +290,11 @@ def _decide(row: Optimization, situation: Situation) -> tuple[bool, str]:
     return on, "switched on" if on else "switched off"
 
 
+def _acts(row: Optimization, situation: Situation) -> bool:
+    """Whether the row is on and has what it needs."""
+    return _decide(row, situation)[0] and all(NEEDS[need](situation) is None for need in row.needs)
+
+
 def _lacking(row: Optimization, situation: Situation) -> str | None:
     """Why the row cannot act in this situation, or None."""
     for need in row.needs:
@@ -303,6 +308,6 @@ def _lacking(row: Optimization, situation: Situation) -> str | None:
     for other in row.conflicts:
         if other == "streamed_backprop":
             continue
-        if _decide(find_optimization(other), situation)[0] and not _decide(row, situation)[0]:
+        if _acts(find_optimization(other), situation) and not _decide(row, situation)[0]:
             return f"{row.conflict_reasons[other]} ({other} is on)"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Machine
@@ -96,6 +96,7 @@ class Planning:
     held_out_fraction: float = 0.1
     tokens_per_update: int = TOKENS_PER_UPDATE
     way: Way = "auto"
+    activation_bits: Literal[16, 8, 4] = 16
 
     @property
     def on_gpu(self) -> bool:
@@ -248,6 +249,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         grouped_heads=flash,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
+        activation_bits=planning.activation_bits,
     )
 
 

@@ -172,7 +172,12 @@ def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
                 continue
             for stash in (True, False):
                 yield StreamPlan(
-                    weights=weights, kv_home=kv_home, hidden_home=hidden_home, checkpoint_every=every, stash=stash
+                    weights=weights,
+                    kv_home=kv_home,
+                    hidden_home=hidden_home,
+                    checkpoint_every=every,
+                    stash=stash,
+                    activation_bits=work.activation_bits,
                 )
 
 

@@ -40,6 +40,9 @@ class StreamPlan:
     "Where hidden states and the stash live between the passes."
     activation_bits: Literal[16, 8, 4] = 16
     "Width of the stored hidden states; 8 and 4 are approximate (block-wise quantisation)."
+    keep_layers: int = 0
+    "Of a context that is a single tile: so many of the last layers keep their activations on the GPU between the "
+    "passes, and are not computed again."
     loss_piece: int = 1024
     "Tokens whose logits exist at once."
     attention: str = "auto"
@@ -56,6 +59,12 @@ class StreamPlan:
         for name in ("tile", "key_block", "checkpoint_every", "loss_piece"):
             if getattr(self, name) < 1:
                 raise StreamPlanError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep_layers < 0:
+            raise StreamPlanError(f"keep_layers must be at least 0, not {self.keep_layers}")
+        if self.keep_layers and self.weights == "streamed":
+            raise StreamPlanError(
+                "keep_layers with weights streamed: where weights do not fit on the GPU, activations do not"
+            )
         if self.key_block < self.tile:
             raise StreamPlanError(
                 f"key_block {self.key_block} is smaller than tile {self.tile}: a tile attends to itself in one call"

@@ -27,6 +27,8 @@ class Workload:
     attention_efficiency: tuple[float, float] = (0.7, 0.55)
     "Share of the tensor rate that attention reaches, forward and backward."
     repository_tokens: int = 0
+    activation_bits: Literal[16, 8, 4] = 16
+    "Width of stored hidden states; below 16 only where asked for."
 
     @property
     def element(self) -> int:

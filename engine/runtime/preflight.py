@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import errors
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_context
@@ -30,17 +30,16 @@ def check(config: RunConfig) -> RunConfig:
     Takes as long as listing the repositories does.
 
     Raises:
-        EliteError: REPOSITORY_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT,
-            DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+        EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
+            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
-    if not config.data.repositories:
+    if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
     spec = find_model(config.model.name)
     config = _with_absolute_paths(config, spec)
     output = Path(config.output.directory)
     check_output(output)
-    repositories = [Path(text) for text in config.data.repositories]
-    tokens = estimate_tokens(collect(repositories, max_file_bytes=config.data.max_file_bytes))
+    tokens = estimate_data_tokens(config.data)
     check_output(output, needed_bytes(config, spec, tokens))
     choose_context(config, take_inventory(output), spec, tokens)
     return config
@@ -55,12 +54,14 @@ def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> 
 
 def _with_absolute_paths(config: RunConfig, spec: ModelSpec) -> RunConfig:
     # The training process, and whoever repeats the run from its config.yaml, may have another current folder.
-    repositories = [str(_absolute(text)) for text in config.data.repositories]
+    repositories, datasets = (
+        [str(_absolute(text)) for text in texts] for texts in (config.data.repositories, config.data.datasets)
+    )
     name = str(spec.path.absolute()) if spec.path else config.model.name
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, name=name),
-        data=msgspec.structs.replace(config.data, repositories=repositories),
+        data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets),
         output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
     )
 

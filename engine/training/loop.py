@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from engine import errors
-from engine.protocol import CheckpointSaved, StepCompleted, StepProgress, Stop
+from engine.protocol import CheckpointSaved, LogLine, StepCompleted, StepProgress, Stop
 from engine.training.commands import Actions, obey
 from engine.training.memory import memory_figures
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
@@ -50,7 +50,7 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
         stop = obey(session, actions)
         if stop is None:
             try:
-                done = take_optimizer_step(parts, training, progress, update, _Monitor(session, progress.step + 1))
+                done = take_optimizer_step(parts, progress, update, _Monitor(session, progress.step + 1))
             except StepAbandonedError:
                 stop = obey(session, actions) or Stop(id="")
             except errors.EliteError:
@@ -69,6 +69,9 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
             and progress.step % training.evaluate_every == 0 < progress.total_steps - progress.step
         ):
             parts.evaluate()
+        if (reason := parts.early_end()) is not None:
+            session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
+            break
         if time.monotonic() - saved_at >= session.config.checkpoint.every_minutes * 60:
             save()
             saved_at = time.monotonic()

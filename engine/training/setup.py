@@ -7,7 +7,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,12 +15,15 @@ from msgspec.structs import replace
 
 from engine import __version__, errors
 from engine.config import RunConfig
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
+from engine.hardware.tuning import tune_memory
+from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.placement import Placement, choose_placement
 from engine.plan.choice import Choice, choose_plan
+from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import Checkpoint, CheckpointDamagedError, CheckpointFolder, verify
 from engine.training.state import read_progress
@@ -60,7 +62,8 @@ def set_up(session: TrainingSession) -> Setup:
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
-    choice = _plan(session, spec)
+    choice = _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec))
+    refuse_conflicts(config, streamed=choice.plan.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
     placement = choose_placement(config.model.device, planned)
@@ -84,6 +87,8 @@ def set_up(session: TrainingSession) -> Setup:
     )
     _report_damage(session, resumed, damaged)
     _warn_of_long_context(session, spec, choice.context)
+    if config.training.memory_tuning:
+        tune_memory(placement.device)
     return Setup(
         spec=spec,
         placement=placement,
@@ -117,10 +122,16 @@ def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: in
             WarningRaised(
                 code="context-past-trained-length",
                 text=f"windows of {context:,} tokens are longer than the {spec.max_context:,} that {spec.name} was "
-                "trained with; its rotary positions are not rescaled",
+                f"trained with; {_positions(session, spec, context)}",
                 hint="compare held-out perplexity before and after; set a lower training.tier if it does not fall",
             )
         )
+
+
+def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
+    """What is done about it."""
+    factor = BaseChanges.of(session.config.model, spec, context).yarn_factor
+    return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
 
 
 def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:
@@ -141,8 +152,7 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
-        paths = [Path(repository) for repository in config.data.repositories]
-        tokens = estimate_tokens(collect(paths, max_file_bytes=config.data.max_file_bytes))
+        tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")

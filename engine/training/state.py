@@ -18,13 +18,15 @@ import safetensors.torch
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from engine.models.adapter import adapter_config_json
+from engine.optim.optimizer_state import flatten_state, unflatten_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
+    from torch.optim.lr_scheduler import LRScheduler
 
     from engine.training.checkpoints import Checkpoint
 
@@ -88,7 +90,7 @@ def restore_random(state: RandomState) -> None:
 def capture(
     model: PeftModel,
     optimizer: Optimizer,
-    schedule: LambdaLR,
+    schedule: LRScheduler,
     scaler: Any,
     progress: Progress,
     generators: RandomState,
@@ -104,14 +106,7 @@ def capture(
         generators: As they were before the first draw that the next update will make.
     """
     moments = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for parameter, values in moments["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                numbers.setdefault(str(parameter), {})[name] = value
+    tensors, numbers = flatten_state(moments["state"])
     record = {
         "progress": dataclasses.asdict(progress),
         "optimizer": {"numbers": numbers, "groups": moments["param_groups"]},
@@ -133,21 +128,20 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
     return Progress(**json.loads(checkpoint.read(STATE))["progress"])
 
 
-def restore(checkpoint: Checkpoint, model: PeftModel, optimizer: Optimizer, schedule: LambdaLR, scaler: Any) -> None:
+def restore(checkpoint: Checkpoint, model: PeftModel, optimizer: Optimizer, schedule: LRScheduler, scaler: Any) -> None:
     """Puts the model's adapter, the optimiser, the schedule and the generators where the checkpoint left them."""
     record = json.loads(checkpoint.read(STATE))
     weights = safetensors.torch.load(checkpoint.read(ADAPTER))
     set_peft_model_state_dict(model, weights)
-    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in record["optimizer"]["numbers"].items()}
-    for key, tensor in safetensors.torch.load(checkpoint.read(OPTIMIZER)).items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = tensor
+    tensors = safetensors.torch.load(checkpoint.read(OPTIMIZER))
+    state = unflatten_state(tensors, record["optimizer"]["numbers"])
     groups = [
         {key: tuple(value) if key == "betas" else value for key, value in group.items()}
         for group in record["optimizer"]["groups"]
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    schedule.load_state_dict({**record["schedule"], "lr_lambdas": [None] * len(groups)})
+    lambdas = {"lr_lambdas": [None] * len(groups)} if isinstance(schedule, LambdaLR) else {}
+    schedule.load_state_dict({**record["schedule"], **lambdas})
     if scaler is not None and record["scaler"]:
         scaler.load_state_dict(record["scaler"])
     restore_random(RandomState(safetensors.torch.load(checkpoint.read(RANDOM)), record["random"]))

@@ -16,9 +16,19 @@ from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Wi
 class StreamedWindows:
     """A TrainingStep over a StreamedStep, which owns the model from now on."""
 
-    def __init__(self, model: nn.Module, plan: StreamPlan, *, device: torch.device, spill_directory: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path,
+        label_smoothing: float = 0.0,
+    ) -> None:
         self._model = model
-        self._step = StreamedStep(model, plan, device=device, spill_directory=spill_directory)
+        self._step = StreamedStep(
+            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+        )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep."""

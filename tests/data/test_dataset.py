@@ -4,6 +4,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ Build = Callable[..., Dataset]
 
 @pytest.fixture
 def build(tmp_path: Path, demo_tokenizer: Tokenizer) -> Build:
-    def build_it(*repositories: Path, context: int = 128, **options: float | str) -> Dataset:
+    def build_it(*repositories: Path, context: int = 128, **options: Any) -> Dataset:
         data = DataSection(repositories=[str(path) for path in repositories], **options)
         return build_dataset(data, tokenizer=demo_tokenizer, context=context, cache=tmp_path / "cache")
 
@@ -215,3 +216,70 @@ def test_near_duplicates_are_left_out_unless_kept(write: Write, build: Build) ->
     root = write({**files, "twin.py": module("m0", 90) + "\n# one more line\n"})
     assert build(root).summary.skipped == {"near-duplicate": 1}
     assert build(root, near_duplicates="keep").summary.skipped == {}
+
+
+def test_repeated_licence_headers_are_learnt_once(write: Write, build: Build) -> None:
+    header = "# Copyright (c) 2020 Somebody Whose Name Is Long\n# Licensed under the Apache License\n\n"
+    files = {f"m{i}.py": header + module(f"m{i}", 60) for i in range(6)}
+    root = write(files)
+    dataset = build(root)
+    everything = text_of(dataset.train) + text_of(dataset.held_out)
+    assert everything.count("Whose Name") == 1
+    assert dataset.summary.licence_headers == 5
+    assert all(content.removeprefix(header) in everything for content in files.values())
+    kept = build(root, licence_headers="keep")
+    assert (text_of(kept.train) + text_of(kept.held_out)).count("Whose Name") == 6
+
+
+def test_kinds_of_files_can_be_asked_for(write: Write, build: Build) -> None:
+    files = {f"m{i}.py": module(f"m{i}") for i in range(6)}
+    odd = {"vendor/v.py": module("v"), "a_pb2.py": module("a"), "copy.py": files["m0.py"]}
+    root = write({**files, **odd})
+    plain = build(root).summary
+    assert plain.skipped == {"vendored": 1, "generated": 1, "duplicate": 1}
+    assert plain.examples["vendored"] == (f"{root}/vendor/v.py",)
+    everything = build(root, include=["vendored", "generated", "duplicate"]).summary
+    assert everything.skipped == {}
+    assert len(everything.files) == 9
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.45])
+def test_copies_and_near_copies_that_are_kept_stay_on_one_side(write: Write, build: Build, fraction: float) -> None:
+    files = {}
+    for i in range(12):
+        text = module(f"m{i}", 90)
+        files |= {f"m{i}.py": text, f"copy/c{i}.py": text, f"near/n{i}.py": text + f"# {i}\n"}
+    options = {"near_duplicates": "keep", "include": ["duplicate"], "held_out_fraction": fraction}
+    dataset = build(write(files), **options)
+    assert len(dataset.summary.files) == 36
+    train, held_out = text_of(dataset.train), text_of(dataset.held_out)
+    for i in range(12):
+        assert (train.count(f"def m{i}_0(x)"), held_out.count(f"def m{i}_0(x)")) in ((3, 0), (0, 3))
+    assert {twin.side for twin in dataset.summary.twins} == {"training", "held out"}
+
+
+@pytest.mark.parametrize("documents", ["repository", "package", "file"])
+def test_what_is_one_document(write: Write, build: Build, documents: str) -> None:
+    files = {f"{top}/m{i}.py": module(f"{top}{i}", 30) for top in ("one", "two") for i in range(8)}
+    root = write({**files, "one/pyproject.toml": "[project]\n", "two/package.json": "{}\n"})
+    dataset = build(root, context=64, documents=documents)
+    held_out = dataset.summary.held_out_files
+    count = len({file.document for file in dataset.store.files[: len(dataset.store.files) - held_out]})
+    assert count == {"repository": 1, "package": 2, "file": 18 - held_out}[documents]
+    paths = [file.path for file in dataset.store.files]
+    assert sorted(paths) == sorted(str(file.path) for file in dataset.summary.files)
+    windows = list(dataset.train.with_context(4096))
+    assert len(windows[0].starts) == count
+    assert sum(len(window) for window in windows) == dataset.summary.train_tokens
+    alone = build(root, context=4096, documents=documents, packing=False)
+    assert alone.summary.reused
+    assert len(alone.train) == count
+
+
+def test_one_store_for_windows_of_any_context(write: Write, build: Build) -> None:
+    dataset = build(write({f"m{i}.py": module(f"m{i}", 60) for i in range(20)}), documents="file")
+    for context in (64, 200, 1000, 100_000):
+        windows = dataset.train.with_context(context)
+        assert max(len(window) for window in windows) <= context
+        assert windows.token_count == dataset.summary.train_tokens
+        assert sorted(np.concatenate([w.ids for w in windows])) == sorted(dataset.store.tokens[: windows.token_count])

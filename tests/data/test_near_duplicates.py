@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from engine.data.near_duplicates import SIMILARITY, NearDuplicates, line_hashes, similarity
+from engine.data.near_duplicates import SIMILARITY, NearDuplicates, distinct_lines, similarity
 
 
 def source(seed: int, lines: int = 400) -> list[str]:
@@ -31,12 +31,12 @@ def test_copies_with_a_few_changes_are_found() -> None:
 def test_files_that_share_much_but_not_most_are_kept() -> None:
     originals = [source(seed) for seed in range(60)]
     relatives = [altered(lines, 0.1, seed) for seed, lines in enumerate(originals)]
-    assert 0.75 < similarity(*(line_hashes("\n".join(lines)) for lines in (originals[0], relatives[0]))) < SIMILARITY
+    assert 0.75 < similarity(*(distinct_lines("\n".join(lines)) for lines in (originals[0], relatives[0]))) < SIMILARITY
     assert twins(*map("\n".join, originals + relatives)) == set()
 
 
 def test_similarity_is_exact() -> None:
-    first, second = (line_hashes("\n".join(map(str, numbers))) for numbers in (range(100), range(20, 110)))
+    first, second = (distinct_lines("\n".join(map(str, numbers))) for numbers in (range(100), range(20, 110)))
     assert similarity(first, second) == 80 / 110
 
 

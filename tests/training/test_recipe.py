@@ -158,7 +158,7 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
     config = configure(tmp_path, [small_repository], context=None, tokens_per_update=512, max_steps=2)
     first = start(config, {1: [Stop(id="1")]})
     train(first)
-    monkeypatch.setattr("engine.training.setup.estimate_tokens", lambda collection: 10**7)  # it would plan otherwise
+    monkeypatch.setattr("engine.training.setup.estimate_data_tokens", lambda data: 10**7)  # it would plan otherwise
     second = again(first)
     train(second)
     assert second.of(RunStarted)[0].context == first.of(RunStarted)[0].context

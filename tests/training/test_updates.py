@@ -12,7 +12,7 @@ from support.tiny import ListWindows, tiny_model
 from engine.config import LoraSection, TrainingSection
 from engine.models.adapter import attach_adapter
 from engine.models.families import spec_from_config
-from engine.optim.schedule import warmup_cosine, warmup_cosine_factor
+from engine.optim.schedule import make_schedule, warmup_cosine_factor
 from engine.training.memory import whole_window_bytes
 from engine.training.step import WholeSequenceStep, Window
 from engine.training.updates import count_updates, plan_updates, tokens_per_update
@@ -61,10 +61,12 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine():
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "polynomial", "one_cycle"])
 @pytest.mark.parametrize(("total", "fraction"), [(1, 0.0), (1, 0.99), (2, 0.5), (1000, 0.05)])
-def test_every_update_learns(total, fraction):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = warmup_cosine(optimizer, total, fraction)
+def test_every_update_learns(total, fraction, schedule):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    training = TrainingSection(warmup_fraction=fraction, schedule=schedule)
+    schedule = make_schedule(optimizer, training, total)
     rates = []
     for _ in range(total):
         rates.append(schedule.get_last_lr()[0])
