@@ -274,14 +274,14 @@ WHAT_IF_WITHOUT_GPU = _declare(
     "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
     "name a card as well, for example rtx-4090",
 )
-PROFILE_FAILED = _declare(
-    "profile-failed",
-    "this machine was not measured: {problem}",
-    "`engine profile` does the same on the command line; plans go by data sheets until then",
-    exit_code=DOES_NOT_FIT,
-)
 READING_STOPPED = _declare(
     "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
+)
+PROFILE_FAILED = _declare(
+    "profile-failed",
+    "this machine could not be measured: {problem}",
+    "run `engine profile` again, or `engine profile --quick` for what can be read without measuring",
+    exit_code=DOES_NOT_FIT,
 )
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
