@@ -269,6 +269,8 @@ class EliteApp(App[str]):
         fetched: Fetched[Any] = getattr(self.state, message.what)
         fetched.settle(message.outcome)
         self.tell(message.what)
+        if message.what == "profile" and fetched.value is not None:
+            self.ask_machine()
 
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:

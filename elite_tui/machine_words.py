@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
@@ -11,10 +12,12 @@ from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, printable
 if TYPE_CHECKING:
     from elite_tui.state import Fetched
     from engine.hardware.machine import Gpu, Machine
+    from engine.hardware.measured import Measured
 
 _LABEL = 10
 _LIBRARY = 15
 _VERSION = 11
+_MEASURE = 24
 
 GET: dict[str, str] = {
     "bitsandbytes": "pip install 'elite-tui[quant]'",
@@ -100,13 +103,47 @@ def hanging(head: Content, text: Content, width: int) -> list[Content]:
     return [(head if index == 0 else indent).append(piece) for index, piece in enumerate(pieces)]
 
 
-def measured(fetched: Fetched[dict[str, Any]], progress: str, width: int) -> Content:
-    """What `engine profile` found, how far it is, or that it was not run."""
+def measured(machine: Machine | None, fetched: Fetched[dict[str, Any]], progress: str, width: int) -> Content:
+    """What `engine profile` found here, how far it is, or that it was not run."""
     if fetched.loading:
         return Content.assemble(("measuring … ", "$text-accent"), printable(progress))
+    lines = []
     if fetched.error is not None:
-        return Content.assemble(("✗ ", "$text-error"), printable(str(fetched.error)))
-    if fetched.value is None:
+        lines += hanging(Content.styled("✗ ", "$text-error"), Content(printable(str(fetched.error))), width)
+    found = machine.measured if machine is not None else None
+    if found is None:
         text = "Not measured yet: times are predicted from data sheets. Measuring takes about a minute."
-        return Content.styled(text, "$muted")
-    return Content("\n").join(hanging(Content(""), Content(printable(str(fetched.value))), width))
+        return Content("\n").join([*lines, *Content.styled(text, "$muted").wrap(width)])
+    day = time.strftime("%d %b %Y", time.localtime(found.time))
+    lines.append(Content.styled(f"on {day} with torch {found.torch}; the plans use these figures", "$muted"))
+    if found.gpu_problem:
+        lines += hanging(Content.styled("! ", "$text-warning"), Content(printable(found.gpu_problem)), width)
+    for label, text in figures(found):
+        lines += hanging(Content.styled(f"{label:<{_MEASURE}}", "$muted"), Content(printable(text)), width)
+    return Content("\n").join(lines)
+
+
+def figures(found: Measured) -> list[tuple[str, str]]:
+    """The figures that were measured, each with its unit; what was not is left out."""
+    rows = []
+    if found.gpu_room is not None:
+        rows.append(("GPU memory", f"{bytes_in_words(found.gpu_room)} can be had"))
+    for form, rate in found.matrix.items():
+        rows.append((f"matrices, {form}", _operations(rate)))
+    for kernel in found.attention:
+        speeds = f"{_operations(kernel.forward)} forward, {_operations(kernel.backward)} backward"
+        rows.append((f"{kernel.backend}, head {kernel.head_dim}", speeds))
+    for label, *rates in (
+        ("inside the GPU", found.device_copy),
+        ("host ↔ GPU, pinned", found.to_device, found.to_host),
+        ("RAM, write and copy", found.ram_write, found.ram_copy),
+        ("disk, write and read", found.disk_write, found.disk_read),
+    ):
+        known = [f"{bytes_in_words(rate)}/s" for rate in rates if rate is not None]
+        if known:
+            rows.append((label, ", ".join(known)))
+    return rows
+
+
+def _operations(rate: float) -> str:
+    return f"{rate / 1e12:.3g} TFLOP/s"

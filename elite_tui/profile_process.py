@@ -36,7 +36,7 @@ class ProfileProcess:
         with self._lock:
             if self._stopped:
                 raise errors.PROFILE_FAILED(problem="it was stopped")
-            # A session of its own: what it starts can be ended with it, and the terminal's signals do not reach it.
+            # A session of its own: the terminal's signals do not reach it.
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -72,8 +72,9 @@ class ProfileProcess:
         with self._lock:
             self._stopped = True
             if self._process is not None and self._process.poll() is None:
+                # As ctrl+c would: it then ends the measuring child, which has a session of its own.
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGTERM)
+                    self._process.send_signal(signal.SIGINT)
 
 
 def _listen(stream: IO[str], said: list[str], tell: Callable[[str], None]) -> None:

@@ -72,7 +72,7 @@ class HardwareScreen(RoomScreen):
             self.query_one("#inventory", Static).update(inventory(found.value, width))
             self.query_one("#libraries", Static).update(libraries(found.value, width))
         width = max(40, self.query_one("#live").content_size.width)
-        self.query_one("#measured", Static).update(measured(state.profile, state.measuring, width))
+        self.query_one("#measured", Static).update(measured(found.value, state.profile, state.measuring, width))
         button = self.query_one("#measure", Button)
         button.label = "Stop measuring" if state.profile.loading else "Measure this machine"
         self.refresh_bindings()
