@@ -12,14 +12,15 @@ from textual.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from elite_tui.facts import RepositoryFacts
+    from elite_tui.followed import News
     from elite_tui.plans import Plans
     from engine.config import RunConfig
     from engine.errors import EliteError
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
-    from engine.protocol import Envelope
     from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
     from engine.runtime.run_summary import RunSummary
@@ -99,6 +100,8 @@ class RunOpened(Message):
 
     outcome: RunHandle | EliteError
     launched: bool
+    show: bool = True
+    "Whether it comes on screen, or only into a tab."
 
 
 @dataclass
@@ -113,16 +116,29 @@ class Sampled(Message):
 
 
 @dataclass
-class EventsArrived(Message):
-    """What the run said since the last poll, in order. Never dropped: charts and logs are made of these."""
+class RunNews(Message):
+    """What a run that is followed said since the last poll. Never dropped: charts and logs are made of its events."""
 
-    envelopes: Sequence[Envelope]
+    key: str
+    "OpenRun.key."
+    news: News
+
+
+@dataclass
+class RunDeleted(Message):
+    """A run was deleted, or could not be."""
+
+    run_id: str
+    path: Path
+    error: EliteError | None
 
 
 @dataclass
 class CommandSent(Message):
-    """A command was handed to the run, or could not be."""
+    """A command was handed to a run, or could not be."""
 
+    key: str
+    "OpenRun.key."
     command_id: str
     command: str
     error: EliteError | None

@@ -145,7 +145,7 @@ class ProjectScreen(RoomScreen):
 
     @on(RecentList.RunChosen)
     def _run_chosen(self, message: RecentList.RunChosen) -> None:
-        self.elite.open_run(message.reference)
+        self.elite.run_desk.open([message.reference])
 
     def action_forward(self) -> None:
         """To the next room; the project is remembered."""

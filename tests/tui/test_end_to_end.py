@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from textual.widgets import Static
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
@@ -28,7 +27,7 @@ from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_index import find_run, list_runs
-from tests.tui.support import make_app, room_of, settled, until
+from tests.tui.support import make_app, room_of, settled, text_of, until
 
 ROOT = Path(__file__).parents[2]
 FEW_STEPS = {
@@ -70,10 +69,6 @@ async def type_into(pilot, path, text):
     await pilot.press("ctrl+a", "backspace", *text)
 
 
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).content)
-
-
 async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
     """Nothing is replaced: repository, machine, plan, preflight, process, training, journal."""
     app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
@@ -104,12 +99,12 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
-        await until(pilot, lambda: app.state.run.losses, seconds=120)
-        assert "train n/a" not in app.screen.query_one(LineChart).render().plain
+        await until(pilot, lambda: app.state.run.step, seconds=120)
+        assert "train n/a" not in app.screen.query_one(LineChart).plain
         await until(pilot, lambda: app.state.run.ended, seconds=120)
         assert app.state.run.failed is None
         assert app.state.run.state == "completed"
-        assert len(app.state.run.losses) == 3
+        assert len(app.state.run.history.steps) == 3
         await pilot.press("enter")
         await until(pilot, lambda: room_of(app) == "result")
         assert "✓ completed" in text_of(app, "#verdict")
@@ -260,12 +255,12 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
     app = make_app("monitor", engine=Engine())
     try:
         async with app.run_test(size=(80, 24)) as pilot:
-            await until(pilot, lambda: app.state.run is not None and app.state.run.losses, seconds=120)
+            await until(pilot, lambda: app.state.run is not None and app.state.run.step, seconds=120)
             await pilot.press("p")
             await until(pilot, lambda: app.state.run.paused, seconds=60)
-            steps = len(app.state.run.losses)
+            steps = len(app.state.run.history.steps)
             await pilot.press("r")
-            await until(pilot, lambda: len(app.state.run.losses) > steps, seconds=60)
+            await until(pilot, lambda: len(app.state.run.history.steps) > steps, seconds=60)
             await pilot.press("s")
             await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
             await pilot.press("left", "enter")
