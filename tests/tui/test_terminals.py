@@ -26,8 +26,11 @@ class Tmux:
         self._socket = folder / f"tmux-{len(list(folder.glob('tmux-*')))}"
         kept = {name: value for name, value in os.environ.items() if name not in ("COLORTERM", "NO_COLOR", "TMUX")}
         size = ("-x", str(columns), "-y", str(rows))
+        # The server may size a window that nobody looks at anew.
+        settings = folder / "tmux.conf"
+        settings.write_text(f"set -g default-size {columns}x{rows}\nset -g window-size manual\n")
         subprocess.run(
-            [*("tmux", "-S", self._socket, "-f", "/dev/null", "new-session", "-d"), *size, command],
+            [*("tmux", "-S", self._socket, "-f", settings, "new-session", "-d"), *size, command],
             check=True,
             cwd=ROOT,
             env={**kept, **environment, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
