@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu check format bench-ui screenshots clean
+.PHONY: help setup demo run test test-all test-gpu check format docs bench-ui screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check: $(STAMP) ## Format, lint, strict types, import contracts
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## Write the generated pages of docs/
+	$(BIN)/python scripts/optimization_docs.py
 
 bench-ui: $(STAMP) ## Start-up times of the two commands
 	$(BIN)/python benchmarks/startup.py

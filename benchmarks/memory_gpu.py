@@ -253,6 +253,7 @@ class Whole(Way):
     def __init__(self, model: Any, case: dict[str, Any], tokens: Any, placement: Any) -> None:
         import torch
 
+        from engine.data.windows import Window
         from engine.training.step import WholeSequenceStep
 
         self._step = WholeSequenceStep(
@@ -260,7 +261,7 @@ class Whole(Way):
             recompute=case["recompute"],
             autocast=lambda: torch.autocast("cuda", dtype=placement.dtype),
         )
-        self._window = tokens.numpy()
+        self._window = Window(tokens.numpy())
 
     def run(self, peaks: Peaks) -> None:
         self._step.run([self._window], 1.0 / (len(self._window) - 1), Silent())

@@ -20,6 +20,7 @@ from engine.errors import EliteError
 COMMAND_MODULES: tuple[str, ...] = (
     "profile",
     "plan",
+    "probe",
     "data",
     "train",
     "runs",
@@ -27,6 +28,8 @@ COMMAND_MODULES: tuple[str, ...] = (
     "bench",
     "optimizations",
     "verify",
+    "ablate",
+    "lr_range",
     "doctor",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""

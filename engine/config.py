@@ -361,7 +361,45 @@ class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     every_minutes: Annotated[
         float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
     ] = 10.0
-    keep: Annotated[int, Meta(ge=1, description="Checkpoints kept; older ones are deleted.")] = 2
+    keep: Annotated[int, Meta(ge=1, description="Newest checkpoints kept; older ones are deleted.")] = 2
+    keep_best: Annotated[
+        bool,
+        Meta(description="Also keep the checkpoint with the lowest held-out loss (see training.evaluate_every)."),
+    ] = True
+    keep_every_hours: Annotated[
+        float, Meta(ge=0, description="Also keep one checkpoint for every so many hours; 0 keeps none for its age.")
+    ] = 24.0
+
+
+class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a run does about failures by itself."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Deal with full memory, full disks and a loss that breaks out, and go on; "
+            "otherwise end with a checkpoint at the first of them."
+        ),
+    ] = True
+    rollbacks: Annotated[
+        int,
+        Meta(ge=0, description="Times that a run may go back and skip data after a loss that broke out."),
+    ] = 3
+    rate_factor: Annotated[
+        float, Meta(gt=0, le=1, description="The learning rate is multiplied by this each time a run goes back.")
+    ] = 0.5
+    spike_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="A loss this many robust deviations above the median of the latest ones is a spike; "
+            "0 looks for none.",
+        ),
+    ] = 10.0
+    host_reserve: Annotated[
+        float,
+        Meta(ge=0, lt=0.5, description="Share of RAM below which a run uses smaller buffers; 0 never does."),
+    ] = 0.03
 
 
 class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -390,6 +428,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     training: TrainingSection = field(default_factory=TrainingSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
+    recovery: RecoverySection = field(default_factory=RecoverySection)
 
 
 @functools.cache

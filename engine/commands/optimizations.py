@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from engine import config
 from engine.cli import print_json
-from engine.config import RunConfig
+from engine.commands.run_options import add_run_options, read_run_config
 from engine.errors import EliteError
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
@@ -22,17 +20,14 @@ SUMMARY = "List every optimisation: what it does, whether it acts in a run here 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """The options of `engine optimizations`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="A run's YAML; otherwise the defaults.")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="One field of it.")
-    model = config.field_spec("model.name")
-    parser.add_argument("--model", metavar="M", help=f"{model.description} (default: {model.default})")
+    add_run_options(parser)
     parser.add_argument("--hardware", default="auto", metavar="NAME", help="auto is this machine; or a known card.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the registry with its states."""
-    run_config = _read_config(args)
+    run_config = read_run_config(args)
     machine, spec = target_machine(args.hardware), find_model(run_config.model.name)
     choice: Choice | None = None
     problem = ""
@@ -46,15 +41,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(found, choice, problem)
     return 0
-
-
-def _read_config(args: argparse.Namespace) -> RunConfig:
-    data: dict[str, Any] = config.load_mapping(args.config) if args.config else {}
-    for text in args.set:
-        config.apply_override(data, text)
-    if args.model:
-        config.apply_override(data, f"model.name={args.model}")
-    return config.from_mapping(data, source=str(args.config or "--set"))
 
 
 def _described(state: OptimizationState) -> dict[str, Any]:

@@ -66,10 +66,17 @@ class Measured:
     disk_write: float | None = None
     disk_read: float | None = None
     "Past the page cache, as far as the system allows."
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    "By `correction_key`: seconds that `engine probe` found, in units of those predicted from the rates above."
 
 
 WIDE, NARROW = 4096, 1024
 "Widths of the matrices that are multiplied."
+
+
+def correction_key(model: str, precision: str, *, streamed: bool) -> str:
+    """What a correction holds for: one model in one format, by one way to compute a step."""
+    return f"{model}, {precision}, {'streamed' if streamed else 'whole'}"
 
 
 def fingerprint(machine: Machine) -> str:

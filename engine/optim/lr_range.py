@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+FILE_NAME = "lr_range.json"
+"""What a test leaves in its run's directory."""
 SMOOTHING = 0.8
 """Weight of the past in the smoothed loss; corrected for its start, as Adam's moments are."""
 LOST_AGAIN = 0.5

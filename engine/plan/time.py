@@ -6,10 +6,12 @@ assumed elsewhere, until `engine profile` measures the rates themselves: a predi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.hardware.machine import Gpu, Machine
-from engine.hardware.measured import NARROW, WIDE, Measured
+from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
 from engine.plan.parts import NF4_BITS, BaseWeights
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
@@ -68,6 +70,8 @@ class Speeds:
     ram: float = CPU_MEMORY_BANDWIDTH / 2
     "Writing to host memory."
     launch: float = LAUNCH_SECONDS
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    "See Measured."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,8 @@ def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
     attention = _attention_rates(measured, work)
     if attention:
         found["attention_forward"], found["attention_backward"] = attention
-    return replace(speeds, **{name: rate for name, rate in found.items() if rate})
+    known: dict[str, Any] = {name: rate for name, rate in found.items() if rate}
+    return replace(speeds, corrections=measured.corrections, **known)
 
 
 def _matrix_rate(measured: Measured, work: Workload) -> float | None:
@@ -183,7 +188,8 @@ def whole_sequence_time(
         _adapter_part(work, speeds),
     ]
     calls = matrices / 3 * LAYER_CALLS
-    return _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)
+    found = _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)
+    return _corrected(found, work, weights, speeds, streamed=False)
 
 
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
@@ -221,7 +227,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         formula = f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
-    return _with_launches(parts, stages, speeds)
+    return _corrected(_with_launches(parts, stages, speeds), work, plan.weights, speeds, streamed=True)
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
@@ -343,6 +349,19 @@ def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], spe
     total = sum(calls for _, calls in stages)
     formula = f"{total:,.0f} operations × {speeds.launch * 1e6:.3g} µs, beyond the computing that they overlap"
     return (*parts, TimePart(name="waiting for operations to be started", seconds=waited, formula=formula))
+
+
+def _corrected(
+    parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
+) -> tuple[TimePart, ...]:
+    """Adds what a probe of this model on this machine found to be missing, or too much."""
+    precision = "nf4" if weights == "nf4" else work.compute_type
+    factor = speeds.corrections.get(correction_key(work.spec.name, precision, streamed=streamed))
+    if factor is None:
+        return parts
+    found = sum(part.seconds for part in parts)
+    formula = f"{found:,.3g} s × {factor - 1:+.0%}, found by `engine probe`"
+    return (*parts, TimePart(name="correction by a probe", seconds=(factor - 1) * found, formula=formula))
 
 
 def _transfer_seconds(work: Workload, plan: StreamPlan, speeds: Speeds, tiles: int, again: float) -> float:

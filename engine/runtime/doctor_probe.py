@@ -160,6 +160,7 @@ def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
     """One forward and backward of the embedded model, with an adapter, in the run's number format."""
     import torch
 
+    from engine.data.windows import Window
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.catalogue import find_model
     from engine.models.loading import load_model
@@ -172,7 +173,7 @@ def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
         model, recompute=False, autocast=lambda: torch.autocast(placement.device.type, dtype=placement.dtype)
     )
     window = (torch.arange(_TRIAL_TOKENS) * 7 % 4096).numpy()
-    result = step.run([window], 1.0 / (_TRIAL_TOKENS - 1), _Alone())
+    result = step.run([Window(window)], 1.0 / (_TRIAL_TOKENS - 1), _Alone())
     gradients = [p.grad for p in trainable(model).values() if p.grad is not None]
     norm = float(torch.stack([g.float().norm() for g in gradients]).norm()) if gradients else 0.0
     if not (0 < norm < float("inf") and 0 < result.loss_sum < float("inf")):

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,19 +21,26 @@ from engine.models.head import check_head
 from engine.models.loading import load_model
 from engine.models.transforms import transform
 from engine.optim.build import Stateful, Updating, build_updating
+from engine.training import in_step
 from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
+from engine.training.in_step import InStepStore
+from engine.training.layout import Layout
 from engine.training.memory import memory_errors, should_recompute
 from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
-from engine.training.step import TrainingStep, WholeSequenceStep
+from engine.training.replanning import ClosableStep, ReplanningStep
+from engine.training.step import WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
 from engine.training.updates import tokens_per_update
+from engine.training.ways import replanning_step
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from engine.config import RunConfig, TrainingSection
+    from engine.runtime.session import TrainingSession
     from engine.training.setup import Setup
+    from engine.training.state import Progress
     from engine.training.step import Window
 
 _CPU = torch.device("cpu")
@@ -72,39 +78,50 @@ def base_changes(config: RunConfig, setup: Setup) -> BaseChanges:
 
 
 def choose_step(
-    config: RunConfig,
+    session: TrainingSession,
     setup: Setup,
     model: PeftModel,
     accelerator: Accelerator,
     windows: Windows,
-    spill_directory: Path,
+    progress: Progress,
     tell: Tell,
-) -> TrainingStep:
-    """The way to compute a step. Every way gives the same gradient; the plan says which one fits."""
-    training, plan, placement = config.training, setup.choice.plan.stream, setup.placement
-    if plan is not None:
-        tell(f"the step is streamed: {setup.context:,} tokens in tiles of {plan.tile:,}")
-        return StreamedWindows(
+) -> ReplanningStep:
+    """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
+    config, placement = session.config, setup.placement
+    training, plan = config.training, setup.choice.plan.stream
+    store = InStepStore(session.run.path / in_step.FOLDER, config.checkpoint.every_minutes * 60, session.emit)
+
+    def build(layout: Layout) -> ClosableStep:
+        if layout.stream is not None:
+            tell(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
+            return StreamedWindows(
+                model,
+                layout.stream,
+                device=placement.device,
+                spill_directory=session.run.path,
+                label_smoothing=training.label_smoothing,
+                store=store,
+            )
+        step = WholeSequenceStep(
             model,
-            plan,
-            device=placement.device,
-            spill_directory=spill_directory,
+            recompute=layout.recompute,
+            autocast=accelerator.autocast,
+            micro_batch=max(1, training.micro_batch),
             label_smoothing=training.label_smoothing,
         )
-    recompute = training.recompute == "always"
-    if training.recompute == "auto":
-        recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
-    step = WholeSequenceStep(
-        model,
-        recompute=recompute,
-        autocast=accelerator.autocast,
-        micro_batch=max(1, training.micro_batch),
-        label_smoothing=training.label_smoothing,
-    )
-    if training.micro_batch == 0:
-        step.micro_batch = _find_micro_batch(setup, step, model, windows)
-        tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
-    return step
+        if training.micro_batch == 0 and trainable(model):
+            step.micro_batch = _find_micro_batch(setup, step, model, windows)
+            tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
+        return step
+
+    planned = Layout(stream=plan, recompute=plan is None and _recomputes(training, setup))
+    return replanning_step(session, setup, model, progress, planned, build)
+
+
+def _recomputes(training: TrainingSection, setup: Setup) -> bool:
+    if training.recompute != "auto":
+        return training.recompute == "always"
+    return should_recompute(setup.spec, setup.context, setup.placement.device, setup.placement.dtype.itemsize)
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, windows: Windows) -> int:

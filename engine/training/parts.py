@@ -34,10 +34,10 @@ class Parts:
     context: int
     "Tokens in the longest window."
     checkpoints: CheckpointFolder
-    evaluate: Callable[[], str]
-    "Scores the held-out files, emits EvalCompleted, and says the perplexity."
+    evaluate: Callable[[], float | None]
+    "Scores the held-out files, emits EvalCompleted, and gives the loss a token; None if a stop came in between."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
-    "What else a checkpoint has to bring back, by name."
+    "What else keeps state; every entry is in every checkpoint, under its name."
     sequences: Callable[[Sequence[Window], int], Sequence[Window]] = lambda windows, _: windows
     "What the update after so many steps trains on, of its windows: a curriculum cuts them."
     early_end: Callable[[], str | None] = lambda: None

@@ -17,12 +17,14 @@ from engine.evaluation.report import RunReport, write_report
 from engine.models.adapter import save_adapter, trainable
 from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.training import in_step
 from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
+from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
-from engine.training.state import Progress, read_progress, restore
+from engine.training.state import Progress, restore
 from engine.training.step import TrainingStep
 from engine.training.updates import count_updates, tokens_per_update
 
@@ -68,7 +70,7 @@ def _train(session: TrainingSession) -> None:
         session.emit(LogLine(level="info", text=text))
 
     model, accelerator = build_model(session.config, setup, tell)
-    step = choose_step(session.config, setup, model, accelerator, dataset.train, session.run.path, tell)
+    step = choose_step(session, setup, model, accelerator, dataset.train, progress, tell)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -82,10 +84,13 @@ def _train(session: TrainingSession) -> None:
     learning = build_learning(model, session.config, context=setup.context, total_steps=progress.total_steps)
     parts = _build_parts(setup, learning, model, step, accelerator, dataset, score)
     if setup.resumed:
-        restore(setup.resumed, model, parts.optimizer, parts.schedule, accelerator.scaler)
+        restore(setup.resumed, parts)
+        setup = dataclasses.replace(setup, resumed=None)  # as large as the optimiser's states: not kept twice
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
+    if status == "completed":
+        in_step.clear(session.run.path / in_step.FOLDER)
 
     learning.keep_result()
     after = None
@@ -97,7 +102,9 @@ def _train(session: TrainingSession) -> None:
             status = "stopped"
 
     _enter(session, "saving")
-    save_adapter(model, session.run.adapter_path, tokenizer, base_changes(session.config, setup))
+    space = DiskSpace(session, setup.checkpoints)
+    changes = base_changes(session.config, setup)
+    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -124,7 +131,7 @@ def _train(session: TrainingSession) -> None:
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
-    write_report(session.run.report_path, report)
+    space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
@@ -165,7 +172,7 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
     if setup.resumed is None:
         return Progress(total_steps=total_steps, data=data)
-    progress = read_progress(setup.resumed)
+    progress = setup.resumed.progress
     if progress.data != data:
         session.emit(
             WarningRaised(
@@ -188,14 +195,14 @@ def _build_parts(
 ) -> Parts:
     """What the loop works with."""
 
-    def score_now() -> str:
+    def score_now() -> float | None:
         try:
             with learning.averaged():
-                found = score()
-                learning.observe(found.loss)
+                loss = score().loss
+                learning.observe(loss)
         except StopRequestedError:
-            return "abandoned: the run is stopping"
-        return f"held-out perplexity {found.perplexity:,.2f}"
+            return None
+        return loss
 
     updating = learning.updating
     return Parts(

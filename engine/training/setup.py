@@ -24,9 +24,10 @@ from engine.models.catalogue import ModelSpec, find_model
 from engine.models.placement import Placement, choose_placement
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.optimizations import refuse_conflicts
-from engine.protocol import RecoveryTaken, RunStarted, WarningRaised
-from engine.training.checkpoints import Checkpoint, CheckpointDamagedError, CheckpointFolder, verify
-from engine.training.state import read_progress
+from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
+from engine.training.checkpoints import CheckpointFolder, Retention, verify
+from engine.training.sealed import DamagedError
+from engine.training.state import Snapshot, read_snapshot
 
 if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
@@ -41,7 +42,7 @@ class Setup:
     choice: Choice
     "The context and the plan for it."
     checkpoints: CheckpointFolder
-    resumed: Checkpoint | None
+    resumed: Snapshot | None
     started: float
     "time.monotonic() when the run began."
 
@@ -67,17 +68,20 @@ def set_up(session: TrainingSession) -> Setup:
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
     placement = choose_placement(config.model.device, planned)
-    checkpoints = CheckpointFolder(session.run.checkpoints_path, config.checkpoint.keep)
+    kept = config.checkpoint
+    retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
+    checkpoints = CheckpointFolder(session.run.checkpoints_path, retention)
+    checkpoints.heal()
     resumed, damaged = _newest_valid(checkpoints) if session.resuming else (None, [])
-    if session.resuming and resumed is None:
+    if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
-    total_steps = read_progress(resumed).total_steps if resumed else config.training.max_steps or 0
+    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
     session.emit(
         RunStarted(
             model=config.model.name,
             context=choice.context,
             total_steps=total_steps,
-            first_step=resumed.step if resumed else 0,
+            first_step=resumed.progress.step if resumed else 0,
             device=device_name(placement.device),
             pid=os.getpid(),
             engine_version=__version__,
@@ -104,13 +108,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, list[str]]:
+def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Snapshot | None, list[str]]:
     """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
     damaged: list[str] = []
     for path in checkpoints.newest_first():
         try:
-            return verify(path), damaged
-        except CheckpointDamagedError as error:
+            return read_snapshot(verify(path)), damaged
+        except DamagedError as error:
             damaged.append(f"{path.name}: {error}")
     return None, damaged
 
@@ -134,7 +138,7 @@ def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
     return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
 
 
-def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:
+def _report_damage(session: TrainingSession, resumed: Snapshot | None, damaged: list[str]) -> None:
     for text in damaged:
         session.emit(
             WarningRaised(
@@ -144,7 +148,12 @@ def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged
             )
         )
     if damaged and resumed:
-        session.emit(RecoveryTaken(what=f"went on from {resumed.path.name}", why="a newer checkpoint is damaged"))
+        what = f"went on from step-{resumed.progress.step:06d}"
+        session.emit(RecoveryTaken(what=what, why="a newer checkpoint is damaged"))
+    if session.resuming and resumed is None:
+        session.emit(
+            LogLine(level="info", text="the run ended before its first checkpoint: it starts from its beginning")
+        )
 
 
 def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:

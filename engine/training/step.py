@@ -97,6 +97,7 @@ class WholeSequenceStep:
         self._device = base.device
         self._autocast = autocast
         self._label_smoothing = label_smoothing
+        self._base = base
         self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -117,6 +118,11 @@ class WholeSequenceStep:
             done += len(group)
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        if self.recompute:
+            self._base.gradient_checkpointing_disable()
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import PolynomialLR
 
 from engine.optim.lr_range import range_rates, range_test
-from engine.optim.optimizer_state import flatten_state
+from engine.training import tensor_tree
 from engine.verify.proof import Bench, demand, need_library
-from engine.verify.small import SmallRun, adapted, small_model
+from engine.verify.small import SmallRun, adapted, patterned_tokens, small_model
 
 
 def adamw_8bit(bench: Bench) -> str:
@@ -25,7 +25,7 @@ def adamw_8bit(bench: Bench) -> str:
         losses[kind] = run.steps(12)
         parameters = run.learning.updating.optimizer.param_groups[0]["params"]
         wide = {str(i): p.numel() for i, p in enumerate(parameters) if p.numel() >= 4096}
-        tensors, _ = flatten_state(run.parts.optimizer.state_dict()["state"])
+        _, tensors = tensor_tree.split(run.parts.optimizer.state_dict()["state"])
         held = sum(t.numel() * t.element_size() for name, t in tensors.items() if name.partition(".")[0] in wide)
         bytes_[kind] = held / sum(wide.values())
     demand(bytes_["adamw_8bit"] < 0.3 * bytes_["adamw"], f"state bytes a parameter {bytes_}")
@@ -39,7 +39,9 @@ def adamw_8bit(bench: Bench) -> str:
 
 def _rates(bench: Bench, **training: object) -> tuple[list[float], list[float]]:
     """Rate and first momentum of every update of a run."""
-    run = SmallRun(bench.folder, bench.device, training={"learning_rate": 0.01, "warmup_fraction": 0.0, **training})
+    windows = [patterned_tokens(64, seed) for seed in range(8)]
+    settings = {"learning_rate": 0.01, "warmup_fraction": 0.0, "tokens_per_update": 64, **training}
+    run = SmallRun(bench.folder, bench.device, windows, training=settings)
     rates, momenta = [], []
     for _ in range(run.progress.total_steps):
         rates.append(float(run.parts.schedule.get_last_lr()[0]))

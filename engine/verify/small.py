@@ -18,7 +18,7 @@ from engine.data.windows import Window, epoch_order
 from engine.models.adapter import attach_adapter, trainable
 from engine.runtime.run_directory import RunDirectory
 from engine.training.building import Learning, build_learning
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.parts import Parts
 from engine.training.state import Progress
@@ -158,7 +158,7 @@ class SmallRun:
             accelerator=accelerator,
             windows=source,
             context=context,
-            checkpoints=CheckpointFolder(self.run.checkpoints_path, self.config.checkpoint.keep),
+            checkpoints=CheckpointFolder(self.run.checkpoints_path, Retention(newest=self.config.checkpoint.keep)),
             evaluate=self.evaluate,
             stateful=self.learning.stateful,
             sequences=self.learning.sequences,
@@ -173,12 +173,12 @@ class SmallRun:
         with self.learning.averaged():
             return self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
 
-    def evaluate(self) -> str:
+    def evaluate(self) -> float:
         """As the recipe does: scores, and lets early stopping see the score."""
         with self.learning.averaged():
             loss = self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
             self.learning.observe(loss)
-        return f"{loss:.4f}"
+        return loss
 
     def step(self) -> StepFigures:
         """The next update."""
@@ -198,6 +198,7 @@ class SmallRun:
             config=self.config,
             run=self.run,
             resuming=False,
+            journal_waits=False,
             events=events,
             emit=events.append,
             acknowledge=lambda *_, **__: None,

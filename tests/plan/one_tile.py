@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from engine.attention.cudnn import CudnnFlash
 from engine.config import LoraSection
+from engine.data.windows import Window
 from engine.models.adapter import attach_adapter
 from engine.models.placement import Placement
 from engine.models.random import random_model
@@ -189,7 +190,7 @@ def count_window(spec, tokens: int, *, recompute: bool, fused: bool):
         parameter.grad = torch.zeros_like(parameter)
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     step = WholeSequenceStep(model, recompute=recompute, autocast=autocast)
-    window = torch.randint(0, spec.vocab_size, (tokens + 1,)).numpy()
+    window = Window(torch.randint(0, spec.vocab_size, (tokens + 1,)).numpy())
     with _like_liger(base, spec.family) if fused else nullcontext(), LiveBytes("cpu") as live:
         live.ignore(*model.parameters(), *model.buffers(), *(p.grad for p in trained))
         step.run([window], 1.0 / tokens, _Silent())

@@ -11,7 +11,7 @@ from engine.config import from_mapping
 from engine.models.adapter import attach_adapter
 from engine.runtime.run_directory import RunDirectory
 from engine.training.building import build_learning
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.parts import Parts
 from engine.training.state import Progress
 from engine.training.step import WholeSequenceStep
@@ -56,8 +56,8 @@ def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, 
         accelerator=accelerator,
         windows=windows,
         context=CONTEXT,
-        checkpoints=CheckpointFolder(session.run.checkpoints_path, session.config.checkpoint.keep),
-        evaluate=lambda: (scored.append(1) if scored is not None else None) or "scored",
+        checkpoints=CheckpointFolder(session.run.checkpoints_path, Retention(newest=session.config.checkpoint.keep)),
+        evaluate=lambda: (scored.append(1) if scored is not None else None) or 2.0,
         stateful=learning.stateful,
         sequences=learning.sequences,
         early_end=learning.early_end,

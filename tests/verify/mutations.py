@@ -208,7 +208,7 @@ MUTATIONS = {
     "label_smoothing": [
         ("engine.models.head:_piece_loss", lambda original: lambda *args: original(*args[:-1], 0.0)),
     ],
-    "loss_spike_recovery": [],
+    "loss_spike_recovery": [("engine.training.recovery:is_divergence", _constant(lambda error: False))],
     "early_stopping": [("engine.training.early_stopping:EarlyStopping.observe", _nothing)],
     "torch_compile": [("engine.models.compiled:compile_layers", _nothing)],
     "memory_tuning": [("engine.hardware.tuning:tune_memory", _nothing)],

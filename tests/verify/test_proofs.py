@@ -26,6 +26,19 @@ LONG = {
     "zero3",
 }
 """Proofs of several seconds, or of several processes."""
+MIDDLING = {
+    "adamw_8bit",
+    "dynamic_curriculum",
+    "early_stopping",
+    "gqa",
+    "gradient_checkpointing",
+    "qlora",
+    "selective_checkpointing",
+    "sequence_packing",
+    "swa",
+    "tiled_mlp",
+}
+"""Proofs of more than a second, which every run of the tests does once, and `make test-all` mutated as well."""
 IN_CHILDREN = {
     "ring_attention",
     "powersgd",
@@ -36,14 +49,17 @@ IN_CHILDREN = {
     "memory_tuning",
 }
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-IDS = [pytest.param(row.id, marks=pytest.mark.slow if row.id in LONG else ()) for row in optimizations()]
+
+
+def ids(slow):
+    return [pytest.param(row.id, marks=pytest.mark.slow if row.id in slow else ()) for row in optimizations()]
 
 
 def verdict_of(name):
     return prove(find_optimization(name), DEVICE)
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", ids(LONG))
 def test_proof(name):
     verdict = verdict_of(name)
     assert verdict.status in ("passed", "unavailable"), verdict.reason
@@ -55,7 +71,7 @@ def test_each_optimisation_has_a_mutation():
     assert list(mutations.MUTATIONS) == [row.id for row in optimizations()]
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", ids(LONG | MIDDLING))
 def test_proof_fails_when_the_implementation_does_nothing(name, monkeypatch, tmp_path):
     if not mutations.MUTATIONS[name]:
         assert verdict_of(name).status == "unavailable"
