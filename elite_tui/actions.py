@@ -11,7 +11,7 @@ from textual.binding import Binding
 from elite_tui.action import Action
 from elite_tui.run_actions import RUN_ACTIONS
 
-FORM_ROOMS = ("project", "hardware", "tiers", "options", "review")
+FORM_ROOMS = ("project", "hardware", "tiers", "options", "data", "review")
 
 ACTIONS: tuple[Action, ...] = (
     # --- wizard
@@ -20,7 +20,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="ctrl+n",
         label="Continue",
         help="Go to the next room of the wizard.",
-        rooms=("project", "hardware", "tiers", "options"),
+        rooms=("project", "hardware", "tiers", "options", "data"),
         priority=True,
     ),
     Action(
@@ -36,28 +36,124 @@ ACTIONS: tuple[Action, ...] = (
         keys="escape",
         label="Back",
         help="Go to the room before this one. Nothing typed is lost.",
-        rooms=("hardware", "tiers", "options", "review"),
+        rooms=("hardware", "tiers", "options", "data", "review"),
     ),
     Action(
         name="rescan",
         keys="f5",
         label="Rescan",
         help="Read the repository, the machine or the list of runs again.",
-        rooms=("project", "hardware", "tiers", "review", "runs", "compare"),
+        rooms=("project", "hardware", "tiers", "data", "review", "runs", "compare"),
     ),
     Action(
         name="recommend",
         keys="r",
-        label="Recommended",
+        label="Best",
         help="Choose the recommended tier, and let the engine keep choosing it.",
         rooms=("tiers",),
+    ),
+    Action(
+        name="recent",
+        keys="f4",
+        label="Recent",
+        help="Take up a recent project, or open a recent run.",
+        rooms=("project",),
+    ),
+    Action(
+        name="measure",
+        keys="f7",
+        label="Measure",
+        help="Measure this machine's speeds and memory with `engine profile`, or stop measuring.",
+        rooms=("hardware",),
+    ),
+    Action(
+        name="models",
+        keys="f4",
+        label="Models",
+        help="All models of the catalogue, with what each can do on this machine.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="what_if",
+        keys="w",
+        label="What if",
+        help="Suppose another card, more GPU memory or more RAM, and see the tiers at once. A run never uses it.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="clear_what_if",
+        keys="x",
+        label="Clear",
+        help="Plan for this machine again.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="switch",
+        keys="space",
+        label="Switch",
+        help="Switch the optimisation under the cursor on or off; what it conflicts with is said.",
+        rooms=("options",),
+    ),
+    Action(
+        name="all_fields",
+        keys="f4",
+        label="Fields",
+        help="Change between the optimisations and the form with every field of the configuration.",
+        rooms=("options",),
+    ),
+    Action(
+        name="preset_fastest",
+        keys="1",
+        label="Fastest",
+        help="Preset: everything that makes a step faster and leaves its result as it is.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_memory",
+        keys="2",
+        label="Least memory",
+        help="Preset: everything that takes less memory, approximate or not.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_exact",
+        keys="3",
+        label="Exact only",
+        help="Preset: nothing that approximates or disturbs.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_defaults",
+        keys="4",
+        label="Defaults",
+        help="Preset: every switch back to its default.",
+        rooms=("options",),
+        footer=False,
     ),
     Action(
         name="reset_field",
         keys="f6",
         label="Default",
-        help="Set the field under the cursor back to its default.",
+        help="Set the field or switch under the cursor back to its default.",
         rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="stop_reading",
+        keys="f7",
+        label="Stop",
+        help="Stop reading the repository; what was read so far is kept for the next time.",
+        rooms=("data",),
+    ),
+    Action(
+        name="next_view",
+        keys="f4",
+        label="Files",
+        help="Change between the checks, config.yaml and deepspeed.json.",
+        rooms=("review",),
     ),
     Action(
         name="next_problem",
@@ -77,13 +173,34 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
     ),
     Action(
-        name="toggle_theme", keys="f2", label="Theme", help="Change between the dark and light theme.", footer=False
+        name="toggle_theme",
+        keys="f2",
+        label="Theme",
+        help="Change between the dark, the light and the colour-blind theme.",
+        footer=False,
     ),
     Action(
         name="command_palette",
         keys="ctrl+p",
         label="Palette",
         help="Search all actions by name.",
+        footer=False,
+        priority=True,
+    ),
+    # With priority, for else the letters typed behind a tab would reach the field before it on a slow terminal.
+    Action(
+        name="focus_next",
+        keys="tab",
+        label="Next field",
+        help="Go to the next field or list.",
+        footer=False,
+        priority=True,
+    ),
+    Action(
+        name="focus_previous",
+        keys="shift+tab",
+        label="Field before",
+        help="Go to the field or list before this one.",
         footer=False,
         priority=True,
     ),
