@@ -25,7 +25,7 @@ from engine.optim.adamw import adamw
 from engine.optim.schedule import warmup_cosine
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
+from engine.training.memory import gpu_peak, host_peak, memory_errors
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_progress, restore
@@ -239,9 +239,7 @@ def _choose_step(session: TrainingSession, setup: Setup, model: PeftModel, accel
         detail = f"{setup.context:,} tokens in tiles of {plan.tile:,}"
         session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
         return StreamedWindows(model, plan, device=setup.placement.device, spill_directory=session.run.path)
-    placement = setup.placement
-    recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
-    return WholeSequenceStep(model, recompute=recompute, autocast=accelerator.autocast)
+    return WholeSequenceStep(model, recompute=setup.choice.plan.plan["checkpointing"], autocast=accelerator.autocast)
 
 
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
