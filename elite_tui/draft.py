@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -36,7 +36,9 @@ def text_of(value: Any) -> str:
 
 def value_of(spec: FieldSpec, text: str) -> Any:
     """The value that typed text stands for; the text itself where it stands for none."""
-    if spec.type is str or spec.choices:
+    if spec.choices:
+        return next((choice for choice in get_args(spec.type) if str(choice) == text), text)
+    if spec.type is str:
         return text
     try:
         if get_origin(spec.type) is list:

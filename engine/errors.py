@@ -11,6 +11,7 @@ or pre-flight failed, 4 training failed, 130 interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,12 @@ class EliteError(Exception):
         message: The sentence with its values filled in.
         remedy: What to do, with its values filled in.
         field: Dotted RunConfig path that the error is about ("data.repositories"), or "" for none.
+        values: What the templates were filled with, as shown.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, remedy: str) -> None:
+    def __init__(self, kind: ErrorKind, message: str, remedy: str, values: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
+        self.values = values or {}
         self.kind = kind
         self.message = message
         self.remedy = remedy
@@ -68,7 +71,7 @@ class ErrorKind:
     def __call__(self, **values: Any) -> EliteError:
         """The error itself, ready to be raised."""
         shown = {name: one_line(value) for name, value in values.items()}
-        return EliteError(self, self.message.format(**shown), self.remedy.format(**shown))
+        return EliteError(self, self.message.format(**shown), self.remedy.format(**shown), shown)
 
 
 def one_line(value: object) -> str:
@@ -254,12 +257,17 @@ RUN_DAMAGED = _declare(
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
+RUN_UNDELETABLE = _declare(
+    "run-undeletable",
+    "{path} cannot be deleted: {problem}",
+    "only folders of runs are deleted; remove anything else yourself, with care",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )
 RESUME_CHANGES_CONFIG = _declare(
     "resume-changes-config",
-    "--resume continues run {run} with its own configuration, and {fields} would change it",
+    "run {run} cannot go on with a changed configuration: {changes}",
     "leave these out, or start a new run without --resume",
 )
 NOTHING_TO_RESUME = _declare(
@@ -296,6 +304,17 @@ PLAN_INVALID = _declare(
     "write for example --plan tile=8192 --plan kv_home=host",
 )
 
+OPTIMIZATION_UNKNOWN = _declare(
+    "optimization-unknown", "unknown optimization {id}", "`engine optimizations` lists them; {suggestion}"
+)
+OPTIMIZATION_CONFLICT = _declare("optimization-conflict", "{id} cannot be switched {to}: {reason}", "{remedy}")
+OPTIMIZATION_UNAVAILABLE = _declare(
+    "optimization-unavailable",
+    "{id} cannot be used here: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+)
+
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(
     "out-of-memory",
@@ -313,6 +332,19 @@ GRADIENT_NOT_FINITE = _declare(
     "gradient-not-finite",
     "the gradient's norm became {value} at step {step}",
     "lower training.learning_rate, or use precision bf16 instead of fp16",
+    exit_code=TRAINING_FAILED,
+)
+TRAINING_UNSTABLE = _declare(
+    "training-unstable",
+    "the loss broke out again after {rollbacks} times of going back (last: {last})",
+    "lower training.learning_rate or look at the data of these steps; {report} lists what was tried",
+    exit_code=TRAINING_FAILED,
+)
+GPU_LOST = _declare(
+    "gpu-lost",
+    "the GPU or its driver failed at step {step}: {problem}",
+    "look at nvidia-smi and the system log, restart the machine if need be, and go on from {kept} with "
+    "`engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
 )
 CHILD_DIED = _declare(

@@ -99,7 +99,7 @@ def _attend_pieces(
             out, logsumexp = block_out.to(wide), block_logsumexp.clone()
             continue
         out = torch.zeros_like(q, dtype=wide) if out is None else out
-        _merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
+        merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
     assert out is not None
     return out.to(q.dtype), logsumexp
 
@@ -206,8 +206,14 @@ def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyVal
     return earlier.keys_values(piece.key_start, piece.key_stop)
 
 
-def _merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
-    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf."""
+def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
+    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf.
+
+    Args:
+        out: (1, heads, queries, head_dim), fp32 or wider.
+        logsumexp: (1, heads, queries), fp32 or wider.
+        block_out, block_logsumexp: Of the block alone, in the same shapes.
+    """
     merged = torch.logaddexp(logsumexp, block_logsumexp)
     out.mul_(torch.exp(logsumexp - merged).unsqueeze(-1))
     out.addcmul_(block_out.to(out.dtype), torch.exp(block_logsumexp - merged).unsqueeze(-1))

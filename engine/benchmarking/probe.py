@@ -27,6 +27,7 @@ from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.attention import Pass
+from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import loss_and_gradient
 from engine.streaming.sequence_run import SequenceRun
 from engine.streaming.step import StreamedStep
@@ -153,7 +154,7 @@ class _FirstAndLastTile(StreamedStep):
             run.advance(1, tile)
         return total
 
-    def _backward(self, run: SequenceRun) -> None:
+    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:  # noqa: ARG002
         run.enter("backward", 2)
         hidden = self._workspace.hidden
         self._enter(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,11 @@ class Window:
         places: npt.NDArray[np.int64] = np.arange(len(self.ids)) - np.repeat(self.starts, lengths)
         return places
 
+    def part(self, start: int, stop: int) -> Window:
+        """The window's tokens [start, stop), at least one; a document that began before begins at 0."""
+        starts = sorted({max(first - start, 0) for first in self.starts if first < stop})
+        return Window(self.ids[start:stop], tuple(starts))
+
     def first(self, tokens: int) -> Window:
         """The window up to so many tokens."""
         return Window(self.ids[:tokens], tuple(start for start in self.starts if start < max(tokens, 1)))
@@ -50,6 +55,15 @@ class Window:
         # A document that starts after k targets in d documents starts at position k + d.
         before = sum(start - documents < targets for documents, start in enumerate(self.starts))
         return self.first(targets + before)
+
+
+def joined(windows: Sequence[Window]) -> Window:
+    """Windows one after the other as one, whose documents do not see each other."""
+    if len(windows) == 1:
+        return windows[0]
+    ends = np.cumsum([0, *(len(window) for window in windows)])
+    starts = [int(end) + start for end, window in zip(ends, windows, strict=False) for start in window.starts]
+    return Window(np.concatenate([window.ids for window in windows]), tuple(starts))
 
 
 @dataclass(frozen=True)

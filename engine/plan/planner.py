@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Gpu, Machine
@@ -14,7 +14,7 @@ from engine.models.spec import ModelSpec
 from engine.plan.memory import Part
 from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
+from engine.plan.search import HEADROOM, Budget, Candidate, Recompute, Way, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
@@ -98,6 +98,8 @@ class Planning:
     held_out_fraction: float = 0.1
     tokens_per_update: int = TOKENS_PER_UPDATE
     way: Way = "auto"
+    activation_bits: Literal[16, 8, 4] = 16
+    recompute: Recompute = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -201,7 +203,7 @@ def plan_context(
     weights, way = planning.weights, planning.way
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
-    found = search(work, planning.machine, budget, weights, way)
+    found = search(work, planning.machine, budget, weights, way, planning.recompute)
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -280,6 +282,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
+        activation_bits=planning.activation_bits,
     )
 
 

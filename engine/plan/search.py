@@ -132,22 +132,32 @@ Way = Literal["auto", "whole", "streamed"]
 """How a step is computed: whole windows, tile by tile, or whichever is faster of what fits."""
 
 
+Recompute = Literal["auto", "always", "never"]
+"""Whether whole windows compute each layer again in the backward pass; auto is what is faster of what fits."""
+
+
 def search(
-    work: Workload, machine: Machine, budget: Budget, weights: tuple[BaseWeights, ...], way: Way = "auto"
+    work: Workload,
+    machine: Machine,
+    budget: Budget,
+    weights: tuple[BaseWeights, ...],
+    way: Way = "auto",
+    recompute: Recompute = "auto",
 ) -> list[Candidate]:
     """All candidates that are worth comparing, those that do not fit included.
 
     `weights` are the storages of the base weights that the wanted precision allows.
     """
+    again = {"auto": (True, False), "always": (True,), "never": (False,)}[recompute]
     speeds = speeds_of(machine, work)
     found: list[Candidate] = []
     if way != "streamed":
         # Whole windows need all weights at once; where only streamed ones are allowed there is no such plan.
         found += [
-            _whole_sequence(work, storage, speeds, budget, recompute=recompute)
+            _whole_sequence(work, storage, speeds, budget, recompute=each)
             for storage in weights
             if storage != "streamed"
-            for recompute in (True, False)
+            for each in again
         ]
     if way != "whole" or not found:
         for storage in weights:
@@ -198,7 +208,12 @@ def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
                 continue
             for stash in (True, False):
                 yield StreamPlan(
-                    weights=weights, kv_home=kv_home, hidden_home=hidden_home, checkpoint_every=every, stash=stash
+                    weights=weights,
+                    kv_home=kv_home,
+                    hidden_home=hidden_home,
+                    checkpoint_every=every,
+                    stash=stash,
+                    activation_bits=work.activation_bits,
                 )
 
 

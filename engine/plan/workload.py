@@ -37,6 +37,8 @@ class Workload:
     gpu_context: int | None = None
     "Bytes that CUDA keeps for the process, where they were measured."
     repository_tokens: int = 0
+    activation_bits: Literal[16, 8, 4] = 16
+    "Width of stored hidden states; below 16 only where asked for."
 
     @property
     def element(self) -> int:

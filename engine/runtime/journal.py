@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 from engine.protocol import (
@@ -38,10 +40,26 @@ _DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinishe
 """Rare events that must survive a power cut: they are forced to the disk at once."""
 
 _BLOCK = 1 << 16
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_MOST_WAITING = 10_000
+"""Lines that wait in memory for room on a full disk, at most."""
+
+
+_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+
+
+def seal_line(line: bytes) -> bytes:
+    """An event's line with a checksum (CRC-32) as its last field: a flipped bit of a number would look like another."""
+    return b'%b,"crc":"%08x"}' % (line[:-1], zlib.crc32(line))
 
 
 def decode_line(line: bytes) -> Envelope | None:
-    """The envelope on one line, or None where the line is damaged or of a newer schema."""
+    """The envelope on one line, or None where the line is damaged or of a newer schema. The checksum may be missing."""
+    seal = _SEAL.search(line)
+    if seal is not None:
+        line = line[: seal.start()] + b"}"
+        if zlib.crc32(line) != int(seal[1], 16):
+            return None
     try:
         return decode_event(line)
     except ProtocolError:
@@ -54,8 +72,10 @@ class JournalWriter:
     Opening it for a resumed run continues `seq` after the last valid line, and removes what a crash left of a
     half-written last line (or ends the line, where it is complete but for its newline).
 
+    On a full disk the lines wait in memory, in order, and are written when there is room again.
+
     Raises:
-        OSError: the journal cannot be written; on a full disk nothing of the event stays behind.
+        OSError: the journal cannot be written for another reason than a full disk, or too many lines wait.
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
@@ -65,6 +85,12 @@ class JournalWriter:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _mend_last_line(self._fd)
         self._seq = _next_seq(self._fd)
+        self._waiting: list[bytes] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether lines wait for room on the disk."""
+        return bool(self._waiting)
 
     @property
     def next_seq(self) -> int:
@@ -86,9 +112,10 @@ class JournalWriter:
             self._lock.release()
 
     def close(self) -> None:
-        """Flushes to the disk and closes."""
+        """Flushes to the disk and closes. Lines that still find no room are lost; `waits` then stays true."""
         with self._lock:
             if self._fd >= 0:
+                self._write_waiting()
                 _sync(self._fd)
                 os.close(self._fd)
                 self._fd = -1
@@ -96,7 +123,8 @@ class JournalWriter:
     def _append(self, event: Event) -> Envelope:
         envelope = Envelope(run=self._run, seq=self._seq, time=time.time(), event=event)
         if self._is_due(event):
-            self._write(encode_event(envelope).encode() + b"\n")
+            self._waiting.append(seal_line(encode_event(envelope).encode()) + b"\n")
+            self._write_waiting()
             if isinstance(event, _DURABLE):
                 _sync(self._fd)
         self._seq += 1
@@ -110,6 +138,18 @@ class JournalWriter:
             return False
         self._progress_written = now
         return True
+
+    def _write_waiting(self) -> None:
+        """Writes what waits, as far as there is room."""
+        while self._waiting:
+            try:
+                self._write(self._waiting[0])
+            except OSError as error:
+                if error.errno in _NO_SPACE and len(self._waiting) < _MOST_WAITING:
+                    return
+                del self._waiting[-1]
+                raise
+            del self._waiting[0]
 
     def _write(self, line: bytes) -> None:
         start = os.fstat(self._fd).st_size
@@ -130,17 +170,23 @@ class JournalReader:
         damaged: Lines skipped so far because they were no events.
         problem: Why the journal could not be read at the last attempt, "" if it could; a mounted directory may
             be away for a while, and comes back.
+        behind: Whether the last call left lines that are already there.
     """
 
     def __init__(self, path: Path) -> None:
         self.damaged = 0
         self.problem = ""
+        self.behind = False
         self._path = path
         self._offset = 0
 
-    def poll(self) -> list[Envelope]:
-        """The events whose lines were completed since the last call; none where there is no journal yet."""
-        data = self._read_new()
+    def poll(self, limit: int | None = None) -> list[Envelope]:
+        """The events whose lines were completed since the last call; none where there is no journal yet.
+
+        Args:
+            limit: About so many bytes at a time: a journal of weeks takes half a minute to decode.
+        """
+        data = self._read_new(limit)
         # An incomplete last line is read again from its start, as its writer may yet remove it.
         end = data.rfind(b"\n") + 1
         self._offset += end
@@ -153,14 +199,18 @@ class JournalReader:
                 envelopes.append(envelope)
         return envelopes
 
-    def _read_new(self) -> bytes:
+    def _read_new(self, limit: int | None) -> bytes:
+        self.behind = False
         try:
             with self._path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self._offset:
                     self._offset = 0  # another file is in its place
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(limit)
+                if limit is not None and len(data) == limit:
+                    data += file.readline()
+                self.behind = self._offset + len(data) < size
         except FileNotFoundError:
             return b""
         except OSError as error:

@@ -36,7 +36,7 @@ def check(config: RunConfig) -> RunConfig:
     if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
     spec = find_model(config.model.name)
-    config = _with_absolute_paths(config, spec)
+    config = with_absolute_paths(config)
     output = Path(config.output.directory)
     check_output(output)
     tokens = estimate_data_tokens(config.data)
@@ -46,14 +46,19 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
-    """Bytes that a run writes: tokens, the adapter, its checkpoints (one more than is kept), journal and log."""
+    """Bytes that a run writes: tokens, adapter, checkpoints (those kept, the best, a new one), journal, log."""
     parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
-    checkpoints = (config.checkpoint.keep + 1) * _CHECKPOINT_BYTES * parameters
+    checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
-def _with_absolute_paths(config: RunConfig, spec: ModelSpec) -> RunConfig:
-    # The training process, and whoever repeats the run from its config.yaml, may have another current folder.
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration as a process with another current folder, or whoever repeats the run, can use it.
+
+    Raises:
+        EliteError: MODEL_*.
+    """
+    spec = find_model(config.model.name)
     repositories, datasets = (
         [str(_absolute(text)) for text in texts] for texts in (config.data.repositories, config.data.datasets)
     )

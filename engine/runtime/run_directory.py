@@ -149,6 +149,16 @@ class RunDirectory:
         text = json.dumps(deepspeed_config(config, context), indent=2)
         self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
 
+    def write_config(self, config: RunConfig) -> None:
+        """Replaces the configuration in one go, for a run that goes on with a changed one.
+
+        Raises:
+            OSError: the run directory cannot be written.
+        """
+        aside = self.path / ".config.yaml.new"
+        aside.write_text(run_config.to_yaml(config), encoding="utf-8")
+        aside.replace(self.config_path)
+
     def load_config(self) -> RunConfig:
         """The run's configuration.
 
@@ -171,10 +181,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:
-        """Holds the run while a process is started for it, so that only one can be.
+        """Holds the run while a process is started for it, so that only one can be; or while it is deleted.
 
         Raises:
-            EliteError: OUTPUT_UNWRITABLE.
+            EliteError: OUTPUT_UNWRITABLE, or RUN_UNKNOWN where it was deleted meanwhile.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -182,9 +192,17 @@ class RunDirectory:
             raise _output_error(self.path, error, 0) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            if not self._is_still(fd):
+                raise errors.RUN_UNKNOWN(reference=self.path)
             yield
         finally:
             os.close(fd)
+
+    def _is_still(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self.path.stat())
+        except OSError:
+            return False
 
 
 def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:

@@ -58,6 +58,12 @@ class HiddenStates:
     def _all_arrays(self) -> list[TileArray]:
         return [a for states in (*self._kept, *self._scratch) for a in states.components] + [self._top]
 
+    @property
+    def stored_bytes(self) -> int:
+        """What the inputs of the layers take in their home, without the gradient stream."""
+        arrays = [array for states in (*self._kept, *self._scratch) for array in states.components]
+        return sum(array.capacity * array.width * array.dtype.itemsize for array in arrays)
+
     def begin(self, context: int) -> None:
         """A sequence of this many tokens begins."""
         for array in self._all_arrays():

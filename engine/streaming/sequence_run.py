@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import IGNORED
 from engine.streaming.pace import Pace
 from engine.streaming.positions import TileArguments
@@ -53,6 +54,11 @@ class SequenceRun:
         "Layers that keep their graph between the passes."
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         "Input and output, (1, context, hidden), of each such layer that has been computed."
+        self.predicted = int((labels != IGNORED).sum())
+        "Tokens that are predicted."
+        self.loss_sum = 0.0
+        self.resumed: BackwardPoint | None = None
+        self.generator = torch.empty(0, dtype=torch.uint8)
         self.stage, self._total, self._done = "preparation", 0, 0
         self._progress, self._cancelled = progress, cancelled
         self._pace = Pace(device)

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass
+from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
-from engine.streaming.loss import IGNORED, loss_and_gradient, summed_loss
+from engine.streaming.loss import loss_and_gradient, summed_loss
 from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
@@ -64,6 +65,7 @@ class StreamedStep:
         plan: The layout.
         device: Where to compute.
         spill_directory: For `hidden_home="disk"`.
+        label_smoothing: Of the loss that gradients are taken of; `evaluate` has none.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -71,9 +73,16 @@ class StreamedStep:
     """
 
     def __init__(
-        self, model: nn.Module, plan: StreamPlan, *, device: torch.device, spill_directory: Path | None = None
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.plan, self.device, self.model = plan, device, model
+        self._label_smoothing = label_smoothing
         self.decoder = Decoder(model)
         self._streams = CopyStreams(device) if device.type == "cuda" else None
         layers = self.decoder.layers
@@ -122,6 +131,8 @@ class StreamedStep:
         document_starts: Sequence[int] = (0,),
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        boundary: Callable[[BackwardPoint], None] | None = None,
+        resumed: BackwardPoint | None = None,
     ) -> StepOutcome:
         """Loss and gradient of one sequence.
 
@@ -134,12 +145,16 @@ class StreamedStep:
                 not cross them.
             progress: Called after every tile.
             cancelled: Asked after every tile; True abandons the step.
+            boundary: Called with the state after the loss and after every layer of the backward pass but the last.
+            resumed: Go on from this state of the same sequence, with the same plan and weights; the parameters'
+                gradients are as they were then.
 
         Raises:
             StepCancelled: `cancelled` returned True.
             EliteError: OUT_OF_MEMORY, after everything that this object holds was released.
         """
-        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=scale, backward=True)
+        run = self._sequence(token_ids, labels, document_starts, progress, cancelled, resumed)
+        return self._run(run, scale=1.0 / max(run.predicted, 1) if scale is None else scale, boundary=boundary)
 
     def evaluate(
         self,
@@ -151,37 +166,44 @@ class StreamedStep:
         cancelled: Callable[[], bool] | None = None,
     ) -> StepOutcome:
         """Loss of one sequence without its gradient; arguments and errors of `run`."""
-        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=None, backward=False)
+        return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
 
-    def _run(
+    def _sequence(
         self,
         token_ids: Tensor,
         labels: Tensor | None,
         document_starts: Sequence[int],
         progress: Callable[[TileProgress], None] | None,
         cancelled: Callable[[], bool] | None,
-        *,
-        scale: float | None,
-        backward: bool,
-    ) -> StepOutcome:
+        resumed: BackwardPoint | None,
+    ) -> SequenceRun:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
-        predicted = int((labels != IGNORED).sum())
-        scale = 1.0 / max(predicted, 1) if scale is None else scale
-        seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
-        state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
-        self._linears.begin(keep_factors=state.tiles == 1)
-        if state.tiles == 1:
+        if resumed is not None:
+            seed = resumed.seed
+            torch.set_rng_state(resumed.generator)
+        else:
+            seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
+        run = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        run.resumed, run.generator = resumed, torch.get_rng_state()
+        if run.tiles == 1:
             layers = len(self.decoder.layers)
-            state.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
+            run.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
+        return run
+
+    def _run(
+        self, state: SequenceRun, *, scale: float | None, boundary: Callable[[BackwardPoint], None] | None = None
+    ) -> StepOutcome:
+        backward = scale is not None
+        self._linears.begin(keep_factors=state.tiles == 1)
         try:
             with self._owning(state):
                 began = time.perf_counter()
                 self._forward(state, Pass.FORWARD if backward else Pass.EVALUATE)
                 after_forward = self._now()
-                loss_sum = self._loss(state, scale if backward else None)
+                state.loss_sum = self._loss(state, scale)
                 after_loss = self._now()
                 if backward:
-                    self._backward(state)
+                    self._backward(state, boundary)
                 after_backward = self._now()
         except (RuntimeError, MemoryError, OSError) as error:
             place = full_place(error)
@@ -191,8 +213,8 @@ class StreamedStep:
             self._workspace.release()
             raise told from None
         return StepOutcome(
-            loss_sum=loss_sum,
-            predicted=predicted,
+            loss_sum=state.loss_sum,
+            predicted=state.predicted,
             seconds={
                 "forward": after_forward - began,
                 "loss": after_loss - after_forward,
@@ -201,12 +223,13 @@ class StreamedStep:
         )
 
     def _forward(self, run: SequenceRun, purpose: Pass) -> None:
-        run.enter("forward", len(self.decoder.layers) * run.tiles)
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("forward", top * run.tiles)
         hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):
                 hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
-            for layer in range(len(self.decoder.layers)):
+            for layer in range(top):
                 if layer in run.keeps and purpose is Pass.FORWARD:
                     self._keep_layer(run, layer)
                 else:
@@ -267,6 +290,11 @@ class StreamedStep:
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
         """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
+        if run.resumed is not None:
+            rows = [span.stop - span.start for span in run.spans]
+            for tile, gradient in enumerate(retile(run.resumed.gradient(), rows)):
+                self._workspace.hidden.write_gradient(tile, gradient.to(self.device))
+            return run.resumed.loss_sum
         run.enter("loss", run.tiles)
         hidden, top = self._workspace.hidden, len(self.decoder.layers)
         trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
@@ -284,7 +312,12 @@ class StreamedStep:
             else:
                 normed = self.decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(
-                    normed[0].detach(), labels, self.decoder.head, piece=self.plan.loss_piece, scale=scale
+                    normed[0].detach(),
+                    labels,
+                    self.decoder.head,
+                    piece=self.plan.loss_piece,
+                    scale=scale,
+                    label_smoothing=self._label_smoothing,
                 )
                 inputs = None if trains_norm else [x]
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
@@ -297,11 +330,15 @@ class StreamedStep:
             total += loss.to(torch.float64).cpu()
         return float(total)
 
-    def _backward(self, run: SequenceRun) -> None:
-        layers, lowest = len(self.decoder.layers), self._lowest
-        run.enter("backward", (layers - lowest) * run.tiles)
-        hidden, keys_of = self._workspace.hidden, layers - 1
-        for layer in range(layers - 1, lowest - 1, -1):
+    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:
+        lowest = self._lowest
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("backward", (top - lowest) * run.tiles)
+        hidden, keys_of = self._workspace.hidden, top - 1
+        hidden.hold_segment(top - 1)
+        for layer in range(top - 1, lowest - 1, -1):
+            if boundary is not None and (layer < top - 1 or run.resumed is None):
+                boundary(self._point(run, layer + 1))
             if layer in run.kept:
                 self._kept_backward(run, layer)
                 continue
@@ -358,6 +395,15 @@ class StreamedStep:
         hidden.write_gradient(0, x.grad[0])
         run.advance(layer, 0)
         self.wide_gradients.flush()
+
+    def _point(self, run: SequenceRun, layer: int) -> BackwardPoint:
+        def gradient() -> Iterator[Tensor]:
+            for tile in range(run.tiles):
+                yield self._workspace.hidden.read_gradient(tile).cpu()
+
+        return BackwardPoint(
+            layer=layer, loss_sum=run.loss_sum, seed=run.seed, generator=run.generator, gradient=gradient
+        )
 
     def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):

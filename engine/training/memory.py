@@ -1,16 +1,20 @@
-"""What training uses of the machine's memory, and the error when there is not enough."""
+"""What training uses of the machine's memory, what it would use, and the error when there is not enough."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from engine import errors
 from engine.streaming.out_of_memory import full_place
+
+if TYPE_CHECKING:
+    from engine.models.catalogue import ModelSpec
 
 _PROCESS = psutil.Process()
 
@@ -34,6 +38,18 @@ def gpu_peak(device: torch.device) -> int | None:
 def host_peak() -> int:
     """Most bytes of RAM that this process was resident with so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> int:
+    """Activations kept by ordinary backpropagation without recomputing, over one window.
+
+    Per token and layer, what autograd saves: input, norm, residual and attention output (6 of the hidden size),
+    queries, keys and values before and after the rotation, and 4 of the feed-forward size (gate, up, their
+    product, the activation).
+    """
+    attention = 2 * spec.head_dim * (spec.heads + 2 * spec.kv_heads)
+    per_token = 6 * spec.hidden_size + attention + 4 * spec.intermediate_size
+    return context * spec.layers * per_token * bytes_per_number
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.packed import packed_attention
-from engine.data.windows import Window
+from engine.data.windows import Window, joined
 from engine.models.head import split_head, summed_cross_entropy
 from engine.streaming.loss import IGNORED
+from engine.training.micro_batch import groups_of
 
 __all__ = ["StepAbandonedError", "StepMonitor", "StepResult", "TrainingStep", "WholeSequenceStep", "Window"]
 
@@ -29,7 +30,7 @@ class StepResult:
     """What a step has to tell."""
 
     loss_sum: float
-    "Sum of the cross-entropies, in nats, not scaled. May be infinite or NaN: the loop decides."
+    "Sum of what is trained on (cross-entropies, smoothed if so asked), in nats, not scaled. May be infinite or NaN."
     tokens: int
     "Targets summed over: one fewer than tokens in each document of each window."
 
@@ -73,9 +74,10 @@ def count_targets(windows: Sequence[Window]) -> int:
 
 
 class WholeSequenceStep:
-    """Ordinary backpropagation, a window at a time: for what fits as a whole, and the reference for the rest.
+    """Ordinary backpropagation, some windows at a time: for what fits as a whole, and the reference for the rest.
 
     Attributes:
+        micro_batch: Windows that go through the model together, as documents of one sequence.
         recompute: Whether each layer's activations are computed again in the backward pass instead of kept
             (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
     """
@@ -86,13 +88,17 @@ class WholeSequenceStep:
         *,
         recompute: bool,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        micro_batch: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         base = model.get_base_model()
         self._model: nn.Module = model
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
-        self.recompute = recompute
+        self._label_smoothing = label_smoothing
+        self._base = base
+        self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -100,15 +106,23 @@ class WholeSequenceStep:
         """See TrainingStep."""
         self._model.train()
         loss_sum = torch.zeros((), device=self._device)
-        for done, window in enumerate(windows, start=1):
+        done = 0
+        for group in groups_of(windows, self.micro_batch):
             if monitor.stop_requested():
                 raise StepAbandonedError
+            window = joined(group)
             with self._attending(window):
-                loss = self._summed_loss(window)
+                loss = self._summed_loss(window, self._label_smoothing)
                 (loss * scale).backward()
             loss_sum += loss.detach()
+            done += len(group)
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        if self.recompute:
+            self._base.gradient_checkpointing_disable()
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
@@ -125,7 +139,7 @@ class WholeSequenceStep:
         starts = [start for start in window.starts if start < tokens]
         return packed_attention(self._decoder.config, starts, tokens)
 
-    def _summed_loss(self, window: Window) -> Tensor:
+    def _summed_loss(self, window: Window, label_smoothing: float = 0.0) -> Tensor:
         ids = torch.as_tensor(window.ids, device=self._device)
         targets = ids[1:]
         positions = None
@@ -136,4 +150,6 @@ class WholeSequenceStep:
             positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
         with self._autocast():
             hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
-            return summed_cross_entropy(hidden.last_hidden_state[0], self._head, targets)
+            return summed_cross_entropy(
+                hidden.last_hidden_state[0], self._head, targets, label_smoothing=label_smoothing
+            )

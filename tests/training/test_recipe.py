@@ -168,11 +168,22 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
 
 
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):
-    session = start(configure(tmp_path, [small_repository], max_steps=2))
+    session = start(configure(tmp_path, [small_repository], max_steps=2), {1: [Stop(id="1")]})
+    train(session)
+    (session.run.checkpoints_path / "step-000001" / "state.json").write_bytes(b"{}")
     with pytest.raises(EliteError) as caught:
         train(again(session))
     assert caught.value.code == "nothing-to-resume"
-    assert not session.events
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_from_its_beginning(small_repository, tmp_path):
+    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=2))
+    train(whole)
+    first = start(configure(tmp_path / "cut", [small_repository], max_steps=2), {1: [Stop(id="1", save=False)]})
+    train(first)
+    second = again(first)
+    train(second)
+    assert [e.loss for e in second.of(StepCompleted)] == [e.loss for e in whole.of(StepCompleted)]
 
 
 def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path):
