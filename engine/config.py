@@ -330,7 +330,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Literal["auto", "always", "never"],
         Meta(
             description="Whether whole windows keep each layer's activations or compute them again; auto keeps them "
-            "where they take little of the memory."
+            "where they fit."
         ),
     ] = "auto"
     activation_bits: Annotated[

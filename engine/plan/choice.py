@@ -60,6 +60,7 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
         way=config.training.step,
         activation_bits=config.training.activation_bits,
+        recompute=config.training.recompute,
     )
 
 
