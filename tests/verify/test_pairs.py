@@ -58,7 +58,7 @@ def _trace_without_a_compiler(monkeypatch):
 
 def base_config(folder):
     training = {"context": CONTEXT, "tokens_per_update": 2 * CONTEXT, "max_steps": 4, "evaluate_every": 1}
-    data = {"near_duplicates": "keep"}
+    data = {"near_duplicates": "keep", "packing": False}
     return from_mapping(
         {
             "model": {"name": str(folder), "device": "cpu", "rope_scaling": "none"},
