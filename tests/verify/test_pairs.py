@@ -21,7 +21,7 @@ from engine.models.placement import choose_placement
 from engine.plan.choice import choose_plan
 from engine.plan.optimizations import is_switched_on, optimizations, refuse_conflicts, toggle
 from engine.training import building
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.parts import Parts
 from engine.training.setup import Setup
@@ -79,15 +79,16 @@ def train(config, tmp_path):
         spec=spec,
         placement=choose_placement("cpu", planned),
         choice=choice,
-        checkpoints=CheckpointFolder(tmp_path / "checkpoints", 1),
+        checkpoints=CheckpointFolder(tmp_path / "checkpoints", Retention()),
         resumed=None,
         started=time.monotonic(),
     )
     windows = Windows(patterned_tokens(6 * CONTEXT).ids.astype(np.uint16), CONTEXT)
     said = []
     model, accelerator = building.build_model(config, setup, said.append)
-    way = building.choose_step(config, setup, model, accelerator, windows, tmp_path, said.append)
     total = count_updates(windows, config.training, CONTEXT)
+    session = SimpleNamespace(config=config, run=SimpleNamespace(path=tmp_path), emit=said.append)
+    way = building.choose_step(session, setup, model, accelerator, windows, Progress(total_steps=total), said.append)
     learning = building.build_learning(model, config, context=CONTEXT, total_steps=total)
     parts = Parts(
         model=model,
@@ -99,7 +100,7 @@ def train(config, tmp_path):
         windows=windows,
         context=CONTEXT,
         checkpoints=setup.checkpoints,
-        evaluate=str,
+        evaluate=lambda: None,
         sequences=learning.sequences,
     )
     before = {name: p.detach().clone() for name, p in trainable(model).items()}
