@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu check format docs bench-ui clean
+.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test-all: $(STAMP) ## Run the test suite with the slow tests
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about a quarter of an hour)
+	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
 
 check: $(STAMP) ## Format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .

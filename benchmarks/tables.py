@@ -35,7 +35,7 @@ def _row(row: dict) -> str:
         f"{row['context']:,}",
         layers,
         f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
-        f"{seconds:.1f} s",
+        f"{seconds:.1f} s" + (" (first)" if row["seconds"] == row["first_seconds"] else ""),
         f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
         f"{row['host_rss_bytes'] / GIB:.1f} GiB",
         "" if floor is None else f"{floor:.1f} s = {floor / seconds:.2f}",

@@ -20,6 +20,7 @@ from engine.errors import EliteError
 COMMAND_MODULES: tuple[str, ...] = (
     "profile",
     "plan",
+    "probe",
     "data",
     "train",
     "runs",

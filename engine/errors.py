@@ -257,6 +257,11 @@ RUN_DAMAGED = _declare(
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
+RUN_UNDELETABLE = _declare(
+    "run-undeletable",
+    "{path} cannot be deleted: {problem}",
+    "only folders of runs are deleted; remove anything else yourself, with care",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )
@@ -272,6 +277,12 @@ NOTHING_TO_RESUME = _declare(
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+PROFILE_FAILED = _declare(
+    "profile-failed",
+    "this machine could not be measured: {problem}",
+    "run `engine profile` again, or `engine profile --quick` for what can be read without measuring",
+    exit_code=DOES_NOT_FIT,
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine import config, errors
 from engine.cli import print_json
+from engine.commands.quiet import silence_imports
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 
 NAMES = ("bench",)
@@ -78,7 +77,7 @@ def _run_packing(args: argparse.Namespace) -> int:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "demo")
-    _silence_imports()
+    silence_imports()
     from engine.benchmarking.packing import measure_packing
     from engine.models.placement import choose_placement
 
@@ -127,7 +126,7 @@ def _run_streaming(args: argparse.Namespace) -> int:
     context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
 
-    _silence_imports()
+    silence_imports()
     from engine.benchmarking.streaming import measure_floors, measure_step
     from engine.models.placement import choose_placement
 
@@ -158,12 +157,6 @@ def _run_streaming(args: argparse.Namespace) -> int:
         measured |= measure_floors(spec, context, measured, placement)
     _print(args, measured, _describe)
     return 0
-
-
-def _silence_imports() -> None:
-    """Libraries announce at import what concerns neither the measurement nor the person."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _plan_fields(texts: list[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ MINIMUM_TOKENS = 64
 "Below one window of the smallest context there is nothing to measure."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One file that the model may learn from."""
 

@@ -42,7 +42,7 @@ from engine.data.windows import Windows
 if TYPE_CHECKING:
     from engine.config import DataSection
 
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 2 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
 _ATTEMPTS = 3
 "Times that a repository may change under the reading before it is given up."

@@ -33,7 +33,7 @@ _QUOTED = re.compile(r'\\(?:([abfnrtv"\\])|([0-7]{3}))')
 _ESCAPES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, '"': 34, "\\": 92}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit(SourceFile):
     """One commit of a repository; `path` is "commits/<hash>"."""
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from engine.data.languages import NOTEBOOK
+
 _MOST = 64
 "Files that one import may mean; a package of more is not followed to each."
 
@@ -60,6 +62,8 @@ class _Python:
         self._name = name
         self._by_path: dict[tuple[str, ...], int] = {}
         for number, path in files:
+            if path.suffix == ".ipynb":
+                continue  # nothing imports a notebook
             parts = path.parent.parts if path.stem == "__init__" else (*path.parent.parts, path.stem)
             # A stub and its module have one name: the module counts, which has the definitions.
             if path.suffix != ".pyi" or parts not in self._by_path:
@@ -234,6 +238,7 @@ class _C:
 
 _RULES: dict[str, type[_Rules]] = {
     "Python": _Python,
+    NOTEBOOK: _Python,
     "JavaScript": _JavaScript,
     "TypeScript": _JavaScript,
     "Rust": _Rust,

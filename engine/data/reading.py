@@ -56,7 +56,7 @@ class Twin:
     '"left out", "training" or "held out".'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ReadFile:
     """A source that makes part of the dataset."""
 
@@ -102,6 +102,7 @@ def read(collection: Collection, data: DataSection, texts: Texts, report: Progre
             report(position, len(collection.files), "files read")
         reader.take(file)
     report(len(collection.files), len(collection.files), "files read")
+    reader.find_twins()
     reader.split()
     if data.history:
         repositories = {file.repository for file in collection.files if not file.alone}
@@ -114,14 +115,15 @@ _MOST_KNOWN = 0.5
 "Share of a change's telling lines that held-out files may hold; it counts from _FEWEST_ADDED such lines on."
 
 
-@dataclass
+@dataclass(slots=True)
 class _Kept:
     file: SourceFile
     digest: bytes
     outline: Outline
     edits: tuple[Edit, ...]
+    header_taken_out: bool
     like: int | None
-    "Number of the earlier file that it is a near-duplicate of."
+    "Number of the earlier file that it is a copy or near-duplicate of."
 
 
 @dataclass
@@ -134,8 +136,7 @@ class _Reader:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     secrets: list[FoundSecret] = field(default_factory=list)
-    twins: list[tuple[SourceFile, int]] = field(default_factory=list)
-    licence_headers: int = 0
+    twins: list[tuple[SourceFile, SourceFile]] = field(default_factory=list)
     held_out: list[bool] = field(default_factory=list)
     "For each kept file, once they are split."
     notes: list[str] = field(default_factory=list)
@@ -143,7 +144,7 @@ class _Reader:
     def __post_init__(self) -> None:
         self._digests: dict[bytes, int] = {}
         self._headers: set[bytes] = set()
-        self._alike = NearDuplicates(self._text_again)
+        self._alike = NearDuplicates()
 
     def take(self, file: SourceFile) -> None:
         """Reads one source, and keeps it unless there is a reason not to."""
@@ -166,19 +167,29 @@ class _Reader:
         if not text.strip():
             return self._skip(file, "empty")
         if copy_of is None:
-            like = self._alike.add(len(self.kept), text)
-        else:
-            earlier = self.kept[copy_of].like
-            like = copy_of if earlier is None else earlier
-        if like is not None and copy_of is None:
-            self.twins.append((file, like))
-            if self.data.near_duplicates == "skip":
-                return self._skip(file, "near-duplicate")
-        self.licence_headers += header is not None
-        self._digests.setdefault(document.digest, len(self.kept))
+            self._digests[document.digest] = len(self.kept)
+            self._alike.add(len(self.kept), text)
         found = outline(text, file.language, file.path)
-        self.kept.append(_Kept(file, document.digest, found, tuple(edits), like))
+        self.kept.append(_Kept(file, document.digest, found, tuple(edits), header is not None, copy_of))
         return True
+
+    def find_twins(self) -> None:
+        """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks."""
+        found = self._alike.find(self._text_again)
+        # Whatever is a copy of a near-duplicate is one, too.
+        found |= {n: found[kept.like] for n, kept in enumerate(self.kept) if kept.like in found}
+        self.twins = [(self.kept[number].file, self.kept[like].file) for number, like in sorted(found.items())]
+        for number, like in found.items():
+            self.kept[number].like = like
+        if self.data.near_duplicates == "keep":
+            return
+        for number in sorted(found):
+            self._skip(self.kept[number].file, "near-duplicate")
+        left = [number for number in range(len(self.kept)) if number not in found]
+        place = {number: position for position, number in enumerate(left)}
+        self.kept = [self.kept[number] for number in left]
+        for kept in self.kept:
+            kept.like = None if kept.like is None else place[kept.like]
 
     def _skip(self, file: SourceFile, reason: str) -> bool:
         self.skipped[reason] += 1
@@ -288,16 +299,19 @@ class _Reader:
             skipped=self.skipped,
             examples=self.examples,
             secrets=tuple(self.secrets),
-            twins=tuple(Twin(file, files[like], self._side(self.held_out[like])) for file, like in self.twins),
-            licence_headers=self.licence_headers,
+            twins=tuple(self._twins()),
+            licence_headers=sum(kept.header_taken_out for kept in self.kept),
             order=order,
             notes=tuple(self.notes),
         )
 
-    def _side(self, held_out: bool) -> str:
+    def _twins(self) -> Iterator[Twin]:
         if self.data.near_duplicates == "skip":
-            return "left out"
-        return "held out" if held_out else "training"
+            yield from (Twin(file, like, "left out") for file, like in self.twins)
+            return
+        held_out = {kept.file: held_out for kept, held_out in zip(self.kept, self.held_out, strict=True)}
+        for file, like in self.twins:
+            yield Twin(file, like, "held out" if held_out[file] else "training")
 
 
 def _documents(

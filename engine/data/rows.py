@@ -35,7 +35,7 @@ _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
 "What a saved data set says about itself."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row(SourceFile):
     """One row of a data set. `repository` is the data set, `path` its file and number, or the path that it names."""
 

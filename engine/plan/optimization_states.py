@@ -13,8 +13,9 @@ from engine.config import RunConfig
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
-from engine.plan.memory import BaseWeights, streamed_ledger
+from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on
+from engine.plan.parts import BaseWeights
 from engine.plan.planner import workload_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.plan.time import speeds_of, streamed_time, total_seconds

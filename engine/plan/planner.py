@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine import errors
-from engine.hardware.machine import Machine
+from engine.hardware.machine import Gpu, Machine
+from engine.models.families import FUSED
 from engine.models.spec import ModelSpec
-from engine.plan.memory import BaseWeights, Part, Place
+from engine.plan.memory import Part
+from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
-from engine.plan.workload import ComputeType, Workload
+from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
 "Seconds that one window of the recommended tier may take on a GPU: a night."
@@ -239,18 +241,41 @@ def workload_of(planning: Planning, context: int) -> Workload:
     """What windows of `context` tokens ask of the machine."""
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
-    flash = gpu is not None and (gpu.compute_capability or (8, 0)) >= (8, 0)
+    # A simulated machine has no list of libraries, and is taken to have what it needs.
+    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
     return Workload(
         spec=spec,
         context=context,
         compute_type=planning.compute_type,
         lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets),
         on_gpu=planning.on_gpu,
-        grouped_heads=flash,
+        lora_rank=planning.lora_rank,
+        backend=attention_backend(gpu, spec.head_dim),
+        fused_kernels=liger and spec.family in FUSED,
+        fused_loss=liger,
+        workspaces=_matrix_workspaces(gpu),
+        gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
         activation_bits=planning.activation_bits,
     )
+
+
+def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
+    """The kernel that is taken to win the race of `engine.attention.select` on a card."""
+    if gpu is None:
+        return "cpu"
+    capability = gpu.compute_capability or (8, 0)
+    if capability < (8, 0):
+        return "efficient"
+    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+
+
+def _matrix_workspaces(gpu: Gpu | None) -> int:
+    """Of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
+    if gpu is None:
+        return 0
+    return 2 * (32 * 1024 if (gpu.compute_capability or (8, 0)) >= (9, 0) else 8320) * 1024
 
 
 def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.memory import BaseWeights, Ledger, Place, streamed_ledger, whole_sequence_ledger
+from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
+from engine.plan.parts import BaseWeights, Place
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import Speeds, TimePart, speeds_of, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.workload import Workload

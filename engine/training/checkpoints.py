@@ -19,7 +19,7 @@ from engine.training import sealed
 from engine.training.sealed import DamagedError, Sealed
 
 _NAME = re.compile(r"step-(\d{6,})")
-_HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old)")
+_HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,9 @@ class CheckpointFolder:
         """Deletes all but the newest valid checkpoint, for room on a full disk; returns how many went."""
         valid = next((path for path in self.newest_first() if _is_valid(path)), None)
         gone = [path for path in self.newest_first() if path != valid] if valid is not None else []
-        for path in [*gone, *self._leftovers()]:
+        for path in gone:
+            _remove(path)
+        for path in self._leftovers():
             shutil.rmtree(path, ignore_errors=True)
         return len(gone)
 
@@ -103,7 +105,7 @@ class CheckpointFolder:
         stays = self._staying()
         for path in self.newest_first():
             if path not in stays:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         for path in self._leftovers():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -138,6 +140,14 @@ def verify(folder: Path) -> Sealed:
     if match is None or found.about.get("step") != int(match[1]):
         raise DamagedError(f"it is the checkpoint of step {found.about.get('step')} under another name")
     return found
+
+
+def _remove(path: Path) -> None:
+    """Hidden first: a process that is killed meanwhile must not leave half a checkpoint under its name."""
+    hidden = path.with_name(f".{path.name}.gone")
+    with contextlib.suppress(OSError):
+        path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _is_valid(path: Path) -> bool:

@@ -101,6 +101,8 @@ def _first_plan(ladder: Ladder) -> StreamPlan:
 
 def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
     """Less GPU memory, what costs least time first."""
+    if plan.keep_layers:
+        yield replace(plan, keep_layers=plan.keep_layers // 2)
     if on_gpu and plan.hidden_home == "gpu":
         yield replace(plan, hidden_home="host")
     if plan.tile > 2 * _LEAST_TILE:

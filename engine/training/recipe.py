@@ -24,7 +24,7 @@ from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.memory import gpu_peak, host_peak, memory_errors
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
-from engine.training.state import Progress, restore
+from engine.training.state import Progress, read_snapshot, restore
 from engine.training.step import TrainingStep
 from engine.training.updates import count_updates, tokens_per_update
 
@@ -84,8 +84,7 @@ def _train(session: TrainingSession) -> None:
     learning = build_learning(model, session.config, context=setup.context, total_steps=progress.total_steps)
     parts = _build_parts(setup, learning, model, step, accelerator, dataset, score)
     if setup.resumed:
-        restore(setup.resumed, parts)
-        setup = dataclasses.replace(setup, resumed=None)  # as large as the optimiser's states: not kept twice
+        restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)

@@ -26,11 +26,19 @@ from engine.plan.choice import Choice, choose_plan
 from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
-from engine.training.sealed import DamagedError
-from engine.training.state import Snapshot, read_snapshot
+from engine.training.sealed import DamagedError, Sealed
+from engine.training.state import Progress, read_snapshot
 
 if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run goes on from. Its tensors, which were found whole, are read again when they are needed."""
+
+    checkpoint: Sealed
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class Setup:
     choice: Choice
     "The context and the plan for it."
     checkpoints: CheckpointFolder
-    resumed: Snapshot | None
+    resumed: Resumption | None
     started: float
     "time.monotonic() when the run began."
 
@@ -108,12 +116,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Snapshot | None, list[str]]:
+def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, list[str]]:
     """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
     damaged: list[str] = []
     for path in checkpoints.newest_first():
         try:
-            return read_snapshot(verify(path)), damaged
+            checkpoint = verify(path)
+            return Resumption(checkpoint=checkpoint, progress=read_snapshot(checkpoint).progress), damaged
         except DamagedError as error:
             damaged.append(f"{path.name}: {error}")
     return None, damaged
@@ -138,7 +147,7 @@ def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
     return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
 
 
-def _report_damage(session: TrainingSession, resumed: Snapshot | None, damaged: list[str]) -> None:
+def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged: list[str]) -> None:
     for text in damaged:
         session.emit(
             WarningRaised(

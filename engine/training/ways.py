@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.models.families import STREAMED
 from engine.plan.optimizations import may_stream
 from engine.protocol import RecoveryTaken
-from engine.streaming.decoder import FAMILIES as STREAMABLE
 from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 
@@ -43,7 +43,7 @@ def replanning_step(
         layers=setup.spec.layers,
         quantised=placement.precision == "nf4",
         on_gpu=placement.device.type == "cuda",
-        streamable=setup.spec.family in STREAMABLE and config.training.step != "whole" and may_stream(config),
+        streamable=setup.spec.family in STREAMED and config.training.step != "whole" and may_stream(config),
     )
 
     def tell(what: str, why: str) -> None:

@@ -82,22 +82,22 @@ def memory_mapped_dataset(bench: Bench) -> str:
 
 
 def fim(bench: Bench) -> str:
-    """Chosen files have their middle behind their end, between the model's own tokens; no character is lost."""
-    files = {f"module{i}.py": _source(i, lines=12) for i in range(40)}
+    """Chosen files have their middle at the end, behind the model's own tokens, and no character is lost."""
+    files = {f"module{i}.py": _source(i) for i in range(30)}
     root = _repository(bench, "repo", files)
-    tokenizer = _tokenizer()
-    markers = [f"<|fim_{part}|>" for part in ("prefix", "suffix", "middle")]
-    tokenizer.add_special_tokens({"additional_special_tokens": markers})
-    dataset = _dataset(bench, root, tokenizer, fim=0.5)
-    ids = [tokenizer.convert_tokens_to_ids(marker) for marker in markers]
-    joined = dataset.store.tokens.astype(np.int64)
-    chosen = [int((joined == marker).sum()) for marker in ids]
-    demand(len(set(chosen)) == 1 and 8 <= chosen[0] <= 30, f"markers {chosen} in {len(files)} files")
-    whole = 0
-    for part in tokenizer.decode(joined).split(markers[0])[1:]:
-        prefix, _, rest = part.partition(markers[1])
-        suffix, _, middle = rest.partition(markers[2])
-        # The next file follows the middle; the whole file begins with what the prefix and the middle hold.
-        whole += any(text.startswith(prefix) and suffix in text for text in files.values() if middle)
-    demand(whole >= 0.8 * chosen[0], f"{whole} of {chosen[0]} files are their prefix, middle and suffix")
-    return f"{chosen[0]} of {len(files)} files with prefix, suffix and middle in this order at a rate of 0.5"
+    dataset = _dataset(bench, root, fim=0.5)
+    tokenizer, offsets = _tokenizer(), dataset.store.offsets()
+    train = len(dataset.summary.files) - dataset.summary.held_out_files
+    moved = 0
+    for index, file in enumerate(dataset.store.files):
+        text = tokenizer.decode(dataset.store.tokens[offsets[index] : offsets[index + 1]])
+        head, found, rest = text.removesuffix("<|endoftext|>").partition("<|fim_prefix|>")
+        demand(not found or index < train, "a held-out file is rearranged")
+        if found:
+            moved += 1
+            before, _, rest = rest.partition("<|fim_suffix|>")
+            after, _, middle = rest.partition("<|fim_middle|>")
+            head += before + middle + after
+        demand(head == f"<|file_sep|>{file.path}\n{files[file.path]}", f"{file.path} is not what it was")
+    demand(0 < moved < train, f"{moved} of {train} files are rearranged, asked for half")
+    return f"{moved} of {train} training files have their middle at the end; put back, each is what it was"

@@ -198,10 +198,10 @@ class SmallRun:
             config=self.config,
             run=self.run,
             resuming=False,
+            journal_waits=False,
             events=events,
             emit=events.append,
             acknowledge=lambda *_, **__: None,
-            journal_waits=False,
             commands=SimpleNamespace(stop_requested=False, poll=lambda: None),
         )
 

@@ -41,7 +41,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("the monitor in a terminal", 25, 1, kills.kill_the_app),
     ("engine train in the foreground", 3, 0, kills.kill_the_command),
     ("a hostile repository", 12, 1, surroundings.learn_a_hostile_repository),
-    ("a disk that fills up", 30, 1, surroundings.fill_the_disk),
+    ("a disk that fills up", 30, 0, surroundings.fill_the_disk),
     ("mutated configurations", 10_000, 300, damage.mutate_configurations),
     ("mutated journals", 10_000, 300, damage.mutate_journals),
     ("truncated and flipped files", 4_000, 200, damage.damage_files),

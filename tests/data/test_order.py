@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.repositories import Write
 from tokenizers import Tokenizer
@@ -145,15 +145,19 @@ def test_imports_lead_to_files(files: dict[str, str], expected: dict[str, set[st
         ),
         ("a.py", "def f():\n    if f:\n        def inner():\n            pass\n    return inner\n", []),
         ("a.py", "x\n@wraps(\n    1\n)\n# why\nasync def f():\n    pass\nclassy = 1\n\tdef g(): pass\n", [3, 8]),
-        ("a.js", "const x = 1\n\nfunction f() {\n}\n\nexport class C {\n  m() {\n  }\n}\n", [2, 5, 6]),
-        ("a.rs", "use a;\n\n/// doc\n#[test]\nfn f() {\n}\n\nimpl X {\n    fn g() {\n    }\n}\n", [2, 7, 8]),
-        ("a.go", "package p\n\n// F does\nfunc F() {\n}\n\ntype T struct {\n}\n", [2, 6]),
-        ("A.java", "package a;\n\nclass A {\n  int x;\n\n  void m() {\n  }\n}\n", [2, 5]),
         (
-            "a.cpp",
-            "#ifndef A\n#define A\nnamespace n {\nint f() {\n}\nclass C {\n  void m();\n};\n}\n#endif\n",
-            [2, 3, 5],
+            "a.js",
+            "const x = 1\n\nfunction f() {\n  x()\n\n  y()\n}\n\nexport class C {\n  m() {\n  }\n\n  n() {}\n}\n",
+            [2, 8, 12],
         ),
+        (
+            "a.rs",
+            "use a;\n\n/// doc\n#[test]\nfn f() {\n}\n\nimpl X {\n    fn g() {\n    }\n\n    // h\n    fn h() {}\n}\n",
+            [2, 7, 11],
+        ),
+        ("a.go", "package p\n\n// F does\nfunc F() {\n}\n\ntype T struct {\n}\n", [2, 6]),
+        ("a.cpp", "#ifndef A\n\nnamespace n {\nint f() {\n}\n\nclass C {\n\n};\n\n}\n#endif\n", [2, 6]),
+        ("a.ipynb", "# %%\nimport os\n\n# %% [markdown]\n# # A\n", [3]),
         ("a.md", "# A\n\ntext\n  \n\n## B\n\n  indented\n\nend\n", [2, 5, 9]),
         ("a.unknown", "def f():\n    pass\n", []),
     ],
@@ -162,12 +166,14 @@ def test_definitions_begin_with_their_comments(name: str, text: str, lines: list
     assert outline(text, language_by_name(name) or "", PurePosixPath(name)).definitions.tolist() == lines
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.sampled_from(["a.py", "a.js", "a.tsx", "a.rs", "a.go", "A.java", "a.c", "a.cc"]))
 def test_any_text_has_an_outline(text: str, name: str) -> None:
     found = outline(text, language_by_name(name) or "", PurePosixPath(name))
     assert all(0 < line <= text.count("\n") for line in found.definitions)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 19), max_size=5), min_size=20, max_size=20))
 def test_an_order_holds_every_file_once_and_imports_first_unless_in_a_cycle(imports: list[list[int]]) -> None:
     order = order_by_imports(imports)

@@ -66,7 +66,10 @@ def test_conflicts_name_each_other_with_a_reason():
 
 @pytest.mark.parametrize("row", SWITCHED, ids=lambda row: row.id)
 def test_a_switch_goes_on_and_off_and_changes_its_fields_only(row):
-    config = RunConfig() if row.id == "sequence_packing" else toggle(RunConfig(), "sequence_packing", False)
+    config = RunConfig()
+    for other in row.conflicts:
+        if other in {each.id for each in SWITCHED}:
+            config = toggle(config, other, False)
     off = toggle(config, row.id, False)
     assert not is_switched_on(off, row)
     on = toggle(off, row.id, True)

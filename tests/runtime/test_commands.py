@@ -80,7 +80,10 @@ def test_json_is_the_journal_and_nothing_else(options, tmp_path):
 def test_live_display_in_a_terminal(options):
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
-        [*ENGINE, "train", *options], cwd=ROOT, stderr=secondary, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+        [*ENGINE, "train", *options, "--max-steps", "40"],
+        cwd=ROOT,
+        stderr=secondary,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(secondary)
     output = b""
