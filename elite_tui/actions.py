@@ -6,28 +6,10 @@ without rooms. `Binding.id` is the action's name, so a keymap can change any key
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from textual.binding import Binding
 
-
-@dataclass(frozen=True, kw_only=True)
-class Action:
-    """One thing that a person can do."""
-
-    name: str
-    keys: str
-    "Comma-separated Textual keys; the first is the one that is shown."
-    label: str
-    "One or two words, for the footer."
-    help: str
-    "One sentence, for the help page and the palette."
-    rooms: tuple[str, ...] = ()
-    "Rooms that have this action; empty means everywhere."
-    footer: bool = True
-    priority: bool = False
-    "Whether the key wins over the focused widget (text fields swallow letters)."
-
+from elite_tui.action import Action
+from elite_tui.run_actions import RUN_ACTIONS
 
 FORM_ROOMS = ("project", "hardware", "tiers", "options", "review")
 
@@ -61,7 +43,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="f5",
         label="Rescan",
         help="Read the repository, the machine or the list of runs again.",
-        rooms=("project", "hardware", "tiers", "review", "runs"),
+        rooms=("project", "hardware", "tiers", "review", "runs", "compare"),
     ),
     Action(
         name="recommend",
@@ -84,71 +66,7 @@ ACTIONS: tuple[Action, ...] = (
         help="Go to the next field that has a problem.",
         rooms=("options", "review"),
     ),
-    # --- a run
-    Action(
-        name="pause",
-        keys="p",
-        label="Pause",
-        help="Hold the run after the present tile or step; it keeps its memory.",
-        rooms=("monitor",),
-    ),
-    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", rooms=("monitor",)),
-    Action(
-        name="save_now",
-        keys="w",
-        label="Save now",
-        help="Write a checkpoint after the present step.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="evaluate_now",
-        keys="e",
-        label="Score",
-        help="Score the held-out files after the present step.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="stop",
-        keys="s",
-        label="Stop",
-        help="End the run, with a checkpoint to resume from. Asks first.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="detach",
-        keys="d",
-        label="Detach",
-        help="Leave the app; the run goes on, and `elite-tui monitor` finds it again.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="show_result",
-        keys="enter",
-        label="Result",
-        help="What the run achieved, and what to do with it.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="show_monitor",
-        keys="m,escape",
-        label="Monitor",
-        help="Back to the run's charts and log.",
-        rooms=("result",),
-    ),
-    Action(
-        name="new_run",
-        keys="n",
-        label="New run",
-        help="Back to the first room, with everything as it was.",
-        rooms=("result", "runs"),
-    ),
-    Action(
-        name="open_run",
-        keys="enter",
-        label="Open",
-        help="Watch the run under the cursor, live or finished.",
-        rooms=("runs",),
-    ),
+    *RUN_ACTIONS,
     # --- everywhere
     Action(name="help", keys="f1,question_mark", label="Help", help="The keys of this room."),
     Action(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -13,23 +13,24 @@ from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
+from elite_tui.leaving import farewell, watch_signals
 from elite_tui.messages import Changed
+from elite_tui.pacing import Pacer
 from elite_tui.rooms import ROOMS, build_room, neighbour
-from elite_tui.run_view import RunView
+from elite_tui.run_desk import RunDesk
 from elite_tui.screens.room import RoomScreen
 from elite_tui.themes import DARK, LIGHT
 from elite_tui.trouble import record_trouble
-from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from textual.binding import BindingType
     from textual.screen import Screen
     from textual.timer import Timer
 
     from elite_tui.engine_calls import Engine
-    from elite_tui.state import AppState
+    from elite_tui.state import AppState, Fetched
 
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
@@ -51,6 +52,10 @@ PLAN_FIELDS = frozenset(
 )
 
 
+PACED = frozenset({"run", "snapshots"})
+"Parts of the state that change by themselves, and are drawn no more often than Pacer says."
+
+
 class EliteApp(App[str]):
     """The wizard and the monitor. Returns a line to print after leaving, if there is something to say."""
 
@@ -62,7 +67,8 @@ class EliteApp(App[str]):
         "widgets/gauge.tcss",
         "widgets/field_row.tcss",
         "widgets/breakdown.tcss",
-        "widgets/log_pane.tcss",
+        "widgets/line_pane.tcss",
+        "widgets/choice_bar.tcss",
         "widgets/machine_gauges.tcss",
     ]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(global_actions())]
@@ -70,7 +76,7 @@ class EliteApp(App[str]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012
 
     def __init__(
-        self, state: AppState, engine: Engine, *, first_room: str = "project", run_reference: str | None = None
+        self, state: AppState, engine: Engine, *, first_room: str = "project", runs: Sequence[str | None] = (None,)
     ) -> None:
         super().__init__()
         self.register_theme(DARK)
@@ -78,16 +84,19 @@ class EliteApp(App[str]):
         self.theme = DARK.name
         self.state = state
         self.link = EngineLink(self, engine)
+        self.run_desk = RunDesk(self)
+        self._pacer = Pacer(self, self._draw)
         self._first_room = first_room
-        self._run_reference = run_reference
+        self._runs = runs
+        "References of the runs to open, where the first room is the monitor; None is the newest."
         self._room = first_room
-        self._leave_after: str | None = None
-        "Command that, once it is handed over, ends the app."
         self._save_timer: Timer | None = None
         self._ask_timer: Timer | None = None
 
     def on_mount(self) -> None:
         """Shows the first room; the engine is imported after its first frame."""
+        if not self.is_headless:
+            watch_signals(self)
         self.push_screen(build_room(self._first_room))
         self.call_after_refresh(self._begin)
 
@@ -99,7 +108,7 @@ class EliteApp(App[str]):
         disk = self._disk_path()
         self.link.start(disk)
         if self._first_room == "monitor":
-            self.link.open_run(self._run_reference)
+            self.run_desk.open(self._runs)
         elif self._first_room == "runs":
             self.ask_runs()
         else:
@@ -123,10 +132,14 @@ class EliteApp(App[str]):
         self.go(neighbour(self._room, offset))
 
     def tell(self, what: str) -> None:
-        """Tells the rooms on the stack that a part of the state changed.
+        """Tells the rooms on the stack that a part of the state changed."""
+        if what in PACED:
+            self._pacer.ask(what)
+        else:
+            self._draw(what)
 
-        Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
-        """
+    def _draw(self, what: str) -> None:
+        # Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
         for screen in self.screen_stack:
             if isinstance(screen, RoomScreen):
                 screen.post_message(Changed(what))
@@ -245,6 +258,12 @@ class EliteApp(App[str]):
         self.state.preflight.settle(message.outcome)
         self.tell("preflight")
 
+    @on(messages.Answered)
+    def _answered(self, message: messages.Answered) -> None:
+        fetched: Fetched[Any] = getattr(self.state, message.what)
+        fetched.settle(message.outcome)
+        self.tell(message.what)
+
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.state.runs.settle(message.outcome)
@@ -258,53 +277,21 @@ class EliteApp(App[str]):
 
     @on(messages.RunOpened)
     def _run_opened(self, message: messages.RunOpened) -> None:
-        self.state.launching = False
-        self.state.opening = None
-        outcome = message.outcome
-        if isinstance(outcome, EliteError):
-            if message.launched:
-                self.state.preflight.settle(outcome)
-                self.tell("preflight")
-            else:
-                self.state.opening = outcome
-                self.tell("run")
-            return
-        self.link.follow(outcome)
-        self.state.run = RunView(run_id=outcome.run.id)
-        self.state.run_path = outcome.run.path
-        self.go("monitor")
-        self.tell("run")
+        self.run_desk.opened(message)
 
-    @on(messages.EventsArrived)
-    def _events_arrived(self, message: messages.EventsArrived) -> None:
-        run = self.state.run
-        if run is None:
-            return
-        for envelope in message.envelopes:
-            if envelope.run == run.run_id:
-                run.apply(envelope)
-        self.tell("run")
+    @on(messages.RunNews)
+    def _run_news(self, message: messages.RunNews) -> None:
+        self.run_desk.heard(message)
 
     @on(messages.CommandSent)
     def _command_sent(self, message: messages.CommandSent) -> None:
-        run = self.state.run
-        if message.error is not None:
-            if run is not None:
-                run.pending.pop(message.command_id, None)
-            self.notify(str(message.error), title=message.command, severity="error", markup=False)
-        elif message.command_id == self._leave_after:
-            self.leave("is stopping; it saves a checkpoint first")
-        self.tell("run")
+        self.run_desk.sent(message)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.run_desk.deleted(message)
 
     # --- actions -------------------------------------------------------------------------------------------
-
-    def send(self, command: str) -> str | None:
-        """Sends a command to the run that is shown, and returns its id."""
-        command_id = self.link.send(command)
-        if command_id is not None and self.state.run is not None:
-            self.state.run.pending[command_id] = command
-            self.tell("run")
-        return command_id
 
     def action_help(self) -> None:
         """Shows the keys of the present room."""
@@ -327,26 +314,21 @@ class EliteApp(App[str]):
 
         if self.state.launching:
             self.notify("the run is being started; one moment", timeout=3)
-        elif not self.state.run_active:
+        elif not self.state.run_controlled:
             self.leave()
         elif not isinstance(self.screen, QuitScreen):
             self.push_screen(QuitScreen(), self._quit_answered)
 
     def _quit_answered(self, answer: str | None) -> None:
         if answer == "stop":
-            # Leaving waits for the command to be handed over: workers end with the app.
-            self._leave_after = self.send("Stop")
+            self.run_desk.stop_and_leave()
         elif answer == "detach":
-            self.leave("goes on")
+            self.leave()
 
-    def leave(self, run_state: str = "") -> None:
-        """Closes the app. A run is never ended by this; `run_state` says what it does now."""
+    def leave(self, run_state: str = "goes on") -> None:
+        """Closes the app. A run is never ended by this; `run_state` says what the one on screen does now."""
         self.save_draft()
-        run = self.state.run
-        farewell = ""
-        if run is not None and run_state:
-            farewell = f"run {run.run_id} {run_state}; watch it with `elite-tui monitor {run.run_id}`"
-        self.exit(farewell)
+        self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
         """Lets go of the run and the telemetry."""
@@ -369,6 +351,6 @@ class EliteApp(App[str]):
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]
         if log is not None:
             lines.append(f"the details are in {log}")
-        if self.state.run is not None and self.state.run_active:
-            lines.append(f"the run goes on; watch it with `elite-tui monitor {self.state.run.run_id}`")
+        if watched := farewell(self.state, "goes on"):
+            lines.append(watched)
         self.panic(Text("\n".join(lines)))

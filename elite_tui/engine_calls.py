@@ -14,8 +14,10 @@ from engine.errors import EliteError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from elite_tui.comparison import Comparison
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.run_report import RunReport
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
@@ -103,6 +105,25 @@ class Engine:
         from engine.runtime.run_index import list_runs
 
         return list_runs()
+
+    def delete_run(self, path: Path) -> None:
+        """Deletes a run that has ended, with everything in its folder."""
+        from engine.runtime.deletion import delete_run
+        from engine.runtime.run_directory import RunDirectory
+
+        delete_run(RunDirectory.open(path))
+
+    def compare(self, paths: Sequence[Path]) -> Comparison:
+        """Some runs side by side, from what is in their folders."""
+        from elite_tui.comparison import read_comparison
+
+        return read_comparison(paths)
+
+    def read_report(self, path: Path) -> RunReport:
+        """What a run's folder says of its result."""
+        from elite_tui.run_report import read_report
+
+        return read_report(path)
 
     def start_sampling(self, disk_path: Path) -> None:
         """Starts the telemetry thread."""

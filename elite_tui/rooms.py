@@ -33,7 +33,13 @@ TRAIL: tuple[Room, ...] = (
 )
 """The rooms of the wizard, in the order in which a person walks through them."""
 
-ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, Room(name="runs", title="Runs", screen="RunsScreen"))}
+BESIDE: tuple[Room, ...] = (
+    Room(name="runs", title="Runs", screen="RunsScreen"),
+    Room(name="compare", title="Compare runs", screen="CompareScreen"),
+)
+"""The rooms beside the trail."""
+
+ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, *BESIDE)}
 
 
 def build_room(name: str) -> RoomScreen:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from elite_tui.run_view import RunView
+from elite_tui.open_runs import OpenRuns
 from engine.config import Problem
 from engine.errors import EliteError
 
@@ -14,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from elite_tui.comparison import Comparison
     from elite_tui.draft import Draft
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.run_report import RunReport
+    from elite_tui.run_view import RunView
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
@@ -64,13 +69,17 @@ class AppState:
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
-    run: RunView | None = None
-    run_path: Path | None = None
+    open_runs: OpenRuns = field(default_factory=OpenRuns)
     launching: bool = False
     opening: EliteError | None = None
     "Why the run that was asked for cannot be shown."
     simulated: str | None = None
     "Card named by --simulate."
+    comparison: Fetched[Comparison] = field(default_factory=Fetched)
+    report: Fetched[RunReport] = field(default_factory=Fetched)
+    "What the result room shows beside the run's events."
+    clock: Callable[[], float] = time.time
+    "Seconds since the epoch."
 
     def problems(self) -> dict[str, Problem]:
         """What is wrong with the draft, by field: its own rules first, then what the checks on disk found."""
@@ -82,6 +91,22 @@ class AppState:
         return found
 
     @property
+    def run(self) -> RunView | None:
+        """The run on screen."""
+        return self.open_runs.current.view if self.open_runs.current is not None else None
+
+    @property
+    def run_path(self) -> Path | None:
+        """Folder of the run on screen."""
+        return self.open_runs.current.path if self.open_runs.current is not None else None
+
+    @property
     def run_active(self) -> bool:
         """Whether a run is shown that has not ended."""
         return self.run is not None and not self.run.ended
+
+    @property
+    def run_controlled(self) -> bool:
+        """Whether that run takes commands from here."""
+        access = self.open_runs.current.access if self.open_runs.current is not None else None
+        return self.run_active and not (access is not None and access.refusal)

@@ -257,6 +257,11 @@ RUN_DAMAGED = _declare(
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
+RUN_UNDELETABLE = _declare(
+    "run-undeletable",
+    "{path} cannot be deleted: {problem}",
+    "only folders of runs are deleted; remove anything else yourself, with care",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )

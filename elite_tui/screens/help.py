@@ -9,7 +9,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from elite_tui.actions import Action, global_actions, room_actions
+from elite_tui.action import Action
+from elite_tui.actions import global_actions, room_actions
 from elite_tui.rooms import ROOMS
 
 if TYPE_CHECKING:

@@ -96,14 +96,6 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
-def _needs_data_settings(_: Situation) -> str | None:
-    return "this version prepares documents without it"
-
-
-def _not_built(_: Situation) -> str | None:
-    return "this version writes checkpoints between two steps"
-
-
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
@@ -113,8 +105,6 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "deepspeed": _needs_library("deepspeed", "gpu"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
-    "data_settings": _needs_data_settings,
-    "not_built": _not_built,
 }
 """Each word says why a situation lacks it, with the remedy, or None."""
 
@@ -179,10 +169,6 @@ def _grouped(situation: Situation) -> tuple[bool, str]:
     return wanted is not None, f"pooled to {wanted} heads" if wanted else "switched off"
 
 
-def _packed(_: Situation) -> tuple[bool, str]:
-    return False, "documents follow each other in windows that are full"
-
-
 _DECIDED: Mapping[str, Callable[[Situation], tuple[bool, str]]] = {
     "streamed_backprop": _streamed,
     "paged_kv": _by_stream(lambda p: p.kv_home == "host", "pages are on the host", "the GPU has room for one layer's"),
@@ -201,7 +187,6 @@ _DECIDED: Mapping[str, Callable[[Situation], tuple[bool, str]]] = {
     "gradient_checkpointing": _recomputing,
     "rope_scaling": _stretched,
     "gqa": _grouped,
-    "sequence_packing": _packed,
     "lr_range_test": lambda _: (False, "`engine lr-range` runs it"),
 }
 

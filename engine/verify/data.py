@@ -10,7 +10,7 @@ import numpy as np
 from engine.assets import asset
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.verify.proof import Bench, UnavailableError, demand
+from engine.verify.proof import Bench, demand
 
 
 def _repository(bench: Bench, name: str, files: dict[str, str]) -> Path:
@@ -32,9 +32,9 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(asset("demo-model", "tokenizer.json")))
 
 
-def _dataset(bench: Bench, root: Path, **data: Any) -> Dataset:
+def _dataset(bench: Bench, root: Path, tokenizer: Any = None, **data: Any) -> Dataset:
     section = DataSection(repositories=[str(root)], **data)
-    return build_dataset(section, tokenizer=_tokenizer(), context=128, cache=bench.folder / "cache")
+    return build_dataset(section, tokenizer=tokenizer or _tokenizer(), context=128, cache=bench.folder / "cache")
 
 
 def validation_split(bench: Bench) -> str:
@@ -81,6 +81,23 @@ def memory_mapped_dataset(bench: Bench) -> str:
     return f"{len(tokens):,} tokens ({tokens.nbytes:,} B) mapped from disk; a window copies {window.ids.nbytes:,} B"
 
 
-def fim(_: Bench) -> str:
-    """Documents with their middle at the end."""
-    raise UnavailableError("this version prepares documents without it; nothing to switch on yet")
+def fim(bench: Bench) -> str:
+    """Chosen files have their middle at the end, behind the model's own tokens, and no character is lost."""
+    files = {f"module{i}.py": _source(i) for i in range(30)}
+    root = _repository(bench, "repo", files)
+    dataset = _dataset(bench, root, fim=0.5)
+    tokenizer, offsets = _tokenizer(), dataset.store.offsets()
+    train = len(dataset.summary.files) - dataset.summary.held_out_files
+    moved = 0
+    for index, file in enumerate(dataset.store.files):
+        text = tokenizer.decode(dataset.store.tokens[offsets[index] : offsets[index + 1]])
+        head, found, rest = text.removesuffix("<|endoftext|>").partition("<|fim_prefix|>")
+        demand(not found or index < train, "a held-out file is rearranged")
+        if found:
+            moved += 1
+            before, _, rest = rest.partition("<|fim_suffix|>")
+            after, _, middle = rest.partition("<|fim_middle|>")
+            head += before + middle + after
+        demand(head == f"<|file_sep|>{file.path}\n{files[file.path]}", f"{file.path} is not what it was")
+    demand(0 < moved < train, f"{moved} of {train} files are rearranged, asked for half")
+    return f"{moved} of {train} training files have their middle at the end; put back, each is what it was"

@@ -66,7 +66,11 @@ def test_conflicts_name_each_other_with_a_reason():
 
 @pytest.mark.parametrize("row", SWITCHED, ids=lambda row: row.id)
 def test_a_switch_goes_on_and_off_and_changes_its_fields_only(row):
-    off = toggle(RunConfig(), row.id, False)
+    config = RunConfig()
+    for other in row.conflicts:
+        if other in {each.id for each in SWITCHED}:
+            config = toggle(config, other, False)
+    off = toggle(config, row.id, False)
     assert not is_switched_on(off, row)
     on = toggle(off, row.id, True)
     assert is_switched_on(on, row)
@@ -99,7 +103,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_what_the_step_excludes_is_refused_before_training():
-    config = from_mapping({"training": {"shifted_attention": True}})
+    config = from_mapping({"training": {"shifted_attention": True}, "data": {"packing": False}})
     refuse_conflicts(config, streamed=False)
     with pytest.raises(EliteError, match=r"training\.step=whole"):
         refuse_conflicts(config, streamed=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
@@ -16,6 +16,7 @@ from elite_tui.engine_calls import Engine
 from elite_tui.facts import LanguageShare, RepositoryFacts
 from elite_tui.state import AppState
 from elite_tui.widgets.log_pane import LogPane
+from elite_tui.widgets.painted import Painted
 from engine import config as run_config
 from engine.errors import EliteError
 from engine.hardware.cards import find_card, simulate
@@ -23,6 +24,7 @@ from engine.hardware.machine import GIB, Machine
 from engine.hardware.nvml import GpuSample
 from engine.hardware.telemetry import Snapshot
 from engine.protocol import Command, CommandAcked, Envelope
+from engine.runtime.access import Access
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_summary import RunSummary
@@ -100,6 +102,7 @@ class Replay(RunHandle):
         self._number = len(envelopes)
         self.sent: list[Command] = []
         self.closed = False
+        self.reach = Access(here=True)
 
     def poll(self) -> list[Envelope]:
         """What came since the last call."""
@@ -116,6 +119,10 @@ class Replay(RunHandle):
         """Acknowledges the command."""
         self.sent.append(command)
         self.add(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=True))
+
+    def access(self) -> Access:
+        """Whatever a test set."""
+        return self.reach
 
     def close(self) -> None:
         """Only remembers it."""
@@ -180,7 +187,7 @@ def make_app(
     for path, value in {"data.repositories": ["/home/me/shop"], **(values or {})}.items():
         draft.set(path, value)
     app = EliteApp(
-        AppState(draft=draft),
+        AppState(draft=draft, clock=lambda: START + 100),
         engine or FixedEngine(machine or gpu_machine(), handle),
         first_room=room if room in ("monitor", "runs") else "project",
     )
@@ -191,6 +198,15 @@ def make_app(
 def room_of(app: EliteApp) -> str:
     """The room on screen."""
     return app.screen.ROOM  # type: ignore[attr-defined]
+
+
+def text_of(app: EliteApp, selector: str) -> str:
+    """What a widget of the present screen says, without styles."""
+    widget = app.screen.query_one(selector)
+    if isinstance(widget, Painted):
+        return widget.plain
+    assert isinstance(widget, Static)
+    return str(widget.content)
 
 
 async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -210,9 +226,9 @@ async def settled(pilot: Pilot) -> None:
     state = app.state
     fetched = (state.repository, state.machine, state.tiers, state.preflight, state.runs)
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
-    if app.link.handle is not None:
+    if state.run is not None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
-        for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane)):
+        for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane) if pane.size):
             await until(pilot, lambda pane=pane: state.run is not None and pane.drawn == state.run.log_count)
     for field in app.screen.query(Input):
         field.cursor_blink = False
