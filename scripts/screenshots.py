@@ -19,15 +19,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from textual.pilot import Pilot  # noqa: E402
+from textual.pilot import Pilot
 
-from elite_tui.app import EliteApp  # noqa: E402
-from elite_tui.recent import remember  # noqa: E402
-from elite_tui.themes import COLOUR_BLIND, LIGHT  # noqa: E402
-from engine.runtime.run_index import STATE_VARIABLE  # noqa: E402
-from engine.runtime.run_summary import RunSummary  # noqa: E402
-from tests.tui.recording import FOLDER, RUN_ID, START, recorded  # noqa: E402
-from tests.tui.support import (  # noqa: E402
+from elite_tui.app import EliteApp
+from elite_tui.recent import remember
+from elite_tui.themes import COLOUR_BLIND, LIGHT
+from engine.runtime.run_index import STATE_VARIABLE
+from engine.runtime.run_summary import RunSummary
+from tests.tui.recording import FOLDER, RUN_ID, START, recorded
+from tests.tui.support import (
     FixedEngine,
     Replay,
     cpu_machine,
