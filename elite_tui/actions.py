@@ -74,6 +74,14 @@ ACTIONS: tuple[Action, ...] = (
         rooms=("tiers",),
     ),
     Action(
+        name="probe",
+        keys="p",
+        label="Probe",
+        help="Run the worst part of this tier's plan here with `engine probe`, measured beside predicted; or stop it.",
+        rooms=("tiers",),
+        footer=False,
+    ),
+    Action(
         name="what_if",
         keys="w",
         label="What if",

@@ -278,7 +278,7 @@ class EliteApp(App[str]):
         fetched: Fetched[Any] = getattr(self.state, message.what)
         fetched.settle(message.outcome)
         self.tell(message.what)
-        if message.what == "profile" and fetched.value is not None:
+        if message.what in ("profile", "probe") and fetched.value is not None:
             self.ask_machine()
 
     @on(messages.RunsListed)

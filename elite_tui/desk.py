@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
 from elite_tui.presets import Preset, apply
-from elite_tui.state import Reading
+from elite_tui.state import Fetched, Reading
 from elite_tui.trouble import record_trouble
 from elite_tui.what_if import WhatIf, key_of
 from engine import errors
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from elite_tui.app import EliteApp
+    from elite_tui.engine_process import EngineProcess
     from elite_tui.plans import Plans
-    from elite_tui.profile_process import ProfileProcess
     from engine.config import RunConfig
     from engine.plan.optimizations import OptimizationState
+    from engine.plan.planner import TierPlan
 
 ASK_DELAY = 0.4
 "Seconds after the last key press until the engine is asked again."
@@ -39,35 +40,53 @@ class WizardDesk:
     def __init__(self, app: EliteApp) -> None:
         self._app = app
         self._timer: Timer | None = None
-        self._profile: ProfileProcess | None = None
+        self._process: EngineProcess | None = None
+        "The measurement that was begun last."
         self._reading: threading.Event | None = None
         "Set to give up the reading that is under way."
         self._reading_timer: Timer | None = None
 
     def close(self) -> None:
         """Ends what runs on behalf of the rooms."""
-        self.stop_profile()
+        self.stop_measuring()
         self.stop_reading()
 
-    # --- the hardware room: a measurement --------------------------------------------------------------------
+    # --- measurements of this machine: one at a time ---------------------------------------------------------
 
     def run_profile(self) -> None:
         """Measures the machine; the tiers are planned again with what was found."""
+        self._measure("profile", "profile")
+
+    def run_probe(self, plan: TierPlan) -> None:
+        """Runs the worst part of a tier's plan on this machine; later plans are corrected by it."""
+        run, tier = self._config(), plan.tier
+        if tier is None:
+            return
+        self._measure(
+            "probe",
+            *("probe", "--tier", str(tier), "--model", run.model.name, "--precision", run.model.precision),
+            *("--device", run.model.device, "--step", run.training.step, "--rank", str(run.lora.rank)),
+            *("--output", run.output.directory),
+        )
+
+    def _measure(self, what: str, *arguments: str) -> None:
         app = self._app
-        profile = self._profile = app.link.engine.profile()
+        self.stop_measuring()
+        process = self._process = app.link.engine.measurement(*arguments)
         app.state.measuring = ""
-        app.state.profile.ask()
-        app.tell("profile")
+        fetched: Fetched[dict[str, Any]] = getattr(app.state, what)
+        fetched.ask()
+        app.tell(what)
 
         def tell(line: str) -> None:
             app.post_message(messages.Progressed("measuring", line))
 
-        app.link.ask("profile", lambda: profile.run(tell))
+        app.link.ask(what, lambda: process.run(tell))
 
-    def stop_profile(self) -> None:
+    def stop_measuring(self) -> None:
         """Ends a measurement that is under way."""
-        if self._profile is not None:
-            self._profile.stop()
+        if self._process is not None:
+            self._process.stop()
 
     # --- the tier room: another machine, other models, what would fit ----------------------------------------
 

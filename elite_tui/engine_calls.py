@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from elite_tui.comparison import Comparison
+    from elite_tui.engine_process import EngineProcess
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
-    from elite_tui.profile_process import ProfileProcess
     from elite_tui.run_report import RunReport
     from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
@@ -146,11 +146,11 @@ class Engine:
 
         return NAMES
 
-    def profile(self) -> ProfileProcess:
-        """A measurement of this machine, not begun yet."""
-        from elite_tui.profile_process import ProfileProcess
+    def measurement(self, *arguments: str) -> EngineProcess:
+        """An `engine` command that measures something, not begun yet."""
+        from elite_tui.engine_process import EngineProcess
 
-        return ProfileProcess()
+        return EngineProcess(*arguments)
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""

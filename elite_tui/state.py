@@ -85,8 +85,10 @@ class AppState:
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
     profile: Fetched[dict[str, Any]] = field(default_factory=Fetched)
     "What `engine profile` measured in this session."
+    probe: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine probe` measured of a tier, last."
     measuring: str = ""
-    "How far that is."
+    "How far the measurement under way is."
     data: Fetched[DataReport] = field(default_factory=Fetched)
     "The dataset of the draft's settings."
     reading: Reading | None = None

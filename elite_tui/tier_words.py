@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
@@ -75,7 +75,7 @@ def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
     return lines
 
 
-def costs(plan: TierPlan, epochs: object) -> Content:
+def costs(plan: TierPlan, epochs: object, *, can_probe: bool) -> Content:
     """Seconds a step, steps an epoch, and how long it takes in all."""
     per_epoch = plan.steps_per_epoch
     items = [("a step", duration_in_words(plan.step_seconds))]
@@ -92,12 +92,37 @@ def costs(plan: TierPlan, epochs: object) -> Content:
     pieces: list[tuple[str, str]] = []
     for label, figure in items:
         pieces += [(f"{label} " if label else "", "$muted"), (figure, "bold"), ("   ", "")]
-    line = Content.assemble(*pieces, ("predicted, not measured", "$muted"))
+    line = Content.assemble(*pieces, ("predicted; p measures it" if can_probe else "predicted, not measured", "$muted"))
     if per_epoch == 1:
         line = Content("\n").join(
             [line, Content.styled("one step is a whole epoch: raise the epochs for more updates", "$muted")]
         )
     return line
+
+
+def probed(plan: TierPlan, fetched: Fetched[dict[str, Any]], progress: str) -> list[Content]:
+    """What `engine probe` measured of this tier beside what was predicted; how far it is; why it failed."""
+    if fetched.loading:
+        return [Content.assemble(("probing … ", "$text-accent"), printable(progress), ("  p stops", "$muted"))]
+    if fetched.error is not None:
+        return [Content.assemble(("✗ ", "$text-error"), printable(str(fetched.error)))]
+    found = fetched.value
+    if found is None or found.get("context") != plan.context:
+        return []
+    pieces: list[tuple[str, str]] = [("✓ probed here  ", "$text-success")]
+    for label, name, words in (
+        ("GPU", "gpu_allocated", bytes_in_words),
+        ("RAM", "host", bytes_in_words),
+        ("a window", "window_seconds", duration_in_words),
+    ):
+        figure = found.get(name) or {}
+        if figure.get("measured") is not None and figure.get("predicted"):
+            pieces += [
+                (f"{label} ", "$muted"),
+                (words(figure["measured"]), "bold"),
+                (f" for {words(figure['predicted'])} predicted   ", "$muted"),
+            ]
+    return [Content.assemble(*pieces)]
 
 
 def time_sum(parts: Sequence[TimePart], width: int) -> Content:

@@ -282,6 +282,9 @@ WHAT_IF_WITHOUT_GPU = _declare(
     "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
     "name a card as well, for example rtx-4090",
 )
+MEASURING_FAILED = _declare(
+    "measuring-failed", "`engine {command}` measured nothing: {problem}", "{remedy}", exit_code=DOES_NOT_FIT
+)
 READING_STOPPED = _declare(
     "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
 )

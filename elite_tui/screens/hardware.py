@@ -96,7 +96,7 @@ class HardwareScreen(RoomScreen):
     def action_measure(self) -> None:
         """Runs `engine profile`, or stops it."""
         if self.state.profile.loading:
-            self.elite.desk.stop_profile()
+            self.elite.desk.stop_measuring()
         else:
             self.elite.desk.run_profile()
 

@@ -13,7 +13,7 @@ from textual.widgets import Button, DataTable, Input, Static
 from elite_tui.actions import bindings_for, room_actions
 from elite_tui.figures import printable
 from elite_tui.screens.room import RoomScreen
-from elite_tui.tier_words import costs, machine_in_words, summary, time_sum, title, verdict, ways_in_words
+from elite_tui.tier_words import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
 from elite_tui.what_if import FIELDS, WhatIf, key_of
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.errors import EliteError
     from engine.plan.planner import TierPlan
 
-DRAWN_FROM = ("all", "machine", "repository", "tiers", "what_if", "ways", "draft")
+DRAWN_FROM = ("all", "machine", "repository", "tiers", "what_if", "ways", "probe", "measuring", "draft")
 WHAT_IF_LABELS = {"card": "card", "vram": "VRAM", "ram": "RAM"}
 NARROW_BELOW = 100
 ASIDE_FROM = 160
@@ -177,7 +177,9 @@ class TiersScreen(RoomScreen):
             return
         plan = plans.table.tiers[row]
         words = verdict(plan, recommended=plan.tier == plans.table.recommended)
-        words.append(costs(plan, self.state.draft.get("training.epochs")))
+        epochs = self.state.draft.get("training.epochs")
+        words.append(costs(plan, epochs, can_probe=plan.fits and bool(self.check_action("probe", ()))))
+        words += probed(plan, self.state.probe, self.state.measuring)
         self.query_one("#title", Static).update(title(plan))
         self.query_one("#verdict", Static).update(Content("\n").join(words))
         machine, usable = plans.machine, plans.usable
@@ -244,8 +246,23 @@ class TiersScreen(RoomScreen):
         self.query_one(TierTable).focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """There is something to clear only while another machine is supposed."""
-        return WhatIf.of(self.state.draft).active if action == "clear_what_if" else True
+        """There is something to clear only while another machine is supposed, and only this one can be probed."""
+        supposed = WhatIf.of(self.state.draft).active
+        if action == "probe":
+            return not supposed and self.state.simulated is None
+        return supposed if action == "clear_what_if" else True
+
+    def action_probe(self) -> None:
+        """Runs the worst part of the plan under the cursor, or stops that."""
+        plans = self.state.tiers.value
+        if self.state.probe.loading:
+            self.elite.desk.stop_measuring()
+        elif plans is not None:
+            plan = plans.table.tiers[self.query_one(TierTable).cursor_row]
+            if plan.fits:
+                self.elite.desk.run_probe(plan)
+            else:
+                self.notify("a plan that does not fit cannot be run", severity="warning", markup=False)
 
     def action_what_if(self) -> None:
         """To the fields of another machine."""

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import Button, Static
 
+from elite_tui.engine_process import EngineProcess
 from elite_tui.machine_words import GET, inventory, libraries
 from elite_tui.meters import devices, draw
-from elite_tui.profile_process import ProfileProcess
 from engine.errors import EliteError
 from engine.hardware.inventory import LIBRARIES
 from engine.hardware.machine import GIB
@@ -90,11 +90,11 @@ async def test_a_run_s_own_memory_is_told_apart():
 # --- measuring ---------------------------------------------------------------------------------------------
 
 
-class Measuring(ProfileProcess):
+class Measuring(EngineProcess):
     """A real process that takes its time."""
 
     def __init__(self, program: str) -> None:
-        super().__init__()
+        super().__init__("profile")
         self._command = [self._command[0], "-c", program]
 
 
@@ -105,7 +105,7 @@ FAILING = "import sys; print('no [/bold] luck', file=sys.stderr); sys.exit(3)"
 
 async def test_measuring_shows_progress_and_can_be_stopped():
     engine = FixedEngine(gpu_machine())
-    engine.profile = lambda: Measuring(SLOW)
+    engine.measurement = lambda *arguments: Measuring(SLOW)
     app = make_app(engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
@@ -118,13 +118,13 @@ async def test_measuring_shows_progress_and_can_be_stopped():
 
 async def test_a_failed_measurement_is_a_message():
     engine = FixedEngine(gpu_machine())
-    engine.profile = lambda: Measuring(FAILING)
+    engine.measurement = lambda *arguments: Measuring(FAILING)
     app = make_app(engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
         await pilot.press("f7")
         await until(pilot, lambda: "no [/bold] luck" in text_of(app, "#measured"))
-        assert "data sheets" in text_of(app, "#measured")
+        assert "plans go by predictions" in " ".join(text_of(app, "#measured").split())
 
 
 def test_a_measurement_is_the_document_that_the_command_prints():
@@ -162,7 +162,7 @@ async def test_leaving_the_app_ends_a_measurement(tmp_path):
     pids = tmp_path / "pid"
     program = f"import os; open({str(pids)!r}, 'w').write(str(os.getpid())); {SLOW}"
     engine = FixedEngine(gpu_machine())
-    engine.profile = lambda: Measuring(program)
+    engine.measurement = lambda *arguments: Measuring(program)
     app = make_app(engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)

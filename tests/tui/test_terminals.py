@@ -15,6 +15,8 @@ import pytest
 from engine.runtime.run_index import STATE_VARIABLE, list_runs
 
 ROOT = Path(__file__).parents[2]
+UNWANTED = ("COLORTERM", "NO_COLOR", "TMUX", "COLUMNS", "LINES")
+"What the test's own terminal says of itself."
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 
@@ -24,13 +26,10 @@ class Tmux:
     def __init__(self, folder: Path, command: str, *, columns: int, rows: int, environment: dict[str, str]) -> None:
         # One server a window: a server that ends takes a moment to give its socket back.
         self._socket = folder / f"tmux-{len(list(folder.glob('tmux-*')))}"
-        kept = {name: value for name, value in os.environ.items() if name not in ("COLORTERM", "NO_COLOR", "TMUX")}
+        kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         size = ("-x", str(columns), "-y", str(rows))
-        # The server may size a window that nobody looks at anew.
-        settings = folder / "tmux.conf"
-        settings.write_text(f"set -g default-size {columns}x{rows}\nset -g window-size manual\n")
         subprocess.run(
-            [*("tmux", "-S", self._socket, "-f", settings, "new-session", "-d"), *size, command],
+            [*("tmux", "-S", self._socket, "-f", "/dev/null", "new-session", "-d"), *size, command],
             check=True,
             cwd=ROOT,
             env={**kept, **environment, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

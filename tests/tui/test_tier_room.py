@@ -12,7 +12,7 @@ from elite_tui.screens.models import ModelsScreen
 from elite_tui.ways import ways_to_fit, with_ram
 from elite_tui.what_if import WhatIf
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
-from engine import config
+from engine import config, errors
 from engine.errors import EliteError
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue
@@ -116,6 +116,62 @@ async def test_a_tier_that_does_not_fit_says_what_would():
         table.move_cursor(row=row)
         await until(pilot, lambda: "GiB of RAM" in text_of(app, "#ways"))
         assert "✗ RAM" in str(table.get_cell_at((row, 2)))
+
+
+class Probe:
+    """A probe that was made before."""
+
+    def __init__(self, outcome):
+        self._outcome = outcome
+
+    def run(self, tell):
+        tell("running")
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def stop(self):
+        pass
+
+
+async def test_a_probe_stands_beside_the_prediction():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    asked: list[tuple[str, ...]] = []
+    found = {
+        "context": 8192,
+        "gpu_allocated": {"predicted": 5 << 30, "measured": 6 << 30},
+        "host": {"predicted": 1 << 30, "measured": None},
+        "window_seconds": {"predicted": 10.0, "measured": 12.5},
+    }
+
+    def measurement(*arguments):
+        asked.append(arguments)
+        return Probe(found)
+
+    app.link.engine.measurement = measurement
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        app.screen.query_one(DataTable).move_cursor(row=1)
+        await pilot.press("p")
+        await until(pilot, lambda: "6.00 GiB for 5.00 GiB predicted" in text_of(app, "#verdict"))
+        assert "12s for 10s predicted" in text_of(app, "#verdict")
+        assert asked[0][:5] == ("probe", "--tier", "2", "--model", "qwen2.5-coder-1.5b")
+        # Another row has not been probed, and another machine cannot be.
+        app.screen.query_one(DataTable).move_cursor(row=2)
+        await until(pilot, lambda: "probed" not in text_of(app, "#verdict"))
+        await pilot.press("w", *"rtx-4090", "enter", "p")
+        await settled(pilot)
+        assert len(asked) == 1
+
+
+async def test_a_probe_that_fails_says_so():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    failure = errors.MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
+    app.link.engine.measurement = lambda *arguments: Probe(failure)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("p")
+        await until(pilot, lambda: "out of [/bold] memory; close what holds it" in text_of(app, "#verdict"))
 
 
 # --- the arithmetic ----------------------------------------------------------------------------------------

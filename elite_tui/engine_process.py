@@ -1,4 +1,4 @@
-"""ProfileProcess: `engine profile` as a child of the app, which can be stopped, and whose failure is only a message."""
+"""EngineProcess: an `engine` command as a child of the app, which can be stopped and may fail without harm."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from typing import IO, Any
 
 from engine import errors
 
+REMEDY = "the command does the same without the app; plans go by predictions until then"
 
-class ProfileProcess:
-    """One measurement of this machine. Make it, `run` it in a thread, `stop` it from another."""
 
-    def __init__(self, arguments: tuple[str, ...] = ("profile", "--json")) -> None:
-        self._command = [sys.executable, "-m", "engine", *arguments]
+class EngineProcess:
+    """One `engine` command that measures something. Make it, `run` it in a thread, `stop` it from another."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._name = arguments[0]
+        self._command = [sys.executable, "-m", "engine", *arguments, "--json"]
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._stopped = False
 
     def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Measures, and returns the document that `engine profile --json` prints.
+        """Runs the command, and returns the document that it prints.
 
         Args:
             tell: Called with a line for people whenever there is progress.
 
         Raises:
-            EliteError: PROFILE_FAILED, also where it was stopped.
+            EliteError: MEASURING_FAILED, also where it was stopped.
         """
         with self._lock:
             if self._stopped:
-                raise errors.PROFILE_FAILED(problem="it was stopped")
+                raise self._failure("it was stopped")
             # A session of its own: the terminal's signals do not reach it.
             self._process = subprocess.Popen(
                 self._command,
@@ -61,11 +64,15 @@ class ProfileProcess:
         listener.join()
         process.stderr.close()
         if self._stopped:
-            raise errors.PROFILE_FAILED(problem="it was stopped")
+            raise self._failure("it was stopped")
         if status != 0 or found is None:
-            words = (found or {}).get("message") or (said[-1] if said else f"it ended with status {status}")
-            raise errors.PROFILE_FAILED(problem=words)
+            told = found or {}
+            words = told.get("message") or (said[-1] if said else f"it ended with status {status}")
+            raise self._failure(words, told.get("remedy", ""))
         return found
+
+    def _failure(self, problem: str, remedy: str = "") -> errors.EliteError:
+        return errors.MEASURING_FAILED(command=self._name, problem=problem, remedy=remedy or REMEDY)
 
     def stop(self) -> None:
         """Ends the process and all that it started. `run` then raises."""
