@@ -45,6 +45,8 @@ class WizardDesk:
         self._reading: threading.Event | None = None
         "Set to give up the reading that is under way."
         self._reading_timer: Timer | None = None
+        self._models_of: tuple[object, ...] | None = None
+        "What the catalogue's tiers were planned for last."
 
     def close(self) -> None:
         """Ends what runs on behalf of the rooms."""
@@ -120,6 +122,12 @@ class WizardDesk:
         if plans is None or state.draft.problems():
             return
         mapping, tokens, machine = state.draft.mapping(), state.tokens, plans.whole_machine
+        others = {section: fields for section, fields in mapping.items() if section != "model"}
+        precision = mapping.get("model", {}).get("precision")
+        asked = (others, precision, tokens, machine)
+        if asked == self._models_of and (state.models.value is not None or state.models.loading):
+            return  # seconds of planning, and nothing has changed but the model
+        self._models_of = asked
         state.models.ask()
         app.tell("models")
         app.link.ask("models", lambda: app.link.engine.outlooks(mapping, machine, tokens))

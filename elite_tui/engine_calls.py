@@ -68,6 +68,7 @@ class Engine:
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
         """The tier table for a machine and a draft's values, and what a run of the draft would use."""
+        from elite_tui.effects import with_planned_effects
         from elite_tui.plans import Plans
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
@@ -93,7 +94,7 @@ class Engine:
             table=table,
             choice=choice,
             refusal=refusal,
-            states=states(config, machine, spec, choice),
+            states=with_planned_effects(states(config, machine, spec, choice), config, machine, spec, choice),
         )
 
     def outlooks(

@@ -88,7 +88,9 @@ class ModelsScreen(Watching, ModalScreen[str]):
             )
             self.query_one(DataTable).loading = False
             return
-        about.update(Content.styled(f"on {machine_in_words(plans)}; predicted, not measured", "$muted"))
+        words = Content.styled(f"on {machine_in_words(plans)}; predicted, not measured", "$muted")
+        planning = "   planning each of them …" if fetched.loading else ""
+        about.update(words.append(Content.styled(planning, "$text-accent")))
         if fetched.loading or fetched.value is None:
             return
         table = self.query_one(DataTable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Button, Static
 
+from elite_tui.effects import with_planned_effects
 from elite_tui.optimization_words import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
 from elite_tui.presets import KEEPS, PRESETS, apply
 from elite_tui.widgets.field_row import FieldRow
@@ -173,6 +174,23 @@ def test_lines_are_as_wide_as_the_list():
         assert heading("extreme", found, width).cell_length == width
         for row, state in zip(optimizations(), found, strict=True):
             assert row_line(row, state, width).cell_length == width
+
+
+def test_the_switches_that_change_a_whole_plan_say_what_they_are_worth():
+    spec = catalogue()["qwen2.5-coder-1.5b"]
+    run = config.from_mapping({"model": {"name": spec.name}, "training": {"tier": 6}})
+    machine = gpu_machine()
+    choice = choose_plan(run, machine, spec, 500_000)
+    found = {
+        state.id: state
+        for state in with_planned_effects(states(run, machine, spec, choice), run, machine, spec, choice)
+    }
+    assert found["streamed_backprop"].gpu_bytes < -(1 << 30)
+    assert found["qlora"].gpu_bytes < 0
+    assert found["ema"] == next(state for state in states(run, machine, spec, choice) if state.id == "ema")
+    assert with_planned_effects(states(run, machine, spec, None), run, machine, spec, None) == states(
+        run, machine, spec, None
+    )
 
 
 def test_changes_in_words():
