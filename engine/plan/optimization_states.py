@@ -147,9 +147,12 @@ def _recomputing(situation: Situation) -> tuple[bool, str]:
     if situation.stream is not None:
         return False, "the streamed step recomputes a tile at a time"
     way = situation.config.training.recompute
-    if way == "never":
-        return False, "switched off"
-    return True, "switched on" if way == "always" else "where keeping all would take a third of the free memory"
+    if way != "auto":
+        return way == "always", "switched on" if way == "always" else "switched off"
+    if situation.choice is None:
+        return True, "where keeping all activations does not fit"
+    on = bool(situation.choice.plan.plan.get("checkpointing"))
+    return on, "keeping all activations does not fit" if on else "all activations fit"
 
 
 def _stretched(situation: Situation) -> tuple[bool, str]:

@@ -111,3 +111,16 @@ def test_held_out_loss_is_that_of_the_documents_alone():
     assert together.loss == pytest.approx(separate.loss, rel=1e-6)
     for limit in (1, 39, 40, 54, 90):
         assert score(ListWindows([packed(parts)]), limit).tokens == limit
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_too():
+    model, parts = adapted().to("cuda"), documents()
+    step = WholeSequenceStep(model, recompute=True)
+    expected = step.run(alone(parts), 0.01, Quiet())
+    separate = gradients(model)
+    model.zero_grad()
+    found = step.run([packed(parts)], 0.01, Quiet())
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, separate[name], rtol=1e-2, atol=1e-5)
