@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui clean
+.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ docs: $(STAMP) ## Write the generated pages of docs/
 
 bench-ui: $(STAMP) ## Start-up times of the two commands
 	$(BIN)/python benchmarks/startup.py
+
+screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
+	$(BIN)/python scripts/screenshots.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

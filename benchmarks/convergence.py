@@ -22,7 +22,7 @@ from engine.evaluation.ablation import Outcome, Variation, measure, tokens_to_re
 from engine.runtime import preflight
 
 RESULTS = ROOT / "benchmarks/results/convergence.json"
-RATES = {"lora": (3e-3, 1e-2, 3e-2), "lora+ 16": (3e-4, 1e-3, 3e-3)}
+RATES = {"lora": (3e-4, 1e-3, 3e-3, 1e-2), "lora+ 16": (3e-5, 1e-4, 3e-4, 1e-3)}
 
 
 def config(args: argparse.Namespace, seed: int, context: int, **changes: dict) -> RunConfig:

@@ -29,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--simulate", metavar="GPU", help="plan for a card that is not here, for example rtx-3060")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     monitor = commands.add_parser("monitor", help="watch a run, live or finished; the newest where none is named")
-    monitor.add_argument("run", nargs="?", metavar="RUN", help="id, the beginning of one, or a run directory")
+    monitor.add_argument(
+        "runs", nargs="*", metavar="RUN", help="id, the beginning of one, or a run directory; several open in tabs"
+    )
     commands.add_parser("runs", help="list the runs")
     return parser
 
@@ -54,11 +56,12 @@ def _run(args: argparse.Namespace) -> int:
             "elite-tui: this needs a terminal; `engine` does the same without one", file=sys.stderr
         )
         return 2
+    references: list[str] = []
     if args.command == "monitor":
         from engine.runtime.run_index import find_run
 
         # A name that is wrong is said on the command line, not inside the app.
-        args.run = str(find_run(args.run).path)
+        references = [str(find_run(reference).path) for reference in args.runs or [None]]
     if args.simulate:
         from engine.hardware.cards import find_card
 
@@ -74,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
         AppState(draft=load_draft(args.repo), simulated=args.simulate),
         Engine(simulate=args.simulate),
         first_room=args.command or "project",
-        run_reference=getattr(args, "run", None),
+        runs=references,
     )
     farewell = app.run()
     if farewell:
@@ -92,8 +95,13 @@ def load_draft(repositories: Sequence[str] | None) -> Draft:
         draft.set("data.repositories", [str(Path(path).expanduser().absolute()) for path in repositories])
     elif draft.is_default("data.repositories"):
         with contextlib.suppress(OSError):
-            draft.set("data.repositories", [str(Path.cwd())])
+            draft.set("data.repositories", [str(enclosing_repository(Path.cwd()))])
     return draft
+
+
+def enclosing_repository(folder: Path) -> Path:
+    """The git work tree that a folder is in; the folder itself where it is in none."""
+    return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
 
 
 if __name__ == "__main__":

@@ -6,30 +6,12 @@ without rooms. `Binding.id` is the action's name, so a keymap can change any key
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from textual.binding import Binding
 
+from elite_tui.action import Action
+from elite_tui.run_actions import RUN_ACTIONS
 
-@dataclass(frozen=True, kw_only=True)
-class Action:
-    """One thing that a person can do."""
-
-    name: str
-    keys: str
-    "Comma-separated Textual keys; the first is the one that is shown."
-    label: str
-    "One or two words, for the footer."
-    help: str
-    "One sentence, for the help page and the palette."
-    rooms: tuple[str, ...] = ()
-    "Rooms that have this action; empty means everywhere."
-    footer: bool = True
-    priority: bool = False
-    "Whether the key wins over the focused widget (text fields swallow letters)."
-
-
-FORM_ROOMS = ("project", "hardware", "tiers", "options", "review")
+FORM_ROOMS = ("project", "hardware", "tiers", "options", "data", "review")
 
 ACTIONS: tuple[Action, ...] = (
     # --- wizard
@@ -38,7 +20,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="ctrl+n",
         label="Continue",
         help="Go to the next room of the wizard.",
-        rooms=("project", "hardware", "tiers", "options"),
+        rooms=("project", "hardware", "tiers", "options", "data"),
         priority=True,
     ),
     Action(
@@ -54,28 +36,132 @@ ACTIONS: tuple[Action, ...] = (
         keys="escape",
         label="Back",
         help="Go to the room before this one. Nothing typed is lost.",
-        rooms=("hardware", "tiers", "options", "review"),
+        rooms=("hardware", "tiers", "options", "data", "review"),
     ),
     Action(
         name="rescan",
         keys="f5",
         label="Rescan",
         help="Read the repository, the machine or the list of runs again.",
-        rooms=("project", "hardware", "tiers", "review", "runs"),
+        rooms=("project", "hardware", "tiers", "data", "review", "runs", "compare"),
     ),
     Action(
         name="recommend",
         keys="r",
-        label="Recommended",
+        label="Best",
         help="Choose the recommended tier, and let the engine keep choosing it.",
         rooms=("tiers",),
+    ),
+    Action(
+        name="recent",
+        keys="f4",
+        label="Recent",
+        help="Take up a recent project, or open a recent run.",
+        rooms=("project",),
+    ),
+    Action(
+        name="measure",
+        keys="f7",
+        label="Measure",
+        help="Measure this machine's speeds and memory with `engine profile`, or stop measuring.",
+        rooms=("hardware",),
+    ),
+    Action(
+        name="models",
+        keys="f4",
+        label="Models",
+        help="All models of the catalogue, with what each can do on this machine.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="probe",
+        keys="p",
+        label="Probe",
+        help="Run the worst part of this tier's plan here with `engine probe`, measured beside predicted; or stop it.",
+        rooms=("tiers",),
+        footer=False,
+    ),
+    Action(
+        name="what_if",
+        keys="w",
+        label="What if",
+        help="Suppose another card, more GPU memory or more RAM, and see the tiers at once. A run never uses it.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="clear_what_if",
+        keys="x",
+        label="Clear",
+        help="Plan for this machine again.",
+        rooms=("tiers",),
+    ),
+    Action(
+        name="switch",
+        keys="space",
+        label="Switch",
+        help="Switch the optimisation under the cursor on or off; what it conflicts with is said.",
+        rooms=("options",),
+    ),
+    Action(
+        name="all_fields",
+        keys="f4",
+        label="Fields",
+        help="Change between the optimisations and the form with every field of the configuration.",
+        rooms=("options",),
+    ),
+    Action(
+        name="preset_fastest",
+        keys="1",
+        label="Fastest",
+        help="Preset: everything that makes a step faster and leaves its result as it is.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_memory",
+        keys="2",
+        label="Least memory",
+        help="Preset: everything that takes less memory, approximate or not.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_exact",
+        keys="3",
+        label="Exact only",
+        help="Preset: nothing that approximates or disturbs.",
+        rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="preset_defaults",
+        keys="4",
+        label="Defaults",
+        help="Preset: every switch back to its default.",
+        rooms=("options",),
+        footer=False,
     ),
     Action(
         name="reset_field",
         keys="f6",
         label="Default",
-        help="Set the field under the cursor back to its default.",
+        help="Set the field or switch under the cursor back to its default.",
         rooms=("options",),
+        footer=False,
+    ),
+    Action(
+        name="stop_reading",
+        keys="f7",
+        label="Stop",
+        help="Stop reading the repository; what was read so far is kept for the next time.",
+        rooms=("data",),
+    ),
+    Action(
+        name="next_view",
+        keys="f4",
+        label="Files",
+        help="Change between the checks, config.yaml and deepspeed.json.",
+        rooms=("review",),
     ),
     Action(
         name="next_problem",
@@ -84,71 +170,7 @@ ACTIONS: tuple[Action, ...] = (
         help="Go to the next field that has a problem.",
         rooms=("options", "review"),
     ),
-    # --- a run
-    Action(
-        name="pause",
-        keys="p",
-        label="Pause",
-        help="Hold the run after the present tile or step; it keeps its memory.",
-        rooms=("monitor",),
-    ),
-    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", rooms=("monitor",)),
-    Action(
-        name="save_now",
-        keys="w",
-        label="Save now",
-        help="Write a checkpoint after the present step.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="evaluate_now",
-        keys="e",
-        label="Score",
-        help="Score the held-out files after the present step.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="stop",
-        keys="s",
-        label="Stop",
-        help="End the run, with a checkpoint to resume from. Asks first.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="detach",
-        keys="d",
-        label="Detach",
-        help="Leave the app; the run goes on, and `elite-tui monitor` finds it again.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="show_result",
-        keys="enter",
-        label="Result",
-        help="What the run achieved, and what to do with it.",
-        rooms=("monitor",),
-    ),
-    Action(
-        name="show_monitor",
-        keys="m,escape",
-        label="Monitor",
-        help="Back to the run's charts and log.",
-        rooms=("result",),
-    ),
-    Action(
-        name="new_run",
-        keys="n",
-        label="New run",
-        help="Back to the first room, with everything as it was.",
-        rooms=("result", "runs"),
-    ),
-    Action(
-        name="open_run",
-        keys="enter",
-        label="Open",
-        help="Watch the run under the cursor, live or finished.",
-        rooms=("runs",),
-    ),
+    *RUN_ACTIONS,
     # --- everywhere
     Action(name="help", keys="f1,question_mark", label="Help", help="The keys of this room."),
     Action(
@@ -159,13 +181,34 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
     ),
     Action(
-        name="toggle_theme", keys="f2", label="Theme", help="Change between the dark and light theme.", footer=False
+        name="toggle_theme",
+        keys="f2",
+        label="Theme",
+        help="Change between the dark, the light and the colour-blind theme.",
+        footer=False,
     ),
     Action(
         name="command_palette",
         keys="ctrl+p",
         label="Palette",
         help="Search all actions by name.",
+        footer=False,
+        priority=True,
+    ),
+    # With priority, for else the letters typed behind a tab would reach the field before it on a slow terminal.
+    Action(
+        name="focus_next",
+        keys="tab",
+        label="Next field",
+        help="Go to the next field or list.",
+        footer=False,
+        priority=True,
+    ),
+    Action(
+        name="focus_previous",
+        keys="shift+tab",
+        label="Field before",
+        help="Go to the field or list before this one.",
         footer=False,
         priority=True,
     ),

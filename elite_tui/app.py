@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -11,44 +12,40 @@ from textual.app import App, SystemCommand
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
+from elite_tui.desk import ASK_DELAY, WizardDesk
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
+from elite_tui.leaving import farewell, watch_signals
 from elite_tui.messages import Changed
+from elite_tui.pacing import Pacer
 from elite_tui.rooms import ROOMS, build_room, neighbour
-from elite_tui.run_view import RunView
-from elite_tui.screens.room import RoomScreen
-from elite_tui.themes import DARK, LIGHT
+from elite_tui.run_desk import RunDesk
+from elite_tui.screens.room import Watching
+from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.trouble import record_trouble
-from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from textual.binding import BindingType
     from textual.screen import Screen
     from textual.timer import Timer
 
     from elite_tui.engine_calls import Engine
-    from elite_tui.state import AppState
+    from elite_tui.state import AppState, Fetched
 
+THEME = "theme"
+"Under which name the draft keeps the theme."
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
-ASK_DELAY = 0.4
-"Seconds after the last key press until the engine is asked again."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
-PLAN_FIELDS = frozenset(
-    {
-        "model.name",
-        "model.precision",
-        "model.device",
-        "lora.rank",
-        "lora.targets",
-        "data.held_out_fraction",
-        "training.tier",
-        "training.context",
-        "training.tokens_per_update",
-    }
-)
+PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
+"What the plan, its costs and the optimisations depend on."
+PLAN_FIELDS = frozenset({"data.held_out_fraction", "data.near_duplicates"})
+
+
+PACED = frozenset({"run", "snapshots"})
+"Parts of the state that change by themselves, and are drawn no more often than Pacer says."
 
 
 class EliteApp(App[str]):
@@ -62,7 +59,8 @@ class EliteApp(App[str]):
         "widgets/gauge.tcss",
         "widgets/field_row.tcss",
         "widgets/breakdown.tcss",
-        "widgets/log_pane.tcss",
+        "widgets/line_pane.tcss",
+        "widgets/choice_bar.tcss",
         "widgets/machine_gauges.tcss",
     ]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(global_actions())]
@@ -70,24 +68,28 @@ class EliteApp(App[str]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012
 
     def __init__(
-        self, state: AppState, engine: Engine, *, first_room: str = "project", run_reference: str | None = None
+        self, state: AppState, engine: Engine, *, first_room: str = "project", runs: Sequence[str | None] = (None,)
     ) -> None:
         super().__init__()
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = theme_named(state.draft.kept(THEME))
         self.state = state
         self.link = EngineLink(self, engine)
+        self.desk = WizardDesk(self)
+        self.run_desk = RunDesk(self)
+        self._pacer = Pacer(self, self._draw)
         self._first_room = first_room
-        self._run_reference = run_reference
+        self._runs = runs
+        "References of the runs to open, where the first room is the monitor; None is the newest."
         self._room = first_room
-        self._leave_after: str | None = None
-        "Command that, once it is handed over, ends the app."
         self._save_timer: Timer | None = None
         self._ask_timer: Timer | None = None
 
     def on_mount(self) -> None:
         """Shows the first room; the engine is imported after its first frame."""
+        if not self.is_headless:
+            watch_signals(self)
         self.push_screen(build_room(self._first_room))
         self.call_after_refresh(self._begin)
 
@@ -99,17 +101,23 @@ class EliteApp(App[str]):
         disk = self._disk_path()
         self.link.start(disk)
         if self._first_room == "monitor":
-            self.link.open_run(self._run_reference)
+            self.run_desk.open(self._runs)
         elif self._first_room == "runs":
             self.ask_runs()
         else:
             self.ask_machine()
             self.ask_repository()
+            self.ask_runs()
 
     def _disk_path(self) -> Path:
         return existing_folder(str(self.state.draft.get("output.directory")))
 
     # --- rooms ---------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> str:
+        """The room on screen."""
+        return self._room
 
     def go(self, name: str) -> None:
         """Enters a room; one that shows a run needs a run."""
@@ -123,12 +131,16 @@ class EliteApp(App[str]):
         self.go(neighbour(self._room, offset))
 
     def tell(self, what: str) -> None:
-        """Tells the rooms on the stack that a part of the state changed.
+        """Tells the screens on the stack that watch the state that a part of it changed."""
+        if what in PACED:
+            self._pacer.ask(what)
+        else:
+            self._draw(what)
 
-        Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
-        """
+    def _draw(self, what: str) -> None:
+        # Only those: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
         for screen in self.screen_stack:
-            if isinstance(screen, RoomScreen):
+            if isinstance(screen, Watching):
                 screen.post_message(Changed(what))
 
     def begin_wizard(self) -> None:
@@ -142,21 +154,28 @@ class EliteApp(App[str]):
 
     def edit(self, path: str, text: str) -> None:
         """A field was typed into: keeps it, and asks again what depends on it once the typing pauses."""
-        self.state.draft.set_text(path, text)
-        self.draft_changed(path)
+        # Controls also report the value that they were made with.
+        if self.state.draft.set_text(path, text):
+            self.draft_changed(path)
 
     def draft_changed(self, path: str) -> None:
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
-        if self._save_timer is not None:
-            self._save_timer.stop()
-        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
-        if path in REPOSITORY_FIELDS | PLAN_FIELDS:
+        self.state.checks.forget()
+        self.desk.draft_changed(path)
+        self.save_soon()
+        if path in REPOSITORY_FIELDS | PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
             if self._ask_timer is not None:
                 self._ask_timer.stop()
             ask = self.ask_repository if path in REPOSITORY_FIELDS else self.ask_tiers
             self._ask_timer = self.set_timer(ASK_DELAY, ask)
         self.tell("draft")
+
+    def save_soon(self) -> None:
+        """Writes the draft once the typing pauses."""
+        if self._save_timer is not None:
+            self._save_timer.stop()
+        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
 
     def save_draft(self) -> None:
         """Writes the draft; a state directory that cannot be written is said once a session."""
@@ -190,13 +209,13 @@ class EliteApp(App[str]):
 
     def ask_tiers(self) -> None:
         """Plans the tiers, once the machine is known and the draft is valid."""
-        machine, repository = self.state.machine.value, self.state.repository
+        machine = self.state.machine.value
         if machine is None or self.state.draft.problems():
             return
         self.state.tiers.ask()
         self.tell("tiers")
-        tokens = repository.value.tokens if repository.value is not None else None
-        self.link.plan_tiers(machine, self.state.draft.mapping(), tokens)
+        self.link.plan_tiers(machine, self.state.draft.mapping(), self.state.tokens)
+        self.desk.ask_what_if()
 
     def ask_preflight(self) -> None:
         """Checks what can be checked before a run, if the draft's own rules are kept."""
@@ -245,6 +264,23 @@ class EliteApp(App[str]):
         self.state.preflight.settle(message.outcome)
         self.tell("preflight")
 
+    @on(messages.CheckMade)
+    def _check_made(self, message: messages.CheckMade) -> None:
+        self.desk.check_made(message)
+
+    @on(messages.Progressed)
+    def _progressed(self, message: messages.Progressed) -> None:
+        setattr(self.state, message.what, message.progress)
+        self.tell(message.what)
+
+    @on(messages.Answered)
+    def _answered(self, message: messages.Answered) -> None:
+        fetched: Fetched[Any] = getattr(self.state, message.what)
+        fetched.settle(message.outcome)
+        self.tell(message.what)
+        if message.what in ("profile", "probe") and fetched.value is not None:
+            self.ask_machine()
+
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
         self.state.runs.settle(message.outcome)
@@ -258,53 +294,21 @@ class EliteApp(App[str]):
 
     @on(messages.RunOpened)
     def _run_opened(self, message: messages.RunOpened) -> None:
-        self.state.launching = False
-        self.state.opening = None
-        outcome = message.outcome
-        if isinstance(outcome, EliteError):
-            if message.launched:
-                self.state.preflight.settle(outcome)
-                self.tell("preflight")
-            else:
-                self.state.opening = outcome
-                self.tell("run")
-            return
-        self.link.follow(outcome)
-        self.state.run = RunView(run_id=outcome.run.id)
-        self.state.run_path = outcome.run.path
-        self.go("monitor")
-        self.tell("run")
+        self.run_desk.opened(message)
 
-    @on(messages.EventsArrived)
-    def _events_arrived(self, message: messages.EventsArrived) -> None:
-        run = self.state.run
-        if run is None:
-            return
-        for envelope in message.envelopes:
-            if envelope.run == run.run_id:
-                run.apply(envelope)
-        self.tell("run")
+    @on(messages.RunNews)
+    def _run_news(self, message: messages.RunNews) -> None:
+        self.run_desk.heard(message)
 
     @on(messages.CommandSent)
     def _command_sent(self, message: messages.CommandSent) -> None:
-        run = self.state.run
-        if message.error is not None:
-            if run is not None:
-                run.pending.pop(message.command_id, None)
-            self.notify(str(message.error), title=message.command, severity="error", markup=False)
-        elif message.command_id == self._leave_after:
-            self.leave("is stopping; it saves a checkpoint first")
-        self.tell("run")
+        self.run_desk.sent(message)
+
+    @on(messages.RunDeleted)
+    def _run_deleted(self, message: messages.RunDeleted) -> None:
+        self.run_desk.deleted(message)
 
     # --- actions -------------------------------------------------------------------------------------------
-
-    def send(self, command: str) -> str | None:
-        """Sends a command to the run that is shown, and returns its id."""
-        command_id = self.link.send(command)
-        if command_id is not None and self.state.run is not None:
-            self.state.run.pending[command_id] = command
-            self.tell("run")
-        return command_id
 
     def action_help(self) -> None:
         """Shows the keys of the present room."""
@@ -318,8 +322,10 @@ class EliteApp(App[str]):
         self.go("runs")
 
     def action_toggle_theme(self) -> None:
-        """Dark to light, and back."""
-        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+        """The next theme; it is kept for the next time."""
+        self.theme = theme_after(self.theme)
+        self.state.draft.keep(THEME, self.theme if self.theme != THEMES[0].name else "")
+        self.save_soon()
 
     def action_ask_quit(self) -> None:
         """Leaves; with a run under way it asks what becomes of it."""
@@ -327,29 +333,27 @@ class EliteApp(App[str]):
 
         if self.state.launching:
             self.notify("the run is being started; one moment", timeout=3)
-        elif not self.state.run_active:
+        elif not self.state.run_controlled:
             self.leave()
         elif not isinstance(self.screen, QuitScreen):
             self.push_screen(QuitScreen(), self._quit_answered)
 
     def _quit_answered(self, answer: str | None) -> None:
         if answer == "stop":
-            # Leaving waits for the command to be handed over: workers end with the app.
-            self._leave_after = self.send("Stop")
+            self.run_desk.stop_and_leave()
         elif answer == "detach":
-            self.leave("goes on")
+            self.leave()
 
-    def leave(self, run_state: str = "") -> None:
-        """Closes the app. A run is never ended by this; `run_state` says what it does now."""
+    def leave(self, run_state: str = "goes on") -> None:
+        """Closes the app. A run is never ended by this; `run_state` says what the one on screen does now."""
         self.save_draft()
-        run = self.state.run
-        farewell = ""
-        if run is not None and run_state:
-            farewell = f"run {run.run_id} {run_state}; watch it with `elite-tui monitor {run.run_id}`"
-        self.exit(farewell)
+        self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
-        """Lets go of the run and the telemetry."""
+        """Lets go of the run and the telemetry, and of nothing that was typed."""
+        with contextlib.suppress(OSError):
+            self.state.draft.save()
+        self.desk.close()
         self.link.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
@@ -369,6 +373,6 @@ class EliteApp(App[str]):
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]
         if log is not None:
             lines.append(f"the details are in {log}")
-        if self.state.run is not None and self.state.run_active:
-            lines.append(f"the run goes on; watch it with `elite-tui monitor {self.state.run.run_id}`")
+        if watched := farewell(self.state, "goes on"):
+            lines.append(watched)
         self.panic(Text("\n".join(lines)))

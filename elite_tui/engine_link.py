@@ -6,14 +6,15 @@ The pump that polls a run belongs to the App: a worker of a screen would end wit
 from __future__ import annotations
 
 import asyncio
-import threading
+import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elite_tui import messages
 from elite_tui.engine_calls import Engine
+from elite_tui.followed import Followed
 from elite_tui.trouble import record_trouble
 from engine import errors
 from engine.errors import EliteError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from engine.config import RunConfig
     from engine.hardware.machine import Machine
-    from engine.protocol import Envelope
     from engine.runtime.handle import RunHandle
 
 T = TypeVar("T")
@@ -48,8 +48,7 @@ class EngineLink:
     def __init__(self, app: App[Any], engine: Engine) -> None:
         self._app = app
         self.engine = engine
-        self.handle: RunHandle | None = None
-        self._handle_lock = threading.Lock()
+        self._followed: dict[str, Followed] = {}
 
     def start(self, disk_path: Path) -> None:
         """Starts telemetry and the pump."""
@@ -63,9 +62,8 @@ class EngineLink:
 
     def close(self) -> None:
         """Lets go of the run, which goes on, and ends telemetry."""
-        if self.handle is not None:
-            self._close(self.handle)
-            self.handle = None
+        for key in list(self._followed):
+            self.let_go(key)
         self.engine.stop_sampling()
 
     async def _pump(self) -> None:
@@ -74,12 +72,14 @@ class EngineLink:
             if (latest := self.engine.latest_sample()) is not sample:
                 sample = latest
                 self._app.post_message(messages.Sampled(sample))
-            handle = self.handle
-            if handle is not None:
-                envelopes = await asyncio.to_thread(self._poll, handle)
-                if envelopes and handle is self.handle:
-                    self._app.post_message(messages.EventsArrived(envelopes))
-            await asyncio.sleep(POLL_SECONDS)
+            behind = False
+            for key, followed in list(self._followed.items()):
+                news = await asyncio.to_thread(followed.poll)
+                if news is not None and self._followed.get(key) is followed:
+                    self._app.post_message(messages.RunNews(key, news))
+                    behind |= news.behind
+            # Where a journal holds more, the screen gets a moment to draw, and the reading goes on.
+            await asyncio.sleep(POLL_SECONDS / 5 if behind else POLL_SECONDS)
 
     # --- questions -----------------------------------------------------------------------------------------
 
@@ -103,6 +103,10 @@ class EngineLink:
         """Answers with PreflightDone."""
         self._ask("preflight", lambda: self.engine.check(mapping), messages.PreflightDone)
 
+    def ask(self, what: str, call: Callable[[], T]) -> None:
+        """Answers with Answered, for the attribute of the state that `what` names."""
+        self._ask(what, call, lambda outcome: messages.Answered(what, outcome))
+
     def list_runs(self) -> None:
         """Answers with RunsListed."""
         self._ask("runs", self.engine.list_runs, messages.RunsListed)
@@ -111,41 +115,47 @@ class EngineLink:
         """Answers with RunOpened."""
         self._ask("run", lambda: self.engine.launch(config), lambda run: messages.RunOpened(run, launched=True))
 
-    def open_run(self, reference: str | None) -> None:
-        """Answers with RunOpened."""
-        self._ask("run", lambda: self.engine.open_run(reference), lambda run: messages.RunOpened(run, launched=False))
+    def open_runs(self, references: Sequence[str | None]) -> None:
+        """Answers with a RunOpened for each, in this order; the first comes on screen."""
 
-    def follow(self, handle: RunHandle) -> None:
-        """Makes this the run that the pump polls."""
-        former, self.handle = self.handle, handle
-        if former is not None:
-            self._close(former)
+        async def work() -> None:
+            for index, reference in enumerate(references):
+                outcome = await asyncio.to_thread(_guarded, functools.partial(self.engine.open_run, reference))
+                self._app.post_message(messages.RunOpened(outcome, launched=False, show=index == 0))
 
-    def _poll(self, handle: RunHandle) -> list[Envelope]:
-        with self._handle_lock:
-            return handle.poll() if handle is self.handle else []
+        self._app.run_worker(work, group=f"open-{references[0]}", exclusive=True)  # type: ignore[arg-type]
 
-    def _close(self, handle: RunHandle) -> None:
-        # A handle is not for several threads at once, and a poll of it may be under way.
-        with self._handle_lock:
-            handle.close()
+    def follow(self, key: str, handle: RunHandle) -> None:
+        """Makes this a run that the pump polls."""
+        self.let_go(key)
+        self._followed[key] = Followed(handle)
 
-    def send(self, command: str) -> str | None:
-        """Sends a command by name to the run that is followed, and returns its id; answers with CommandSent."""
-        handle = self.handle
-        if handle is None:
+    def let_go(self, key: str) -> None:
+        """Stops polling a run, which goes on."""
+        followed = self._followed.pop(key, None)
+        if followed is not None:
+            followed.close()
+
+    def send(self, key: str, command: str) -> str | None:
+        """Sends a command by name to a run that is followed, and returns its id; answers with CommandSent."""
+        followed = self._followed.get(key)
+        if followed is None:
             return None
         value = COMMANDS[command](id=uuid.uuid4().hex[:12])
 
-        def call() -> None:
-            with self._handle_lock:
-                handle.send(value)
+        def answer(outcome: EliteError | None) -> Message:
+            return messages.CommandSent(key, value.id, command, outcome)
+
+        self._ask(f"send-{key}-{command}", lambda: followed.send(value), answer)
+        return value.id
+
+    def delete_run(self, run_id: str, path: Path) -> None:
+        """Answers with RunDeleted."""
 
         def answer(outcome: EliteError | None) -> Message:
-            return messages.CommandSent(value.id, command, outcome)
+            return messages.RunDeleted(run_id, path, outcome)
 
-        self._ask(f"send-{command}", call, answer)
-        return value.id
+        self._ask(f"delete-{run_id}", lambda: self.engine.delete_run(path), answer)
 
     def _ask(self, group: str, call: Callable[[], T], answer: Callable[[T | EliteError], Message]) -> None:
         """Calls the engine in a thread, and posts its answer unless a newer question of the group was asked."""

@@ -6,20 +6,22 @@ The App folds a message into its state and tells the screens with `Changed`; scr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from elite_tui.facts import RepositoryFacts
+    from elite_tui.followed import News
     from elite_tui.plans import Plans
     from engine.config import RunConfig
     from engine.errors import EliteError
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
-    from engine.protocol import Envelope
+    from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
     from engine.runtime.run_summary import RunSummary
 
@@ -63,11 +65,43 @@ class RunsListed(Message):
 
 
 @dataclass
+class CheckMade(Message):
+    """One pre-flight row of an examination; without a row it ended, with an error it could not be made."""
+
+    number: int
+    row: Check | None = None
+    error: EliteError | None = None
+    names: Sequence[str] = ()
+
+
+@dataclass
+class Progressed(Message):
+    """How far a long question is; `what` names the attribute of AppState that holds it."""
+
+    what: str
+    progress: Any
+
+    def can_replace(self, message: Message) -> bool:
+        """Whether an older one still in the queue may be dropped."""
+        return isinstance(message, Progressed) and message.what == self.what
+
+
+@dataclass
+class Answered(Message):
+    """The engine's answer to one of the wizard's questions; `what` names the attribute of AppState that holds it."""
+
+    what: str
+    outcome: Any
+
+
+@dataclass
 class RunOpened(Message):
     """A run was launched or attached to."""
 
     outcome: RunHandle | EliteError
     launched: bool
+    show: bool = True
+    "Whether it comes on screen, or only into a tab."
 
 
 @dataclass
@@ -82,16 +116,29 @@ class Sampled(Message):
 
 
 @dataclass
-class EventsArrived(Message):
-    """What the run said since the last poll, in order. Never dropped: charts and logs are made of these."""
+class RunNews(Message):
+    """What a run that is followed said since the last poll. Never dropped: charts and logs are made of its events."""
 
-    envelopes: Sequence[Envelope]
+    key: str
+    "OpenRun.key."
+    news: News
+
+
+@dataclass
+class RunDeleted(Message):
+    """A run was deleted, or could not be."""
+
+    run_id: str
+    path: Path
+    error: EliteError | None
 
 
 @dataclass
 class CommandSent(Message):
-    """A command was handed to the run, or could not be."""
+    """A command was handed to a run, or could not be."""
 
+    key: str
+    "OpenRun.key."
     command_id: str
     command: str
     error: EliteError | None

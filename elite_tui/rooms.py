@@ -27,13 +27,20 @@ TRAIL: tuple[Room, ...] = (
     Room(name="hardware", title="Hardware", screen="HardwareScreen"),
     Room(name="tiers", title="Tier", screen="TiersScreen"),
     Room(name="options", title="Options", screen="OptionsScreen"),
+    Room(name="data", title="Data", screen="DataScreen"),
     Room(name="review", title="Review", screen="ReviewScreen"),
     Room(name="monitor", title="Train", screen="MonitorScreen", needs_run=True),
     Room(name="result", title="Result", screen="ResultScreen", needs_run=True),
 )
 """The rooms of the wizard, in the order in which a person walks through them."""
 
-ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, Room(name="runs", title="Runs", screen="RunsScreen"))}
+BESIDE: tuple[Room, ...] = (
+    Room(name="runs", title="Runs", screen="RunsScreen"),
+    Room(name="compare", title="Compare runs", screen="CompareScreen"),
+)
+"""The rooms beside the trail."""
+
+ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, *BESIDE)}
 
 
 def build_room(name: str) -> RoomScreen:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from elite_tui.run_history import RunHistory
+from elite_tui.run_pace import Pace
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -22,6 +24,10 @@ from engine.protocol import (
 )
 
 LOG_LINES_KEPT = 5_000
+HAPPENINGS_KEPT = 1_000
+
+CHILD_DIED = "child-died"
+"""Error of a RunFailed that its reader made up, as the training process has gone without a last word."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,18 @@ class LogEntry:
     time: float
     level: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """Something that a person wants to find again: a checkpoint, a recovery, a warning. Its text is untrusted."""
+
+    time: float
+    step: int
+    kind: str
+    "checkpoint, recovery, warning, evaluation, command, phase or end."
+    text: str
+    remedy: str = ""
 
 
 @dataclass
@@ -45,10 +63,12 @@ class RunView:
     phase_detail: str = ""
     progress: StepProgress | None = None
     "Inside the present step or phase; None when that has just ended."
+    stages: list[str] = field(default_factory=list)
+    "Stages that the present step or phase has entered, in order."
     step: StepCompleted | None = None
     "The latest completed step."
-    losses: list[tuple[float, float | None]] = field(default_factory=list)
-    held_out: list[tuple[float, float | None]] = field(default_factory=list)
+    history: RunHistory = field(default_factory=RunHistory)
+    pace: Pace = field(default_factory=Pace)
     first_evaluation: EvalCompleted | None = None
     latest_evaluation: EvalCompleted | None = None
     checkpoint: CheckpointSaved | None = None
@@ -62,6 +82,8 @@ class RunView:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     log_count: int = 0
     "Lines ever logged; a pane compares it with what it has drawn."
+    happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
+    happening_count: int = 0
 
     @property
     def ended(self) -> bool:
@@ -101,21 +123,25 @@ class RunView:
         self.updated_at = envelope.time
         if self.started_at is None:
             self.started_at = envelope.time
+            self.history.begin(envelope.time)
         event = envelope.event
+        if self.failed is not None and self.failed.error == CHILD_DIED:
+            # It was not dead: a mount or a copy was behind.
+            self.failed = None
         if isinstance(event, RunStarted):
-            self._restart(event)
-            self._note(envelope, "info", f"run started: {event.model}, {event.context:,} tokens, {event.device}")
+            self._restart(envelope, event)
         elif isinstance(event, PhaseChanged):
-            self.phase, self.phase_detail, self.progress = event.phase, event.detail, None
-            # A phase after the last event: the run was resumed.
-            self.finished = self.failed = None
-            self._note(envelope, "info", f"{event.phase}: {event.detail}" if event.detail else event.phase)
+            self._enter(envelope, event)
         elif isinstance(event, StepProgress):
             self.progress = event
+            if not self.stages or self.stages[-1] != event.stage:
+                self.stages.append(event.stage)
         elif isinstance(event, StepCompleted):
             # A step after Pause was accepted: the run went on by itself.
-            self.step, self.progress, self.paused = event, None, False
-            self.losses.append((event.step, event.loss))
+            self.step, self.paused = event, False
+            self._leave_stage()
+            self.pace.completed(event, envelope.time)
+            self.history.step_completed(event, envelope.time)
         elif isinstance(event, EvalCompleted):
             self._evaluated(envelope, event)
         else:
@@ -124,57 +150,89 @@ class RunView:
     def _apply_rare(self, envelope: Envelope) -> None:
         event = envelope.event
         if isinstance(event, LogLine):
-            self._note(envelope, event.level, event.text)
+            self._log(envelope, event.level, event.text)
         elif isinstance(event, CheckpointSaved):
             self.checkpoint = event
-            self._note(envelope, "info", f"checkpoint saved: {event.path}")
+            # Saving, like scoring, stands between two steps and is no part of the next one.
+            self.pace.begin(envelope.time)
+            self._tell(envelope, "checkpoint", f"checkpoint saved: {event.path}")
         elif isinstance(event, WarningRaised):
             self.warnings += 1
-            self._note(envelope, "warning", f"{event.text} ({event.hint})" if event.hint else event.text)
+            self._tell(envelope, "warning", event.text, event.hint)
         elif isinstance(event, RecoveryTaken):
             self.recoveries += 1
-            self._note(envelope, "warning", f"recovered: {event.what} ({event.why})")
+            self._tell(envelope, "recovery", f"recovered: {event.what} ({event.why})")
         elif isinstance(event, CommandAcked):
             self._acknowledged(envelope, event)
         elif isinstance(event, RunFinished):
-            self.finished, self.progress, self.paused = event, None, False
-            self.pending.clear()
-            self._note(envelope, "info", f"run {event.status} after {event.steps} steps")
+            self.finished = event
+            self._end()
+            self._tell(envelope, "end", f"run {event.status} after {event.steps:,} steps")
         elif isinstance(event, RunFailed):
-            self.failed, self.progress, self.paused = event, None, False
-            self.pending.clear()
-            self._note(envelope, "error", f"{event.message}; {event.hint}")
+            self.failed = event
+            self._end()
+            self._tell(envelope, "end", event.message, event.hint)
             for line in event.traceback.splitlines():
-                self._note(envelope, "error", line)
+                self._log(envelope, "error", line)
         else:
-            self._note(envelope, "debug", f"event {envelope.kind}")
+            self._log(envelope, "debug", f"event {envelope.kind}")
 
-    def _restart(self, event: RunStarted) -> None:
+    def _restart(self, envelope: Envelope, event: RunStarted) -> None:
         """A resumption repeats the steps after its checkpoint: what was drawn of them goes."""
+        resumed = self.started is not None
         self.started = event
-        self.finished = self.failed = self.progress = None
+        self.finished = self.failed = None
         self.paused = False
-        self.losses = [point for point in self.losses if point[0] <= event.first_step]
-        self.held_out = [point for point in self.held_out if point[0] <= event.first_step]
+        self._leave_stage()
+        self.history.go_on(event.first_step, envelope.time)
         if self.step is not None and self.step.step > event.first_step:
             self.step = None
+        what = f"resumed after step {event.first_step:,}" if resumed or event.first_step else "run started"
+        self._tell(envelope, "phase", f"{what}: {event.model}, {event.context:,} tokens, {event.device}")
+
+    def _enter(self, envelope: Envelope, event: PhaseChanged) -> None:
+        self.phase, self.phase_detail = event.phase, event.detail
+        self._leave_stage()
+        self.pace.begin(envelope.time)
+        # A phase after the last event: the run was resumed.
+        self.finished = self.failed = None
+        self._tell(envelope, "phase", f"{event.phase}: {event.detail}" if event.detail else event.phase)
+
+    def _leave_stage(self) -> None:
+        self.progress = None
+        self.stages = []
+
+    def _end(self) -> None:
+        self._leave_stage()
+        self.paused = False
+        self.pending.clear()
 
     def _evaluated(self, envelope: Envelope, event: EvalCompleted) -> None:
-        self.held_out.append((event.step, event.loss))
-        self.latest_evaluation, self.progress = event, None
+        self.history.evaluated(event, envelope.time)
+        self.latest_evaluation = event
+        self._leave_stage()
+        self.pace.begin(envelope.time)
         if event.step == 0:
             self.first_evaluation = event
         perplexity = "n/a" if event.perplexity is None else f"{event.perplexity:,.3f}"
-        self._note(envelope, "info", f"held-out perplexity after step {event.step}: {perplexity}")
+        self._tell(envelope, "evaluation", f"held-out perplexity after step {event.step:,}: {perplexity}")
 
     def _acknowledged(self, envelope: Envelope, event: CommandAcked) -> None:
         self.pending.pop(event.command_id, None)
         if event.accepted and event.command in ("Pause", "Resume"):
             self.paused = event.command == "Pause"
+            self.pace.begin(envelope.time)
         verdict = "accepted" if event.accepted else "refused"
         text = f"{event.command} {verdict}" + (f": {event.text}" if event.text else "")
-        self._note(envelope, "info" if event.accepted else "warning", text)
+        self._tell(envelope, "command" if event.accepted else "warning", text)
 
-    def _note(self, envelope: Envelope, level: str, text: str) -> None:
+    def _tell(self, envelope: Envelope, kind: str, text: str, remedy: str = "") -> None:
+        """Something for the list of events; the log has it too."""
+        self.happenings.append(Happening(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
+        self.happening_count += 1
+        level = "error" if self.failed is not None else "warning" if kind in ("warning", "recovery") else "info"
+        self._log(envelope, level, f"{text} ({remedy})" if remedy else text)
+
+    def _log(self, envelope: Envelope, level: str, text: str) -> None:
         self.log.append(LogEntry(envelope.time, level, text))
         self.log_count += 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from elite_tui.run_view import RunView
+from elite_tui.checks import Checks
+from elite_tui.open_runs import OpenRuns
 from engine.config import Problem
 from engine.errors import EliteError
 
@@ -14,10 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from elite_tui.comparison import Comparison
     from elite_tui.draft import Draft
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
+    from elite_tui.run_report import RunReport
+    from elite_tui.run_view import RunView
+    from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
+    from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
     from engine.runtime.run_summary import RunSummary
@@ -53,6 +61,14 @@ class Fetched(Generic[T]):
         self.value, self.error, self.loading = None, None, False
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the reading of the repositories is."""
+
+    share: float
+    words: str
+
+
 @dataclass
 class AppState:
     """What the screens draw from."""
@@ -61,16 +77,37 @@ class AppState:
     repository: Fetched[RepositoryFacts] = field(default_factory=Fetched)
     machine: Fetched[Machine] = field(default_factory=Fetched)
     tiers: Fetched[Plans] = field(default_factory=Fetched)
+    what_if: Fetched[Plans] = field(default_factory=Fetched)
+    "The tiers of the machine that was typed beside the tier table."
+    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=Fetched)
+    ways: Fetched[WaysToFit] = field(default_factory=Fetched)
+    "What would make the context under the cursor fit."
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
+    profile: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine profile` measured in this session."
+    probe: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine probe` measured of a tier, last."
+    measuring: str = ""
+    "How far the measurement under way is."
+    data: Fetched[DataReport] = field(default_factory=Fetched)
+    "The dataset of the draft's settings."
+    reading: Reading | None = None
+    "How far its reading is."
+    checks: Checks = field(default_factory=Checks)
+    "The pre-flight rows."
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
-    run: RunView | None = None
-    run_path: Path | None = None
+    open_runs: OpenRuns = field(default_factory=OpenRuns)
     launching: bool = False
     opening: EliteError | None = None
     "Why the run that was asked for cannot be shown."
     simulated: str | None = None
     "Card named by --simulate."
+    comparison: Fetched[Comparison] = field(default_factory=Fetched)
+    report: Fetched[RunReport] = field(default_factory=Fetched)
+    "What the result room shows beside the run's events."
+    clock: Callable[[], float] = time.time
+    "Seconds since the epoch."
 
     def problems(self) -> dict[str, Problem]:
         """What is wrong with the draft, by field: its own rules first, then what the checks on disk found."""
@@ -82,6 +119,32 @@ class AppState:
         return found
 
     @property
+    def tokens(self) -> int | None:
+        """Tokens of the repository; None where it was not read."""
+        return self.repository.value.tokens if self.repository.value is not None else None
+
+    @property
+    def shown_plans(self) -> Plans | None:
+        """The tiers that the tier room shows: of the what-if machine where there is one."""
+        return self.what_if.value or self.tiers.value
+
+    @property
+    def run(self) -> RunView | None:
+        """The run on screen."""
+        return self.open_runs.current.view if self.open_runs.current is not None else None
+
+    @property
+    def run_path(self) -> Path | None:
+        """Folder of the run on screen."""
+        return self.open_runs.current.path if self.open_runs.current is not None else None
+
+    @property
     def run_active(self) -> bool:
         """Whether a run is shown that has not ended."""
         return self.run is not None and not self.run.ended
+
+    @property
+    def run_controlled(self) -> bool:
+        """Whether that run takes commands from here."""
+        access = self.open_runs.current.access if self.open_runs.current is not None else None
+        return self.run_active and not (access is not None and access.refusal)

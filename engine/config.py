@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -329,7 +330,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Literal["auto", "always", "never"],
         Meta(
             description="Whether whole windows keep each layer's activations or compute them again; auto keeps them "
-            "where they take little of the memory."
+            "where they fit."
         ),
     ] = "auto"
     activation_bits: Annotated[
@@ -530,6 +531,10 @@ def _unknown(path: str, known: list[str], what: str) -> Problem:
     return Problem(field=path, problem=f"unknown {what}", remedy=remedy)
 
 
+_CONVERTING = threading.Lock()
+"""msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process where two threads do so."""
+
+
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
     """A RunConfig from nested mappings.
 
@@ -545,7 +550,8 @@ def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
         first, more = problems[0], len(problems) - 1
         remedy = first.remedy + (f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else "")
         raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
-    return msgspec.convert(data, RunConfig)
+    with _CONVERTING:
+        return msgspec.convert(data, RunConfig)
 
 
 def to_mapping(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -257,6 +257,11 @@ RUN_DAMAGED = _declare(
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
+RUN_UNDELETABLE = _declare(
+    "run-undeletable",
+    "{path} cannot be deleted: {problem}",
+    "only folders of runs are deleted; remove anything else yourself, with care",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )
@@ -272,6 +277,17 @@ NOTHING_TO_RESUME = _declare(
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+WHAT_IF_WITHOUT_GPU = _declare(
+    "what-if-without-gpu",
+    "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
+    "name a card as well, for example rtx-4090",
+)
+MEASURING_FAILED = _declare(
+    "measuring-failed", "`engine {command}` measured nothing: {problem}", "{remedy}", exit_code=DOES_NOT_FIT
+)
+READING_STOPPED = _declare(
+    "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
+)
 PROFILE_FAILED = _declare(
     "profile-failed",
     "this machine could not be measured: {problem}",

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Button, Static
+from textual.widgets import Button, Input, Static
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -51,6 +52,48 @@ class ConfirmScreen(ModalScreen[str]):
     def action_cancel(self) -> None:
         """The last answer, which changes nothing."""
         self.dismiss(self._answers[-1][0])
+
+
+class TypedConfirmScreen(ModalScreen[str]):
+    """Asks for a word to be typed before something is lost for good. Answers "agreed", or None."""
+
+    CSS_PATH = "confirm.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Cancel")]
+
+    def __init__(self, question: str, explanation: str, word: str, label: str) -> None:
+        super().__init__()
+        self._question = question
+        self._explanation = explanation
+        self._word = word
+        self._label = label
+
+    def compose(self) -> ComposeResult:
+        """Question, explanation, entry, buttons."""
+        with Vertical(id="dialog"):
+            yield Static(self._question, classes="title", markup=False)
+            yield Static(self._explanation, classes="muted", markup=False)
+            yield Static(Content.assemble("Type ", (self._word, "bold $text-accent"), " to agree."), id="ask")
+            yield Input(id="word", compact=True)
+            with Horizontal(classes="buttons"):
+                yield Button(self._label, id="agreed", compact=True, variant="error", disabled=True)
+                yield Button("Keep", id="cancel", compact=True, variant="primary")
+
+    def on_mount(self) -> None:
+        """The entry has the focus."""
+        self.query_one(Input).focus()
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        self.query_one("#agreed", Button).disabled = event.value.strip() != self._word
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        if event.value.strip() == self._word:
+            self.dismiss("agreed")
+
+    @on(Button.Pressed)
+    def _answered(self, event: Button.Pressed) -> None:
+        self.dismiss("agreed" if event.button.id == "agreed" else None)
 
 
 class QuitScreen(ConfirmScreen):

@@ -9,7 +9,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from elite_tui.actions import Action, global_actions, room_actions
+from elite_tui.action import Action
+from elite_tui.actions import global_actions, room_actions
 from elite_tui.rooms import ROOMS
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class HelpScreen(ModalScreen[None]):
                     with Horizontal(classes="action"):
                         yield Static(_keys(action), classes="keys", markup=False)
                         yield Static(action.help, classes="what", markup=False)
-            yield Static("tab and shift+tab go from field to field; the mouse works too", classes="section muted")
+            yield Static("the mouse works too", classes="section muted")
 
 
 def _keys(action: Action) -> Content:

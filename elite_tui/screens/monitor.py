@@ -1,29 +1,26 @@
-"""Monitor: one run, live or finished: its loss, its resources, its log, and the commands it takes."""
+"""Monitor: the runs that are followed, live or finished: curves, resources, events, log, and the commands they take."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import on
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import Input
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import (
-    bytes_in_words,
-    context_in_words,
-    count_in_words,
-    duration_in_words,
-    number_in_words,
-    printable,
-)
-from elite_tui.run_view import RunView
-from elite_tui.screens.confirm import ConfirmScreen
-from elite_tui.screens.room import RoomScreen
-from elite_tui.widgets.chart import LineChart, Series
-from elite_tui.widgets.gauge import bar
-from elite_tui.widgets.log_pane import LogPane
-from elite_tui.widgets.machine_gauges import MachineGauges
+from elite_tui.run_curves import CHARTS, RunCurves
+from elite_tui.run_panels import figures, notice_line, progress_lines, state_mark, status_line
+from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.screens.run_commands import RunCommands
+from elite_tui.widgets.chart import LineChart
+from elite_tui.widgets.choice_bar import Choice, ChoiceBar
+from elite_tui.widgets.event_list import EventList
+from elite_tui.widgets.log_pane import LEVELS, LogPane
+from elite_tui.widgets.machine_gauges import Level, MachineGauges, levels
+from elite_tui.widgets.painted import Fitted, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,25 +28,13 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-STATE_MARKS = {
-    "paused": ("Ⅱ", "$text-warning"),
-    "stopping": ("■", "$text-warning"),
-    "stopped": ("■", "$text-warning"),
-    "completed": ("✓", "$text-success"),
-    "failed": ("✗", "$text-error"),
-}
-"State → the sign and colour before it; every other state is a phase that is under way."
+    from elite_tui.open_runs import OpenRun
 
-COMMAND_OF_ACTION = {
-    "pause": "Pause",
-    "resume": "Resume",
-    "save_now": "SaveNow",
-    "evaluate_now": "EvaluateNow",
-    "stop": "Stop",
-}
+SMALL_CHARTS = 4
+"Charts beneath the large one, where there is room."
 
 
-class MonitorScreen(RoomScreen):
+class MonitorScreen(RunCommands, ChartRoom):
     """The room of a run."""
 
     ROOM = "monitor"
@@ -58,190 +43,241 @@ class MonitorScreen(RoomScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._offered: tuple[object, ...] = ()
-        "What decides which keys the footer offers: it is composed anew only when this changes."
+        self._chart = CHARTS[0].name
+        self._curves: dict[str, RunCurves] = {}
+        self._least = LEVELS[0]
+        self._drawn: tuple[object, ...] = ()
+        "What the charts were drawn from: progress inside a step changes none of them."
 
     def compose_room(self) -> Iterable[Widget]:
-        """Status, progress, chart beside figures, log."""
-        yield Static(id="status", markup=False)
-        yield Static(id="progress", markup=False)
+        """Tabs, status, progress, charts beside figures, log beside events."""
+        yield ChoiceBar(id="run-tabs")
+        yield Lines(id="status")
+        yield Lines(id="notice")
+        yield Lines(id="progress")
+        yield ChoiceBar(id="chart-tabs")
         with Horizontal(id="upper"):
-            yield LineChart("loss", id="loss", empty="the first value comes with the first step")
+            with Vertical(id="plots"):
+                yield LineChart(id="chart")
+                with Horizontal(id="small-charts"):
+                    for index in range(SMALL_CHARTS):
+                        yield LineChart(id=f"small-{index}")
             with Vertical(id="side"):
-                yield Static(id="figures", markup=False)
+                yield Fitted(id="figures")
                 yield MachineGauges(compact=True)
-        yield LogPane(id="log")
+        with Horizontal(id="lower"):
+            with Vertical(id="log-box"):
+                yield ChoiceBar(id="log-tabs")
+                yield LogPane(id="log")
+            with Vertical(id="event-box"):
+                yield ChoiceBar(id="event-tabs")
+                yield EventList(id="events")
+        yield Input(id="search", placeholder="show only lines that hold … (esc shows all)", compact=True)
 
     def on_mount(self) -> None:
         """The log has the focus: it is what scrolls."""
         super().on_mount()
         self.query_one(LogPane).focus()
 
+    def on_resize(self) -> None:
+        """Other sizes show other parts."""
+        self.call_after_refresh(self.show, "run")
+
+    # --- drawing -------------------------------------------------------------------------------------------
+
     def show(self, what: str) -> None:
         """Draws the run, or the machine's levels."""
+        run = self.state.open_runs.current
         if what in ("all", "snapshots"):
-            self.query_one(MachineGauges).show(self.state)
-        if what in ("all", "run"):
-            run = self.state.run
-            if run is None:
-                self.query_one("#status", Static).update(self._no_run())
-                return
-            self.query_one("#status", Static).update(status_line(run))
-            self.query_one("#progress", Static).update(progress_lines(run, max(20, self.size.width - 4)))
-            self.query_one("#figures", Static).update(figures(run, short=self.has_class("-short")))
-            self.query_one(LineChart).show(
-                Series(name="train", points=run.losses),
-                Series(name="held-out", points=run.held_out, style="$accent", marker="◆"),
-            )
-            self.query_one(LogPane).follow(run)
-            offered = (run.ended, run.paused, tuple(run.pending.values()))
-            if offered != self._offered:
-                self._offered = offered
-                self.refresh_bindings()
+            self._show_machine(run)
+        if what not in ("all", "run"):
+            return
+        if run is None:
+            self.query_one("#status", Lines).show(self._no_run())
+            return
+        width = max(20, self.size.width - 4)
+        self.query_one("#status", Lines).show([status_line(run)])
+        notice = notice_line(run, self.state.clock())
+        self.query_one("#notice").display = notice is not None
+        self.query_one("#notice", Lines).show([notice] if notice is not None else [])
+        progress = progress_lines(run, width)
+        self.query_one("#progress").styles.height = len(progress)
+        self.query_one("#progress", Lines).show(progress)
+        levels_shown = self._levels(run)
+        self.query_one("#figures", Fitted).show(lambda *size: figures(run, size, levels_shown))
+        self._show_tabs(run)
+        steps, held_out = len(run.view.history.steps), len(run.view.history.held_out)
+        curves = (run.key, steps, held_out, run.view.happening_count, run.planned, self.size)
+        if curves != self._drawn:
+            self._drawn = curves
+            self.draw_charts()
+        self.query_one(LogPane).follow(run.view)
+        self.query_one(EventList).follow(run.view)
+        self._show_machine(run)
+        self.offer(run)
 
-    def _no_run(self) -> Content:
-        error = self.state.opening
-        if error is None:
-            return Content.styled("opening the run …", "$muted")
-        return Content.assemble(("✗ ", "$text-error"), error.message, "\n  ", (error.remedy, "$muted"))
+    def _shows_machine(self, run: OpenRun | None) -> bool:
+        """This machine's levels say nothing of a run that has ended or is elsewhere."""
+        return run is not None and not run.view.ended and (run.access is None or run.access.here)
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Only what the run can take now is offered."""
-        run = self.state.run
-        if action == "show_result":
-            return run is not None and run.ended
-        if action == "detach":
-            return self.state.run_active
-        if action not in COMMAND_OF_ACTION:
-            return True
-        if run is None or run.ended or COMMAND_OF_ACTION[action] in run.pending.values():
-            return False
-        if action in ("pause", "resume"):
-            return run.paused is (action == "resume")
-        return True
+    def _levels(self, run: OpenRun) -> list[Level]:
+        """The levels of this machine that the figures show, as there is no room for gauges."""
+        if not self._shows_machine(run) or not self.has_class("-short"):
+            return []
+        return [level for level in levels(self.state.snapshots) if level.label.startswith(("VRAM", "GPU"))]
 
-    def action_pause(self) -> None:
-        """Sends Pause."""
-        self.elite.send("Pause")
+    def _show_machine(self, run: OpenRun | None) -> None:
+        gauges = self.query_one(MachineGauges)
+        gauges.display = self._shows_machine(run) and not self.has_class("-short")
+        if gauges.display:
+            gauges.show(self.state)
 
-    def action_resume(self) -> None:
-        """Sends Resume."""
-        self.elite.send("Resume")
+    def _show_tabs(self, run: OpenRun) -> None:
+        runs = self.state.open_runs
+        tabs = self.query_one("#run-tabs", ChoiceBar)
+        tabs.display = len(runs) > 1
+        tabs.show(
+            [
+                Choice(label=f"{state_mark(one.view)[0]} {one.title}", action=f"show_run({index})", chosen=one is run)
+                for index, one in enumerate(runs)
+            ],
+            [
+                Choice(key=",", label="previous", action="previous_run"),
+                Choice(key=".", label="next", action="next_run"),
+            ],
+        )
+        self._show_pane_tabs(run)
 
-    def action_save_now(self) -> None:
-        """Sends SaveNow."""
-        self.elite.send("SaveNow")
-
-    def action_evaluate_now(self) -> None:
-        """Sends EvaluateNow."""
-        self.elite.send("EvaluateNow")
-
-    def action_stop(self) -> None:
-        """Sends Stop, once it is confirmed."""
-
-        def answered(answer: str | None) -> None:
-            if answer == "stop":
-                self.elite.send("Stop")
-
-        self.app.push_screen(
-            ConfirmScreen(
-                "Stop this run?",
-                "It ends after the present step and saves a checkpoint; `engine train --resume` goes on from there.",
-                (("stop", "Stop and save"), ("cancel", "Keep training")),
-                safe="cancel",
-            ),
-            answered,
+    def _show_pane_tabs(self, run: OpenRun) -> None:
+        """Above the log and above the events; where only one of them is on screen, each names the other too."""
+        pane, view = self.query_one(LogPane), run.view
+        apart = self.has_class("-wide")
+        told = sum(1 for one in view.happenings if one.remedy)
+        counted = f"Events {view.happening_count:,}" + (f" · ! {told}" if told else "")
+        found = f"“{pane.highlight}”: {pane.shown:,} of {len(view.log):,} lines" if pane.highlight else "search"
+        level = "all" if self._least == LEVELS[0] else f"{self._least} and graver"
+        log = Choice(key="l", label="Log", action="toggle_pane", chosen=True)
+        events = Choice(key="l", label=counted, action="toggle_pane", chosen=True)
+        self.query_one("#log-tabs", ChoiceBar).show(
+            [log] if apart else [log, replace(events, key="", chosen=False)],
+            [Choice(key="/", label=found, action="search"), Choice(key="v", label=level, action="level")],
+        )
+        self.query_one("#event-tabs", ChoiceBar).show(
+            [events] if apart else [replace(log, key="", chosen=False), events],
         )
 
-    def action_detach(self) -> None:
-        """Leaves the app; the run goes on."""
-        self.elite.leave("goes on")
+    def draw_charts(self) -> None:
+        """Draws the chart that is chosen, and the others small where there is room."""
+        run = self.state.open_runs.current
+        if run is None:
+            return
+        curves = self._curves.setdefault(run.key, RunCurves())
+        self.query_one("#chart", LineChart).show(curves.picture(self._chart, run, self.look))
+        if self.query_one("#small-charts").display:
+            memory = "gpu" if run.view.step is not None and run.view.step.gpu_peak is not None else "ram"
+            others = [name for name in ("loss", "rate", "gradient", "speed", memory) if name != self._chart]
+            for index, name in enumerate(others[:SMALL_CHARTS]):
+                self.query_one(f"#small-{index}", LineChart).show(curves.picture(name, run, self.look))
+        self.query_one("#chart-tabs", ChoiceBar).show(
+            [
+                Choice(key=kind.key, label=kind.title, action=f"show_{kind.name}", chosen=kind.name == self._chart)
+                for kind in CHARTS
+            ],
+            self.switches(),
+        )
+
+    def _no_run(self) -> list[Content]:
+        error = self.state.opening
+        if error is None:
+            return [Content.styled("opening the run …", "$muted")]
+        return [Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))]
+
+    # --- what is looked at ---------------------------------------------------------------------------------
+
+    def action_next_run(self) -> None:
+        """The run in the tab to the right."""
+        self.elite.run_desk.step(1)
+
+    def action_previous_run(self) -> None:
+        """The run in the tab to the left."""
+        self.elite.run_desk.step(-1)
+
+    def action_close_run(self) -> None:
+        """Ends the tab; the run goes on."""
+        self.elite.run_desk.close()
 
     def action_show_result(self) -> None:
         """To the result."""
         self.elite.go("result")
 
+    def action_show_run(self, index: int) -> None:
+        """The run in a tab."""
+        self.elite.run_desk.show(index)
 
-def status_line(run: RunView) -> Content:
-    """State, model and run in one line."""
-    mark, style = STATE_MARKS.get(run.state, ("●", "$text-primary"))
-    line = Content.styled(f"{mark} {run.state}", f"bold {style}")
-    detail = printable(run.phase_detail)
-    if detail and run.state == run.phase:
-        line = line.append(Content.styled(f" {detail}", "$muted"))
-    if run.started is not None:
-        started = run.started
-        line = line.append(
-            f"   {printable(started.model)} · {context_in_words(started.context)} tokens · {printable(started.device)}"
-        )
-    return line.append(Content.styled(f"   {printable(run.run_id)}", "$muted"))
+    def action_show_loss(self) -> None:
+        """Training and held-out loss."""
+        self._show_chart("loss")
 
+    def action_show_rate(self) -> None:
+        """Learning rate."""
+        self._show_chart("rate")
 
-def progress_lines(run: RunView, width: int) -> Content:
-    """How far the run is, and how far inside the present step or phase."""
-    total, done = run.total_steps, run.done_steps
-    eta = run.step.eta_seconds if run.step is not None else None
-    if run.ended:
-        elapsed = (run.updated_at or 0) - (run.started_at or 0)
-        tail = f"in {duration_in_words(elapsed)}"
-    else:
-        tail = f"ETA {duration_in_words(eta)}"
-    head = f"step {done:,}/{total:,}" if total else "step n/a"
-    whole = _bar_line(head, done / total if total else None, tail, width)
-    inner = run.progress
-    if run.ended:
-        return Content("\n").join([whole, _ended_line(run)])
-    if inner is None:
-        pending = ", ".join(sorted(run.pending.values()))
-        waiting = f"waiting for the run to answer: {pending}" if pending else ""
-        return Content("\n").join([whole, Content.styled(waiting, "$muted")])
-    place = "".join(
-        f" {name} {value}" for name, value in (("layer", inner.layer), ("tile", inner.tile)) if value is not None
-    )
-    share = inner.done / inner.total if inner.total else None
-    return Content("\n").join(
-        [
-            whole,
-            _bar_line(printable(inner.stage) + place, share, f"{inner.done:,}/{inner.total:,}", width, "$secondary"),
-        ]
-    )
+    def action_show_gradient(self) -> None:
+        """Gradient norm."""
+        self._show_chart("gradient")
 
+    def action_show_speed(self) -> None:
+        """Tokens a second."""
+        self._show_chart("speed")
 
-def _ended_line(run: RunView) -> Content:
-    if run.failed is not None:
-        return Content.assemble(
-            (f"{printable(run.failed.message)}", "$text-error"), (f"  {printable(run.failed.hint)}", "$muted")
-        )
-    return Content.styled("press enter for the result", "$muted")
+    def action_show_gpu(self) -> None:
+        """GPU memory against the plan."""
+        self._show_chart("gpu")
 
+    def action_show_ram(self) -> None:
+        """RAM against the plan."""
+        self._show_chart("ram")
 
-def _bar_line(head: str, share: float | None, tail: str, width: int, style: str = "$primary") -> Content:
-    head, tail = f"{head:<24} ", f"  {tail:>11}"
-    room = max(4, width - len(head) - len(tail))
-    return Content.assemble(head, Content.styled(bar(share, room), f"{style} on $surface"), tail)
+    def _show_chart(self, name: str) -> None:
+        self._chart = name
+        self.draw_charts()
 
+    def action_toggle_pane(self) -> None:
+        """The log or the events; where both are on screen, the other one gets the focus."""
+        to_events = isinstance(self.focused, LogPane)
+        self.set_class(to_events, "-events")
+        self.query_one("#events" if to_events else "#log").focus()
+        self.show("run")
 
-def figures(run: RunView, *, short: bool) -> Content:
-    """The latest values, one a line; where there is little height, those that the chart does not show."""
-    step, latest = run.step, run.latest_evaluation
-    before = run.first_evaluation
-    rows = [
-        ("tokens/s", count_in_words(step.tokens_per_second if step else None)),
-        ("epoch", f"{step.epoch:.2f}" if step else "n/a"),
-        ("perplexity", number_in_words(latest.perplexity if latest else None)),
-        ("  before", number_in_words(before.perplexity if before else None)),
-    ]
-    if not short:
-        rows += [
-            ("rate", f"{step.lr:.2e}" if step else "n/a"),
-            ("gradient", number_in_words(step.grad_norm if step else None, 3)),
-            ("run's RAM", bytes_in_words(step.host_used if step else None)),
-        ]
-        if step is not None and step.gpu_peak is not None:
-            rows.append(("GPU peak", bytes_in_words(step.gpu_peak)))
-    saved = f"step {run.checkpoint.step:,}" if run.checkpoint else "not yet"
-    if run.warnings or run.recoveries:
-        # The log says what they are.
-        saved += f"  ! {run.warnings + run.recoveries}"
-    rows.append(("saved", saved))
-    return Content("\n").join(Content.assemble((f"{name:<11}", "$muted"), value) for name, value in rows)
+    def action_search(self) -> None:
+        """Types what to look for in the log."""
+        self.remove_class("-events")
+        self.query_one("#search").display = True
+        self.query_one("#search").focus()
+
+    def action_end_search(self) -> None:
+        """Shows the whole log again."""
+        search = self.query_one("#search", Input)
+        search.value = ""
+        search.display = False
+        self.query_one(LogPane).focus()
+
+    def action_level(self) -> None:
+        """Shows lines of the next graver level and above; after errors, all."""
+        self._least = LEVELS[(LEVELS.index(self._least) + 1) % len(LEVELS)]
+        self._filter_log()
+
+    @on(Input.Changed, "#search")
+    def _search_typed(self) -> None:
+        self._filter_log()
+
+    @on(Input.Submitted, "#search")
+    def _search_done(self) -> None:
+        """The keys go back to the log; what was looked for stays."""
+        search = self.query_one("#search", Input)
+        search.display = False
+        self.query_one(LogPane).focus()
+
+    def _filter_log(self) -> None:
+        self.query_one(LogPane).look_for(self.query_one("#search", Input).value, self._least)
+        self.show("run")

@@ -1,22 +1,25 @@
-"""Runs: all runs of this user, newest first."""
+"""Runs: all runs of this user, to open, compare or delete."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
+from textual.binding import Binding
 from textual.content import Content
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import number_in_words, printable
+from elite_tui.comparison import LETTERS
+from elite_tui.figures import context_in_words, number_in_words, printable
+from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from textual.binding import BindingType
     from textual.widget import Widget
 
@@ -31,18 +34,83 @@ STATUS_MARKS = {
     "failed": "✗",
     "died": "✗",
 }
+TRAINING = frozenset({"starting", "running", "paused"})
+SHORT_ID = 4
+"""Last characters of a run's id, which tell runs of one name apart."""
 
-COLUMNS: tuple[tuple[str, int], ...] = (
-    ("status", 0),
-    ("name", 0),
-    ("model", 100),
-    ("step", 0),
-    ("loss", 100),
-    ("perplexity", 0),
-    ("started", 0),
-    ("run", 100),
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the list."""
+
+    name: str
+    cell: Callable[[RunSummary], str]
+    key: Callable[[RunSummary], object]
+    "What runs are sorted by; a run without it comes last."
+    from_width: int = 0
+    "Width of the terminal from which on the column is shown."
+    newest_first: bool = False
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column(name="status", cell=lambda run: f"{STATUS_MARKS.get(run.status, '?')} {run.status}", key=lambda r: r.status),
+    Column(name="name", cell=lambda run: printable(run.model_name), key=lambda run: run.model_name.lower()),
+    Column(name="model", cell=lambda run: printable(run.model), key=lambda run: run.model.lower(), from_width=100),
+    Column(
+        name="context",
+        cell=lambda run: context_in_words(run.context) if run.context else "n/a",
+        key=lambda run: run.context,
+        from_width=120,
+    ),
+    Column(
+        name="step",
+        cell=lambda run: f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}",
+        key=lambda run: run.step,
+    ),
+    Column(name="loss", cell=lambda run: number_in_words(run.loss), key=lambda run: run.loss, from_width=100),
+    Column(
+        name="perplexity",
+        cell=lambda run: _change(run.perplexity_before, run.perplexity_after),
+        key=lambda run: run.perplexity_after,
+    ),
+    Column(name="started", cell=lambda run: _clock(run.started), key=lambda run: run.started, newest_first=True),
+    Column(name="run", cell=lambda run: printable(run.id), key=lambda run: run.id, from_width=130),
 )
-"Heading of each column, and the width of the terminal from which on it is shown."
+STARTED = next(index for index, column in enumerate(COLUMNS) if column.name == "started")
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if before is None:
+        return "n/a"
+    change = f" {'▼' if after < before else '▲'} {abs(after / before - 1):.0%}" if after is not None and before else ""
+    return f"{number_in_words(before)} → {number_in_words(after)}{change}"
+
+
+def _clock(seconds: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds is not None else "n/a"
+
+
+def matching(runs: Iterable[RunSummary], text: str) -> list[RunSummary]:
+    """The runs that hold every word of a text in their id, model or status."""
+    words = text.lower().split()
+    return [
+        run
+        for run in runs
+        if all(word in f"{run.id} {run.model_name} {run.model} {run.status}".lower() for word in words)
+    ]
+
+
+def in_order(runs: Sequence[RunSummary], column: Column, *, turned: bool) -> list[RunSummary]:
+    """The runs by a column; those without a value last, either way."""
+    known = [run for run in runs if column.key(run) is not None]
+    known.sort(key=column.key, reverse=column.newest_first is not turned)  # type: ignore[arg-type]
+    return [*known, *(run for run in runs if column.key(run) is None)]
+
+
+class RunTable(DataTable[str | Text]):
+    """The list; its enter key is in the footer, as the screen's own would be hidden behind it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
 
 
 class RunsScreen(RoomScreen):
@@ -52,62 +120,185 @@ class RunsScreen(RoomScreen):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "runs.tcss"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._column = STARTED
+        self._turned = False
+        self._marked: dict[str, None] = {}
+        "Paths of the marked runs, in the order of marking."
+        self._shown: list[RunSummary] = []
+
     def compose_room(self) -> Iterable[Widget]:
-        """One line about the list, and the list."""
+        """One line about the list, the filter, and the list."""
         yield Static(id="about", markup=False)
-        yield DataTable(id="runs", cursor_type="row", cell_padding=1)
+        yield Input(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
+        yield RunTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
 
     def on_mount(self) -> None:
         """The list is read on entering."""
         super().on_mount()
-        self.query_one(DataTable).focus()
-        if self.state.runs.value is None and not self.state.runs.loading:
+        self.query_one(RunTable).focus()
+        if not self.state.runs.loading:
             self.elite.ask_runs()
 
     def show(self, what: str) -> None:
         """Draws the list."""
-        if what not in ("all", "runs", "run"):
-            return
+        if what in ("all", "runs"):
+            self._fill()
+        elif what == "run":
+            self._tell()
+
+    def on_resize(self) -> None:
+        """Another width shows other columns."""
+        self.call_after_refresh(self._fill)
+
+    # --- drawing -------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        runs = matching(self.state.runs.value or (), self.query_one("#filter", Input).value)
+        self._shown = in_order(runs, COLUMNS[self._column], turned=self._turned)
+        table = self.query_one(RunTable)
+        under = self._under_cursor()
+        row = table.cursor_row
+        table.clear(columns=True)
+        visible = [index for index, column in enumerate(COLUMNS) if self.size.width >= column.from_width]
+        table.add_column("", key="mark")
+        for index in visible:
+            arrow = " ▾" if index == self._column else ""
+            arrow = " ▴" if arrow and self._turned else arrow
+            table.add_column(f"{COLUMNS[index].name}{arrow}", key=str(index))
+        for run in self._shown:
+            mark = "◉" if str(run.path) in self._marked else " "
+            table.add_row(mark, *(Text(COLUMNS[index].cell(run)) for index in visible), key=str(run.path))
+        paths = [str(run.path) for run in self._shown]
+        table.move_cursor(row=paths.index(under) if under in paths else row)
+        self._tell()
+
+    def _tell(self) -> None:
         fetched = self.state.runs
-        runs = fetched.value or ()
         about = self.query_one("#about", Static)
+        count, shown = len(fetched.value or ()), len(self._shown)
         error = fetched.error or self.state.opening
         if error is not None:
             about.update(Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted")))
-        elif fetched.loading:
+        elif fetched.loading and not count:
             about.update(Content.styled("reading the runs …", "$muted"))
-        elif not runs:
+        elif not count:
             about.update(Content("no runs yet: n starts the wizard, `engine train` starts one without it"))
         else:
-            about.update(Content.styled(f"{len(runs)} run{'s' if len(runs) != 1 else ''}, newest first", "$muted"))
-        if what != "run":
-            self._fill(runs)
+            words = f"{count:,} run{'s' if count != 1 else ''}" if shown == count else f"{shown:,} of {count:,} runs"
+            marked = f" · ◉ {len(self._marked)} marked, c compares them" if self._marked else ""
+            about.update(Content.styled(f"{words} · by {COLUMNS[self._column].name}{marked}", "$muted"))
 
-    def _fill(self, runs: Iterable[RunSummary]) -> None:
-        table = self.query_one(DataTable)
-        row = table.cursor_row
-        table.clear(columns=True)
-        headings = [heading for heading, from_width in COLUMNS if self.size.width >= from_width]
-        for heading in headings:
-            table.add_column(heading, key=heading)
-        for run in runs:
-            cells = _cells(run)
-            table.add_row(*(Text(cells[heading]) for heading in headings), key=str(run.path))
-        table.move_cursor(row=row)
+    def _under_cursor(self) -> str | None:
+        table = self.query_one(RunTable)
+        if not table.row_count:
+            return None
+        return table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
+
+    def _run_under_cursor(self) -> RunSummary | None:
+        path = self._under_cursor()
+        return next((run for run in self._shown if str(run.path) == path), None)
+
+    # --- actions -------------------------------------------------------------------------------------------
 
     @on(DataTable.RowSelected)
     def _row_selected(self, event: DataTable.RowSelected) -> None:
-        self._open(event.row_key.value)
+        if event.row_key.value is not None:
+            self.elite.run_desk.open([event.row_key.value])
 
-    def _open(self, path: str | None) -> None:
-        if path is not None:
-            self.elite.link.open_run(path)
+    @on(DataTable.HeaderSelected)
+    def _header_selected(self, event: DataTable.HeaderSelected) -> None:
+        key = event.column_key.value
+        if key is None or not key.isdigit():
+            return
+        self._turned = self._column == int(key) and not self._turned
+        self._column = int(key)
+        self._fill()
 
     def action_open_run(self) -> None:
         """The run under the cursor, in the monitor."""
-        table = self.query_one(DataTable)
-        if table.row_count:
-            self._open(table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value)
+        path = self._under_cursor()
+        if path is not None:
+            self.elite.run_desk.open([path])
+
+    def action_mark_run(self) -> None:
+        """Marks the run under the cursor, or takes its mark away; the cursor goes on."""
+        path = self._under_cursor()
+        if path is None:
+            return
+        if path in self._marked:
+            del self._marked[path]
+        elif len(self._marked) < len(LETTERS):
+            self._marked[path] = None
+        else:
+            self.notify(f"at most {len(LETTERS)} runs are compared", timeout=3)
+        self._fill()
+        self.query_one(RunTable).action_cursor_down()
+
+    def action_compare_runs(self) -> None:
+        """The marked runs side by side."""
+        marked = [run for path in self._marked for run in self.state.runs.value or () if str(run.path) == path]
+        if len(marked) < 2:
+            self.notify("mark two runs or more with space, then compare them", timeout=4)
+            return
+        self.elite.run_desk.compare(marked)
+
+    def action_delete_run(self) -> None:
+        """Deletes the run under the cursor once a part of its name is typed."""
+        run = self._run_under_cursor()
+        if run is None:
+            return
+        if run.status in TRAINING:
+            self.notify(f"{printable(run.id)} is {run.status}: stop it first", severity="warning", markup=False)
+            return
+
+        def answered(agreed: str | None) -> None:
+            if agreed == "agreed":
+                self._marked.pop(str(run.path), None)
+                self.elite.run_desk.delete(run.id, run.path)
+
+        self.app.push_screen(
+            TypedConfirmScreen(
+                f"Delete {printable(run.model_name)}?",
+                f"{printable(str(run.path))} goes for good, with its checkpoints, its adapter and its log.",
+                run.id[-SHORT_ID:],
+                "Delete",
+            ),
+            answered,
+        )
+
+    def action_filter_runs(self) -> None:
+        """Types what to look for."""
+        self.query_one("#filter").display = True
+        self.query_one("#filter").focus()
+
+    def action_end_filter(self) -> None:
+        """Shows all runs again."""
+        entry = self.query_one("#filter", Input)
+        entry.value = ""
+        entry.display = False
+        self.query_one(RunTable).focus()
+
+    @on(Input.Changed, "#filter")
+    def _filter_typed(self) -> None:
+        self._fill()
+
+    @on(Input.Submitted, "#filter")
+    def _filter_done(self) -> None:
+        self.query_one(RunTable).focus()
+
+    def action_sort_runs(self) -> None:
+        """Sorts by the next column that is shown."""
+        visible = [index for index, column in enumerate(COLUMNS) if self.size.width >= column.from_width]
+        self._column = next((index for index in visible if index > self._column), visible[0])
+        self._turned = False
+        self._fill()
+
+    def action_turn_sort(self) -> None:
+        """Turns the order round."""
+        self._turned = not self._turned
+        self._fill()
 
     def action_new_run(self) -> None:
         """To the wizard."""
@@ -116,22 +307,3 @@ class RunsScreen(RoomScreen):
     def action_rescan(self) -> None:
         """Reads the list again."""
         self.elite.ask_runs()
-
-    def on_resize(self) -> None:
-        """Another width shows other columns."""
-        self.call_after_refresh(self.show, "runs")
-
-
-def _cells(run: RunSummary) -> dict[str, str]:
-    started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)) if run.started is not None else "n/a"
-    before, after = number_in_words(run.perplexity_before), number_in_words(run.perplexity_after)
-    return {
-        "status": f"{STATUS_MARKS.get(run.status, '?')} {run.status}",
-        "name": printable(run.model_name),
-        "model": printable(run.model),
-        "step": f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}",
-        "loss": number_in_words(run.loss),
-        "perplexity": f"{before} → {after}" if run.perplexity_before is not None else "n/a",
-        "started": started,
-        "run": printable(run.id),
-    }

@@ -1,185 +1,255 @@
-"""A compact line chart in braille, which never fails on a missing value and never hides a peak.
+"""A line chart in braille that never fails on a missing value, never hides a peak, and can be zoomed and moved.
 
 More points than dot columns are reduced to each column's minimum and maximum, so a single bad step stays
-visible however long the run. A missing value (None, or not finite) leaves a gap.
+visible however long the run. A missing value (NaN) leaves a gap.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.content import Content
-from textual.widget import Widget
+from textual.message import Message
 
-from elite_tui.figures import count_in_words, number_in_words
-from elite_tui.widgets.braille import DOTS_ACROSS, DOTS_DOWN, BrailleCanvas
+from elite_tui.figures import number_in_words
+from elite_tui.plot import ticks
+from elite_tui.plot.picture import Scale, draw, joined, scale_of
+from elite_tui.plot.series import Limit, Mark, Series
+from elite_tui.plot.viewport import Viewport
+from elite_tui.widgets.painted import Painted
 
-Point = tuple[float, "float | None"]
+if TYPE_CHECKING:
+    from textual.events import Leave, MouseMove, MouseScrollDown, MouseScrollLeft, MouseScrollRight, MouseScrollUp
+
+ZOOM = 0.7
+"""Length of the stretch in view after one zoom in, as a share of the one before."""
+PAN = 0.2
+"""Share of the stretch in view that it moves by at a time."""
+ROWS_A_TICK = 3
+GRAINS = 32
+"""The right edge moves on in steps of between a 32nd and a 64th of what is in view."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
-    """One named sequence of points in rising x."""
+class Picture:
+    """All that a chart shows at one moment."""
 
-    name: str
-    points: Sequence[Point]
-    style: str = "$primary"
-    marker: str = ""
-    "One character drawn at each point; empty draws a line."
-
-
-@dataclass(frozen=True)
-class Column:
-    """The points of an unbroken stretch that share one column of dots."""
-
-    x: int
-    first: float
-    last: float
-    low: float
-    high: float
+    title: str
+    series: Sequence[Series] = ()
+    limits: Sequence[Limit] = ()
+    marks: Sequence[Mark] = ()
+    x_kind: str = "step"
+    "step, tokens or time: how the x axis is labelled."
+    unit: str = ""
+    "Of the y axis, after the title."
+    log: bool = False
+    empty: str = "no values yet"
+    figure: Callable[[float | None], str] = number_in_words
+    "How a value is written in the legend."
 
 
-def is_number(value: float | None) -> bool:
-    """Whether a value can be drawn."""
-    return value is not None and math.isfinite(value)
+class LineChart(Painted):
+    """Series over a shared x axis, with axis labels and a legend that carries the latest values.
 
-
-def unbroken_stretches(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
-    """The points between missing values, which a line must not bridge."""
-    stretches: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if y is not None and math.isfinite(y):
-            stretches[-1].append((x, y))
-        elif stretches[-1]:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch]
-
-
-def reduce_to_columns(
-    stretch: Sequence[tuple[float, float]], x_low: float, x_high: float, columns: int
-) -> list[Column]:
-    """At most one `Column` a dot column: what a line through all the points would cover there."""
-    span = x_high - x_low
-    reduced: list[Column] = []
-    for x, y in stretch:
-        place = 0 if span <= 0 else min(columns - 1, max(0, round((x - x_low) / span * (columns - 1))))
-        if reduced and reduced[-1].x == place:
-            before = reduced[-1]
-            reduced[-1] = Column(place, before.first, y, min(before.low, y), max(before.high, y))
-        else:
-            reduced.append(Column(place, y, y, y, y))
-    return reduced
-
-
-def value_range(values: Iterable[float]) -> tuple[float, float]:
-    """Lowest and highest value, spread a little where they are equal; (0, 1) where there is none."""
-    found = list(values)
-    if not found:
-        return 0.0, 1.0
-    low, high = min(found), max(found)
-    if low == high:
-        margin = abs(low) * 0.05 or 0.5
-        return low - margin, high + margin
-    return low, high
-
-
-class LineChart(Widget):
-    """Series over a shared x axis, with axis labels and a legend that carries the latest values."""
+    The mouse wheel zooms at the pointer, sideways it moves; the legend then tells the values under the pointer.
+    """
 
     can_focus = False
 
-    def __init__(self, title: str, *, x_label: str = "step", empty: str = "no values yet", id: str) -> None:  # noqa: A002
+    class Moved(Message):
+        """The mouse brought another stretch into view."""
+
+        def __init__(self, viewport: Viewport) -> None:
+            super().__init__()
+            self.viewport = viewport
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._title = title
-        self._x_label = x_label
-        self._empty = empty
-        self._series: tuple[Series, ...] = ()
+        self.picture = Picture(title="")
+        self.viewport = Viewport()
+        self._pointer: int | None = None
+        "Column of the mouse inside the plot."
+        self._plot_left, self._plot_width = 0, 1
 
-    def show(self, *series: Series) -> None:
-        """Replaces what is drawn."""
-        self._series = series
-        self.refresh()
+    def show(self, picture: Picture) -> None:
+        """Replaces what is drawn; another x axis is shown whole again."""
+        if picture.x_kind != self.picture.x_kind:
+            self.viewport = Viewport()
+        self.picture = picture
+        self.repaint()
 
-    def render(self) -> Content:
+    # --- zooming and moving --------------------------------------------------------------------------------
+
+    def zoom(self, inwards: bool, anchor: float = 1.0) -> None:
+        """Shows a shorter or longer stretch; the point at `anchor` (a share of the width) stays in place."""
+        extent = self._extent()
+        if extent is not None:
+            self.look(self.viewport.zoomed(ZOOM if inwards else 1 / ZOOM, *extent, anchor=anchor))
+
+    def pan(self, rightwards: bool) -> None:
+        """Moves the stretch in view."""
+        extent = self._extent()
+        if extent is not None:
+            self.look(self.viewport.moved(PAN if rightwards else -PAN, *extent))
+
+    def look(self, viewport: Viewport) -> None:
+        """Shows another stretch; Viewport() is everything."""
+        if viewport != self.viewport:
+            self.viewport = viewport
+            self.repaint()
+
+    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
+        """Zooms in at the pointer; with shift or control it moves left."""
+        self._scrolled(event, inwards=True)
+
+    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
+        """Zooms out at the pointer; with shift or control it moves right."""
+        self._scrolled(event, inwards=False)
+
+    def on_mouse_scroll_left(self, event: MouseScrollLeft) -> None:
+        """Moves left."""
+        event.stop()
+        self._move(lambda: self.pan(rightwards=False))
+
+    def on_mouse_scroll_right(self, event: MouseScrollRight) -> None:
+        """Moves right."""
+        event.stop()
+        self._move(lambda: self.pan(rightwards=True))
+
+    def _scrolled(self, event: MouseScrollUp | MouseScrollDown, *, inwards: bool) -> None:
+        event.stop()
+        if event.shift or event.ctrl:
+            self._move(lambda: self.pan(rightwards=not inwards))
+            return
+        share = (event.x - self._plot_left) / max(1, self._plot_width - 1)
+        self._move(lambda: self.zoom(inwards, min(1.0, max(0.0, share))))
+
+    def _move(self, move: Callable[[], None]) -> None:
+        former = self.viewport
+        move()
+        if self.viewport != former:
+            self.post_message(self.Moved(self.viewport))
+
+    def on_mouse_move(self, event: MouseMove) -> None:
+        """The legend tells the values under the pointer."""
+        column = event.x - self._plot_left
+        self._point_at(column if 0 <= column < self._plot_width else None)
+
+    def on_leave(self, _: Leave) -> None:
+        """The legend tells the latest values."""
+        self._point_at(None)
+
+    def _point_at(self, column: int | None) -> None:
+        if column != self._pointer:
+            self._pointer = column
+            self.repaint()
+
+    # --- painting ------------------------------------------------------------------------------------------
+
+    def _extent(self) -> tuple[float, float] | None:
+        """The first x of all series, and one soon after the last."""
+        places = [one.x for one in self.picture.series if one.x.size]
+        if not places:
+            return None
+        low, high = min(float(x[0]) for x in places), max(float(x[-1]) for x in places)
+        span = min(self.viewport.span or high - low, high - low)
+        if span <= 0:
+            return low, high
+        # The axis grows by a little more than the newest point needs: else every point would move with every step,
+        # the picture would flicker, and all of it would have to be sent again.
+        grain = 2.0 ** math.floor(math.log2(span / GRAINS))
+        return low, math.ceil(high / grain) * grain
+
+    def paint(self, width: int, height: int) -> list[Content]:
         """Legend, plot and axes in the space there is."""
-        width, height = self.content_size.width, self.content_size.height
         if width < 24 or height < 4:
-            return Content("too small"[:width])
-        legend = self._legend()
-        points = [point for series in self._series for point in series.points if is_number(point[1])]
-        if not points:
-            return Content("\n").join([legend, Content.styled(self._empty, "$muted")])
-        x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-        y_low, y_high = value_range(y for _, y in points if y is not None)
-        plot_height = height - 3
-        labels = [number_in_words(y_high - (y_high - y_low) * share, 3) for share in (0.0, 0.5, 1.0)]
-        gutter = max(len(label) for label in labels)
-        plot_width = width - gutter - 2
-        cells = self._plot(plot_width, plot_height, (x_low, x_high), (y_low, y_high))
-        label_rows = {0: labels[0], plot_height - 1: labels[2]}
-        if plot_height >= 5:
-            label_rows[(plot_height - 1) // 2] = labels[1]
-        lines = [legend]
-        for row, cell in enumerate(cells):
-            label = label_rows.get(row, "")
-            lines.append(Content.styled(f"{label:>{gutter}} {'┤' if label else '│'}", "$muted").append(cell))
-        lines.append(Content.styled(" " * gutter + " └" + "─" * plot_width, "$muted"))
-        lines.append(self._x_axis(gutter + 2, plot_width, x_low, x_high))
-        return Content("\n").join(lines)
+            return [Content("too small"[:width])]
+        picture, extent = self.picture, self._extent()
+        window = self.viewport.window(*extent) if extent is not None else (0.0, 1.0)
+        scale = None
+        if extent is not None:
+            scale = scale_of(picture.series, picture.limits, window, log=picture.log)
+        if scale is None:
+            self._plot_width = 1
+            return [self._legend(None, width), Content.styled(picture.empty, "$muted")]
+        rows = height - 3
+        labels = self._y_labels(scale, rows)
+        gutter = max((len(label) for label in labels.values()), default=0)
+        columns = width - gutter - 2
+        self._plot_left, self._plot_width = gutter + 2, columns
+        cells = draw(picture.series, picture.limits, window, scale, (columns, rows))
+        pointed = self._pointed(window, columns)
+        if pointed is not None and self._pointer is not None:
+            for cell_row in cells:
+                if cell_row[self._pointer][0] == " ":
+                    cell_row[self._pointer] = ("┊", "$faint")
+        lines = [self._legend(pointed, width)]
+        for row, line in enumerate(cells):
+            label = labels.get(row, "")
+            lines.append(Content.styled(f"{label:>{gutter}} {'┤' if label else '│'}", "$muted").append(joined(line)))
+        lines += self._x_axis(gutter, columns, window)
+        return lines
 
-    def _legend(self) -> Content:
-        legend = Content.styled(self._title, "bold")
-        for series in self._series:
-            latest = next((y for _, y in reversed(series.points) if is_number(y)), None)
-            legend = legend.append(Content.styled(f"   {series.marker or '━'} ", series.style))
-            legend = legend.append(f"{series.name} {number_in_words(latest)}")
-        return legend
+    def _pointed(self, window: tuple[float, float], columns: int) -> float | None:
+        if self._pointer is None or self._pointer >= columns:
+            return None
+        return window[0] + (window[1] - window[0]) * self._pointer / max(1, columns - 1)
 
-    def _plot(
-        self, width: int, height: int, x_range: tuple[float, float], y_range: tuple[float, float]
-    ) -> list[Content]:
-        """The rows of the plot: every line series on its own canvas, markers on top."""
-        x_low, x_high = x_range
-        y_low, y_high = y_range
-        columns, rows = width * DOTS_ACROSS, height * DOTS_DOWN
+    def _legend(self, pointed: float | None, width: int) -> Content:
+        """The title and each series with its latest value, or its value at the pointer; the unit where it fits."""
+        picture = self.picture
+        title = Content.styled(picture.title, "bold")
+        values = Content("")
+        if pointed is not None:
+            at = ticks.place_in_words(picture.x_kind, pointed)
+            values = values.append(Content.styled(f"   at {picture.x_kind} {at}", "$muted"))
+        for one in picture.series:
+            if one.quiet:
+                continue
+            sign = one.marker or one.letter or "━"
+            value = one.latest if pointed is None else one.at(pointed)
+            values = values.append(Content.styled(f"   {sign} ", one.style))
+            values = values.append(f"{one.name} {picture.figure(value)}".lstrip())
+        for limit in picture.limits:
+            values = values.append(Content.styled("   ╌ ", "$warning")).append(
+                f"{limit.name} {picture.figure(limit.value)}"
+            )
+        unit = Content.styled(f" {picture.unit}", "$muted") if picture.unit else Content("")
+        whole = Content.assemble(title, unit, values)
+        return whole if whole.cell_length <= width else title.append(values)
 
-        def dot_row(value: float) -> int:
-            return round((y_high - value) / (y_high - y_low) * (rows - 1))
+    def _y_labels(self, scale: Scale, rows: int) -> dict[int, str]:
+        most = max(3, rows // ROWS_A_TICK)
+        made = (ticks.logarithmic if scale.log else ticks.linear)(scale.low, scale.high, most)
+        return {scale.row(place, rows): label for place, label in made}
 
-        grid: list[list[tuple[str, str]]] = [[(" ", "")] * width for _ in range(height)]
-        for series in sorted(self._series, key=lambda series: bool(series.marker)):
-            canvas = BrailleCanvas(width, height)
-            for stretch in unbroken_stretches(series.points):
-                before: Column | None = None
-                for column in reduce_to_columns(stretch, x_low, x_high, columns):
-                    if series.marker:
-                        grid[dot_row(column.last) // DOTS_DOWN][column.x // DOTS_ACROSS] = (series.marker, series.style)
-                        continue
-                    canvas.line(column.x, dot_row(column.low), column.x, dot_row(column.high))
-                    if before is not None:
-                        canvas.line(before.x, dot_row(before.last), column.x, dot_row(column.first))
-                    before = column
-            for row, text in enumerate(canvas.rows()):
-                for index, character in enumerate(text):
-                    if character != " ":
-                        grid[row][index] = (character, series.style)
-        return [_join_cells(cells) for cells in grid]
+    def _x_axis(self, gutter: int, columns: int, window: tuple[float, float]) -> list[Content]:
+        """The axis with the signs of what happened on it, and its labels."""
+        left, right = window
+        span = right - left
 
-    def _x_axis(self, indent: int, width: int, low: float, high: float) -> Content:
-        left, right = count_in_words(low), f"{count_in_words(high)} {self._x_label}"
-        if low == high:
-            left = ""
-        return Content.styled(" " * indent + left + right.rjust(width - len(left)), "$muted")
+        def cell(place: float) -> int:
+            return round((place - left) / span * (columns - 1)) if span > 0 else 0
 
-
-def _join_cells(cells: Sequence[tuple[str, str]]) -> Content:
-    """One row of styled characters, neighbours of one style joined."""
-    spans: list[tuple[str, str]] = []
-    for character, style in cells:
-        if spans and spans[-1][1] == style:
-            spans[-1] = (spans[-1][0] + character, style)
-        else:
-            spans.append((character, style))
-    return Content.assemble(*(Content.styled(text, style) if style else Content(text) for text, style in spans))
+        axis = [("─", "$muted")] * columns
+        name = f" {self.picture.x_kind}"
+        labels = [" "] * columns
+        end = 0
+        for place, text in ticks.labeller(self.picture.x_kind)(left, right, max(2, columns // 16)):
+            at = cell(place)
+            start = min(max(0, at - len(text) // 2), columns - len(text))
+            if start >= end and start + len(text) <= columns - len(name) - 1:
+                labels[start : start + len(text)] = text
+                axis[at] = ("┬", "$muted")
+                end = start + len(text) + 2
+        labels[columns - len(name) :] = name
+        for mark in self.picture.marks:
+            if left <= mark.x <= right:
+                axis[cell(mark.x)] = (mark.sign, mark.style)
+        return [
+            Content.styled(" " * gutter + " └", "$muted").append(joined(axis)),
+            Content.styled(" " * (gutter + 2) + "".join(labels), "$muted"),
+        ]

@@ -1,4 +1,4 @@
-"""The log of a run: untrusted lines, shown as they are, never as markup."""
+"""The log of a run: untrusted lines, shown as they are, never as markup; all of them, or those that are looked for."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
-from rich.cells import chop_cells
-from rich.segment import Segment
-from textual.geometry import Size
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
-
-from elite_tui.figures import printable
-from elite_tui.run_view import LogEntry, RunView
+from elite_tui.run_view import LOG_LINES_KEPT, LogEntry, RunView
+from elite_tui.widgets.line_pane import LinePane, Row
 
 MARKS = {"debug": "·", "info": " ", "warning": "!", "error": "✗"}
-"The level of a line, beside its colour."
-GUTTER = len("00:00:00 ! ")
+"The level of a line, beside its colour, least first."
+LEVELS = tuple(MARKS)
 
 
-class LogPane(ScrollView, can_focus=True):
-    """Follows a RunView's log, folded to the pane's width. It stays at the end unless scrolled up."""
+class LogPane(LinePane):
+    """Follows a RunView's log."""
 
+    KINDS: ClassVar[frozenset[str]] = frozenset(MARKS)
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "log-pane--time",
-        "log-pane--debug",
-        "log-pane--info",
-        "log-pane--warning",
-        "log-pane--error",
+        "line-pane--gutter",
+        "line-pane--found",
+        "line-pane--plain",
+        *(f"line-pane--{level}" for level in MARKS),
     }
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
@@ -36,52 +30,47 @@ class LogPane(ScrollView, can_focus=True):
         self._run: RunView | None = None
         self.drawn = 0
         "Lines of the run's log that are in the pane, or were."
-        self._rows: list[tuple[str, str, str]] = []
-        "Gutter, level and text of each row on screen."
+        self.least = LEVELS[0]
+        "Level from which on lines are shown."
+        self.shown = 0
+        "Lines that passed the filters since they were last set."
 
     def follow(self, run: RunView) -> None:
         """Appends what the run logged since the last call."""
-        if run is not self._run:
+        if run is not self._run or len(self.rows) > 3 * LOG_LINES_KEPT:
             self._run = run
             self._fold_all()
             return
         new = min(run.log_count - self.drawn, len(run.log))
-        if new:
-            self._append(list(run.log)[-new:])
+        if new and self.line_width:
+            self.drawn = run.log_count
+            rows = list(self._rows_of(list(run.log)[-new:]))
+            if rows:
+                self.extend(rows)
+
+    def look_for(self, text: str, least: str) -> None:
+        """Shows only lines that hold a text (in whatever case), and are at least so grave."""
+        if (text.lower(), least) != (self.highlight, self.least):
+            self.highlight, self.least = text.lower(), least
+            self._fold_all()
 
     def on_resize(self) -> None:
         """Folds the lines to the new width."""
         self._fold_all()
 
     def _fold_all(self) -> None:
-        self._rows = []
-        if self._run is not None and self.scrollable_content_region.width > GUTTER:
-            self._append(self._run.log)
-
-    def _append(self, entries: Iterable[LogEntry]) -> None:
-        width = self.scrollable_content_region.width - GUTTER
-        if width < 1 or self._run is None:
+        if self._run is None or not self.line_width:
             return
-        at_end = self.is_vertical_scroll_end
-        for entry in entries:
-            clock = time.strftime("%H:%M:%S", time.localtime(entry.time))
-            gutter = f"{clock} {MARKS.get(entry.level, ' ')} "
-            for piece in chop_cells(printable(entry.text), width) or [""]:
-                self._rows.append((gutter, entry.level, piece))
-                gutter = " " * GUTTER
+        self.shown = 0
         self.drawn = self._run.log_count
-        self.virtual_size = Size(self.scrollable_content_region.width, len(self._rows))
-        self.refresh()
-        if at_end:
-            self.scroll_end(animate=False, immediate=False, x_axis=False)
+        self.replace(self._rows_of(self._run.log))
 
-    def render_line(self, y: int) -> Strip:
-        """One row of the pane."""
-        row = y + self.scroll_offset.y
-        width = self.scrollable_content_region.width
-        if row >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
-        gutter, level, text = self._rows[row]
-        style = self.get_component_rich_style(f"log-pane--{level if level in MARKS else 'info'}")
-        strip = Strip([Segment(gutter, self.get_component_rich_style("log-pane--time")), Segment(text, style)])
-        return strip.adjust_cell_length(width, self.rich_style)
+    def _rows_of(self, entries: Iterable[LogEntry]) -> Iterable[Row]:
+        least = LEVELS.index(self.least)
+        for entry in entries:
+            level = entry.level if entry.level in MARKS else "info"
+            if LEVELS.index(level) < least or self.highlight not in entry.text.lower():
+                continue
+            self.shown += 1
+            clock = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            yield from self.fold(f"{clock} {MARKS[level]} ", level, entry.text)

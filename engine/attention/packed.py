@@ -45,6 +45,7 @@ def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterato
         _borders, config._attn_implementation = None, before
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # every window has other borders, and would compile anew
 def _attention_function(
     module: nn.Module,
     query: Tensor,

@@ -55,7 +55,10 @@ def _measure(machine: Machine, output: Path) -> Measured:
     with console.status("starting") as status:
 
         def tell(progress: ProfileProgress) -> None:
-            status.update(f"{progress.what} ({progress.done + 1} of {progress.total})")
+            line = f"{progress.what} ({progress.done + 1} of {progress.total})"
+            status.update(line)
+            if not console.is_terminal:
+                console.print(line)
 
         found = profile_machine(machine, folder, tell)
     try:

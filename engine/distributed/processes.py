@@ -1,4 +1,4 @@
-"""Runs a function in several processes of one gloo group on this machine, and gathers what they return."""
+"""Runs a function in several processes of one gloo group on this machine's processor, and gathers what they return."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arg
         for library in ("bitsandbytes", "DeepSpeed"):
             logging.getLogger(library).setLevel(logging.ERROR)
         module, _, function = name.partition(":")
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        # The group is of processors. PowerSGD's hook would synchronise with a GPU that it sees, and fail.
+        hidden = {"CUDA_VISIBLE_DEVICES": ""}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), **hidden}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         import torch
         from torch import distributed

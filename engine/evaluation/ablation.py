@@ -18,7 +18,7 @@ from engine.errors import EliteError
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import choose_plan
-from engine.plan.optimizations import find_optimization, is_switched_on, optimizations, states, toggle, with_values
+from engine.plan.optimizations import find_optimization, optimizations, states, toggle, with_values
 from engine.protocol import EvalCompleted, RunFailed, RunFinished, StepCompleted, Stop
 from engine.runtime.launcher import launch
 
@@ -83,14 +83,14 @@ def variations(
     """
     wanted = [find_optimization(name).id for name in only]
     choice = choose_plan(config, machine, spec, None)
-    usable = {state.id for state in states(config, machine, spec, choice) if state.state != "unavailable"}
+    found = {state.id: state.state for state in states(config, machine, spec, choice)}
     for seed in range(config.training.seed, config.training.seed + seeds):
         seeded = with_values(config, {"training.seed": seed}, source="seed")
         yield Variation(id="baseline", on=True, seed=seed, config=seeded)
         for row in optimizations():
-            if not row.switch_on or row.id not in usable or (wanted and row.id not in wanted):
+            if not row.switch_on or found[row.id] == "unavailable" or (wanted and row.id not in wanted):
                 continue
-            on = not is_switched_on(seeded, row)
+            on = found[row.id] == "off"
             # What excludes it, or leaves no difference, is not a variation.
             with contextlib.suppress(EliteError):
                 changed = toggle(seeded, row.id, on)

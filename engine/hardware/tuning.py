@@ -19,7 +19,9 @@ def tune_memory(device: torch.device) -> bool:
         return False
     import torch
 
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    # At run time: the environment variable would have to be there before the process allocates, whoever starts it.
+    apply = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
+    apply("expandable_segments:True")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

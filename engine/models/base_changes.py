@@ -33,7 +33,8 @@ class BaseChanges:
         stretched = model.rope_scaling == "auto" and context > spec.max_context
         return BaseChanges(
             yarn_factor=context / spec.max_context if stretched else None,
-            kv_heads=model.kv_heads if model.kv_heads and model.kv_heads < spec.kv_heads else None,
+            # Asking for what cannot be pooled is refused when it is tried.
+            kv_heads=model.kv_heads if model.kv_heads != spec.kv_heads else None,
         )
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:

@@ -96,10 +96,6 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
-def _not_built(_: Situation) -> str | None:
-    return "this version writes checkpoints between two steps"
-
-
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
@@ -109,7 +105,6 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "deepspeed": _needs_library("deepspeed", "gpu"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
-    "not_built": _not_built,
 }
 """Each word says why a situation lacks it, with the remedy, or None."""
 
@@ -152,9 +147,12 @@ def _recomputing(situation: Situation) -> tuple[bool, str]:
     if situation.stream is not None:
         return False, "the streamed step recomputes a tile at a time"
     way = situation.config.training.recompute
-    if way == "never":
-        return False, "switched off"
-    return True, "switched on" if way == "always" else "where keeping all would take a third of the free memory"
+    if way != "auto":
+        return way == "always", "switched on" if way == "always" else "switched off"
+    if situation.choice is None:
+        return True, "where keeping all activations does not fit"
+    on = bool(situation.choice.plan.plan.get("checkpointing"))
+    return on, "keeping all activations does not fit" if on else "all activations fit"
 
 
 def _stretched(situation: Situation) -> tuple[bool, str]:

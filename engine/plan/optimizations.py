@@ -262,6 +262,15 @@ def states(
     return tuple(state_of(row, situation) for row in optimizations())
 
 
+def may_stream(config: RunConfig) -> bool:
+    """Whether a run that is out of memory may go over to the streamed step: nothing that it asks for excludes that.
+
+    A micro-batch, which the streamed step has none of, was only there for speed.
+    """
+    excluding = (find_optimization(other) for other in find_optimization("streamed_backprop").conflicts)
+    return not any(is_switched_on(config, row) for row in excluding if row.id != "auto_batch_size")
+
+
 def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
     """Makes sure that no two optimisations that a run asks for exclude each other.
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Gpu, Machine
-from engine.models.families import FUSED
+from engine.models.families import FUSED, STREAMED
 from engine.models.spec import ModelSpec
 from engine.plan.memory import Part
 from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
+from engine.plan.search import HEADROOM, Budget, Candidate, Recompute, Way, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
@@ -99,6 +99,7 @@ class Planning:
     tokens_per_update: int = TOKENS_PER_UPDATE
     way: Way = "auto"
     activation_bits: Literal[16, 8, 4] = 16
+    recompute: Recompute = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -187,10 +188,22 @@ def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
 def plan_context(
     planning: Planning, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
 ) -> TierPlan:
-    """The best plan for windows of `context` tokens, or the one that is nearest to fitting."""
+    """The best plan for windows of `context` tokens, or the one that is nearest to fitting.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is wanted and it refuses the model.
+    """
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
-    found = search(work, planning.machine, budget, planning.weights, planning.way)
+    refusal = streaming_refusal(planning.spec, context)
+    if refusal and planning.way == "streamed":
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
+        )
+    weights, way = planning.weights, planning.way
+    if refusal:  # whole windows need all weights at once
+        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
+    found = search(work, planning.machine, budget, weights, way, planning.recompute)
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -201,6 +214,9 @@ def plan_context(
     reason, remedy = "", ""
     if not fitting:
         reason, remedy = _explain(found, chosen, budget)
+        if refusal:
+            reason = f"{reason}; tile by tile it would need less, but {refusal}"
+            remedy = f"{remedy}, or a model whose family streams, such as qwen2 or llama"
     elif not in_time:
         limit = format_seconds(planning.patience)
         reason = f"one window takes about {format_seconds(chosen.seconds)}; recommended is what takes up to {limit}"
@@ -226,6 +242,15 @@ def plan_context(
         time=chosen.time,
         in_time=bool(in_time),
     )
+
+
+def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
+    """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
+    if spec.family not in STREAMED:
+        return f"the streamed gradient of {spec.family} has not been shown to be exact"
+    if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
+        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the length"
+    return None
 
 
 def _steps(tokens: float, tokens_a_step: int) -> int:

@@ -49,9 +49,8 @@ class StreamPlan:
     "Name of the attention backend; auto measures."
 
     def __post_init__(self) -> None:
-        for field, hint in _hints().items():
+        for field, (hint, allowed) in _hints().items():
             value = getattr(self, field)
-            allowed = get_args(hint)
             if allowed and value not in allowed:
                 raise StreamPlanError(f"{field} must be one of {', '.join(map(str, allowed))}, not {value}")
             if not allowed and type(value) is not hint:
@@ -82,6 +81,6 @@ class StreamPlan:
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    """Types of the fields; a planner makes thousands of plans."""
-    return get_type_hints(StreamPlan)
+def _hints() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Type of each field, with the values that it allows if they are listed; a planner makes thousands of plans."""
+    return {field: (hint, get_args(hint)) for field, hint in get_type_hints(StreamPlan).items()}

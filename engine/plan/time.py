@@ -1,7 +1,8 @@
 """The time model: how long one window takes, as named parts with their formulas.
 
-Rates are data-sheet figures times an efficiency for each kind of work. The efficiencies were measured on one H100 and
-assumed elsewhere, until `engine profile` measures the rates themselves: a predicted time says so.
+Rates are data-sheet figures times an efficiency for each kind of work. The efficiencies, and how often memory is
+crossed, were fitted to the steps of benchmarks/results/memory-h100.json and are assumed elsewhere, until `engine
+profile` measures the rates themselves: a predicted time says so.
 """
 
 from __future__ import annotations
@@ -18,27 +19,29 @@ from engine.plan.workload import Workload
 
 ATTENTION_BACKWARD = 2.5
 "Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
-MATRIX_EFFICIENCY = 0.75
+MATRIX_EFFICIENCY = 0.63
 "Share of the tensor rate that products with wide matrices reach."
-NARROW_MATRIX = 600
+NARROW_MATRIX = 500
 "Width at which an H100 reaches half of that; a slower card is filled by narrower matrices, in proportion."
 H100_FLOPS = 989.4e12
-FUSED_PASSES, PLAIN_PASSES = 8, 12
+FUSED_PASSES, PLAIN_PASSES = 6, 22
 "Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
-ADAPTER_PASSES = 10
+ADAPTER_PASSES = 6
 "And in a window computed whole, for each input of an adapter: to fp32 and back, forward, again and backward."
-STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 10, 56
+STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 70
 "Bytes that cross the GPU's memory a logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP = 0.8
 "Share of the transfers that hides behind computing."
 LINK_EFFICIENCY = 0.83
 "Share of PCIe's rate that pinned copies reach (53 of 63 GB/s measured on generation 5)."
 
-FORWARD_CALLS, BACKWARD_CALLS, LAYER_CALLS = 420, 900, 900
+FORWARD_CALLS, BACKWARD_CALLS, LAYER_CALLS = 490, 1150, 1300
 """Operations that Python starts for one tile through one layer: forward; again with its backward; and for a whole
 window's layer, forward, again and backward. In units of the smallest operation: their own work is in there."""
-ENCODED_CALLS = 300
+ENCODED_CALLS = 200
 "More of them where hidden states are written down in fewer bits."
+PAGE_CALLS = 60
+"And for each block of keys that a tile fetches from home."
 LAUNCH_SECONDS = 10e-6
 "Seconds to start one, on the computer that the H100 was in."
 
@@ -215,10 +218,12 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     busy = sum(part.seconds for part in layers)
     forward = busy * 0.25 if plan.stash else busy * 0.3
     passes = spec.layers * tiles
-    encoded = ENCODED_CALLS if plan.activation_bits < 16 else 0
+    more = ENCODED_CALLS if plan.activation_bits < 16 else 0
+    if plan.kv_home == "host":
+        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2))  # a tile meets half of all blocks, on average
     stages = [
-        (forward, passes * (FORWARD_CALLS + encoded)),
-        (busy - forward, passes * (BACKWARD_CALLS + encoded + again * FORWARD_CALLS)),
+        (forward, passes * (FORWARD_CALLS + more)),
+        (busy - forward, passes * (BACKWARD_CALLS + more + again * FORWARD_CALLS)),
     ]
     parts = [*layers[:3], *loss, *layers[3:]]
     transfers = _transfer_seconds(work, plan, speeds, tiles, again)

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Literal
 
 from engine import errors
 from engine.config import to_mapping
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.quantities import format_bytes
-from engine.runtime.preflight import needed_bytes
+from engine.runtime.preflight import in_step_bytes, needed_bytes
 from engine.runtime.run_directory import check_output
 from engine.runtime.versions import library_checks
 
@@ -121,16 +121,17 @@ def _refusal(name: str, error: EliteError) -> Check:
 
 
 def _repository(config: RunConfig) -> tuple[int | None, Check]:
-    paths = [Path(text).expanduser() for text in config.data.repositories]
-    if not paths:
+    data = config.data
+    if not (data.repositories or data.datasets):
         return None, _skip("repository", "none was named; --repo DIR examines one")
     try:
-        collection = collect(paths, max_file_bytes=config.data.max_file_bytes)
+        tokens = estimate_data_tokens(data)
     except EliteError as error:
         return None, _refusal("repository", error)
-    tokens = estimate_tokens(collection)
     return tokens, Check(
-        name="repository", status="passed", text=f"{len(collection.files):,} source files, about {tokens:,} tokens"
+        name="repository",
+        status="passed",
+        text=f"{', '.join([*data.repositories, *data.datasets])}: about {tokens:,} tokens",
     )
 
 
@@ -200,6 +201,8 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     stream = choice.plan.stream if choice is not None else None
     spills = stream is not None and stream.hidden_home == "disk"
     needed = needed_bytes(config, spec, tokens) + (choice.plan.disk_bytes if choice is not None and spills else 0)
+    if choice is not None and stream is not None:
+        needed += in_step_bytes(config, spec, choice.context)
     try:
         check_output(output, needed)
     except EliteError as error:

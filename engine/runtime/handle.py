@@ -21,6 +21,7 @@ from engine.protocol import (
     encode_command,
 )
 from engine.runtime import process_record
+from engine.runtime.access import Access, look
 from engine.runtime.control import deliver_command
 from engine.runtime.journal import JournalReader, decode_line
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _LOG_TAIL_BYTES = 8000
 _TAPPED_LIMIT = 1000
 _DRAIN_LIMIT = 2000
+_READ_AT_ONCE = 1 << 20
+"""Bytes of a journal that one poll of an attached run decodes: a tenth of a second."""
 
 
 class RunHandle:
@@ -68,6 +71,8 @@ class RunHandle:
         self._reader = JournalReader(run.journal_path)
         self._next = 0
         self._tapped: set[int] = set()
+        self._presumed_dead = False
+        "Whether `ending` was made up here. On another machine a mount that is behind looks like a death."
 
     @classmethod
     def attach(cls, run: RunDirectory) -> RunHandle:
@@ -83,6 +88,11 @@ class RunHandle:
     def problem(self) -> str:
         """Why the journal cannot be read at present, "" if it can."""
         return self._reader.problem
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last poll left events that are already in the journal: the next one has more at once."""
+        return self._reader.behind
 
     def poll(self) -> list[Envelope]:
         """The events since the last call. Never blocks.
@@ -100,8 +110,9 @@ class RunHandle:
         first = record.first_seq if record else 0
         for envelope in envelopes:
             self._follow_ending(envelope, first)
-        if not (alive or self.ending or self.problem) and self.status() == "died":
+        if not (alive or self.ending or self.problem or self.behind) and self.status() == "died":
             self.ending = self._describe_death()
+            self._presumed_dead = True
             envelopes.append(Envelope(run=self.run.id, seq=self._next, time=time.time(), event=self.ending))
         return envelopes
 
@@ -115,6 +126,12 @@ class RunHandle:
             self._commands.put(encode_command(command))
         else:
             deliver_command(self.run, command)
+
+    def access(self) -> Access:
+        """Whether the run takes commands from here, and if not, why."""
+        if self._commands is not None and self._process is not None and self._process.exitcode is None:
+            return Access(here=True)
+        return look(self.run)
 
     def status(self) -> RunStatus:
         """What the run does now."""
@@ -164,7 +181,7 @@ class RunHandle:
 
     def _merge(self, queue_is_fed: bool) -> list[Envelope]:
         if self._events is None:
-            envelopes = self._reader.poll()
+            envelopes = self._reader.poll(_READ_AT_ONCE)
         else:
             tapped = [envelope for envelope in self._drain(self._events) if envelope.seq >= self._next]
             gapless = [envelope.seq for envelope in tapped] == list(range(self._next, self._next + len(tapped)))
@@ -201,8 +218,9 @@ class RunHandle:
         if isinstance(envelope.event, (RunFinished, RunFailed)):
             # The end of an earlier attempt is not the end of a run that was resumed since.
             self.ending = envelope.event if envelope.seq >= first_seq else None
-        elif isinstance(envelope.event, (RunStarted, PhaseChanged)):
+        elif isinstance(envelope.event, (RunStarted, PhaseChanged)) or self._presumed_dead:
             self.ending = None
+        self._presumed_dead = False
 
     def _describe_death(self) -> RunFailed:
         error = errors.CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
@@ -216,6 +234,8 @@ class RunHandle:
 
     def _cause_of_death(self) -> str:
         status = self._process.exitcode if self._process else None
+        if status is None and not look(self.run).here:
+            return "no sign of life for two minutes from the machine that trains, or this folder is an old copy"
         if status is None:
             return "it is gone: killed, out of memory, or the machine was restarted"
         if status == -signal.SIGKILL:

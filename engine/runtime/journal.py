@@ -170,17 +170,23 @@ class JournalReader:
         damaged: Lines skipped so far because they were no events.
         problem: Why the journal could not be read at the last attempt, "" if it could; a mounted directory may
             be away for a while, and comes back.
+        behind: Whether the last call left lines that are already there.
     """
 
     def __init__(self, path: Path) -> None:
         self.damaged = 0
         self.problem = ""
+        self.behind = False
         self._path = path
         self._offset = 0
 
-    def poll(self) -> list[Envelope]:
-        """The events whose lines were completed since the last call; none where there is no journal yet."""
-        data = self._read_new()
+    def poll(self, limit: int | None = None) -> list[Envelope]:
+        """The events whose lines were completed since the last call; none where there is no journal yet.
+
+        Args:
+            limit: About so many bytes at a time: a journal of weeks takes half a minute to decode.
+        """
+        data = self._read_new(limit)
         # An incomplete last line is read again from its start, as its writer may yet remove it.
         end = data.rfind(b"\n") + 1
         self._offset += end
@@ -193,14 +199,18 @@ class JournalReader:
                 envelopes.append(envelope)
         return envelopes
 
-    def _read_new(self) -> bytes:
+    def _read_new(self, limit: int | None) -> bytes:
+        self.behind = False
         try:
             with self._path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self._offset:
                     self._offset = 0  # another file is in its place
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(limit)
+                if limit is not None and len(data) == limit:
+                    data += file.readline()
+                self.behind = self._offset + len(data) < size
         except FileNotFoundError:
             return b""
         except OSError as error:

@@ -52,6 +52,14 @@ def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> 
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
+def in_step_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
+    """Bytes of a long step saved within itself (engine.training.in_step): the gradient stream, and gradients in fp32.
+
+    Twice, as one state is written beside the one before it.
+    """
+    return 2 * (2 * context * spec.hidden_size + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets))
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration as a process with another current folder, or whoever repeats the run, can use it.
 

@@ -181,10 +181,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:
-        """Holds the run while a process is started for it, so that only one can be.
+        """Holds the run while a process is started for it, so that only one can be; or while it is deleted.
 
         Raises:
-            EliteError: OUTPUT_UNWRITABLE.
+            EliteError: OUTPUT_UNWRITABLE, or RUN_UNKNOWN where it was deleted meanwhile.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -192,9 +192,17 @@ class RunDirectory:
             raise _output_error(self.path, error, 0) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            if not self._is_still(fd):
+                raise errors.RUN_UNKNOWN(reference=self.path)
             yield
         finally:
             os.close(fd)
+
+    def _is_still(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self.path.stat())
+        except OSError:
+            return False
 
 
 def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:

@@ -26,7 +26,7 @@ from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
 from engine.training.in_step import InStepStore
 from engine.training.layout import Layout
-from engine.training.memory import memory_errors, should_recompute
+from engine.training.memory import memory_errors
 from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.training.replanning import ClosableStep, ReplanningStep
 from engine.training.step import WholeSequenceStep
@@ -114,14 +114,8 @@ def choose_step(
             tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step
 
-    planned = Layout(stream=plan, recompute=plan is None and _recomputes(training, setup))
+    planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
     return replanning_step(session, setup, model, progress, planned, build)
-
-
-def _recomputes(training: TrainingSection, setup: Setup) -> bool:
-    if training.recompute != "auto":
-        return training.recompute == "always"
-    return should_recompute(setup.spec, setup.context, setup.placement.device, setup.placement.dtype.itemsize)
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, windows: Windows) -> int:

@@ -54,10 +54,10 @@ def find_rate(session: TrainingSession) -> None:
     setup = set_up(session)
     steps = session.config.training.max_steps or STEPS
     rates = range_rates(LOWEST, HIGHEST, steps)
-    parts = _build(session, setup, rates)
+    progress = Progress(total_steps=steps)
+    parts = _build(session, setup, progress, rates)
     training = replace(session.config.training, epochs=_MANY_EPOCHS, max_steps=steps)
     updates = plan_updates(parts.windows, training, setup.context)
-    progress = Progress(total_steps=steps)
 
     def step(rate: float) -> float:
         done = take_optimizer_step(parts, progress, next(updates), _Monitor(session))
@@ -97,7 +97,7 @@ def find_rate(session: TrainingSession) -> None:
     session.emit(RunFinished(status="stopped" if stopped else "completed", steps=progress.step, seconds=seconds))
 
 
-def _build(session: TrainingSession, setup: Setup, rates: list[float]) -> Parts:
+def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: list[float]) -> Parts:
     """What one update works with: the run's own, but for a schedule that follows the rates."""
     config = session.config
 
@@ -110,7 +110,7 @@ def _build(session: TrainingSession, setup: Setup, rates: list[float]) -> Parts:
     windows = build_dataset(config.data, tokenizer=tokenizer, context=setup.context, cache=cache).train
     session.emit(PhaseChanged(phase="model", detail=setup.spec.name))
     model, accelerator = build_model(config, setup, tell)
-    way = choose_step(session, setup, model, accelerator, windows, Progress(total_steps=len(rates)), tell)
+    way = choose_step(session, setup, model, accelerator, windows, progress, tell)
     learning = build_learning(model, config, context=setup.context, total_steps=len(rates))
     optimizer = learning.updating.optimizer
     peak = min(group["initial_lr"] for group in optimizer.param_groups)

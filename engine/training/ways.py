@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.models.families import STREAMED
+from engine.plan.optimizations import may_stream
 from engine.protocol import RecoveryTaken
 from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
@@ -42,7 +43,7 @@ def replanning_step(
         layers=setup.spec.layers,
         quantised=placement.precision == "nf4",
         on_gpu=placement.device.type == "cuda",
-        streamable=setup.spec.family in STREAMED and config.training.step != "whole",
+        streamable=setup.spec.family in STREAMED and config.training.step != "whole" and may_stream(config),
     )
 
     def tell(what: str, why: str) -> None:

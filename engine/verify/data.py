@@ -32,9 +32,9 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(asset("demo-model", "tokenizer.json")))
 
 
-def _dataset(bench: Bench, root: Path, **data: Any) -> Dataset:
+def _dataset(bench: Bench, root: Path, tokenizer: Any = None, **data: Any) -> Dataset:
     section = DataSection(repositories=[str(root)], **data)
-    return build_dataset(section, tokenizer=_tokenizer(), context=128, cache=bench.folder / "cache")
+    return build_dataset(section, tokenizer=tokenizer or _tokenizer(), context=128, cache=bench.folder / "cache")
 
 
 def validation_split(bench: Bench) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import time
 from typing import Any
 
 import numpy as np
 import torch
 
 from engine.models.adapter import trainable
+from engine.protocol import RecoveryTaken
+from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit
 from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
+from engine.training.saver import Saver
+from engine.training.spikes import SpikeDetector
+from engine.training.state import ADAPTER, STATEFUL, capture, capture_random, read_snapshot
 from engine.training.step import WholeSequenceStep
 from engine.verify.measure import mib, peak_bytes, relative_error
-from engine.verify.proof import Bench, UnavailableError, demand
+from engine.verify.proof import Bench, demand
 from engine.verify.small import SmallRun, Unbothered, adapted, gradients, patterned_tokens, random_tokens, small_model
 
 
@@ -166,18 +174,21 @@ def loss_spike_recovery(bench: Bench) -> str:
         return result
 
     run.parts.step.run = poison  # type: ignore[method-assign]
-    fit(run.session(), run.parts, run.progress)
+    session = run.session()
+    fit(session, run.parts, run.progress)
     finite = all(bool(p.isfinite().all()) for p in trainable(run.model).values())
-    demand(poisoned[0] and finite and run.progress.step == run.progress.total_steps, "the run did not recover")
-    return (
-        f"not-a-number gradient in step 4: the run went on to its last step {run.progress.total_steps}, weights finite"
-    )
+    ended, total = run.progress.step, run.progress.total_steps
+    demand(poisoned[0] and finite and ended == total, f"the run ended after {ended} of {total} steps")
+    demand(4 in run.progress.skipped, f"skipped {run.progress.skipped}, expected step 4 among them")
+    spiked = SpikeDetector(10.0)
+    found = [spiked.is_spike(loss) for loss in [*(2.0 + 0.05 * math.sin(i) for i in range(30)), 9.0, 2.1]]
+    demand(found == [False] * 30 + [True, False], "a loss of 9 after thirty around 2 is not seen as a spike")
+    told = next(event.what for event in session.events if isinstance(event, RecoveryTaken))
+    return f"not-a-number gradient in step 4: {told}; went on to step {ended} of {total} with finite weights"
 
 
 def checkpoint_pruning(bench: Bench) -> str:
     """Only the newest checkpoints stay, each of them whole."""
-    from engine.training.checkpoints import CheckpointFolder, Retention, verify
-
     folder = CheckpointFolder(bench.folder / "checkpoints", Retention(newest=2))
     for step in (1, 2, 3, 4, 5):
         folder.save(step, [("state.json", b"{}" * step)])
@@ -186,6 +197,31 @@ def checkpoint_pruning(bench: Bench) -> str:
     return "of 5 checkpoints the newest 2 are left, each verified"
 
 
-def async_checkpointing(_: Bench) -> str:
-    """Saving does not stop training."""
-    raise UnavailableError("this version writes a checkpoint between two steps; nothing to switch on yet")
+def async_checkpointing(bench: Bench) -> str:
+    """Updates go on while a checkpoint is written, and the checkpoint is what the state was when it began."""
+    run = SmallRun(bench.folder, bench.device, training={"epochs": 40.0})
+    run.steps(2)
+    state = capture(run.parts, run.progress, capture_random())
+    # Large enough that writing and reading it back takes longer than some updates.
+    ballast = {"ballast": torch.zeros(32 * 2**20)}
+    state = dataclasses.replace(state, tensors={**state.tensors, STATEFUL: {**state.tensors[STATEFUL], **ballast}})
+    saver = Saver(run.parts.checkpoints, lambda _: None)
+    began = time.perf_counter()
+    saver.begin(state)
+    waited = time.perf_counter() - began
+    updates = 0
+    while saver.busy and updates < run.progress.total_steps - 2:
+        run.step()
+        updates += 1
+    saver.wait()
+    took = time.perf_counter() - began
+    saver.close()
+    assert saver.last is not None
+    saved = read_snapshot(verify(saver.last.path))
+    same = all(torch.equal(saved.tensors[ADAPTER][name], value) for name, value in state.tensors[ADAPTER].items())
+    demand(updates >= 1, f"training waited {waited:.2f} s for a checkpoint of {saver.last.bytes:,} B")
+    demand(same and saved.progress.step == 2, "the checkpoint is not the state from when it began")
+    return (
+        f"{updates} updates made while {mib(saver.last.bytes)} were written and read back ({took:.2f} s); "
+        f"training waited {waited * 1e3:.1f} ms"
+    )

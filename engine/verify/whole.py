@@ -6,16 +6,19 @@ import time
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.data.windows import Window, joined
 from engine.models import head
 from engine.models.shifted_attention import shift_attention
 from engine.models.tiled_mlp import tile_mlps
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
-from engine.training.step import WholeSequenceStep
+from engine.training.step import TrainingStep, WholeSequenceStep
+from engine.training.streamed_windows import StreamedWindows
 from engine.verify.measure import mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, demand
 from engine.verify.small import Unbothered, adapted, gradients, random_tokens, small_model
@@ -87,37 +90,41 @@ def gradient_checkpointing(bench: Bench) -> str:
 
 
 def sequence_packing(bench: Bench) -> str:
-    """Documents in one row: loss and gradient of each apart, without padding."""
+    """Documents in one row: loss and gradient of each apart, whole and streamed, without padding."""
     lengths = [400, 37, 190, 73, 8, 292]
-    documents = [torch.as_tensor(random_tokens(n, seed).ids) for seed, n in enumerate(lengths)]
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    predicted = sum(lengths) - len(lengths)
+    documents = [random_tokens(n, seed) for seed, n in enumerate(lengths)]
+    packed = joined(documents)
+    predicted, longest = sum(lengths) - len(lengths), max(lengths)
     plan = StreamPlan(tile=256, key_block=512, attention="efficient" if bench.on_gpu else "cpu")
-    model = adapted(small_model(device=bench.device))
-    with StreamedStep(model, plan, device=bench.device) as step:
-        apart_loss = 0.0
-        for document in documents:
-            apart_loss += step.run(document, scale=1 / predicted).loss_sum
-        apart = gradients(model)
-        packed_loss = step.run(torch.cat(documents), scale=1 / predicted, document_starts=starts).loss_sum
-        packed = gradients(model)
-        seconds = []
-        longest = max(lengths)
-        padded = [functional.pad(document, (0, longest - len(document))) for document in documents]
-        for sequences, borders in ((padded, (0,)), ([torch.cat(documents)], starts)):
-            began = time.perf_counter()
-            for sequence in sequences:
-                step.run(sequence, document_starts=borders)
-            seconds.append(time.perf_counter() - began)
-        model.zero_grad(set_to_none=True)
-    error = max(relative_error(packed, apart), abs(packed_loss / apart_loss - 1))
-    demand(error < EXACT, f"packed loss or gradient differ by {error:.1e} from the documents apart")
-    useful, computed = sum(lengths), longest * len(lengths)
-    demand(useful < computed, "nothing was padded")
+    errors = []
+    for streamed in (False, True):
+        model = adapted(small_model(device=bench.device))
+        step: TrainingStep = (
+            StreamedWindows(model, plan, device=bench.device, spill_directory=bench.folder)
+            if streamed
+            else WholeSequenceStep(model, recompute=False)
+        )
+        results = []
+        for windows in (documents, [packed]):
+            loss = step.run(windows, 1 / predicted, Unbothered()).loss_sum
+            results.append({"loss": torch.tensor(loss), **gradients(model)})
+        errors.append(relative_error(results[1], results[0]))
+        if not streamed:
+            seconds = _seconds_of(step, [packed])
+            padded = [Window(np.pad(document.ids, (0, longest - len(document)))) for document in documents]
+            seconds_padded = _seconds_of(step, padded)
+    demand(max(errors) < EXACT, f"packed loss or gradient differ by {max(errors):.1e} from the documents apart")
+    computed = longest * len(lengths)
     return (
-        f"loss and gradient within {error:.1e} of the documents apart; {useful:,} tokens computed instead of "
-        f"{computed:,} padded, {seconds[0] / seconds[1]:.1f} times the tokens/s here"
+        f"loss and gradient within {errors[0]:.1e} of the documents apart, {errors[1]:.1e} streamed; {sum(lengths):,} "
+        f"tokens computed instead of {computed:,} padded, {seconds_padded / seconds:.1f} times the tokens/s here"
     )
+
+
+def _seconds_of(step: TrainingStep, windows: list[Window]) -> float:
+    began = time.perf_counter()
+    step.run(windows, 1.0, Unbothered())
+    return time.perf_counter() - began
 
 
 def label_smoothing(bench: Bench) -> str:

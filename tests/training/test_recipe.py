@@ -23,6 +23,7 @@ from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
+from engine.plan.choice import choose_plan
 from engine.protocol import (
     CheckpointSaved,
     EvalCompleted,
@@ -158,13 +159,22 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
     config = configure(tmp_path, [small_repository], context=None, tokens_per_update=512, max_steps=2)
     first = start(config, {1: [Stop(id="1")]})
     train(first)
-    monkeypatch.setattr("engine.training.setup.estimate_data_tokens", lambda data: 10**7)  # it would plan otherwise
+    asked = []
+
+    def choose(config, *arguments):
+        """A machine may plan otherwise tomorrow: with other free memory, another load, more files."""
+        asked.append(config.training.context)
+        return choose_plan(config, *arguments)
+
+    monkeypatch.setattr("engine.training.setup.choose_plan", choose)
     second = again(first)
     train(second)
-    assert second.of(RunStarted)[0].context == first.of(RunStarted)[0].context
+    context = first.of(RunStarted)[0].context
+    assert asked == [context]
+    assert second.of(RunStarted)[0].context == context
     fresh = start(configure(tmp_path / "fresh", [small_repository], context=None, max_steps=1), {0: [Stop(id="1")]})
     train(fresh)
-    assert fresh.of(RunStarted)[0].context != first.of(RunStarted)[0].context
+    assert asked == [context, None]
 
 
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):

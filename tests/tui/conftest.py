@@ -7,6 +7,7 @@ import time
 import pytest
 
 from engine.runtime.run_index import STATE_VARIABLE
+from tests.tui.support import settled, still
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +20,23 @@ def ground(tmp_path, monkeypatch):
     yield
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture
+def look(snap_compare):
+    """Compares an app's screen, once everything that it asked for is there."""
+
+    def compare(app, size, *, room=None, then=None):
+        async def before(pilot):
+            await settled(pilot)
+            if room is not None:
+                app.go(room)
+                await pilot.pause()
+            if then is not None:
+                await then(pilot)
+            await settled(pilot)
+            await still(pilot)
+
+        return snap_compare(app, terminal_size=size, run_before=before)
+
+    return compare

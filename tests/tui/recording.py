@@ -121,6 +121,92 @@ def _completed(step: int) -> StepCompleted:
     )
 
 
+def gpu_run(run_id: str, steps: int, *, seed: int = 0, ended: bool = True) -> list[Envelope]:
+    """A run on a graphics card with a noisy loss; where it has not ended, it is inside its next step."""
+
+    def noise(step: int, part: int) -> float:
+        """Between −1 and 1, the same everywhere."""
+        wild = math.sin(step * 12.9898 + part * 78.233 + seed * 37.719) * 43758.5453
+        return 2 * (wild - math.floor(wild)) - 1
+
+    model = "qwen2.5-coder-1.5b"
+    started = RunStarted(
+        model=model,
+        context=131_072,
+        total_steps=steps + (0 if ended else 80),
+        device="NVIDIA GeForce RTX 3060",
+        planned_gpu_bytes=7_800_000_000,
+        planned_host_bytes=12_100_000_000,
+    )
+    events: list[tuple[float, Event]] = [
+        (0.0, PhaseChanged(phase="data")),
+        (1.0, started),
+        (2.0, EvalCompleted(step=0, loss=1.42, perplexity=math.exp(1.42), tokens=65_536)),
+        (3.0, PhaseChanged(phase="training", detail=f"{steps} steps of 131,072 tokens")),
+    ]
+    loss = 1.42
+    for step in range(1, steps + 1):
+        time = 3.0 + 20.0 * step
+        loss = 0.9 + 0.5 * math.exp(-step / (60 + 20 * seed)) + 0.06 * noise(step, 1)
+        events.append(
+            (
+                time,
+                StepCompleted(
+                    step=step,
+                    total_steps=started.total_steps,
+                    epoch=round(step / started.total_steps, 3),
+                    loss=loss,
+                    lr=2e-4 * min(1.0, step / 20) * (1 - 0.9 * step / started.total_steps),
+                    grad_norm=1 + 0.3 * noise(step, 2),
+                    tokens=131_072,
+                    tokens_per_second=6500 + 90 * noise(step, 3),
+                    seconds=20.0,
+                    gpu_allocated=6_200_000_000,
+                    gpu_reserved=7_400_000_000,
+                    gpu_peak=7_000_000_000 + int(1e8 * noise(step, 4)),
+                    host_used=11_000_000_000 + 2_000_000 * step,
+                ),
+            )
+        )
+        if step % 50 == 0:
+            held_out = loss + 0.05
+            events += [
+                (time, EvalCompleted(step=step, loss=held_out, perplexity=math.exp(held_out), tokens=65_536)),
+                (time, CheckpointSaved(step=step, path=f"checkpoints/step-{step:06}", bytes=36_000_000)),
+            ]
+        if step == 70:
+            hint = "nvidia-smi -pl raises the limit, where the power supply allows"
+            events.append(
+                (time, WarningRaised(code="power", text="the GPU is held down by its power limit", hint=hint))
+            )
+        if step == 110:
+            why = "out of GPU memory in backward of layer 12"
+            events.append((time, RecoveryTaken(what="the tile was halved to 1,024 tokens", why=why)))
+    end = 3.0 + 20.0 * steps
+    if ended:
+        finished = RunFinished(
+            status="completed",
+            steps=steps,
+            seconds=end,
+            adapter="adapter",
+            perplexity_before=math.exp(1.42),
+            perplexity_after=math.exp(loss + 0.05),
+            tokens=steps * 131_072,
+            gpu_peak=7_100_000_000,
+            host_peak=11_300_000_000,
+        )
+        events += [(end + 1, PhaseChanged(phase="saving")), (end + 2, finished)]
+    else:
+        events += [
+            (end + 2, StepProgress(step=steps + 1, stage="forward", done=448, total=448, layer=27, tile=15)),
+            (end + 3, StepProgress(step=steps + 1, stage="loss", done=16, total=16)),
+            (end + 12, StepProgress(step=steps + 1, stage="backward", done=212, total=448, layer=14, tile=9)),
+        ]
+    return [
+        Envelope(run=run_id, seq=number, time=START + time, event=event) for number, (time, event) in enumerate(events)
+    ]
+
+
 def recorded(until_step: int | None = None) -> list[Envelope]:
     """The events on disk, up to the progress that follows a step; all of them for None."""
     envelopes = [decode_event(line) for line in (FOLDER / "events.jsonl").read_bytes().splitlines()]

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import re
-import select
 import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from textual.widgets import Static
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
@@ -28,7 +17,8 @@ from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_index import find_run, list_runs
-from tests.tui.support import make_app, room_of, settled, until
+from tests.tui.support import make_app, room_of, settled, text_of, until
+from tests.tui.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 FEW_STEPS = {
@@ -70,10 +60,6 @@ async def type_into(pilot, path, text):
     await pilot.press("ctrl+a", "backspace", *text)
 
 
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).content)
-
-
 async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
     """Nothing is replaced: repository, machine, plan, preflight, process, training, journal."""
     app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
@@ -91,20 +77,25 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: app.state.tiers.value is not None)
         await pilot.press("ctrl+n")
         await until(pilot, lambda: room_of(app) == "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
             await type_into(pilot, path, str(value))
         await until(pilot, lambda: "✓ all fields are valid" in text_of(app, "#verdict"))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.state.data.value is not None, seconds=60)
+        assert app.state.data.value.files == 12
         await pilot.press("ctrl+n")
         await until(pilot, lambda: app.state.preflight.value is not None)
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
-        await until(pilot, lambda: app.state.run.losses, seconds=120)
-        assert "train n/a" not in app.screen.query_one(LineChart).render().plain
+        await until(pilot, lambda: app.state.run.step, seconds=120)
+        assert "train n/a" not in app.screen.query_one(LineChart).plain
         await until(pilot, lambda: app.state.run.ended, seconds=120)
         assert app.state.run.failed is None
         assert app.state.run.state == "completed"
-        assert len(app.state.run.losses) == 3
+        assert len(app.state.run.history.steps) == 3
         await pilot.press("enter")
         await until(pilot, lambda: room_of(app) == "result")
         assert "✓ completed" in text_of(app, "#verdict")
@@ -115,69 +106,6 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
     assert summary.status == "completed"
     assert summary.perplexity_before is not None
     assert summary.perplexity_after is not None
-
-
-def _without_escapes(output: bytes) -> str:
-    return re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", output).decode(errors="replace")
-
-
-class Terminal:
-    """The wizard in a pseudo-terminal of its own session, as a person's terminal emulator starts it."""
-
-    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "elite_tui")) -> None:
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=ROOT,
-            env={**os.environ, "TERM": "xterm-256color", "TEXTUAL_ANIMATIONS": "none", "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-        )
-        os.close(slave)
-        self._output = b""
-
-    @property
-    def text(self) -> str:
-        """What was written since the last key, without escape sequences."""
-        return _without_escapes(self._output)
-
-    def text_after_leaving(self) -> str:
-        """What was written after the alternate screen was left."""
-        _, left, after = self._output.partition(b"\x1b[?1049l")
-        assert left
-        return _without_escapes(after)
-
-    def read(self, seconds: float) -> None:
-        """Takes what the app writes; a terminal that is not read stalls it."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.master], [], [], left)[0]:
-                try:
-                    self._output += os.read(self.master, 65_536)
-                except OSError:
-                    return
-
-    def wait_for(self, condition, seconds: float) -> None:
-        """Reads until something is so."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.text[-4000:]
-            self.read(0.1)
-
-    def press(self, keys: bytes) -> None:
-        """Types."""
-        self._output = b""
-        os.write(self.master, keys)
-
-    def close(self) -> None:
-        """Ends the app and the terminal."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self.master)
 
 
 def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_path, one_thread):
@@ -191,7 +119,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for room in ("Machine", "steps/epoch", "learning rate", "ready to start"):
+        for room in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
             terminal.press(b"\x0e")
             terminal.wait_for(lambda room=room: room in terminal.text, 60)
         terminal.press(b"\x13")
@@ -255,12 +183,12 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
     app = make_app("monitor", engine=Engine())
     try:
         async with app.run_test(size=(80, 24)) as pilot:
-            await until(pilot, lambda: app.state.run is not None and app.state.run.losses, seconds=120)
+            await until(pilot, lambda: app.state.run is not None and app.state.run.step, seconds=120)
             await pilot.press("p")
             await until(pilot, lambda: app.state.run.paused, seconds=60)
-            steps = len(app.state.run.losses)
+            steps = len(app.state.run.history.steps)
             await pilot.press("r")
-            await until(pilot, lambda: len(app.state.run.losses) > steps, seconds=60)
+            await until(pilot, lambda: len(app.state.run.history.steps) > steps, seconds=60)
             await pilot.press("s")
             await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
             await pilot.press("left", "enter")

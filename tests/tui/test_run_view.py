@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from elite_tui.run_view import RunView
@@ -42,9 +44,13 @@ def test_a_whole_run():
     assert view.run_id == RUN_ID
     assert view.state == "completed"
     assert view.ended
-    assert len(view.losses) == STEPS
-    assert view.losses[24] == (25, None)
-    assert [step for step, _ in view.held_out] == [0, 20, 40, 60]
+    steps = view.history.steps
+    assert len(steps) == STEPS
+    assert steps["step"][24] == 25
+    assert math.isnan(steps["loss"][24])
+    assert steps["tokens"][-1] == STEPS * 8192
+    assert steps["time"][-1] == pytest.approx(126.1)
+    assert list(view.history.held_out["step"]) == [0, 20, 40, 60]
     assert view.first_evaluation.perplexity == 60.34
     assert view.checkpoint.step == 60
     assert (view.warnings, view.recoveries) == (1, 1)
@@ -56,7 +62,7 @@ def test_a_resumption_forgets_the_steps_that_it_repeats():
     assert view.state == "failed"
     fold(RunStarted(model="demo", context=64, total_steps=9, first_step=3), view=view)
     assert not view.ended
-    assert [step for step, _ in view.losses] == [1, 2, 3]
+    assert list(view.history.steps["step"]) == [1, 2, 3]
     assert view.done_steps == 3
 
 

@@ -6,6 +6,7 @@ original and returns what takes its place. It is applied in this process, and in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 
@@ -162,6 +163,17 @@ def _stage_zero(original):
     return config
 
 
+def _raise_again(original):
+    def handle(self, error):
+        raise error
+
+    return handle
+
+
+def _write_at_once(original):
+    return lambda self, snapshot, held_out_loss=None: self._write(snapshot, held_out_loss)
+
+
 def _never_held_out(original):
     return lambda files, fraction: [index == 0 for index in range(len(files))]
 
@@ -178,7 +190,10 @@ MUTATIONS = {
     "tiled_mlp": [("engine.models.tiled_mlp:_tiled", _untiled)],
     "fused_linear_cross_entropy": [("engine.models.head:summed_cross_entropy", _whole_loss)],
     "fused_kernels": [("engine.models.fused:FAMILIES", _constant(()))],
-    "sequence_packing": [("engine.streaming.step:SequenceRun", _no_documents)],
+    "sequence_packing": [
+        ("engine.streaming.step:SequenceRun", _no_documents),
+        ("engine.training.step:packed_attention", lambda original: lambda *_: contextlib.nullcontext()),
+    ],
     "zero3": [("engine.distributed.zero:zero_config", _stage_zero)],
     "powersgd": [("engine.distributed.powersgd:compress_gradients", _nothing)],
     "gqa": [("engine.models.grouped_heads:_pooled", lambda original: lambda projection, heads, kept: projection)],
@@ -208,7 +223,7 @@ MUTATIONS = {
     "label_smoothing": [
         ("engine.models.head:_piece_loss", lambda original: lambda *args: original(*args[:-1], 0.0)),
     ],
-    "loss_spike_recovery": [("engine.training.recovery:is_divergence", _constant(lambda error: False))],
+    "loss_spike_recovery": [("engine.training.recovery:Recovery.handle", _raise_again)],
     "early_stopping": [("engine.training.early_stopping:EarlyStopping.observe", _nothing)],
     "torch_compile": [("engine.models.compiled:compile_layers", _nothing)],
     "memory_tuning": [("engine.hardware.tuning:tune_memory", _nothing)],
@@ -218,7 +233,6 @@ MUTATIONS = {
     "near_duplicate_removal": [("engine.data.near_duplicates:similarity", lambda original: lambda a, b: 0.0)],
     "memory_mapped_dataset": [("numpy:memmap", _in_memory)],
     "checkpoint_pruning": [("engine.training.checkpoints:CheckpointFolder._prune", _nothing)],
-    "async_checkpointing": [],
+    "async_checkpointing": [("engine.training.saver:Saver.begin", _write_at_once)],
     "longlora_s2": [("engine.models.shifted_attention:_cuts", _cut_nowhere)],
 }
-"""Empty where this version has nothing to disable: the proof says that it is unavailable."""

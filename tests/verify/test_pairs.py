@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.session import RecordingSession
 
 from engine.config import from_mapping
 from engine.data.windows import Windows
@@ -20,6 +21,7 @@ from engine.models.catalogue import find_model
 from engine.models.placement import choose_placement
 from engine.plan.choice import choose_plan
 from engine.plan.optimizations import is_switched_on, optimizations, refuse_conflicts, toggle
+from engine.runtime.run_directory import RunDirectory
 from engine.training import building
 from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.optimizer_step import take_optimizer_step
@@ -58,13 +60,13 @@ def _trace_without_a_compiler(monkeypatch):
 
 def base_config(folder):
     training = {"context": CONTEXT, "tokens_per_update": 2 * CONTEXT, "max_steps": 4, "evaluate_every": 1}
-    data = {"near_duplicates": "keep", "packing": False}
     return from_mapping(
         {
             "model": {"name": str(folder), "device": "cpu", "rope_scaling": "none"},
             "lora": {"rank": 4},
             "training": {**training, "step": "whole", "recompute": "never", "memory_tuning": False},
-            "data": data,
+            "data": {"packing": False},
+            "recovery": {"enabled": False},
         }
     )
 
@@ -87,8 +89,9 @@ def train(config, tmp_path):
     said = []
     model, accelerator = building.build_model(config, setup, said.append)
     total = count_updates(windows, config.training, CONTEXT)
-    session = SimpleNamespace(config=config, run=SimpleNamespace(path=tmp_path), emit=said.append)
-    way = building.choose_step(session, setup, model, accelerator, windows, Progress(total_steps=total), said.append)
+    progress = Progress(total_steps=total)
+    session = RecordingSession(config=config, run=RunDirectory(tmp_path))
+    way = building.choose_step(session, setup, model, accelerator, windows, progress, said.append)
     learning = building.build_learning(model, config, context=CONTEXT, total_steps=total)
     parts = Parts(
         model=model,
@@ -104,13 +107,12 @@ def train(config, tmp_path):
         sequences=learning.sequences,
     )
     before = {name: p.detach().clone() for name, p in trainable(model).items()}
-    progress = Progress(total_steps=total)
     losses = []
     for update in plan_updates(windows, config.training, CONTEXT):
         done = take_optimizer_step(parts, progress, update, Unbothered())
         losses.append(done.result.loss_sum / done.result.tokens)
         with learning.averaged():
-            learning.observe(way.loss(windows[0]) / (CONTEXT - 1))
+            learning.observe(way.loss(windows[0]) / windows[0].targets)
     learning.keep_result()
     moved = [name for name, p in trainable(model).items() if not torch.equal(p, before[name])]
     return SimpleNamespace(losses=losses, moved=moved, said=said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,16 +72,12 @@ def test_each_optimisation_has_a_mutation():
 
 @pytest.mark.parametrize("name", ids(LONG | MIDDLING))
 def test_proof_fails_when_the_implementation_does_nothing(name, monkeypatch, tmp_path):
-    if not mutations.MUTATIONS[name]:
-        assert verdict_of(name).status == "unavailable"
-        return
     if name in IN_CHILDREN:
         # A new process reads this before anything else; its modules then find the mutated ones.
         hook = f"from tests.verify import mutations\nmutations.apply({name!r})\n"
         (tmp_path / "sitecustomize.py").write_text(hook)
         paths = [str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
-        assert str(ROOT) in sys.path or (ROOT / "engine").exists()
     else:
         mutations.apply(name, monkeypatch.setattr)
     verdict = verdict_of(name)

@@ -1,0 +1,144 @@
+"""Comparison: some runs side by side: their curves, their figures, and where their configurations differ."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elite_tui.figures import bytes_in_words, context_in_words, count_in_words, duration_in_words, number_in_words
+from elite_tui.run_files import PlannedRun, read_plan
+from elite_tui.run_view import RunView
+from engine import config as run_config
+from engine.errors import EliteError
+from engine.runtime.journal import JournalReader
+from engine.runtime.run_directory import RunDirectory
+
+LETTERS = "ABCDEFGH"
+"""At most so many runs are compared; a letter tells their lines apart without colour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One of them."""
+
+    letter: str
+    path: Path
+    view: RunView
+    planned: PlannedRun | None
+    config: Mapping[str, str]
+    "Dotted field → value in words; empty where the configuration cannot be read."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: a name, and a value for each run."""
+
+    name: str
+    values: tuple[str, ...]
+    best: int | None = None
+    "Which run's value is the best one, where there is such a thing."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The runs and the table."""
+
+    runs: tuple[ComparedRun, ...]
+    figures: tuple[Row, ...]
+    differing: tuple[Row, ...]
+    "Configuration fields in which they are not all the same."
+
+
+def read_comparison(paths: Sequence[Path]) -> Comparison:
+    """Reads the journals and configurations of some runs."""
+    runs = tuple(_read(letter, path) for letter, path in zip(LETTERS, paths, strict=False))
+    return Comparison(runs=runs, figures=_figures(runs), differing=_differing(runs))
+
+
+def _read(letter: str, path: Path) -> ComparedRun:
+    run = RunDirectory(path)
+    view = RunView(run_id=run.id)
+    for envelope in JournalReader(run.journal_path).poll():
+        view.apply(envelope)
+    config: dict[str, str] = {}
+    with contextlib.suppress(EliteError):
+        config = _flat(_settings(run))
+    return ComparedRun(letter=letter, path=path, view=view, planned=read_plan(run.plan_path), config=config)
+
+
+def _settings(run: RunDirectory) -> Mapping[str, Any]:
+    """The configuration with its defaults; of a newer engine, what the file holds."""
+    try:
+        return run_config.to_mapping(run.load_config())
+    except EliteError:
+        return run_config.load_mapping(run.config_path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = _in_words(value)
+    return flat
+
+
+def _in_words(value: object) -> str:
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differing(runs: Sequence[ComparedRun]) -> tuple[Row, ...]:
+    fields = dict.fromkeys(name for run in runs for name in run.config)
+    rows = []
+    for name in fields:
+        values = tuple(run.config.get(name, "n/a") for run in runs)
+        if len(set(values)) > 1:
+            rows.append(Row(name=name, values=values))
+    return tuple(rows)
+
+
+def _figures(runs: Sequence[ComparedRun]) -> tuple[Row, ...]:
+    views = [run.view for run in runs]
+
+    def row(name: str, words: Sequence[str]) -> Row:
+        return Row(name=name, values=tuple(words))
+
+    def ranked(name: str, numbers: Sequence[float | None], words: Sequence[str], *, least: bool) -> Row:
+        known = [number for number in numbers if number is not None]
+        best = (min(known) if least else max(known)) if len(known) > 1 and len(set(known)) > 1 else None
+        return Row(name=name, values=tuple(words), best=numbers.index(best) if best is not None else None)
+
+    losses = [view.history.steps.last("loss") for view in views]
+    after = [view.latest_evaluation.perplexity if view.latest_evaluation else None for view in views]
+    before = [view.first_evaluation.perplexity if view.first_evaluation else None for view in views]
+    speeds = [view.step.tokens_per_second if view.step else None for view in views]
+    gpu = [_peak(view, "gpu_peak") for view in views]
+    host = [_peak(view, "host_used") for view in views]
+    return (
+        row("state", [view.state for view in views]),
+        row("model", [view.started.model if view.started else "n/a" for view in views]),
+        row("context", [context_in_words(view.started.context) if view.started else "n/a" for view in views]),
+        row("steps", [f"{view.done_steps:,}/{view.total_steps or 0:,}" for view in views]),
+        row("tokens", [count_in_words(view.history.tokens) for view in views]),
+        ranked("training loss", losses, [number_in_words(value) for value in losses], least=True),
+        row("perplexity before", [number_in_words(value) for value in before]),
+        ranked("perplexity after", after, [number_in_words(value) for value in after], least=True),
+        ranked("tokens/s", speeds, [count_in_words(value) for value in speeds], least=False),
+        row("time", [duration_in_words(view.history.steps.last("time")) for view in views]),
+        ranked("GPU peak", gpu, [bytes_in_words(value) for value in gpu], least=True),
+        ranked("RAM peak", host, [bytes_in_words(value) for value in host], least=True),
+    )
+
+
+def _peak(view: RunView, column: str) -> float | None:
+    return max(view.history.steps.known(column), default=None)

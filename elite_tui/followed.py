@@ -1,0 +1,89 @@
+"""Followed: polls one run from a worker thread, and says what is new."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from elite_tui.run_files import PlannedRun
+    from engine.protocol import Command, Envelope
+    from engine.runtime.access import Access
+    from engine.runtime.handle import RunHandle
+
+LOOK_EVERY = 8
+"""Polls between two looks at what changes seldom; a run that has ended is polled as seldom."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What one poll brought."""
+
+    envelopes: Sequence[Envelope]
+    problem: str = ""
+    "Why the journal cannot be read at present."
+    access: Access | None = None
+    "Where it was looked at and changed."
+    planned: PlannedRun | None = None
+    "Where it was found."
+    behind: bool = False
+    "Whether the journal holds more that is already there."
+
+
+class Followed:
+    """One run's handle, which is not for several threads at once. May be called from any thread."""
+
+    def __init__(self, handle: RunHandle) -> None:
+        self.handle = handle
+        self._lock = threading.Lock()
+        self._polls = 0
+        self._closed = False
+        self._access: Access | None = None
+        self._planned: PlannedRun | None = None
+        self._problem = ""
+
+    def poll(self) -> News | None:
+        """What is new; None where nothing is."""
+        with self._lock:
+            looks = self._polls % LOOK_EVERY == 0
+            self._polls += 1
+            if self._closed or (self.handle.ending is not None and not looks):
+                return None
+            envelopes = self.handle.poll()
+            problem, former = self.handle.problem, self._problem
+            self._problem = problem
+            access = self._look() if looks else None
+            planned = self._find_plan() if looks or envelopes else None
+            behind = self.handle.behind
+        if envelopes or access or planned or problem != former:
+            return News(envelopes, problem, access, planned, behind)
+        return None
+
+    def _look(self) -> Access | None:
+        access = self.handle.access()
+        if access == self._access:
+            return None
+        self._access = access
+        return access
+
+    def _find_plan(self) -> PlannedRun | None:
+        from elite_tui.run_files import read_plan
+
+        if self._planned is not None:
+            return None
+        self._planned = read_plan(self.handle.run.plan_path)
+        return self._planned
+
+    def send(self, command: Command) -> None:
+        """See RunHandle.send."""
+        with self._lock:
+            self.handle.send(command)
+
+    def close(self) -> None:
+        """Lets go of the run, which goes on."""
+        with self._lock:
+            self._closed = True
+            self.handle.close()

@@ -1,0 +1,61 @@
+"""How the app ends when something else than a person ends it: signals, a lost terminal, its own failure.
+
+A run is never ended by any of these: its process has a session and a log of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from elite_tui.app import EliteApp
+    from elite_tui.open_runs import OpenRun
+    from elite_tui.state import AppState
+
+
+def watch_signals(app: EliteApp) -> None:
+    """SIGTERM leaves with the terminal restored; a second one ends the process at once. SIGHUP keeps what was typed.
+
+    Must be called in the main thread, with the event loop running.
+    """
+    loop = asyncio.get_running_loop()
+
+    def terminated(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        loop.call_soon_threadsafe(app.leave, "goes on")
+
+    def hung_up(number: int, _: FrameType | None) -> None:
+        # The terminal is gone: whatever waits for it to take output would wait for ever.
+        app.save_draft()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGHUP, hung_up)
+
+
+def farewell(state: AppState, what: str) -> str:
+    """One line about the runs that are watched and have not ended; "" where there is none.
+
+    Args:
+        state: The app's state.
+        what: What the run on screen does now. The others go on.
+    """
+    active = [run for run in state.open_runs if not run.view.ended]
+    if not active:
+        return ""
+    sentences = [f"run {run.view.run_id} {what if run is state.open_runs.current else 'goes on'}" for run in active]
+    commands = " ".join(reference_of(run) for run in active)
+    return f"{', '.join(sentences)}; watch with `elite-tui monitor {commands}`"
+
+
+def reference_of(run: OpenRun) -> str:
+    """What the command line calls a run: its id, or its folder where that is a copy or a mount."""
+    elsewhere = run.access is not None and not run.access.here
+    return shlex.quote(str(run.path) if elsewhere else run.view.run_id)

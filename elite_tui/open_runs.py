@@ -1,0 +1,94 @@
+"""OpenRuns: the runs that the monitor shows, one a tab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elite_tui.run_view import RunView
+
+if TYPE_CHECKING:
+    from elite_tui.followed import News
+    from elite_tui.run_files import PlannedRun
+    from engine.runtime.access import Access
+
+_ID_DATE = len("20260102-100000-")
+
+
+@dataclass
+class OpenRun:
+    """One run that is followed."""
+
+    key: str
+    "Tells open runs apart: two copies of a run have the same id."
+    path: Path
+    view: RunView = field(default_factory=RunView)
+    access: Access | None = None
+    "What can be done with it from here; None before it was looked at."
+    planned: PlannedRun | None = None
+    problem: str = ""
+    "Why its journal cannot be read at present."
+
+    @property
+    def title(self) -> str:
+        """For its tab."""
+        return short_title(self.view.run_id)
+
+    def take(self, news: News) -> None:
+        """Folds in what a poll brought. Events of another run are not mixed in."""
+        for envelope in news.envelopes:
+            if envelope.run == self.view.run_id:
+                self.view.apply(envelope)
+        self.problem = news.problem
+        self.access = news.access or self.access
+        self.planned = news.planned or self.planned
+
+
+def short_title(run_id: str) -> str:
+    """A run's id without its date."""
+    return run_id[_ID_DATE:] if run_id[:8].isdigit() and len(run_id) > _ID_DATE else run_id
+
+
+class OpenRuns:
+    """Open runs in the order of their tabs; one is on screen."""
+
+    def __init__(self) -> None:
+        self._runs: list[OpenRun] = []
+        self.current: OpenRun | None = None
+
+    def __iter__(self) -> Iterator[OpenRun]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def find(self, key: str) -> OpenRun | None:
+        """The open run of a key."""
+        return next((run for run in self._runs if run.key == key), None)
+
+    def add(self, run: OpenRun) -> None:
+        """One more tab; a run that is launched again takes the tab of its former self."""
+        former = self.find(run.key)
+        if former is None:
+            self._runs.append(run)
+            return
+        self._runs[self._runs.index(former)] = run
+        if former is self.current:
+            self.current = run
+
+    def close(self, key: str) -> None:
+        """Ends a tab; the one beside it comes on screen."""
+        run = self.find(key)
+        if run is None:
+            return
+        place = self._runs.index(run)
+        del self._runs[place]
+        if run is self.current:
+            self.current = self._runs[min(place, len(self._runs) - 1)] if self._runs else None
+
+    def step(self, offset: int) -> None:
+        """Shows the tab so many to the right; after the last comes the first."""
+        if self.current is not None:
+            self.current = self._runs[(self._runs.index(self.current) + offset) % len(self._runs)]

@@ -1,0 +1,58 @@
+"""Pacer: how often a run may be drawn anew. At most four times a second, and not while the terminal is behind."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+SHORTEST = 0.25
+"""Seconds between two redraws."""
+
+
+def terminal_takes_more() -> bool:
+    """Whether the terminal has taken what was written. Textual writes to the standard error, as this asks."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(select.select([], [sys.__stderr__.fileno()], [], 0)[1])  # type: ignore[union-attr]
+    return True
+
+
+class Pacer:
+    """Gathers what has changed, and passes it on when it is time. What changed twice meanwhile is drawn once.
+
+    Over a slow link, frames would otherwise queue up: each would be out of date when it arrives, and a key press
+    would be answered after all of them.
+    """
+
+    def __init__(self, app: App[Any], draw: Callable[[str], None]) -> None:
+        self._app = app
+        self._draw = draw
+        self._owed: dict[str, None] = {}
+        self._drawn_at = 0.0
+        self._armed = False
+
+    def ask(self, what: str) -> None:
+        """Draws a part of the state, now or soon."""
+        self._owed[what] = None
+        if not self._armed:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._armed = False
+        wait = self._drawn_at + SHORTEST - time.monotonic()
+        if wait <= 0 and not self._app.is_headless and not terminal_takes_more():
+            wait = SHORTEST
+        if wait > 0:
+            self._armed = True
+            self._app.set_timer(wait, self._settle)
+            return
+        self._drawn_at = time.monotonic()
+        owed, self._owed = self._owed, {}
+        for what in owed:
+            self._draw(what)

@@ -1,0 +1,68 @@
+"""Reduces a curve to what is visible: at most one column of dots a point of the x axis, with no peak lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elite_tui.plot.series import Values
+
+
+@dataclass(frozen=True)
+class Column:
+    """The points of an unbroken stretch that share one column of dots."""
+
+    x: int
+    first: float
+    last: float
+    low: float
+    high: float
+    joined: bool
+    "Whether a line leads here from the column before."
+
+
+def in_window(x: Values, y: Values, left: float, right: float) -> tuple[Values, Values]:
+    """The points between two edges, with the ends of a line that crosses an edge put onto it."""
+    start, end = int(np.searchsorted(x, left, side="left")), int(np.searchsorted(x, right, side="right"))
+    inner_x, inner_y = x[start:end], y[start:end]
+    if 0 < start < x.size and (start == end or x[start] > left):
+        crossing = _between(x, y, start, left)
+        inner_x, inner_y = np.append(left, inner_x), np.append(crossing, inner_y)
+    if 0 < end < x.size:
+        crossing = _between(x, y, end, right)
+        inner_x, inner_y = np.append(inner_x, right), np.append(inner_y, crossing)
+    return inner_x, inner_y
+
+
+def _between(x: Values, y: Values, after: int, place: float) -> float:
+    width = float(x[after] - x[after - 1])
+    share = (place - float(x[after - 1])) / width if width > 0 else 0.0
+    return float(y[after - 1] + share * (y[after] - y[after - 1]))
+
+
+def reduce_to_columns(x: Values, y: Values, left: float, right: float, columns: int) -> list[Column]:
+    """What a line through all the points would cover in each column of dots.
+
+    Args:
+        x: Never falling, between `left` and `right`.
+        y: As long; what is not finite leaves a gap.
+        left, right: Edges of the first and the last column.
+        columns: How many there are.
+    """
+    known = np.isfinite(y)
+    if not known.any():
+        return []
+    stretch = np.cumsum(~known)[known]
+    x, y = x[known], y[known]
+    span = right - left
+    place = np.zeros(x.size, dtype=np.int64)
+    if span > 0:
+        place = np.clip(np.rint((x - left) / span * (columns - 1)), 0, columns - 1).astype(np.int64)
+    new = np.append(True, (np.diff(place) != 0) | (np.diff(stretch) != 0))
+    starts = np.flatnonzero(new)
+    ends = np.append(starts[1:], x.size) - 1
+    joined = np.append(False, np.diff(stretch[starts]) == 0)
+    lows, highs = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
+    fields = (place[starts], y[starts], y[ends], lows, highs, joined)
+    return [Column(*row) for row in zip(*(array.tolist() for array in fields), strict=True)]

@@ -1,0 +1,153 @@
+"""Draws curves into a grid of characters: lines in braille, then letters, markers and limits on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from textual.content import Content
+
+from elite_tui.plot.braille import DOTS_ACROSS, DOTS_DOWN, BrailleCanvas
+from elite_tui.plot.columns import Column, in_window, reduce_to_columns
+from elite_tui.plot.series import Limit, Series, Values
+
+LETTER_EVERY = 18
+"""Cells between two letters on one line."""
+Cell = tuple[str, str]
+"""A character and its style."""
+Cells = list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The y axis: its lowest and highest value, and whether equal distances are equal factors."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies: 0 at the bottom, 1 at the top. What has no logarithm lies below."""
+        if not self.log:
+            return (value - self.low) / (self.high - self.low)
+        if value <= 0:
+            return -1.0
+        return math.log(value / self.low) / math.log(self.high / self.low)
+
+    def row(self, value: float, rows: int) -> int:
+        """The row of dots of a value, counted from the top; values outside lie on the edge."""
+        return round((1.0 - min(1.0, max(0.0, self.share(value)))) * (rows - 1))
+
+
+def scale_of(
+    series: Sequence[Series],
+    limits: Sequence[Limit],
+    window: tuple[float, float],
+    *,
+    log: bool = False,
+) -> Scale | None:
+    """A y axis that holds everything in view; None where nothing is."""
+    found = [in_window(one.x, one.y, *window)[1] for one in series]
+    shown: Values = np.concatenate(found) if found else np.empty(0)
+    shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
+    if not shown.size:
+        return None
+    levels = [limit.value for limit in limits if limit.value > 0 or not log]
+    low, high = min([float(shown.min()), *levels]), max([float(shown.max()), *levels])
+    if low == high:
+        margin = abs(low) * 0.05 or 0.5
+        return Scale(low - margin, high + margin, log)
+    return Scale(low, high, log)
+
+
+def draw(
+    series: Sequence[Series],
+    limits: Sequence[Limit],
+    window: tuple[float, float],
+    scale: Scale,
+    size: tuple[int, int],
+) -> Cells:
+    """The plot, without its axes.
+
+    Args:
+        series: Drawn in this order, those with markers last.
+        limits: Dashed lines, beneath the curves.
+        window: Edges of the x axis.
+        scale: The y axis.
+        size: Columns and rows of characters.
+    """
+    width, height = size
+    cells: Cells = [[(" ", "")] * width for _ in range(height)]
+    for limit in limits:
+        _draw_limit(cells, limit, scale, size)
+    # Lines first, then what tells them apart: a letter must not vanish behind another line.
+    lines: list[tuple[Series, list[Column]]] = []
+    for one in series:
+        if not one.marker:
+            x, y = in_window(one.x, _drawable(one.y, scale), *window)
+            columns = reduce_to_columns(x, y, *window, width * DOTS_ACROSS)
+            _draw_line(cells, columns, one.style, scale, size)
+            lines.append((one, columns))
+    for one, columns in lines:
+        if one.letter and columns:
+            _draw_letters(cells, columns, one, scale, height * DOTS_DOWN)
+    for one in series:
+        if one.marker:
+            _draw_markers(cells, one, window, scale, size)
+    return cells
+
+
+def _drawable(y: Values, scale: Scale) -> Values:
+    return np.where(y > 0, y, np.nan) if scale.log else y
+
+
+def _draw_limit(cells: Cells, limit: Limit, scale: Scale, size: tuple[int, int]) -> None:
+    width, height = size
+    cells[scale.row(limit.value, height)] = [("╌", "$warning")] * width
+
+
+def _draw_line(cells: Cells, columns: Sequence[Column], style: str, scale: Scale, size: tuple[int, int]) -> None:
+    width, height = size
+    rows = height * DOTS_DOWN
+    canvas = BrailleCanvas(width, height)
+    former = None
+    for column in columns:
+        canvas.line(column.x, scale.row(column.low, rows), column.x, scale.row(column.high, rows))
+        if former is not None and column.joined:
+            canvas.line(former.x, scale.row(former.last, rows), column.x, scale.row(column.first, rows))
+        former = column
+    for index, text in enumerate(canvas.rows()):
+        for place, character in enumerate(text):
+            if character != " ":
+                cells[index][place] = (character, style)
+
+
+def _draw_letters(cells: Cells, columns: Sequence[Column], one: Series, scale: Scale, rows: int) -> None:
+    """The line's letter here and there, and at its end; each letter has places of its own."""
+    offset = (ord(one.letter[0]) * 5) % LETTER_EVERY
+    for column in columns:
+        cell = column.x // DOTS_ACROSS
+        if column is columns[-1] or (cell % LETTER_EVERY == offset and column.x % DOTS_ACROSS == 0):
+            cells[scale.row(column.last, rows) // DOTS_DOWN][cell] = (one.letter, f"bold {one.style}")
+
+
+def _draw_markers(cells: Cells, one: Series, window: tuple[float, float], scale: Scale, size: tuple[int, int]) -> None:
+    width, height = size
+    left, span = window[0], window[1] - window[0]
+    for x, y in zip(one.x.tolist(), _drawable(one.y, scale).tolist(), strict=True):
+        if math.isfinite(y) and window[0] <= x <= window[1]:
+            cell = round((x - left) / span * (width - 1)) if span > 0 else 0
+            cells[scale.row(y, height)][cell] = (one.marker, one.style)
+
+
+def joined(cells: Sequence[Cell]) -> Content:
+    """One row of characters as text, neighbours of one style together."""
+    spans: list[Cell] = []
+    for character, style in cells:
+        if spans and spans[-1][1] == style:
+            spans[-1] = (spans[-1][0] + character, style)
+        else:
+            spans.append((character, style))
+    return Content.assemble(*(Content.styled(text, style) if style else Content(text) for text, style in spans))

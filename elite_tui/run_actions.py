@@ -1,0 +1,221 @@
+"""The actions of the rooms that show runs: monitor, result, list and comparison."""
+
+from __future__ import annotations
+
+from elite_tui.action import Action
+
+CHART_ROOMS = ("monitor", "compare")
+
+RUN_ACTIONS: tuple[Action, ...] = (
+    # --- a run
+    Action(
+        name="pause",
+        keys="p",
+        label="Pause",
+        help="Hold the run after the present tile or step; it keeps its memory.",
+        rooms=("monitor",),
+    ),
+    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", rooms=("monitor",)),
+    Action(
+        name="save_now",
+        keys="w",
+        label="Save now",
+        help="Write a checkpoint after the present step.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="evaluate_now",
+        keys="e",
+        label="Score",
+        help="Score the held-out files after the present step.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="stop",
+        keys="s",
+        label="Stop",
+        help="End the run, with a checkpoint to resume from. Asks first.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="detach",
+        keys="d",
+        label="Detach",
+        help="Leave the app; the run goes on, and `elite-tui monitor` finds it again.",
+        rooms=("monitor",),
+    ),
+    Action(
+        name="show_result",
+        keys="enter",
+        label="Result",
+        help="What the run achieved, and what to do with it.",
+        rooms=("monitor",),
+    ),
+    # --- what the monitor shows
+    Action(
+        name="show_loss", keys="1", label="Loss", help="Training and held-out loss.", rooms=("monitor",), footer=False
+    ),
+    Action(name="show_rate", keys="2", label="Rate", help="The learning rate.", rooms=("monitor",), footer=False),
+    Action(
+        name="show_gradient", keys="3", label="Gradient", help="The gradient norm.", rooms=("monitor",), footer=False
+    ),
+    Action(name="show_speed", keys="4", label="Speed", help="Tokens a second.", rooms=("monitor",), footer=False),
+    Action(
+        name="show_gpu", keys="5", label="GPU", help="GPU memory against the plan.", rooms=("monitor",), footer=False
+    ),
+    Action(name="show_ram", keys="6", label="RAM", help="RAM against the plan.", rooms=("monitor",), footer=False),
+    Action(
+        name="zoom_in",
+        keys="plus,equals_sign",
+        label="Zoom in",
+        help="Show fewer of the latest steps. The mouse wheel zooms at the pointer.",
+        rooms=CHART_ROOMS,
+        footer=False,
+    ),
+    Action(name="zoom_out", keys="minus", label="Zoom out", help="Show more steps.", rooms=CHART_ROOMS, footer=False),
+    Action(
+        name="pan_left", keys="left", label="Earlier", help="Move to earlier steps.", rooms=CHART_ROOMS, footer=False
+    ),
+    Action(name="pan_right", keys="right", label="Later", help="Move to later steps.", rooms=CHART_ROOMS, footer=False),
+    Action(name="whole", keys="0", label="Whole", help="Show the whole run again.", rooms=CHART_ROOMS, footer=False),
+    Action(
+        name="smoother",
+        keys="right_square_bracket",
+        label="Smoother",
+        help="Smooth the curves more; after the most, not at all.",
+        rooms=CHART_ROOMS,
+        footer=False,
+    ),
+    Action(
+        name="rougher",
+        keys="left_square_bracket",
+        label="Rougher",
+        help="Smooth the curves less.",
+        rooms=CHART_ROOMS,
+        footer=False,
+    ),
+    Action(
+        name="log_axis",
+        keys="y",
+        label="Log axis",
+        help="Make equal distances equal factors, and back.",
+        rooms=CHART_ROOMS,
+        footer=False,
+    ),
+    Action(
+        name="x_axis",
+        keys="x",
+        label="X axis",
+        help="Draw over steps, tokens or time.",
+        rooms=CHART_ROOMS,
+        footer=False,
+    ),
+    Action(
+        name="toggle_pane",
+        keys="l",
+        label="Log/events",
+        help="Change between the log and the list of events.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(
+        name="search",
+        keys="slash",
+        label="Search",
+        help="Show only log lines that hold a text.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(
+        name="end_search",
+        keys="escape",
+        label="All lines",
+        help="End the search in the log.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(
+        name="level",
+        keys="v",
+        label="Level",
+        help="Show only log lines of a level and graver ones.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(name="next_run", keys="full_stop", label="Next run", help="The next tab.", rooms=("monitor",), footer=False),
+    Action(
+        name="previous_run",
+        keys="comma",
+        label="Previous run",
+        help="The tab before.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(
+        name="close_run",
+        keys="k",
+        label="Close tab",
+        help="Stop watching this run here; the run goes on.",
+        rooms=("monitor",),
+        footer=False,
+    ),
+    Action(
+        name="show_monitor",
+        keys="m,escape",
+        label="Monitor",
+        help="Back to the run's charts and log.",
+        rooms=("result",),
+    ),
+    Action(
+        name="new_run",
+        keys="n",
+        label="New run",
+        help="Back to the first room, with everything as it was.",
+        rooms=("result", "runs"),
+    ),
+    Action(
+        name="open_run",
+        keys="enter",
+        label="Open",
+        help="Watch the run under the cursor, live or finished, in a tab of the monitor.",
+        rooms=("runs",),
+    ),
+    Action(
+        name="mark_run",
+        keys="space",
+        label="Mark",
+        help="Mark the run under the cursor to compare it.",
+        rooms=("runs",),
+    ),
+    Action(name="compare_runs", keys="c", label="Compare", help="Show the marked runs side by side.", rooms=("runs",)),
+    Action(
+        name="delete_run",
+        keys="delete",
+        label="Delete",
+        help="Delete the run under the cursor with its checkpoints, once its name is typed. Never one that trains.",
+        rooms=("runs",),
+    ),
+    Action(
+        name="filter_runs",
+        keys="slash",
+        label="Filter",
+        help="Show only runs whose name, model or status hold a text.",
+        rooms=("runs",),
+    ),
+    Action(name="end_filter", keys="escape", label="All runs", help="End the filter.", rooms=("runs",), footer=False),
+    Action(
+        name="sort_runs",
+        keys="o",
+        label="Sort",
+        help="Sort by the next column. A click on a heading sorts by it, another one turns it round.",
+        rooms=("runs",),
+    ),
+    Action(name="turn_sort", keys="O", label="Turn", help="Turn the order round.", rooms=("runs",), footer=False),
+    Action(
+        name="leave_comparison",
+        keys="escape",
+        label="Runs",
+        help="Back to the list of runs.",
+        rooms=("compare",),
+    ),
+)

@@ -1,0 +1,58 @@
+"""Reads a run directory's JSON files, whatever is or is not in them: they may be of an older or a newer engine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What the planner foresaw for a run (plan.json). What it did not say is None."""
+
+    step_seconds: float | None = None
+    gpu_bytes: float | None = None
+    host_bytes: float | None = None
+    steps_per_epoch: float | None = None
+    note: str = ""
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """The object in a JSON file; None where there is none that can be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def number(data: Mapping[str, Any], *names: str) -> float | None:
+    """The first of some fields that holds a finite number."""
+    for name in names:
+        value = data.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def text(data: Mapping[str, Any], *names: str) -> str:
+    """The first of some fields that holds text; "" where none does."""
+    return next((value for name in names if isinstance(value := data.get(name), str) and value), "")
+
+
+def read_plan(path: Path) -> PlannedRun | None:
+    """What plan.json foresaw; None before it is written."""
+    data = read_json(path)
+    if data is None:
+        return None
+    return PlannedRun(
+        step_seconds=number(data, "step_seconds"),
+        gpu_bytes=number(data, "gpu_peak_bytes"),
+        host_bytes=number(data, "host_peak_bytes"),
+        steps_per_epoch=number(data, "steps_per_epoch"),
+        note=text(data, "note"),
+    )

@@ -1,0 +1,253 @@
+"""What the monitor says of a run in words: its state, its progress, its latest figures. Pure: a run in, text out."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from elite_tui.figures import (
+    bytes_in_words,
+    bytes_of_total,
+    context_in_words,
+    count_in_words,
+    duration_in_words,
+    number_in_words,
+    percent_in_words,
+    printable,
+)
+from elite_tui.run_curves import planned_gpu, planned_host, rate_in_words
+
+if TYPE_CHECKING:
+    from elite_tui.open_runs import OpenRun
+    from elite_tui.run_view import RunView
+    from elite_tui.widgets.machine_gauges import Level
+    from engine.protocol import StepProgress
+
+STATE_MARKS = {
+    "paused": ("Ⅱ", "$text-warning"),
+    "stopping": ("■", "$text-warning"),
+    "stopped": ("■", "$text-warning"),
+    "completed": ("✓", "$text-success"),
+    "failed": ("✗", "$text-error"),
+}
+"State → the sign and colour before it; every other state is a phase that is under way."
+
+STREAMED_STAGES = ("forward", "loss", "backward", "optimiser")
+SILENT_AFTER = 30.0
+"""Seconds without an event after which the monitor says for how long."""
+LINES_OF_TROUBLE = 2
+"""Lines of a failure's message, and of its remedy, above the charts; the events have all of it."""
+HEAD = 27
+"""Cells before a bar."""
+
+
+def state_mark(view: RunView) -> tuple[str, str]:
+    """A sign for the run's state, and its colour."""
+    return STATE_MARKS.get(view.state, ("●", "$text-primary"))
+
+
+def status_line(run: OpenRun) -> Content:
+    """State, model and run in one line."""
+    view = run.view
+    mark, style = state_mark(view)
+    line = Content.styled(f"{mark} {view.state}", f"bold {style}")
+    detail = printable(view.phase_detail)
+    if view.started is not None:
+        started = view.started
+        line = line.append(
+            f"   {printable(started.model)} · {context_in_words(started.context)} tokens · {printable(started.device)}"
+        )
+    line = line.append(Content.styled(f"   {printable(view.run_id)}", "$muted"))
+    if detail and view.state == view.phase:
+        line = line.append(Content.styled(f"   {detail}", "$muted"))
+    return line
+
+
+def notice_line(run: OpenRun, now: float) -> Content | None:
+    """What a person must know before trusting or using this page; None where there is nothing."""
+    view = run.view
+    notes = []
+    if run.problem:
+        notes.append(f"! the journal cannot be read at present: {printable(run.problem)}")
+    if not view.ended and run.access is not None and run.access.refusal:
+        notes.append(f"⊘ read-only: {printable(run.access.refusal)}")
+    silent = now - view.updated_at if view.updated_at is not None else 0.0
+    if not view.ended and not view.paused and silent > SILENT_AFTER:
+        notes.append(f"no news for {duration_in_words(silent - silent % 10)}")
+    return Content.styled(" · ".join(notes), "$text-warning") if notes else None
+
+
+def progress_lines(run: OpenRun, width: int) -> list[Content]:
+    """How far the run is, and how far inside the present step or phase."""
+    view = run.view
+    total, done = view.total_steps, view.done_steps
+    head = f"step {done:,}/{total:,}" if total else "step n/a"
+    share = done / total if total else None
+    whole = _bar_line(head, share, _time_left(run), width, "$primary")
+    if view.ended:
+        return [whole, *_ended_lines(view, width)]
+    if view.progress is not None:
+        return [whole, _inner_line(view, view.progress, width)]
+    pending = ", ".join(sorted(view.pending.values()))
+    return [whole, Content.styled(f"waiting for the run to answer: {pending}" if pending else "", "$muted")]
+
+
+def _time_left(run: OpenRun) -> Sequence[str]:
+    """The time left with its basis, in words; shorter ones for less room."""
+    view = run.view
+    if view.ended:
+        elapsed = (view.updated_at or 0) - (view.started_at or 0)
+        return (f"in {duration_in_words(elapsed)}",)
+    total = view.total_steps
+    if total is None:
+        return ("ETA n/a",)
+    planned = run.planned.step_seconds if run.planned is not None else None
+    now = view.updated_at if not view.paused else None
+    left = view.pace.left(total - view.done_steps, now, planned)
+    if left is None:
+        return ("ETA n/a", "n/a")
+    eta = f"ETA {duration_in_words(left.seconds)}"
+    if view.paused:
+        return (f"{eta} once it goes on · {left.basis}", f"{eta} once it goes on", eta)
+    clock = time.strftime("%H:%M", time.localtime((view.updated_at or 0) + left.seconds))
+    return (f"{eta}, at {clock} · {left.basis}", f"{eta} · {left.basis}", eta)
+
+
+def _inner_line(view: RunView, inner: StepProgress, width: int) -> Content:
+    place = "".join(
+        f" {name} {value}" for name, value in (("layer", inner.layer), ("tile", inner.tile)) if value is not None
+    )
+    share = inner.done / inner.total if inner.total else None
+    counted = f"{inner.done:,}/{inner.total:,}"
+    tails = [counted]
+    each, began = view.pace.step_seconds, view.pace.step_began
+    if inner.stage in STREAMED_STAGES and began is not None and view.updated_at is not None:
+        spent = duration_in_words(view.updated_at - began)
+        tails.insert(0, f"{counted} · {spent}" + (f" of about {duration_in_words(each)}" if each else " so far"))
+        stages = " ".join(
+            f"{stage} {'●' if stage == inner.stage else '✓' if stage in view.stages else '○'}"
+            for stage in STREAMED_STAGES
+        )
+        tails.insert(0, f"{tails[0]} · {stages}")
+    return _bar_line(printable(inner.stage) + place, share, tails, width, "$secondary")
+
+
+def _ended_lines(view: RunView, width: int) -> list[Content]:
+    if view.failed is None:
+        return [Content.styled("press enter for the result", "$muted")]
+    message, hint = printable(view.failed.message), printable(view.failed.hint)
+    return [
+        *(Content.styled(line, "$text-error") for line in textwrap.wrap(message, width)[:LINES_OF_TROUBLE]),
+        *(Content.styled(line, "$muted") for line in textwrap.wrap(f"→ {hint}", width)[:LINES_OF_TROUBLE] if hint),
+    ]
+
+
+def _bar_line(head: str, share: float | None, tails: Sequence[str], width: int, style: str) -> Content:
+    """Head, bar, share and the longest tail that fits; bars of several lines begin and end together."""
+    cells = max(8, min(60, (width - HEAD) * 2 // 5 - 8))
+    room = width - HEAD - cells - len("  100%   ")
+    tail = next((tail for tail in tails if len(tail) <= room), tails[-1])
+    done = round(cells * min(1.0, max(0.0, share))) if share is not None else 0
+    return Content.assemble(
+        f"{head[: HEAD - 1]:<{HEAD}}",
+        ("━" * done, style),
+        (("─" if share is not None else "┄") * (cells - done), "$faint"),
+        f"  {percent_in_words(share) if share is not None else '':>4}",
+        (f"   {tail}", "$muted"),
+    )
+
+
+Figure = tuple[int, str, tuple[str, ...]]
+"""Rank (1 matters most), name, and the value in words, shorter ones after it for less room."""
+NAME = 12
+"""Cells before a figure."""
+
+
+def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) -> list[Content]:
+    """The latest values, a line each in groups; with few rows, those that matter most.
+
+    Args:
+        run: The run.
+        size: Columns and rows that there are.
+        machine: Levels of this machine, where they are not shown beside the figures.
+    """
+    width, rows = size
+    groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _events(run), _machine(machine)]
+    wanted = [row for group in groups for row in group]
+    spaced = len(wanted) + len(groups) - 1 <= rows
+    if len(wanted) > rows:
+        wanted = sorted(wanted, key=lambda row: row[0])[: max(0, rows)]
+    lines: list[Content] = []
+    for group in groups:
+        shown = [row for row in group if row in wanted]
+        if spaced and lines and shown:
+            lines.append(Content(""))
+        for _, name, values in shown:
+            value = next((value for value in values if NAME + len(value) <= width), values[-1])
+            lines.append(Content.assemble((f"{name:<{NAME}}", "$muted"), value))
+    return lines
+
+
+def _work(run: OpenRun) -> list[Figure]:
+    step = run.view.step
+    return [
+        (1, "tokens/s", (count_in_words(step.tokens_per_second if step else None),)),
+        (4, "step time", (duration_in_words(run.view.pace.step_seconds),)),
+        (2, "epoch", (f"{step.epoch:.2f}" if step else "n/a",)),
+        (5, "tokens", (count_in_words(run.view.history.tokens if step else None),)),
+    ]
+
+
+def _quality(run: OpenRun) -> list[Figure]:
+    latest, before = run.view.latest_evaluation, run.view.first_evaluation
+    now = number_in_words(latest.perplexity if latest else None)
+    if latest and before and latest is not before and latest.perplexity is not None and before.perplexity:
+        change = latest.perplexity / before.perplexity - 1
+        now += f"  {'▼' if change < 0 else '▲'} {abs(change):.0%}"
+    return [(1, "perplexity", (now,)), (2, "  before", (number_in_words(before.perplexity if before else None),))]
+
+
+def _optimiser(run: OpenRun) -> list[Figure]:
+    step = run.view.step
+    return [
+        (5, "rate", (rate_in_words(step.lr if step else None),)),
+        (4, "gradient", (number_in_words(step.grad_norm if step else None, 3),)),
+    ]
+
+
+def _memory(run: OpenRun) -> list[Figure]:
+    step = run.view.step
+    rows: list[Figure] = []
+    if step is not None and step.gpu_peak is not None:
+        rows.append((2, "GPU peak", _of_plan(step.gpu_peak, planned_gpu(run))))
+    rows.append((3, "RAM", _of_plan(step.host_used if step else None, planned_host(run))))
+    return rows
+
+
+def _of_plan(used: int | None, planned: float | None) -> tuple[str, ...]:
+    if used is None or planned is None:
+        return (bytes_in_words(used),)
+    return f"{bytes_in_words(used)} of {bytes_in_words(planned)} planned", bytes_of_total(used, planned)
+
+
+def _events(run: OpenRun) -> list[Figure]:
+    view = run.view
+    rows: list[Figure] = [(2, "saved", (f"step {view.checkpoint.step:,}" if view.checkpoint else "not yet",))]
+    if view.warnings or view.recoveries:
+        # The list of events says what they are, and what to do.
+        counts = ((view.warnings, "!", "warning", "warnings"), (view.recoveries, "↻", "recovery", "recoveries"))
+        words = ", ".join(f"{sign} {n} {one if n == 1 else many}" for n, sign, one, many in counts if n)
+        rows.append((3, "events", (words, "  ".join(f"{sign} {n}" for n, sign, _, _ in counts if n))))
+    return rows
+
+
+def _machine(levels: Sequence[Level]) -> list[Figure]:
+    return [
+        (2, level.label, (f"{percent_in_words(level.share)}  {level.figures}", level.figures))
+        for level in levels
+        if level.share is not None
+    ]

@@ -1,0 +1,109 @@
+"""RunReport: what a run's folder says of its result, read with care: any part may be missing, or of another engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elite_tui.run_files import PlannedRun, number, read_json, read_plan, text
+
+FILE_NAMES = ("report.json", "evaluation.json")
+"""Where an evaluation leaves its figures; the first that is there counts."""
+SAMPLES_KEPT = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt with what the base model and the fine-tuned one wrote. All text is untrusted."""
+
+    prompt: str
+    before: str
+    after: str
+    truth: str = ""
+    "What really follows in the repository."
+    file: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """Figures of a result beyond those in the run's events; None is not measured."""
+
+    reference: str
+    "How the command line calls the run."
+    planned: PlannedRun | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    compile_rate_before: float | None = None
+    "Share of 1 of the completions that parse."
+    compile_rate_after: float | None = None
+    samples: tuple[Sample, ...] = ()
+    page: bool = False
+    "Whether report.md is there."
+    commands: frozenset[str] = frozenset()
+    "Sub-commands that `engine` has."
+
+
+def read_report(path: Path) -> RunReport:
+    """What a run directory holds. Reads files; never raises for what they hold."""
+    data = next((found for name in FILE_NAMES if (found := read_json(path / name)) is not None), {})
+    return RunReport(
+        reference=_reference(path),
+        planned=read_plan(path / "plan.json"),
+        perplexity_before=number(data, "perplexity_before"),
+        perplexity_after=number(data, "perplexity_after"),
+        compile_rate_before=_share(data, "compile_rate_before"),
+        compile_rate_after=_share(data, "compile_rate_after"),
+        samples=tuple(_samples(data)),
+        page=(path / "report.md").is_file(),
+        commands=_commands(),
+    )
+
+
+def _share(data: Mapping[str, Any], name: str) -> float | None:
+    value = number(data, name)
+    return value if value is not None and 0.0 <= value <= 1.0 else None
+
+
+def _samples(data: Mapping[str, Any]) -> list[Sample]:
+    entries = data.get("samples")
+    if not isinstance(entries, list):
+        return []
+    found = []
+    for entry in entries[:SAMPLES_KEPT]:
+        if not isinstance(entry, dict):
+            continue
+        before, after = text(entry, "before", "base"), text(entry, "after", "tuned")
+        if before or after:
+            found.append(
+                Sample(
+                    prompt=text(entry, "prompt", "prefix"),
+                    before=before,
+                    after=after,
+                    truth=text(entry, "truth", "expected"),
+                    file=text(entry, "file", "path"),
+                )
+            )
+    return found
+
+
+def _reference(path: Path) -> str:
+    """The run's id where that finds this folder, else the path."""
+    from engine.errors import EliteError
+    from engine.runtime.run_index import find_run
+
+    try:
+        return path.name if find_run(path.name).path == path else str(path)
+    except EliteError:
+        return str(path)
+
+
+def _commands() -> frozenset[str]:
+    import importlib
+
+    from engine.cli import COMMAND_MODULES
+
+    return frozenset(
+        name for module in COMMAND_MODULES for name in importlib.import_module(f"engine.commands.{module}").NAMES
+    )

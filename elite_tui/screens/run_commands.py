@@ -1,0 +1,98 @@
+"""RunCommands: the commands that a run takes, from keys, footer and palette."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elite_tui.screens.confirm import ConfirmScreen
+from elite_tui.screens.room import RoomScreen
+
+if TYPE_CHECKING:
+    from elite_tui.open_runs import OpenRun
+
+COMMAND_OF_ACTION = {
+    "pause": "Pause",
+    "resume": "Resume",
+    "save_now": "SaveNow",
+    "evaluate_now": "EvaluateNow",
+    "stop": "Stop",
+}
+
+
+class RunCommands(RoomScreen):
+    """Part of a room that shows the current run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._offered: tuple[object, ...] = ()
+        "What decides which keys the footer offers: it is composed anew only when this changes."
+
+    def offer(self, run: OpenRun) -> None:
+        """Shows in the footer what the run can take now."""
+        view = run.view
+        offered = (
+            run.key,
+            view.ended,
+            view.paused,
+            tuple(view.pending.values()),
+            run.access,
+            len(self.state.open_runs),
+        )
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Only what the run can take now is offered; of a run that cannot be controlled the keys are grey."""
+        current = self.state.open_runs.current
+        run = current.view if current is not None else None
+        if action in ("next_run", "previous_run"):
+            return len(self.state.open_runs) > 1
+        if action == "show_result":
+            return run is not None and run.ended
+        if action == "detach":
+            return self.state.run_active
+        if action not in COMMAND_OF_ACTION:
+            return True
+        if current is None or run is None or run.ended or COMMAND_OF_ACTION[action] in run.pending.values():
+            return False
+        if action in ("pause", "resume") and run.paused is not (action == "resume"):
+            return False
+        return None if current.access is not None and current.access.refusal else True
+
+    def action_pause(self) -> None:
+        """Sends Pause."""
+        self.elite.run_desk.send("Pause")
+
+    def action_resume(self) -> None:
+        """Sends Resume."""
+        self.elite.run_desk.send("Resume")
+
+    def action_save_now(self) -> None:
+        """Sends SaveNow."""
+        self.elite.run_desk.send("SaveNow")
+
+    def action_evaluate_now(self) -> None:
+        """Sends EvaluateNow."""
+        self.elite.run_desk.send("EvaluateNow")
+
+    def action_stop(self) -> None:
+        """Sends Stop, once it is confirmed."""
+
+        def answered(answer: str | None) -> None:
+            if answer == "stop":
+                self.elite.run_desk.send("Stop")
+
+        self.app.push_screen(
+            ConfirmScreen(
+                "Stop this run?",
+                "It ends after the present step and saves a checkpoint; `engine train --resume` goes on from there.",
+                (("stop", "Stop and save"), ("cancel", "Keep training")),
+                safe="cancel",
+            ),
+            answered,
+        )
+
+    def action_detach(self) -> None:
+        """Leaves the app; the run goes on."""
+        self.elite.leave()

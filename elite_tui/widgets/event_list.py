@@ -1,0 +1,67 @@
+"""The events of a run that a person wants to find again: checkpoints, recoveries, warnings with what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import ClassVar
+
+from elite_tui.run_view import HAPPENINGS_KEPT, Happening, RunView
+from elite_tui.widgets.line_pane import LinePane, Row
+
+SIGNS = {
+    "checkpoint": "▪",
+    "evaluation": "◆",
+    "warning": "!",
+    "recovery": "↻",
+    "command": "›",
+    "phase": "·",
+    "end": "■",
+}
+"Sign of each kind of event, here and on the charts."
+
+
+class EventList(LinePane):
+    """Follows a RunView's happenings. A remedy stands below what it is for."""
+
+    KINDS: ClassVar[frozenset[str]] = frozenset({"checkpoint", "evaluation", "warning", "recovery", "error", "remedy"})
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "line-pane--gutter",
+        "line-pane--found",
+        "line-pane--plain",
+        *(f"line-pane--{kind}" for kind in sorted(KINDS)),
+    }
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._run: RunView | None = None
+        self._drawn = 0
+
+    def follow(self, run: RunView) -> None:
+        """Appends what happened since the last call."""
+        if run is not self._run or len(self.rows) > 6 * HAPPENINGS_KEPT:
+            self._run = run
+            self._fold_all()
+            return
+        new = min(run.happening_count - self._drawn, len(run.happenings))
+        if new and self.line_width:
+            self._drawn = run.happening_count
+            self.extend(self._rows_of(list(run.happenings)[-new:]))
+
+    def on_resize(self) -> None:
+        """Folds the lines to the new width."""
+        self._fold_all()
+
+    def _fold_all(self) -> None:
+        if self._run is not None and self.line_width:
+            self._drawn = self._run.happening_count
+            self.replace(self._rows_of(self._run.happenings))
+
+    def _rows_of(self, happenings: Iterable[Happening]) -> Iterable[Row]:
+        for one in happenings:
+            clock = time.strftime("%H:%M:%S", time.localtime(one.time))
+            gutter = f"{clock} {SIGNS.get(one.kind, '·')} "
+            failed = one.kind == "end" and bool(one.remedy)
+            yield from self.fold(gutter, "error" if failed else one.kind, one.text)
+            if one.remedy:
+                yield from self.fold(" " * (len(gutter) - 2) + "→ ", "remedy", one.remedy)

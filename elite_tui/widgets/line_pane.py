@@ -1,0 +1,126 @@
+"""LinePane: many lines of untrusted text, folded to the pane's width, of which only those on screen are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len, chop_cells
+from rich.segment import Segment
+from textual.binding import Binding
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from elite_tui.figures import printable
+
+if TYPE_CHECKING:
+    from textual.binding import BindingType
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row on screen: a gutter, then text in the colour of its kind."""
+
+    gutter: str
+    kind: str
+    text: str
+
+
+class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
+    """Stays at its end unless scrolled up. Left and right are not its keys: lines are folded."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key, action, show=False)
+        for key, action in (
+            ("up", "scroll_up"),
+            ("down", "scroll_down"),
+            ("pageup", "page_up"),
+            ("pagedown", "page_down"),
+            ("home", "scroll_home"),
+            ("end", "scroll_end"),
+        )
+    ]
+    KINDS: ClassVar[frozenset[str]] = frozenset()
+    "Kinds of rows that have a component class of their own, `line-pane--<kind>`."
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.rows: list[Row] = []
+        self.highlight = ""
+        "Text that is marked wherever it occurs, in small letters."
+        self._pinned = True
+        "Whether the end stays in view when rows are added or the size changes."
+
+    @property
+    def line_width(self) -> int:
+        """Cells of a row; 0 before the first layout."""
+        return max(0, self.scrollable_content_region.width)
+
+    def fold(self, gutter: str, kind: str, text: str) -> Iterable[Row]:
+        """A line as rows; the gutter of all but the first is blank."""
+        room = max(1, self.line_width - len(gutter))
+        rest = printable(text)
+        while cell_len(rest) > room:
+            piece = chop_cells(rest, room)[0]
+            # At a word's end, unless that would leave half of the row blank.
+            space = piece.rfind(" ") if not rest[len(piece) :].startswith(" ") else -1
+            piece = piece[:space] if space > len(piece) // 2 else piece
+            yield Row(gutter, kind, piece)
+            gutter, rest = " " * len(gutter), rest[len(piece) :].removeprefix(" ")
+        yield Row(gutter, kind, rest)
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Other rows."""
+        self.rows = list(rows)
+        self._settle()
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """More rows at the end."""
+        self.rows.extend(rows)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.virtual_size = Size(self.line_width, len(self.rows))
+        self.refresh()
+        if self._pinned:
+            self.scroll_end(animate=False, immediate=True, x_axis=False)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Scrolling up leaves the end, scrolling down to it stays there from then on."""
+        super().watch_scroll_y(old_value, new_value)
+        self._pinned = self.is_vertical_scroll_end or (self._pinned and new_value > old_value)
+
+    def render_line(self, y: int) -> Strip:
+        """One row of the pane."""
+        place, width = y + self.scroll_offset.y, self.line_width
+        if place >= len(self.rows):
+            return Strip.blank(width, self.rich_style)
+        row = self.rows[place]
+        style = self.get_component_rich_style(f"line-pane--{row.kind if row.kind in self.KINDS else 'plain'}")
+        segments = [Segment(row.gutter, self.get_component_rich_style("line-pane--gutter"))]
+        text, found = row.text, _find(row.text, self.highlight)
+        marked = self.get_component_rich_style("line-pane--found")
+        end = 0
+        for start in found:
+            segments += [
+                Segment(text[end:start], style),
+                Segment(text[start : start + len(self.highlight)], style + marked),
+            ]
+            end = start + len(self.highlight)
+        segments.append(Segment(text[end:], style))
+        return Strip(segment for segment in segments if segment.text).adjust_cell_length(width, self.rich_style)
+
+
+def _find(text: str, wanted: str) -> list[int]:
+    """Where a text in small letters occurs."""
+    places: list[int] = []
+    lowered = text.lower()
+    if not wanted or len(lowered) != len(text):
+        return places
+    place = lowered.find(wanted)
+    while place >= 0:
+        places.append(place)
+        place = lowered.find(wanted, place + len(wanted))
+    return places

@@ -1,0 +1,120 @@
+"""Redraws: at most four a second, and none while the terminal has not taken the last."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pty
+import sys
+
+import pytest
+from textual.app import App
+
+from elite_tui import pacing
+from elite_tui.pacing import Pacer, terminal_takes_more
+from tests.tui.support import half_way, make_app, settled, until
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        self.timers = []
+        monkeypatch.setattr(pacing.time, "monotonic", lambda: self.now)
+
+    def set_timer(self, delay, callback):
+        self.timers.append((self.now + delay, callback))
+
+    def pass_to(self, when):
+        while due := [timer for timer in self.timers if timer[0] <= when]:
+            timer = min(due, key=lambda timer: timer[0])
+            self.timers.remove(timer)
+            self.now = timer[0]
+            timer[1]()
+        self.now = when
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def make_pacer(clock, *, headless=False):
+    drawn = []
+    app = App()
+    app.set_timer = clock.set_timer
+    type(app).is_headless = property(lambda _: headless)
+    return Pacer(app, lambda what: drawn.append((clock.now, what))), drawn
+
+
+@pytest.fixture(autouse=True)
+def restore_app():
+    original = App.is_headless
+    yield
+    App.is_headless = original
+
+
+def test_a_flood_is_four_redraws_a_second(clock, monkeypatch):
+    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: True)
+    pacer, drawn = make_pacer(clock)
+    for _ in range(1000):
+        pacer.ask("run")
+        pacer.ask("snapshots")
+        clock.pass_to(clock.now + 0.01)
+    clock.pass_to(clock.now + 1.0)
+    times = sorted({when for when, _ in drawn})
+    assert all(later - earlier >= 0.25 - 1e-9 for earlier, later in itertools.pairwise(times))
+    assert 38 <= len(times) <= 45
+    # What was asked for last is drawn in the end.
+    assert {what for when, what in drawn if when == times[-1]} == {"run", "snapshots"}
+
+
+def test_a_quiet_run_is_drawn_at_once(clock, monkeypatch):
+    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: True)
+    pacer, drawn = make_pacer(clock)
+    pacer.ask("run")
+    clock.pass_to(clock.now + 5)
+    pacer.ask("run")
+    assert [when for when, _ in drawn] == [100.0, 105.0]
+
+
+def test_nothing_is_drawn_into_a_terminal_that_is_behind(clock, monkeypatch):
+    takes = [False]
+    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: takes[0])
+    pacer, drawn = make_pacer(clock)
+    for _ in range(20):
+        pacer.ask("run")
+        clock.pass_to(clock.now + 0.1)
+    assert drawn == []
+    assert len(clock.timers) == 1
+    takes[0] = True
+    clock.pass_to(clock.now + 0.3)
+    assert [what for _, what in drawn] == ["run"]
+
+
+def test_the_terminal_is_asked(monkeypatch):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stderr:
+        monkeypatch.setattr(sys, "__stderr__", stderr)
+        assert terminal_takes_more()
+        os.set_blocking(slave, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(slave, b"x" * 4096):
+                pass
+        assert not terminal_takes_more()
+    os.close(master)
+    monkeypatch.setattr(sys, "__stderr__", None)
+    assert terminal_takes_more()
+
+
+async def test_the_monitor_draws_what_it_was_told_last():
+    handle = half_way()
+    app = make_app("monitor", handle=handle)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        for _ in range(50):
+            app.tell("run")
+        await until(pilot, lambda: not app._pacer._armed)
+        assert app._pacer._owed == {}

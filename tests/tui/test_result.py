@@ -1,0 +1,122 @@
+"""The result: what was reached, what it cost, what comes next; with any part of it missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elite_tui.result_panels import samples
+from elite_tui.run_files import read_plan
+from elite_tui.run_report import RunReport, Sample, read_report
+from engine.runtime.handle import RunHandle
+from engine.runtime.run_index import remember_output
+from tests.tui.recording import RUN_ID, recorded
+from tests.tui.support import Replay, copy_recording, make_app, room_of, settled, text_of, until
+
+EVALUATION = {
+    "perplexity_before": 60.34,
+    "compile_rate_before": 0.61,
+    "compile_rate_after": 0.83,
+    "samples": [
+        {
+            "file": "src/[/bold]cart.py",
+            "prompt": "def total(self):\n",
+            "before": "    return 0 \x1b[31m\n",
+            "after": "    return sum(self.prices)\n",
+            "truth": "    return sum(self.prices)\n",
+        },
+        {"before": 7},
+        "not a sample",
+    ],
+}
+
+
+async def shown(pilot, run):
+    app = pilot.app
+    await settled(pilot)
+    await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
+    await pilot.press("enter")
+    await until(pilot, lambda: room_of(app) == "result")
+    await until(pilot, lambda: app.state.report.value is not None and not app.state.report.loading)
+
+
+async def test_everything_that_a_folder_can_hold(tmp_path):
+    run = copy_recording(tmp_path / "out")
+    remember_output(tmp_path / "out")
+    (run.path / "report.json").write_text(json.dumps(EVALUATION))
+    run.report_path.write_text("# report")
+    run.plan_path.write_text(json.dumps({"step_seconds": 2.5, "host_peak_bytes": 2_000_000_000}))
+    app = make_app("monitor", handle=RunHandle.attach(run))
+    async with app.run_test(size=(140, 60)) as pilot:
+        await shown(pilot, run)
+        assert "▼ 89.0% lower" in text_of(app, "#perplexity")
+        assert "▲ +22 points" in text_of(app, "#compile-rate")
+        foreseen = text_of(app, "#foreseen").splitlines()
+        assert foreseen[1].split() == ["a", "step", "2.5s", "2.0s", "-20%"]
+        assert foreseen[2].split() == ["all", "steps", "2m", "30s", "2m", "-20%"]
+        assert foreseen[3].split() == ["RAM", "peak", "1.96", "GiB", "1.82", "GiB", "-7%"]
+        assert "src/[/bold]cart.py" in text_of(app, "#samples")
+        assert "\\x1b[31m" in text_of(app, "#samples")
+        assert "sample 2" not in text_of(app, "#samples")
+        assert "report.md" in text_of(app, "#paths")
+        await until(pilot, lambda: f"elite-tui monitor {RUN_ID}" in text_of(app, "#next"))
+
+
+async def test_nothing_beyond_the_events():
+    app = make_app("monitor", handle=Replay(recorded()))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, None)
+        assert not app.screen.query_one("#samples-title").display
+        assert not app.screen.query_one("#compile-rate").display
+        assert "n/a" in text_of(app, "#foreseen")
+        # Commands that this engine does not have are not offered.
+        from elite_tui.run_report import _commands
+
+        for command in ("export", "generate", "evaluate"):
+            assert (f"engine {command}" in text_of(app, "#next")) is (command in _commands())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{",
+        '{"samples": 3}',
+        '{"compile_rate_before": "high", "compile_rate_after": 61}',
+        "[" * 100_000,
+    ],
+)
+def test_a_report_of_any_kind_is_read(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    (tmp_path / "plan.json").write_text(text)
+    report = read_report(tmp_path)
+    assert report.samples == ()
+    assert report.compile_rate_before is None
+    assert report.compile_rate_after is None
+
+
+def test_a_plan_is_read_with_care(tmp_path):
+    path = tmp_path / "plan.json"
+    assert read_plan(path) is None
+    path.write_text('{"step_seconds": true, "gpu_peak_bytes": 7, "host_peak_bytes": "x", "note": 3}')
+    plan = read_plan(path)
+    assert (plan.step_seconds, plan.gpu_bytes, plan.host_bytes, plan.note) == (None, 7.0, None, "")
+
+
+SAMPLE = Sample(
+    prompt="def f():\n", before="    return 1\n    # 界界界", after="    return 2\n" * 30, truth="    return 3\n"
+)
+
+
+@pytest.mark.parametrize("width", [40, 90, 140])
+def test_samples_fit_beside_each_other_or_stand_below(width):
+    lines = samples(RunReport(reference="r", samples=(SAMPLE,)), width)
+    assert all(line.cell_length <= width for line in lines)
+    text = "\n".join(line.plain for line in lines)
+    assert ("│" in text) is (width >= 88)
+    beside = next(line.plain for line in lines if "base model" in line.plain)
+    assert ("in the repository" in beside) is (width >= 132)
+    assert text.count("return 2") == 12

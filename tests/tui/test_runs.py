@@ -1,0 +1,274 @@
+"""The list of runs: filter, order, comparison, deletion."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from textual.widgets import Button, DataTable, Input
+
+from elite_tui.comparison import LETTERS, read_comparison
+from elite_tui.engine_calls import Engine
+from elite_tui.screens.confirm import TypedConfirmScreen
+from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching
+from engine import config as run_config
+from engine import errors
+from engine.protocol import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.runtime.journal import JournalWriter
+from engine.runtime.process_record import ProcessRecord, write_record
+from engine.runtime.run_directory import RunDirectory
+from engine.runtime.run_index import remember_output
+from engine.runtime.run_summary import RunSummary
+from tests.tui.recording import FOLDER, START
+from tests.tui.support import make_app, room_of, settled, text_of, until
+
+SIZE = (140, 40)
+
+
+def summary(number, **values):
+    defaults = {
+        "id": f"2026010{number}-100000-shop-{number}a2b",
+        "path": FOLDER / str(number),
+        "status": "completed",
+        "model": "demo",
+        "model_name": "shop",
+        "context": 4096,
+        "step": 10 * number,
+        "total_steps": 60,
+        "loss": 2.5 / number,
+        "perplexity_before": 60.0,
+        "perplexity_after": 6.0 * number,
+        "started": START + number,
+        "updated": START + 100,
+    }
+    return RunSummary(**{**defaults, **values})
+
+
+def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0):
+    """A run that completed, on disk."""
+    mapping = {
+        "data": {"repositories": ["/home/me/shop"]},
+        "output": {"directory": str(output), "model_name": name},
+        "training": {"learning_rate": rate},
+    }
+    run = RunDirectory.create(run_config.from_mapping(mapping))
+    journal = JournalWriter(run.journal_path, run.id)
+    journal.append(RunStarted(model="demo", context=4096, total_steps=steps, device="cpu"))
+    journal.append(EvalCompleted(step=0, loss=4.0, perplexity=math.exp(4.0), tokens=10))
+    journal.append(PhaseChanged(phase="training"))
+    for step in range(1, steps + 1):
+        journal.append(
+            StepCompleted(
+                step=step,
+                total_steps=steps,
+                epoch=step / steps,
+                loss=loss / step,
+                lr=rate,
+                grad_norm=1.0,
+                tokens=100,
+                tokens_per_second=50.0,
+                seconds=2.0,
+                host_used=1 << 30,
+            )
+        )
+    journal.append(EvalCompleted(step=steps, loss=loss, perplexity=math.exp(loss), tokens=10))
+    journal.append(RunFinished(status="completed", steps=steps, seconds=9.0, adapter="adapter"))
+    journal.close()
+    return run
+
+
+def statuses(app):
+    table = app.screen.query_one(DataTable)
+    return [str(table.get_row_at(row)[1]) for row in range(table.row_count)]
+
+
+# --- what the list is made of --------------------------------------------------------------------------------
+
+
+def test_every_word_must_match_somewhere():
+    runs = [summary(1, model_name="Shop[/bold]"), summary(2, status="failed"), summary(3, model="qwen2.5-coder-1.5b")]
+    assert matching(runs, "") == runs
+    assert matching(runs, "shop[/B") == runs[:1]
+    assert matching(runs, "fail") == runs[1:2]
+    assert matching(runs, "qwen completed 3a2b") == runs[2:]
+    assert matching(runs, "qwen failed") == []
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+@pytest.mark.parametrize("turned", [False, True])
+def test_orders(column, turned):
+    runs = [summary(2, status="died", model="b"), summary(1), summary(3, status="failed", model="c", model_name="z")]
+    unknown = dataclasses.replace(
+        summary(4), loss=None, context=None, perplexity_after=None, started=None, status="died", model="zz", id="zzz"
+    )
+    found = in_order([unknown, *runs], column, turned=turned)
+    assert len(found) == 4
+    keys = [column.key(run) for run in found if column.key(run) is not None]
+    assert keys == sorted(keys, reverse=column.newest_first is not turned)
+    assert all(column.key(run) is None for run in found[len(keys) :])
+
+
+def test_a_comparison_names_what_differs_and_what_is_best(tmp_path):
+    one = make_run(tmp_path / "out", "one", rate=1e-4, loss=1.5)
+    two = make_run(tmp_path / "out", "two", steps=6, rate=3e-4, loss=2.5)
+    two.config_path.write_text(two.config_path.read_text() + "\nof_the_future: {width: 3}\n")
+    found = read_comparison([one.path, two.path])
+    figures = {row.name: row for row in found.figures}
+    assert figures["steps"].values == ("4/4", "6/6")
+    assert figures["perplexity after"].best == 0
+    assert figures["tokens/s"].best is None
+    assert figures["GPU peak"].values == ("n/a", "n/a")
+    differing = {row.name: row.values for row in found.differing}
+    assert differing["training.learning_rate"] == ("0.0001", "0.0003")
+    assert differing["output.model_name"] == ("one", "two")
+    assert differing["of_the_future.width"] == ("n/a", "3")
+    assert "lora.rank" not in differing or differing["lora.rank"][1] == "n/a"
+
+
+def test_a_comparison_survives_what_is_damaged(tmp_path):
+    one = make_run(tmp_path / "out", "one")
+    two = make_run(tmp_path / "out", "two")
+    two.config_path.write_text("{[")
+    two.journal_path.write_bytes(b"\xff\n{}\n")
+    found = read_comparison([one.path, two.path, tmp_path / "nowhere"])
+    assert [run.letter for run in found.runs] == list(LETTERS[:3])
+    assert found.runs[1].config == {}
+    assert found.figures[0].values[1] == "starting"
+
+
+# --- the screen ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_runs(tmp_path):
+    """Three completed runs of an output folder that is known."""
+    output = tmp_path / "out"
+    remember_output(output)
+    return [make_run(output, name, rate=rate) for name, rate in (("alpha", 1e-4), ("beta", 2e-4), ("gamma", 3e-4))]
+
+
+async def listed(pilot, count):
+    app = pilot.app
+    await settled(pilot)
+    await until(pilot, lambda: app.screen.query_one(RunTable).row_count == count)
+
+
+async def test_filtering_and_sorting(three_runs):
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await listed(pilot, 3)
+        await pilot.press("slash", *"beta")
+        await until(pilot, lambda: "1 of 3 runs" in text_of(app, "#about"))
+        await pilot.press("enter")
+        assert isinstance(app.focused, RunTable)
+        await pilot.press("escape")
+        await until(pilot, lambda: "3 runs" in text_of(app, "#about"))
+        await pilot.press("o")
+        assert "by run" in text_of(app, "#about")
+        await pilot.press("o", "o")
+        assert "by name" in text_of(app, "#about")
+        table = app.screen.query_one(RunTable)
+        names = [str(table.get_row_at(row)[2]) for row in range(3)]
+        assert names == ["alpha", "beta", "gamma"]
+        await pilot.press("O")
+        assert str(table.get_row_at(0)[2]) == "gamma"
+        assert "▴" in str(table.columns["1"].label)
+        # The heading of the status column, then once more.
+        await pilot.click("#runs", offset=(6, 0))
+        await until(pilot, lambda: "by status" in text_of(app, "#about"))
+
+
+async def test_comparing_marked_runs(three_runs):
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await listed(pilot, 3)
+        await pilot.press("c")
+        await until(pilot, lambda: len(app._notifications) == 1)
+        await pilot.press("space", "space")
+        assert "◉ 2 marked" in text_of(app, "#about")
+        await pilot.press("c")
+        await until(pilot, lambda: room_of(app) == "compare")
+        await until(pilot, lambda: app.screen.query_one(DataTable).row_count > 12)
+        legend = text_of(app, "#chart").splitlines()[0]
+        assert "A " in legend
+        assert "B " in legend
+        assert "✓ completed" in text_of(app, "#who")
+        rows = [
+            app.screen.query_one(DataTable).get_row_at(row) for row in range(app.screen.query_one(DataTable).row_count)
+        ]
+        assert "training.learning_rate" in [str(row[0]) for row in rows]
+        await pilot.press("right_square_bracket", "plus", "y", "x")
+        assert "log  x tokens" in text_of(app, "#chart-tabs")
+        await pilot.press("f5")
+        await settled(pilot)
+        await pilot.press("escape")
+        await until(pilot, lambda: room_of(app) == "runs")
+        await settled(pilot)
+
+
+async def test_deleting_asks_for_the_name(three_runs):
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await listed(pilot, 3)
+        table = app.screen.query_one(RunTable)
+        paths = [row.value for row in table.rows]
+        target = next(run for run in three_runs if str(run.path) == paths[0])
+        await pilot.press("delete")
+        await until(pilot, lambda: isinstance(app.screen, TypedConfirmScreen))
+        assert app.screen.query_one("#agreed", Button).disabled
+        await pilot.press(*"nope", "enter")
+        assert isinstance(app.screen, TypedConfirmScreen)
+        await pilot.press("escape")
+        await until(pilot, lambda: room_of(app) == "runs")
+        assert target.path.is_dir()
+        await pilot.press("delete")
+        await until(pilot, lambda: isinstance(app.screen, TypedConfirmScreen))
+        app.screen.query_one(Input).value = target.id[-4:]
+        await until(pilot, lambda: not app.screen.query_one("#agreed", Button).disabled)
+        await pilot.press("enter")
+        await until(pilot, lambda: not target.path.exists())
+        await listed(pilot, 2)
+        assert all(run.path.is_dir() for run in three_runs if run is not target)
+
+
+async def test_a_live_run_is_not_deleted(three_runs):
+    import os
+
+    for run in three_runs:
+        write_record(run.process_path, ProcessRecord.of_process(os.getpid(), 1000))
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await listed(pilot, 3)
+        assert statuses(app) == ["● starting"] * 3
+        await pilot.press("delete")
+        await until(pilot, lambda: len(app._notifications) == 1)
+        assert room_of(app) == "runs"
+        # The engine refuses too, had the list been out of date.
+        app.run_desk.delete(three_runs[0].id, three_runs[0].path)
+        await until(pilot, lambda: len(app._notifications) == 2)
+        assert "still active" in " ".join(note.message for note in app._notifications)
+        await settled(pilot)
+    assert three_runs[0].path.is_dir()
+
+
+async def test_a_deleted_run_leaves_the_monitor(three_runs):
+    app = make_app("monitor", engine=Engine())
+    app._runs = [str(run.path) for run in three_runs[:2]]
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: len(app.state.open_runs) == 2)
+        await until(pilot, lambda: app.state.run.ended)
+        app.run_desk.delete(three_runs[0].id, three_runs[0].path)
+        await until(pilot, lambda: len(app.state.open_runs) == 1)
+        assert app.state.run.run_id == three_runs[1].id
+        await settled(pilot)
+
+
+async def test_a_list_that_cannot_be_read():
+    engine = Engine()
+    engine.list_runs = lambda: (_ for _ in ()).throw(errors.RUN_DAMAGED(path="/[/x]", problem="gone"))
+    app = make_app("runs", engine=engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "run directory /[/x] is damaged" in text_of(app, "#about"))
+        await pilot.press("delete", "space", "c", "enter", "o", "O", "escape")
+        assert room_of(app) == "runs"
