@@ -76,8 +76,15 @@ def chaos_table() -> str:
     )
 
 
+def convergence_table() -> str:
+    from convergence import table
+
+    return table(json.loads((ROOT / "benchmarks/results/convergence.json").read_text()))
+
+
 TABLES = (
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
+    (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
 )
 """Page, the name between its two marks, and what stands between them."""
