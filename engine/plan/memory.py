@@ -135,7 +135,7 @@ def _close(
             name="allocator slack",
             where=device,
             bytes=round(ALLOCATOR_SLACK * own),
-            words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, measured",
+            words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
     held = own - max(sizes)

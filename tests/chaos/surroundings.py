@@ -125,7 +125,9 @@ def learn_a_hostile_repository(lab: Lab, kills: int) -> dict[str, int]:
     data = {**to_mapping(plain), "data": {"repositories": [str(repository)]}}
     config = from_mapping(data)
     reference = lab.reference(config)
-    done = lab.kill_until_complete(config, reference, kills)
+    done = 0
+    while done < kills:
+        done += lab.kill_until_complete(config, reference, kills - done)
     for run in (Path(config.output.directory) / "runs").iterdir():
         for file in ("events.jsonl", "engine.log", "report.md"):
             if b"\x1b" in (run / file).read_bytes():

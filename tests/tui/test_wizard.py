@@ -303,7 +303,7 @@ async def test_the_palette_offers_what_the_room_can_do():
     app = make_app("monitor", handle=half_way())
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        await until(pilot, lambda: app.state.run.losses)
+        await until(pilot, lambda: app.state.run.history.steps.last("loss") is not None)
         offered = {command.title for command in app.get_system_commands(app.screen)}
     assert {"Pause", "Stop", "Detach", "Help", "Quit"} <= offered
     assert not {"Resume", "Result", "Continue"} & offered
@@ -335,7 +335,7 @@ async def test_a_failure_of_the_app_is_in_the_log(tmp_path):
         app = make_app("monitor", handle=half_way())
         async with app.run_test(size=SIZE) as pilot:
             await settled(pilot)
-            await until(pilot, lambda: app.state.run.losses)
+            await until(pilot, lambda: app.state.run.history.steps.last("loss") is not None)
             app.call_later(lambda: 1 // 0)
             await until(pilot, lambda: not app.is_running)
 
