@@ -91,7 +91,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await pilot.press("ctrl+s")
         await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
         await until(pilot, lambda: app.state.run.step, seconds=120)
-        assert "train n/a" not in app.screen.query_one(LineChart).plain
+        await until(pilot, lambda: "train n/a" not in app.screen.query_one(LineChart).plain, seconds=60)
         await until(pilot, lambda: app.state.run.ended, seconds=120)
         assert app.state.run.failed is None
         assert app.state.run.state == "completed"
