@@ -322,8 +322,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Meta(
             ge=0,
             le=4096,
-            description="Windows of one length that go through the model together where whole windows do; 0 finds the "
-            "most that fit.",
+            description="Windows that go through the model together where whole windows do; 0 finds the most that fit.",
         ),
     ] = 1
     recompute: Annotated[

@@ -23,22 +23,14 @@ from textual.pilot import Pilot
 
 from elite_tui.app import EliteApp
 from elite_tui.recent import remember
+from elite_tui.run_files import PlannedRun
+from elite_tui.run_report import RunReport
 from elite_tui.themes import COLOUR_BLIND, LIGHT
 from engine.runtime.run_index import STATE_VARIABLE
 from engine.runtime.run_summary import RunSummary
-from tests.tui.recording import FOLDER, RUN_ID, START, recorded
-from tests.tui.support import (
-    FixedEngine,
-    Replay,
-    cpu_machine,
-    gpu_machine,
-    half_way,
-    history_of,
-    make_app,
-    settled,
-    still,
-    until,
-)
+from tests.tui.recording import START
+from tests.tui.support import FixedEngine, gpu_machine, half_way, history_of, make_app, settled, still
+from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, GpuReplay, monitor, result_of, runs_engine
 
 SIZE = (120, 36)
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -91,23 +83,16 @@ def supposing() -> EliteApp:
     return app
 
 
-def monitor() -> EliteApp:
-    """A run in its 34th step."""
-    app = make_app("monitor", machine=gpu_machine(), handle=half_way())
+def watching() -> EliteApp:
+    """A run on a graphics card, under way."""
+    app = monitor(GpuReplay())
     app.state.snapshots.extend(history_of(gpu_machine()))
     return app
 
 
-def finished() -> EliteApp:
-    """A run that is done."""
-    return make_app("monitor", machine=cpu_machine(), handle=Replay(recorded()))
-
-
 def listed() -> EliteApp:
     """The runs of a user."""
-    engine = FixedEngine(cpu_machine())
-    engine.summaries = summaries()
-    return make_app("runs", engine=engine)
+    return make_app("runs", engine=runs_engine())
 
 
 def summaries() -> list[RunSummary]:
@@ -136,13 +121,17 @@ def summaries() -> list[RunSummary]:
     ]
 
 
-async def to_result(pilot: Pilot[str]) -> None:
-    """The result of the run, at a place that is the same everywhere."""
-    app = pilot.app
-    assert isinstance(app, EliteApp)
-    await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
-    app.state.run_path = type(FOLDER)("/home/me/out/runs") / RUN_ID
-    app.go("result")
+FINISHED, TO_RESULT = result_of(
+    RunReport(
+        reference=GPU_RUN,
+        planned=PlannedRun(step_seconds=18.4, gpu_bytes=7_800_000_000, host_bytes=12_100_000_000),
+        compile_rate_before=0.61,
+        compile_rate_after=0.83,
+        samples=SAMPLES,
+        page=True,
+        commands=frozenset({"export", "generate", "evaluate"}),
+    )
+)
 
 
 PICTURES = (
@@ -154,8 +143,8 @@ PICTURES = (
     Picture(name="options", app=wizard, room="options", act=press("down", "down", "down")),
     Picture(name="data", app=wizard, room="data"),
     Picture(name="review", app=wizard, room="review"),
-    Picture(name="monitor", app=monitor),
-    Picture(name="result", app=finished, act=to_result),
+    Picture(name="monitor", app=watching, act=press("right_square_bracket", "right_square_bracket")),
+    Picture(name="result", app=lambda: FINISHED, act=TO_RESULT),
     Picture(name="runs", app=listed),
     Picture(name="tiers-light", app=wizard, room="tiers", theme=LIGHT.name),
     Picture(name="options-colour-blind", app=wizard, room="options", theme=COLOUR_BLIND.name),

@@ -68,7 +68,7 @@ class Progress:
     recoveries: list[str] = field(default_factory=list)
     "What went wrong so far and what was done, one line each."
     layout: dict[str, Any] | None = None
-    "How the step is laid out since it was re-planned, None while it is as first planned."
+    "How the step is laid out, as engine.training.layout.Layout writes it; None before the first one."
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def replanning_step(
     planned: Layout,
     build: Callable[[Layout], ClosableStep],
 ) -> ReplanningStep:
-    """The step in the planned layout, or in the smaller one that the run had come to before it was resumed.
+    """The step in the planned layout, or in the one that the run had come to before it was resumed.
 
     Args:
         session: Is told of re-plans; `recovery.enabled` allows them.
@@ -51,9 +51,12 @@ def replanning_step(
         progress.recoveries.append(f"{what}: {why}")
         session.emit(RecoveryTaken(what=what, why=why))
 
+    if not progress.layout:
+        # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+        progress.layout = planned.as_json()
     step = ReplanningStep(
         model,
-        Layout.from_json(progress.layout) if progress.layout else planned,
+        Layout.from_json(progress.layout),
         build=build,
         smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
         tell=tell,

@@ -17,6 +17,10 @@ def name_of(size):
 
 
 all_sizes = pytest.mark.parametrize("size", SIZES, ids=name_of)
+large_is_slow = pytest.mark.parametrize(
+    "size", [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.slow)], ids=name_of
+)
+"""For states in which the large layout shows nothing of its own."""
 
 
 @all_sizes
@@ -24,7 +28,7 @@ def test_project(look, size):
     assert look(make_app(values=MODEL), size)
 
 
-@all_sizes
+@large_is_slow
 def test_project_refused(look, size):
     engine = FixedEngine(cpu_machine())
     engine.facts = errors.REPOSITORY_MISSING(path="/home/me/[/bold]shop")
@@ -38,7 +42,7 @@ def test_hardware(look, size):
     assert look(app, size, room="hardware")
 
 
-@all_sizes
+@large_is_slow
 def test_hardware_without_a_gpu(look, size):
     assert look(make_app(machine=cpu_machine()), size, room="hardware")
 
@@ -48,7 +52,7 @@ def test_tiers(look, size):
     assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="tiers")
 
 
-@all_sizes
+@large_is_slow
 def test_tiers_that_do_not_fit(look, size):
     app = make_app(machine=gpu_machine(), values={"model.name": "qwen2.5-coder-14b"})
 
@@ -60,7 +64,7 @@ def test_tiers_that_do_not_fit(look, size):
     assert look(app, size, room="tiers", then=last_row)
 
 
-@all_sizes
+@large_is_slow
 def test_tiers_of_another_machine(look, size):
     app = make_app(machine=cpu_machine(), values={"model.name": "qwen2.5-coder-7b"})
     app.state.draft.keep("what-if.card", "rtx-4090")
@@ -68,7 +72,7 @@ def test_tiers_of_another_machine(look, size):
     assert look(app, size, room="tiers")
 
 
-@all_sizes
+@large_is_slow
 def test_models(look, size):
     app = make_app(machine=gpu_machine(), values=MODEL)
 
@@ -80,7 +84,7 @@ def test_models(look, size):
     assert look(app, size, room="tiers", then=ask)
 
 
-@all_sizes
+@large_is_slow
 def test_options_with_problems(look, size):
     values = {"lora.rank": "many", "training.learning_rate": 7, "training.epochs": 3}
     assert look(make_app(values=values), size, room="options")
@@ -105,7 +109,7 @@ def test_data(look, size):
     assert look(app, size, room="data", then=read)
 
 
-@all_sizes
+@large_is_slow
 def test_data_refused(look, size):
     engine = FixedEngine(gpu_machine())
     engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(
@@ -129,7 +133,7 @@ def test_review(look, size):
     assert look(app, size, room="review", then=checked)
 
 
-@all_sizes
+@large_is_slow
 def test_review_with_a_problem(look, size):
     engine = FixedEngine(gpu_machine())
     engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
