@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import errors
+
 if TYPE_CHECKING:
     from engine.config import ModelSection
     from engine.models.spec import ModelSpec
@@ -58,6 +60,28 @@ class BaseChanges:
 
 
 NO_CHANGES = BaseChanges()
+
+
+def check_pooling(model: ModelSection, spec: ModelSpec) -> None:
+    """Makes sure that `model.kv_heads` can be reached by pooling.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    wanted = model.kv_heads
+    if wanted is None or wanted == spec.kv_heads:
+        return
+    if spec.kv_heads != spec.heads or spec.fused_projections:
+        problem = f"{spec.name} has {spec.kv_heads} key heads for {spec.heads} query heads as it is"
+        if spec.fused_projections:
+            problem = f"{spec.name} projects queries, keys and values in one layer"
+        remedy = "leave it out; heads can be pooled where there is one for each query head"
+    elif spec.heads % wanted or wanted > spec.heads:
+        problem = f"{spec.heads} heads of {spec.name} cannot be pooled to {wanted} evenly"
+        remedy = f"choose a divisor of {spec.heads}"
+    else:
+        return
+    raise errors.CONFIG_INVALID(source="configuration", field="model.kv_heads", problem=problem, remedy=remedy)
 
 
 def stretch_positions(config: Any, factor: float) -> bool:

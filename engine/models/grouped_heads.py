@@ -25,7 +25,9 @@ def pool_key_value_heads(model: Any, kv_heads: int) -> None:
     present = present or heads
     if present != heads or kv_heads >= heads or heads % kv_heads:
         raise _refusal(
-            config, f"{present} key heads for {heads} query heads cannot be pooled to {kv_heads}", "a divisor"
+            config,
+            f"{present} key heads for {heads} query heads cannot be pooled to {kv_heads}",
+            "a model with as many of both, and a divisor of them",
         )
     for layer in model.get_decoder().layers:
         attention = layer.self_attn

@@ -221,7 +221,10 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
         for other in row.conflicts:
             if is_switched_on(config, find_optimization(other)):
                 raise errors.OPTIMIZATION_CONFLICT(
-                    id=row.id, to=word, reason=f"{row.conflict_reasons[other]} ({other})", remedy=f"switch {other} off"
+                    id=row.id,
+                    to=word,
+                    reason=f"{row.conflict_reasons[other]} ({other})",
+                    remedy=_how_to_switch_off(find_optimization(other)),
                 )
         for other in row.requires:
             needed = find_optimization(other)
@@ -286,16 +289,24 @@ def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
         on["streamed_backprop"] = find_optimization("streamed_backprop")
     else:
         on.pop("streamed_backprop", None)
-    for row in on.values():
+    usual = RunConfig()
+    # What somebody asked for is named first, what is on by default as that which stands in its way.
+    for row in sorted(on.values(), key=lambda row: is_switched_on(usual, row) or row.id == "streamed_backprop"):
         for other in row.conflicts:
-            if other in on and other != "streamed_backprop":
-                raise errors.OPTIMIZATION_CONFLICT(
-                    id=row.id, to="on", reason=f"{row.conflict_reasons[other]} ({other})", remedy=f"switch {other} off"
-                )
-            if other in on:
-                raise errors.OPTIMIZATION_CONFLICT(
-                    id=row.id,
-                    to="on",
-                    reason=row.conflict_reasons[other],
-                    remedy=f"set training.step=whole with a shorter context, or switch {row.id} off",
-                )
+            if other not in on:
+                continue
+            remedy = _how_to_switch_off(find_optimization(other))
+            if other == "streamed_backprop":
+                remedy = f"set training.step=whole with a shorter context, or {_how_to_switch_off(row)}"
+            raise errors.OPTIMIZATION_CONFLICT(
+                id=row.id, to="on", reason=f"{row.conflict_reasons[other]} ({other})", remedy=remedy
+            )
+
+
+def _how_to_switch_off(row: Optimization) -> str:
+    settings = " ".join(f"--set {path}={_as_yaml(value)}" for path, value in row.switch_off.items())
+    return f"switch {row.id} off ({settings})"
+
+
+def _as_yaml(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else str(value)

@@ -10,8 +10,10 @@ import msgspec
 from engine import errors
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
+from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
-from engine.plan.choice import choose_context
+from engine.plan.choice import choose_plan
+from engine.plan.optimizations import refuse_conflicts
 from engine.runtime.run_directory import MINIMUM_FREE, check_output
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def check(config: RunConfig) -> RunConfig:
 
     Raises:
         EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
-            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID or OPTIMIZATION_CONFLICT.
     """
     if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
@@ -41,7 +43,9 @@ def check(config: RunConfig) -> RunConfig:
     check_output(output)
     tokens = estimate_data_tokens(config.data)
     check_output(output, needed_bytes(config, spec, tokens))
-    choose_context(config, take_inventory(output), spec, tokens)
+    check_pooling(config.model, spec)
+    chosen = choose_plan(config, take_inventory(output), spec, tokens)
+    refuse_conflicts(config, streamed=chosen.plan.stream is not None)
     return config
 
 

@@ -11,6 +11,7 @@ from engine.assets import asset
 from engine.config import RunConfig, field_spec, from_mapping
 from engine.errors import EliteError
 from engine.hardware.target import target_machine
+from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
 from engine.plan.optimization_states import NEEDS
@@ -107,6 +108,21 @@ def test_what_the_step_excludes_is_refused_before_training():
     refuse_conflicts(config, streamed=False)
     with pytest.raises(EliteError, match=r"training\.step=whole"):
         refuse_conflicts(config, streamed=True)
+
+
+def test_what_was_asked_for_is_named_and_what_is_usual_stands_in_its_way():
+    with pytest.raises(EliteError) as caught:
+        refuse_conflicts(from_mapping({"training": {"shifted_attention": True}}), streamed=False)
+    assert str(caught.value).startswith("longlora_s2 cannot be switched on")
+    assert "--set data.packing=false" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("model", "heads", "problem"), [("demo", 4, "as it is"), ("phi-2", 5, "divisor of 32")])
+def test_heads_that_cannot_be_pooled_are_refused(model, heads, problem):
+    config = from_mapping({"model": {"name": model, "kv_heads": heads}})
+    with pytest.raises(EliteError, match=problem) as caught:
+        check_pooling(config.model, find_model(model))
+    assert caught.value.exit_code == 2
 
 
 CARDS = {"auto": "demo", "rtx-2060-super": "qwen2.5-coder-1.5b", "rtx-4090": "qwen2.5-coder-7b"}
