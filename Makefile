@@ -46,8 +46,9 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-ui: $(STAMP) ## Start-up times of the two commands
+bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/terminal.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
