@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu check format bench-ui clean
+.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-all: $(STAMP) ## Run the test suite with the slow tests
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about a quarter of an hour)
+	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
+
 check: $(STAMP) ## Format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,9 +49,15 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(STAMP) ## Write the generated pages of docs/
+	$(BIN)/python scripts/optimization_docs.py
+
 bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/terminal.py
+
+screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
+	$(BIN)/python scripts/screenshots.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

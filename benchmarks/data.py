@@ -24,10 +24,8 @@ def measure(part: str, folder: Path) -> dict[str, float]:
 
     from engine.assets import asset
     from engine.config import DataSection
-    from engine.data.collect import collect
     from engine.data.dataset import build_dataset
-    from engine.data.documents import read_document
-    from engine.data.safe_files import Folder
+    from engine.data.sources import open_sources
 
     data = DataSection(repositories=[str(folder)])
     tokenizer = Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
@@ -38,9 +36,8 @@ def measure(part: str, folder: Path) -> dict[str, float]:
             wall, cpu = time.monotonic() - begun, time.process_time() - used
             size, tokens = summary.source_bytes, summary.tokens
     else:
-        collection = collect([folder], max_file_bytes=data.max_file_bytes)
-        reader = Folder(str(folder.resolve()))
-        documents = [read_document(reader, file, data.max_file_bytes) for file in collection.files]
+        with open_sources(data) as sources:
+            documents = [sources.texts.read(file) for file in sources.collection.files]
         texts = [document.text for document in documents if not isinstance(document, str)]
         size = sum(len(text.encode()) for text in texts)
         begun, used = time.monotonic(), time.process_time()

@@ -1,4 +1,4 @@
-"""Where the GPU time of a streamed step goes, by kernel.
+"""Where the GPU time of a streamed step goes, by kernel, and where it idles.
 
 python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{StreamPlan fields}'
 """
@@ -23,6 +23,12 @@ from engine.models.random import random_model
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
 
+ROWS = 30
+"""Of each table."""
+
+DETAILED = 3
+"""Kinds of gaps of which one is shown with all that overlaps it."""
+
 
 def main() -> None:
     name, context, layers, precision, plan = sys.argv[1:6]
@@ -36,15 +42,48 @@ def main() -> None:
     with StreamedStep(model, stream_plan, device=placement.device) as step:
         step.run(tokens)
         print("step", timed(lambda: step.run(tokens), placement.device, 2), "s", flush=True)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
             outcome = step.run(tokens)
         print(outcome.seconds)
     rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
     total = sum(row.self_device_time_total for row in rows)
     print(f"all kernels and copies {total / 1e6:.3f} s")
-    for row in rows[:45]:
+    for row in [r for r in rows if r.self_device_time_total][:ROWS]:
         share = row.self_device_time_total / total
         print(f"{row.self_device_time_total / 1e3:9.1f} ms {share:6.1%} x{row.count:6} {row.key[:110]}")
+    print_idle(profile)
+
+
+def print_idle(profile: torch.profiler.profile) -> None:
+    """Prints when no kernel ran although the step had not ended, between which two kernels, and what else ran then."""
+    events = profile.profiler.kineto_results.events()
+    on_gpu = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA]
+    kernels = sorted((e for e in on_gpu if not e.name().startswith("Mem")), key=lambda e: e.start_ns())
+    others = [e for e in events if e.device_type() != torch.autograd.DeviceType.CUDA or e.name().startswith("Mem")]
+    idle: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    end, before = kernels[0].start_ns(), ""
+    for kernel in kernels:
+        if kernel.start_ns() > end and before:
+            idle.setdefault((before, kernel.name()[:50]), []).append((end, kernel.start_ns()))
+        if kernel.start_ns() + kernel.duration_ns() > end:
+            end, before = kernel.start_ns() + kernel.duration_ns(), kernel.name()[:50]
+    span = (end - kernels[0].start_ns()) / 1e9
+    total = sum(b - a for gaps in idle.values() for a, b in gaps) / 1e9
+    print(f"first kernel to last {span:.3f} s, of which no kernel ran {total:.3f} s = {total / span:.1%}")
+    for number, ((before, after), gaps) in enumerate(sorted(idle.items(), key=lambda item: -_sum(item[1]))[:ROWS]):
+        print(f"{_sum(gaps) / 1e6:9.1f} ms x{len(gaps):6} {before} -> {after}")
+        if number < DETAILED:
+            began, ended = sorted(gaps, key=lambda gap: gap[0] - gap[1])[len(gaps) // 2]
+            print(f"        the middle one, {(ended - began) / 1e6:.2f} ms:")
+            overlapping = [e for e in others if e.start_ns() < ended and e.start_ns() + e.duration_ns() > began]
+            for e in sorted(overlapping, key=lambda e: -e.duration_ns())[:12]:
+                first, last = ((at - began) / 1e6 for at in (e.start_ns(), e.start_ns() + e.duration_ns()))
+                print(f"          {first:8.2f} .. {last:8.2f} ms stream {e.device_resource_id()} {e.name()[:70]}")
+
+
+def _sum(gaps: list[tuple[int, int]]) -> int:
+    return sum(b - a for a, b in gaps)
 
 
 if __name__ == "__main__":

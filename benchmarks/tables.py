@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from the measurements under benchmarks/results/.
+"""Writes the tables of docs/ from the measurements under benchmarks/results/.
 
 python benchmarks/tables.py [--check]
 """
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
 GIB = 2**30
 
 
@@ -35,7 +34,7 @@ def _row(row: dict) -> str:
         f"{row['context']:,}",
         layers,
         f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
-        f"{seconds:.1f} s",
+        f"{seconds:.1f} s" + (" (first)" if row["seconds"] == row["first_seconds"] else ""),
         f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
         f"{row['host_rss_bytes'] / GIB:.1f} GiB",
         "" if floor is None else f"{floor:.1f} s = {floor / seconds:.2f}",
@@ -62,18 +61,49 @@ def _command(row: dict) -> str:
     return " ".join(parts)
 
 
+def chaos_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
+    lines = ["| what | how often | seconds | lost or damaged |", "|---|---|---|---|"]
+    for row in found["scenarios"]:
+        counts = {what: count for what, count in row.items() if what not in ("name", "seconds", "lost")}
+        often = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        lines.append(f"| {row['name']} | {often} | {row['seconds']:.0f} | {row['lost'] or 'nothing'} |")
+    kills = sum(row.get("kills", 0) for row in found["scenarios"])
+    seconds = sum(row["seconds"] for row in found["scenarios"])
+    where = f"{found['machine']}, Python {found['python']}, torch {found['torch']}"
+    return "\n".join(
+        [*lines, "", f"{kills} kills in all, {seconds / 60:.0f} minutes, seed {found['seed']}, on {where}."]
+    )
+
+
+def convergence_table() -> str:
+    from convergence import table
+
+    return table(json.loads((ROOT / "benchmarks/results/convergence.json").read_text()))
+
+
+TABLES = (
+    (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
+    (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
+    (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
+)
+"""Page, the name between its two marks, and what stands between them."""
+
+
 def main() -> int:
-    page = PAGE.read_text()
-    begin, end = "<!-- streaming table -->\n", "<!-- end of streaming table -->"
-    before, rest = page.split(begin)
-    after = rest.split(end)[1]
-    made = f"{before}{begin}\n{streaming_table()}\n\n{end}{after}"
-    if "--check" in sys.argv:
-        if made != page:
-            print("docs/benchmarks.md differs from benchmarks/results: run python benchmarks/tables.py")
-        return int(made != page)
-    PAGE.write_text(made)
-    return 0
+    status = 0
+    for path, name, table in TABLES:
+        page = path.read_text()
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = page.split(begin)
+        after = rest.split(end)[1]
+        made = f"{before}{begin}\n{table()}\n\n{end}{after}"
+        if "--check" not in sys.argv:
+            path.write_text(made)
+        elif made != page:
+            print(f"{path.name} differs from benchmarks/results: run python benchmarks/tables.py")
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -95,8 +95,13 @@ def load_draft(repositories: Sequence[str] | None) -> Draft:
         draft.set("data.repositories", [str(Path(path).expanduser().absolute()) for path in repositories])
     elif draft.is_default("data.repositories"):
         with contextlib.suppress(OSError):
-            draft.set("data.repositories", [str(Path.cwd())])
+            draft.set("data.repositories", [str(enclosing_repository(Path.cwd()))])
     return draft
+
+
+def enclosing_repository(folder: Path) -> Path:
+    """The git work tree that a folder is in; the folder itself where it is in none."""
+    return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
 
 
 if __name__ == "__main__":

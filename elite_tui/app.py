@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from textual.app import App, SystemCommand
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
+from elite_tui.desk import ASK_DELAY, WizardDesk
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
 from elite_tui.leaving import farewell, watch_signals
@@ -18,8 +20,8 @@ from elite_tui.messages import Changed
 from elite_tui.pacing import Pacer
 from elite_tui.rooms import ROOMS, build_room, neighbour
 from elite_tui.run_desk import RunDesk
-from elite_tui.screens.room import RoomScreen
-from elite_tui.themes import DARK, LIGHT
+from elite_tui.screens.room import Watching
+from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.trouble import record_trouble
 
 if TYPE_CHECKING:
@@ -32,24 +34,14 @@ if TYPE_CHECKING:
     from elite_tui.engine_calls import Engine
     from elite_tui.state import AppState, Fetched
 
+THEME = "theme"
+"Under which name the draft keeps the theme."
 SAVE_DELAY = 0.5
 "Seconds after the last key press until the draft is written."
-ASK_DELAY = 0.4
-"Seconds after the last key press until the engine is asked again."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
-PLAN_FIELDS = frozenset(
-    {
-        "model.name",
-        "model.precision",
-        "model.device",
-        "lora.rank",
-        "lora.targets",
-        "data.held_out_fraction",
-        "training.tier",
-        "training.context",
-        "training.tokens_per_update",
-    }
-)
+PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
+"What the plan, its costs and the optimisations depend on."
+PLAN_FIELDS = frozenset({"data.held_out_fraction", "data.near_duplicates"})
 
 
 PACED = frozenset({"run", "snapshots"})
@@ -79,11 +71,12 @@ class EliteApp(App[str]):
         self, state: AppState, engine: Engine, *, first_room: str = "project", runs: Sequence[str | None] = (None,)
     ) -> None:
         super().__init__()
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = theme_named(state.draft.kept(THEME))
         self.state = state
         self.link = EngineLink(self, engine)
+        self.desk = WizardDesk(self)
         self.run_desk = RunDesk(self)
         self._pacer = Pacer(self, self._draw)
         self._first_room = first_room
@@ -114,11 +107,17 @@ class EliteApp(App[str]):
         else:
             self.ask_machine()
             self.ask_repository()
+            self.ask_runs()
 
     def _disk_path(self) -> Path:
         return existing_folder(str(self.state.draft.get("output.directory")))
 
     # --- rooms ---------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> str:
+        """The room on screen."""
+        return self._room
 
     def go(self, name: str) -> None:
         """Enters a room; one that shows a run needs a run."""
@@ -132,16 +131,16 @@ class EliteApp(App[str]):
         self.go(neighbour(self._room, offset))
 
     def tell(self, what: str) -> None:
-        """Tells the rooms on the stack that a part of the state changed."""
+        """Tells the screens on the stack that watch the state that a part of it changed."""
         if what in PACED:
             self._pacer.ask(what)
         else:
             self._draw(what)
 
     def _draw(self, what: str) -> None:
-        # Only rooms: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        # Only those: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
         for screen in self.screen_stack:
-            if isinstance(screen, RoomScreen):
+            if isinstance(screen, Watching):
                 screen.post_message(Changed(what))
 
     def begin_wizard(self) -> None:
@@ -155,21 +154,28 @@ class EliteApp(App[str]):
 
     def edit(self, path: str, text: str) -> None:
         """A field was typed into: keeps it, and asks again what depends on it once the typing pauses."""
-        self.state.draft.set_text(path, text)
-        self.draft_changed(path)
+        # Controls also report the value that they were made with.
+        if self.state.draft.set_text(path, text):
+            self.draft_changed(path)
 
     def draft_changed(self, path: str) -> None:
         """What follows from another value at a path."""
         self.state.preflight.settle_nothing()
-        if self._save_timer is not None:
-            self._save_timer.stop()
-        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
-        if path in REPOSITORY_FIELDS | PLAN_FIELDS:
+        self.state.checks.forget()
+        self.desk.draft_changed(path)
+        self.save_soon()
+        if path in REPOSITORY_FIELDS | PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
             if self._ask_timer is not None:
                 self._ask_timer.stop()
             ask = self.ask_repository if path in REPOSITORY_FIELDS else self.ask_tiers
             self._ask_timer = self.set_timer(ASK_DELAY, ask)
         self.tell("draft")
+
+    def save_soon(self) -> None:
+        """Writes the draft once the typing pauses."""
+        if self._save_timer is not None:
+            self._save_timer.stop()
+        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
 
     def save_draft(self) -> None:
         """Writes the draft; a state directory that cannot be written is said once a session."""
@@ -203,13 +209,13 @@ class EliteApp(App[str]):
 
     def ask_tiers(self) -> None:
         """Plans the tiers, once the machine is known and the draft is valid."""
-        machine, repository = self.state.machine.value, self.state.repository
+        machine = self.state.machine.value
         if machine is None or self.state.draft.problems():
             return
         self.state.tiers.ask()
         self.tell("tiers")
-        tokens = repository.value.tokens if repository.value is not None else None
-        self.link.plan_tiers(machine, self.state.draft.mapping(), tokens)
+        self.link.plan_tiers(machine, self.state.draft.mapping(), self.state.tokens)
+        self.desk.ask_what_if()
 
     def ask_preflight(self) -> None:
         """Checks what can be checked before a run, if the draft's own rules are kept."""
@@ -258,11 +264,22 @@ class EliteApp(App[str]):
         self.state.preflight.settle(message.outcome)
         self.tell("preflight")
 
+    @on(messages.CheckMade)
+    def _check_made(self, message: messages.CheckMade) -> None:
+        self.desk.check_made(message)
+
+    @on(messages.Progressed)
+    def _progressed(self, message: messages.Progressed) -> None:
+        setattr(self.state, message.what, message.progress)
+        self.tell(message.what)
+
     @on(messages.Answered)
     def _answered(self, message: messages.Answered) -> None:
         fetched: Fetched[Any] = getattr(self.state, message.what)
         fetched.settle(message.outcome)
         self.tell(message.what)
+        if message.what in ("profile", "probe") and fetched.value is not None:
+            self.ask_machine()
 
     @on(messages.RunsListed)
     def _runs_listed(self, message: messages.RunsListed) -> None:
@@ -305,8 +322,10 @@ class EliteApp(App[str]):
         self.go("runs")
 
     def action_toggle_theme(self) -> None:
-        """Dark to light, and back."""
-        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
+        """The next theme; it is kept for the next time."""
+        self.theme = theme_after(self.theme)
+        self.state.draft.keep(THEME, self.theme if self.theme != THEMES[0].name else "")
+        self.save_soon()
 
     def action_ask_quit(self) -> None:
         """Leaves; with a run under way it asks what becomes of it."""
@@ -331,7 +350,10 @@ class EliteApp(App[str]):
         self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
-        """Lets go of the run and the telemetry."""
+        """Lets go of the run and the telemetry, and of nothing that was typed."""
+        with contextlib.suppress(OSError):
+            self.state.draft.save()
+        self.desk.close()
         self.link.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

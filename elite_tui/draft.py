@@ -1,7 +1,8 @@
 """Draft: the configuration that a person is typing, valid or not, kept on disk so that closing loses nothing.
 
 A plain nested mapping of the values that differ from the defaults. What cannot be parsed is kept as the text
-that was typed: it is then a problem of its field, and it is still there the next time.
+that was typed: it is then a problem of its field, and it is still there the next time. Beside the configuration
+it keeps what a person set in the wizard itself: the what-if machine, the theme, the view of a room.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -18,6 +19,8 @@ from engine import config
 from engine.config_fields import FieldSpec
 
 FILE_NAME = "wizard.json"
+_KEPT = "wizard"
+"Section of the file for what is no part of the configuration."
 
 
 def text_of(value: Any) -> str:
@@ -36,7 +39,9 @@ def text_of(value: Any) -> str:
 
 def value_of(spec: FieldSpec, text: str) -> Any:
     """The value that typed text stands for; the text itself where it stands for none."""
-    if spec.type is str or spec.choices:
+    if spec.choices:
+        return next((choice for choice in get_args(spec.type) if str(choice) == text), text)
+    if spec.type is str:
         return text
     try:
         if get_origin(spec.type) is list:
@@ -51,9 +56,12 @@ def value_of(spec: FieldSpec, text: str) -> Any:
 class Draft:
     """Values by dotted path, over the defaults."""
 
-    def __init__(self, path: Path | None, values: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, path: Path | None, values: dict[str, dict[str, Any]] | None = None, kept: dict[str, str] | None = None
+    ) -> None:
         self._path = path
         self._values = values or {}
+        self._kept = kept or {}
         self._saved = self._dump()
 
     @classmethod
@@ -70,7 +78,9 @@ class Draft:
             for section, fields in sections
             if isinstance(fields, dict)
         }
-        return cls(path, {section: fields for section, fields in kept.items() if fields})
+        own = values.get(_KEPT) if isinstance(values, dict) else None
+        settings = {n: text for n, text in own.items() if isinstance(text, str)} if isinstance(own, dict) else {}
+        return cls(path, {section: fields for section, fields in kept.items() if fields}, settings)
 
     def save(self) -> None:
         """Writes the draft, atomically, if it changed since the last time.
@@ -93,7 +103,19 @@ class Draft:
         self._saved = text
 
     def _dump(self) -> str:
-        return json.dumps(self._values, indent=1, ensure_ascii=False)
+        kept = {_KEPT: self._kept} if self._kept else {}
+        return json.dumps({**self._values, **kept}, indent=1, ensure_ascii=False)
+
+    def kept(self, name: str) -> str:
+        """A setting of the wizard itself; empty where nothing was set."""
+        return self._kept.get(name, "")
+
+    def keep(self, name: str, text: str) -> None:
+        """Sets a setting of the wizard itself; empty forgets it."""
+        if text:
+            self._kept[name] = text
+        else:
+            self._kept.pop(name, None)
 
     def get(self, path: str) -> Any:
         """The value at a path, or its default."""
@@ -109,13 +131,15 @@ class Draft:
         section, _, name = path.partition(".")
         self._values.setdefault(section, {})[name] = value
 
-    def set_text(self, path: str, text: str) -> None:
-        """Sets a value from what was typed; empty means the default."""
+    def set_text(self, path: str, text: str) -> bool:
+        """Sets a value from what was typed; empty means the default. Returns whether that changed anything."""
         spec = config.field_spec(path)
+        before = self._dump()
         if text.strip():
             self.set(path, value_of(spec, text.strip()))
         else:
             self.reset(path)
+        return self._dump() != before
 
     def reset(self, path: str) -> None:
         """Back to the default."""

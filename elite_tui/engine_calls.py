@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from elite_tui.comparison import Comparison
+    from elite_tui.engine_process import EngineProcess
     from elite_tui.facts import RepositoryFacts
     from elite_tui.plans import Plans
     from elite_tui.run_report import RunReport
+    from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
+    from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
     from engine.models.spec import ModelSpec
+    from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
     from engine.runtime.run_summary import RunSummary
 
@@ -64,11 +68,14 @@ class Engine:
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
         """The tier table for a machine and a draft's values, and what a run of the draft would use."""
+        from elite_tui.effects import with_planned_effects
         from elite_tui.plans import Plans
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, planning_of
+        from engine.plan.optimizations import states
         from engine.plan.planner import tier_table
+        from engine.plan.search import Budget
 
         config = from_mapping(mapping, source="form")
         spec = find_model(config.model.name)
@@ -78,7 +85,38 @@ class Engine:
             choice, refusal = choose_plan(config, machine, spec, tokens), None
         except EliteError as error:
             choice, refusal = None, error
-        return Plans(spec=spec, machine=planning.machine, table=table, choice=choice, refusal=refusal)
+        return Plans(
+            config=config,
+            spec=spec,
+            machine=planning.machine,
+            whole_machine=machine,
+            usable=Budget.of(planning.machine),
+            table=table,
+            choice=choice,
+            refusal=refusal,
+            states=with_planned_effects(states(config, machine, spec, choice), config, machine, spec, choice),
+        )
+
+    def outlooks(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
+    ) -> Sequence[ModelOutlook]:
+        """What a machine can do with each model of the catalogue."""
+        from elite_tui.ways import outlooks
+        from engine.config import from_mapping
+
+        return outlooks(from_mapping(mapping, source="form"), machine, tuple(self.models().values()), tokens)
+
+    def ways_to_fit(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int
+    ) -> WaysToFit:
+        """What would make a context fit a machine."""
+        from elite_tui.ways import ways_to_fit
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        spec = find_model(config.model.name)
+        return ways_to_fit(config, machine, spec, tuple(self.models().values()), tokens, context)
 
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
         """The configuration that a run would use, after everything that can be checked before it starts."""
@@ -86,6 +124,34 @@ class Engine:
         from engine.runtime.preflight import check
 
         return check(from_mapping(mapping, source="form"))
+
+    def preview_data(self, mapping: dict[str, dict[str, Any]], progress: Callable[[int, int, str], None]) -> DataReport:
+        """The dataset of a draft's settings; `progress` may raise to abandon it."""
+        from engine.config import from_mapping
+        from engine.data.preview import preview
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        return preview(config.data, model=find_model(config.model.name), progress=progress)
+
+    def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
+        """The pre-flight rows, each as soon as it is known; the last ones take seconds."""
+        from engine.config import from_mapping
+        from engine.runtime.doctor import examine
+
+        return examine(from_mapping(mapping, source="form"))
+
+    def check_names(self) -> tuple[str, ...]:
+        """Every pre-flight row's name, in order."""
+        from engine.runtime.doctor import NAMES
+
+        return NAMES
+
+    def measurement(self, *arguments: str) -> EngineProcess:
+        """An `engine` command that measures something, not begun yet."""
+        from elite_tui.engine_process import EngineProcess
+
+        return EngineProcess(*arguments)
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""

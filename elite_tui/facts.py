@@ -31,6 +31,8 @@ class RepositoryFacts:
     "Largest first."
     skipped: Mapping[str, int]
     "Reason → files left out."
+    listed_by: tuple[str, ...] = ()
+    'How the files of each repository were found: "git", or how else.'
 
 
 def facts_of(collection: Collection, tokens: int) -> RepositoryFacts:
@@ -49,4 +51,5 @@ def facts_of(collection: Collection, tokens: int) -> RepositoryFacts:
             LanguageShare(language=language, files=files[language], bytes=sizes[language]) for language in languages
         ),
         skipped=dict(collection.skipped),
+        listed_by=tuple(collection.listed_by.values()),
     )

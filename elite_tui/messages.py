@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.errors import EliteError
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
+    from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
     from engine.runtime.run_summary import RunSummary
 
@@ -61,6 +62,28 @@ class RunsListed(Message):
     """The runs that this user has, newest first."""
 
     outcome: Sequence[RunSummary] | EliteError
+
+
+@dataclass
+class CheckMade(Message):
+    """One pre-flight row of an examination; without a row it ended, with an error it could not be made."""
+
+    number: int
+    row: Check | None = None
+    error: EliteError | None = None
+    names: Sequence[str] = ()
+
+
+@dataclass
+class Progressed(Message):
+    """How far a long question is; `what` names the attribute of AppState that holds it."""
+
+    what: str
+    progress: Any
+
+    def can_replace(self, message: Message) -> bool:
+        """Whether an older one still in the queue may be dropped."""
+        return isinstance(message, Progressed) and message.what == self.what
 
 
 @dataclass

@@ -27,6 +27,7 @@ TRAIL: tuple[Room, ...] = (
     Room(name="hardware", title="Hardware", screen="HardwareScreen"),
     Room(name="tiers", title="Tier", screen="TiersScreen"),
     Room(name="options", title="Options", screen="OptionsScreen"),
+    Room(name="data", title="Data", screen="DataScreen"),
     Room(name="review", title="Review", screen="ReviewScreen"),
     Room(name="monitor", title="Train", screen="MonitorScreen", needs_run=True),
     Room(name="result", title="Result", screen="ResultScreen", needs_run=True),

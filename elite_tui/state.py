@@ -6,8 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from elite_tui.checks import Checks
 from elite_tui.open_runs import OpenRuns
 from engine.config import Problem
 from engine.errors import EliteError
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from elite_tui.plans import Plans
     from elite_tui.run_report import RunReport
     from elite_tui.run_view import RunView
+    from elite_tui.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
+    from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
     from engine.runtime.run_summary import RunSummary
@@ -58,6 +61,14 @@ class Fetched(Generic[T]):
         self.value, self.error, self.loading = None, None, False
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the reading of the repositories is."""
+
+    share: float
+    words: str
+
+
 @dataclass
 class AppState:
     """What the screens draw from."""
@@ -66,7 +77,24 @@ class AppState:
     repository: Fetched[RepositoryFacts] = field(default_factory=Fetched)
     machine: Fetched[Machine] = field(default_factory=Fetched)
     tiers: Fetched[Plans] = field(default_factory=Fetched)
+    what_if: Fetched[Plans] = field(default_factory=Fetched)
+    "The tiers of the machine that was typed beside the tier table."
+    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=Fetched)
+    ways: Fetched[WaysToFit] = field(default_factory=Fetched)
+    "What would make the context under the cursor fit."
     preflight: Fetched[RunConfig] = field(default_factory=Fetched)
+    profile: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine profile` measured in this session."
+    probe: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    "What `engine probe` measured of a tier, last."
+    measuring: str = ""
+    "How far the measurement under way is."
+    data: Fetched[DataReport] = field(default_factory=Fetched)
+    "The dataset of the draft's settings."
+    reading: Reading | None = None
+    "How far its reading is."
+    checks: Checks = field(default_factory=Checks)
+    "The pre-flight rows."
     runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
     open_runs: OpenRuns = field(default_factory=OpenRuns)
@@ -89,6 +117,16 @@ class AppState:
             if error is not None and error.field:
                 found.setdefault(error.field, Problem(field=error.field, problem=error.message, remedy=error.remedy))
         return found
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the repository; None where it was not read."""
+        return self.repository.value.tokens if self.repository.value is not None else None
+
+    @property
+    def shown_plans(self) -> Plans | None:
+        """The tiers that the tier room shows: of the what-if machine where there is one."""
+        return self.what_if.value or self.tiers.value
 
     @property
     def run(self) -> RunView | None:

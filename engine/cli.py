@@ -17,7 +17,22 @@ from collections.abc import Sequence
 from engine import __version__, errors
 from engine.errors import EliteError
 
-COMMAND_MODULES: tuple[str, ...] = ("profile", "plan", "data", "train", "runs", "control", "delete", "bench")
+COMMAND_MODULES: tuple[str, ...] = (
+    "profile",
+    "plan",
+    "probe",
+    "data",
+    "train",
+    "runs",
+    "control",
+    "delete",
+    "bench",
+    "optimizations",
+    "verify",
+    "ablate",
+    "lr_range",
+    "doctor",
+)
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 
 

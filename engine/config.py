@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -61,6 +62,23 @@ class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         Literal["auto", "cuda", "cpu"],
         Meta(description="Where to train. auto takes the first GPU, or the CPU where there is none."),
     ] = "auto"
+    rope_scaling: Annotated[
+        Literal["auto", "none"],
+        Meta(
+            description="Rotary positions where windows are longer than the model was trained with: auto stretches "
+            "them by YaRN, none leaves them alone."
+        ),
+    ] = "auto"
+    kv_heads: Annotated[
+        Positive | None,
+        Meta(
+            description="Key and value heads after pooling groups of them into their mean, for a model that has one "
+            "for each query head. Approximate: training has to win it back. Unset: the model's own."
+        ),
+    ] = None
+    fused_kernels: Annotated[
+        bool, Meta(description="Norms, rotary positions and MLP in fused GPU kernels, where they are installed.")
+    ] = True
 
 
 class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -91,6 +109,67 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["skip", "keep"],
         Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
     ] = "skip"
+    packing: Annotated[
+        bool,
+        Meta(
+            description="Whether several short documents share a window; attention and positions begin anew with each."
+        ),
+    ] = True
+    order: Annotated[
+        Literal["imports", "path"],
+        Meta(
+            description="How files follow each other: imports puts each after the files that it imports, path sorts "
+            "by name."
+        ),
+    ] = "imports"
+    documents: Annotated[
+        Literal["repository", "package", "file"],
+        Meta(description="What is read in one piece, so that its files see those before them in the same window."),
+    ] = "repository"
+    include: Annotated[
+        list[Literal["vendored", "build output", "lock", "generated", "minified", "data", "duplicate"]],
+        Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+    ] = field(default_factory=list)
+    notebooks: Annotated[
+        Literal["cells", "skip"],
+        Meta(description="Jupyter notebooks: cells learns the source of their cells without outputs, skip none."),
+    ] = "cells"
+    licence_headers: Annotated[
+        Literal["once", "keep"],
+        Meta(description="The same licence comment at the top of many files: once keeps the first, keep all of them."),
+    ] = "once"
+    fim: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the files that are learnt as fill-in-the-middle (arXiv 2207.14255), with the model's "
+            "own tokens for it.",
+        ),
+    ] = 0.0
+    history: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Latest commits of each repository that are learnt too, as messages with their diffs.",
+            extra=_option("--history"),
+        ),
+    ] = 0
+    datasets: Annotated[
+        list[PathText],
+        Meta(
+            description="Data sets on disk that are learnt too: JSON Lines, Parquet, or a folder saved by Hugging "
+            "Face datasets. Each row is a document.",
+            extra=_option("--dataset"),
+        ),
+    ] = field(default_factory=list)
+    dataset_column: Annotated[
+        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+    ] = ""
+    stores_kept: Annotated[
+        int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
+    ] = 8
 
 
 class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -109,6 +188,13 @@ class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             description='Linear layers that get an adapter, by name; "all-linear" is every one but the head.',
         ),
     ] = field(default_factory=lambda: ["all-linear"])
+    plus_ratio: Annotated[
+        float, Meta(ge=1.0, le=1000.0, description="Learning rate of B over that of A (LoRA+); 1 is plain LoRA.")
+    ] = 1.0
+    rslora: Annotated[bool, Meta(description="Multiply the update by alpha / sqrt(rank) instead (rsLoRA).")] = False
+    dora: Annotated[
+        bool, Meta(description="Train the length of each weight column apart from its direction (DoRA); slower.")
+    ] = False
 
 
 class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -162,6 +248,110 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Meta(ge=0, description="Score the held-out files every so many steps; 0 is only before and after."),
     ] = 0
     evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = 65_536
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_8bit"],
+        Meta(description="adamw_8bit keeps its states in 8 bits, and paged lets them move to host memory."),
+    ] = "adamw"
+    schedule: Annotated[
+        Literal["cosine", "polynomial", "one_cycle"],
+        Meta(
+            description="Learning rate over the run: a warm-up, then half a cosine or a polynomial down to zero; or "
+            "one cycle up and far down, with the momentum running against it."
+        ),
+    ] = "cosine"
+    polynomial_power: Annotated[
+        float, Meta(gt=0, le=10, description="Power of the polynomial schedule; 1 is a straight line.")
+    ] = 1.0
+    lr_scaling: Annotated[
+        Literal["none", "sqrt", "linear"],
+        Meta(
+            description="How the learning rate grows with tokens_per_update: learning_rate is then that of "
+            "8,192 tokens an update."
+        ),
+    ] = "none"
+    clipping: Annotated[
+        Literal["norm", "adaptive"],
+        Meta(
+            description="norm scales the whole gradient down to max_grad_norm; adaptive limits each row to a share of "
+            "its weights' own norm (AGC)."
+        ),
+    ] = "norm"
+    adaptive_clip: Annotated[
+        float, Meta(gt=0, le=10, description="Largest norm of a row's gradient over that of its weights, for adaptive.")
+    ] = 0.01
+    gradient_centralization: Annotated[
+        bool, Meta(description="Subtract its mean from each row of every matrix's gradient.")
+    ] = False
+    gradient_noise: Annotated[
+        float,
+        Meta(ge=0.0, le=10.0, description="Deviation of noise added to the gradient at first, annealed; 0 is none."),
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="Probability shared among all tokens instead of the right one.")
+    ] = 0.0
+    neftune_alpha: Annotated[
+        float, Meta(ge=0.0, le=100.0, description="Noise on the embeddings while training (NEFTune); 0 is none.")
+    ] = 0.0
+    lookahead_steps: Annotated[
+        int, Meta(ge=0, le=1000, description="Steps between the updates of Lookahead's slow weights; 0 is none.")
+    ] = 0
+    lookahead_alpha: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="Share of the way that the slow weights go towards the fast ones.")
+    ] = 0.5
+    ema_decay: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Decay of a moving average of the adapter, which is what is kept; 0 is none."),
+    ] = 0.0
+    swa_fraction: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Share of the last steps whose adapters are averaged (SWA); 0 is none."),
+    ] = 0.0
+    early_stopping: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="End after this many evaluations without a lower held-out loss, and keep the best adapter; "
+            "0 is never. Needs evaluate_every.",
+        ),
+    ] = 0
+    curriculum: Annotated[
+        bool, Meta(description="Cut windows shorter at first: an eighth of the context, a quarter, a half, all of it.")
+    ] = False
+    micro_batch: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="Windows that go through the model together where whole windows do; 0 finds the most that fit.",
+        ),
+    ] = 1
+    recompute: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description="Whether whole windows keep each layer's activations or compute them again; auto keeps them "
+            "where they fit."
+        ),
+    ] = "auto"
+    activation_bits: Annotated[
+        Literal[16, 8, 4],
+        Meta(description="Width of the hidden states that the streamed step stores; 8 and 4 are approximate."),
+    ] = 16
+    tiled_mlp: Annotated[
+        bool, Meta(description="Run the MLP of whole windows over 2,048 tokens at a time: less memory, same result.")
+    ] = False
+    compile: Annotated[
+        bool, Meta(description="Compile the decoder layers of whole windows with torch.compile; slow to start.")
+    ] = False
+    shifted_attention: Annotated[
+        bool,
+        Meta(
+            description="Attend within quarters of a window while training, half of the heads shifted by half a "
+            "quarter (LongLoRA's S2). Approximate; whole windows only."
+        ),
+    ] = False
+    memory_tuning: Annotated[
+        bool, Meta(description="Expandable memory segments, TF32 products and tuned kernels on a GPU.")
+    ] = True
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -170,7 +360,45 @@ class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     every_minutes: Annotated[
         float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
     ] = 10.0
-    keep: Annotated[int, Meta(ge=1, description="Checkpoints kept; older ones are deleted.")] = 2
+    keep: Annotated[int, Meta(ge=1, description="Newest checkpoints kept; older ones are deleted.")] = 2
+    keep_best: Annotated[
+        bool,
+        Meta(description="Also keep the checkpoint with the lowest held-out loss (see training.evaluate_every)."),
+    ] = True
+    keep_every_hours: Annotated[
+        float, Meta(ge=0, description="Also keep one checkpoint for every so many hours; 0 keeps none for its age.")
+    ] = 24.0
+
+
+class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a run does about failures by itself."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Deal with full memory, full disks and a loss that breaks out, and go on; "
+            "otherwise end with a checkpoint at the first of them."
+        ),
+    ] = True
+    rollbacks: Annotated[
+        int,
+        Meta(ge=0, description="Times that a run may go back and skip data after a loss that broke out."),
+    ] = 3
+    rate_factor: Annotated[
+        float, Meta(gt=0, le=1, description="The learning rate is multiplied by this each time a run goes back.")
+    ] = 0.5
+    spike_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="A loss this many robust deviations above the median of the latest ones is a spike; "
+            "0 looks for none.",
+        ),
+    ] = 10.0
+    host_reserve: Annotated[
+        float,
+        Meta(ge=0, lt=0.5, description="Share of RAM below which a run uses smaller buffers; 0 never does."),
+    ] = 0.03
 
 
 class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -199,6 +427,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     training: TrainingSection = field(default_factory=TrainingSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
+    recovery: RecoverySection = field(default_factory=RecoverySection)
 
 
 @functools.cache
@@ -301,6 +530,10 @@ def _unknown(path: str, known: list[str], what: str) -> Problem:
     return Problem(field=path, problem=f"unknown {what}", remedy=remedy)
 
 
+_CONVERTING = threading.Lock()
+"""msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process where two threads do so."""
+
+
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
     """A RunConfig from nested mappings.
 
@@ -316,7 +549,8 @@ def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
         first, more = problems[0], len(problems) - 1
         remedy = first.remedy + (f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else "")
         raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
-    return msgspec.convert(data, RunConfig)
+    with _CONVERTING:
+        return msgspec.convert(data, RunConfig)
 
 
 def to_mapping(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -53,7 +53,7 @@ def describe_fields(config_type: type[Struct]) -> tuple[FieldSpec, ...]:
                     default=getattr(defaults, name),
                     description=meta.description,
                     flag=(meta.extra or {}).get("flag"),
-                    choices=get_args(kind) if get_origin(kind) is Literal else (),
+                    choices=tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else (),
                     optional=optional,
                     allowed=_in_words(kind, bounds) + (", or null" if optional else ""),
                 )
@@ -78,9 +78,10 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 
 def _in_words(kind: Any, bounds: Meta) -> str:
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
+        return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return "a list of texts"
+        (item,) = get_args(kind)
+        return f"a list of {', '.join(get_args(item))}" if get_origin(item) is Literal else "a list of texts"
     if kind is str and bounds.pattern:
         return "a name of letters, digits, '.', '_' and '-', at most 64 long"
     limits = [(bounds.gt, "above"), (bounds.ge, "at least"), (bounds.lt, "below"), (bounds.le, "at most")]

@@ -11,6 +11,7 @@ or pre-flight failed, 4 training failed, 130 interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,12 @@ class EliteError(Exception):
         message: The sentence with its values filled in.
         remedy: What to do, with its values filled in.
         field: Dotted RunConfig path that the error is about ("data.repositories"), or "" for none.
+        values: What the templates were filled with, as shown.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, remedy: str) -> None:
+    def __init__(self, kind: ErrorKind, message: str, remedy: str, values: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
+        self.values = values or {}
         self.kind = kind
         self.message = message
         self.remedy = remedy
@@ -68,7 +71,7 @@ class ErrorKind:
     def __call__(self, **values: Any) -> EliteError:
         """The error itself, ready to be raised."""
         shown = {name: one_line(value) for name, value in values.items()}
-        return EliteError(self, self.message.format(**shown), self.remedy.format(**shown))
+        return EliteError(self, self.message.format(**shown), self.remedy.format(**shown), shown)
 
 
 def one_line(value: object) -> str:
@@ -159,6 +162,30 @@ REPOSITORY_CHANGING = _declare(
     "try again when nothing writes there, or pass a copy",
     about="data.repositories",
 )
+DATA_SET_UNUSABLE = _declare(
+    "data-set-unusable",
+    "data set {path} cannot be used: {problem}",
+    "pass a .jsonl, .parquet or .arrow file, or a folder saved by datasets' save_to_disk",
+    about="data.datasets",
+)
+DATA_SET_COLUMN = _declare(
+    "data-set-column",
+    "data set {path} has no column {column}",
+    "name one with --set data.dataset_column=NAME; it has {columns}",
+    about="data.dataset_column",
+)
+DATA_SET_LIBRARY = _declare(
+    "data-set-library",
+    "data set {path} needs pyarrow, which is not installed",
+    "install elite-tui[datasets], or pass JSON Lines",
+    about="data.datasets",
+)
+FIM_UNAVAILABLE = _declare(
+    "fim-unavailable",
+    "data.fim is {rate}, but the model's tokenizer has no tokens for fill-in-the-middle",
+    "set data.fim=0, or choose a model that was trained with it (Qwen2.5-Coder, StarCoder2, CodeLlama, DeepSeek-Coder)",
+    about="data.fim",
+)
 
 # --- the model ---------------------------------------------------------------------------------------------
 MODEL_UNKNOWN = _declare("model-unknown", "unknown model {name}", "{suggestion}", about="model.name")
@@ -240,7 +267,7 @@ RUN_ALREADY_COMPLETE = _declare(
 )
 RESUME_CHANGES_CONFIG = _declare(
     "resume-changes-config",
-    "--resume continues run {run} with its own configuration, and {fields} would change it",
+    "run {run} cannot go on with a changed configuration: {changes}",
     "leave these out, or start a new run without --resume",
 )
 NOTHING_TO_RESUME = _declare(
@@ -250,6 +277,23 @@ NOTHING_TO_RESUME = _declare(
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+WHAT_IF_WITHOUT_GPU = _declare(
+    "what-if-without-gpu",
+    "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",
+    "name a card as well, for example rtx-4090",
+)
+MEASURING_FAILED = _declare(
+    "measuring-failed", "`engine {command}` measured nothing: {problem}", "{remedy}", exit_code=DOES_NOT_FIT
+)
+READING_STOPPED = _declare(
+    "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
+)
+PROFILE_FAILED = _declare(
+    "profile-failed",
+    "this machine could not be measured: {problem}",
+    "run `engine profile` again, or `engine profile --quick` for what can be read without measuring",
+    exit_code=DOES_NOT_FIT,
+)
 TIER_DOES_NOT_FIT = _declare(
     "tier-does-not-fit",
     "tier {tier} ({context} tokens) does not fit: {reason}",
@@ -271,6 +315,17 @@ PLAN_INVALID = _declare(
     "write for example --plan tile=8192 --plan kv_home=host",
 )
 
+OPTIMIZATION_UNKNOWN = _declare(
+    "optimization-unknown", "unknown optimization {id}", "`engine optimizations` lists them; {suggestion}"
+)
+OPTIMIZATION_CONFLICT = _declare("optimization-conflict", "{id} cannot be switched {to}: {reason}", "{remedy}")
+OPTIMIZATION_UNAVAILABLE = _declare(
+    "optimization-unavailable",
+    "{id} cannot be used here: {reason}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+)
+
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(
     "out-of-memory",
@@ -288,6 +343,19 @@ GRADIENT_NOT_FINITE = _declare(
     "gradient-not-finite",
     "the gradient's norm became {value} at step {step}",
     "lower training.learning_rate, or use precision bf16 instead of fp16",
+    exit_code=TRAINING_FAILED,
+)
+TRAINING_UNSTABLE = _declare(
+    "training-unstable",
+    "the loss broke out again after {rollbacks} times of going back (last: {last})",
+    "lower training.learning_rate or look at the data of these steps; {report} lists what was tried",
+    exit_code=TRAINING_FAILED,
+)
+GPU_LOST = _declare(
+    "gpu-lost",
+    "the GPU or its driver failed at step {step}: {problem}",
+    "look at nvidia-smi and the system log, restart the machine if need be, and go on from {kept} with "
+    "`engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
 )
 CHILD_DIED = _declare(

@@ -142,6 +142,10 @@ class WarningRaised(Event):
     hint: str = ""
 
 
+PAUSED_PREFIX = "paused-"
+"""Codes of warnings that begin so say that the run waits, until its next RecoveryTaken or step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecoveryTaken(Event):
     """The engine met a failure and dealt with it."""

@@ -1,7 +1,15 @@
-"""Threads of every test and of the processes that they start. Set before anything imports torch."""
+"""Threads and caches of every test and of the processes that they start. Set before anything imports torch."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Threads that spin while they wait take the cores from those that work, once tests run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What was measured on the machine that runs the tests would change what they plan.
+_CACHE = tempfile.mkdtemp(prefix="elite-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -90,3 +92,21 @@ def test_any_value_of_any_field_is_accepted_or_refused_in_words(path, value):
     else:
         accepted = config.from_mapping(data)
         assert config.from_mapping(config.parse_value(config.to_yaml(accepted))) == accepted
+
+
+def test_threads_may_be_the_first_to_read_a_configuration():
+    """In a process of its own: what goes wrong ends the process."""
+    code = """
+import threading
+from engine import config
+start = threading.Barrier(8)
+def read():
+    start.wait()
+    for _ in range(20):
+        config.from_mapping({"lora": {"rank": 4}})
+threads = [threading.Thread(target=read) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], check=True)

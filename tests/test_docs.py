@@ -20,6 +20,17 @@ def test_tables_are_those_of_the_stored_measurements():
     assert done.returncode == 0, done.stdout
 
 
+def test_generated_pages_are_those_of_the_registry():
+    done = subprocess.run(
+        [sys.executable, "scripts/optimization_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_named_files_exist(page):
     text = page.read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ class HelpScreen(ModalScreen[None]):
                     with Horizontal(classes="action"):
                         yield Static(_keys(action), classes="keys", markup=False)
                         yield Static(action.help, classes="what", markup=False)
-            yield Static("tab and shift+tab go from field to field; the mouse works too", classes="section muted")
+            yield Static("the mouse works too", classes="section muted")
 
 
 def _keys(action: Action) -> Content:

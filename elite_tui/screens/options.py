@@ -1,19 +1,24 @@
-"""Options: every field of the configuration that no other room sets, made from its definition."""
+"""Options: the optimisations, switched one at a time or by preset; and, behind them, every field as it is."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Button, Input, Static
+from textual.widgets import Button, Input, OptionList, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.figures import bytes_in_words, duration_in_words, printable
+from elite_tui.optimization_words import detail, signed_bytes, signed_duration
+from elite_tui.presets import PRESETS
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import RoomScreen
-from elite_tui.widgets.field_row import FieldRow
-from engine.config import fields
+from elite_tui.tier_words import summary
+from elite_tui.widgets.optimization_list import OptimizationList
+from elite_tui.widgets.option_form import OptionForm
+from engine.errors import EliteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,65 +26,233 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-SECTION_TITLES = {
-    "training": "Training",
-    "lora": "Adapter (LoRA)",
-    "model": "Model",
-    "data": "Data",
-    "checkpoint": "Checkpoints",
-    "output": "Output",
-}
-"Sections in the order in which they are shown; one that is not named here comes last, under its own name."
+    from elite_tui.plans import Plans
+
+DRAWN_FROM = ("all", "draft", "repository", "machine", "tiers", "preflight")
+VIEW = "options.view"
+"Under which name the draft keeps which of the two views is shown."
 
 
 class OptionsScreen(RoomScreen):
-    """The room of the configuration's details."""
+    """The room of what a run does beside its model and context."""
 
     ROOM = "options"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "options.tcss"
 
+    _before: Plans | None = None
+    "The plan before the last switch, which changes are told against."
+
     def compose_room(self) -> Iterable[Widget]:
-        """One row a field, by section."""
+        """The verdict, the presets, the list with its details; the form takes their place."""
         yield Static(id="verdict", markup=False)
-        with VerticalScroll(id="form", can_focus=False):
-            shown = [spec for spec in fields() if spec.path not in PROJECT_FIELDS]
-            order = [*SECTION_TITLES, *(spec.section for spec in shown)]
-            for section in dict.fromkeys(order):
-                specs = [spec for spec in shown if spec.section == section]
-                if specs:
-                    yield Static(SECTION_TITLES.get(section, section), classes="section", markup=False)
-                for spec in specs:
-                    yield FieldRow(spec, self.state.draft)
+        with Vertical(id="switches"):
+            with Horizontal(id="presets"):
+                yield Static("Presets", classes="label", markup=False)
+                for index, preset in enumerate(PRESETS):
+                    button = Button(f"{index + 1} {preset.label}", id=f"preset-{preset.name}", compact=True)
+                    button.tooltip = preset.sentence
+                    yield button
+            with Horizontal(id="split"):
+                yield OptimizationList(id="optimizations")
+                with VerticalScroll(id="about", can_focus=False):
+                    yield Static(id="detail", markup=False)
+        yield Vertical(id="fields")
         with Horizontal(classes="buttons"):
             yield Button("Back", id="back", compact=True)
             yield Button("Continue", id="forward", variant="primary", compact=True)
 
     def on_mount(self) -> None:
-        """The cursor stands in the first field, or in the first that has a problem."""
+        """The view that was left last; a field with a problem is in the form."""
+        self.set_class(self._shows_fields, "-fields")
         super().on_mount()
-        wrong = list(self.query("FieldRow.-wrong").results(FieldRow))
-        (wrong[0] if wrong else self.query(FieldRow).first()).control.focus()
+        if self._shows_fields:
+            self.call_after_refresh(self._mount_form)
+        else:
+            self.query_one(OptimizationList).focus()
+
+    @property
+    def _shows_fields(self) -> bool:
+        draft = self.state.draft
+        return draft.kept(VIEW) == "fields" or bool(draft.problems().keys() - PROJECT_FIELDS.keys())
+
+    async def _mount_form(self) -> None:
+        fields = self.query_one("#fields")
+        await fields.remove_children()
+        await fields.mount(OptionForm(self.state, PROJECT_FIELDS, id="form"))
+        self.show("all")
 
     def show(self, what: str) -> None:
-        """Draws problems beside their fields."""
-        if what not in ("all", "draft", "repository", "tiers", "preflight"):
+        """Draws the verdict and the view that is open."""
+        if what not in DRAWN_FROM:
             return
-        problems = self.state.problems()
-        draft = self.state.draft
-        for row in self.query(FieldRow):
-            row.show(problems.get(row.spec.path))
-            row.set_class(not draft.is_default(row.spec.path), "-changed")
-        changed = sum(not draft.is_default(row.spec.path) for row in self.query(FieldRow))
-        here = sum(row.spec.path in problems for row in self.query(FieldRow))
-        if here:
-            verdict = Content.styled(f"✗ {here} to correct", "$text-error bold")
-        else:
-            verdict = Content.styled("✓ all fields are valid", "$text-success")
-        verdict = verdict.append(
-            Content.styled(f"   {changed} changed from its default" if changed else "   all defaults", "$muted")
+        for form in self.query(OptionForm):
+            form.show()
+        plans = self.state.tiers.value
+        if plans is not None:
+            from engine.plan.optimizations import optimizations
+
+            states = {state.id: state for state in plans.states}
+            self.query_one(OptimizationList).show(optimizations(), states)
+            self._show_detail()
+        self.query_one("#verdict", Static).update(self._verdict())
+        self.refresh_bindings()
+
+    # --- the verdict ---------------------------------------------------------------------------------------
+
+    def _verdict(self) -> Content:
+        """How many fields are wrong, or what the plan now costs and what the last switch changed."""
+        state = self.state
+        problems = {path: problem for path, problem in state.problems().items() if path not in PROJECT_FIELDS}
+        if problems:
+            path, problem = next(iter(problems.items()))
+            return Content.assemble(
+                (f"✗ {len(problems)} to correct", "$text-error bold"),
+                f"   {path}: {printable(problem.problem)}",
+                ("; f8 goes there", "$muted"),
+            )
+        changed = sum(not state.draft.is_default(path) for path in _paths() if path not in PROJECT_FIELDS)
+        valid = Content.assemble(
+            ("✓ all fields are valid", "$text-success"),
+            (f"   {changed} changed from {'its' if changed == 1 else 'their'} default" if changed else "", "$muted"),
         )
-        self.query_one("#verdict", Static).update(verdict)
+        plans = state.tiers.value
+        if self.has_class("-fields") or plans is None or plans.choice is None:
+            return valid
+        plan = plans.choice.plan
+        before = self._before.choice.plan if self._before is not None and self._before.choice is not None else None
+        former = before or plan
+        figures = [
+            ("GPU", plan.gpu_peak_bytes, former.gpu_peak_bytes),
+            ("RAM", plan.host_peak_bytes, former.host_peak_bytes),
+        ]
+        line = Content.styled(summary(plan, steps=False), "bold")
+        for label, now, then in figures:
+            if now:
+                change = signed_bytes(now - then)
+                line = Content.assemble(line, (f"   {label} ", "$muted"), bytes_in_words(now), _change(change))
+        if before is not None and before.context == plan.context:
+            change = signed_duration(plan.step_seconds - before.step_seconds)
+            line = line.append(Content.assemble(("   a step", "$muted"), _change(change)) if change else "")
+        elif before is not None:
+            line = line.append(Content.styled(f"   before: {duration_in_words(before.step_seconds)} a step", "$muted"))
+        return line if self.has_class("-narrow") else line.append(Content.styled("   predicted", "$muted"))
+
+    # --- the optimisations ---------------------------------------------------------------------------------
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self) -> None:
+        self._show_detail()
+
+    def _show_detail(self) -> None:
+        from engine.plan.optimizations import optimizations, papers
+
+        plans, name = self.state.tiers.value, self.query_one(OptimizationList).present
+        if plans is None or name is None:
+            return
+        rows = {row.id: (row, state) for row, state in zip(optimizations(), plans.states, strict=True)}
+        if name not in rows:
+            return
+        cited = {
+            arxiv: f"{paper.title}, {paper.authors} ({paper.year})"
+            for arxiv in rows[name][0].papers
+            if (paper := papers().get(arxiv)) is not None
+        }
+        width = max(30, self.query_one("#about").content_size.width - 1)
+        self.query_one("#detail", Static).update(detail(*rows[name], rows, cited, width))
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        """Switches the row; why that cannot be is said."""
+        name = event.option_id
+        if name is None:
+            return
+        before = self.state.tiers.value
+        try:
+            self.elite.desk.switch(name)
+        except EliteError as error:
+            self.notify(error.message, title=error.remedy, severity="warning", markup=False)
+        else:
+            self._before = before
+
+    def action_switch(self) -> None:
+        """Switches the row under the cursor."""
+        self.query_one(OptimizationList).action_select()
+
+    @on(Button.Pressed, "#presets Button")
+    def _preset_pressed(self, event: Button.Pressed) -> None:
+        self.action_preset((event.button.id or "").removeprefix("preset-"))
+        self.query_one(OptimizationList).focus()
+
+    def action_preset(self, name: str) -> None:
+        """Applies a preset, and says what of it cannot be had here."""
+        preset = next(preset for preset in PRESETS if preset.name == name)
+        before = self.state.tiers.value
+        try:
+            left_out = self.elite.desk.apply_preset(preset)
+        except EliteError as error:
+            self.notify(error.message, title=error.remedy, severity="warning", markup=False)
+            return
+        self._before = before
+        if left_out:
+            lines = [f"{name}: {reason}" for name, reason in left_out.items()]
+            self.notify("\n".join(lines), title=f"{preset.label}, but for", markup=False, timeout=10)
+        else:
+            self.notify(preset.sentence, title=preset.label, markup=False)
+
+    def action_preset_fastest(self) -> None:
+        """The fastest exact step."""
+        self.action_preset("fastest")
+
+    def action_preset_memory(self) -> None:
+        """The least memory."""
+        self.action_preset("least-memory")
+
+    def action_preset_exact(self) -> None:
+        """Nothing approximate."""
+        self.action_preset("exact")
+
+    def action_preset_defaults(self) -> None:
+        """Every switch as it is without being asked."""
+        self.action_preset("defaults")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Presets belong to the switches; the way to a problem is shown while there is one."""
+        if action == "next_problem":
+            return bool(self.state.problems().keys() - PROJECT_FIELDS.keys())
+        return not ((action == "switch" or action.startswith("preset_")) and self.has_class("-fields"))
+
+    # --- the form ------------------------------------------------------------------------------------------
+
+    async def action_all_fields(self) -> None:
+        """Changes between the switches and the form."""
+        fields = not self.has_class("-fields")
+        self.set_class(fields, "-fields")
+        self.state.draft.keep(VIEW, "fields" if fields else "")
+        self.elite.save_soon()
+        if fields:
+            await self._mount_form()
+        else:
+            self.query_one(OptimizationList).focus()
+            self.show("all")
+        self.refresh_bindings()
+
+    def action_reset_field(self) -> None:
+        """The field or the switch under the cursor back to its default."""
+        for form in self.query(OptionForm):
+            if self.has_class("-fields"):
+                form.reset_field()
+                return
+        name = self.query_one(OptimizationList).present
+        if name is not None:
+            self._before = self.state.tiers.value
+            self.elite.desk.unswitch(name)
+
+    async def action_next_problem(self) -> None:
+        """To the next field that has a problem."""
+        if not self.has_class("-fields"):
+            await self.action_all_fields()
+        self.query_one(OptionForm).next_problem()
 
     @on(Button.Pressed, "#forward")
     def _forward_pressed(self) -> None:
@@ -93,19 +266,17 @@ class OptionsScreen(RoomScreen):
     def _submitted(self) -> None:
         self.app.action_focus_next()
 
-    def action_reset_field(self) -> None:
-        """The field under the cursor back to its default."""
-        focused = self.focused
-        row = next((node for node in focused.ancestors if isinstance(node, FieldRow)), None) if focused else None
-        if row is not None:
-            row.set_text("")
+    def on_resize(self) -> None:
+        """Another width shows other columns."""
+        self.call_after_refresh(self.show, "tiers")
 
-    def action_next_problem(self) -> None:
-        """To the next field with a problem, from the top again after the last."""
-        rows = list(self.query(FieldRow))
-        here = next((index for index, row in enumerate(rows) if row.has_focus_within), -1)
-        for row in rows[here + 1 :] + rows[: here + 1]:
-            if row.has_class("-wrong"):
-                row.control.focus()
-                return
-        self.notify("no problems here", timeout=2)
+
+def _paths() -> list[str]:
+    from engine.config import fields
+
+    return [spec.path for spec in fields()]
+
+
+def _change(text: str) -> Content:
+    style = "$text-success" if text.startswith("−") else "$text-warning"
+    return Content.styled(f" {text}", style) if text else Content("")

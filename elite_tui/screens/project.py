@@ -11,12 +11,23 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Button, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.draft import text_of
 from elite_tui.facts import RepositoryFacts
-from elite_tui.figures import bytes_in_words, context_in_words, count_in_words, percent_in_words, printable
+from elite_tui.figures import (
+    bytes_in_words,
+    context_in_words,
+    count_in_words,
+    duration_in_words,
+    percent_in_words,
+    printable,
+)
+from elite_tui.recent import remember
 from elite_tui.screens.room import RoomScreen
 from elite_tui.suggest import FolderSuggester
+from elite_tui.tier_words import epoch_seconds, machine_in_words, parameters_in_words
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.gauge import bar
+from elite_tui.widgets.gauge import line_bar
+from elite_tui.widgets.recent_list import RecentList
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
+    from elite_tui.state import AppState
     from engine.models.spec import ModelSpec
 
 LABELS = {
@@ -36,6 +48,8 @@ LABELS = {
 "The fields of this room. Several repositories are separated by commas."
 
 LANGUAGES_SHOWN = 6
+WIDEST = 56
+"Cells of a language's line at most."
 
 
 class ProjectScreen(RoomScreen):
@@ -50,16 +64,19 @@ class ProjectScreen(RoomScreen):
         self._models: dict[str, ModelSpec] = {}
 
     def compose_room(self) -> Iterable[Widget]:
-        """The form, and what the repository holds."""
+        """The form and what was done last; what the repository holds and what fits."""
         with Horizontal(id="columns"):
-            with VerticalScroll(id="form", can_focus=False):
-                yield Static("Fine-tune a code model on your own repository", classes="title", markup=False)
-                yield Static(id="pitch", classes="muted", markup=False)
-                for path, label in LABELS.items():
-                    suggester = FolderSuggester() if path in ("data.repositories", "output.directory") else None
-                    yield FieldRow(field_spec(path), self.state.draft, label=label, suggester=suggester)
-            with Vertical(id="facts"):
+            with Vertical(id="asked"):
+                with VerticalScroll(id="form", can_focus=False):
+                    yield Static("Fine-tune a code model on your own repository", classes="title", markup=False)
+                    yield Static(id="pitch", classes="muted", markup=False)
+                    for path, label in LABELS.items():
+                        suggester = FolderSuggester() if path in ("data.repositories", "output.directory") else None
+                        yield FieldRow(field_spec(path), self.state.draft, label=label, suggester=suggester)
+                yield RecentList(id="recent")
+            with VerticalScroll(id="facts", can_focus=False):
                 yield Static(id="repository", markup=False)
+                yield Static(id="fits", markup=False)
         with Horizontal(classes="buttons"):
             yield Button("Continue", id="forward", variant="primary", compact=True)
 
@@ -80,24 +97,28 @@ class ProjectScreen(RoomScreen):
 
     def show(self, what: str) -> None:
         """Draws problems beside their fields, and the repository's facts."""
-        if what not in ("all", "draft", "repository", "tiers", "preflight"):
+        if what in ("all", "draft", "runs"):
+            self.query_one(RecentList).show(self.state)
+        if what not in ("all", "draft", "repository", "machine", "tiers", "preflight"):
             return
         problems = self.state.problems()
         for row in self.query(FieldRow):
             note = self._model_note() if row.spec.path == "model.name" else ""
             row.show(problems.get(row.spec.path), note)
-        self.query_one("#repository", Static).update(self._repository())
+        width = max(30, self.query_one("#facts").content_size.width - 1)
+        self.query_one("#repository", Static).update(self._repository(width))
+        self.query_one("#fits", Static).update(what_fits(self.state))
 
     def _model_note(self) -> str:
         spec = self._models.get(str(self.state.draft.get("model.name")))
         if spec is None:
             return ""
         return (
-            f"{count_in_words(spec.parameters)} parameters, {context_in_words(spec.max_context)} context, "
+            f"{parameters_in_words(spec.parameters)} parameters, {context_in_words(spec.max_context)} context, "
             f"licence {spec.licence}"
         )
 
-    def _repository(self) -> Content:
+    def _repository(self, width: int) -> Content:
         repository = self.state.repository
         head = Content.styled("Repository", "bold $primary")
         if repository.loading:
@@ -105,7 +126,7 @@ class ProjectScreen(RoomScreen):
         if repository.value is None:
             empty = "" if repository.loading or repository.error else "name a folder with source code"
             return head if not empty else Content("\n").join([head, Content.styled(empty, "$muted")])
-        return Content("\n").join([head, *repository_lines(repository.value, 34)])
+        return Content("\n").join([head, *repository_lines(repository.value, min(width, WIDEST))])
 
     @on(Button.Pressed, "#forward")
     def _forward_pressed(self) -> None:
@@ -115,15 +136,49 @@ class ProjectScreen(RoomScreen):
     def _submitted(self) -> None:
         self.app.action_focus_next()
 
+    @on(RecentList.ProjectChosen)
+    def _project_chosen(self, message: RecentList.ProjectChosen) -> None:
+        row = self.query_one("#field-data-repositories", FieldRow)
+        row.set_text(text_of(message.repositories))
+        self.remove_class("-recent")
+        row.control.focus()
+
+    @on(RecentList.RunChosen)
+    def _run_chosen(self, message: RecentList.RunChosen) -> None:
+        self.elite.run_desk.open([message.reference])
+
+    def action_forward(self) -> None:
+        """To the next room; the project is remembered."""
+        if self.state.repository.value is not None:
+            remember(self.state.draft)
+            self.elite.save_soon()
+        super().action_forward()
+
+    def action_recent(self) -> None:
+        """To the list of recent projects and runs; where there is no room for it, it takes the place of the facts."""
+        recent = self.query_one(RecentList)
+        if self.has_class("-recent"):
+            self.remove_class("-recent")
+            self.query_one(FieldRow).control.focus()
+        else:
+            self.add_class("-recent")
+            recent.focus()
+
     def action_rescan(self) -> None:
-        """Reads the repository again."""
+        """Reads the repository and the list of runs again."""
         self.elite.ask_repository()
+        self.elite.ask_runs()
+
+    def on_resize(self) -> None:
+        """Another width has room for other things."""
+        self.call_after_refresh(self.show, "all")
 
 
 def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
     """Sums, languages with their share, and what was left out."""
+    how = " · listed by git" if facts.listed_by and set(facts.listed_by) == {"git"} else ""
     lines = [
-        Content.assemble((f"{facts.files:,}", "bold"), f" files · {bytes_in_words(facts.bytes)}"),
+        Content.assemble((f"{facts.files:,}", "bold"), f" files · {bytes_in_words(facts.bytes)}", (how, "$muted")),
         Content.assemble(("≈ ", "$muted"), (count_in_words(facts.tokens), "bold"), " tokens (estimate)"),
         Content(""),
     ]
@@ -133,7 +188,7 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
         lines.append(
             Content.assemble(
                 f"{printable(share.language):<12.12} ",
-                Content.styled(bar(part, width - 26), "$primary on $surface"),
+                Content.styled(line_bar(part, width - 26), "$primary"),
                 f" {percent_in_words(part):>4} ",
                 (f"{count_in_words(share.files):>6}", "$muted"),
             )
@@ -144,3 +199,29 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
         left_out = ", ".join(f"{count:,} {printable(reason)}" for reason, count in facts.skipped.items())
         lines += [Content(""), Content.styled(f"left out: {left_out}", "$muted")]
     return lines
+
+
+def what_fits(state: AppState) -> Content:
+    """The first answer: what this machine could do with this repository."""
+    lines = [Content(""), Content.styled("What fits", "bold $primary")]
+    plans = state.tiers.value
+    if plans is None:
+        machine = state.machine
+        words = (
+            "looking at the machine …" if machine.loading else "planning …" if state.tiers.loading else "not known yet"
+        )
+        lines.append(Content.styled(words, "$muted"))
+    elif plans.choice is None:
+        lines.append(Content.styled(machine_in_words(plans), "$muted"))
+        lines.append(Content.assemble(("✗ ", "$text-error"), printable(str(plans.refusal))))
+    else:
+        plan = plans.choice.plan
+        name = f"tier {plan.tier}" if plan.tier is not None else "below tier 1"
+        holds = "the whole repository" if plan.holds_repository else plan.sees or "a part of a file"
+        lines.append(Content.styled(machine_in_words(plans), "$muted"))
+        lines.append(
+            Content.assemble((f"{name}, {context_in_words(plan.context)} tokens", "bold"), f": a window holds {holds}")
+        )
+        epoch = duration_in_words(epoch_seconds(plan))
+        lines.append(Content.assemble(f"an epoch takes about {epoch} ", ("(predicted)", "$muted")))
+    return Content("\n").join(lines)

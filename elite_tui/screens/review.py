@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -10,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.checks import in_words, verdict
 from elite_tui.figures import context_in_words, count_in_words, duration_in_words, printable
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import RoomScreen
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from elite_tui.state import AppState
 
 
+VIEWS = {"checks": "Checks", "yaml": "config.yaml", "deepspeed": "deepspeed.json"}
+VIEW = "review.view"
+DRAWN_FROM = ("all", "draft", "repository", "tiers", "preflight", "checks")
+
+
 class ReviewScreen(RoomScreen):
     """The last room before the run."""
 
@@ -32,31 +39,45 @@ class ReviewScreen(RoomScreen):
     CSS_PATH = "review.tcss"
 
     def compose_room(self) -> Iterable[Widget]:
-        """Verdict and cost, the YAML, the start."""
+        """Verdict and cost; the pre-flight rows beside the files that the run will have; the start."""
         yield Static(id="verdict", markup=False)
         yield Static(id="cost", markup=False)
-        with VerticalScroll(id="yaml", can_focus=True):
-            yield Static(id="text", markup=False)
+        with Horizontal(id="views"):
+            for view, label in VIEWS.items():
+                yield Button(label, id=f"view-{view}", compact=True)
+        with Horizontal(id="split"):
+            with VerticalScroll(id="checks", can_focus=True):
+                yield Static(id="rows", markup=False)
+            with VerticalScroll(id="yaml", classes="file", can_focus=True):
+                yield Static(id="text", markup=False)
+            with VerticalScroll(id="deepspeed", classes="file", can_focus=True):
+                yield Static(id="deepspeed-text", markup=False)
         with Horizontal(classes="buttons"):
             yield Button("Back", id="back", compact=True)
             yield Button("Start training", id="start", variant="primary", compact=True, disabled=True)
 
     def on_mount(self) -> None:
-        """The checks run on entering."""
+        """The checks run on entering, unless nothing has changed since they ran."""
         super().on_mount()
-        self.query_one("#yaml").focus()
+        self._open(self.state.draft.kept(VIEW) or "checks")
         self.elite.ask_preflight()
+        if not (self.state.checks.done or self.state.checks.running):
+            self.elite.desk.examine()
 
     def show(self, what: str) -> None:
-        """Draws the verdict, the cost and the YAML with problems in their places."""
-        if what not in ("all", "draft", "repository", "tiers", "preflight"):
+        """Draws the verdict, the cost, the rows and the files, with problems in their places."""
+        if what not in DRAWN_FROM:
             return
         state = self.state
         problems = state.problems()
         self.query_one("#verdict", Static).update(self._verdict(len(problems)))
         self.query_one("#cost", Static).update(cost(state))
-        self.query_one("#text", Static).update(annotated_yaml(yaml_text(state), problems))
-        ready = state.preflight.value is not None and not problems and not state.launching
+        width = self.query_one("#checks").content_size.width or self.size.width - 4
+        self.query_one("#rows", Static).update(in_words(state.checks, max(30, width - 1)))
+        if what != "checks":
+            self.query_one("#text", Static).update(annotated_yaml(yaml_text(state), problems))
+            self.query_one("#deepspeed-text", Static).update(Content(deepspeed_text(state)))
+        ready = self._ready
         start = self.query_one("#start", Button)
         if start.disabled and ready:
             start.disabled = False
@@ -64,6 +85,36 @@ class ReviewScreen(RoomScreen):
         start.disabled = not ready
         start.label = "Starting …" if state.launching else "Start training"
         self.refresh_bindings()
+
+    @property
+    def _ready(self) -> bool:
+        state = self.state
+        passed = state.preflight.value is not None and not state.problems() and not state.checks.failed
+        return passed and not state.launching
+
+    def _open(self, view: str) -> None:
+        """Shows one of the views; where there is room, the rows stay beside the files."""
+        view = view if view in VIEWS else "checks"
+        for name in VIEWS:
+            self.set_class(name == view, f"-{name}")
+            self.query_one(f"#view-{name}", Button).variant = "primary" if name == view else "default"
+        self.state.draft.keep(VIEW, "" if view == "checks" else view)
+        self.query_one(f"#{view}").focus()
+        self.call_after_refresh(self.show, "checks")
+
+    def action_next_view(self) -> None:
+        """From the checks to the files, and back."""
+        names = list(VIEWS)
+        here = next((index for index, name in enumerate(names) if self.has_class(f"-{name}")), 0)
+        self._open(names[(here + 1) % len(names)])
+
+    @on(Button.Pressed, "#views Button")
+    def _view_pressed(self, event: Button.Pressed) -> None:
+        self._open((event.button.id or "").removeprefix("view-"))
+
+    def on_resize(self) -> None:
+        """Another width wraps otherwise."""
+        self.call_after_refresh(self.show, "checks")
 
     def _verdict(self, problems: int) -> Content:
         state = self.state
@@ -77,14 +128,17 @@ class ReviewScreen(RoomScreen):
                 (f"✗ {problems} to correct before the start", "$text-error bold"),
                 ("   f8 goes to the field", "$muted"),
             )
+        if failed := state.checks.failed:
+            words = f"✗ {len(failed)} check{'s' if len(failed) > 1 else ''} failed: {failed[0].name}"
+            return Content.assemble((words, "$text-error bold"), "   ", verdict(state.checks))
         if state.preflight.loading or state.preflight.value is None:
             return Content.styled("checking the repository, the output folder and the model …", "$muted")
-        return Content.styled("✓ ready to start", "$text-success bold")
+        return Content.assemble(("✓ ready to start", "$text-success bold"), "   ", verdict(state.checks))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Start is offered when the checks passed."""
         if action == "start":
-            return self.state.preflight.value is not None and not self.state.problems() and not self.state.launching
+            return self._ready
         return True
 
     def action_start(self) -> None:
@@ -95,6 +149,7 @@ class ReviewScreen(RoomScreen):
         """Checks again."""
         self.elite.ask_repository()
         self.elite.ask_preflight()
+        self.elite.desk.examine()
 
     def action_next_problem(self) -> None:
         """To the room of the first problem."""
@@ -123,6 +178,18 @@ def yaml_text(state: AppState) -> str:
         for section, fields in mapping.items()
     }
     return config.to_yaml(config.from_mapping(valid, source="form"))
+
+
+def deepspeed_text(state: AppState) -> str:
+    """The deepspeed.json that the run will have; what to correct first where the draft is not valid."""
+    from engine.runtime.deepspeed_config import deepspeed_config
+
+    if state.draft.problems():
+        return "correct the configuration first"
+    plans = state.tiers.value
+    context = plans.choice.context if plans is not None and plans.choice is not None else None
+    run = config.from_mapping(state.draft.mapping(), source="form")
+    return json.dumps(deepspeed_config(run, context), indent=2)
 
 
 def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content:
@@ -166,7 +233,14 @@ def cost(state: AppState) -> Content:
     seconds = steps * row.step_seconds if steps is not None else None
     return Content.assemble(
         (f"{context_in_words(row.context)} tokens a window", "bold"),
-        f" · {count_in_words(steps)} steps of about {duration_in_words(row.step_seconds)}"
-        f" · about {duration_in_words(seconds)} in all",
+        f" · {count_in_words(steps)} step{'' if steps == 1 else 's'} of about {duration_in_words(row.step_seconds)}"
+        f" · {hours_in_words(seconds)} in all",
         (" (predicted)", "$muted"),
     )
+
+
+def hours_in_words(seconds: float | None) -> str:
+    """A cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
+    if seconds is None:
+        return "n/a"
+    return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {duration_in_words(seconds)}"

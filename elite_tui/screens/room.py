@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from elite_tui.state import AppState
 
 
-class RoomScreen(Screen[None]):
+class Watching:
+    """A screen that is told of every change of the state, with `Changed`."""
+
+
+class RoomScreen(Watching, Screen[None]):
     """One room. Subclasses say what is in it (`compose_room`) and draw it from the state (`show`)."""
 
     ROOM: ClassVar[str]

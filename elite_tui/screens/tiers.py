@@ -1,26 +1,24 @@
-"""Tiers: eleven contexts on this machine with this model, what each costs, and where its memory goes."""
+"""Tiers: eleven contexts on this machine, or another, with this model: what fits, what it costs, and why."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.text import Text
 from textual import on
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Button, DataTable, Static
+from textual.suggester import SuggestFromList
+from textual.widgets import Button, DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import (
-    NOT_AVAILABLE,
-    bytes_in_words,
-    context_in_words,
-    count_in_words,
-    duration_in_words,
-    printable,
-)
+from elite_tui.figures import printable
 from elite_tui.screens.room import RoomScreen
-from elite_tui.widgets.breakdown import Breakdown
+from elite_tui.tier_words import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
+from elite_tui.what_if import FIELDS, WhatIf, key_of
+from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
+from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.tier_table import TierTable
+from engine.config import field_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,151 +27,204 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from elite_tui.plans import Plans
+    from engine.errors import EliteError
     from engine.plan.planner import TierPlan
 
-COLUMNS: tuple[tuple[str, int], ...] = (
-    ("tier", 0),
-    ("context", 0),
-    ("fits", 0),
-    ("GPU", 0),
-    ("RAM", 0),
-    ("disk", 100),
-    ("a step", 0),
-    ("steps/epoch", 0),
-    ("an epoch", 0),
-    ("holds", 100),
-)
-"Heading of each column, and the width of the terminal from which on it is shown."
+DRAWN_FROM = ("all", "machine", "repository", "tiers", "what_if", "ways", "probe", "measuring", "draft")
+WHAT_IF_LABELS = {"card": "card", "vram": "VRAM", "ram": "RAM"}
+NARROW_BELOW = 100
+ASIDE_FROM = 160
+"Width from which on the time stands below the table, and not in the pane of the memory."
 
 
 class TiersScreen(RoomScreen):
-    """The room of the context."""
+    """The room of the model and its context."""
 
     ROOM = "tiers"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "tiers.tcss"
 
     def compose_room(self) -> Iterable[Widget]:
-        """The table, the sum of the row under the cursor, and what was chosen."""
+        """What is asked, what was chosen, the table, and the arithmetic of the row under the cursor."""
+        draft = self.state.draft
+        with Horizontal(id="asked"):
+            with Horizontal(id="subject"):
+                yield FieldRow(field_spec("model.name"), draft, label="Model")
+                yield FieldRow(field_spec("model.precision"), draft, label="in")
+            with Horizontal(id="what-if"):
+                yield Static("What if", classes="label", markup=False)
+                for name in FIELDS:
+                    yield Static(WHAT_IF_LABELS[name], classes="small", markup=False)
+                    yield Input(draft.kept(key_of(name)), id=f"what-if-{name}", compact=True, select_on_focus=False)
         yield Static(id="choice", markup=False)
-        with Vertical(id="split"):
-            yield DataTable(id="tiers", cursor_type="row", zebra_stripes=False, cell_padding=1)
+        with Horizontal(id="split"):
+            with Vertical(id="left"):
+                yield TierTable(id="tiers")
+                with VerticalScroll(id="aside", can_focus=False):
+                    yield Static(id="ways-aside", markup=False)
+                    yield Static(id="time-aside", markup=False)
             with VerticalScroll(id="sum", can_focus=True):
+                yield Static(id="title", markup=False)
+                yield Breakdown(bars, id="bars")
                 yield Static(id="verdict", markup=False)
-                yield Breakdown(id="breakdown")
+                yield Static(id="ways", markup=False)
+                yield Breakdown(sums, id="breakdown")
+                yield Static(id="time", markup=False)
         with Horizontal(classes="buttons"):
             yield Button("Back", id="back", compact=True)
             yield Button("Continue", id="forward", variant="primary", compact=True)
 
     def on_mount(self) -> None:
-        """The cursor stands on the chosen tier."""
+        """The cursor stands on the chosen tier; catalogues are read after the first frame."""
         super().on_mount()
-        self.query_one(DataTable).focus()
+        self.query_one(TierTable).focus()
+        self.call_after_refresh(self._suggest)
+
+    def _suggest(self) -> None:
+        from engine.hardware.cards import cards
+
+        model = self.query_one("#field-model-name", FieldRow).control
+        if isinstance(model, Input):
+            model.suggester = SuggestFromList(list(self.elite.link.engine.models()), case_sensitive=False)
+        self.query_one("#what-if-card", Input).suggester = SuggestFromList(list(cards()), case_sensitive=False)
 
     def show(self, what: str) -> None:
         """Draws the table for the present choices."""
-        if what not in ("all", "machine", "repository", "tiers", "draft"):
+        if what not in DRAWN_FROM:
             return
-        fetched = self.state.tiers
+        state = self.state
+        plans = state.shown_plans
         self.query_one("#choice", Static).update(self._choice())
-        table = self.query_one(DataTable)
-        table.loading = fetched.value is None and fetched.loading
-        if fetched.value is not None:
-            self._fill(table, fetched.value)
+        problems = state.problems()
+        for row in self.query(FieldRow):
+            row.show(problems.get(row.spec.path))
+        self._show_placeholders()
+        table = self.query_one(TierTable)
+        waiting = plans is None and (state.tiers.loading or state.what_if.loading)
+        if table.loading != waiting:
+            table.loading = waiting
+        if plans is not None:
+            table.fill(plans, state.draft.get("training.tier"))
+            self._show_row(table.cursor_row)
+        self.refresh_bindings()
+
+    def _show_placeholders(self) -> None:
+        """What this machine has stands in the empty fields."""
+        machine = self.state.machine.value
+        if machine is None:
+            return
+        gpu = machine.gpus[0] if machine.gpus else None
+        for name, size in (("vram", gpu.memory_total if gpu else None), ("ram", machine.ram_total)):
+            self.query_one(f"#what-if-{name}", Input).placeholder = f"{size / 2**30:.0f} GiB" if size else "none"
+        self.query_one("#what-if-card", Input).placeholder = (
+            machine.simulated or (gpu.card if gpu else None) or "this one"
+        )
+
+    # --- what was chosen -----------------------------------------------------------------------------------
 
     def _choice(self) -> Content:
         """What a run would use now, in one line; or why there is no table."""
-        fetched = self.state.tiers
-        problems = self.state.draft.problems()
-        for error in (self.state.machine.error, fetched.error):
+        state = self.state
+        if WhatIf.of(state.draft).active:
+            return self._supposed()
+        for error in (state.machine.error, state.tiers.error):
             if error is not None:
-                return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))
-        if fetched.value is None:
+                return _refused(error)
+        plans = state.tiers.value
+        if plans is None:
+            problems = state.draft.problems()
             if problems:
                 path = next(iter(problems))
                 return Content.assemble(("✗ ", "$text-error"), f"{path} has a problem: correct it first")
             return Content.styled("planning …", "$muted")
-        plans = fetched.value
-        head = Content.assemble((printable(plans.spec.name), "bold"), (f" on {_device(plans)}  ", "$muted"))
+        # A narrow terminal has the machine in the what-if fields only.
+        narrow = self.size.width < NARROW_BELOW
+        head = Content.styled("" if narrow else f"{machine_in_words(plans)}   ", "$muted")
         if plans.refusal is not None:
-            return head.append(
-                Content.assemble(("✗ ", "$text-error"), plans.refusal.message, (f"; {plans.refusal.remedy}", "$muted"))
-            )
-        return head.append(printable(plans.choice.note) if plans.choice is not None else "")
+            return head.append(_refused(plans.refusal))
+        if plans.choice is None:
+            return head
+        chosen = state.draft.get("training.tier") is not None or state.draft.get("training.context") is not None
+        how = "chosen" if chosen else "recommended"
+        return Content.assemble(head, (f"{how}: ", "$muted"), (summary(plans.choice.plan), "bold"))
 
-    def _fill(self, table: DataTable[Text], plans: Plans) -> None:
-        width = self.size.width
-        absent = {"GPU"} if not plans.machine.gpus else set()
-        headings = [heading for heading, from_width in COLUMNS if width >= from_width and heading not in absent]
-        shown = [str(column.label) for column in table.ordered_columns]
-        row = table.cursor_row if table.row_count else self._chosen_row(plans)
-        if shown != headings:
-            table.clear(columns=True)
-            for heading in headings:
-                table.add_column(heading, key=heading)
-        else:
-            table.clear()
-        for plan in plans.table.tiers:
-            cells = self._cells(plan, plans.table.recommended)
-            table.add_row(*(cells[heading] for heading in headings), key=str(plan.tier))
-        table.move_cursor(row=row)
-        self._show_sum(row)
+    def _supposed(self) -> Content:
+        """The machine of the what-if fields, and that a run does not have it."""
+        state = self.state
+        if state.what_if.error is not None:
+            return _refused(state.what_if.error)
+        plans = state.what_if.value
+        if plans is None:
+            return Content.styled("planning for another machine …", "$muted")
+        recommended = plans.table.recommended
+        best = f"recommended there: {summary(plans.table.row(recommended))}" if recommended else "no tier fits there"
+        return Content.assemble(
+            ("? what if  ", "$text-warning bold"),
+            f"{machine_in_words(plans)}   ",
+            (best, "bold"),
+            ("   training uses this machine; x clears", "$muted"),
+        )
 
-    def _chosen_row(self, plans: Plans) -> int:
-        chosen = self.state.draft.get("training.tier") or plans.table.recommended or 1
-        return next((index for index, plan in enumerate(plans.table.tiers) if plan.tier == chosen), 0)
-
-    def _cells(self, plan: TierPlan, recommended: int | None) -> dict[str, Text]:
-        colours = self.app.theme_variables
-        style = "" if plan.fits else "dim"
-        mark = "★" if plan.tier == recommended else " "
-        chosen = "●" if plan.tier == self.state.draft.get("training.tier") else " "
-        epoch = plan.steps_per_epoch * plan.step_seconds if plan.steps_per_epoch is not None else None
-        fits = "✓" if plan.in_time else "✓ slow" if plan.fits else "✗"
-        colour = colours["success"] if plan.in_time else colours["warning" if plan.fits else "error"]
-        return {
-            "tier": Text(f"{mark}{chosen}{plan.tier:>2}", style=f"bold {colours['accent']}" if mark == "★" else style),
-            "context": Text(context_in_words(plan.context), style=style, justify="right"),
-            "fits": Text(fits, style=colour),
-            "GPU": Text(_bytes(plan.gpu_peak_bytes), style=style, justify="right"),
-            "RAM": Text(_bytes(plan.host_peak_bytes), style=style, justify="right"),
-            "disk": Text(_bytes(plan.disk_bytes), style=style, justify="right"),
-            "a step": Text(duration_in_words(plan.step_seconds), style=style, justify="right"),
-            "steps/epoch": Text(count_in_words(plan.steps_per_epoch), style=style, justify="right"),
-            "an epoch": Text(duration_in_words(epoch), style=style, justify="right"),
-            "holds": Text("this repository" if plan.holds_repository else plan.sees, style=style),
-        }
+    # --- the row under the cursor --------------------------------------------------------------------------
 
     @on(DataTable.RowHighlighted)
     def _row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        self._show_sum(event.cursor_row)
+        self._show_row(event.cursor_row)
 
-    def _show_sum(self, row: int) -> None:
-        plans = self.state.tiers.value
+    def _show_row(self, row: int) -> None:
+        plans = self.state.shown_plans
         if plans is None or not 0 <= row < len(plans.table.tiers):
             return
         plan = plans.table.tiers[row]
-        self.query_one("#verdict", Static).update(verdict(plan, recommended=plan.tier == plans.table.recommended))
-        machine = plans.machine
-        self.query_one(Breakdown).show(
-            plan.parts,
-            {
-                "gpu": machine.gpus[0].memory_total if machine.gpus else None,
-                "host": machine.ram_total,
-                "disk": machine.disk_free,
-            },
-        )
+        words = verdict(plan, recommended=plan.tier == plans.table.recommended)
+        epochs = self.state.draft.get("training.epochs")
+        words.append(costs(plan, epochs, can_probe=plan.fits and bool(self.check_action("probe", ()))))
+        words += probed(plan, self.state.probe, self.state.measuring)
+        self.query_one("#title", Static).update(title(plan))
+        self.query_one("#verdict", Static).update(Content("\n").join(words))
+        machine, usable = plans.machine, plans.usable
+        limits = {
+            "gpu": Limit(total=machine.gpus[0].memory_total if machine.gpus else None, usable=usable.gpu),
+            "host": Limit(total=machine.ram_total, usable=usable.host),
+            "disk": Limit(total=machine.disk_free, usable=usable.disk),
+        }
+        for breakdown in self.query(Breakdown):
+            breakdown.show(plan.parts, limits)
+        width = self.query_one("#left" if self.size.width >= ASIDE_FROM else "#sum").content_size.width
+        for name in ("#time", "#time-aside"):
+            self.query_one(name, Static).update(time_sum(plan.time, max(40, width - 2)))
+        self._show_ways(plan, plans)
+
+    def _show_ways(self, plan: TierPlan, plans: Plans) -> None:
+        """What would make it fit; the planner is asked once for each row that does not."""
+        ways = self.state.ways
+        for name in ("#ways", "#ways-aside"):
+            self.query_one(name, Static).set_class(plan.fits, "-nothing")
+        if plan.fits:
+            return
+        asked = (plans, plan.context)
+        if self._ways_of != asked:
+            self._ways_of = asked
+            ways.settle_nothing()
+            self.elite.desk.ask_ways(plans, plan.context)
+        words = ways_in_words(plan, ways)
+        for name in ("#ways", "#ways-aside"):
+            self.query_one(name, Static).update(words)
+
+    _ways_of: tuple[Plans, int] | None = None
+    "For which table and context the ways were asked last."
 
     @on(DataTable.RowSelected)
     def _row_selected(self, event: DataTable.RowSelected) -> None:
-        """Enter chooses a tier that fits; chosen already, it goes on to the next room."""
+        """Enter chooses a tier that fits this machine; chosen already, it goes on to the next room."""
         plans = self.state.tiers.value
         if plans is None:
             return
         plan = plans.table.tiers[event.cursor_row]
         draft = self.state.draft
         if not plan.fits:
-            self.notify(f"{plan.reason}; {plan.remedy}", title=f"tier {plan.tier}", severity="warning", markup=False)
+            title = f"tier {plan.tier} on this machine"
+            self.notify(f"{plan.reason}; {plan.remedy}", title=title, severity="warning", markup=False)
         elif draft.get("training.tier") == plan.tier:
             self.action_forward()
         else:
@@ -181,15 +232,72 @@ class TiersScreen(RoomScreen):
             draft.set("training.tier", plan.tier)
             self.elite.draft_changed("training.tier")
 
+    # --- what is asked -------------------------------------------------------------------------------------
+
+    @on(Input.Changed, "#what-if Input")
+    def _what_if_typed(self, event: Input.Changed) -> None:
+        name = (event.input.id or "").removeprefix("what-if-")
+        if event.value.strip() != self.state.draft.kept(key_of(name)):
+            self.elite.desk.type_what_if(name, event.value)
+
+    @on(Input.Submitted)
+    def _submitted(self) -> None:
+        """Enter in a field goes to the table, where the answer is."""
+        self.query_one(TierTable).focus()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """There is something to clear only while another machine is supposed, and only this one can be probed."""
+        supposed = WhatIf.of(self.state.draft).active
+        if action == "probe":
+            return not supposed and self.state.simulated is None
+        return supposed if action == "clear_what_if" else True
+
+    def action_probe(self) -> None:
+        """Runs the worst part of the plan under the cursor, or stops that."""
+        plans = self.state.tiers.value
+        if self.state.probe.loading:
+            self.elite.desk.stop_measuring()
+        elif plans is not None:
+            plan = plans.table.tiers[self.query_one(TierTable).cursor_row]
+            if plan.fits:
+                self.elite.desk.run_probe(plan)
+            else:
+                self.notify("a plan that does not fit cannot be run", severity="warning", markup=False)
+
+    def action_what_if(self) -> None:
+        """To the fields of another machine."""
+        self.query_one("#what-if-card", Input).focus()
+
+    def action_clear_what_if(self) -> None:
+        """Back to this machine."""
+        for name in FIELDS:
+            self.query_one(f"#what-if-{name}", Input).value = ""
+            self.state.draft.keep(key_of(name), "")
+        self.elite.save_soon()
+        self.elite.desk.ask_what_if()
+        self.query_one(TierTable).focus()
+
+    def action_models(self) -> None:
+        """All models of the catalogue, with what each can do here."""
+        from elite_tui.screens.models import ModelsScreen
+
+        self.app.push_screen(ModelsScreen(), self._model_chosen)
+
+    def _model_chosen(self, name: str | None) -> None:
+        if name is not None:
+            self.query_one("#field-model-name", FieldRow).set_text(name)
+            self.query_one(TierTable).focus()
+
     def action_recommend(self) -> None:
         """Leaves the choice to the engine."""
         draft = self.state.draft
         draft.reset("training.tier")
         draft.reset("training.context")
         self.elite.draft_changed("training.tier")
-        plans = self.state.tiers.value
+        plans = self.state.shown_plans
         if plans is not None:
-            self.query_one(DataTable).move_cursor(row=self._chosen_row(plans))
+            table = self.query_one(TierTable)
+            table.move_cursor(row=table.row_of(plans, None))
 
     def action_rescan(self) -> None:
         """Looks at the machine and plans again."""
@@ -208,33 +316,5 @@ class TiersScreen(RoomScreen):
         self.call_after_refresh(self.show, "tiers")
 
 
-def verdict(plan: TierPlan, *, recommended: bool) -> Content:
-    """One tier in a few words: what it is, whether it fits, and what would make it fit."""
-    head = Content.styled(f"Tier {plan.tier} · {plan.context:,} tokens · {plan.precision}", "bold")
-    head = head.append(Content.styled(" · predicted, not measured", "$muted"))
-    if plan.stream is not None:
-        exact = "exact" if plan.stream.exact else "approximate"
-        head = head.append(Content.styled(f" · streamed in tiles of {plan.stream.tile:,}, {exact}", "$muted"))
-    lines = [head]
-    if recommended:
-        lines.append(
-            Content.styled("★ recommended: the highest that fits and that the repository fills", "$text-accent")
-        )
-    if not plan.fits:
-        lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
-    elif plan.reason:
-        lines.append(Content.assemble(("! ", "$text-warning"), plan.reason))
-    if plan.steps_per_epoch == 1:
-        lines.append(Content.styled("one step is a whole epoch: raise the epochs for more updates", "$muted"))
-    return Content("\n").join(lines)
-
-
-def _bytes(count: int) -> str:
-    return bytes_in_words(count) if count else "-"
-
-
-def _device(plans: Plans) -> str:
-    if plans.machine.gpus:
-        gpu = plans.machine.gpus[0]
-        return f"{printable(gpu.name)} {bytes_in_words(gpu.memory_total)}"
-    return f"CPU, {bytes_in_words(plans.machine.ram_total) or NOT_AVAILABLE} RAM"
+def _refused(error: EliteError) -> Content:
+    return Content.assemble(("✗ ", "$text-error"), printable(error.message), (f"; {printable(error.remedy)}", "$muted"))

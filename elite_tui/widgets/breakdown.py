@@ -1,19 +1,27 @@
-"""The memory sum of a plan: one stacked bar a place, and below it every part with its formula."""
+"""The memory sum of a plan: one stacked bar a place, then every part of each place with its formula."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.figures import bytes_in_words, percent_in_words, printable
+from elite_tui.figures import bytes_in_words, bytes_of_total, percent_in_words, printable
 
 if TYPE_CHECKING:
     from engine.plan.memory import Part
 
-PLACE_TITLES = {"gpu": "GPU", "host": "RAM", "disk": "Disk"}
+PLACE_TITLES = {"gpu": "GPU", "host": "RAM", "disk": "disk"}
+_TITLE_WIDTH = 5
+_FIGURES_WIDTH = 24
+_SIZE_WIDTH = 9
+_SHARE_WIDTH = 5
+FORMULA_GAP = 2
+MOST = 9.99
+"Share that is written out at most: what is ten times too large is too large."
 
 FILLS = "█▓▒░▚▞▤▦"
 "Each part has a fill of its own, so the bar reads without colour."
@@ -45,62 +53,122 @@ def key_of(index: int) -> tuple[str, str]:
     return FILLS[index % len(FILLS)], STYLES[index % len(STYLES)]
 
 
-def breakdown(parts: Sequence[Part], limits: dict[str, int | None], width: int) -> Content:
-    """Bars and sums of every place that the plan uses.
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What there is in one place. None is unknown."""
+
+    total: int | None
+    usable: int | None
+    "Of it, what a plan may use: what others hold and the headroom are taken off."
+
+
+NO_LIMIT = Limit(total=None, usable=None)
+
+
+def bars(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Content:
+    """One line a place that the plan uses: its parts on a bar that stands for all there is, and the figures.
 
     Args:
         parts: The ledger's lines.
-        limits: Place → bytes there are; None where unknown.
+        limits: By place.
         width: Cells of a line.
     """
-    lines: list[Content] = []
+    lines = []
     for place, title in PLACE_TITLES.items():
-        here = parts_of(parts, place)
-        if not here:
+        sizes = [part.bytes for part in parts_of(parts, place)]
+        if not sizes:
             continue
-        total, limit = sum(part.bytes for part in here), limits.get(place)
-        if lines:
-            lines.append(Content(""))
-        of_limit = f" of {bytes_in_words(limit)} ({percent_in_words(total / limit)})" if limit else ""
-        head = Content.assemble((f"{title} ", "bold"), f"{bytes_in_words(total)}{of_limit}")
-        if limit and total > limit:
-            head = head.append(Content.styled("  ✗ too much", "$text-error bold"))
-        lines.append(head)
-        lines.append(_stacked_bar([part.bytes for part in here], max(limit or 0, total), width))
-        name_width = max(len(printable(part.name)) for part in here)
-        for index, part in enumerate(here):
-            fill, style = key_of(index)
-            line = Content.assemble(
-                (f"{fill} ", style), f"{printable(part.name):<{name_width}} {bytes_in_words(part.bytes):>9}"
-            )
-            formula = Content.styled(printable(part.formula), "$muted")
-            beside = line.cell_length + 2 + formula.cell_length <= width
-            lines += [Content.assemble(line, "  ", formula)] if beside else [line, Content.assemble("  ", formula)]
-    return Content("\n").join(lines) if lines else Content("nothing to add up")
+        used, limit = sum(sizes), limits.get(place, NO_LIMIT)
+        too_much = limit.usable is not None and used > limit.usable
+        figures = bytes_of_total(used, limit.total) if limit.total else bytes_in_words(used)
+        share = percent_in_words(min(MOST, used / limit.total)) if limit.total else ""
+        line = Content.assemble(
+            (f"{title:<{_TITLE_WIDTH}} ", "$muted"),
+            _stacked_bar(sizes, limit, max(8, width - _TITLE_WIDTH - 1 - _FIGURES_WIDTH)),
+            (f"{figures:>{_FIGURES_WIDTH - 6}}", "bold"),
+            (f"{share:>5}" + ("!" if too_much else " "), "$text-error bold" if too_much else "$muted"),
+        )
+        lines.append(line)
+    return Content("\n").join(lines)
 
 
-def _stacked_bar(sizes: Sequence[int], limit: int, width: int) -> Content:
-    cells = stacked_cells(sizes, limit, width)
+def sums(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Content:
+    """Every part of every place, largest first, as a column of figures that adds up. Arguments as for `bars`."""
+    blocks = [
+        _sum_of(title, here, limits.get(place, NO_LIMIT), width)
+        for place, title in PLACE_TITLES.items()
+        if (here := parts_of(parts, place))
+    ]
+    return Content("\n\n").join(blocks) if blocks else Content("nothing to add up")
+
+
+def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Content:
+    total = sum(part.bytes for part in parts)
+    name_width = max(len(printable(part.name)) for part in parts)
+    lines = []
+    for index, part in enumerate(parts):
+        fill, style = key_of(index)
+        line = Content.assemble(
+            (f"{fill} ", style),
+            f"{bytes_in_words(part.bytes):>{_SIZE_WIDTH}}",
+            (f"{percent_in_words(part.bytes / total):>{_SHARE_WIDTH}}  ", "$muted"),
+            f"{printable(part.name):<{name_width}}",
+        )
+        formula = Content.styled(printable(part.formula), "$muted")
+        if line.cell_length + FORMULA_GAP + formula.cell_length <= width:
+            lines.append(Content.assemble(line, " " * FORMULA_GAP, formula))
+        else:
+            indent = 2 + _SIZE_WIDTH + _SHARE_WIDTH + 2
+            lines += [line, *(Content(" " * indent).append(piece) for piece in formula.wrap(max(20, width - indent)))]
+    lines.append(Content.styled("  " + "─" * _SIZE_WIDTH, "$muted"))
+    lines.append(
+        Content.assemble(f"  {bytes_in_words(total):>{_SIZE_WIDTH}}       ", (title, "bold"), *_rest(total, limit))
+    )
+    return Content("\n").join(lines)
+
+
+def _rest(total: int, limit: Limit) -> list[tuple[str, str]]:
+    """What the limit leaves, in words."""
+    if limit.usable is None or limit.total is None:
+        return []
+    of = f" of {bytes_in_words(limit.usable)} that can be used"
+    left = limit.usable - total
+    if left < 0:
+        return [(of, "$muted"), (f"  ✗ {bytes_in_words(-left)} too much", "$text-error bold")]
+    return [(f"{of}: {bytes_in_words(left)} left", "$muted")]
+
+
+def _stacked_bar(sizes: Sequence[int], limit: Limit, width: int) -> Content:
+    """The parts, what is left of the usable space as dots, and what is kept free or taken by others as dashes."""
+    whole = max(limit.total or 0, sum(sizes))
+    cells = stacked_cells(sizes, whole, width)
     spans = [
         Content.styled(fill * count, style)
         for count, (fill, style) in zip(cells, map(key_of, range(len(cells))), strict=True)
         if count
     ]
-    rest = width - sum(cells)
-    if rest:
-        spans.append(Content.styled("·" * rest, "$faint"))
+    drawn = sum(cells)
+    edge = width if limit.usable is None or not whole else min(width, round(limit.usable / whole * width))
+    spans.append(Content.styled("·" * max(0, edge - drawn), "$faint"))
+    spans.append(Content.styled("╌" * (width - max(edge, drawn)), "$faint"))
     return Content("").join(spans)
 
 
 class Breakdown(Static):
-    """The breakdown of one plan, drawn for the width that there is."""
+    """The breakdown of one plan, drawn for the width that there is: its bars, or its sums.
 
-    def __init__(self, *, id: str) -> None:  # noqa: A002
-        super().__init__(id=id, markup=False)
+    Args:
+        draw: `bars` or `sums`.
+        id: The widget's.
+    """
+
+    def __init__(self, draw: Callable[[Sequence[Part], Mapping[str, Limit], int], Content], *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id, classes="breakdown", markup=False)
+        self._draw_parts = draw
         self._parts: Sequence[Part] = ()
-        self._limits: dict[str, int | None] = {}
+        self._limits: Mapping[str, Limit] = {}
 
-    def show(self, parts: Sequence[Part], limits: dict[str, int | None]) -> None:
+    def show(self, parts: Sequence[Part], limits: Mapping[str, Limit]) -> None:
         """Replaces the plan."""
         self._parts, self._limits = parts, limits
         self._draw()
@@ -111,4 +179,4 @@ class Breakdown(Static):
 
     def _draw(self) -> None:
         if self._parts:
-            self.update(breakdown(self._parts, self._limits, max(20, self.content_size.width)))
+            self.update(self._draw_parts(self._parts, self._limits, max(20, self.content_size.width)))

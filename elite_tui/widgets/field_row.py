@@ -34,6 +34,11 @@ def placeholder(spec: FieldSpec) -> str:
     return text_of(spec.default)
 
 
+def choices_of(spec: FieldSpec) -> tuple[str, ...]:
+    """What a field that cannot be typed freely may be; empty for one that can."""
+    return ("true", "false") if spec.type is bool else spec.choices
+
+
 class FieldRow(Vertical):
     """A field of the draft. What is typed goes to the App at once; what is wrong with it is set from outside."""
 
@@ -45,7 +50,7 @@ class FieldRow(Vertical):
         self._label = label or spec.path.partition(".")[2].replace("_", " ")
         self._suggester = suggester
         self._text = text_of(draft.get(spec.path)) if not draft.is_default(spec.path) else ""
-        self._choice = str(draft.get(spec.path))
+        self._choice = text_of(draft.get(spec.path))
         self._note = ""
         self._problem: Problem | None = None
 
@@ -53,11 +58,9 @@ class FieldRow(Vertical):
         """Label and control in one line, the note below."""
         with Horizontal(classes="line"):
             yield Static(self._label, classes="label", markup=False)
-            if self.spec.choices:
-                choice = self._choice if self._choice in self.spec.choices else str(self.spec.default)
-                yield Select(
-                    [(name, name) for name in self.spec.choices], value=choice, allow_blank=False, compact=True
-                )
+            if choices := choices_of(self.spec):
+                choice = self._choice if self._choice in choices else text_of(self.spec.default)
+                yield Select([(name, name) for name in choices], value=choice, allow_blank=False, compact=True)
             else:
                 yield Input(
                     self._text,
@@ -86,7 +89,7 @@ class FieldRow(Vertical):
     def set_text(self, text: str) -> None:
         """Replaces what stands in the control."""
         control = self.control
-        control.value = text if isinstance(control, Input) else text or str(self.spec.default)
+        control.value = text if isinstance(control, Input) else text or text_of(self.spec.default)
 
     def _draw(self) -> None:
         note = self.query_one(".note", Static)

@@ -21,6 +21,13 @@ def bar(share: float | None, width: int) -> str:
     return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(width)
 
 
+def line_bar(share: float | None, width: int) -> str:
+    """A thin bar of at most `width` cells, drawn to half a cell: beside figures in a table."""
+    halves = 0 if share is None else round(min(1.0, max(0.0, share)) * width * 2)
+    full, half = divmod(halves, 2)
+    return ("━" * full + "╸" * half).ljust(width)
+
+
 LABEL_WIDTH = 8
 SHARE_WIDTH = 5
 SHORTEST_BAR = 6

@@ -8,6 +8,8 @@ arXiv 2205.14135, section 3; block-wise merge as in Ring Attention, arXiv 2310.0
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -46,6 +48,41 @@ class AttentionBackend(ABC):
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(dq, dk, dv) of this block, given the out and logsumexp of the whole rows."""
+
+    def forward_documents(
+        self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """(out, logsumexp) of causal attention inside each of several documents that lie one after the other.
+
+        Args:
+            q, k, v: As in `forward`, with as many queries as keys.
+            borders: First row of each document, from 0, and the number of rows.
+            scale: Multiplies q kᵀ.
+        """
+        parts = [self.forward(*_rows(a, b, q, k, v), causal=True, scale=scale) for a, b in pairwise(borders)]
+        return torch.cat([out for out, _ in parts], 2), torch.cat([logsumexp for _, logsumexp in parts], 2)
+
+    def backward_documents(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        borders: Sequence[int],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(dq, dk, dv) of `forward_documents`."""
+        tensors = (grad_out, q, k, v, out, logsumexp)
+        parts = [self.backward(*_rows(a, b, *tensors), causal=True, scale=scale) for a, b in pairwise(borders)]
+        dq, dk, dv = (torch.cat(gradients, 2) for gradients in zip(*parts, strict=True))
+        return dq, dk, dv
+
+
+def _rows(start: int, stop: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x[:, :, start:stop] for x in tensors)
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

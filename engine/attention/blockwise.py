@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.pieces import Piece, Shape
+from engine.attention.pieces import Piece, Shape, trailing_documents
 
 
 class KeyValueSource(Protocol):
@@ -56,10 +56,38 @@ def attend(
     Returns:
         out like q, in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
     """
-    todo = list(pieces)
+    todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
-    if len(todo) == 1 and todo[0].shape is Shape.CAUSAL:
+    if not borders:
+        return _attend_pieces(q, k, v, start, todo, earlier, backend, scale)
+    cut = borders[0] - start
+    inside = [border - borders[0] for border in borders]
+    of_documents = _whole_documents(backend, q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], inside, scale)
+    if not cut:
+        return of_documents
+    before = _attend_pieces(q[:, :, :cut], k[:, :, :cut], v[:, :, :cut], start, todo, earlier, backend, scale)
+    return torch.cat([before[0], of_documents[0]], 2), torch.cat([before[1], of_documents[1]], 2)
+
+
+def _whole_documents(
+    backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    if len(borders) == 2:
         return backend.forward(q, k, v, causal=True, scale=scale)
+    return backend.forward_documents(q, k, v, borders=borders, scale=scale)
+
+
+def _attend_pieces(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    todo: Sequence[Piece],
+    earlier: KeyValueSource,
+    backend: AttentionBackend,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`attend` by merging the pieces one after the other."""
     wide = torch.promote_types(q.dtype, torch.float32)
     out: Tensor | None = None
     logsumexp = q.new_full(q.shape[:3], -math.inf, dtype=wide)
@@ -71,7 +99,7 @@ def attend(
             out, logsumexp = block_out.to(wide), block_logsumexp.clone()
             continue
         out = torch.zeros_like(q, dtype=wide) if out is None else out
-        _merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
+        merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
     assert out is not None
     return out.to(q.dtype), logsumexp
 
@@ -95,8 +123,37 @@ def attend_backward(
     Args are those of `attend`, with its results. Returned dk, dv hold only what this tile's queries contribute.
     All three are fp32 or wider.
     """
-    todo = list(pieces)
+    todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
+    tensors = (grad_out, q, k, v, out, logsumexp)
+    if not borders:
+        return _backward_pieces(tensors, start, todo, earlier, backend, scale)
+    cut = borders[0] - start
+    after = [x[:, :, cut:] for x in tensors]
+    if len(borders) == 2:
+        of_documents = backend.backward(*after, causal=True, scale=scale)
+    else:
+        inside = [border - borders[0] for border in borders]
+        of_documents = backend.backward_documents(*after, borders=inside, scale=scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if not cut:
+        dq, dk, dv = (x.to(wide) for x in of_documents)
+        return dq, dk, dv
+    before = _backward_pieces([x[:, :, :cut] for x in tensors], start, todo, earlier, backend, scale)
+    dq, dk, dv = (torch.cat([a, b.to(wide)], 2) for a, b in zip(before, of_documents, strict=True))
+    return dq, dk, dv
+
+
+def _backward_pieces(
+    tensors: Sequence[Tensor],
+    start: int,
+    todo: Sequence[Piece],
+    earlier: KeyValueSource,
+    backend: AttentionBackend,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` by adding up the pieces. `tensors`: grad_out, q, k, v, out, logsumexp."""
+    grad_out, q, k, v, out, logsumexp = tensors
     wide = torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = _Sum(q, wide), _Sum(k, wide), _Sum(v, wide)
     for piece in todo:
@@ -149,8 +206,14 @@ def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyVal
     return earlier.keys_values(piece.key_start, piece.key_stop)
 
 
-def _merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
-    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf."""
+def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
+    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf.
+
+    Args:
+        out: (1, heads, queries, head_dim), fp32 or wider.
+        logsumexp: (1, heads, queries), fp32 or wider.
+        block_out, block_logsumexp: Of the block alone, in the same shapes.
+    """
     merged = torch.logaddexp(logsumexp, block_logsumexp)
     out.mul_(torch.exp(logsumexp - merged).unsqueeze(-1))
     out.addcmul_(block_out.to(out.dtype), torch.exp(block_logsumexp - merged).unsqueeze(-1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend, needs_ampere
+from engine.attention.torch_flash import TorchFlash
 
 _aten = torch.ops.aten
 
@@ -47,7 +50,7 @@ class CudnnFlash(AttentionBackend):
             k,
             v,
             out,
-            logsumexp.unsqueeze(-1),
+            logsumexp.contiguous().unsqueeze(-1),
             no_dropout,
             no_dropout,
             None,
@@ -60,3 +63,26 @@ class CudnnFlash(AttentionBackend):
             scale=scale,
         )
         return dq, dk, dv
+
+    # cuDNN plans anew for every length that it meets, and packed documents have every length.
+
+    def forward_documents(
+        self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend."""
+        return TorchFlash().forward_documents(q, k, v, borders=borders, scale=scale)
+
+    def backward_documents(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        borders: Sequence[int],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionBackend."""
+        return TorchFlash().backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)

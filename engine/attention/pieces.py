@@ -65,6 +65,23 @@ def causal_pieces(
                 yield from _windowed(a, b, document, window, start, key_block)
 
 
+def trailing_documents(pieces: Sequence[Piece]) -> tuple[list[Piece], list[int]]:
+    """Splits off the whole documents at the end of a run, whose queries see nothing but their own triangle.
+
+    Args:
+        pieces: From `causal_pieces`, in its order.
+
+    Returns:
+        The pieces of the rows before; the documents' first positions and the last one's end, [] for no document.
+    """
+    first = len(pieces)
+    while first and pieces[first - 1].shape is Shape.CAUSAL:  # what a triangle's queries see besides follows it
+        first -= 1
+    documents = pieces[first:]
+    borders = [*(p.query_start for p in documents), documents[-1].query_stop] if documents else []
+    return list(pieces[:first]), borders
+
+
 def _documents(start: int, stop: int, document_starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(first, last, document start) of each part of [start, stop) that lies in one document."""
     borders = [*document_starts, stop]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -55,7 +58,7 @@ class TorchFlash(AttentionBackend):
             k.transpose(1, 2),
             v.transpose(1, 2),
             out.transpose(1, 2),
-            logsumexp,
+            logsumexp.contiguous(),  # the kernel ignores its strides
             None,
             None,
             q.shape[2],
@@ -67,3 +70,54 @@ class TorchFlash(AttentionBackend):
             scale=scale,
         )
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+
+    def forward_documents(
+        self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend; all documents in one call."""
+        ends, longest = _lengths(borders, q.device)
+        out, logsumexp, *_ = _aten._flash_attention_forward(
+            *(_tokens_first(x) for x in (q, k, v)), ends, ends, longest, longest, 0.0, True, False, scale=scale
+        )
+        return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
+
+    def backward_documents(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        borders: Sequence[int],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionBackend; all documents in one call."""
+        ends, longest = _lengths(borders, q.device)
+        gradients = _aten._flash_attention_backward(
+            *(_tokens_first(x) for x in (grad_out, q, k, v, out)),
+            logsumexp[0].contiguous(),
+            ends,
+            ends,
+            longest,
+            longest,
+            0.0,
+            True,
+            torch.zeros(2, dtype=torch.uint64, device=q.device),
+            torch.empty(0, dtype=torch.uint64, device=q.device),
+            scale=scale,
+        )
+        dq, dk, dv = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
+        return dq, dk, dv
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """(1, heads, n, head_dim) as the (n, heads, head_dim) that the call for several documents takes."""
+    return x[0].transpose(0, 1)
+
+
+def _lengths(borders: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
+    """The borders as the kernel takes them, (documents + 1,) int32, and the length of the longest document."""
+    ends = torch.tensor(borders, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
+    return ends, max(b - a for a, b in pairwise(borders))

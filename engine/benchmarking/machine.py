@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "triton")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "triton", "deepspeed")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engine import config, errors
 from engine.cli import print_json
+from engine.commands.quiet import silence_imports
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 
 NAMES = ("bench",)
-SUMMARY = "Measure on this machine: one exact streamed step with random weights."
+SUMMARY = "Measure on this machine: an exact streamed step with random weights, or what packing gains."
+_PACKING_CONTEXTS = (1024, 2048, 4096, 8192)
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """The options of `engine bench`."""
-    parser.add_argument("what", choices=("streaming",), help="streaming: full steps at a context, tile by tile.")
     parser.add_argument(
-        "--model", default="qwen2.5-coder-0.5b", metavar="M", help="Catalogue name; its shapes are used."
+        "what",
+        choices=("streaming", "packing"),
+        help="streaming: full steps at a context, tile by tile. packing: packed windows against padded rows.",
     )
-    parser.add_argument("--context", type=_positive, default=131_072, metavar="N", help="Tokens (default: 131072).")
+    parser.add_argument("--model", metavar="M", help="Catalogue name (default: qwen2.5-coder-0.5b; demo for packing).")
+    parser.add_argument(
+        "--context",
+        type=_positive,
+        action="append",
+        metavar="N",
+        help="Tokens (default: 131072; for packing 1024 to 8192). packing takes several.",
+    )
+    parser.add_argument(
+        "--repo", type=Path, default=Path(), metavar="DIR", help="packing: folder whose files are packed (default: .)."
+    )
     parser.add_argument("--layers", type=_positive, metavar="K", help="Decoder layers, if not all.")
     parser.add_argument("--vram-cap", type=_gib, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card.")
     precision = config.field_spec("model.precision")
@@ -57,13 +69,64 @@ def _gib(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, and prints one line or one JSON document."""
+    """Measures, and prints a few lines or one JSON document."""
+    return _run_packing(args) if args.what == "packing" else _run_streaming(args)
+
+
+def _run_packing(args: argparse.Namespace) -> int:
     from engine.models.catalogue import find_model
 
-    spec = find_model(args.model)
+    spec = find_model(args.model or "demo")
+    silence_imports()
+    from engine.benchmarking.packing import measure_packing
+    from engine.models.placement import choose_placement
+
+    measured = measure_packing(
+        spec,
+        args.context or _PACKING_CONTEXTS,
+        choose_placement(args.device, args.precision),
+        args.repo,
+        repeats=args.repeats,
+        rank=args.rank,
+        fused=not args.no_fused,
+    )
+    _print(args, measured, _describe_packing)
+    return 0
+
+
+def _describe_packing(measured: dict[str, Any]) -> str:
+    lines = [
+        f"{measured['model']} {measured['precision']}, {measured['repository_files']:,} files as documents of "
+        f"{measured['repository_tokens'] / measured['repository_files']:,.0f} tokens; targets a second:",
+        " context  documents/window   packed   padded  one by one   gain  empty packed  empty padded",
+    ]
+    lines += [
+        f"{row['context']:>8,}  {row['documents'] / row['windows']:>16.1f} {row['packed_per_second']:>8,.0f} "
+        f"{row['padded_per_second']:>8,.0f}  {row['alone_per_second']:>10,.0f} "
+        f"{row['packed_per_second'] / row['padded_per_second']:>5.1f}x  {row['empty_packed']:>12.1%}  "
+        f"{row['empty_padded']:>12.1%}"
+        for row in measured["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def _print(args: argparse.Namespace, measured: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> None:
+    if args.json:
+        print_json(measured)
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=True).print(describe(measured), markup=False, highlight=False)
+
+
+def _run_streaming(args: argparse.Namespace) -> int:
+    from engine.models.catalogue import find_model
+
+    spec = find_model(args.model or "qwen2.5-coder-0.5b")
+    context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
 
-    _silence_imports()
+    silence_imports()
     from engine.benchmarking.streaming import measure_floors, measure_step
     from engine.models.placement import choose_placement
 
@@ -78,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         measured = measure_step(
             spec,
-            args.context,
+            context,
             plan,
             placement,
             layers=args.layers,
@@ -91,20 +154,9 @@ def run(args: argparse.Namespace) -> int:
     except StreamPlanError as error:
         raise errors.PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
     if not args.no_floor:
-        measured |= measure_floors(spec, args.context, measured, placement)
-    if args.json:
-        print_json(measured)
-    else:
-        from rich.console import Console
-
-        Console().print(_describe(measured), markup=False, highlight=False)
+        measured |= measure_floors(spec, context, measured, placement)
+    _print(args, measured, _describe)
     return 0
-
-
-def _silence_imports() -> None:
-    """Libraries announce at import what concerns neither the measurement nor the person."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _plan_fields(texts: list[str]) -> dict[str, Any]:

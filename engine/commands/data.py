@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
+from engine.data.collect import describe_skipped
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from engine.data.dataset import Dataset
     from engine.data.reading import Progress as Report
+    from engine.data.report import DataReport
 
 NAMES = ("data",)
-_SECRETS_SHOWN = 20
+_LINES_SHOWN = 20
+_ORDER_SHOWN = 8
 SUMMARY = "Build the dataset of a repository, and show what is in it."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """The options of `engine data`."""
-    parser.add_argument(
-        "--repo",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help=config.field_spec("data.repositories").description + " May be given several times.",
-    )
+    for path, metavar in (("data.repositories", "DIR"), ("data.datasets", "PATH")):
+        spec = config.field_spec(path)
+        parser.add_argument(
+            str(spec.flag),
+            dest=path,
+            action="append",
+            default=[],
+            metavar=metavar,
+            help=spec.description + " May be given several times.",
+        )
+    history = config.field_spec("data.history")
+    parser.add_argument("--history", dest=history.path, type=int, default=0, metavar="N", help=history.description)
     parser.add_argument(
         "--model", default="demo", metavar="MODEL", help="Whose tokenizer counts the tokens (default: %(default)s)."
     )
@@ -39,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         "--out", type=Path, metavar="DIR", help="Folder that receives the token store (default: the user's cache)."
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="Another option, such as data.max_file_bytes."
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="Another option, such as data.order=path."
     )
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
@@ -47,27 +56,30 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Builds or reuses the store, then prints its summary."""
     # Slow to import, and not needed for --help.
-    import platformdirs
-
     from engine.data.dataset import build_dataset
+    from engine.data.preview import user_cache
+    from engine.data.report import describe
 
-    given: dict[str, Any] = {"data": {"repositories": args.repo}}
+    options = vars(args)
+    given: dict[str, Any] = {
+        "data": {name: options[f"data.{name}"] for name in ("repositories", "datasets", "history")}
+    }
     for override in args.set:
         config.apply_override(given, override)
     data = config.from_mapping(given, source="command line").data
-    if not data.repositories:
+    if not (data.repositories or data.datasets):
         raise errors.REPOSITORY_UNSET()
     with _progress_display() as progress:
         dataset = build_dataset(
             data,
             tokenizer=_tokenizer(args.model),
             context=tiers()[0].context,
-            cache=args.out or platformdirs.user_cache_path("elite-tui") / "datasets",
+            cache=args.out or user_cache(),
             progress=progress,
         )
-    report = describe(dataset)
+        report = describe(dataset)
     if args.json:
-        print_json(report)
+        print_json(dataclasses.asdict(report))
     else:
         _print_report(report)
     return 0
@@ -89,56 +101,6 @@ def _tokenizer(model: str) -> Any:
     return load_tokenizer(spec)
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """The dataset in figures, as `--json` prints them. Sizes in bytes, times in seconds."""
-    summary = dataset.summary
-    languages: dict[str, dict[str, int]] = {}
-    for file in summary.files:
-        row = languages.setdefault(file.language, {"files": 0, "bytes": 0})
-        row["files"] += 1
-        row["bytes"] += file.size
-    return {
-        "repositories": [
-            {"path": _printable(path), "listed_by": _printable(how)}
-            for path, how in summary.collection.listed_by.items()
-        ],
-        "submodules": [_printable(path) for path in summary.collection.submodules],
-        "languages": dict(sorted(languages.items(), key=lambda item: -item[1]["bytes"])),
-        "skipped": dict(summary.skipped),
-        "secrets": [
-            {
-                "file": _printable(secret.file.repository / secret.file.path),
-                "line": secret.line,
-                "kind": secret.kind,
-                "hint": _printable(secret.hint),
-            }
-            for secret in summary.secrets
-        ],
-        "files": len(summary.files),
-        "bytes": summary.source_bytes,
-        "tokens": summary.tokens,
-        "train_tokens": summary.train_tokens,
-        "held_out": {
-            "files": summary.held_out_files,
-            "tokens": summary.held_out_tokens,
-            "share": summary.held_out_tokens / summary.tokens,
-        },
-        "windows": [
-            {
-                "tier": tier.number,
-                "context": tier.context,
-                "train": len(dataset.train.with_context(tier.context)),
-                "held_out": len(dataset.held_out.with_context(tier.context)),
-            }
-            for tier in tiers()
-        ],
-        "store": _printable(summary.store),
-        "reused": summary.reused,
-        "seconds": round(summary.seconds, 3),
-        "notes": list(summary.notes),
-    }
-
-
 @contextlib.contextmanager
 def _progress_display() -> Iterator[Report]:
     """A bar on standard error while it is a terminal."""
@@ -156,53 +118,91 @@ def _progress_display() -> Iterator[Report]:
         yield show
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: DataReport) -> None:
     from rich.console import Console
-    from rich.table import Table
-
-    from engine.data.collect import describe_skipped
 
     # Names of files come from the repository: no markup, no highlighting of what looks like a number or a path.
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-    for repository in report["repositories"]:
-        console.print(f"{repository['path']} (files listed by {repository['listed_by']})")
-    table = Table("language", box=None, header_style="bold")
-    for name in ("files", "bytes"):
-        table.add_column(name, justify="right")
-    for language, row in report["languages"].items():
-        table.add_row(language, f"{row['files']:,}", f"{row['bytes']:,}")
-    table.add_row("together", f"{report['files']:,}", f"{report['bytes']:,}", style="bold")
-    console.print(table)
-    console.print(describe_skipped(report["skipped"]))
-    _print_secrets(console, report["secrets"])
-    if report["submodules"]:
-        console.print(f"repositories inside, left out: {', '.join(report['submodules'])}")
-    held_out = report["held_out"]
+    for repository in report.repositories:
+        console.print(f"{repository.path} (files listed by {repository.listed_by})")
     console.print(
-        f"{report['tokens']:,} tokens, {report['bytes'] / report['tokens']:.2f} bytes a token; "
-        f"{held_out['tokens']:,} of them ({held_out['share']:.1%}) in {held_out['files']:,} held-out files"
+        _table(
+            ("language", "files", "bytes"),
+            [(row.language, f"{row.files:,}", f"{row.bytes:,}") for row in report.languages]
+            + [("together", f"{report.files:,}", f"{report.bytes:,}")],
+        )
     )
-    windows = Table("tier", "context", box=None, header_style="bold")
-    for name in ("training windows", "held-out windows"):
-        windows.add_column(name, justify="right")
-    for row in report["windows"]:
-        windows.add_row(str(row["tier"]), f"{row['context']:,}", f"{row['train']:,}", f"{row['held_out']:,}")
-    console.print(windows)
-    for note in report["notes"]:
+    _print_left_out(console, report)
+    held_out, order = report.held_out, report.order
+    console.print(
+        f"{report.tokens:,} tokens, {report.bytes / max(report.tokens, 1):.2f} bytes a token; "
+        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files"
+    )
+    linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
+    console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
+    for name in order.head[:_ORDER_SHOWN]:
+        console.print(f"  {name}")
+    console.print(
+        _table(
+            ("tier", "context", "training windows", "held out", "documents", "cut inside", "empty", "if padded"),
+            [
+                (
+                    str(row.tier),
+                    f"{row.context:,}",
+                    f"{row.train:,}",
+                    f"{row.held_out:,}",
+                    f"{row.documents:,}",
+                    f"{row.cut_inside:,}",
+                    f"{row.waste:.1%}",
+                    f"{row.padded:.1%}",
+                )
+                for row in report.windows
+            ],
+        )
+    )
+    for note in report.notes:
         console.print(f"note: {note}")
-    how = "reused" if report["reused"] else "built"
-    console.print(f"store {how} in {report['seconds']:.2f} s: {report['store']}")
+    how = "reused" if report.reused else "built"
+    console.print(f"store {how} in {report.seconds:.2f} s: {report.store}")
 
 
-def _print_secrets(console: Console, secrets: list[dict[str, Any]]) -> None:
-    if not secrets:
+def _table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+
+    table = Table(columns[0], box=None, header_style="bold")
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print_left_out(console: Console, report: DataReport) -> None:
+    console.print(describe_skipped({row.reason: row.files for row in report.skipped}))
+    for row in report.skipped:
+        switch = f"; {row.kept_by} keeps them" if row.kept_by else ""
+        console.print(f"  {row.files:>7,} {row.reason}: {row.explanation}{switch}")
+    if report.licence_headers:
+        console.print(f"took out {report.licence_headers:,} repeated licence headers")
+    _print_some(
+        console,
+        f"found {len(report.near_duplicates):,} near-duplicates:",
+        [f"{twin.file} is almost {twin.like} ({twin.side})" for twin in report.near_duplicates],
+    )
+    _print_some(
+        console,
+        f"kept out {len(report.secrets):,} secret{'s' if len(report.secrets) > 1 else ''}:",
+        [f"{secret.file}:{secret.line}: {secret.kind} ({secret.hint})" for secret in report.secrets],
+    )
+    if report.submodules:
+        console.print(f"repositories inside, left out: {', '.join(report.submodules)}")
+
+
+def _print_some(console: Console, heading: str, lines: Sequence[str]) -> None:
+    if not lines:
         return
-    console.print(f"kept out {len(secrets):,} secret{'s' if len(secrets) > 1 else ''}:")
-    for secret in secrets[:_SECRETS_SHOWN]:
-        console.print(f"  {secret['file']}:{secret['line']}: {secret['kind']} ({secret['hint']})")
-    if len(secrets) > _SECRETS_SHOWN:
-        console.print(f"  and {len(secrets) - _SECRETS_SHOWN:,} more (--json lists all)")
-
-
-def _printable(path: object) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    console.print(heading)
+    for line in lines[:_LINES_SHOWN]:
+        console.print(f"  {line}")
+    if len(lines) > _LINES_SHOWN:
+        console.print(f"  and {len(lines) - _LINES_SHOWN:,} more (--json lists all)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
@@ -23,10 +22,12 @@ if TYPE_CHECKING:
 NAMES = ("plan",)
 SUMMARY = "Show which context tiers fit a machine, what each costs, and the arithmetic behind it."
 
-PREDICTED = (
-    "Predicted, not measured: memory by formula with estimated overheads, "
-    "time from data-sheet rates times efficiencies that were measured on one H100 and are assumed elsewhere."
+MEMORY_BASIS = "Predicted, not measured: memory by formula (within 1.5% of what was measured on one H100)"
+BY_DATA_SHEET = (
+    "time from data-sheet rates times efficiencies that were measured on one H100 and are assumed elsewhere "
+    "(`engine profile` measures this machine's)"
 )
+BY_PROFILE = "time from the rates that `engine profile` measured on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
@@ -97,10 +98,9 @@ def run(args: argparse.Namespace) -> int:
 def _repository_tokens(repositories: list[str]) -> int | None:
     if not repositories:
         return None
-    from engine.data.collect import collect, estimate_tokens
+    from engine.data.sources import estimate_data_tokens
 
-    limit = config.field_spec("data.max_file_bytes").default
-    return estimate_tokens(collect([Path(name) for name in repositories], max_file_bytes=limit))
+    return estimate_data_tokens(config.DataSection(repositories=repositories))
 
 
 # --- JSON --------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, 
         "repo_tokens": planning.repository_tokens,
         "recommended": table.recommended,
         "tiers": [_describe_row(row) for row in table.tiers],
-        "assumptions": PREDICTED,
+        "assumptions": _assumptions(planning.machine),
     }
     if asked:
         document["max_context"] = _describe_row(largest) if largest else None
@@ -167,7 +167,11 @@ def _print_plan(
     if asked:
         text = "no context fits" if largest is None else f"the largest context that fits: {largest.context:,} tokens"
         console.print(text)
-    console.print(PREDICTED, style="dim")
+    console.print(_assumptions(planning.machine), style="dim")
+
+
+def _assumptions(machine: Machine) -> str:
+    return f"{MEMORY_BASIS}; {BY_DATA_SHEET if machine.measured is None else BY_PROFILE}."
 
 
 def _headline(machine: Machine, spec: ModelSpec) -> str:

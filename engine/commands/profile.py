@@ -1,23 +1,31 @@
-"""`engine profile`: what this machine has."""
+"""`engine profile`: what this machine has, and how fast it is."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from engine import errors
 from engine.cli import print_json
+from engine.hardware import measured as measurements
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
 from engine.plan.quantities import format_bytes
 
+if TYPE_CHECKING:
+    from engine.hardware.measured import Measured
+
 NAMES = ("profile",)
-SUMMARY = "Show what this machine has: GPUs, processor, memory, disk, and what each library enables."
+SUMMARY = "Measure this machine: memory that can be had, and the speed of its GPU, processor, RAM, disk and links."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """The options of `engine profile`."""
-    parser.add_argument("--quick", action="store_true", help="Only what can be read without measuring.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Only what can be read without measuring, and what was measured before."
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("out"), metavar="DIR", help="Folder whose disk is looked at."
     )
@@ -25,13 +33,39 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the inventory."""
+    """Prints the inventory and the measurements, which later plans use."""
     machine = take_inventory(args.output)
+    if not args.quick:
+        machine = replace(machine, measured=_measure(machine, args.output))
     if args.json:
         print_json(describe(machine))
     else:
         _print_machine(machine)
     return 0
+
+
+def _measure(machine: Machine, output: Path) -> Measured:
+    """Measures with a line of progress, and keeps the figures."""
+    from rich.console import Console
+
+    from engine.hardware.profiling import ProfileProgress, profile_machine
+
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    folder = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    with console.status("starting") as status:
+
+        def tell(progress: ProfileProgress) -> None:
+            line = f"{progress.what} ({progress.done + 1} of {progress.total})"
+            status.update(line)
+            if not console.is_terminal:
+                console.print(line)
+
+        found = profile_machine(machine, folder, tell)
+    try:
+        measurements.store(machine, found)
+    except OSError as error:
+        raise errors.OUTPUT_UNWRITABLE(path="the user's cache folder", problem=error) from error
+    return found
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -58,6 +92,15 @@ def _print_machine(machine: Machine) -> None:
     for name, version in machine.libraries.items():
         libraries.add_row(name, version or "not installed", LIBRARIES[name], style=None if version else "dim")
     console.print(libraries)
+    if machine.measured is None:
+        console.print("not measured yet: `engine profile` does it in about a minute", style="dim")
+        return
+    figures = Table(box=None, show_header=False)
+    figures.add_column(style="bold")
+    figures.add_column()
+    for label, text in _figures(machine.measured):
+        figures.add_row(label, text)
+    console.print(figures)
 
 
 def _lines(machine: Machine) -> list[tuple[str, str]]:
@@ -86,3 +129,43 @@ def _lines(machine: Machine) -> list[tuple[str, str]]:
 
 def _bytes(count: int | None) -> str:
     return "n/a" if count is None else format_bytes(count)
+
+
+def _figures(measured: Measured) -> list[tuple[str, str]]:
+    day = time.strftime("%Y-%m-%d", time.localtime(measured.time))
+    lines = [("measured", f"{day}, torch {measured.torch}")]
+    if measured.gpu_problem:
+        lines.append(("GPU", measured.gpu_problem))
+    if measured.gpu_room is not None:
+        context = f"; a process keeps {_bytes(measured.gpu_context)} for itself" if measured.gpu_context else ""
+        lines.append(
+            (
+                "GPU memory",
+                f"{_bytes(measured.gpu_room)} can be had, {_bytes(measured.gpu_largest)} in one piece{context}",
+            )
+        )
+    for form, rate in measured.matrix.items():
+        narrow = measured.narrow_matrix.get(form)
+        beside = "" if narrow is None else f", {_operations(narrow)} where they are narrow"
+        lines.append((f"matrices, {form}", f"{_operations(rate)}{beside}"))
+    for kernel in measured.attention:
+        text = f"{_operations(kernel.forward)} forward, {_operations(kernel.backward)} backward"
+        lines.append((f"attention, {kernel.backend}, head size {kernel.head_dim}", text))
+    if measured.launch is not None:
+        lines.append(("starting an operation", f"{measured.launch * 1e6:.1f} µs"))
+    pairs = (
+        ("copies inside the GPU", measured.device_copy, None),
+        ("to and from the GPU, pinned", measured.to_device, measured.to_host),
+        ("to and from the GPU, not pinned", measured.to_device_pageable, measured.to_host_pageable),
+        ("RAM, written and copied", measured.ram_write, measured.ram_copy),
+        ("disk, written and read", measured.disk_write, measured.disk_read),
+    )
+    for label, *rates in pairs:
+        known = [f"{_bytes(round(rate))}/s" for rate in rates if rate is not None]
+        if known:
+            lines.append((label, ", ".join(known)))
+    return lines
+
+
+def _operations(rate: float) -> str:
+    return f"{rate / 1e12:.3g} TFLOP/s"

@@ -32,6 +32,20 @@ _EXIT_WAIT_S = 30.0
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """The options: one for each RunConfig field with a flag, and those that are about the call itself."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="RUN",
+        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
+    )
+    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
+    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `read_config` reads."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="Read the configuration from this YAML file")
     for spec in run_config.fields():
         if spec.flag is None:
@@ -56,15 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         action="store_true",
         help="Choose everything that is not set (tier, precision, device); without --repo, the current folder",
     )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=NEWEST,
-        metavar="RUN",
-        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
-    )
-    parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
-    parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         config = preflight.check(read_config(args))
     else:
         resumed = find_resumable(args.resume)
-        config = unchanged_config(resumed, args)
+        config = resumed_config(resumed, args)
     # Before the launch, so that a Ctrl-C during it already means: stop with a checkpoint.
     signal.signal(signal.SIGTERM, _interrupt)
     handle = launch(config, resume=resumed)
@@ -98,7 +103,8 @@ def read_config(args: argparse.Namespace) -> RunConfig:
     if args.config:
         run_config.from_mapping(data, source=str(args.config))
     _apply_options(data, args)
-    if args.auto and not data.get("data", {}).get("repositories"):
+    named = data.get("data", {})
+    if args.auto and not (named.get("repositories") or named.get("datasets")):
         data.setdefault("data", {})["repositories"] = [str(Path.cwd())]
     return run_config.from_mapping(data, source="command line")
 
@@ -107,7 +113,7 @@ def find_resumable(reference: str) -> RunDirectory:
     """The run that `--resume` means.
 
     Raises:
-        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE, RUN_ALREADY_COMPLETE or NOTHING_TO_RESUME.
+        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
     """
     from engine.runtime import run_index
     from engine.runtime.run_summary import ACTIVE
@@ -118,31 +124,29 @@ def find_resumable(reference: str) -> RunDirectory:
         raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
     if status == "completed":
         raise errors.RUN_ALREADY_COMPLETE(run=run.id)
-    if not any(run.checkpoints_path.glob("step-*")):
-        raise errors.NOTHING_TO_RESUME(run=run.id)
     return run
 
 
-def unchanged_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
-    """The run's own configuration.
+def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
+    """The run's own configuration with the changes that a run may make on its way; they are shown on stderr.
 
     Raises:
-        EliteError: RESUME_CHANGES_CONFIG where an option asks for another.
+        EliteError: RESUME_CHANGES_CONFIG where an option asks for one that it may not.
     """
+    from engine.runtime.preflight import with_absolute_paths
+    from engine.runtime.resume_changes import changes
+
     config = run.load_config()
-    before = run_config.to_mapping(config)
     data = run_config.load_mapping(args.config) if args.config else run_config.to_mapping(config)
     _apply_options(data, args)
-    after = run_config.to_mapping(run_config.from_mapping(data, source="command line"))
-    changed = [
-        f"{section}.{name}"
-        for section, values in before.items()
-        for name, value in values.items()
-        if after[section][name] != value
-    ]
-    if changed:
-        raise errors.RESUME_CHANGES_CONFIG(run=run.id, fields=", ".join(changed))
-    return config
+    wanted = with_absolute_paths(run_config.from_mapping(data, source="command line"))
+    changed = changes(config, wanted)
+    refused = [str(change) for change in changed if not change.allowed]
+    if refused:
+        raise errors.RESUME_CHANGES_CONFIG(run=run.id, changes="; ".join(refused))
+    for change in changed:
+        print(f"changed  {errors.one_line(change)}", file=sys.stderr)  # noqa: T201
+    return wanted if changed else config
 
 
 def follow(handle: RunHandle, *, as_json: bool) -> int:

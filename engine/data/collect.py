@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from engine import errors
-from engine.data.filters import HEAD_BYTES, REASONS, is_binary, reason_by_head, reason_by_path, reason_by_size
-from engine.data.languages import language_by_name, language_by_shebang
+from engine.data.filters import (
+    HEAD_BYTES,
+    REASONS,
+    is_binary,
+    reasons_by_head,
+    reasons_by_path,
+    reasons_by_size,
+)
+from engine.data.languages import NOTEBOOK, language_by_name, language_by_shebang
 from engine.data.listing import list_files
+from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
 
 BYTES_PER_TOKEN = 3.57
 "Measured: the demo tokenizer over the 31.5 MB of CPython 3.11.7's standard library. Larger vocabularies do better."
 _MARKER_TOKENS = 12
 "A document's path and end mark, in tokens."
+EXAMPLES = 5
+"Files named of those that were left out for one reason."
 MINIMUM_TOKENS = 64
 "Below one window of the smallest context there is nothing to measure."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One file that the model may learn from."""
 
@@ -33,6 +44,8 @@ class SourceFile:
     language: str
     size: int
     "Bytes."
+    alone: ClassVar[bool] = False
+    "Whether it is a document of its own, whatever data.documents says."
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Collection:
     'Repository → "git", or how else its files were found.'
     submodules: tuple[str, ...] = ()
     "Repositories inside the repositories, by path; left out."
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    "Reason → the first few files that were left out for it."
 
     def by_language(self) -> dict[str, tuple[int, int]]:
         """Language → (files, bytes), the largest first."""
@@ -61,6 +76,8 @@ def collect(
     repositories: Sequence[Path],
     *,
     max_file_bytes: int,
+    include: Iterable[str] = (),
+    any_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
     """The source files of one or more folders.
@@ -68,6 +85,8 @@ def collect(
     Args:
         repositories: git work trees, parts of them, or plain folders.
         max_file_bytes: Larger files are left out.
+        include: Reasons (of engine.data.filters.SWITCHABLE) for which no file is left out, and "notebook".
+        any_size: Whether less than MINIMUM_TOKENS is enough, since there is more to learn from elsewhere.
         progress: Called now and then with files looked at and files in all, of the present repository.
 
     Raises:
@@ -75,8 +94,10 @@ def collect(
     """
     if not repositories:
         raise errors.REPOSITORY_UNSET()
+    rules = _Rules(max_file_bytes, frozenset(include))
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
     submodules: list[str] = []
     listed_by: dict[Path, str] = {}
     seen: set[str] = set()
@@ -91,12 +112,16 @@ def collect(
         all_seen = seen.issuperset(f"{root}/{path}" for path in paths)
         paths = [path for path in paths if f"{root}/{path}" not in seen]
         seen.update(f"{root}/{path}" for path in paths)
-        found, reasons = _sort_out(root, paths, max_file_bytes, progress)
+        found, reasons = _sort_out(root, paths, rules, progress)
         if not found and not all_seen:
             counts = dict(Counter(reasons.values()).most_common())
             raise errors.REPOSITORY_NO_SOURCE(path=given, skipped=describe_skipped(counts))
         files += found
         skipped.update(reasons.values())
+        for path, reason in reasons.items():
+            named = examples.setdefault(reason, [])
+            if len(named) < EXAMPLES:
+                named.append(f"{root}/{path}")
         submodules += [str(path) for path, reason in reasons.items() if reason == "submodule"]
     order = {reason: position for position, reason in enumerate(REASONS)}
     collection = Collection(
@@ -105,9 +130,10 @@ def collect(
         total_bytes=sum(file.size for file in files),
         listed_by=listed_by,
         submodules=tuple(submodules),
+        examples={reason: tuple(named) for reason, named in examples.items()},
     )
     tokens = estimate_tokens(collection)
-    if len(files) < 2 or tokens < MINIMUM_TOKENS:
+    if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
         raise errors.REPOSITORY_TOO_SMALL(
             path=", ".join(map(str, repositories)), tokens=f"about {tokens}", files=len(files)
         )
@@ -148,7 +174,7 @@ def _check_folder(given: Path) -> Path:
 def _sort_out(
     root: Path,
     paths: Sequence[PurePosixPath],
-    max_file_bytes: int,
+    rules: _Rules,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[SourceFile], dict[PurePosixPath, str]]:
     """Files that are kept, and the reason for each that is not."""
@@ -158,7 +184,7 @@ def _sort_out(
     for position, path in enumerate(paths):
         if progress is not None and position % 500 == 0:
             progress(position, len(paths))
-        verdict = _judge(folder, path, max_file_bytes)
+        verdict = _judge(folder, path, rules)
         if isinstance(verdict, str):
             reasons[path] = verdict
         else:
@@ -168,15 +194,29 @@ def _sort_out(
     return kept, reasons
 
 
-def _judge(folder: Folder, path: PurePosixPath, max_file_bytes: int) -> tuple[str, int] | str:
+@dataclass(frozen=True)
+class _Rules:
+    max_file_bytes: int
+    include: frozenset[str]
+
+    def first(self, reasons: Iterable[str]) -> str | None:
+        """The first reason that is not switched off."""
+        return next((reason for reason in reasons if reason not in self.include), None)
+
+
+def _judge(folder: Folder, path: PurePosixPath, rules: _Rules) -> tuple[str, int] | str:
     """Language and size of a file to keep, or the reason to leave it out."""
-    reason = reason_by_path(path)
+    reason = rules.first(reasons_by_path(path))
     if reason is not None:
         return reason
     try:
         size = folder.size(path)
         language = language_by_name(path.name)
-        reason = reason_by_size(size, language, max_file_bytes)
+        if language == NOTEBOOK and "notebook" not in rules.include:
+            return "notebook"
+        # Most of a notebook are outputs, which are not learnt: its cells are measured when they are read.
+        limit = NOTEBOOK_BYTES if language == NOTEBOOK else rules.max_file_bytes
+        reason = rules.first(reasons_by_size(size, language, limit))
         if reason is not None:
             return reason
         head = folder.read(path, HEAD_BYTES)
@@ -187,4 +227,4 @@ def _judge(folder: Folder, path: PurePosixPath, max_file_bytes: int) -> tuple[st
     language = language or language_by_shebang(head)
     if language is None:
         return "not source"
-    return reason_by_head(head, language) or (language, size)
+    return rules.first(reasons_by_head(head, language)) or (language, size)

@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
-from engine.data.collect import Collection, SourceFile, collect, describe_skipped, estimate_tokens
-from engine.data.documents import path_line, read_document
+from engine.data.cache import prune
+from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
+from engine.data.documents import Texts, edited, path_line
 from engine.data.encoder import Encoder
+from engine.data.fim import REVISION as FIM_REVISION
+from engine.data.fim import cut_points
+from engine.data.history import LANGUAGE as DIFF
+from engine.data.languages import NOTEBOOK
+from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
-from engine.data.reading import FoundSecret, Progress, Reading, read
-from engine.data.safe_files import Folder
+from engine.data.order import FileOrder
+from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
 from engine.data.secrets import REVISION as SECRETS_REVISION
-from engine.data.secrets import mask
+from engine.data.sources import open_sources
 from engine.data.store import (
     FORMAT,
     StoreBuilder,
@@ -30,12 +36,13 @@ from engine.data.store import (
     remove_store,
     token_type,
 )
+from engine.data.syntax import REVISION as SYNTAX_REVISION
 from engine.data.windows import Windows
 
 if TYPE_CHECKING:
     from engine.config import DataSection
 
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 2 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
 _ATTEMPTS = 3
 "Times that a repository may change under the reading before it is given up."
@@ -51,8 +58,15 @@ class DatasetSummary:
     held_out_files: int
     skipped: Mapping[str, int]
     "Reason → files, of collecting and of reading."
+    examples: Mapping[str, tuple[str, ...]]
+    "Reason → the first few files that were left out for it."
     secrets: tuple[FoundSecret, ...]
     "Found and kept out, by file and line."
+    twins: tuple[Twin, ...]
+    "Files that are almost the same as another."
+    licence_headers: int
+    "Repeated ones that were taken out."
+    order: FileOrder
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
@@ -102,26 +116,33 @@ def build_dataset(
     report = progress or (lambda _done, _total, _what: None)
     started = time.monotonic()
     encoder = Encoder(tokenizer)
+    if data.fim and encoder.fim is None:
+        raise errors.FIM_UNAVAILABLE(rate=data.fim)
     for _attempt in range(_ATTEMPTS):
-        collection = collect(
-            [Path(repository) for repository in data.repositories],
-            max_file_bytes=data.max_file_bytes,
-            progress=lambda done, total: report(done, total, "files found"),
-        )
-        reading = read(collection, data, report)
-        if len(reading.files) < 2:
-            raise _too_little(data, collection, reading)
-        key = _key(reading, data, encoder)
-        try:
-            store, reused, notes = _open_or_build(cache, key, reading, data, encoder, report)
-        except _ChangedError:
-            continue
-        return _as_dataset(store, reading, collection, context, reused, notes, time.monotonic() - started)
-    raise errors.REPOSITORY_CHANGING(path=", ".join(data.repositories))
+        with open_sources(data, lambda done, total: report(done, total, "files found")) as sources:
+            collection = sources.collection
+            reading = read(collection, data, sources.texts, report)
+            if len(reading.files) < 2:
+                raise _too_little(data, collection, reading)
+            key = _key(reading, data, encoder)
+            try:
+                store, reused, notes = _open_or_build(cache, key, reading, data, sources.texts, encoder, report)
+            except _ChangedError:
+                continue
+        prune(cache, keep=data.stores_kept, present=key)
+        seconds = time.monotonic() - started
+        windows = _windows(store, reading, context, together=data.packing)
+        notes = (*reading.notes, *notes)
+        return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
+    raise errors.REPOSITORY_CHANGING(path=_named(data))
+
+
+def _named(data: DataSection) -> str:
+    return ", ".join((*data.repositories, *data.datasets))
 
 
 def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
-    path = ", ".join(data.repositories)
+    path = _named(data)
     if reading.files:
         tokens = f"about {estimate_tokens(collection)}"
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
@@ -132,15 +153,17 @@ def _too_little(data: DataSection, collection: Collection, reading: Reading) -> 
 def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
-    options = [data.max_file_bytes, data.secrets, SECRETS_REVISION, data.near_duplicates, NEAR_DUPLICATES_REVISION]
-    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options]).encode())
-    for file, content in zip(reading.files, reading.digests, strict=True):
-        digest.update(json.dumps([path_line(file), file.size, content.hex()]).encode())
+    revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
+    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim]
+    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
+    for item in reading.files:
+        name = path_line(item.file)
+        digest.update(json.dumps([name, item.file.size, item.digest.hex(), item.document]).encode())
     return digest.hexdigest()[:32]
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: Reading, data: DataSection, encoder: Encoder, report: Progress
+    cache: Path, key: str, reading: Reading, data: DataSection, texts: Texts, encoder: Encoder, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
@@ -154,45 +177,65 @@ def _open_or_build(
         if store is not None:
             return store, True, ()
         with StoreBuilder(cache, key, token_type(encoder.vocabulary)) as builder:
-            if builder.documents:
-                notes.append(f"a build that was cut short is gone on with, after {builder.documents:,} files")
-            _tokenise(builder, reading, data, encoder, report)
+            if builder.files:
+                notes.append(f"a build that was cut short is gone on with, after {builder.files:,} files")
+            _tokenise(builder, reading, data.fim, texts, encoder, report)
             repositories = {root: index for index, root in enumerate(reading.repositories)}
-            builder.finish([(path_line(file), repositories[file.repository], file.language) for file in reading.files])
+            entries = [
+                (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
+                for item in reading.files
+            ]
+            builder.finish(entries, encoder.newlines)
         store = open_store(cache, key)
     if store is None:
         raise FileNotFoundError(cache / key)
     return store, False, tuple(notes)
 
 
-def _tokenise(builder: StoreBuilder, reading: Reading, data: DataSection, encoder: Encoder, report: Progress) -> None:
-    """Appends every document that is not in the store yet, a few megabytes of text at a time.
+def _tokenise(
+    builder: StoreBuilder, reading: Reading, fim: float, texts: Texts, encoder: Encoder, report: Progress
+) -> None:
+    """Appends every file that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
         _ChangedError: a file differs from what was read before.
     """
-    done = sum(file.size for file in reading.files[: builder.documents])
-    total = sum(file.size for file in reading.files)
-    for batch in _batches(reading, data, builder.documents):
+    done = sum(item.file.size for item in reading.files[: builder.files])
+    total = sum(item.file.size for item in reading.files)
+    train = len(reading.files) - reading.held_out
+    for batch in _batches(reading, texts, builder.files):
         report(done, total, "bytes tokenised")
-        for ids in encoder.encode_documents([(line, text) for line, text, _ in batch]):
-            builder.append(ids)
-        done += sum(size for _, _, size in batch)
+        # Held-out files stay as they are, so that their loss can be compared whatever is trained on.
+        rates = [0.0 if builder.files + offset >= train else fim for offset in range(len(batch))]
+        documents = [
+            (path_line(item.file), text, _middle(item, text, rate))
+            for (item, text), rate in zip(batch, rates, strict=True)
+        ]
+        for (item, _), (_, text, middle), ids in zip(batch, documents, encoder.encode_middles(documents), strict=True):
+            # What is rearranged has no place that is good for a cut.
+            lines = item.definitions if middle is None else item.definitions[:0]
+            builder.append(ids, encoder.lines_to_tokens(ids, text, lines))
+            done += item.file.size
     report(total, total, "bytes tokenised")
 
 
-def _batches(reading: Reading, data: DataSection, first: int) -> Iterator[list[tuple[str, str, int]]]:
-    """Path line, text and bytes of each document from `first` on, in groups of about _BATCH_BYTES."""
-    folders = {root: Folder(str(root)) for root in reading.repositories}
-    batch: list[tuple[str, str, int]] = []
+def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
+    if not rate or item.file.language in (DIFF, NOTEBOOK):
+        return None
+    return cut_points(text, path_line(item.file), item.digest, rate)
+
+
+def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str]]]:
+    """Files from `first` on with their texts, in groups of about _BATCH_BYTES."""
+    batch: list[tuple[ReadFile, str]] = []
     size = 0
-    for file, digest in zip(reading.files[first:], reading.digests[first:], strict=True):
-        document = read_document(folders[file.repository], file, data.max_file_bytes)
-        if isinstance(document, str) or document.digest != digest:
+    for item in reading.files[first:]:
+        document = texts.read(item.file)
+        if isinstance(document, str) or document.digest != item.digest:
             raise _ChangedError
-        text = mask(document.text, reading.masked.get(file, []))
-        batch.append((path_line(file), text, file.size))
-        size += file.size
+        text = edited(document.text, item.edits)
+        batch.append((item, text))
+        size += len(text)
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -200,36 +243,41 @@ def _batches(reading: Reading, data: DataSection, first: int) -> Iterator[list[t
         yield batch
 
 
-def _as_dataset(
-    store: TokenStore,
-    reading: Reading,
-    collection: Collection,
-    context: int,
-    reused: bool,
-    notes: tuple[str, ...],
-    seconds: float,
-) -> Dataset:
+def _windows(store: TokenStore, reading: Reading, context: int, *, together: bool) -> tuple[Windows, Windows]:
+    """Training and held-out windows."""
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
-    train = Windows(store.tokens[:boundary], context)
-    held_out = Windows(store.tokens[boundary:], context)
+    layout, end = store.layout(), len(store.tokens)
+    return (
+        Windows(store.tokens[:boundary], context, layout.of(0, boundary), together=together),
+        Windows(store.tokens[boundary:], context, layout.of(boundary, end), together=together),
+    )
+
+
+def _summary(
+    store: TokenStore, reading: Reading, collection: Collection, reused: bool, notes: tuple[str, ...], seconds: float
+) -> DatasetSummary:
+    boundary = int(store.offsets()[len(reading.files) - reading.held_out])
     skipped = Counter(collection.skipped)
     skipped.update(reading.skipped)
-    return Dataset(
-        train=train,
-        held_out=held_out,
-        summary=DatasetSummary(
-            collection=collection,
-            files=tuple(reading.files),
-            held_out_files=reading.held_out,
-            skipped=dict(skipped.most_common()),
-            secrets=reading.secrets,
-            source_bytes=sum(file.size for file in reading.files),
-            train_tokens=boundary,
-            held_out_tokens=len(store.tokens) - boundary,
-            store=store.path,
-            reused=reused,
-            seconds=seconds,
-            notes=notes,
-        ),
-        store=store,
+    examples = {
+        reason: (*collection.examples.get(reason, ()), *reading.examples.get(reason, ()))[:EXAMPLES]
+        for reason in skipped
+    }
+    return DatasetSummary(
+        collection=collection,
+        files=tuple(item.file for item in reading.files),
+        held_out_files=reading.held_out,
+        skipped=dict(skipped.most_common()),
+        examples=examples,
+        secrets=reading.secrets,
+        twins=reading.twins,
+        licence_headers=reading.licence_headers,
+        order=reading.order,
+        source_bytes=sum(item.file.size for item in reading.files),
+        train_tokens=boundary,
+        held_out_tokens=len(store.tokens) - boundary,
+        store=store.path,
+        reused=reused,
+        seconds=seconds,
+        notes=notes,
     )

@@ -1,14 +1,20 @@
-"""A source file as the text that the model reads: a line with its path, its content, an end mark."""
+"""A source as the text that the model reads: a line with its path, its content, an end mark."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.data.collect import SourceFile
 from engine.data.filters import is_binary
+from engine.data.history import Commit, read_commit
+from engine.data.languages import NOTEBOOK
+from engine.data.notebooks import NOTEBOOK_BYTES, NotebookError, cells_as_text
+from engine.data.rows import DataSet, Row
 from engine.data.safe_files import Folder, NotRegularError
 
 _PYTHON_ENCODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
@@ -26,19 +32,83 @@ class Document:
     "SHA-256 of the file's bytes, 32 bytes."
 
 
+class Texts:
+    """Reads sources, any number of times. A file that has changed in between shows by its digest.
+
+    Args:
+        roots: Repositories.
+        max_file_bytes: Longer sources are too large.
+        data_sets: By their path.
+    """
+
+    def __init__(
+        self, roots: Iterable[Path], max_file_bytes: int, data_sets: Mapping[Path, DataSet] | None = None
+    ) -> None:
+        self._folders = {root: Folder(str(root)) for root in roots}
+        self._max_file_bytes = max_file_bytes
+        self._data_sets = data_sets or {}
+
+    def read(self, file: SourceFile) -> Document | str:
+        """The source as text, or the reason (a key of engine.data.filters.REASONS) to leave it out after all."""
+        if isinstance(file, Row):
+            return self.document(self._data_sets[file.repository].text(file))
+        if isinstance(file, Commit):
+            return self.document(read_commit(file, self._max_file_bytes))
+        return read_document(self._folders[file.repository], file, self._max_file_bytes)
+
+    def document(self, text: str | None) -> Document | str:
+        """A text that is no file's, or the reason to leave it out."""
+        if text is None:
+            return "missing"
+        # JSON may spell out half of a character outside the basic plane, which is no text.
+        content = text.encode("utf-8", "replace")
+        if len(content) > self._max_file_bytes:
+            return "too large"
+        return Document(content.decode(), hashlib.sha256(content).digest()) if text.strip() else "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A piece of a text that is replaced."""
+
+    start: int
+    end: int
+    replacement: str = ""
+
+
+def edited(text: str, edits: Sequence[Edit]) -> str:
+    """The text with its pieces replaced. `edits` are in order and do not overlap."""
+    if not edits:
+        return text
+    pieces = []
+    position = 0
+    for edit in edits:
+        pieces += [text[position : edit.start], edit.replacement]
+        position = edit.end
+    return "".join([*pieces, text[position:]])
+
+
 def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Document | str:
     """The file as text, or the reason (a key of engine.data.filters.REASONS) to leave it out after all."""
+    limit = NOTEBOOK_BYTES if file.language == NOTEBOOK else max_file_bytes
     try:
-        content = folder.read(file.path, max_file_bytes + 1)
+        content = folder.read(file.path, limit + 1)
     except NotRegularError as error:
         return str(error)
-    if len(content) > max_file_bytes:
+    if len(content) > limit:
         return "too large"
     if is_binary(content):
         return "binary"
     text = decode(content, file.language)
     if text is None:
         return "encoding"
+    if file.language == NOTEBOOK:
+        try:
+            text = cells_as_text(text)
+        except NotebookError:
+            return "notebook"
+        if len(text) > max_file_bytes:
+            return "too large"
     if not text.strip():
         return "empty"
     return Document(text, hashlib.sha256(content).digest())

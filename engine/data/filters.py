@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from engine.data.languages import BULKY_AS_DATA
+from engine.data.languages import BULKY_AS_DATA, NOTEBOOK
 from engine.data.secrets import is_secret_file
 
 HEAD_BYTES = 16_384
@@ -23,7 +23,7 @@ REASONS: Mapping[str, str] = {
     "binary": "not text",
     "secrets": "named like a store of credentials, or, with data.secrets=skip, holding any",
     "data": "tables, long JSON or XML, translations and other data",
-    "notebook": "Jupyter notebooks, which are mostly output",
+    "notebook": "Jupyter notebooks, with data.notebooks=skip, or such as cannot be read",
     "not source": "no language is known for it",
     "too large": "above data.max_file_bytes",
     "empty": "nothing but white space",
@@ -35,8 +35,21 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
+    "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
+
+SWITCHABLE = ("vendored", "build output", "lock", "generated", "minified", "data", "duplicate")
+"Reasons that data.include switches off."
+KEPT_BY: Mapping[str, str] = {
+    **{reason: f"data.include=[{reason}]" for reason in SWITCHABLE},
+    "notebook": "data.notebooks=cells",
+    "secrets": "data.secrets=keep",
+    "too large": "data.max_file_bytes",
+    "near-duplicate": "data.near_duplicates=keep",
+    "submodule": "a --repo of its own",
+}
+"Reason → the setting that keeps such files."
 
 
 def _words(text: str) -> frozenset[str]:
@@ -93,48 +106,44 @@ _GENERATED_MARK = re.compile(
 )
 _GENERATED_WITHIN = 2048
 "A mark that a file was generated stands at its top; further down it may be text about such marks."
-_LONG_LINES_ARE_PROSE = frozenset({"Markdown", "reStructuredText", "Text", "TeX"})
+_LONG_LINES_ARE_PROSE = frozenset({"Markdown", "reStructuredText", "Text", "TeX", NOTEBOOK})
 _MINIFIED_MEAN_LINE = 300
 "Bytes a line, on average; people write about 35."
 
 
-def reason_by_path(path: PurePosixPath) -> str | None:
-    """The reason to leave out a file that its path within the repository tells, or None."""
+def reasons_by_path(path: PurePosixPath) -> Iterator[str]:
+    """The reasons to leave out a file that its path within the repository tells, the first one first."""
     for folder in path.parts[:-1]:
         if folder in _VENDORED:
-            return "vendored"
+            yield "vendored"
         if folder in _BUILD_OUTPUT or folder.endswith((".egg-info", ".dist-info")):
-            return "build output"
+            yield "build output"
     name = path.name
     if name in _LOCKS:
-        return "lock"
+        yield "lock"
     if is_secret_file(path):
-        return "secrets"
+        yield "secrets"
     if _MINIFIED_NAMES.search(name):
-        return "minified"
+        yield "minified"
     if _GENERATED_NAMES.search(name):
-        return "generated"
+        yield "generated"
     stem, dot, extension = name.rpartition(".")
     if dot and stem:
         extension = extension.lower()
         if extension in _BINARY:
-            return "binary"
-        if extension == "ipynb":
-            return "notebook"
+            yield "binary"
         if extension in _DATA:
-            return "data"
-    return None
+            yield "data"
 
 
-def reason_by_size(size: int, language: str | None, max_file_bytes: int) -> str | None:
-    """The reason that its size in bytes tells, or None."""
+def reasons_by_size(size: int, language: str | None, max_file_bytes: int) -> Iterator[str]:
+    """The reasons that its size in bytes tells."""
     if size == 0:
-        return "empty"
+        yield "empty"
     if size > max_file_bytes:
-        return "too large"
+        yield "too large"
     if language in BULKY_AS_DATA and size > BULKY_BYTES:
-        return "data"
-    return None
+        yield "data"
 
 
 def is_binary(content: bytes) -> bool:
@@ -142,14 +151,14 @@ def is_binary(content: bytes) -> bool:
     return b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
-def reason_by_head(head: bytes, language: str) -> str | None:
-    """The reason that a text file's first HEAD_BYTES tell, or None."""
+def reasons_by_head(head: bytes, language: str) -> Iterator[str]:
+    """The reasons that a text file's first HEAD_BYTES tell."""
     if not head.strip():
-        return "empty" if len(head) < HEAD_BYTES else "data"
+        yield "empty" if len(head) < HEAD_BYTES else "data"
+        return
     if _GENERATED_MARK.search(head, 0, _GENERATED_WITHIN):
-        return "generated"
+        yield "generated"
     if language not in _LONG_LINES_ARE_PROSE and len(head) > 2 * _MINIFIED_MEAN_LINE:
         lines = head.count(b"\n") + (head.count(b"\r") if b"\n" not in head else 0) + 1
         if len(head) / lines > _MINIFIED_MEAN_LINE:
-            return "minified"
-    return None
+            yield "minified"

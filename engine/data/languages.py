@@ -39,6 +39,7 @@ _EXTENSIONS = {
     "JavaScript": "js cjs mjs jsx",
     "Jinja": "j2 jinja jinja2",
     "Julia": "jl",
+    "Jupyter": "ipynb",
     "Kotlin": "kt kts",
     "LLVM": "ll",
     "Lua": "lua",
@@ -136,6 +137,7 @@ _INTERPRETERS = {
     "zsh": "Shell",
 }
 _BY_EXTENSION = {extension: language for language, names in _EXTENSIONS.items() for extension in names.split()}
+NOTEBOOK = "Jupyter"
 BULKY_AS_DATA = frozenset({"JSON", "Text", "XML"})
 "Written by people when short, by programs when long."
 

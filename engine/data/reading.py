@@ -1,21 +1,33 @@
-"""The first reading of every file: what is no text, a copy or a secret is found, and the rest is split in two."""
+"""The first reading of every source: what is no text, a copy or a secret is found; the rest is ordered and split."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from engine.data.collect import Collection, SourceFile
-from engine.data.documents import read_document
-from engine.data.near_duplicates import NearDuplicates
-from engine.data.safe_files import Folder
-from engine.data.secrets import Secret, find_secrets, hint
-from engine.data.split import held_out_files
+import numpy as np
+
+from engine.data.collect import EXAMPLES, Collection, SourceFile
+from engine.data.documents import Document, Edit, Texts, edited
+from engine.data.filters import reasons_by_path
+from engine.data.git import GitError
+from engine.data.history import LANGUAGE as DIFF
+from engine.data.history import Change, Commit, commit_of, has_history, read_patches
+from engine.data.languages import language_by_name
+from engine.data.licences import find_header, fingerprint
+from engine.data.near_duplicates import NearDuplicates, telling_lines
+from engine.data.order import FileOrder, order_by_path, order_files
+from engine.data.packages import packages
+from engine.data.secrets import PLACEHOLDER, find_secrets, hint
+from engine.data.split import held_out_files, is_held_out
+from engine.data.syntax import Outline, outline
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from engine.config import DataSection
 
 Progress = Callable[[int, int, str], None]
@@ -35,78 +47,284 @@ class FoundSecret:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The files that make the dataset, in the store's order, as they were when they were read."""
+class Twin:
+    """A file that is almost the same as an earlier one."""
 
-    files: list[SourceFile]
-    digests: list[bytes]
+    file: SourceFile
+    like: SourceFile
+    side: str
+    '"left out", "training" or "held out".'
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A source that makes part of the dataset."""
+
+    file: SourceFile
+    digest: bytes
+    "SHA-256 of its bytes when it was read."
+    definitions: npt.NDArray[np.uint32]
+    "Lines of its edited text that are worth a cut before them."
+    document: int
+    "Number of the document that it is a part of."
+    edits: tuple[Edit, ...]
+    "What is replaced in its text."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What makes the dataset, in the store's order, as it was when it was read."""
+
+    files: tuple[ReadFile, ...]
     held_out: int
     "How many, at the end of the list."
     skipped: Counter[str]
-    masked: dict[SourceFile, list[Secret]]
-    "What is replaced in the text of a file."
+    examples: dict[str, list[str]]
     secrets: tuple[FoundSecret, ...]
+    twins: tuple[Twin, ...]
+    licence_headers: int
+    "Repeated ones that are taken out."
+    order: FileOrder
+    notes: tuple[str, ...] = ()
+    "Sentences that a person should see."
 
     @property
     def repositories(self) -> list[Path]:
         """In the order in which their numbers in the store count."""
-        return list(dict.fromkeys(sorted(file.repository for file in self.files)))
+        return sorted({read.file.repository for read in self.files})
 
 
-def read(collection: Collection, data: DataSection, report: Progress) -> Reading:
-    """Reads every file once, drops what turns out to be no text or a copy, and splits the rest."""
-    kept: list[tuple[SourceFile, bytes]] = []
-    skipped: Counter[str] = Counter()
-    digests: set[bytes] = set()
-    alike = NearDuplicates()
-    masked: dict[SourceFile, list[Secret]] = {}
-    found: list[FoundSecret] = []
-    folders = {root: Folder(str(root)) for root in collection.listed_by}
+def read(collection: Collection, data: DataSection, texts: Texts, report: Progress) -> Reading:
+    """Reads every source once, drops what turns out to be no text or a copy, and orders and splits the rest."""
+    reader = _Reader(data, texts)
     for position, file in enumerate(collection.files):
         if position % 100 == 0:
             report(position, len(collection.files), "files read")
-        document = read_document(folders[file.repository], file, data.max_file_bytes)
-        if isinstance(document, str):
-            skipped[document] += 1
-            continue
-        if document.digest in digests:
-            skipped["duplicate"] += 1
-            continue
-        digests.add(document.digest)
-        secrets = [] if data.secrets == "keep" else find_secrets(document.text, file.language)
-        found += _describe_secrets(file, document.text, secrets)
-        if secrets and data.secrets == "skip":
-            skipped["secrets"] += 1
-            continue
-        if data.near_duplicates == "skip":
-            alike.add(document.text)
-        if secrets:
-            masked[file] = secrets
-        kept.append((file, document.digest))
+        reader.take(file)
     report(len(collection.files), len(collection.files), "files read")
-    twins = alike.find(lambda number: _text(folders, kept[number][0], data))
-    skipped["near-duplicate"] += len(twins)
-    kept = [entry for number, entry in enumerate(kept) if number not in twins]
-    held_out = held_out_files([file for file, _ in kept], data.held_out_fraction)
-    # A stable sort: within each side, files stay in the order of their paths.
-    order = sorted(range(len(kept)), key=lambda index: held_out[index])
-    return Reading(
-        files=[kept[index][0] for index in order],
-        digests=[kept[index][1] for index in order],
-        held_out=sum(held_out),
-        skipped=+skipped,
-        masked=masked,
-        secrets=tuple(found),
-    )
+    reader.find_twins()
+    reader.split()
+    if data.history:
+        repositories = {file.repository for file in collection.files if not file.alone}
+        reader.take_history([root for root in collection.listed_by if root in repositories], report)
+    return reader.finish()
 
 
-def _text(folders: dict[Path, Folder], file: SourceFile, data: DataSection) -> str:
-    document = read_document(folders[file.repository], file, data.max_file_bytes)
-    # A file that has changed since its first reading is noticed by its digest when it is tokenised.
-    return "" if isinstance(document, str) else document.text
+_FEWEST_ADDED = 3
+_MOST_KNOWN = 0.5
+"Share of a change's telling lines that held-out files may hold; it counts from _FEWEST_ADDED such lines on."
 
 
-def _describe_secrets(file: SourceFile, text: str, secrets: list[Secret]) -> Iterator[FoundSecret]:
-    for secret in secrets:
-        line = text.count("\n", 0, secret.start) + 1
-        yield FoundSecret(file, line, secret.kind, hint(text[secret.start : secret.end]))
+@dataclass(slots=True)
+class _Kept:
+    file: SourceFile
+    digest: bytes
+    outline: Outline
+    edits: tuple[Edit, ...]
+    header_taken_out: bool
+    like: int | None
+    "Number of the earlier file that it is a copy or near-duplicate of."
+
+
+@dataclass
+class _Reader:
+    """Takes sources in the order of their paths."""
+
+    data: DataSection
+    texts: Texts
+    kept: list[_Kept] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    secrets: list[FoundSecret] = field(default_factory=list)
+    twins: list[tuple[SourceFile, SourceFile]] = field(default_factory=list)
+    held_out: list[bool] = field(default_factory=list)
+    "For each kept file, once they are split."
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._digests: dict[bytes, int] = {}
+        self._headers: set[bytes] = set()
+        self._alike = NearDuplicates()
+
+    def take(self, file: SourceFile) -> None:
+        """Reads one source, and keeps it unless there is a reason not to."""
+        self._consider(file, self.texts.read(file))
+
+    def _consider(self, file: SourceFile, document: Document | str) -> bool:
+        """Whether a source is kept."""
+        if isinstance(document, str):
+            return self._skip(file, document)
+        copy_of = self._digests.get(document.digest)
+        if copy_of is not None and "duplicate" not in self.data.include:
+            return self._skip(file, "duplicate")
+        edits, has_secrets = self._edits(file, document)
+        if has_secrets and self.data.secrets == "skip":
+            return self._skip(file, "secrets")
+        header = self._repeated_header(document.text)
+        if header is not None:
+            edits = [header, *(edit for edit in edits if edit.start >= header.end)]
+        text = edited(document.text, edits)
+        if not text.strip():
+            return self._skip(file, "empty")
+        if copy_of is None:
+            self._digests[document.digest] = len(self.kept)
+            self._alike.add(len(self.kept), text)
+        found = outline(text, file.language, file.path)
+        self.kept.append(_Kept(file, document.digest, found, tuple(edits), header is not None, copy_of))
+        return True
+
+    def find_twins(self) -> None:
+        """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks."""
+        found = self._alike.find(self._text_again)
+        # Whatever is a copy of a near-duplicate is one, too.
+        found |= {n: found[kept.like] for n, kept in enumerate(self.kept) if kept.like in found}
+        self.twins = [(self.kept[number].file, self.kept[like].file) for number, like in sorted(found.items())]
+        for number, like in found.items():
+            self.kept[number].like = like
+        if self.data.near_duplicates == "keep":
+            return
+        for number in sorted(found):
+            self._skip(self.kept[number].file, "near-duplicate")
+        left = [number for number in range(len(self.kept)) if number not in found]
+        place = {number: position for position, number in enumerate(left)}
+        self.kept = [self.kept[number] for number in left]
+        for kept in self.kept:
+            kept.like = None if kept.like is None else place[kept.like]
+
+    def _skip(self, file: SourceFile, reason: str) -> bool:
+        self.skipped[reason] += 1
+        named = self.examples.setdefault(reason, [])
+        if len(named) < EXAMPLES:
+            named.append(f"{file.repository}/{file.path}")
+        return False
+
+    def _edits(self, file: SourceFile, document: Document) -> tuple[list[Edit], bool]:
+        if self.data.secrets == "keep":
+            return [], False
+        # A change may be to a file of any language: values without quotation marks count as well.
+        secrets = find_secrets(document.text, "YAML" if file.language == DIFF else file.language)
+        for secret in secrets:
+            line = document.text.count("\n", 0, secret.start) + 1
+            shown = hint(document.text[secret.start : secret.end])
+            self.secrets.append(FoundSecret(file, line, secret.kind, shown))
+        return [Edit(secret.start, secret.end, PLACEHOLDER) for secret in secrets], bool(secrets)
+
+    def _repeated_header(self, text: str) -> Edit | None:
+        """The edit that takes out a licence header that an earlier file has."""
+        if self.data.licence_headers == "keep" or (found := find_header(text)) is None:
+            return None
+        start, end = found
+        print_ = fingerprint(text[start:end])
+        if print_ in self._headers:
+            return Edit(start, end)
+        self._headers.add(print_)
+        return None
+
+    def _text_again(self, number: int) -> str:
+        kept = self.kept[number]
+        document = self.texts.read(kept.file)
+        # A file that has changed since its first reading is noticed by its digest when it is tokenised.
+        return "" if isinstance(document, str) else edited(document.text, kept.edits)
+
+    def split(self) -> None:
+        """Decides for each kept file whether it is held out; one almost the same as another goes where that goes."""
+        originals = [number for number, kept in enumerate(self.kept) if kept.like is None]
+        sides = held_out_files([self.kept[number].file for number in originals], self.data.held_out_fraction)
+        side = dict(zip(originals, sides, strict=True))
+        self.held_out = [side[number if kept.like is None else kept.like] for number, kept in enumerate(self.kept)]
+
+    def take_history(self, roots: Sequence[Path], report: Progress) -> None:
+        """Adds the latest commits to the training side, without what is held out."""
+        limit = self.data.max_file_bytes
+        for root in roots:
+            if not has_history(root):
+                self.notes.append(f"{root} has no git history to learn")
+                continue
+            keeps = self._learnable(root)
+            try:
+                for position, patch in enumerate(read_patches(root, self.data.history, longest=limit)):
+                    report(position, self.data.history, "commits read")
+                    made = commit_of(root, patch, keeps)
+                    if made is None:
+                        named = Commit(root, PurePosixPath("commits") / patch.revision[:12], DIFF, 0)
+                        self._skip(named, "held out")
+                    elif self._consider(made[0], self.texts.document(made[1])):
+                        self.held_out.append(False)
+            except GitError as error:
+                self.notes.append(f"the history of {root} could not be read to its end: {error}")
+
+    def _learnable(self, root: Path) -> Callable[[Change], bool]:
+        """Whether a change may be learnt: one of a file that is learnt, and of no text that is held out."""
+        fraction, include = self.data.held_out_fraction, frozenset(self.data.include)
+        side = [kept.file for kept, held_out in zip(self.kept, self.held_out, strict=True) if held_out]
+        paths = {str(file.path) for file in side if file.repository == root}
+        numbers = [number for number, held_out in enumerate(self.held_out) if held_out]
+        lines = [telling_lines(self._text_again(number).split("\n")) for number in numbers]
+        known = np.unique(np.concatenate(lines)) if lines else np.empty(0, dtype=np.uint32)
+
+        def learnable(change: Change) -> bool:
+            for name in change.paths:
+                path = PurePosixPath(name)
+                if name in paths or is_held_out(path, fraction) or language_by_name(path.name) is None:
+                    return False
+                if not include.issuperset(reasons_by_path(path)):
+                    return False
+            added = telling_lines(change.added)
+            return len(added) < _FEWEST_ADDED or float(np.isin(added, known).mean()) < _MOST_KNOWN
+
+        return learnable
+
+    def finish(self) -> Reading:
+        """Puts what was kept in its order."""
+        files = [kept.file for kept in self.kept]
+        order = order_by_path(len(files))
+        if self.data.order == "imports":
+            order = order_files(files, [kept.outline.imports for kept in self.kept])
+        positions = sorted(order.positions, key=lambda number: self.held_out[number])
+        documents = list(_documents(files, positions, self.held_out, self.data))
+        # Files of one document follow each other; a stable sort, so that each keeps its order.
+        in_order = sorted(zip(documents, positions, strict=True), key=lambda pair: pair[0])
+        return Reading(
+            files=tuple(
+                ReadFile(
+                    self.kept[number].file,
+                    self.kept[number].digest,
+                    self.kept[number].outline.definitions,
+                    document,
+                    self.kept[number].edits,
+                )
+                for document, number in in_order
+            ),
+            held_out=sum(self.held_out),
+            skipped=self.skipped,
+            examples=self.examples,
+            secrets=tuple(self.secrets),
+            twins=tuple(self._twins()),
+            licence_headers=sum(kept.header_taken_out for kept in self.kept),
+            order=order,
+            notes=tuple(self.notes),
+        )
+
+    def _twins(self) -> Iterator[Twin]:
+        if self.data.near_duplicates == "skip":
+            yield from (Twin(file, like, "left out") for file, like in self.twins)
+            return
+        held_out = {kept.file: held_out for kept, held_out in zip(self.kept, self.held_out, strict=True)}
+        for file, like in self.twins:
+            yield Twin(file, like, "held out" if held_out[file] else "training")
+
+
+def _documents(
+    files: Sequence[SourceFile], positions: Sequence[int], held_out: Sequence[bool], data: DataSection
+) -> Iterator[int]:
+    """Number of the document of each file at `positions`, counted as they first appear."""
+    numbers: dict[object, int] = {}
+    package_of = packages(files) if data.documents == "package" else None
+    for number in positions:
+        file = files[number]
+        key: object = (file.repository, held_out[number])
+        if data.documents == "file" or file.alone:
+            key = number
+        elif package_of is not None:
+            key = (file.repository, held_out[number], package_of[number])
+        yield numbers.setdefault(key, len(numbers))

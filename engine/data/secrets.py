@@ -101,16 +101,6 @@ def find_secrets(text: str, language: str) -> list[Secret]:
     return kept
 
 
-def mask(text: str, secrets: list[Secret]) -> str:
-    """The text with each secret replaced by PLACEHOLDER."""
-    pieces = []
-    position = 0
-    for secret in secrets:
-        pieces += [text[position : secret.start], PLACEHOLDER]
-        position = secret.end
-    return "".join([*pieces, text[position:]])
-
-
 def hint(value: str) -> str:
     """As much of a secret as a list may show: its first characters, never more than a quarter or four of them."""
     return value[: min(4, len(value) // 4)] + "…"

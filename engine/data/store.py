@@ -1,7 +1,9 @@
-"""Token ids of many documents in one memory-mapped file, named by what went into it.
+"""Token ids of many files in one memory-mapped file, named by what went into it.
 
     <cache>/<key>/tokens.bin       ids, little-endian, uint16 where the vocabulary allows, else uint32
-    <cache>/<key>/manifest.json    key, type, documents with their token counts, SHA-256 of each block and of itself
+    <cache>/<key>/borders.bin      first token of each definition that a window may be cut before, int64, ascending
+    <cache>/<key>/newlines.bin     line ends in the text of each token id, uint8
+    <cache>/<key>/manifest.json    key, type, files with their token counts, SHA-256 of each block and of itself
     <cache>/<key>.building/        a store being written: it becomes <key>/ by one rename, when it is complete
     <cache>/<key>.lock             held while it is written
 
@@ -21,20 +23,24 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from engine import errors
+from engine.data.packing import Layout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = 1
+FORMAT = 2
 "Raised when stores of before cannot be read any more; part of every key."
 _BLOCK = 1 << 24
 "Bytes that share one checksum."
 _CHECKPOINT_SECONDS = 5.0
+
+
+_TOKENS, _BORDERS, _NEWLINES = "tokens.bin", "borders.bin", "newlines.bin"
 
 
 class StoreDamagedError(Exception):
@@ -42,13 +48,15 @@ class StoreDamagedError(Exception):
 
 
 @dataclass(frozen=True)
-class DocumentEntry:
-    """One document's place in a store."""
+class FileEntry:
+    """One file's place in a store."""
 
     path: str
     repository: int
     "Index into the list of repositories."
     language: str
+    document: int
+    "Number of the document that it is a part of: files of one document follow each other, and may see each other."
     tokens: int
 
 
@@ -57,18 +65,29 @@ class TokenStore:
     """A complete, checked store.
 
     Attributes:
-        tokens: Ids of all documents, one after the other, as a read-only memory map. Shape (tokens,).
-        documents: In the order of their tokens.
+        tokens: Ids of all files, one after the other, as a read-only memory map. Shape (tokens,).
+        files: In the order of their tokens.
+        borders: First token of each definition, ascending, as a read-only memory map.
+        newlines: Line ends in the text of each token id. Shape (vocabulary,).
     """
 
     path: Path
     tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-    documents: tuple[DocumentEntry, ...]
+    files: tuple[FileEntry, ...]
+    borders: npt.NDArray[np.int64]
+    newlines: npt.NDArray[np.uint8]
 
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Where each document starts, and where the last one ends. Shape (documents + 1,)."""
-        lengths = [0, *(document.tokens for document in self.documents)]
+        """Where each file starts, and where the last one ends. Shape (files + 1,)."""
+        lengths = [0, *(file.tokens for file in self.files)]
         return np.cumsum(np.array(lengths, dtype=np.int64))
+
+    def layout(self) -> Layout:
+        """What begins where in `tokens`."""
+        starts = self.offsets()[:-1]
+        numbers = np.array([file.document for file in self.files], dtype=np.int64)
+        new = np.append(True, np.diff(numbers) != 0)[: len(starts)]
+        return Layout(documents=starts[new], files=starts, definitions=self.borders, newlines=self.newlines)
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
@@ -96,19 +115,30 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     if manifest["key"] != key or manifest["format"] != FORMAT:
         raise StoreDamagedError("it is another store under this name")
     dtype = np.dtype(manifest["dtype"])
-    documents = tuple(DocumentEntry(*entry) for entry in manifest["documents"])
-    count = sum(document.tokens for document in documents)
-    try:
-        if (path / "tokens.bin").stat().st_size != count * dtype.itemsize:
-            raise StoreDamagedError("its tokens are not as many as they were")
-        blocks = list(_block_digests(path / "tokens.bin"))
-    except OSError as error:
-        raise StoreDamagedError(f"its tokens cannot be read: {error.strerror}") from error
-    if blocks != manifest["blocks"]:
-        raise StoreDamagedError("its tokens were changed")
+    files = tuple(FileEntry(*entry) for entry in manifest["files"])
+    count = sum(file.tokens for file in files)
+    sizes = {_TOKENS: count * dtype.itemsize, _BORDERS: manifest["borders"] * 8, _NEWLINES: manifest["vocabulary"]}
+    for name, what in ((_TOKENS, "tokens"), (_BORDERS, "borders"), (_NEWLINES, "line ends")):
+        try:
+            if (path / name).stat().st_size != sizes[name]:
+                raise StoreDamagedError(f"its {what} are not as many as they were")
+            blocks = list(_block_digests(path / name))
+        except OSError as error:
+            raise StoreDamagedError(f"its {what} cannot be read: {error.strerror}") from error
+        if blocks != manifest["blocks"][name]:
+            raise StoreDamagedError(f"its {what} were changed")
+    return TokenStore(
+        path,
+        _mapped(path / _TOKENS, dtype),
+        files,
+        _mapped(path / _BORDERS, np.dtype("<i8")),
+        np.fromfile(path / _NEWLINES, dtype=np.uint8),
+    )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> Any:
     # An empty file cannot be mapped.
-    tokens: Any = np.memmap(path / "tokens.bin", dtype=dtype, mode="r") if count else np.empty(0, dtype)
-    return TokenStore(path, tokens, documents)
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def remove_store(cache: Path, key: str) -> None:
@@ -133,7 +163,7 @@ def locked(cache: Path, key: str) -> Iterator[None]:
 
 
 class StoreBuilder:
-    """Writes documents in order. What was checkpointed survives the process; what cannot be written is removed."""
+    """Writes files in order. What was checkpointed survives the process; what cannot be written is removed."""
 
     def __init__(self, cache: Path, key: str, dtype: np.dtype[Any]) -> None:
         self._final = cache / key
@@ -141,56 +171,75 @@ class StoreBuilder:
         self._key = key
         self._dtype = dtype
         self._path.mkdir(exist_ok=True)
-        self._lengths = self._read_checkpoint()
-        self._file = (self._path / "tokens.bin").open("r+b" if self._lengths else "wb")
-        self._file.truncate(sum(self._lengths) * dtype.itemsize)
-        self._file.seek(0, os.SEEK_END)
+        self._lengths, self._borders = self._read_checkpoint()
+        self._total = sum(self._lengths)
+        self._tokens_file = self._open(_TOKENS, self._total * dtype.itemsize)
+        self._borders_file = self._open(_BORDERS, self._borders * 8)
         self._saved_at = time.monotonic()
+
+    def _open(self, name: str, size: int) -> BinaryIO:
+        file = (self._path / name).open("r+b" if self._lengths else "wb")
+        file.truncate(size)
+        file.seek(0, os.SEEK_END)
+        return file
 
     def __enter__(self) -> StoreBuilder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, OSError):
-            # A full disk: what was written so far would only be in the way.
-            with contextlib.suppress(OSError):
-                self._file.close()
+        # A full disk: what was written so far would only be in the way.
+        full = kind is not None and issubclass(kind, OSError)
+        with contextlib.suppress(OSError) if full else contextlib.nullcontext():
+            self._tokens_file.close()
+            self._borders_file.close()
+        if full:
             shutil.rmtree(self._path, ignore_errors=True)
-        else:
-            self._file.close()
 
     @property
-    def documents(self) -> int:
-        """Documents that are in the store: those that a build before this one left, and those appended."""
+    def files(self) -> int:
+        """Files that are in the store: those that a build before this one left, and those appended."""
         return len(self._lengths)
 
-    def append(self, ids: npt.NDArray[np.uint32]) -> None:
-        """Adds the next document's token ids. Shape (tokens,)."""
-        self._file.write(ids.astype(self._dtype).tobytes())
+    def append(self, ids: npt.NDArray[np.uint32], definitions: npt.NDArray[np.int64]) -> None:
+        """Adds the next file.
+
+        Args:
+            ids: Its tokens. Shape (tokens,).
+            definitions: First token of each of its definitions, ascending, counted from its own first one.
+        """
+        self._tokens_file.write(ids.astype(self._dtype).tobytes())
+        self._borders_file.write((definitions + self._total).astype("<i8").tobytes())
         self._lengths.append(len(ids))
+        self._borders += len(definitions)
+        self._total += len(ids)
         if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Makes the documents appended so far survive a kill or a power cut."""
+        """Makes the files appended so far survive a kill or a power cut."""
         self._sync_tokens()
-        _write_synced(self._path / "checkpoint.json", _sealed({"lengths": self._lengths}))
+        saved = {"lengths": self._lengths, "borders": self._borders}
+        _write_synced(self._path / "checkpoint.json", _sealed(saved))
         self._saved_at = time.monotonic()
 
-    def finish(self, documents: Sequence[tuple[str, int, str]]) -> None:
+    def finish(self, files: Sequence[tuple[str, int, str, int]], newlines: npt.NDArray[np.uint8]) -> None:
         """Completes the store under its name.
 
         Args:
-            documents: Path, repository index and language of each document appended.
+            files: Path, repository index, language and document number of each file appended.
+            newlines: Line ends in the text of each token id. Shape (vocabulary,).
         """
-        entries = [DocumentEntry(*names, tokens) for names, tokens in zip(documents, self._lengths, strict=True)]
+        entries = [FileEntry(*names, tokens) for names, tokens in zip(files, self._lengths, strict=True)]
         self._sync_tokens()
+        _write_synced(self._path / _NEWLINES, newlines.tobytes())
         manifest = {
             "format": FORMAT,
             "key": self._key,
             "dtype": self._dtype.str,
-            "documents": [list(asdict(entry).values()) for entry in entries],
-            "blocks": list(_block_digests(self._path / "tokens.bin")),
+            "vocabulary": len(newlines),
+            "borders": self._borders,
+            "files": [list(asdict(entry).values()) for entry in entries],
+            "blocks": {name: list(_block_digests(self._path / name)) for name in (_TOKENS, _BORDERS, _NEWLINES)},
         }
         _write_synced(self._path / "manifest.json", _sealed(manifest))
         (self._path / "checkpoint.json").unlink(missing_ok=True)
@@ -199,20 +248,23 @@ class StoreBuilder:
         _sync_folder(self._final.parent)
 
     def _sync_tokens(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in (self._tokens_file, self._borders_file):
+            file.flush()
+            os.fsync(file.fileno())
 
-    def _read_checkpoint(self) -> list[int]:
-        """Token counts of the documents that an earlier, unfinished build left complete."""
+    def _read_checkpoint(self) -> tuple[list[int], int]:
+        """Token counts of the files that an earlier, unfinished build left complete, and how many borders they have."""
         try:
             saved = json.loads((self._path / "checkpoint.json").read_bytes())
-            written = (self._path / "tokens.bin").stat().st_size
+            written = (self._path / _TOKENS).stat().st_size // self._dtype.itemsize
+            borders_written = (self._path / _BORDERS).stat().st_size // 8
         except (OSError, ValueError):
-            return []
+            return [], 0
         if not isinstance(saved, dict) or saved.pop("digest", None) != _digest(saved):
-            return []
+            return [], 0
         lengths: list[int] = saved["lengths"]
-        return lengths if sum(lengths) * self._dtype.itemsize <= written else []
+        borders: int = saved["borders"]
+        return (lengths, borders) if sum(lengths) <= written and borders <= borders_written else ([], 0)
 
 
 def _digest(value: Any) -> str:

@@ -1,65 +1,174 @@
-"""A stream of tokens cut into windows of the context's length."""
+"""Windows of tokens over a stream, for any context: the same tokens, cut and packed anew."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.packing import SHORTEST, Layout, Packed, pack
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_SHORTEST = 2
-"Tokens; a single token has nothing to predict."
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What one sequence of a step holds: one document or several, which do not see each other.
+
+    Attributes:
+        ids: Token ids. Shape (tokens,), int64.
+        starts: First position of each document, or part of one, ascending from 0. Positions count from there.
+    """
+
+    ids: npt.NDArray[np.int64]
+    starts: tuple[int, ...] = (0,)
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted: all but the first of each document."""
+        return len(self.ids) - len(self.starts)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Position of each token in its document. Shape (tokens,)."""
+        lengths = np.diff([*self.starts, len(self.ids)])
+        places: npt.NDArray[np.int64] = np.arange(len(self.ids)) - np.repeat(self.starts, lengths)
+        return places
+
+    def part(self, start: int, stop: int) -> Window:
+        """The window's tokens [start, stop), at least one; a document that began before begins at 0."""
+        starts = sorted({max(first - start, 0) for first in self.starts if first < stop})
+        return Window(self.ids[start:stop], tuple(starts))
+
+    def first(self, tokens: int) -> Window:
+        """The window up to so many tokens."""
+        return Window(self.ids[:tokens], tuple(start for start in self.starts if start < max(tokens, 1)))
+
+    def first_targets(self, targets: int) -> Window:
+        """The window up to so many targets."""
+        # A document that starts after k targets in d documents starts at position k + d.
+        before = sum(start - documents < targets for documents, start in enumerate(self.starts))
+        return self.first(targets + before)
+
+
+def joined(windows: Sequence[Window]) -> Window:
+    """Windows one after the other as one, whose documents do not see each other."""
+    if len(windows) == 1:
+        return windows[0]
+    ends = np.cumsum([0, *(len(window) for window in windows)])
+    starts = [int(end) + start for end, window in zip(ends, windows, strict=False) for start in window.starts]
+    return Window(np.concatenate([window.ids for window in windows]), tuple(starts))
+
+
+@dataclass(frozen=True)
+class PackingFigures:
+    """How well the windows of one context are filled."""
+
+    tokens: int
+    windows: int
+    documents: int
+    "Documents, or parts of them, in all windows together."
+    cut_inside: int
+    "Parts that end within a definition."
+    waste: float
+    "Share of the places of all windows but the emptiest that stay empty."
+
+    def padded(self, context: int) -> float:
+        """The share that would stay empty if each part had a window of its own."""
+        return 1 - self.tokens / (self.documents * context) if self.documents else 0.0
 
 
 class Windows:
-    """Windows over a stream, in order, without overlap. The last one may be shorter.
+    """Windows over a stream. Each token is in one of them; one without anything to predict is left out.
 
     Attributes:
-        token_count: Tokens in all windows: each token of the stream once, but a last window of a single token.
+        context: Tokens in a window, at most.
+        token_count: Tokens in all windows.
+        figures: How well they are filled.
     """
 
-    def __init__(self, stream: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], context: int) -> None:
+    def __init__(
+        self,
+        stream: npt.NDArray[np.uint16] | npt.NDArray[np.uint32],
+        context: int,
+        layout: Layout | None = None,
+        *,
+        together: bool = True,
+    ) -> None:
         """Takes the stream as it is, without a copy: it may be a memory map.
 
         Args:
             stream: Token ids. Shape (tokens,).
             context: Tokens a window, at least 2.
+            layout: What begins where in the stream; None for one document of which nothing is known.
+            together: Whether several documents may share a window (packing).
 
         Raises:
             ValueError: context below 2.
         """
-        if context < _SHORTEST:
-            raise ValueError(f"a window needs at least {_SHORTEST} tokens, not {context}")
+        if context < SHORTEST:
+            raise ValueError(f"a window needs at least {SHORTEST} tokens, not {context}")
         self.context = context
-        self._whole = stream
-        rest = len(stream) % context
-        self._stream = stream[: len(stream) - rest] if rest < _SHORTEST else stream
+        self._stream = stream
+        nothing = np.empty(0, dtype=np.int64)
+        begin = np.zeros(min(1, len(stream)), dtype=np.int64)
+        self._layout = layout or Layout(documents=begin, files=begin, definitions=nothing)
+        self._together = together
+        packed = pack(stream, context, self._layout, together=together)
+        self._packed, self._lengths = _without_empty(packed)
+        self.token_count = int(self._lengths.sum())
+        places = (len(self._lengths) - 1) * context
+        self.figures = PackingFigures(
+            tokens=self.token_count,
+            windows=len(self._lengths),
+            documents=len(self._packed.starts),
+            cut_inside=packed.cut_inside,
+            waste=1 - (self.token_count - int(self._lengths.min())) / places if places > 0 else 0.0,
+        )
 
     def __len__(self) -> int:
-        return math.ceil(len(self._stream) / self.context)
+        return len(self._lengths)
 
     def with_context(self, context: int) -> Windows:
         """Windows of another length over the same tokens."""
-        return Windows(self._whole, context)
+        return Windows(self._stream, context, self._layout, together=self._together)
 
-    @property
-    def token_count(self) -> int:
-        """Tokens in all windows."""
-        return len(self._stream)
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
-        """Token ids of one window. Shape (at most context,), int64."""
+    def __getitem__(self, index: int) -> Window:
+        """One window."""
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        start = index * self.context
-        return self._stream[start : start + self.context].astype(np.int64)
+        first, last = self._packed.first_part[index : index + 2]
+        starts, stops = self._packed.starts[first:last], self._packed.stops[first:last]
+        ids = np.concatenate([self._stream[start:stop] for start, stop in zip(starts, stops, strict=True)])
+        places = np.cumsum([0, *(stops - starts)[:-1]])
+        return Window(ids.astype(np.int64), tuple(places.tolist()))
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[index] for index in range(len(self)))
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """The order in which one epoch visits the windows. Shape (windows,)."""
         return epoch_order(len(self), seed, epoch)
+
+
+def _without_empty(packed: Packed) -> tuple[Packed, npt.NDArray[np.int64]]:
+    """The windows that have something to predict, and the tokens of each. A last one of a single token has not."""
+    lengths = packed.stops - packed.starts
+    parts = np.diff(packed.first_part)
+    owners = np.repeat(np.arange(len(parts)), parts)
+    tokens = np.bincount(owners, lengths, minlength=len(parts)).astype(np.int64)
+    useful = tokens > parts
+    if useful.all():
+        return packed, tokens
+    kept = useful[owners]
+    first_part = np.cumsum([0, *parts[useful]], dtype=np.int64)
+    return Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside), tokens[useful]
 
 
 def epoch_order(windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

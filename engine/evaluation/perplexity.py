@@ -56,7 +56,7 @@ def evaluate(
     for done, window in enumerate(chosen):
         progress(done, len(chosen))
         total += loss_of(window)
-        tokens += len(window) - 1
+        tokens += window.targets
     progress(len(chosen), len(chosen))
     loss = total / tokens if tokens else math.nan
     return HeldOutLoss(loss=loss, tokens=tokens, seconds=time.monotonic() - started)
@@ -64,13 +64,13 @@ def evaluate(
 
 def _choose(windows: WindowSource, max_tokens: int) -> Iterator[Window]:
     """Windows at even distances, the last one cut where `max_tokens` targets are reached."""
-    longest = max(len(windows[index]) for index in range(len(windows)))
-    count = min(len(windows), math.ceil(max_tokens / max(1, longest - 1)))
+    most = max(windows[index].targets for index in range(len(windows)))
+    count = min(len(windows), math.ceil(max_tokens / max(1, most)))
     left = max_tokens
     for index in range(count):
-        window = windows[index * len(windows) // count][: left + 1]
-        if len(window) > 1:
-            left -= len(window) - 1
+        window = windows[index * len(windows) // count].first_targets(left)
+        if window.targets > 0:
+            left -= window.targets
             yield window
         if left <= 0:
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import __version__
+from engine.errors import one_line
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -53,7 +54,7 @@ def render_report(report: RunReport) -> str:
     parts = [
         f"# {config.output.model_name}",
         f"{report.spec.name}, fine-tuned with LoRA by elite-tui {__version__} "
-        f"on {_repositories(config.data.repositories)}. The run {_ENDED[finished.status]}.",
+        f"on {_repositories([*config.data.repositories, *config.data.datasets])}. The run {_ENDED[finished.status]}.",
         "## Held-out perplexity",
         _perplexities(report),
         "## Data",
@@ -62,6 +63,7 @@ def render_report(report: RunReport) -> str:
         _table(_setting_rows(report)),
         "## Cost",
         _table(_cost_rows(report)),
+        *_recoveries(report.progress.recoveries),
         "## Using the adapter",
         _usage(report.spec, finished.adapter or "adapter"),
     ]
@@ -89,6 +91,13 @@ def _perplexities(report: RunReport) -> str:
         "Perplexity p means: as uncertain of the next token as a choice among p equally likely ones."
     )
     return _table(rows, ("", "perplexity")) + "\n\n" + text
+
+
+def _recoveries(recoveries: list[str]) -> list[str]:
+    """A section of what went wrong on the way and was dealt with; none where nothing did."""
+    if not recoveries:
+        return []
+    return ["## Recoveries", "\n".join(f"- {one_line(text)}" for text in recoveries)]
 
 
 def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
+from engine.hardware import measured
 from engine.hardware.disk import read_disk
 from engine.hardware.limits import count_cores, read_memory
 from engine.hardware.machine import Gpu, Machine
@@ -40,7 +42,7 @@ def take_inventory(disk_path: Path, root: Path = Path("/")) -> Machine:
     """
     memory = read_memory(root)
     disk = read_disk(disk_path, root)
-    return Machine(
+    machine = Machine(
         gpus=_read_gpus(),
         cpu_name=_cpu_name(root),
         cpu_cores=count_cores(root),
@@ -53,6 +55,7 @@ def take_inventory(disk_path: Path, root: Path = Path("/")) -> Machine:
         disk_kind=disk.kind,
         libraries={name: _version(name) for name in LIBRARIES},
     )
+    return replace(machine, measured=measured.load(machine))
 
 
 def _read_gpus() -> tuple[Gpu, ...]:

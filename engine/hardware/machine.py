@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.hardware.measured import Measured
 
 GIB = 1024**3
 
@@ -65,3 +69,5 @@ class Machine:
     "Version of each library that enables something; None where it is not installed."
     simulated: str | None = None
     "Name of the card that was asked for instead of measured."
+    measured: Measured | None = None
+    "What `engine profile` found here; None where it has not run, and for a simulated machine."

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from engine import errors
+from engine.models.base_changes import NO_CHANGES, BaseChanges
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -38,6 +39,8 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
     )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -76,8 +79,12 @@ def adapter_config_json(model: PeftModel) -> str:
         return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
 
 
-def save_adapter(model: PeftModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def save_adapter(
+    model: PeftModel, path: Path, tokenizer: PreTrainedTokenizerFast, changes: BaseChanges = NO_CHANGES
+) -> None:
     """Writes the adapter in PEFT's format and the tokenizer. The folder appears complete or not at all.
+
+    `changes` to the base model are written beside it: it is of no use on the unchanged one.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -87,5 +94,6 @@ def save_adapter(model: PeftModel, path: Path, tokenizer: PreTrainedTokenizerFas
     # "auto" would ask the hub whether the embeddings were resized: they never are.
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
+    changes.save(aside)
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)

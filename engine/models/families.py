@@ -114,6 +114,38 @@ FAMILIES: dict[str, Family] = {
 }
 """The supported families, by transformers' model_type."""
 
+STREAMED = (
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "mixtral",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "starcoder2",
+)
+"""Families whose streamed gradient is tested against whole-sequence backpropagation."""
+
+FUSED = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose gradient with fused kernels is tested on a GPU against the one without."""
+
+POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""Rotary tables that change with the length of the input, which tiles cannot see."""
+
+
+def _fixed_rope_context(config: Config) -> int | None:
+    """Tokens up to which the rotary tables do not depend on the input's length; None where they never do."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") if isinstance(rope, dict) else None
+    if kind not in POSITION_DEPENDENT_ROPE:
+        return None
+    names = "original_max_position_embeddings", "max_position_embeddings"
+    found = [source.get(name) for name in names for source in (rope, config)]
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -149,6 +181,7 @@ def spec_from_config(
         "vocab_size": config["vocab_size"],
         "tied_embeddings": config.get("tie_word_embeddings", family.tied_embeddings),
         "max_context": config.get("max_position_embeddings", family.max_context),
+        "fixed_rope_context": _fixed_rope_context(config),
         **family.shape,
         **family.from_config(config),
     }

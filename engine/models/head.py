@@ -27,7 +27,9 @@ def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
     return model.base_model, model.get_output_embeddings()
 
 
-def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, piece: int = PIECE) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, piece: int = PIECE, label_smoothing: float = 0.0
+) -> Tensor:
     """Sum over tokens of the cross-entropy, in nats, fp32, differentiable in `hidden` and the head's weights.
 
     Args:
@@ -35,6 +37,7 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, piece
         head: Maps (p, d) to logits (p, vocabulary).
         targets: The token that follows each position. Shape (n,), int64.
         piece: Tokens whose logits exist at once; any value gives the same sum up to rounding.
+        label_smoothing: Probability that all words share instead of the right one (arXiv 1512.00567).
     """
     total = hidden.new_zeros((), dtype=torch.float32)
     # The backward of an only piece starts with its logits: computing them again would save nothing.
@@ -42,14 +45,16 @@ def summed_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, piece
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
         if recompute:
-            total = total + checkpoint(_piece_loss, hidden[part], head, targets[part], use_reentrant=False)
+            total = total + checkpoint(
+                _piece_loss, hidden[part], head, targets[part], label_smoothing, use_reentrant=False
+            )
         else:
-            total = total + _piece_loss(hidden[part], head, targets[part])
+            total = total + _piece_loss(hidden[part], head, targets[part], label_smoothing)
     return total
 
 
-def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor, label_smoothing: float) -> Tensor:
+    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
 
 
 @torch.no_grad()

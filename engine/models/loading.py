@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import AutoModelForCausalLM as AutoModel
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from engine import errors
 from engine.assets import asset
+from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.grouped_heads import pool_key_value_heads
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
@@ -51,8 +53,13 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_model(spec: ModelSpec, placement: Placement) -> PreTrainedModel:
+def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_CHANGES) -> PreTrainedModel:
     """The base model with its weights in place: frozen, without a cache of keys and values.
+
+    Args:
+        spec: What to load.
+        placement: Where to, and in which numbers.
+        changes: What to do to it before an adapter is put on it.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
@@ -60,9 +67,11 @@ def load_model(spec: ModelSpec, placement: Placement) -> PreTrainedModel:
     source = _source(spec)
     _check_directory(source)
     if spec.name == "demo" and not (Path(source) / "model.safetensors").exists():
-        model = _load_seeded(source, placement)
+        model = _load_seeded(source, placement, changes)
     else:
-        model = _load_pretrained(spec, source, placement)
+        model = _load_pretrained(spec, source, placement, changes)
+    if changes.kv_heads is not None:
+        pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else source
     model.config.use_cache = False
     if placement.precision == "nf4":
@@ -96,9 +105,11 @@ def _check_directory(source: str) -> None:
     raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=found)
 
 
-def _load_seeded(source: str, placement: Placement) -> PreTrainedModel:
+def _load_seeded(source: str, placement: Placement, changes: BaseChanges) -> PreTrainedModel:
     """The demo with weights drawn from a fixed seed, the same on every machine: made on the CPU in fp32."""
     config = Qwen2Config.from_pretrained(source)
+    if changes.yarn_factor is not None:
+        stretch_positions(config, changes.yarn_factor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DEMO_SEED)
         model = Qwen2ForCausalLM(config)
@@ -133,8 +144,12 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _load_pretrained(spec: ModelSpec, source: str, placement: Placement) -> PreTrainedModel:
-    return _from_library(spec, AutoModel, source, {**_arguments(placement), "use_safetensors": True})
+def _load_pretrained(spec: ModelSpec, source: str, placement: Placement, changes: BaseChanges) -> PreTrainedModel:
+    arguments = {**_arguments(placement), "use_safetensors": True}
+    if changes.yarn_factor is not None:
+        arguments["config"] = _from_library(spec, AutoConfig, source, {})
+        stretch_positions(arguments["config"], changes.yarn_factor)
+    return _from_library(spec, AutoModel, source, arguments)
 
 
 def _arguments(placement: Placement) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class ModelSpec:
     tied_embeddings: bool
     max_context: int
     "Positions that it was trained with; longer contexts work, at a quality that fine-tuning must win back."
+    fixed_rope_context: int | None = None
+    "Longest context whose rotary tables do not change with its length; None where they never do."
     sliding_window: int | None = None
     "Tokens that a windowed layer attends to; None where every layer attends to everything before it."
     full_attention_layers: int

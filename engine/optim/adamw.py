@@ -1,17 +1,55 @@
-"""AdamW (arXiv 1711.05101) over the adapter's fp32 master weights."""
+"""AdamW (arXiv 1711.05101) over the adapter's fp32 master weights: plain, in 8 bits, with LoRA+'s two rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
 from typing import TYPE_CHECKING
 
-from torch.nn import Parameter
-from torch.optim import AdamW
+from peft.optimizers import create_loraplus_optimizer
+from torch.optim import AdamW, Optimizer
+
+from engine import errors
+from engine.models.adapter import trainable
 
 if TYPE_CHECKING:
-    from engine.config import TrainingSection
+    from peft import PeftModel
+
+    from engine.config import RunConfig
 
 
-def adamw(parameters: Iterable[Parameter], training: TrainingSection) -> AdamW:
-    """The optimiser. The decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights."""
-    return AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+def adamw(model: PeftModel, config: RunConfig, learning_rate: float) -> Optimizer:
+    """The optimiser of a run.
+
+    The decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights.
+
+    Args:
+        model: Whose adapter is trained.
+        config: `training.optimizer`, `training.weight_decay` and `lora.plus_ratio` are read.
+        learning_rate: Peak rate, of A where A and B differ.
+
+    Raises:
+        EliteError: OPTIMIZATION_UNAVAILABLE when bitsandbytes is needed and not installed.
+    """
+    kind, decay = optimizer_type(config.training.optimizer), config.training.weight_decay
+    if config.lora.plus_ratio == 1.0:
+        return kind(trainable(model).values(), lr=learning_rate, weight_decay=decay)  # type: ignore[call-arg]
+    made: Optimizer = create_loraplus_optimizer(
+        model, kind, lr=learning_rate, loraplus_lr_ratio=config.lora.plus_ratio, loraplus_weight_decay=decay
+    )
+    return made
+
+
+def optimizer_type(name: str) -> type[Optimizer]:
+    """The class behind `training.optimizer`; 8-bit states are block-wise quantised (arXiv 2110.02861)."""
+    if name == "adamw":
+        return AdamW
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise errors.OPTIMIZATION_UNAVAILABLE(
+            id="adamw_8bit",
+            reason="the package bitsandbytes is not installed",
+            remedy="run `pip install 'elite-tui[quant]'`, or set training.optimizer=adamw",
+        )
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    chosen: type[Optimizer] = AdamW8bit if name == "adamw_8bit" else PagedAdamW8bit
+    return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from engine import errors
@@ -59,6 +60,8 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         held_out_fraction=config.data.held_out_fraction,
         tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
         way=config.training.step,
+        activation_bits=config.training.activation_bits,
+        recompute=config.training.recompute,
     )
 
 
@@ -73,9 +76,19 @@ def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository
     """
     planning = planning_of(config, machine, spec, repository_tokens)
     if config.training.context is not None:
-        return _asked_context(planning, config.training.context)
-    if config.training.tier is not None:
-        return _asked_tier(planning, config.training.tier)
+        choice = _asked_context(planning, config.training.context)
+    elif config.training.tier is not None:
+        choice = _asked_tier(planning, config.training.tier)
+    else:
+        choice = _best_context(planning)
+    if choice.context > spec.max_context and config.model.rope_scaling == "auto":
+        factor = choice.context / spec.max_context
+        stretched = f"{choice.note}; YaRN stretches its positions {factor:g} times, past the trained length"
+        return dataclasses.replace(choice, note=stretched)
+    return choice
+
+
+def _best_context(planning: Planning) -> Choice:
     table = tier_table(planning)
     if table.recommended is not None:
         row = table.row(table.recommended)

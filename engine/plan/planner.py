@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine import errors
-from engine.hardware.machine import Machine
+from engine.hardware.machine import Gpu, Machine
+from engine.models.families import FUSED, STREAMED
 from engine.models.spec import ModelSpec
-from engine.plan.memory import BaseWeights, Part, Place
+from engine.plan.memory import Part
+from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import HEADROOM, Budget, Candidate, Way, search
+from engine.plan.search import HEADROOM, Budget, Candidate, Recompute, Way, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
-from engine.plan.workload import ComputeType, Workload
+from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
 "Seconds that one window of the recommended tier may take on a GPU: a night."
@@ -96,6 +98,8 @@ class Planning:
     held_out_fraction: float = 0.1
     tokens_per_update: int = TOKENS_PER_UPDATE
     way: Way = "auto"
+    activation_bits: Literal[16, 8, 4] = 16
+    recompute: Recompute = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -184,10 +188,22 @@ def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
 def plan_context(
     planning: Planning, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
 ) -> TierPlan:
-    """The best plan for windows of `context` tokens, or the one that is nearest to fitting."""
+    """The best plan for windows of `context` tokens, or the one that is nearest to fitting.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is wanted and it refuses the model.
+    """
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
-    found = search(work, planning.machine, budget, planning.weights, planning.way)
+    refusal = streaming_refusal(planning.spec, context)
+    if refusal and planning.way == "streamed":
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
+        )
+    weights, way = planning.weights, planning.way
+    if refusal:  # whole windows need all weights at once
+        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
+    found = search(work, planning.machine, budget, weights, way, planning.recompute)
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -198,6 +214,9 @@ def plan_context(
     reason, remedy = "", ""
     if not fitting:
         reason, remedy = _explain(found, chosen, budget)
+        if refusal:
+            reason = f"{reason}; tile by tile it would need less, but {refusal}"
+            remedy = f"{remedy}, or a model whose family streams, such as qwen2 or llama"
     elif not in_time:
         limit = format_seconds(planning.patience)
         reason = f"one window takes about {format_seconds(chosen.seconds)}; recommended is what takes up to {limit}"
@@ -225,6 +244,15 @@ def plan_context(
     )
 
 
+def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
+    """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
+    if spec.family not in STREAMED:
+        return f"the streamed gradient of {spec.family} has not been shown to be exact"
+    if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
+        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the length"
+    return None
+
+
 def _steps(tokens: float, tokens_a_step: int) -> int:
     return max(1, math.ceil(tokens / tokens_a_step))
 
@@ -238,17 +266,41 @@ def workload_of(planning: Planning, context: int) -> Workload:
     """What windows of `context` tokens ask of the machine."""
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
-    flash = gpu is not None and (gpu.compute_capability or (8, 0)) >= (8, 0)
+    # A simulated machine has no list of libraries, and is taken to have what it needs.
+    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
     return Workload(
         spec=spec,
         context=context,
         compute_type=planning.compute_type,
         lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets),
         on_gpu=planning.on_gpu,
-        grouped_heads=flash,
+        lora_rank=planning.lora_rank,
+        backend=attention_backend(gpu, spec.head_dim),
+        fused_kernels=liger and spec.family in FUSED,
+        fused_loss=liger,
+        workspaces=_matrix_workspaces(gpu),
+        gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
+        activation_bits=planning.activation_bits,
     )
+
+
+def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
+    """The kernel that is taken to win the race of `engine.attention.select` on a card."""
+    if gpu is None:
+        return "cpu"
+    capability = gpu.compute_capability or (8, 0)
+    if capability < (8, 0):
+        return "efficient"
+    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+
+
+def _matrix_workspaces(gpu: Gpu | None) -> int:
+    """Of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
+    if gpu is None:
+        return 0
+    return 2 * (32 * 1024 if (gpu.compute_capability or (8, 0)) >= (9, 0) else 8320) * 1024
 
 
 def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.memory import BaseWeights, Ledger, Place, streamed_ledger, whole_sequence_ledger
+from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
+from engine.plan.parts import BaseWeights, Place
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import Speeds, TimePart, speeds_of, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.workload import Workload
@@ -67,7 +68,9 @@ class Candidate:
     "bf16, fp16, fp32 or nf4."
     weights: BaseWeights
     stream: StreamPlan | None
-    "None: the whole sequence at once, with checkpointing."
+    "None: the whole sequence at once."
+    recompute: bool = True
+    "Of the whole sequence: whether each layer is computed again in the backward pass (gradient checkpointing)."
     ledger: Ledger
     work: Workload
     speeds: Speeds
@@ -83,7 +86,7 @@ class Candidate:
     def time(self) -> tuple[TimePart, ...]:
         """Where one window's time goes."""
         if self.stream is None:
-            return whole_sequence_time(self.work, self.weights, self.speeds)
+            return whole_sequence_time(self.work, self.weights, self.speeds, recompute=self.recompute)
         return streamed_time(self.work, self.stream, self.speeds)
 
     @cached_property
@@ -107,7 +110,7 @@ class Candidate:
         """The choices as JSON values."""
         common = {"precision": self.precision, "weights": self.weights}
         if self.stream is None:
-            return {"order": "whole-sequence", **common, "checkpointing": True}
+            return {"order": "whole-sequence", **common, "checkpointing": self.recompute}
         plan = self.stream
         return {
             "order": "layer-major",
@@ -119,6 +122,7 @@ class Candidate:
             "kv_home": plan.kv_home,
             "hidden_home": plan.hidden_home,
             "activation_bits": plan.activation_bits,
+            "keep_layers": plan.keep_layers,
             "loss_piece": plan.loss_piece,
             "attention": plan.attention,
         }
@@ -128,26 +132,44 @@ Way = Literal["auto", "whole", "streamed"]
 """How a step is computed: whole windows, tile by tile, or whichever is faster of what fits."""
 
 
+Recompute = Literal["auto", "always", "never"]
+"""Whether whole windows compute each layer again in the backward pass; auto is what is faster of what fits."""
+
+
 def search(
-    work: Workload, machine: Machine, budget: Budget, weights: tuple[BaseWeights, ...], way: Way = "auto"
+    work: Workload,
+    machine: Machine,
+    budget: Budget,
+    weights: tuple[BaseWeights, ...],
+    way: Way = "auto",
+    recompute: Recompute = "auto",
 ) -> list[Candidate]:
     """All candidates that are worth comparing, those that do not fit included.
 
     `weights` are the storages of the base weights that the wanted precision allows.
     """
+    again = {"auto": (True, False), "always": (True,), "never": (False,)}[recompute]
     speeds = speeds_of(machine, work)
     found: list[Candidate] = []
     if way != "streamed":
         # Whole windows need all weights at once; where only streamed ones are allowed there is no such plan.
-        found += [_whole_sequence(work, storage, speeds, budget) for storage in weights if storage != "streamed"]
+        found += [
+            _whole_sequence(work, storage, speeds, budget, recompute=each)
+            for storage in weights
+            if storage != "streamed"
+            for each in again
+        ]
     if way != "whole" or not found:
         for storage in weights:
             found += _streamed(work, storage, speeds, budget)
     return found
 
 
-def _whole_sequence(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Candidate:
-    return _candidate(work, weights, None, whole_sequence_ledger(work, weights), speeds, budget)
+def _whole_sequence(
+    work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, *, recompute: bool
+) -> Candidate:
+    ledger = whole_sequence_ledger(work, weights, recompute=recompute)
+    return replace(_candidate(work, weights, None, ledger, speeds, budget), recompute=recompute)
 
 
 def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Iterator[Candidate]:
@@ -159,7 +181,21 @@ def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budg
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget)
         grained = _with_grain(plan, grains[key])
-        yield _candidate(work, weights, grained, streamed_ledger(work, grained), speeds, budget)
+        ledger = streamed_ledger(work, grained)
+        yield _candidate(work, weights, grained, ledger, speeds, budget)
+        keeping = _keeping_layers(work, grained, ledger, budget)
+        if keeping is not None:
+            yield _candidate(work, weights, keeping, streamed_ledger(work, keeping), speeds, budget)
+
+
+def _keeping_layers(work: Workload, plan: StreamPlan, ledger: Ledger, budget: Budget) -> StreamPlan | None:
+    """The plan of a lone tile with as many layers kept as the GPU has room for; None where there is none to keep."""
+    if not work.on_gpu or work.context > plan.tile or plan.weights == "streamed" or plan.checkpoint_every > 1:
+        return None
+    one = streamed_ledger(work, replace(plan, keep_layers=1)).peak("gpu") - ledger.peak("gpu")
+    room = budget.gpu - ledger.peak("gpu")
+    layers = min(work.spec.layers, room // one) if one > 0 else 0
+    return replace(plan, keep_layers=int(layers)) if layers > 0 else None
 
 
 def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
@@ -172,7 +208,12 @@ def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
                 continue
             for stash in (True, False):
                 yield StreamPlan(
-                    weights=weights, kv_home=kv_home, hidden_home=hidden_home, checkpoint_every=every, stash=stash
+                    weights=weights,
+                    kv_home=kv_home,
+                    hidden_home=hidden_home,
+                    checkpoint_every=every,
+                    stash=stash,
+                    activation_bits=work.activation_bits,
                 )
 
 

@@ -40,15 +40,17 @@ class StreamPlan:
     "Where hidden states and the stash live between the passes."
     activation_bits: Literal[16, 8, 4] = 16
     "Width of the stored hidden states; 8 and 4 are approximate (block-wise quantisation)."
+    keep_layers: int = 0
+    "Of a context that is a single tile: so many of the last layers keep their activations on the GPU between the "
+    "passes, and are not computed again."
     loss_piece: int = 1024
     "Tokens whose logits exist at once."
     attention: str = "auto"
     "Name of the attention backend; auto measures."
 
     def __post_init__(self) -> None:
-        for field, hint in _hints().items():
+        for field, (hint, allowed) in _hints().items():
             value = getattr(self, field)
-            allowed = get_args(hint)
             if allowed and value not in allowed:
                 raise StreamPlanError(f"{field} must be one of {', '.join(map(str, allowed))}, not {value}")
             if not allowed and type(value) is not hint:
@@ -56,6 +58,12 @@ class StreamPlan:
         for name in ("tile", "key_block", "checkpoint_every", "loss_piece"):
             if getattr(self, name) < 1:
                 raise StreamPlanError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep_layers < 0:
+            raise StreamPlanError(f"keep_layers must be at least 0, not {self.keep_layers}")
+        if self.keep_layers and self.weights == "streamed":
+            raise StreamPlanError(
+                "keep_layers with weights streamed: where weights do not fit on the GPU, activations do not"
+            )
         if self.key_block < self.tile:
             raise StreamPlanError(
                 f"key_block {self.key_block} is smaller than tile {self.tile}: a tile attends to itself in one call"
@@ -73,6 +81,6 @@ class StreamPlan:
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    """Types of the fields; a planner makes thousands of plans."""
-    return get_type_hints(StreamPlan)
+def _hints() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Type of each field, with the values that it allows if they are listed; a planner makes thousands of plans."""
+    return {field: (hint, get_args(hint)) for field, hint in get_type_hints(StreamPlan).items()}

@@ -1,30 +1,49 @@
 """The time model: how long one window takes, as named parts with their formulas.
 
-Rates are data-sheet figures times an efficiency for each kind of work. The efficiencies were measured on one H100 and
-assumed elsewhere, until `engine profile` calibrates them: a predicted time says so.
+Rates are data-sheet figures times an efficiency for each kind of work. The efficiencies, and how often memory is
+crossed, were fitted to the steps of benchmarks/results/memory-h100.json and are assumed elsewhere, until `engine
+profile` measures the rates themselves: a predicted time says so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.hardware.machine import Gpu, Machine
-from engine.plan.memory import NF4_BITS, BaseWeights
+from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
+from engine.plan.parts import NF4_BITS, BaseWeights
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
 ATTENTION_BACKWARD = 2.5
 "Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
-MATRIX_EFFICIENCY = 0.4
-"Share of the tensor rate that the linear layers reach, with adapters and small tiles."
-ELEMENTWISE_PASSES = 12
-"Times that a layer's activations cross the GPU's memory in a step, outside matrix products."
+MATRIX_EFFICIENCY = 0.63
+"Share of the tensor rate that products with wide matrices reach."
+NARROW_MATRIX = 500
+"Width at which an H100 reaches half of that; a slower card is filled by narrower matrices, in proportion."
+H100_FLOPS = 989.4e12
+FUSED_PASSES, PLAIN_PASSES = 6, 22
+"Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
+ADAPTER_PASSES = 6
+"And in a window computed whole, for each input of an adapter: to fp32 and back, forward, again and backward."
+STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 70
+"Bytes that cross the GPU's memory a logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP = 0.8
 "Share of the transfers that hides behind computing."
 LINK_EFFICIENCY = 0.83
 "Share of PCIe's rate that pinned copies reach (53 of 63 GB/s measured on generation 5)."
-LAUNCH_SECONDS = 1e-3
-"One pass of one tile through one layer, when its kernels are too small to matter."
+
+FORWARD_CALLS, BACKWARD_CALLS, LAYER_CALLS = 490, 1150, 1300
+"""Operations that Python starts for one tile through one layer: forward; again with its backward; and for a whole
+window's layer, forward, again and backward. In units of the smallest operation: their own work is in there."""
+ENCODED_CALLS = 200
+"More of them where hidden states are written down in fewer bits."
+PAGE_CALLS = 60
+"And for each block of keys that a tile fetches from home."
+LAUNCH_SECONDS = 10e-6
+"Seconds to start one, on the computer that the H100 was in."
 
 CPU_FLOPS_A_CORE = 80e9
 "2.5 GHz × 2 fused units × 8 lanes × 2: AVX2, fp32."
@@ -44,13 +63,18 @@ class Speeds:
     """Rates that the model divides by: operations or bytes a second."""
 
     matrix: float
+    "Of products as wide as the model's hidden states."
     attention_forward: float
     attention_backward: float
     memory: float
     link: float
     "Host and GPU, each way."
     disk: float
+    ram: float = CPU_MEMORY_BANDWIDTH / 2
+    "Writing to host memory."
     launch: float = LAUNCH_SECONDS
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    "See Measured."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +97,13 @@ def attention_efficiency(gpu: Gpu, head_dim: int) -> tuple[float, float]:
 
 
 def speeds_of(machine: Machine, work: Workload) -> Speeds:
-    """The rates of a machine for a workload."""
+    """The rates of a machine for a workload: measured where `engine profile` has run, by data sheet elsewhere."""
+    speeds = _by_data_sheet(machine, work)
+    measured = machine.measured
+    return speeds if measured is None else _as_measured(speeds, measured, work)
+
+
+def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
     disk = DISK_BANDWIDTH.get(machine.disk_kind or "ssd", DISK_BANDWIDTH["ssd"])
     forward, backward = work.attention_efficiency
     if not work.on_gpu:
@@ -91,8 +121,9 @@ def speeds_of(machine: Machine, work: Workload) -> Speeds:
     if work.compute_type == "fp32":
         peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by card
     lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
+    width = work.spec.hidden_size
     return Speeds(
-        matrix=peak * MATRIX_EFFICIENCY,
+        matrix=peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS),
         attention_forward=peak * forward,
         attention_backward=peak * backward,
         memory=gpu.memory_bandwidth or UNKNOWN_GPU_BANDWIDTH,
@@ -102,42 +133,106 @@ def speeds_of(machine: Machine, work: Workload) -> Speeds:
     )
 
 
-def whole_sequence_time(work: Workload, weights: BaseWeights, speeds: Speeds) -> tuple[TimePart, ...]:
-    """One window at once with checkpointing: every layer runs forward twice and backward once."""
-    return (
-        *_attention_parts(work, speeds, forwards=2),
-        *_matrix_parts(work, speeds, forwards=2, refill=False),
-        *_unpacking_parts(work, weights, speeds, passes=3),
-        _elementwise_part(work, speeds),
-        _launch_part(work.spec.layers * 3, speeds),
+def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
+    """What was measured in the place of what a data sheet says; what was not measured stays."""
+    found: dict[str, float | None] = {
+        "matrix": _matrix_rate(measured, work),
+        "memory": measured.device_copy if work.on_gpu else measured.ram_copy,
+        "ram": measured.ram_write,
+        "launch": measured.launch,
+    }
+    if measured.to_device and measured.to_host:
+        found["link"] = min(measured.to_device, measured.to_host)
+    if measured.disk_write and measured.disk_read:
+        found["disk"] = 2 / (1 / measured.disk_write + 1 / measured.disk_read)
+    attention = _attention_rates(measured, work)
+    if attention:
+        found["attention_forward"], found["attention_backward"] = attention
+    known: dict[str, Any] = {name: rate for name, rate in found.items() if rate}
+    return replace(speeds, corrections=measured.corrections, **known)
+
+
+def _matrix_rate(measured: Measured, work: Workload) -> float | None:
+    """At the model's width, from R·w / (w + c) through the two widths that were measured."""
+    wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
+    if not wide or not narrow:
+        return wide
+    ratio = min(max(wide / narrow, 1.0), 0.9 * WIDE / NARROW)
+    half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
+    width = work.spec.hidden_size
+    return wide * (WIDE + half) / WIDE * width / (width + half)
+
+
+def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] | None:
+    """Of the fastest kernel at the head size that is nearest to the model's."""
+    on_device = [rate for rate in measured.attention if (rate.backend == "cpu") != work.on_gpu]
+    if not on_device:
+        return None
+    nearest = min((abs(rate.head_dim - work.spec.head_dim), rate.head_dim) for rate in on_device)[1]
+    best = min(
+        (rate for rate in on_device if rate.head_dim == nearest),
+        key=lambda rate: 1 / rate.forward + ATTENTION_BACKWARD / rate.backward,
     )
+    return best.forward, best.backward
+
+
+def whole_sequence_time(
+    work: Workload, weights: BaseWeights, speeds: Speeds, *, recompute: bool = True
+) -> tuple[TimePart, ...]:
+    """One window at once: every layer runs forward, again where it is recomputed, and backward."""
+    forwards = 2 if recompute else 1
+    matrices = work.spec.layers * (3 if recompute else 2)
+    parts = [
+        *_attention_parts(work, speeds, forwards=forwards),
+        *_matrix_parts(work, speeds, forwards=forwards, refill=False, head_products=3),
+        _logits_part(work, speeds, WHOLE_LOGIT_BYTES),
+        *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
+        _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
+        _adapter_part(work, speeds),
+    ]
+    calls = matrices / 3 * LAYER_CALLS
+    found = _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)
+    return _corrected(found, work, weights, speeds, streamed=False)
 
 
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
-    """One exact streamed step: forward, loss, and for each layer in reverse a refill of K, V and the backward pass."""
+    """One exact streamed step: forward, loss, and for each layer in reverse the backward pass."""
     spec, n = work.spec, work.context
     tiles = -(-n // min(plan.tile, n))
+    kept = min(plan.keep_layers, spec.layers) / spec.layers if tiles == 1 else 0.0
     again = 1 - 1 / plan.checkpoint_every
-    attention_forwards = 1 if plan.stash else 2 + again
-    passes = 3 + again
-    computing = [
-        *_attention_parts(work, speeds, forwards=attention_forwards),
-        *_matrix_parts(work, speeds, forwards=2 + again, refill=True),
-        *_unpacking_parts(work, plan.weights, speeds, passes=tiles * passes),
-        _elementwise_part(work, speeds),
-        _prefix_part(work, speeds, tiles),
-        _launch_part(spec.layers * tiles * passes, speeds),
+    attention_forwards = 1 if plan.stash else 2 + again - kept
+    forwards = 2 + again - kept
+    loss = [
+        *_matrix_parts(work, speeds, forwards=0, refill=False, head_products=2)[1:],
+        _logits_part(work, speeds, STREAMED_LOGIT_BYTES if work.fused_loss else WHOLE_LOGIT_BYTES),
     ]
+    layers = [
+        *_attention_parts(work, speeds, forwards=attention_forwards),
+        _matrix_parts(work, speeds, forwards=forwards, refill=not plan.stash, head_products=0)[0],
+        *_unpacking_parts(work, plan.weights, speeds, passes=forwards + 1),
+        _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
+        _prefix_part(work, speeds, tiles),
+        *_zeroing_parts(work, plan, speeds),
+    ]
+    busy = sum(part.seconds for part in layers)
+    forward = busy * 0.25 if plan.stash else busy * 0.3
+    passes = spec.layers * tiles
+    more = ENCODED_CALLS if plan.activation_bits < 16 else 0
+    if plan.kv_home == "host":
+        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2))  # a tile meets half of all blocks, on average
+    stages = [
+        (forward, passes * (FORWARD_CALLS + more)),
+        (busy - forward, passes * (BACKWARD_CALLS + more + again * FORWARD_CALLS)),
+    ]
+    parts = [*layers[:3], *loss, *layers[3:]]
     transfers = _transfer_seconds(work, plan, speeds, tiles, again)
-    busy = sum(part.seconds for part in computing)
     # What overlaps costs nothing up to the computing time; the rest, and all beyond that time, is waited for.
     waited = transfers - OVERLAP * min(transfers, busy)
-    waiting = TimePart(
-        name="waiting for transfers",
-        seconds=waited,
-        formula=f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing",
-    )
-    return (*computing, waiting) if waited else tuple(computing)
+    if waited:
+        formula = f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing"
+        parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
+    return _corrected(_with_launches(parts, stages, speeds), work, plan.weights, speeds, streamed=True)
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
@@ -175,7 +270,9 @@ def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[Ti
     ]
 
 
-def _matrix_parts(work: Workload, speeds: Speeds, forwards: float, *, refill: bool) -> list[TimePart]:
+def _matrix_parts(
+    work: Workload, speeds: Speeds, forwards: float, *, refill: bool, head_products: int
+) -> list[TimePart]:
     """Frozen weights have a gradient for their inputs only: one backward product, not two."""
     spec, n = work.spec, work.context
     units = forwards + 1
@@ -184,12 +281,21 @@ def _matrix_parts(work: Workload, speeds: Speeds, forwards: float, *, refill: bo
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
     if refill:
         flops += 2.0 * n * spec.layers * 2 * spec.hidden_size * work.key_width
-    head = 2 * 2.0 * n * spec.vocab_size * spec.hidden_size
+    head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     rate = f"at {speeds.matrix / 1e12:.3g} TFLOP/s"
     return [
         TimePart(name="linear layers", seconds=flops / speeds.matrix, formula=f"{flops:.3g} operations {rate}"),
         TimePart(name="the head", seconds=head / speeds.matrix, formula=f"{head:.3g} operations {rate}"),
     ]
+
+
+def _logits_part(work: Workload, speeds: Speeds, a_logit: int) -> TimePart:
+    logits = work.context * work.spec.vocab_size
+    return TimePart(
+        name="cross-entropy",
+        seconds=logits * a_logit / speeds.memory,
+        formula=f"{logits:.3g} logits × {a_logit} B at {speeds.memory / 1e9:.3g} GB/s",
+    )
 
 
 def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passes: float) -> list[TimePart]:
@@ -201,13 +307,23 @@ def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passe
     return [TimePart(name="unpacking 4-bit weights", seconds=moved / speeds.memory, formula=formula)]
 
 
-def _elementwise_part(work: Workload, speeds: Speeds) -> TimePart:
+def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
     values = 8 * work.spec.hidden_size + 6 * work.query_width + 7 * work.spec.intermediate_size
-    moved = ELEMENTWISE_PASSES * values * work.element * work.spec.layers * work.context
+    moved = passes * values * work.element * work.spec.layers * work.context
     return TimePart(
-        name="norms, activations and adapters' sums",
+        name="norms, rotary embedding, activations",
         seconds=moved / speeds.memory,
-        formula=f"{moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
+        formula=f"{passes} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
+    )
+
+
+def _adapter_part(work: Workload, speeds: Speeds) -> TimePart:
+    widths = sum(linear.inputs + linear.outputs for linear in work.spec.linears)
+    moved = ADAPTER_PASSES * widths * work.element * work.spec.layers * work.context
+    return TimePart(
+        name="adapters' casts and sums",
+        seconds=moved / speeds.memory,
+        formula=f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
     )
 
 
@@ -223,12 +339,34 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
     )
 
 
-def _launch_part(passes: float, speeds: Speeds) -> TimePart:
-    return TimePart(
-        name="starting kernels",
-        seconds=passes * speeds.launch,
-        formula=f"{passes:,.0f} passes of a tile through a layer × {speeds.launch * 1e3:g} ms",
-    )
+def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
+    """Key and value gradients at home are set to zero by the processor, while the GPU waits."""
+    if plan.kv_home != "host" or not work.on_gpu:
+        return []
+    zeroed = work.spec.layers * 2 * work.context * work.key_width * 4
+    formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
+    return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
+
+
+def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
+    """Adds what the GPU waits for Python. A stage is (seconds of computing, operations to start)."""
+    waited = sum(max(0.0, calls * speeds.launch - computing) for computing, calls in stages)
+    total = sum(calls for _, calls in stages)
+    formula = f"{total:,.0f} operations × {speeds.launch * 1e6:.3g} µs, beyond the computing that they overlap"
+    return (*parts, TimePart(name="waiting for operations to be started", seconds=waited, formula=formula))
+
+
+def _corrected(
+    parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
+) -> tuple[TimePart, ...]:
+    """Adds what a probe of this model on this machine found to be missing, or too much."""
+    precision = "nf4" if weights == "nf4" else work.compute_type
+    factor = speeds.corrections.get(correction_key(work.spec.name, precision, streamed=streamed))
+    if factor is None:
+        return parts
+    found = sum(part.seconds for part in parts)
+    formula = f"{found:,.3g} s × {factor - 1:+.0%}, found by `engine probe`"
+    return (*parts, TimePart(name="correction by a probe", seconds=(factor - 1) * found, formula=formula))
 
 
 def _transfer_seconds(work: Workload, plan: StreamPlan, speeds: Speeds, tiles: int, again: float) -> float:

@@ -8,6 +8,8 @@ from typing import Literal
 from engine.models.spec import ModelSpec
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
+Backend = Literal["cudnn", "flash", "efficient", "cpu"]
+"""Attention kernels, by their names in engine.attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,21 @@ class Workload:
     lora_parameters: int
     on_gpu: bool = True
     "False: everything lives in host memory."
-    grouped_heads: bool = True
-    "Whether the attention kernels read key heads that several query heads share, without a copy for each."
+    lora_rank: int = 16
+    backend: Backend = "cudnn"
+    fused_kernels: bool = True
+    "Whether norms, rotary embedding and MLP activation are one kernel each (engine.models.fused)."
+    fused_loss: bool = True
+    "Whether the streamed step's loss writes its gradient over the logits (engine.streaming.loss)."
+    workspaces: int = 2 * 8320 * 1024
+    "Bytes that the matrix library keeps: one workspace for the forward's thread and one for the backward's."
     attention_efficiency: tuple[float, float] = (0.7, 0.55)
     "Share of the tensor rate that attention reaches, forward and backward."
+    gpu_context: int | None = None
+    "Bytes that CUDA keeps for the process, where they were measured."
     repository_tokens: int = 0
+    activation_bits: Literal[16, 8, 4] = 16
+    "Width of stored hidden states; below 16 only where asked for."
 
     @property
     def element(self) -> int:

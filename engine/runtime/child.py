@@ -103,6 +103,8 @@ def main(
             server.close()
         heartbeat.close()
         journal.close()
+        if journal.waits:
+            print("the journal's last events found no room on the disk", file=sys.stderr)  # noqa: T201 - into engine.log
     sys.exit(_exit_code(session))
 
 
@@ -117,11 +119,27 @@ def _detach(log_path: Path) -> None:
         os.dup2(source, target)
     os.close(log)
     os.close(nothing)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.stdout, sys.stderr = _log_stream(1), _log_stream(2)
     faulthandler.enable(file=2)
     _leave_resource_tracker()
+
+
+class _LogFile(io.FileIO):
+    """Drops what finds no room: a library's warning must not end a run whose disk is full for a while."""
+
+    def write(self, data: Any) -> int:
+        """See io.RawIOBase."""
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _log_stream(descriptor: int) -> io.TextIOWrapper:
+    raw = _LogFile(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
+    )
 
 
 def _leave_resource_tracker() -> None:

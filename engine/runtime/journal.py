@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 from engine.protocol import (
@@ -38,10 +40,26 @@ _DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinishe
 """Rare events that must survive a power cut: they are forced to the disk at once."""
 
 _BLOCK = 1 << 16
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_MOST_WAITING = 10_000
+"""Lines that wait in memory for room on a full disk, at most."""
+
+
+_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+
+
+def seal_line(line: bytes) -> bytes:
+    """An event's line with a checksum (CRC-32) as its last field: a flipped bit of a number would look like another."""
+    return b'%b,"crc":"%08x"}' % (line[:-1], zlib.crc32(line))
 
 
 def decode_line(line: bytes) -> Envelope | None:
-    """The envelope on one line, or None where the line is damaged or of a newer schema."""
+    """The envelope on one line, or None where the line is damaged or of a newer schema. The checksum may be missing."""
+    seal = _SEAL.search(line)
+    if seal is not None:
+        line = line[: seal.start()] + b"}"
+        if zlib.crc32(line) != int(seal[1], 16):
+            return None
     try:
         return decode_event(line)
     except ProtocolError:
@@ -54,8 +72,10 @@ class JournalWriter:
     Opening it for a resumed run continues `seq` after the last valid line, and removes what a crash left of a
     half-written last line (or ends the line, where it is complete but for its newline).
 
+    On a full disk the lines wait in memory, in order, and are written when there is room again.
+
     Raises:
-        OSError: the journal cannot be written; on a full disk nothing of the event stays behind.
+        OSError: the journal cannot be written for another reason than a full disk, or too many lines wait.
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
@@ -65,6 +85,12 @@ class JournalWriter:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _mend_last_line(self._fd)
         self._seq = _next_seq(self._fd)
+        self._waiting: list[bytes] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether lines wait for room on the disk."""
+        return bool(self._waiting)
 
     @property
     def next_seq(self) -> int:
@@ -86,9 +112,10 @@ class JournalWriter:
             self._lock.release()
 
     def close(self) -> None:
-        """Flushes to the disk and closes."""
+        """Flushes to the disk and closes. Lines that still find no room are lost; `waits` then stays true."""
         with self._lock:
             if self._fd >= 0:
+                self._write_waiting()
                 _sync(self._fd)
                 os.close(self._fd)
                 self._fd = -1
@@ -96,7 +123,8 @@ class JournalWriter:
     def _append(self, event: Event) -> Envelope:
         envelope = Envelope(run=self._run, seq=self._seq, time=time.time(), event=event)
         if self._is_due(event):
-            self._write(encode_event(envelope).encode() + b"\n")
+            self._waiting.append(seal_line(encode_event(envelope).encode()) + b"\n")
+            self._write_waiting()
             if isinstance(event, _DURABLE):
                 _sync(self._fd)
         self._seq += 1
@@ -110,6 +138,18 @@ class JournalWriter:
             return False
         self._progress_written = now
         return True
+
+    def _write_waiting(self) -> None:
+        """Writes what waits, as far as there is room."""
+        while self._waiting:
+            try:
+                self._write(self._waiting[0])
+            except OSError as error:
+                if error.errno in _NO_SPACE and len(self._waiting) < _MOST_WAITING:
+                    return
+                del self._waiting[-1]
+                raise
+            del self._waiting[0]
 
     def _write(self, line: bytes) -> None:
         start = os.fstat(self._fd).st_size

@@ -41,7 +41,8 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
     May be called in any thread, also within a running Textual app.
 
     Args:
-        config: What to train; for a resumed run, the run's own configuration. Checked by `preflight.check`.
+        config: What to train, checked by `preflight.check`; for a resumed run, its own configuration but for what
+            may change (engine.runtime.resume_changes), which it then keeps.
         resume: The run to go on with; None makes a new one.
         recipe: "module:function" to call in the process instead of the real training. Tests pass a short one.
 
@@ -53,6 +54,8 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
     with run.launching():
         if resume and (status := run.status()) in ACTIVE:
             raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
+        if resume and config != run.load_config():
+            run.write_config(config)
         first_seq = next_seq(run.journal_path)
         _ensure_tracker()
         events = context.Queue(_QUEUE_EVENTS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import errors
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_context
@@ -30,37 +30,51 @@ def check(config: RunConfig) -> RunConfig:
     Takes as long as listing the repositories does.
 
     Raises:
-        EliteError: REPOSITORY_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT,
-            DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+        EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
+            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
-    if not config.data.repositories:
+    if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
     spec = find_model(config.model.name)
-    config = _with_absolute_paths(config, spec)
+    config = with_absolute_paths(config)
     output = Path(config.output.directory)
     check_output(output)
-    repositories = [Path(text) for text in config.data.repositories]
-    tokens = estimate_tokens(collect(repositories, max_file_bytes=config.data.max_file_bytes))
+    tokens = estimate_data_tokens(config.data)
     check_output(output, needed_bytes(config, spec, tokens))
     choose_context(config, take_inventory(output), spec, tokens)
     return config
 
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
-    """Bytes that a run writes: tokens, the adapter, its checkpoints (one more than is kept), journal and log."""
+    """Bytes that a run writes: tokens, adapter, checkpoints (those kept, the best, a new one), journal, log."""
     parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
-    checkpoints = (config.checkpoint.keep + 1) * _CHECKPOINT_BYTES * parameters
+    checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
-def _with_absolute_paths(config: RunConfig, spec: ModelSpec) -> RunConfig:
-    # The training process, and whoever repeats the run from its config.yaml, may have another current folder.
-    repositories = [str(_absolute(text)) for text in config.data.repositories]
+def in_step_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
+    """Bytes of a long step saved within itself (engine.training.in_step): the gradient stream, and gradients in fp32.
+
+    Twice, as one state is written beside the one before it.
+    """
+    return 2 * (2 * context * spec.hidden_size + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets))
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration as a process with another current folder, or whoever repeats the run, can use it.
+
+    Raises:
+        EliteError: MODEL_*.
+    """
+    spec = find_model(config.model.name)
+    repositories, datasets = (
+        [str(_absolute(text)) for text in texts] for texts in (config.data.repositories, config.data.datasets)
+    )
     name = str(spec.path.absolute()) if spec.path else config.model.name
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, name=name),
-        data=msgspec.structs.replace(config.data, repositories=repositories),
+        data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets),
         output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
     )
 

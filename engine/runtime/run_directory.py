@@ -149,6 +149,16 @@ class RunDirectory:
         text = json.dumps(deepspeed_config(config, context), indent=2)
         self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
 
+    def write_config(self, config: RunConfig) -> None:
+        """Replaces the configuration in one go, for a run that goes on with a changed one.
+
+        Raises:
+            OSError: the run directory cannot be written.
+        """
+        aside = self.path / ".config.yaml.new"
+        aside.write_text(run_config.to_yaml(config), encoding="utf-8")
+        aside.replace(self.config_path)
+
     def load_config(self) -> RunConfig:
         """The run's configuration.
 

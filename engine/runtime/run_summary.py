@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from engine.errors import EliteError
 from engine.protocol import (
+    PAUSED_PREFIX,
     CommandAcked,
     Envelope,
     EvalCompleted,
     Event,
     PhaseChanged,
+    RecoveryTaken,
     RunFailed,
     RunFinished,
     RunStarted,
     StepCompleted,
     StepProgress,
+    WarningRaised,
 )
 from engine.runtime import process_record
 from engine.runtime.journal import read_ends
@@ -132,7 +135,9 @@ def _is_paused(events: Sequence[Event]) -> bool:
     for event in reversed(events):
         if isinstance(event, CommandAcked) and event.accepted and event.command in ("Pause", "Resume", "Stop"):
             return event.command == "Pause"
-        if isinstance(event, StepCompleted):
+        if isinstance(event, WarningRaised) and event.code.startswith(PAUSED_PREFIX):
+            return True
+        if isinstance(event, (StepCompleted, RecoveryTaken)):
             return False
     return False
 

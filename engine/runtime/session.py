@@ -86,11 +86,16 @@ class TrainingSession:
         """Adds somebody who is told of every event from now on."""
         self._listeners.append(listener)
 
+    @property
+    def journal_waits(self) -> bool:
+        """Whether the disk is so full that events wait in memory to be written."""
+        return self._journal.waits
+
     def emit(self, event: Event) -> None:
         """Writes the event to the journal and tells whoever follows the run. Any thread may call it.
 
         Raises:
-            OSError: the journal cannot be written, for instance on a full disk.
+            OSError: the journal cannot be written, and not only for a full disk.
         """
         # One lock over both, so that followers hear events in the order of their numbers.
         with self._lock:

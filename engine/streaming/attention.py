@@ -29,6 +29,7 @@ class Pass(Enum):
     REPEAT = "compute outputs again from the stash, or as FORWARD where there is none"
     COLLECT = "keep keys and values only"
     GRADIENT = "compute outputs with a graph; keys and values are kept already"
+    KEEP = "compute outputs for the first time, with a graph that the backward pass will find; a single tile"
 
 
 class KeysValuesCollected(Exception):  # noqa: N818 - not an error: ends a layer early
@@ -207,7 +208,7 @@ class TileAttention:
             raise KeysValuesCollected
         if self.purpose is Pass.REPEAT and self.stash is not None:
             return self.stash.read(self.layer, self.tile)[0]
-        if self.purpose is Pass.GRADIENT:
+        if self.purpose in (Pass.GRADIENT, Pass.KEEP):
             result: Tensor = _TileAttentionFunction.apply(q, k, v, self, scale, window)  # type: ignore[no-untyped-call]
             return result
         out, logsumexp = self.attend(q, k, v, scale, window)
@@ -234,7 +235,7 @@ class _TileAttentionFunction(Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: TileAttention, scale: float, window: int | None
     ) -> Tensor:
-        if state.stash is not None:
+        if state.stash is not None and state.purpose is Pass.GRADIENT:
             out, logsumexp = state.stash.read(state.layer, state.tile)
         else:
             out, logsumexp = state.attend(q, k, v, scale, window)

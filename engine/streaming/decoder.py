@@ -16,22 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
-
-FAMILIES = (
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "mixtral",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "starcoder2",
-)
-"""Families (`config.model_type`) whose streamed gradient is tested against whole-sequence backpropagation."""
-
-_POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
+from engine.models.families import POSITION_DEPENDENT_ROPE
+from engine.models.families import STREAMED as FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +145,7 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
     """
     parameters = getattr(config, "rope_parameters", None) or {}
     settings = [parameters, *(p for p in parameters.values() if isinstance(p, dict))]
-    changing = sorted({str(p.get("rope_type")) for p in settings} & set(_POSITION_DEPENDENT_ROPE))
+    changing = sorted({str(p.get("rope_type")) for p in settings} & set(POSITION_DEPENDENT_ROPE))
     trained = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
     if changing and context > trained:
         raise errors.MODEL_FAMILY_UNSUPPORTED(

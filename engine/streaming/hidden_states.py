@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
-from engine.streaming.codec import Codec, codec_for
+from engine.streaming.codec import Codec, Plain, codec_for
 from engine.streaming.tiles import TileArray, TileFactory, TileReader
 
 
@@ -51,9 +51,18 @@ class HiddenStates:
         self._readers = [TileReader(w, d, tile, factory.device) for w, d in self._codec.components]
         self._top_reader = TileReader(width, dtype, tile, factory.device)
         self._segment = 0
+        self._newest: tuple[int, Tensor] | None = None
+        self._newest_gradient: Tensor | None = None
+        self._one_tile = False
 
     def _all_arrays(self) -> list[TileArray]:
         return [a for states in (*self._kept, *self._scratch) for a in states.components] + [self._top]
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the inputs of the layers take in their home, without the gradient stream."""
+        arrays = [array for states in (*self._kept, *self._scratch) for array in states.components]
+        return sum(array.capacity * array.width * array.dtype.itemsize for array in arrays)
 
     def begin(self, context: int) -> None:
         """A sequence of this many tokens begins."""
@@ -62,6 +71,9 @@ class HiddenStates:
         for reader in (*self._readers, self._top_reader):
             reader.reset()
         self._segment = (self._layers - 1) // self._every
+        # A lone tile is read again as soon as it is written: it need not wait for its way home and back.
+        self._one_tile = context <= self._top.tile and isinstance(self._codec, Plain)
+        self._newest = self._newest_gradient = None
 
     def _of(self, layer: int) -> _StoredStates:
         kept, offset = divmod(layer, self._every)
@@ -69,6 +81,8 @@ class HiddenStates:
 
     def write(self, layer: int, tile: int, value: Tensor) -> None:
         """Stores a tile of a layer's input, (tile, hidden); layer = number of layers is the last one's output."""
+        if self._one_tile:
+            self._newest = layer, value
         if layer == self._layers:
             self._top.write(tile, value)
             return
@@ -78,6 +92,8 @@ class HiddenStates:
 
     def prefetch(self, layer: int, tile: int) -> None:
         """Starts to fetch what `read` will return."""
+        if self._newest is not None and self._newest[0] == layer:
+            return
         if layer == self._layers:
             self._top_reader.prefetch(self._top, tile)
             return
@@ -86,6 +102,8 @@ class HiddenStates:
 
     def read(self, layer: int, tile: int) -> Tensor:
         """A tile of a layer's input, (tile, hidden), on the compute device."""
+        if self._newest is not None and self._newest[0] == layer:
+            return self._newest[1]
         if layer == self._layers:
             return self._top_reader.read(self._top, tile)
         arrays = self._of(layer).components
@@ -93,14 +111,20 @@ class HiddenStates:
 
     def write_gradient(self, tile: int, value: Tensor) -> None:
         """Stores a tile of G, (tile, hidden)."""
+        if self._one_tile:
+            self._newest, self._newest_gradient = None, value
         self._top.write(tile, value)
 
     def prefetch_gradient(self, tile: int) -> None:
         """Starts to fetch what `read_gradient` will return."""
+        if self._newest_gradient is not None:
+            return
         self._top_reader.prefetch(self._top, tile)
 
     def read_gradient(self, tile: int) -> Tensor:
         """A tile of G."""
+        if self._newest_gradient is not None:
+            return self._newest_gradient
         return self._top_reader.read(self._top, tile)
 
     def holds(self, layer: int) -> bool:
@@ -118,5 +142,6 @@ class HiddenStates:
 
     def close(self) -> None:
         """Releases the arrays."""
+        self._newest = self._newest_gradient = None
         for array in self._all_arrays():
             array.close()

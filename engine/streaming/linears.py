@@ -40,20 +40,23 @@ class _Site:
         """The decoder layer will be run."""
         if self._adapter is not None:
             layer, name = self._lora_layer, self._adapter
-            # 4-bit weights are expanded to the dtype that they were quantised from.
-            dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
-            self._factors = LoraFactors.of(
-                layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], dtype
-            )
+            if self._factors is None:
+                # 4-bit weights are expanded to the dtype that they were quantised from.
+                dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
+                self._factors = LoraFactors.of(
+                    layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], dtype
+                )
 
-    def leave(self) -> None:
+    def leave(self, *, keep_factors: bool) -> None:
         """Another decoder layer will be run."""
-        self._factors = self.expanded = None
+        if not keep_factors:
+            self._factors = None
+        self.expanded = None
         self.output_needed = True
 
     def plain(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the bare module."""
-        return frozen_linear(x, self.weight, self.base.bias)
+        return frozen_linear(x, self, self.base.bias)
 
     def adapted(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the LoRA layer around it."""
@@ -63,7 +66,7 @@ class _Site:
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
             x,
-            self.weight,
+            self,
             self.base.bias,
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
@@ -96,6 +99,7 @@ class FrozenLinears:
     def __init__(self, layers: Sequence[nn.Module], family: str) -> None:
         self._replaced: list[nn.Module] = []
         self._entered: int | None = None
+        self._keeps_factors = False
         self.sites: list[list[_Site]] = [[] for _ in layers]
         for number, layer in enumerate(layers):
             for base, owner in _frozen_linears(layer):
@@ -116,6 +120,17 @@ class FrozenLinears:
         """Whether any layer is stored in 4 bits."""
         return any(site.quant_state is not None for sites in self.sites for site in sites)
 
+    def begin(self, *, keep_factors: bool) -> None:
+        """A step begins; adapters may have changed since the last one.
+
+        Args:
+            keep_factors: Whether adapters stay ready for use between the passes of this step: worth their memory
+                where a layer is soon done.
+        """
+        self._keeps_factors = keep_factors
+        for site in (site for sites in self.sites for site in sites):
+            site.leave(keep_factors=False)
+
     def enter(self, layer: int) -> None:
         """Decoder layer `layer` will be run; the one before no more."""
         self.leave()
@@ -133,7 +148,7 @@ class FrozenLinears:
         """No decoder layer will be run."""
         if self._entered is not None:
             for site in self.sites[self._entered]:
-                site.leave()
+                site.leave(keep_factors=self._keeps_factors)
             self._entered = None
 
     def close(self) -> None:

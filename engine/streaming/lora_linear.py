@@ -12,7 +12,7 @@ merely rounded, gradients are measurably further from fp32 than PEFT's (docs/exp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -48,16 +48,12 @@ def _split(factor: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
 
 
 def _project(x: Tensor, factor: Tensor, rank: int) -> Tensor:
-    """X factorᵀ with both halves of the factor added up, (n, rank), in x's dtype."""
+    """X factorᵀ in x's dtype; of a factor in halves their sum, beside itself: (n, rank), or (n, 2 rank)."""
     product = _wide_product(x, factor.T)
     if factor.shape[0] == rank:
         return product
-    return (product[:, :rank] + product[:, rank:]).to(x.dtype)
-
-
-def _doubled(inner: Tensor, factor_rank: int) -> Tensor:
-    """(n, rank) beside itself where the factor has two halves."""
-    return inner if inner.shape[1] == factor_rank else torch.cat([inner, inner], 1)
+    total = product[:, :rank] + product[:, rank:]
+    return torch.cat([total, total], 1, out=x.new_empty(product.shape))
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
@@ -69,28 +65,40 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
+class FrozenWeight(Protocol):
+    """A weight that comes and goes: expanded or fetched while its decoder layer is entered, not in between.
+
+    Read again in the backward pass, so that a graph may outlive the memory that its forward pass read.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """(out features, in features), in the activations' dtype; no gradient."""
+
+
 class _LoraLinear(Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        frozen: FrozenWeight,
         bias: Tensor | None,
         lora_a: Tensor,
         lora_b: Tensor,  # noqa: ARG004 - an input so that it receives its gradient
         factors: LoraFactors,
         output_needed: bool,
     ) -> Tensor:
+        weight = frozen.weight
         flat = x.reshape(-1, x.shape[-1])
         inner = _project(flat, factors.a, factors.rank)
         if output_needed:
-            out = F.linear(flat, weight, bias)
-            out.addmm_(_doubled(inner, factors.b.shape[1]), factors.b.T)
+            # The adapter's part first: the large product adds it while it writes, and rounds the sum once.
+            out = inner @ factors.b.T if bias is None else torch.addmm(bias, inner, factors.b.T)
+            out.addmm_(flat, weight.T)
         else:
             out = flat.new_empty((flat.shape[0], weight.shape[0]))
         ctx.save_for_backward(flat, inner)
-        # Not through save_for_backward: the memory behind `weight` is given to the next layer, on purpose.
-        ctx.weight, ctx.factors, ctx.adapter_dtype = weight, factors, lora_a.dtype
+        ctx.frozen, ctx.factors, ctx.adapter_dtype = frozen, factors, lora_a.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -102,17 +110,16 @@ class _LoraLinear(Function):
         g_inner = _project(g, factors.b.T, factors.rank)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = g @ ctx.weight
-            grad_x.addmm_(_doubled(g_inner, factors.a.shape[0]), factors.a)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        grad_a = _wide_product(g_inner.T, flat).to(ctx.adapter_dtype)
-        grad_b = _wide_product(g.T, inner).to(ctx.adapter_dtype).mul_(factors.scale)
+            grad_x = (g_inner @ factors.a).addmm_(g, ctx.frozen.weight).view(*grad.shape[:-1], -1)
+        rank = factors.rank
+        grad_a = _wide_product(g_inner[:, :rank].T, flat).to(ctx.adapter_dtype)
+        grad_b = _wide_product(g.T, inner[:, :rank]).to(ctx.adapter_dtype).mul_(factors.scale)
         return grad_x, None, None, grad_a, grad_b, None, None
 
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    frozen: FrozenWeight,
     bias: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,
@@ -124,32 +131,32 @@ def lora_linear(
 
     Args:
         x: (..., in features).
-        weight: (out features, in features), of x's dtype; no gradient.
+        frozen: W.
         bias: (out features,) or None; no gradient.
         lora_a: (rank, in features).
         lora_b: (out features, rank).
         factors: `LoraFactors.of` the two, in x's dtype.
         output_needed: False returns undefined values of the right shape, where only gradients are wanted.
     """
-    arguments = (x, weight, bias, lora_a, lora_b, factors, output_needed)
+    arguments = (x, frozen, bias, lora_a, lora_b, factors, output_needed)
     out: Tensor = _LoraLinear.apply(*arguments)  # type: ignore[no-untyped-call]
     return out
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X Wᵀ + bias with W frozen, whose buffer may be refilled after the backward pass; the bias may be trained."""
+def frozen_linear(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + bias with W frozen; the bias may be trained."""
     frozen_bias = None if bias is None or bias.requires_grad else bias
-    out: Tensor = _FrozenLinear.apply(x, weight, frozen_bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _FrozenLinear.apply(x, frozen, frozen_bias)  # type: ignore[no-untyped-call]
     return out if bias is None or frozen_bias is not None else out + bias
 
 
 class _FrozenLinear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
+        ctx.frozen = frozen
+        return F.linear(x, frozen.weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.matmul(grad, ctx.weight), None, None
+        return torch.matmul(grad, ctx.frozen.weight), None, None

@@ -13,9 +13,9 @@ IGNORED = -100
 """Label of a token that is not to be predicted."""
 
 
-def _torch_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _torch_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
 
 
 @cache
@@ -24,7 +24,7 @@ def _has_fused_cross_entropy(device_type: str) -> bool:
 
 
 def loss_and_gradient(
-    hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, scale: float
+    hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, scale: float, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of a tile, and scale × its gradient with respect to `hidden`.
 
@@ -36,6 +36,7 @@ def loss_and_gradient(
         head: The language-model head, a linear layer.
         piece: Tokens whose logits exist at once.
         scale: Multiplies the gradient, not the loss.
+        label_smoothing: Probability that all words share instead of the right one (arXiv 1512.00567).
 
     Returns:
         The sum over the tile, a scalar of fp32 or wider; the gradient, like `hidden`.
@@ -47,7 +48,7 @@ def loss_and_gradient(
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
-        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale)
+        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale, label_smoothing)
         total += loss
     return total, gradient
 
@@ -59,22 +60,26 @@ def summed_loss(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) 
     return torch.stack(losses).sum()
 
 
-def _autograd_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
+def _autograd_piece(
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
-    loss = _torch_cross_entropy(head(leaf), labels)
+    loss = _torch_cross_entropy(head(leaf), labels, label_smoothing)
     (loss * scale).backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
 
 
 @torch.no_grad()
-def _fused_piece(hidden: Tensor, labels: Tensor, head: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
+def _fused_piece(
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four, no graph."""
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
     logits = head(hidden).requires_grad_()  # the kernel computes a gradient only for what requires one
     loss, _, _, _, grad_logits = cross_entropy_forward(
-        logits, labels, None, IGNORED, 0.0, 0.0, "sum", None, return_z_loss=False
+        logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False
     )
     weight: Tensor = head.weight  # type: ignore[assignment]
     return loss, (grad_logits @ weight).mul_(scale)

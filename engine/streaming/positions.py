@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,17 @@ class TileArguments:
 
     Args:
         decoder: Whose layers are called.
-        positions: Position of each token, (context,), on the CPU.
+        context: Tokens.
+        document_starts: First positions of packed documents, ascending from 0.
         tile: Tokens a tile.
         device: Compute device.
     """
 
-    def __init__(self, decoder: Decoder, positions: Tensor, tile: int, device: torch.device) -> None:
-        self._decoder, self._positions, self._tile, self._device = decoder, positions, tile, device
+    def __init__(
+        self, decoder: Decoder, context: int, document_starts: Sequence[int], tile: int, device: torch.device
+    ) -> None:
+        self._decoder, self._context, self._tile, self._device = decoder, context, tile, device
+        self._starts = torch.tensor(list(document_starts), dtype=torch.long, device=device)
         self._kept: dict[int, list[dict[str, Any]]] = {}
         self._keeps: bool | None = None
 
@@ -32,15 +37,19 @@ class TileArguments:
         """One dictionary a layer. `hidden` is the tile's input, (1, tile, hidden)."""
         if tile in self._kept:
             return self._kept[tile]
-        start = tile * self._tile
-        positions = self._positions[start : start + hidden.shape[1]].to(self._device).unsqueeze(0)
-        arguments = self._decoder.layer_arguments(hidden.detach(), positions)
+        positions = self._positions(tile * self._tile, hidden.shape[1])
+        arguments = self._decoder.layer_arguments(hidden.detach(), positions.unsqueeze(0))
         if self._keeps is None:
             a_token = _tensor_bytes(arguments) / hidden.shape[1]
-            self._keeps = a_token * len(self._positions) <= CACHE_BYTES
+            self._keeps = a_token * self._context <= CACHE_BYTES
         if self._keeps:
             self._kept[tile] = arguments
         return arguments
+
+    def _positions(self, start: int, length: int) -> Tensor:
+        """Position of each token in its document, (length,), made where it is used: a copy would wait for the GPU."""
+        order = torch.arange(start, start + length, device=self._device)
+        return order - self._starts[torch.bucketize(order, self._starts, right=True) - 1]
 
 
 def _tensor_bytes(arguments: list[dict[str, Any]]) -> int:

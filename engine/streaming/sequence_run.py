@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import IGNORED
 from engine.streaming.pace import Pace
 from engine.streaming.positions import TileArguments
@@ -44,14 +45,20 @@ class SequenceRun:
         cancelled: Callable[[], bool] | None,
         seed: int | None,
     ) -> None:
-        self.token_ids, self.labels, self.document_starts = token_ids, labels, document_starts
-        self.context, self._tile = token_ids.shape[0], tile
+        self._token_ids, self._labels = _ready_to_copy(token_ids, device), _ready_to_copy(labels, device)
+        self.document_starts = document_starts
+        self.context, self._tile, self._device = token_ids.shape[0], tile, device
         self.tiles = -(-self.context // tile)
-        starts = torch.tensor(list(document_starts), dtype=torch.long)
-        order = torch.arange(self.context)
-        self.positions = order - starts[torch.bucketize(order, starts, right=True) - 1]
-        "Position of each token in its document, (context,)."
         self.seed = seed
+        self.keeps: range = range(0)
+        "Layers that keep their graph between the passes."
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        "Input and output, (1, context, hidden), of each such layer that has been computed."
+        self.predicted = int((labels != IGNORED).sum())
+        "Tokens that are predicted."
+        self.loss_sum = 0.0
+        self.resumed: BackwardPoint | None = None
+        self.generator = torch.empty(0, dtype=torch.uint8)
         self.stage, self._total, self._done = "preparation", 0, 0
         self._progress, self._cancelled = progress, cancelled
         self._pace = Pace(device)
@@ -59,6 +66,14 @@ class SequenceRun:
     def span(self, tile: int) -> slice:
         """Positions of a tile."""
         return slice(tile * self._tile, min((tile + 1) * self._tile, self.context))
+
+    def token_ids(self, tile: int) -> Tensor:
+        """Token ids of a tile, (tile,), on the compute device."""
+        return self._token_ids[self.span(tile)].to(self._device, non_blocking=True)
+
+    def labels(self, tile: int) -> Tensor:
+        """Labels of a tile, (tile,), on the compute device."""
+        return self._labels[self.span(tile)].to(self._device, non_blocking=True)
 
     @property
     def spans(self) -> list[slice]:
@@ -81,6 +96,11 @@ class SequenceRun:
             )
         if self._cancelled is not None and self._cancelled():
             raise StepCancelled
+
+
+def _ready_to_copy(values: Tensor, device: torch.device) -> Tensor:
+    """The same values where a copy of a part of them to the device does not stop the CPU."""
+    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
 
 
 def next_token_labels(token_ids: Tensor, document_starts: Sequence[int] = (0,)) -> Tensor:

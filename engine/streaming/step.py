@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass
+from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
-from engine.streaming.loss import IGNORED, loss_and_gradient, summed_loss
+from engine.streaming.loss import loss_and_gradient, summed_loss
 from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
@@ -64,6 +65,7 @@ class StreamedStep:
         plan: The layout.
         device: Where to compute.
         spill_directory: For `hidden_home="disk"`.
+        label_smoothing: Of the loss that gradients are taken of; `evaluate` has none.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -71,9 +73,16 @@ class StreamedStep:
     """
 
     def __init__(
-        self, model: nn.Module, plan: StreamPlan, *, device: torch.device, spill_directory: Path | None = None
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.plan, self.device, self.model = plan, device, model
+        self._label_smoothing = label_smoothing
         self.decoder = Decoder(model)
         self._streams = CopyStreams(device) if device.type == "cuda" else None
         layers = self.decoder.layers
@@ -84,6 +93,13 @@ class StreamedStep:
         self.wide_gradients = WideGradients(model.parameters(), home=torch.device("cpu"))
         self._workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
         streamed_attention.register()
+
+    @property
+    def _lowest(self) -> int:
+        """The first layer that the backward pass has to reach."""
+        if self._trains_embedding:
+            return 0
+        return next((i for i, trains in enumerate(self._trainable) if trains), len(self._trainable))
 
     def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
         if self._linears.quantised != (self.plan.weights == "nf4"):
@@ -115,6 +131,8 @@ class StreamedStep:
         document_starts: Sequence[int] = (0,),
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        boundary: Callable[[BackwardPoint], None] | None = None,
+        resumed: BackwardPoint | None = None,
     ) -> StepOutcome:
         """Loss and gradient of one sequence.
 
@@ -127,12 +145,16 @@ class StreamedStep:
                 not cross them.
             progress: Called after every tile.
             cancelled: Asked after every tile; True abandons the step.
+            boundary: Called with the state after the loss and after every layer of the backward pass but the last.
+            resumed: Go on from this state of the same sequence, with the same plan and weights; the parameters'
+                gradients are as they were then.
 
         Raises:
             StepCancelled: `cancelled` returned True.
             EliteError: OUT_OF_MEMORY, after everything that this object holds was released.
         """
-        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=scale, backward=True)
+        run = self._sequence(token_ids, labels, document_starts, progress, cancelled, resumed)
+        return self._run(run, scale=1.0 / max(run.predicted, 1) if scale is None else scale, boundary=boundary)
 
     def evaluate(
         self,
@@ -144,33 +166,44 @@ class StreamedStep:
         cancelled: Callable[[], bool] | None = None,
     ) -> StepOutcome:
         """Loss of one sequence without its gradient; arguments and errors of `run`."""
-        return self._run(token_ids, labels, document_starts, progress, cancelled, scale=None, backward=False)
+        return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
 
-    def _run(
+    def _sequence(
         self,
         token_ids: Tensor,
         labels: Tensor | None,
         document_starts: Sequence[int],
         progress: Callable[[TileProgress], None] | None,
         cancelled: Callable[[], bool] | None,
-        *,
-        scale: float | None,
-        backward: bool,
-    ) -> StepOutcome:
+        resumed: BackwardPoint | None,
+    ) -> SequenceRun:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
-        predicted = int((labels != IGNORED).sum())
-        scale = 1.0 / max(predicted, 1) if scale is None else scale
-        seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
-        state = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        if resumed is not None:
+            seed = resumed.seed
+            torch.set_rng_state(resumed.generator)
+        else:
+            seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
+        run = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
+        run.resumed, run.generator = resumed, torch.get_rng_state()
+        if run.tiles == 1:
+            layers = len(self.decoder.layers)
+            run.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
+        return run
+
+    def _run(
+        self, state: SequenceRun, *, scale: float | None, boundary: Callable[[BackwardPoint], None] | None = None
+    ) -> StepOutcome:
+        backward = scale is not None
+        self._linears.begin(keep_factors=state.tiles == 1)
         try:
             with self._owning(state):
                 began = time.perf_counter()
                 self._forward(state, Pass.FORWARD if backward else Pass.EVALUATE)
                 after_forward = self._now()
-                loss_sum = self._loss(state, scale if backward else None)
+                state.loss_sum = self._loss(state, scale)
                 after_loss = self._now()
                 if backward:
-                    self._backward(state)
+                    self._backward(state, boundary)
                 after_backward = self._now()
         except (RuntimeError, MemoryError, OSError) as error:
             place = full_place(error)
@@ -180,8 +213,8 @@ class StreamedStep:
             self._workspace.release()
             raise told from None
         return StepOutcome(
-            loss_sum=loss_sum,
-            predicted=predicted,
+            loss_sum=state.loss_sum,
+            predicted=state.predicted,
             seconds={
                 "forward": after_forward - began,
                 "loss": after_loss - after_forward,
@@ -190,14 +223,17 @@ class StreamedStep:
         )
 
     def _forward(self, run: SequenceRun, purpose: Pass) -> None:
-        run.enter("forward", len(self.decoder.layers) * run.tiles)
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("forward", top * run.tiles)
         hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):
-                ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
-                hidden.write(0, tile, self.decoder.embed(ids)[0])
-            for layer in range(len(self.decoder.layers)):
-                self._run_layer(run, layer, purpose)
+                hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
+            for layer in range(top):
+                if layer in run.keeps and purpose is Pass.FORWARD:
+                    self._keep_layer(run, layer)
+                else:
+                    self._run_layer(run, layer, purpose)
 
     def _run_layer(self, run: SequenceRun, layer: int, purpose: Pass) -> None:
         """Runs a layer over all tiles without a graph, from its input's array into its output's."""
@@ -205,8 +241,12 @@ class StreamedStep:
         self._enter(layer)
         self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
         for tile in range(run.tiles):
+            self._prefetch(layer, tile, purpose)  # what is on its way already is not asked for again
             x = hidden.read(layer, tile)
-            self._prefetch(run, layer, tile + 1, purpose)
+            if tile + 1 < run.tiles:
+                self._prefetch(layer, tile + 1, purpose)
+            elif tile and purpose in (Pass.FORWARD, Pass.EVALUATE):
+                self._prefetch(layer + 1, 0, purpose)  # written long ago: the next layer begins without a wait
             try:
                 y = self._call_layer(run, layer, tile, x.unsqueeze(0), purpose)
             except KeysValuesCollected:
@@ -215,14 +255,23 @@ class StreamedStep:
                 hidden.write(layer + 1, tile, y[0])
             run.advance(layer, tile)
 
+    def _keep_layer(self, run: SequenceRun, layer: int) -> None:
+        """Runs a layer over the only tile, and leaves its graph for the backward pass."""
+        self._enter(layer)
+        x = self._workspace.hidden.read(layer, 0).unsqueeze(0).detach()
+        with torch.enable_grad():
+            x.requires_grad_()
+            y = self._call_layer(run, layer, 0, x, Pass.KEEP)
+        run.kept[layer] = x, y
+        self._workspace.hidden.write(layer + 1, 0, y[0].detach())
+        run.advance(layer, 0)
+
     def _enter(self, layer: int) -> None:
         """Makes a layer's weights ready, once for all tiles of a pass."""
         self._linears.enter(layer)
         self._weights.enter(layer)
 
-    def _prefetch(self, run: SequenceRun, layer: int, tile: int, purpose: Pass) -> None:
-        if not 0 <= tile < run.tiles:
-            return
+    def _prefetch(self, layer: int, tile: int, purpose: Pass) -> None:
         self._workspace.hidden.prefetch(layer, tile)
         stash = self._workspace.attention.stash
         if stash is not None and purpose in (Pass.REPEAT, Pass.GRADIENT):
@@ -241,6 +290,11 @@ class StreamedStep:
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
         """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
+        if run.resumed is not None:
+            rows = [span.stop - span.start for span in run.spans]
+            for tile, gradient in enumerate(retile(run.resumed.gradient(), rows)):
+                self._workspace.hidden.write_gradient(tile, gradient.to(self.device))
+            return run.resumed.loss_sum
         run.enter("loss", run.tiles)
         hidden, top = self._workspace.hidden, len(self.decoder.layers)
         trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
@@ -250,7 +304,7 @@ class StreamedStep:
             x = hidden.read(top, tile).unsqueeze(0).detach().requires_grad_()
             if tile + 1 < run.tiles:
                 hidden.prefetch(top, tile + 1)
-            labels = run.labels[run.span(tile)].to(self.device)
+            labels = run.labels(tile)
             if scale is None:
                 with torch.no_grad():
                     normed = self.decoder.final_norm(x)
@@ -258,7 +312,12 @@ class StreamedStep:
             else:
                 normed = self.decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(
-                    normed[0].detach(), labels, self.decoder.head, piece=self.plan.loss_piece, scale=scale
+                    normed[0].detach(),
+                    labels,
+                    self.decoder.head,
+                    piece=self.plan.loss_piece,
+                    scale=scale,
+                    label_smoothing=self._label_smoothing,
                 )
                 inputs = None if trains_norm else [x]
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
@@ -271,12 +330,18 @@ class StreamedStep:
             total += loss.to(torch.float64).cpu()
         return float(total)
 
-    def _backward(self, run: SequenceRun) -> None:
-        layers = len(self.decoder.layers)
-        lowest = 0 if self._trains_embedding else next((i for i, t in enumerate(self._trainable) if t), layers)
-        run.enter("backward", (layers - lowest) * run.tiles)
-        hidden, keys_of = self._workspace.hidden, layers - 1
-        for layer in range(layers - 1, lowest - 1, -1):
+    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:
+        lowest = self._lowest
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("backward", (top - lowest) * run.tiles)
+        hidden, keys_of = self._workspace.hidden, top - 1
+        hidden.hold_segment(top - 1)
+        for layer in range(top - 1, lowest - 1, -1):
+            if boundary is not None and (layer < top - 1 or run.resumed is None):
+                boundary(self._point(run, layer + 1))
+            if layer in run.kept:
+                self._kept_backward(run, layer)
+                continue
             if not hidden.holds(layer):
                 run.stage = "recompute"
                 with torch.no_grad():
@@ -285,10 +350,11 @@ class StreamedStep:
                         keys_of = below if self._workspace.attention.stash is None else keys_of
                 hidden.hold_segment(layer)
                 run.stage = "backward"
-            if keys_of != layer and not self._workspace.attention.restore_keys_values(layer, run.spans):
-                with torch.no_grad():
-                    self._run_layer(run, layer, Pass.COLLECT)
-            keys_of = layer
+            if run.tiles > 1 and keys_of != layer:  # a lone tile needs only its own keys and values
+                if not self._workspace.attention.restore_keys_values(layer, run.spans):
+                    with torch.no_grad():
+                        self._run_layer(run, layer, Pass.COLLECT)
+                keys_of = layer
             self._layer_backward(run, layer, needs_input=layer > lowest or self._trains_embedding)
         if self._trains_embedding:
             self._embedding_backward(run)
@@ -300,11 +366,16 @@ class StreamedStep:
         self._linears.want_output(wanted=False)
         self._workspace.attention.zero_gradients()
         for tile in reversed(range(run.tiles)):
+            self._prefetch(layer, tile, Pass.GRADIENT)
             x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
             gradient = hidden.read_gradient(tile).unsqueeze(0)
             if tile:
-                self._prefetch(run, layer, tile - 1, Pass.GRADIENT)
+                self._prefetch(layer, tile - 1, Pass.GRADIENT)
                 hidden.prefetch_gradient(tile - 1)
+            elif needs_input and layer and hidden.holds(layer - 1):
+                self._prefetch(layer - 1, run.tiles - 1, Pass.GRADIENT)
+                if run.tiles > 1:
+                    hidden.prefetch_gradient(run.tiles - 1)
             y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
             if y.requires_grad:
                 torch.autograd.backward(y, gradient)
@@ -314,9 +385,29 @@ class StreamedStep:
             run.advance(layer, tile)
         self.wide_gradients.flush()
 
+    def _kept_backward(self, run: SequenceRun, layer: int) -> None:
+        hidden = self._workspace.hidden
+        self._enter(layer)
+        self._workspace.attention.zero_gradients()
+        x, y = run.kept.pop(layer)
+        torch.autograd.backward(y, hidden.read_gradient(0).unsqueeze(0))
+        assert x.grad is not None
+        hidden.write_gradient(0, x.grad[0])
+        run.advance(layer, 0)
+        self.wide_gradients.flush()
+
+    def _point(self, run: SequenceRun, layer: int) -> BackwardPoint:
+        def gradient() -> Iterator[Tensor]:
+            for tile in range(run.tiles):
+                yield self._workspace.hidden.read_gradient(tile).cpu()
+
+        return BackwardPoint(
+            layer=layer, loss_sum=run.loss_sum, seed=run.seed, generator=run.generator, gradient=gradient
+        )
+
     def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):
-            ids = run.token_ids[run.span(tile)].to(self.device).unsqueeze(0)
+            ids = run.token_ids(tile).unsqueeze(0)
             gradient = self._workspace.hidden.read_gradient(tile).unsqueeze(0)
             torch.autograd.backward(self.decoder.embed(ids), gradient)
         self.wide_gradients.flush()
@@ -329,7 +420,7 @@ class StreamedStep:
         run.stage = "preparation"
         refuse_position_dependent_rope(self.decoder.config, run.context)
         self._workspace.prepare(run.context)
-        run.arguments = TileArguments(self.decoder, run.positions, self.plan.tile, self.device)
+        run.arguments = TileArguments(self.decoder, run.context, run.document_starts, self.plan.tile, self.device)
         config = self.decoder.config
         implementation, checkpointing = config._attn_implementation, []
         config._attn_implementation = streamed_attention.IMPLEMENTATION

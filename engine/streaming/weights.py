@@ -55,6 +55,11 @@ class StreamedWeights(LayerWeights):
         self._arrived: dict[int, tuple[int, torch.cuda.Event | None]] = {}
         self._entered: int | None = None
 
+    @property
+    def device_bytes(self) -> int:
+        """Memory that weights take on the device, however many layers there are."""
+        return sum(buffer.numel() for buffer in self._buffers)
+
     def prefetch(self, layer: int) -> None:
         """See LayerWeights."""
         if layer in self._arrived or not 0 <= layer < len(self._host):

@@ -1,32 +1,36 @@
-"""Folders of files that are complete on disk or not there at all, and that notice when they were damaged.
+"""The checkpoints of one run: named by their step, and which of them are kept.
 
-A checkpoint is written to a hidden folder, each file is synced and read back, and only then is the folder
-renamed to step-000123. manifest.json holds the size and SHA-256 of each file. What the files mean is
-engine.training.state's business.
+What their files mean is engine.training.state's business; that they are whole is engine.training.sealed's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
-import json
-import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import errors
+from engine.training import sealed
+from engine.training.sealed import DamagedError, Sealed
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
+_HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
 
 
-class CheckpointDamagedError(Exception):
-    """A checkpoint cannot be trusted. The message says which file and why."""
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay: the newest, the best, and one for every so many hours."""
+
+    newest: int = 2
+    best: bool = True
+    "The one with the lowest held-out loss, of those that were saved when it was measured."
+    hours: float = 0.0
+    "0 keeps none for its age."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,132 +43,126 @@ class SavedCheckpoint:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A checkpoint whose files are what its manifest says."""
-
-    path: Path
-    step: int
-
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return (self.path / name).read_bytes()
-
-
 class CheckpointFolder:
-    """The checkpoints of one run, oldest to newest, at most `keep` of them."""
+    """The checkpoints of one run."""
 
-    def __init__(self, path: Path, keep: int) -> None:
-        self._path = path
-        self._keep = keep
+    def __init__(self, path: Path, retention: Retention) -> None:
+        self.path = path
+        self._retention = retention
 
-    def save(self, step: int, files: Mapping[str, bytes]) -> SavedCheckpoint:
-        """Writes a checkpoint, replacing one of the same step, and deletes what is older than the newest `keep`.
+    def save(
+        self, step: int, files: Iterable[tuple[str, bytes]], held_out_loss: float | None = None
+    ) -> SavedCheckpoint:
+        """Writes a checkpoint, replacing one of the same step, and deletes those that need not stay.
+
+        Args:
+            step: Its number.
+            files: Names and contents, made one after the other.
+            held_out_loss: As measured with just these weights, None if it was not.
 
         Raises:
             EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE; the checkpoints that were there are still there.
         """
         started = time.monotonic()
-        final = self._path / f"step-{step:06d}"
-        aside = self._path / f".{final.name}.new"
+        final = self.path / f"step-{step:06d}"
+        about = {"step": step, "saved_at": time.time(), "held_out_loss": held_out_loss}
         try:
-            size = self._write(aside, step, files)
-            _replace(final, aside)
-            _sync(self._path)
+            size = sealed.write(final, files, about)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise _writing_failed(final, files, error) from error
+            raise writing_failed(final, error) from error
         self._prune()
         return SavedCheckpoint(path=final, step=step, bytes=size, seconds=time.monotonic() - started)
 
-    def _write(self, folder: Path, step: int, files: Mapping[str, bytes]) -> int:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        entries = {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in files.items()}
-        manifest = json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=1).encode()
-        for name, data in {**files, MANIFEST: manifest}.items():
-            _write_synced(folder / name, data)
-        _sync(folder)
-        try:
-            verify(folder)
-        except CheckpointDamagedError as error:
-            raise OSError(errno.EIO, f"what was read back differs: {error}") from error
-        return sum(len(data) for data in files.values()) + len(manifest)
-
     def newest_first(self) -> list[Path]:
         """The checkpoints' folders, whether valid or not."""
-        found = [(int(match[1]), p) for p in self._entries() if (match := _NAME.fullmatch(p.name))]
+        found = [(int(match[1]), path) for path in self._entries() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
+    def heal(self) -> None:
+        """Puts right what a process left that was killed while it replaced a checkpoint."""
+        for path in self._entries():
+            if match := _HIDDEN.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    sealed.heal(self.path / match[1])
+
+    def keep_only_newest(self) -> int:
+        """Deletes all but the newest valid checkpoint, for room on a full disk; returns how many went."""
+        valid = next((path for path in self.newest_first() if _is_valid(path)), None)
+        gone = [path for path in self.newest_first() if path != valid] if valid is not None else []
+        for path in gone:
+            _remove(path)
+        for path in self._leftovers():
+            shutil.rmtree(path, ignore_errors=True)
+        return len(gone)
+
     def _entries(self) -> list[Path]:
-        return list(self._path.iterdir()) if self._path.is_dir() else []
+        return list(self.path.iterdir()) if self.path.is_dir() else []
+
+    def _leftovers(self) -> list[Path]:
+        return [path for path in self._entries() if _HIDDEN.fullmatch(path.name)]
 
     def _prune(self) -> None:
-        for path in self.newest_first()[self._keep :]:
+        stays = self._staying()
+        for path in self.newest_first():
+            if path not in stays:
+                _remove(path)
+        for path in self._leftovers():
             shutil.rmtree(path, ignore_errors=True)
-        for path in self._entries():
-            if path.name.startswith(".step-"):  # left behind by a process that was killed while it wrote
-                shutil.rmtree(path, ignore_errors=True)
+
+    def _staying(self) -> set[Path]:
+        newest_first = self.newest_first()
+        stays = set(newest_first[: self._retention.newest])
+        scores: list[tuple[float, Path]] = []
+        last = -float("inf")
+        for path in reversed(newest_first):
+            try:
+                about = sealed.read_about(path)
+            except DamagedError:
+                continue
+            if about["held_out_loss"] is not None:
+                scores.append((float(about["held_out_loss"]), path))
+            if self._retention.hours and float(about["saved_at"]) - last >= self._retention.hours * 3600:
+                last = float(about["saved_at"])
+                stays.add(path)
+        if self._retention.best and scores:
+            stays.add(min(scores)[1])
+        return stays
 
 
-def verify(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, after every byte of it was compared with its manifest.
+def verify(folder: Path) -> Sealed:
+    """A checkpoint, after every byte of it was compared with its manifest, and its name with its step.
 
     Raises:
-        CheckpointDamagedError: a file is missing, shorter, longer or different.
+        DamagedError: it is not what was written.
     """
+    found = sealed.verify(folder)
+    match = _NAME.fullmatch(folder.name)
+    if match is None or found.about.get("step") != int(match[1]):
+        raise DamagedError(f"it is the checkpoint of step {found.about.get('step')} under another name")
+    return found
+
+
+def _remove(path: Path) -> None:
+    """Hidden first: a process that is killed meanwhile must not leave half a checkpoint under its name."""
+    hidden = path.with_name(f".{path.name}.gone")
+    with contextlib.suppress(OSError):
+        path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _is_valid(path: Path) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        version, step, entries = manifest["format"], int(manifest["step"]), dict(manifest["files"])
-        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointDamagedError(f"{MANIFEST} cannot be read ({error})") from error
-    if version != FORMAT:
-        raise CheckpointDamagedError(f"{MANIFEST} is of format {version}, this program reads {FORMAT}")
-    for name, (size, digest) in expected.items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise CheckpointDamagedError(f"{name} cannot be read ({error.strerror})") from error
-        if len(data) != size:
-            raise CheckpointDamagedError(f"{name} has {len(data)} bytes instead of {size}")
-        if _digest(data) != digest:
-            raise CheckpointDamagedError(f"{name} has another SHA-256 than when it was written")
-    return Checkpoint(path=folder, step=step)
+        verify(path)
+    except DamagedError:
+        return False
+    return True
 
 
-def _replace(final: Path, aside: Path) -> None:
-    """Puts a complete folder in place. A folder cannot be renamed over a full one, so an old one steps aside."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    aside.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _writing_failed(path: Path, files: Mapping[str, bytes], error: OSError) -> Exception:
+def writing_failed(path: Path, error: OSError) -> errors.EliteError:
+    """The typed error for a folder that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        needed = sum(len(data) for data in files.values())
-        return errors.OUTPUT_FULL(path=path, free=f"{free / 1e6:,.0f} MB", needed=f"{needed / 1e6:,.0f} MB")
+        with contextlib.suppress(OSError):
+            free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB"
+            return errors.OUTPUT_FULL(path=path, free=free, needed="more for a checkpoint")
+        return errors.OUTPUT_FULL(path=path, free="no space", needed="more for a checkpoint")
     return errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error)

@@ -1,24 +1,26 @@
-"""The loop: update after update, obeying commands in between, saving as it goes."""
+"""The loop: update after update, obeying commands in between, saving as it goes, going back where it must."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from engine import errors
-from engine.protocol import CheckpointSaved, StepCompleted, StepProgress, Stop
+from engine.evaluation.perplexity import perplexity
+from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
 from engine.training.commands import Actions, obey
+from engine.training.keeping import Keeper
 from engine.training.memory import memory_figures
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
-from engine.training.state import Progress, RandomState, capture, capture_random
+from engine.training.recovery import Recovery
 from engine.training.step import StepAbandonedError
 from engine.training.updates import plan_updates
 
 if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
     from engine.training.parts import Parts
+    from engine.training.state import Progress
 
 ETA_STEPS = 20
 """Latest steps whose speed the estimate of the time left is made from."""
@@ -32,56 +34,68 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
     """Trains from where `progress` stands to its end, or until told to stop. Leaves a checkpoint either way.
 
     Raises:
-        EliteError: LOSS_NOT_FINITE, GRADIENT_NOT_FINITE (after saving the state before the bad update),
-            OUTPUT_FULL, OUTPUT_UNWRITABLE.
+        EliteError: what engine.training.recovery could not deal with, after saving what is good.
     """
+    keeper = Keeper(session, parts, progress)
+    try:
+        return _fit(session, parts, progress, keeper)
+    finally:
+        keeper.close()
+
+
+def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Keeper) -> Literal["completed", "stopped"]:
     training = session.config.training
-    generators = capture_random()
-
-    def save() -> str:
-        return _save(session, parts, progress, generators)
-
-    actions = Actions(save=save, evaluate=parts.evaluate)
+    updates = list(plan_updates(parts.windows, training, parts.context))
+    recovery = Recovery(session, parts, progress, keeper, updates)
+    actions = Actions(save=keeper.save_now, evaluate=lambda: _told(parts.evaluate()))
     pace = _Pace()
-    saved_at = time.monotonic()
-    updates = plan_updates(parts.windows, training, parts.context)
-    for update in itertools.islice(updates, progress.step, None):
-        generators = capture_random()
+    while progress.step < len(updates):
+        keeper.mark()
         stop = obey(session, actions)
         if stop is None:
+            monitor = _Monitor(session, progress.step + 1, recovery.watch)
             try:
-                done = take_optimizer_step(parts, training, progress, update, _Monitor(session, progress.step + 1))
+                done = take_optimizer_step(parts, progress, updates[progress.step], monitor)
             except StepAbandonedError:
                 stop = obey(session, actions) or Stop(id="")
-            except errors.EliteError:
-                # Weights and progress are still those before the bad update: worth keeping.
-                save()
-                raise
+            except Exception as error:
+                recovery.handle(error)
+                continue
         if stop is not None:
-            # `generators` are from before an abandoned step, so that resuming draws what it drew.
+            # The keeper's generators are from before an abandoned step, so that resuming draws what it drew.
             if stop.save:
-                save()
+                keeper.save_now()
             return "stopped"
-        generators = capture_random()
+        keeper.mark()
+        if not recovery.accept(done.result.loss_sum / done.result.tokens):
+            continue
         session.emit(_completed(parts, progress, done, pace))
-        if (
-            training.evaluate_every
-            and progress.step % training.evaluate_every == 0 < progress.total_steps - progress.step
-        ):
-            parts.evaluate()
-        if time.monotonic() - saved_at >= session.config.checkpoint.every_minutes * 60:
-            save()
-            saved_at = time.monotonic()
-    save()
+        keeper.keep_if_due()
+        keeper.save_if_due(_score_if_due(parts, progress, training.evaluate_every))
+        if (reason := parts.early_end()) is not None:
+            session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
+            break
+        recovery.between_steps()
+    keeper.save_now()
     return "completed"
 
 
-class _Monitor:
-    """Passes a step's progress on, and the wish to stop down."""
+def _score_if_due(parts: Parts, progress: Progress, every: int) -> float | None:
+    """The held-out loss, every so many steps but not at the end, where it is scored anyway."""
+    if every and progress.step % every == 0 < progress.total_steps - progress.step:
+        return parts.evaluate()
+    return None
 
-    def __init__(self, session: TrainingSession, step: int) -> None:
-        self._session = session
-        self._step = step
+
+def _told(loss: float | None) -> str:
+    return "abandoned: the run is stopping" if loss is None else f"held-out perplexity {perplexity(loss):,.2f}"
+
+
+class _Monitor:
+    """Passes a step's progress on, and the wish to stop down; looks after the machine meanwhile."""
+
+    def __init__(self, session: TrainingSession, step: int, watch: Callable[[], None]) -> None:
+        self._session, self._step, self._watch = session, step, watch
         self._told_at = time.monotonic()  # short steps have nothing to tell from inside
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
@@ -92,6 +106,7 @@ class _Monitor:
         self._session.emit(StepProgress(step=self._step, stage=stage, done=done, total=total, layer=layer, tile=tile))
 
     def stop_requested(self) -> bool:
+        self._watch()
         return self._session.commands.stop_requested
 
 
@@ -120,11 +135,3 @@ def _completed(parts: Parts, progress: Progress, done: StepFigures, pace: _Pace)
         eta_seconds=pace.eta(done.seconds, progress.total_steps - progress.step),
         **memory_figures(parts.accelerator.device),
     )
-
-
-def _save(session: TrainingSession, parts: Parts, progress: Progress, generators: RandomState) -> str:
-    files = capture(parts.model, parts.optimizer, parts.schedule, parts.accelerator.scaler, progress, generators)
-    saved = parts.checkpoints.save(progress.step, files)
-    path = saved.path.relative_to(session.run.path).as_posix()
-    session.emit(CheckpointSaved(step=saved.step, path=path, bytes=saved.bytes, seconds=saved.seconds))
-    return f"checkpoint {path}"

@@ -52,18 +52,6 @@ def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> 
     return context * spec.layers * per_token * bytes_per_number
 
 
-def should_recompute(spec: ModelSpec, context: int, device: torch.device, bytes_per_number: int) -> bool:
-    """Whether keeping every activation would take more than a third of the memory that is free now.
-
-    A third, because the base model is loaded by then and allocators, the head's pieces and the data want theirs.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return whole_window_bytes(spec, context, bytes_per_number) > free // 3
-
-
 @contextlib.contextmanager
 def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
     """Turns running out of memory, which torch reports in several ways, into one typed error.

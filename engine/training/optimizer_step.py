@@ -11,13 +11,13 @@ import torch
 
 from engine import errors
 from engine.models.adapter import trainable
-from engine.training.updates import Update, update_targets
+from engine.training.step import count_targets
 
 if TYPE_CHECKING:
-    from engine.config import TrainingSection
     from engine.training.parts import Parts
     from engine.training.state import Progress
     from engine.training.step import StepMonitor, StepResult
+    from engine.training.updates import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,7 @@ class StepFigures:
     seconds: float
 
 
-def take_optimizer_step(
-    parts: Parts, training: TrainingSection, progress: Progress, update: Update, monitor: StepMonitor
-) -> StepFigures:
+def take_optimizer_step(parts: Parts, progress: Progress, update: Update, monitor: StepMonitor) -> StepFigures:
     """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
 
     The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed
@@ -40,17 +38,16 @@ def take_optimizer_step(
     """
     started = time.monotonic()
     parts.optimizer.zero_grad(set_to_none=True)
-    windows = [parts.windows[index] for index in update.windows]
-    targets = update_targets(parts.windows, update)
+    sequences = parts.sequences([parts.windows[index] for index in update.windows], progress.step)
     scaler = parts.accelerator.scaler
-    scale = 1.0 / targets
+    scale = 1.0 / count_targets(sequences)
     if scaler is not None:
         scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
-    result = parts.step.run(windows, scale, monitor)
+    result = parts.step.run(sequences, scale, monitor)
     if not math.isfinite(result.loss_sum):
         raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
-    parameters = trainable(parts.model).values()
-    norm = float(parts.accelerator.clip_grad_norm_(parameters, training.max_grad_norm))
+    parts.accelerator.unscale_gradients()
+    norm = parts.gradients.apply(list(trainable(parts.model).values()), progress.step)
     if not math.isfinite(norm) and scaler is None:
         raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
     lr = float(parts.schedule.get_last_lr()[0])
@@ -59,7 +56,7 @@ def take_optimizer_step(
     seconds = time.monotonic() - started
     progress.step += 1
     progress.epoch = update.epoch
-    progress.windows += len(windows)
+    progress.windows += len(update.windows)
     progress.tokens += result.tokens
     progress.seconds += seconds
     return StepFigures(result=result, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=seconds)

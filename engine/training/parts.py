@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftModel
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
+    from torch.optim.lr_scheduler import LRScheduler
 
+    from engine.optim.build import Stateful
+    from engine.optim.gradients import GradientPipeline
     from engine.training.checkpoints import CheckpointFolder
-    from engine.training.step import TrainingStep
+    from engine.training.step import TrainingStep, Window
     from engine.training.updates import WindowSource
 
 
@@ -24,11 +26,19 @@ class Parts:
     model: PeftModel
     step: TrainingStep
     optimizer: Optimizer
-    schedule: LambdaLR
+    schedule: LRScheduler
+    gradients: GradientPipeline
+    "What happens to the gradient before the optimiser sees it."
     accelerator: Accelerator
     windows: WindowSource
     context: int
     "Tokens in the longest window."
     checkpoints: CheckpointFolder
-    evaluate: Callable[[], str]
-    "Scores the held-out files, emits EvalCompleted, and says the perplexity."
+    evaluate: Callable[[], float | None]
+    "Scores the held-out files, emits EvalCompleted, and gives the loss a token; None if a stop came in between."
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    "What else keeps state; every entry is in every checkpoint, under its name."
+    sequences: Callable[[Sequence[Window], int], Sequence[Window]] = lambda windows, _: windows
+    "What the update after so many steps trains on, of its windows: a curriculum cuts them."
+    early_end: Callable[[], str | None] = lambda: None
+    "Why the run should end now, before its last step; None while it should go on."

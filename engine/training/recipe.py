@@ -10,37 +10,30 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
 from engine.evaluation.report import RunReport, write_report
-from engine.models.adapter import attach_adapter, save_adapter, trainable
-from engine.models.fused import fuse_kernels
-from engine.models.head import check_head
-from engine.models.loading import load_model, load_tokenizer
-from engine.optim.adamw import adamw
-from engine.optim.schedule import warmup_cosine
+from engine.models.adapter import save_adapter, trainable
+from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.training import in_step
+from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
+from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors, should_recompute
+from engine.training.memory import gpu_peak, host_peak, memory_errors
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
-from engine.training.state import Progress, read_progress, restore
-from engine.training.step import TrainingStep, WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
+from engine.training.state import Progress, read_snapshot, restore
+from engine.training.step import TrainingStep
 from engine.training.updates import count_updates, tokens_per_update
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
 
     from engine.runtime.session import TrainingSession
-
-
-_CPU = torch.device("cpu")
 
 
 class StopRequestedError(Exception):
@@ -72,9 +65,12 @@ def _train(session: TrainingSession) -> None:
     progress = _open_progress(session, setup, dataset)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
-    model, accelerator = _build_model(session, setup)
 
-    step = _choose_step(session, setup, model, accelerator)
+    def tell(text: str) -> None:
+        session.emit(LogLine(level="info", text=text))
+
+    model, accelerator = build_model(session.config, setup, tell)
+    step = choose_step(session, setup, model, accelerator, dataset.train, progress, tell)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -85,13 +81,17 @@ def _train(session: TrainingSession) -> None:
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    parts = _build_parts(setup, session, model, step, accelerator, dataset, progress, score)
+    learning = build_learning(model, session.config, context=setup.context, total_steps=progress.total_steps)
+    parts = _build_parts(setup, learning, model, step, accelerator, dataset, score)
     if setup.resumed:
-        restore(setup.resumed, model, parts.optimizer, parts.schedule, accelerator.scaler)
+        restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
+    if status == "completed":
+        in_step.clear(session.run.path / in_step.FOLDER)
 
+    learning.keep_result()
     after = None
     if status == "completed":
         try:
@@ -101,7 +101,9 @@ def _train(session: TrainingSession) -> None:
             status = "stopped"
 
     _enter(session, "saving")
-    save_adapter(model, session.run.adapter_path, tokenizer)
+    space = DiskSpace(session, setup.checkpoints)
+    changes = base_changes(session.config, setup)
+    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -128,7 +130,7 @@ def _train(session: TrainingSession) -> None:
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
-    write_report(session.run.report_path, report)
+    space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
@@ -149,7 +151,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):
         raise errors.REPOSITORY_TOO_SMALL(
-            path=", ".join(data.repositories), tokens=summary.tokens, files=len(summary.files)
+            path=", ".join((*data.repositories, *data.datasets)), tokens=summary.tokens, files=len(summary.files)
         )
     train_files = len(summary.files) - summary.held_out_files
     text = (
@@ -169,7 +171,7 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
     if setup.resumed is None:
         return Progress(total_steps=total_steps, data=data)
-    progress = read_progress(setup.resumed)
+    progress = setup.resumed.progress
     if progress.data != data:
         session.emit(
             WarningRaised(
@@ -181,67 +183,42 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
     return dataclasses.replace(progress, total_steps=total_steps, data=data)
 
 
-def _build_model(session: TrainingSession, setup: Setup) -> tuple[PeftModel, Accelerator]:
-    """The base model with a fresh adapter, and accelerate's view of the device."""
-    config, placement = session.config, setup.placement
-    accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
-    with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        stream = setup.choice.plan.stream
-        streams_weights = stream is not None and stream.weights == "streamed"
-        model = load_model(setup.spec, dataclasses.replace(placement, device=_CPU) if streams_weights else placement)
-        fuse_kernels(model, placement.device)
-        check_head(model)
-        adapted = attach_adapter(model, config.lora, config.training.seed)
-    count = sum(parameter.numel() for parameter in trainable(adapted).values())
-    text = f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more"
-    session.emit(LogLine(level="info", text=text))
-    return adapted, accelerator
-
-
 def _build_parts(
     setup: Setup,
-    session: TrainingSession,
+    learning: Learning,
     model: PeftModel,
     step: TrainingStep,
     accelerator: Accelerator,
     dataset: Dataset,
-    progress: Progress,
     score: Callable[[], HeldOutLoss],
 ) -> Parts:
-    """The optimiser and its schedule, beside the way to compute a step."""
+    """What the loop works with."""
 
-    def score_now() -> str:
+    def score_now() -> float | None:
         try:
-            return f"held-out perplexity {score().perplexity:,.2f}"
+            with learning.averaged():
+                loss = score().loss
+                learning.observe(loss)
         except StopRequestedError:
-            return "abandoned: the run is stopping"
+            return None
+        return loss
 
-    training = session.config.training
-    optimizer = adamw(trainable(model).values(), training)
-    schedule = warmup_cosine(optimizer, progress.total_steps, training.warmup_fraction)
+    updating = learning.updating
     return Parts(
         model=model,
         step=step,
-        optimizer=accelerator.prepare(optimizer),
-        schedule=schedule,
+        optimizer=accelerator.prepare(updating.optimizer),
+        schedule=updating.schedule,
+        gradients=updating.gradients,
         accelerator=accelerator,
         windows=dataset.train,
         context=setup.context,
         checkpoints=setup.checkpoints,
         evaluate=score_now,
+        stateful=learning.stateful,
+        sequences=learning.sequences,
+        early_end=learning.early_end,
     )
-
-
-def _choose_step(session: TrainingSession, setup: Setup, model: PeftModel, accelerator: Accelerator) -> TrainingStep:
-    """The way to compute a step. Every way gives the same gradient; the plan says which one fits."""
-    plan = setup.choice.plan.stream
-    if plan is not None:
-        detail = f"{setup.context:,} tokens in tiles of {plan.tile:,}"
-        session.emit(LogLine(level="info", text=f"the step is streamed: {detail}"))
-        return StreamedWindows(model, plan, device=setup.placement.device, spill_directory=session.run.path)
-    placement = setup.placement
-    recompute = should_recompute(setup.spec, setup.context, placement.device, placement.dtype.itemsize)
-    return WholeSequenceStep(model, recompute=recompute, autocast=accelerator.autocast)
 
 
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,18 +15,30 @@ from msgspec.structs import replace
 
 from engine import __version__, errors
 from engine.config import RunConfig
-from engine.data.collect import collect, estimate_tokens
+from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
+from engine.hardware.tuning import tune_memory
+from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.placement import Placement, choose_placement
 from engine.plan.choice import Choice, choose_plan
-from engine.protocol import RecoveryTaken, RunStarted, WarningRaised
-from engine.training.checkpoints import Checkpoint, CheckpointDamagedError, CheckpointFolder, verify
-from engine.training.state import read_progress
+from engine.plan.optimizations import refuse_conflicts
+from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
+from engine.training.checkpoints import CheckpointFolder, Retention, verify
+from engine.training.sealed import DamagedError, Sealed
+from engine.training.state import Progress, read_snapshot
 
 if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run goes on from. Its tensors, which were found whole, are read again when they are needed."""
+
+    checkpoint: Sealed
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +50,7 @@ class Setup:
     choice: Choice
     "The context and the plan for it."
     checkpoints: CheckpointFolder
-    resumed: Checkpoint | None
+    resumed: Resumption | None
     started: float
     "time.monotonic() when the run began."
 
@@ -60,21 +71,25 @@ def set_up(session: TrainingSession) -> Setup:
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
-    choice = _plan(session, spec)
+    choice = _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec))
+    refuse_conflicts(config, streamed=choice.plan.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
     placement = choose_placement(config.model.device, planned)
-    checkpoints = CheckpointFolder(session.run.checkpoints_path, config.checkpoint.keep)
+    kept = config.checkpoint
+    retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
+    checkpoints = CheckpointFolder(session.run.checkpoints_path, retention)
+    checkpoints.heal()
     resumed, damaged = _newest_valid(checkpoints) if session.resuming else (None, [])
-    if session.resuming and resumed is None:
+    if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
-    total_steps = read_progress(resumed).total_steps if resumed else config.training.max_steps or 0
+    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
     session.emit(
         RunStarted(
             model=config.model.name,
             context=choice.context,
             total_steps=total_steps,
-            first_step=resumed.step if resumed else 0,
+            first_step=resumed.progress.step if resumed else 0,
             device=device_name(placement.device),
             pid=os.getpid(),
             engine_version=__version__,
@@ -84,6 +99,8 @@ def set_up(session: TrainingSession) -> Setup:
     )
     _report_damage(session, resumed, damaged)
     _warn_of_long_context(session, spec, choice.context)
+    if config.training.memory_tuning:
+        tune_memory(placement.device)
     return Setup(
         spec=spec,
         placement=placement,
@@ -99,13 +116,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, list[str]]:
+def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, list[str]]:
     """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
     damaged: list[str] = []
     for path in checkpoints.newest_first():
         try:
-            return verify(path), damaged
-        except CheckpointDamagedError as error:
+            checkpoint = verify(path)
+            return Resumption(checkpoint=checkpoint, progress=read_snapshot(checkpoint).progress), damaged
+        except DamagedError as error:
             damaged.append(f"{path.name}: {error}")
     return None, damaged
 
@@ -117,13 +135,19 @@ def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: in
             WarningRaised(
                 code="context-past-trained-length",
                 text=f"windows of {context:,} tokens are longer than the {spec.max_context:,} that {spec.name} was "
-                "trained with; its rotary positions are not rescaled",
+                f"trained with; {_positions(session, spec, context)}",
                 hint="compare held-out perplexity before and after; set a lower training.tier if it does not fall",
             )
         )
 
 
-def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged: list[str]) -> None:
+def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
+    """What is done about it."""
+    factor = BaseChanges.of(session.config.model, spec, context).yarn_factor
+    return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
+
+
+def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged: list[str]) -> None:
     for text in damaged:
         session.emit(
             WarningRaised(
@@ -133,7 +157,12 @@ def _report_damage(session: TrainingSession, resumed: Checkpoint | None, damaged
             )
         )
     if damaged and resumed:
-        session.emit(RecoveryTaken(what=f"went on from {resumed.path.name}", why="a newer checkpoint is damaged"))
+        what = f"went on from step-{resumed.progress.step:06d}"
+        session.emit(RecoveryTaken(what=what, why="a newer checkpoint is damaged"))
+    if session.resuming and resumed is None:
+        session.emit(
+            LogLine(level="info", text="the run ended before its first checkpoint: it starts from its beginning")
+        )
 
 
 def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
@@ -141,8 +170,7 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
-        paths = [Path(repository) for repository in config.data.repositories]
-        tokens = estimate_tokens(collect(paths, max_file_bytes=config.data.max_file_bytes))
+        tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Everything that the next update depends on, to and from the files of a checkpoint.
+"""Everything that the next update depends on: taken at one moment, kept in memory, and to and from a checkpoint.
 
-safetensors and JSON only: reading a checkpoint never runs code. The adapter's two files are PEFT's own, so a
+A `Snapshot` is a copy on the host: training goes on while it is written, and can go back to it at once. In files it
+is safetensors and JSON only: reading a checkpoint never runs code. The adapter's two files are PEFT's own, so a
 checkpoint's folder can be loaded with `PeftModel.from_pretrained` as it is.
 """
 
@@ -9,27 +10,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import safetensors.torch
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.models.adapter import adapter_config_json
+from engine.training import tensor_tree
+from engine.training.sealed import DamagedError, Sealed
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
-
-    from engine.training.checkpoints import Checkpoint
+    from engine.training.parts import Parts
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-OPTIMIZER, RANDOM, STATE = "optimizer.safetensors", "random.safetensors", "state.json"
+OPTIMIZER, RANDOM, STATEFUL, STATE = (
+    "optimizer.safetensors",
+    "random.safetensors",
+    "stateful.safetensors",
+    "state.json",
+)
+_TENSOR_FILES = (ADAPTER, OPTIMIZER, RANDOM, STATEFUL)
 
 
 @dataclass(kw_only=True)
@@ -37,11 +44,11 @@ class Progress:
     """How far a run has come. The only mutable record of it."""
 
     step: int = 0
-    "Updates done."
+    "Updates done or skipped: the position among the run's updates."
     total_steps: int
     epoch: float = 0.0
     windows: int = 0
-    "Windows trained on, counted again in each epoch: the position in the data."
+    "Windows trained on, counted again in each epoch."
     tokens: int = 0
     "Targets trained on."
     seconds: float = 0.0
@@ -52,6 +59,16 @@ class Progress:
     "Held-out loss of the base model, nats a token."
     held_out_scored: int = 0
     "Tokens that it was measured on."
+    rate_scale: float = 1.0
+    "What recoveries lowered the learning rate to, as a share of the configured one."
+    rollbacks: int = 0
+    "Times that the run went back because the loss was not what it should be."
+    skipped: list[int] = field(default_factory=list)
+    "Updates that were passed over, counted from 1."
+    recoveries: list[str] = field(default_factory=list)
+    "What went wrong so far and what was done, one line each."
+    layout: dict[str, Any] | None = None
+    "How the step is laid out, as engine.training.layout.Layout writes it; None before the first one."
 
 
 @dataclass(frozen=True)
@@ -85,73 +102,114 @@ def restore_random(state: RandomState) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def capture(
-    model: PeftModel,
-    optimizer: Optimizer,
-    schedule: LambdaLR,
-    scaler: Any,
-    progress: Progress,
-    generators: RandomState,
-) -> dict[str, bytes]:
-    """The files of a checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The run between two updates, on the host."""
+
+    progress: Progress
+    "A copy: it stays as it is."
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    "By file, by name."
+    record: Mapping[str, Any]
+    "JSON values: what is not a tensor."
+    adapter_config: str
+
+    @property
+    def size(self) -> int:
+        """Bytes that its tensors take, in memory as in files."""
+        return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group.values())
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """A checkpoint's files, each made when it is asked for."""
+        for name in _TENSOR_FILES:
+            yield name, safetensors.torch.save(dict(self.tensors[name]))
+        yield ADAPTER_CONFIG, self.adapter_config.encode()
+        yield STATE, json.dumps({"progress": dataclasses.asdict(self.progress), **self.record}).encode()
+
+
+def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapshot:
+    """The run as it is now.
 
     Args:
-        model: Its adapter is saved, the base model is not.
-        optimizer: AdamW or any other whose state is tensors and numbers by parameter.
-        schedule: Saved by its position.
-        scaler: The loss scaler of fp16, else None.
-        progress: Saved as it is.
+        parts: The model's adapter is taken, the base model is not; optimiser, schedule, loss scaler, and every entry
+            of `stateful`.
+        progress: As it is.
         generators: As they were before the first draw that the next update will make.
+
+    Raises:
+        TypeError: something keeps a state that is neither tensors nor JSON values.
     """
-    moments = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for parameter, values in moments["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                numbers.setdefault(str(parameter), {})[name] = value
-    record = {
-        "progress": dataclasses.asdict(progress),
-        "optimizer": {"numbers": numbers, "groups": moments["param_groups"]},
-        "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "random": generators.numbers,
-    }
-    return {
-        ADAPTER: _pack(get_peft_model_state_dict(model, save_embedding_layers=False)),
-        ADAPTER_CONFIG: adapter_config_json(model).encode(),
-        OPTIMIZER: _pack(tensors),
-        RANDOM: _pack(generators.tensors),
-        STATE: json.dumps(record).encode(),
-    }
+    scaler = parts.accelerator.scaler
+    optimizer, moments = tensor_tree.split(parts.optimizer.state_dict())
+    others = {name: entry.state_dict() for name, entry in parts.stateful.items()}
+    stateful, kept = tensor_tree.split(
+        {"parts": others, "schedule": parts.schedule.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+    )
+    adapter = get_peft_model_state_dict(parts.model, save_embedding_layers=False)
+    return Snapshot(
+        progress=dataclasses.replace(progress, skipped=list(progress.skipped), recoveries=list(progress.recoveries)),
+        tensors={
+            ADAPTER: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in adapter.items()},
+            OPTIMIZER: moments,
+            RANDOM: {name: t.cpu() for name, t in generators.tensors.items()},
+            STATEFUL: kept,
+        },
+        record={"optimizer": optimizer, "stateful": stateful, "random": generators.numbers},
+        adapter_config=_adapter_config(parts.model),
+    )
 
 
-def read_progress(checkpoint: Checkpoint) -> Progress:
-    """How far the run had come."""
-    return Progress(**json.loads(checkpoint.read(STATE))["progress"])
+_adapter_configs: WeakKeyDictionary[PeftModel, str] = WeakKeyDictionary()
 
 
-def restore(checkpoint: Checkpoint, model: PeftModel, optimizer: Optimizer, schedule: LambdaLR, scaler: Any) -> None:
-    """Puts the model's adapter, the optimiser, the schedule and the generators where the checkpoint left them."""
-    record = json.loads(checkpoint.read(STATE))
-    weights = safetensors.torch.load(checkpoint.read(ADAPTER))
-    set_peft_model_state_dict(model, weights)
-    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in record["optimizer"]["numbers"].items()}
-    for key, tensor in safetensors.torch.load(checkpoint.read(OPTIMIZER)).items():
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = tensor
-    groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in record["optimizer"]["groups"]
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    schedule.load_state_dict({**record["schedule"], "lr_lambdas": [None] * len(groups)})
-    if scaler is not None and record["scaler"]:
-        scaler.load_state_dict(record["scaler"])
-    restore_random(RandomState(safetensors.torch.load(checkpoint.read(RANDOM)), record["random"]))
+def _adapter_config(model: PeftModel) -> str:
+    """Does not change while a model trains, and PEFT can only write it to a file."""
+    if model not in _adapter_configs:
+        _adapter_configs[model] = adapter_config_json(model)
+    return _adapter_configs[model]
 
 
-def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+def read_snapshot(checkpoint: Sealed) -> Snapshot:
+    """The run as a checkpoint holds it.
+
+    Raises:
+        DamagedError: its files are whole, but are not a checkpoint's.
+    """
+    try:
+        record = dict(json.loads(checkpoint.read(STATE)))
+        return Snapshot(
+            progress=Progress(**record.pop("progress")),
+            tensors={name: _read_tensors(checkpoint, name) for name in _TENSOR_FILES},
+            record={name: record[name] for name in ("optimizer", "stateful", "random")},
+            adapter_config=checkpoint.read(ADAPTER_CONFIG).decode(),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
+        raise DamagedError(f"its content cannot be used ({type(error).__name__}: {error})") from error
+
+
+def _read_tensors(checkpoint: Sealed, name: str) -> dict[str, Tensor]:
+    # A tensor at a time: the file as a whole, beside its tensors, would be twice the memory.
+    with safe_open(checkpoint.path / name, framework="pt") as file:
+        return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def restore(snapshot: Snapshot, parts: Parts) -> None:
+    """Puts adapter, optimiser, schedule, loss scaler, `stateful` and the generators where the snapshot has them.
+
+    Raises:
+        DamagedError: it is of another model or another optimiser.
+    """
+    record, tensors = snapshot.record, snapshot.tensors
+    try:
+        set_peft_model_state_dict(parts.model, dict(tensors[ADAPTER]))
+        parts.optimizer.load_state_dict(tensor_tree.join(record["optimizer"], tensors[OPTIMIZER]))
+        others = tensor_tree.join(record["stateful"], tensors[STATEFUL])
+        parts.schedule.load_state_dict(others["schedule"])
+        if parts.accelerator.scaler is not None and others["scaler"]:
+            parts.accelerator.scaler.load_state_dict(others["scaler"])
+        for name, entry in parts.stateful.items():
+            if name in others["parts"]:  # one that was switched on since starts anew
+                entry.load_state_dict(others["parts"][name])
+        restore_random(RandomState(tensors[RANDOM], record["random"]))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"its content does not suit this run ({type(error).__name__}: {error})") from error

@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from engine.attention.packed import packed_attention
+from engine.data.windows import Window, joined
 from engine.models.head import split_head, summed_cross_entropy
+from engine.streaming.loss import IGNORED
+from engine.training.micro_batch import groups_of
 
-Window = NDArray[np.int64]
-"""Token ids of one window. Shape (n,) with 2 <= n <= context; position i predicts token i + 1."""
+__all__ = ["StepAbandonedError", "StepMonitor", "StepResult", "TrainingStep", "WholeSequenceStep", "Window"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,9 @@ class StepResult:
     """What a step has to tell."""
 
     loss_sum: float
-    "Sum of the cross-entropies, in nats, not scaled. May be infinite or NaN: the loop decides."
+    "Sum of what is trained on (cross-entropies, smoothed if so asked), in nats, not scaled. May be infinite or NaN."
     tokens: int
-    "Targets summed over: one fewer than tokens in each window."
+    "Targets summed over: one fewer than tokens in each document of each window."
 
 
 class StepAbandonedError(Exception):
@@ -68,14 +69,15 @@ class TrainingStep(Protocol):
 
 
 def count_targets(windows: Sequence[Window]) -> int:
-    """Tokens that are predicted: all but each window's first."""
-    return sum(len(window) - 1 for window in windows)
+    """Tokens that are predicted: all but each document's first."""
+    return sum(window.targets for window in windows)
 
 
 class WholeSequenceStep:
-    """Ordinary backpropagation, a window at a time: for what fits as a whole, and the reference for the rest.
+    """Ordinary backpropagation, some windows at a time: for what fits as a whole, and the reference for the rest.
 
     Attributes:
+        micro_batch: Windows that go through the model together, as documents of one sequence.
         recompute: Whether each layer's activations are computed again in the backward pass instead of kept
             (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
     """
@@ -86,13 +88,17 @@ class WholeSequenceStep:
         *,
         recompute: bool,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        micro_batch: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         base = model.get_base_model()
         self._model: nn.Module = model
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
-        self.recompute = recompute
+        self._label_smoothing = label_smoothing
+        self._base = base
+        self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -100,26 +106,50 @@ class WholeSequenceStep:
         """See TrainingStep."""
         self._model.train()
         loss_sum = torch.zeros((), device=self._device)
-        for done, window in enumerate(windows, start=1):
+        done = 0
+        for group in groups_of(windows, self.micro_batch):
             if monitor.stop_requested():
                 raise StepAbandonedError
-            ids = torch.as_tensor(window, device=self._device)
-            with self._autocast():
-                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                loss = summed_cross_entropy(hidden, self._head, ids[1:])
-            (loss * scale).backward()
+            window = joined(group)
+            with self._attending(window):
+                loss = self._summed_loss(window, self._label_smoothing)
+                (loss * scale).backward()
             loss_sum += loss.detach()
+            done += len(group)
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        if self.recompute:
+            self._base.gradient_checkpointing_disable()
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
         training = self._model.training
         self._model.eval()
         try:
-            ids = torch.as_tensor(window, device=self._device)
-            with torch.no_grad(), self._autocast():
-                hidden = self._decoder(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
-                return summed_cross_entropy(hidden, self._head, ids[1:]).item()
+            with torch.no_grad(), self._attending(window):
+                return self._summed_loss(window).item()
         finally:
             self._model.train(training)
+
+    def _attending(self, window: Window) -> contextlib.AbstractContextManager[None]:
+        tokens = len(window) - 1  # the last one is only predicted
+        starts = [start for start in window.starts if start < tokens]
+        return packed_attention(self._decoder.config, starts, tokens)
+
+    def _summed_loss(self, window: Window, label_smoothing: float = 0.0) -> Tensor:
+        ids = torch.as_tensor(window.ids, device=self._device)
+        targets = ids[1:]
+        positions = None
+        if len(window.starts) > 1:
+            # A document's last token predicts nothing, and positions begin anew: also how flash-attn finds documents.
+            targets = targets.clone()
+            targets[[start - 1 for start in window.starts[1:]]] = IGNORED
+            positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
+        with self._autocast():
+            hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
+            return summed_cross_entropy(
+                hidden.last_hidden_state[0], self._head, targets, label_smoothing=label_smoothing
+            )

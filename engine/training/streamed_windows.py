@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,29 +10,70 @@ import torch
 from torch import nn
 
 from engine.plan.stream_plan import StreamPlan
+from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StreamedStep, TileProgress
+from engine.training.in_step import InStepState, InStepStore
 from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
 
 class StreamedWindows:
-    """A TrainingStep over a StreamedStep, which owns the model from now on."""
+    """A TrainingStep over a StreamedStep, which owns the model from now on.
 
-    def __init__(self, model: nn.Module, plan: StreamPlan, *, device: torch.device, spill_directory: Path) -> None:
-        self._model = model
-        self._step = StreamedStep(model, plan, device=device, spill_directory=spill_directory)
+    Args:
+        model: The model with its adapter.
+        plan: The layout.
+        device: Where to compute.
+        spill_directory: For hidden states on disk.
+        store: Keeps a long step's state; None to keep none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path,
+        label_smoothing: float = 0.0,
+        store: InStepStore | None = None,
+    ) -> None:
+        self._model, self._store = model, store
+        self._step = StreamedStep(
+            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+        )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep."""
+        """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
         self._model.train()
+        store = self._store
 
         def report(progress: TileProgress) -> None:
             monitor.progress(progress.stage, progress.done, progress.total, layer=progress.layer, tile=progress.tile)
 
-        loss_sum = 0.0
+        def cancelled() -> bool:
+            return monitor.stop_requested() and not (store is not None and store.boundary_is_near())
+
+        def keep(number: int, loss_before: float, point: BackwardPoint) -> None:
+            assert store is not None
+            state = InStepState(window=number, loss_before=loss_before, point=point)
+            stopping = monitor.stop_requested()
+            store.at_boundary(self._model, windows, scale, state, stopping=stopping)
+            if stopping:
+                raise StepCancelled
+
+        resumed = None if store is None else store.begin(self._model, windows, scale)
+        first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
-            for window in windows:
-                ids = torch.as_tensor(window)
-                outcome = self._step.run(ids, scale=scale, progress=report, cancelled=monitor.stop_requested)
+            for number in range(first, len(windows)):
+                outcome = self._step.run(
+                    torch.as_tensor(windows[number].ids),
+                    scale=scale,
+                    document_starts=windows[number].starts,
+                    progress=report,
+                    cancelled=cancelled,
+                    boundary=None if store is None else functools.partial(keep, number, loss_sum),
+                    resumed=resumed.point if resumed is not None and number == first else None,
+                )
                 loss_sum += outcome.loss_sum
         except StepCancelled:
             raise StepAbandonedError from None
@@ -42,6 +84,10 @@ class StreamedWindows:
         training = self._model.training
         self._model.eval()
         try:
-            return self._step.evaluate(torch.as_tensor(window)).loss_sum
+            return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
         finally:
             self._model.train(training)
+
+    def close(self) -> None:
+        """Frees all buffers and leaves the model as it was found."""
+        self._step.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.training.step import Window, count_targets
+from engine.training.step import Window
 
 if TYPE_CHECKING:
     from engine.config import TrainingSection
@@ -27,7 +27,7 @@ class WindowSource(Protocol):
         """Number of windows."""
 
     def __getitem__(self, index: int) -> Window:
-        """Token ids of one window."""
+        """One window."""
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The windows in the order of one pass, another for each epoch."""
@@ -79,8 +79,3 @@ def _endless_order(windows: WindowSource, seed: int) -> Iterator[int]:
 def count_updates(windows: WindowSource, training: TrainingSection, context: int) -> int:
     """How many updates `plan_updates` yields."""
     return sum(1 for _ in plan_updates(windows, training, context))
-
-
-def update_targets(windows: WindowSource, update: Update) -> int:
-    """Tokens that an update predicts, which its mean is taken over."""
-    return count_targets([windows[index] for index in update.windows])

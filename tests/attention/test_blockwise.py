@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.cpu import CpuFlash
 from engine.attention.pieces import causal_pieces
-
-
-class _Held:
-    """Keys and values of a whole sequence, as a source of the earlier ones."""
-
-    def __init__(self, k, v):
-        self.k, self.v = k, v
-        self.dk, self.dv = torch.zeros_like(k), torch.zeros_like(v)
-
-    def expect(self, ranges):
-        self.expected = list(ranges)
-
-    def keys_values(self, start, stop):
-        assert self.expected.pop(0) == (start, stop)
-        return self.k[:, :, start:stop], self.v[:, :, start:stop]
-
-    def add_gradients(self, start, stop, dk, dv):
-        self.dk[:, :, start:stop] += dk
-        self.dv[:, :, start:stop] += dv
-
-
-def _plain(q, k, v, scale, window, document_starts):
-    n, groups = q.shape[2], q.shape[1] // k.shape[1]
-    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
-    document = torch.bucketize(torch.arange(n), torch.tensor(document_starts), right=True)
-    seen = (j <= i) & (document[:, None] == document[None])
-    if window is not None:
-        seen &= j > i - window
-    scores = (q @ k.repeat_interleave(groups, 1).transpose(2, 3) * scale).masked_fill(~seen, -math.inf)
-    return scores.softmax(-1) @ v.repeat_interleave(groups, 1)
+from tests.attention.plain import Held, plain
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 16, 40])
@@ -50,10 +19,10 @@ def test_equals_plain_attention(window, documents, n, tile, key_block):
     documents = [d for d in documents if d < n]
     q, k, v, g = (torch.randn(1, h, n, 8, dtype=torch.float64, generator=generator) for h in (4, 2, 2, 4))
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    expected = _plain(*leaves, 0.3, window, documents)
+    expected = plain(*leaves, 0.3, window, documents)
     expected.backward(g)
 
-    held, dq = _Held(k, v), torch.empty_like(q)
+    held, dq = Held(k, v), torch.empty_like(q)
     for start in reversed(range(0, n, tile)):
         stop = min(start + tile, n)
         rows = slice(start, stop)

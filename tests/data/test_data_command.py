@@ -21,8 +21,14 @@ def test_figures_as_json(write: Write, tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json"]
     assert main(arguments) == 0
     first = json.loads(capsys.readouterr().out)
-    assert first["languages"] == {"Python": {"files": 8, "bytes": sum(len(text) for text in FILES.values())}}
-    assert first["skipped"] == {"lock": 1, "binary": 1} or first["skipped"] == {"binary": 1, "lock": 1}
+    size = sum(len(text) for text in FILES.values())
+    assert first["languages"] == [{"language": "Python", "files": 8, "bytes": size}]
+    assert {row["reason"]: (row["files"], row["examples"]) for row in first["skipped"]} == {
+        "lock": (1, [f"{root}/yarn.lock"]),
+        "binary": (1, [f"{root}/x.png"]),
+    }
+    assert all(row["explanation"] for row in first["skipped"])
+    assert [row["kept_by"] for row in first["skipped"] if row["reason"] == "lock"] == ["data.include=[lock]"]
     assert first["tokens"] == first["train_tokens"] + first["held_out"]["tokens"]
     assert first["held_out"]["files"] >= 1
     assert [row["context"] for row in first["windows"]] == sorted(row["context"] for row in first["windows"])
@@ -72,7 +78,8 @@ def test_the_options_of_data_reach_the_collection(
     root = write({**FILES, "big.py": module("big", 600)})
     overrides = ["--set", "data.max_file_bytes=5000", "--set", "data.held_out_fraction=0.4"]
     assert main(["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json", *overrides]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] == {"too large": 1}
+    (row,) = json.loads(capsys.readouterr().out)["skipped"]
+    assert (row["reason"], row["files"]) == ("too large", 1)
 
 
 def test_another_models_tokenizer(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

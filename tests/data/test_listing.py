@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.repositories import Write, run_git
 
 from engine.data import listing
-from engine.data.listing import GitListingError, list_by_git, list_files, walk
+from engine.data.git import GitError
+from engine.data.listing import list_by_git, list_files, walk
 
 segment = st.sampled_from(["a", "b", "build", "x.py", "y.log", "z"])
 tree = st.lists(st.lists(segment, min_size=1, max_size=4).map("/".join), min_size=1, max_size=12, unique=True)
@@ -147,7 +148,7 @@ def test_git_that_hangs_is_given_up(write: Write) -> None:
     (root / ".git" / "info" / "exclude").unlink(missing_ok=True)
     os.mkfifo(root / ".git" / "info" / "exclude")
     started = time.monotonic()
-    with pytest.raises(GitListingError, match="no answer"):
+    with pytest.raises(GitError, match="no answer"):
         list_by_git(root, timeout=1.0)
     assert time.monotonic() - started < 60
 

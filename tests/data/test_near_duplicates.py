@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from engine.data.near_duplicates import SIMILARITY, NearDuplicates, line_hashes, similarity
+from engine.data.near_duplicates import SIMILARITY, NearDuplicates, distinct_lines, similarity
 
 
 def source(seed: int, lines: int = 400) -> list[str]:
@@ -17,11 +17,15 @@ def altered(lines: list[str], share: float, seed: int) -> list[str]:
     return [f"# other {rng.random()}" if i in changed else line for i, line in enumerate(lines)]
 
 
-def twins(*texts: str) -> set[int]:
+def found(texts: list[str]) -> dict[int, int]:
     alike = NearDuplicates()
-    for text in texts:
-        alike.add(text)
+    for number, text in enumerate(texts):
+        alike.add(number, text)
     return alike.find(lambda number: texts[number])
+
+
+def twins(*texts: str) -> set[int]:
+    return set(found(list(texts)))
 
 
 def test_copies_with_a_few_changes_are_found() -> None:
@@ -33,12 +37,12 @@ def test_copies_with_a_few_changes_are_found() -> None:
 def test_files_that_share_much_but_not_most_are_kept() -> None:
     originals = [source(seed) for seed in range(60)]
     relatives = [altered(lines, 0.1, seed) for seed, lines in enumerate(originals)]
-    assert 0.75 < similarity(*(line_hashes("\n".join(lines)) for lines in (originals[0], relatives[0]))) < SIMILARITY
+    assert 0.75 < similarity(*(distinct_lines("\n".join(lines)) for lines in (originals[0], relatives[0]))) < SIMILARITY
     assert twins(*map("\n".join, originals + relatives)) == set()
 
 
 def test_similarity_is_exact() -> None:
-    first, second = (line_hashes("\n".join(map(str, numbers))) for numbers in (range(100), range(20, 110)))
+    first, second = (distinct_lines("\n".join(map(str, numbers))) for numbers in (range(100), range(20, 110)))
     assert similarity(first, second) == 80 / 110
 
 
@@ -69,3 +73,8 @@ def test_short_files_are_kept() -> None:
 def test_long_file() -> None:
     lines = source(1, 20_000)
     assert twins("\n".join(lines), "\n".join(lines[:19_000])) == {1}
+
+
+def test_the_first_of_its_kind_is_named() -> None:
+    texts = ["\n".join(source(seed)) for seed in range(2000)] + ["\n".join(altered(source(7), 0.03, 0))]
+    assert found(texts) == {2000: 7}

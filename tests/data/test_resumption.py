@@ -56,19 +56,19 @@ def test_kill_in_mid_build(
     child.wait()
 
     encoded = 0
-    encode = dataset_module.Encoder.encode_documents
+    encode = dataset_module.Encoder.encode_middles
 
-    def count(encoder: dataset_module.Encoder, documents: list[tuple[str, str]]) -> object:
+    def count(encoder: dataset_module.Encoder, documents: list[object]) -> object:
         nonlocal encoded
         encoded += len(documents)
         return encode(encoder, documents)
 
-    monkeypatch.setattr(dataset_module.Encoder, "encode_documents", count)
+    monkeypatch.setattr(dataset_module.Encoder, "encode_middles", count)
     resumed = build_dataset(data, tokenizer=demo_tokenizer, context=128, cache=cache)
     assert "cut short" in resumed.summary.notes[0]
     assert 0 < encoded < 200
     assert not resumed.summary.reused
-    for name in ("tokens.bin", "manifest.json"):
+    for name in ("tokens.bin", "borders.bin", "newlines.bin", "manifest.json"):
         assert (resumed.summary.store / name).read_bytes() == (whole.summary.store / name).read_bytes()
     assert {path.name for path in cache.iterdir()} == {resumed.summary.store.name, f"{resumed.summary.store.name}.lock"}
 

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from support.planted_secrets import BARE_PLACES, FORMATS, PLACES, fill, private_key
 
 from engine.data.collect import collect
-from engine.data.documents import read_document
+from engine.data.documents import Edit, edited, read_document
 from engine.data.safe_files import Folder
-from engine.data.secrets import PLACEHOLDER, find_secrets, hint, is_secret_file, mask
+from engine.data.secrets import PLACEHOLDER, Secret, find_secrets, hint, is_secret_file
 
 SEEDS = range(4)
 PRIVATE_KEYS = ("RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "EC PRIVATE KEY", "PGP PRIVATE KEY BLOCK")
 CONTEXTS = ('value = "{}"\n', "x: {}\n", "call('{}', 1)\n", "# see {} there\n", '{{"v":"{}"}}\n', "A={} ./run\n")
+
+
+def mask(text: str, secrets: list[Secret]) -> str:
+    return edited(text, [Edit(secret.start, secret.end, PLACEHOLDER) for secret in secrets])
 
 
 def leaks(text: str, parts: list[str], language: str = "Python") -> bool:

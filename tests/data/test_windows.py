@@ -2,35 +2,124 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.windows import Windows, epoch_order
+from engine.data.packing import Layout
+from engine.data.windows import Window, Windows, epoch_order
 
 
-@given(tokens=st.integers(0, 400), context=st.integers(2, 70), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 9))
-def test_every_kept_token_appears_exactly_once_an_epoch(tokens: int, context: int, seed: int, epoch: int) -> None:
-    windows = Windows(np.arange(tokens, dtype=np.uint16), context)
-    order = windows.epoch_order(seed, epoch)
-    assert sorted(order) == list(range(len(windows)))
-    visited = [windows[int(index)] for index in order]
-    assert all(2 <= len(window) <= context for window in visited)
-    flat = sorted(np.concatenate(visited)) if visited else []
-    assert flat == list(range(windows.token_count))
-    assert tokens - windows.token_count in (0, 1)
-    assert all(len(windows[index]) == context for index in range(len(windows) - 1))
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, Layout]:
+    """A stream's length and what begins where in it: documents of files of definitions."""
+    lengths = draw(st.lists(st.lists(st.integers(2, 90), min_size=1, max_size=5), max_size=20))
+    files = np.cumsum([0, *(length for document in lengths for length in document)])
+    documents = np.cumsum([0, *(sum(document) for document in lengths)])
+    definitions = draw(st.sets(st.integers(0, max(int(files[-1]) - 1, 0)), max_size=30))
+    newlines = draw(st.none() | st.just(np.arange(7, dtype=np.uint8) // 6))
+    return int(files[-1]), Layout(
+        documents=documents[:-1].astype(np.int64),
+        files=files[:-1].astype(np.int64),
+        definitions=np.array(sorted(definitions), dtype=np.int64),
+        newlines=newlines,
+    )
+
+
+@settings(deadline=None)
+@given(layout=layouts(), context=st.integers(8, 300), together=st.booleans(), epoch=st.integers(0, 9))
+def test_every_token_exactly_once_an_epoch_and_no_document_cut_across(
+    layout: tuple[int, Layout], context: int, together: bool, epoch: int
+) -> None:
+    tokens, places = layout
+    windows = Windows(np.arange(tokens, dtype=np.uint32) % 7, context, places, together=together)
+    numbered = Windows(
+        np.arange(tokens, dtype=np.uint32),
+        context,
+        Layout(places.documents, places.files, places.definitions),
+        together=together,
+    )
+    assert windows.token_count == numbered.token_count == tokens
+    order = numbered.epoch_order(3, epoch)
+    assert sorted(order) == list(range(len(numbered)))
+    visited = [numbered[int(index)] for index in order]
+    assert sorted(np.concatenate([window.ids for window in visited])) == list(range(tokens)) if visited else not tokens
+    ends = {int(end) for end in (*places.documents[1:], tokens)}
+    for window in visited:
+        assert 2 <= len(window) <= context
+        assert window.targets >= 1
+        for start, stop in zip(window.starts, (*window.starts[1:], len(window)), strict=True):
+            part = window.ids[start:stop]
+            assert list(np.diff(part)) == [1] * (len(part) - 1)
+            assert not {int(token) + 1 for token in part[:-1]} & ends
+        assert together or len(window.starts) == 1
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(200, 3000), min_size=300, max_size=400),
+    context=st.sampled_from([512, 1024]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_hardly_a_place_stays_empty(lengths: list[int], context: int, seed: int) -> None:
+    starts = np.cumsum([0, *lengths])
+    definitions = np.unique(np.random.Generator(np.random.PCG64(seed)).integers(0, starts[-1], starts[-1] // 100))
+    layout = Layout(starts[:-1], starts[:-1], definitions.astype(np.int64), np.ones(1, dtype=np.uint8))
+    windows = Windows(np.zeros(starts[-1], dtype=np.uint16), context, layout)
+    assert windows.figures.waste < 0.02
+
+
+def test_packed_windows_are_far_fewer_than_documents() -> None:
+    starts = np.arange(0, 300_000, 300)
+    layout = Layout(starts, starts, np.empty(0, dtype=np.int64))
+    stream = np.zeros(300_000, dtype=np.uint16)
+    packed = Windows(stream, 4096, layout)
+    alone = Windows(stream, 4096, layout, together=False)
+    assert (len(packed), len(alone)) == (77, 1000)
+    assert packed.figures.padded(4096) == pytest.approx(1 - 300 / 4096)
+
+
+def test_cuts_come_before_files_then_definitions_then_after_lines() -> None:
+    tokens = np.zeros(400, dtype=np.uint16)
+    tokens[[150, 198]] = 1  # line ends
+    newlines = np.array([0, 1], dtype=np.uint8)
+
+    def second_start(files: list[int], definitions: list[int], lines: bool = True) -> int:
+        layout = Layout(
+            np.zeros(1, dtype=np.int64),
+            np.array([0, *files], dtype=np.int64),
+            np.array(definitions, dtype=np.int64),
+            newlines if lines else None,
+        )
+        return len(Windows(tokens, 200, layout)[0])
+
+    assert second_start([198], [199]) == 198
+    assert second_start([100], [198]) == 198
+    assert second_start([100], [150]) == 199
+    assert second_start([100], [150], lines=False) == 200
 
 
 def test_windows_are_int64_and_end() -> None:
     windows = Windows(np.arange(10, dtype=np.uint16), 4)
-    assert [list(window) for window in windows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert windows[0].dtype == np.int64
+    assert [list(window.ids) for window in windows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert windows[0].ids.dtype == np.int64
     with pytest.raises(IndexError):
         windows[3]
     with pytest.raises(IndexError):
         windows[-1]
     with pytest.raises(ValueError, match="at least 2"):
         Windows(np.arange(3, dtype=np.uint16), 1)
+    assert len(Windows(np.arange(1, dtype=np.uint16), 4)) == 0
+    assert len(Windows(np.arange(0, dtype=np.uint16), 4)) == 0
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), targets=st.integers(1, 80))
+def test_the_first_targets_of_a_window(lengths: list[int], targets: int) -> None:
+    starts = tuple(np.cumsum([0, *lengths])[:-1].tolist())
+    window = Window(np.arange(sum(lengths)), starts)
+    assert window.targets == sum(lengths) - len(lengths)
+    first = window.first_targets(targets)
+    assert first.targets == min(targets, window.targets)
+    assert list(window.positions()) == [place for length in lengths for place in range(length)]
 
 
 def test_order_is_of_the_seed_and_the_epoch() -> None:

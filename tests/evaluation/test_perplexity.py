@@ -38,7 +38,7 @@ def test_every_token_weighs_the_same():
     model.eval()
     each = []
     for index in range(len(WINDOWS)):
-        ids = torch.as_tensor(WINDOWS[index])
+        ids = torch.as_tensor(WINDOWS[index].ids)
         with torch.no_grad():
             logits = model(input_ids=ids[None]).logits[0, :-1]
         each.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))

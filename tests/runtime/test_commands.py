@@ -69,11 +69,10 @@ def test_foreground_shows_the_result(options, tmp_path):
 def test_json_is_the_journal_and_nothing_else(options, tmp_path):
     done = engine("train", *options, "--json")
     assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    journal = find_runs(tmp_path / "out")[0].journal_path.read_text().splitlines()
-    progress = [line for line in lines if isinstance(decode_event(line).event, StepProgress)]
-    assert [line for line in lines if line not in progress] == [
-        line for line in journal if not isinstance(decode_event(line).event, StepProgress)
+    told = [decode_event(line) for line in done.stdout.splitlines()]
+    journal = JournalReader(find_runs(tmp_path / "out")[0].journal_path).poll()
+    assert [e for e in told if not isinstance(e.event, StepProgress)] == [
+        e for e in journal if not isinstance(e.event, StepProgress)
     ]
     assert done.stderr == ""
 
@@ -81,7 +80,10 @@ def test_json_is_the_journal_and_nothing_else(options, tmp_path):
 def test_live_display_in_a_terminal(options):
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
-        [*ENGINE, "train", *options], cwd=ROOT, stderr=secondary, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+        [*ENGINE, "train", *options, "--max-steps", "40"],
+        cwd=ROOT,
+        stderr=secondary,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(secondary)
     output = b""
@@ -107,11 +109,15 @@ def test_an_interrupt_stops_with_a_checkpoint_and_resume_goes_on(options, tmp_pa
     assert run.status() == "stopped"
     assert list(run.checkpoints_path.iterdir())
 
-    refused = engine("train", "--resume", run.id, "--epochs", "7")
+    seed, keep = ("--set", "training.seed=7"), ("--set", "checkpoint.keep=7")
+    refused = engine("train", "--resume", run.id, *seed, *keep)
     assert refused.returncode == 2
-    assert "training.epochs" in refused.stderr
-    done = engine("train", "--resume", "--max-steps", "60", "--json")
+    assert "training.seed 0 → 7" in refused.stderr
+    assert "checkpoint.keep" not in refused.stderr
+    done = engine("train", "--resume", "--max-steps", "60", "--json", *keep)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["changed  checkpoint.keep 2 → 7"]
+    assert run.load_config().checkpoint.keep == 7
     assert decode_event(done.stdout.splitlines()[0]).kind == "PhaseChanged"
     again = engine("train", "--resume", run.id)
     assert again.returncode == 2
@@ -140,7 +146,8 @@ def test_the_run_survives_kill_9_of_its_launcher(options, tmp_path):
     assert [e.event.step for e in events if e.kind == "StepCompleted"] == list(range(1, 51))
     attached = engine("attach", run.id, "--json")
     assert attached.returncode == 0
-    assert attached.stdout == run.journal_path.read_text()
+    told = [decode_event(line) for line in attached.stdout.splitlines()]
+    assert told == JournalReader(run.journal_path).poll()
 
 
 def test_the_run_survives_its_terminal(options, tmp_path):

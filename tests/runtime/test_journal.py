@@ -10,8 +10,9 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.mounts import needs_mount, run_mounted
 
-from engine.protocol import LogLine, StepProgress
+from engine.protocol import LogLine, StepCompleted, StepProgress, encode_event
 from engine.runtime.journal import JournalReader, JournalWriter, next_seq, read_ends
 from tests.runtime.conftest import run_alone
 
@@ -181,3 +182,66 @@ def test_a_write_that_fails_leaves_no_half_line(path):
     assert run_alone(APPEND_TO_FULL_DISK, path, size + 20) == os.strerror(errno.EFBIG)
     assert path.stat().st_size == size
     assert write(path, "b")[0].seq == 1
+
+
+ON_A_FULL_DISK = """
+import shutil, sys
+from pathlib import Path
+from engine.protocol import LogLine
+from engine.runtime.journal import JournalReader, JournalWriter
+
+mount = Path(sys.argv[1])
+writer = JournalWriter(mount / "events.jsonl", "run")
+writer.append(LogLine(level="info", text="first"))
+(mount / "ballast").write_bytes(b"x" * (shutil.disk_usage(mount).free))
+for number in range(300):
+    writer.append(LogLine(level="info", text=f"{number} " + 40 * "x"))
+assert writer.waits
+written = JournalReader(mount / "events.jsonl").poll()
+assert [e.seq for e in written] == list(range(len(written))) and len(written) < 301
+(mount / "ballast").unlink()
+writer.append(LogLine(level="info", text="last"))
+assert not writer.waits
+writer.close()
+reader = JournalReader(mount / "events.jsonl")
+assert [e.seq for e in reader.poll()] == list(range(302)) and reader.damaged == 0
+print("complete")
+"""
+
+
+@needs_mount
+def test_on_a_full_disk_events_wait_in_order_for_room(tmp_path):
+    assert run_mounted(ON_A_FULL_DISK, tmp_path, "200k").splitlines()[-1] == "complete"
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(path):
+    events = [
+        line("text é"),
+        StepCompleted(
+            step=3, total_steps=9, epoch=0.5, loss=2.25, lr=1e-4, grad_norm=1.0, tokens=128, tokens_per_second=99.5
+        ),
+    ]
+    writer = JournalWriter(path, "run")
+    for event in events:
+        writer.append(event)
+    writer.close()
+    content = path.read_bytes()
+    expected = JournalReader(path).poll()
+    unnoticed = 0
+    for bit in range(len(content) * 8):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        reader = JournalReader(path)
+        found = reader.poll()
+        assert reader.damaged or len(found) < 2 or found == expected
+        unnoticed += found == expected
+    assert unnoticed < len(content) // 4
+
+
+def test_lines_without_a_checksum_are_read(path):
+    writer = JournalWriter(path, "run")
+    envelope = writer.append(line("a"))
+    writer.close()
+    path.write_text(encode_event(envelope) + "\n")
+    assert JournalReader(path).poll() == [envelope]

@@ -8,11 +8,10 @@ from support.session import RecordingSession
 from support.tiny import patterned_windows, tiny_model
 
 from engine.config import from_mapping
-from engine.models.adapter import attach_adapter, trainable
-from engine.optim.adamw import adamw
-from engine.optim.schedule import warmup_cosine
+from engine.models.adapter import attach_adapter
 from engine.runtime.run_directory import RunDirectory
-from engine.training.checkpoints import CheckpointFolder
+from engine.training.building import build_learning
+from engine.training.checkpoints import CheckpointFolder, Retention
 from engine.training.parts import Parts
 from engine.training.state import Progress
 from engine.training.step import WholeSequenceStep
@@ -46,18 +45,21 @@ def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, 
     torch.manual_seed(training.seed)
     accelerator = Accelerator(cpu=True)
     adapted = attach_adapter(model or tiny_model(), session.config.lora, training.seed)
-    optimizer = adamw(trainable(adapted).values(), training)
     total = count_updates(windows, training, CONTEXT)
-    schedule = warmup_cosine(optimizer, total, training.warmup_fraction)
+    learning = build_learning(adapted, session.config, context=CONTEXT, total_steps=total)
     parts = Parts(
         model=adapted,
         step=step_type(adapted, recompute=False),
-        optimizer=accelerator.prepare(optimizer),
-        schedule=schedule,
+        optimizer=accelerator.prepare(learning.updating.optimizer),
+        schedule=learning.updating.schedule,
+        gradients=learning.updating.gradients,
         accelerator=accelerator,
         windows=windows,
         context=CONTEXT,
-        checkpoints=CheckpointFolder(session.run.checkpoints_path, session.config.checkpoint.keep),
-        evaluate=lambda: (scored.append(1) if scored is not None else None) or "scored",
+        checkpoints=CheckpointFolder(session.run.checkpoints_path, Retention(newest=session.config.checkpoint.keep)),
+        evaluate=lambda: (scored.append(1) if scored is not None else None) or 2.0,
+        stateful=learning.stateful,
+        sequences=learning.sequences,
+        early_end=learning.early_end,
     )
     return parts, Progress(total_steps=total)

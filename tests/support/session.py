@@ -40,6 +40,7 @@ class RecordingSession:
     resuming: bool = False
     script: dict = field(default_factory=dict)
     events: list = field(default_factory=list)
+    journal_waits: bool = False
 
     def __post_init__(self):
         self.commands = ScriptedInbox(self.script)

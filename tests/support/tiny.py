@@ -14,7 +14,7 @@ from transformers import (
     Starcoder2Config,
 )
 
-from engine.data.windows import epoch_order
+from engine.data.windows import Window, epoch_order
 
 VOCABULARY = 199
 SHAPE = {
@@ -48,10 +48,12 @@ def tiny_model(family: str = "qwen2", seed: int = 0):
 
 
 class ListWindows:
-    """Windows held in memory."""
+    """Windows held in memory, of one document each or as given."""
 
     def __init__(self, windows):
-        self._windows = [np.asarray(window, dtype=np.int64) for window in windows]
+        self._windows = [
+            window if isinstance(window, Window) else Window(np.asarray(window, dtype=np.int64)) for window in windows
+        ]
 
     def __len__(self):
         return len(self._windows)

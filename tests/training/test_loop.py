@@ -20,7 +20,7 @@ from engine.protocol import (
 )
 from engine.training.checkpoints import verify
 from engine.training.loop import fit
-from engine.training.state import read_progress, restore
+from engine.training.state import read_snapshot, restore
 from engine.training.step import StepAbandonedError, WholeSequenceStep
 from engine.training.updates import plan_updates
 
@@ -37,9 +37,9 @@ def resume(path, session, newest, script=None, **sections):
     """A new process's view: everything built anew, then put where the checkpoint left it."""
     again = new_session(path, script, run=session.run, resuming=True, **sections)
     parts, _ = build(again)
-    checkpoint = verify(newest)
-    restore(checkpoint, parts.model, parts.optimizer, parts.schedule, parts.accelerator.scaler)
-    return again, parts, read_progress(checkpoint)
+    snapshot = read_snapshot(verify(newest))
+    restore(snapshot, parts)
+    return again, parts, snapshot.progress
 
 
 def test_every_window_is_trained_on_once_an_epoch_and_the_loss_falls(tmp_path):
@@ -61,7 +61,7 @@ def test_the_first_loss_is_the_mean_over_the_tokens_of_its_windows(tmp_path):
     first = next(plan_updates(WINDOWS, session.config.training, 64))
     total, count = 0.0, 0
     for index in first.windows:
-        ids = torch.as_tensor(WINDOWS[index])[None]
+        ids = torch.as_tensor(WINDOWS[index].ids)[None]
         with torch.no_grad():
             total += parts.model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
@@ -82,7 +82,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path,
     newest = first.run.path / first.of(CheckpointSaved)[-1].path
     second, parts, progress = resume(tmp_path, first, newest)
     torch.manual_seed(999)  # whatever the new process drew meanwhile must not matter
-    restore(verify(newest), parts.model, parts.optimizer, parts.schedule, None)
+    restore(read_snapshot(verify(newest)), parts)
     assert progress.step == stop_after
     assert fit(second, parts, progress) == "completed"
 
@@ -172,8 +172,8 @@ def test_held_out_files_are_scored_every_so_many_steps_but_not_at_the_end(tmp_pa
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_saves_what_is_good_and_says_so(tmp_path, poison):
-    session = new_session(tmp_path, {})
+def test_without_recovery_a_loss_that_is_not_finite_saves_what_is_good_and_says_so(tmp_path, poison):
+    session = new_session(tmp_path, {}, recovery={"enabled": False})
     parts, progress = build(session)
     emit = session.emit
 
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_saves_what_is_good_and_says_so(tmp_path, pois
         fit(session, parts, progress)
     assert caught.value.code in ("loss-not-finite", "gradient-not-finite")
     checkpoint = verify(session.run.path / session.of(CheckpointSaved)[-1].path)
-    assert checkpoint.step == 3
+    assert checkpoint.about["step"] == 3
     _, fresh, _ = resume(tmp_path, session, checkpoint.path)
     for name, weight in weights(fresh).items():
         assert torch.equal(weight, before[name])

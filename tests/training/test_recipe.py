@@ -23,6 +23,7 @@ from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
+from engine.plan.choice import choose_plan
 from engine.protocol import (
     CheckpointSaved,
     EvalCompleted,
@@ -158,21 +159,41 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
     config = configure(tmp_path, [small_repository], context=None, tokens_per_update=512, max_steps=2)
     first = start(config, {1: [Stop(id="1")]})
     train(first)
-    monkeypatch.setattr("engine.training.setup.estimate_tokens", lambda collection: 10**7)  # it would plan otherwise
+    asked = []
+
+    def choose(config, *arguments):
+        """A machine may plan otherwise tomorrow: with other free memory, another load, more files."""
+        asked.append(config.training.context)
+        return choose_plan(config, *arguments)
+
+    monkeypatch.setattr("engine.training.setup.choose_plan", choose)
     second = again(first)
     train(second)
-    assert second.of(RunStarted)[0].context == first.of(RunStarted)[0].context
+    context = first.of(RunStarted)[0].context
+    assert asked == [context]
+    assert second.of(RunStarted)[0].context == context
     fresh = start(configure(tmp_path / "fresh", [small_repository], context=None, max_steps=1), {0: [Stop(id="1")]})
     train(fresh)
-    assert fresh.of(RunStarted)[0].context != first.of(RunStarted)[0].context
+    assert asked == [context, None]
 
 
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):
-    session = start(configure(tmp_path, [small_repository], max_steps=2))
+    session = start(configure(tmp_path, [small_repository], max_steps=2), {1: [Stop(id="1")]})
+    train(session)
+    (session.run.checkpoints_path / "step-000001" / "state.json").write_bytes(b"{}")
     with pytest.raises(EliteError) as caught:
         train(again(session))
     assert caught.value.code == "nothing-to-resume"
-    assert not session.events
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_from_its_beginning(small_repository, tmp_path):
+    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=2))
+    train(whole)
+    first = start(configure(tmp_path / "cut", [small_repository], max_steps=2), {1: [Stop(id="1", save=False)]})
+    train(first)
+    second = again(first)
+    train(second)
+    assert [e.loss for e in second.of(StepCompleted)] == [e.loss for e in whole.of(StepCompleted)]
 
 
 def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path):

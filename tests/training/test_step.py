@@ -50,8 +50,8 @@ def test_gradient_is_that_of_the_mean_over_all_tokens_of_the_batch(family, recom
     model = adapted(family)
     losses = [
         torch.nn.functional.cross_entropy(
-            model(input_ids=torch.as_tensor(window)[None]).logits[0, :-1],
-            torch.as_tensor(window)[1:],
+            model(input_ids=torch.as_tensor(window.ids)[None]).logits[0, :-1],
+            torch.as_tensor(window.ids)[1:],
             reduction="none",
         )
         for window in windows

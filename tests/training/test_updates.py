@@ -12,9 +12,9 @@ from support.tiny import ListWindows, tiny_model
 from engine.config import LoraSection, TrainingSection
 from engine.models.adapter import attach_adapter
 from engine.models.families import spec_from_config
-from engine.optim.schedule import warmup_cosine, warmup_cosine_factor
+from engine.optim.schedule import make_schedule, warmup_cosine_factor
 from engine.training.memory import whole_window_bytes
-from engine.training.step import WholeSequenceStep
+from engine.training.step import WholeSequenceStep, Window
 from engine.training.updates import count_updates, plan_updates, tokens_per_update
 
 
@@ -61,10 +61,12 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine():
     assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "polynomial", "one_cycle"])
 @pytest.mark.parametrize(("total", "fraction"), [(1, 0.0), (1, 0.99), (2, 0.5), (1000, 0.05)])
-def test_every_update_learns(total, fraction):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = warmup_cosine(optimizer, total, fraction)
+def test_every_update_learns(total, fraction, schedule):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    training = TrainingSection(warmup_fraction=fraction, schedule=schedule)
+    schedule = make_schedule(optimizer, training, total)
     rates = []
     for _ in range(total):
         rates.append(schedule.get_last_lr()[0])
@@ -94,6 +96,6 @@ def test_predicted_activations_are_near_what_autograd_keeps(family):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step.run([np.arange(1, 130)], 1.0, Quiet())
+        step.run([Window(np.arange(1, 130))], 1.0, Quiet())
     measured = sum(size for size, _ in kept.values())
     assert 0.5 * measured < whole_window_bytes(spec, 128, 4) < 1.5 * measured

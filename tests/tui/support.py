@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from textual.pilot import Pilot
+from textual.strip import Strip
 from textual.widgets import Input, Static
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
 from elite_tui.engine_calls import Engine
 from elite_tui.facts import LanguageShare, RepositoryFacts
-from elite_tui.state import AppState
+from elite_tui.plans import Plans
+from elite_tui.state import AppState, Fetched
 from elite_tui.widgets.log_pane import LogPane
 from elite_tui.widgets.painted import Painted
 from engine import config as run_config
@@ -25,10 +29,12 @@ from engine.hardware.nvml import GpuSample
 from engine.hardware.telemetry import Snapshot
 from engine.protocol import Command, CommandAcked, Envelope
 from engine.runtime.access import Access
+from engine.runtime.doctor import Check
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_summary import RunSummary
 from tests.tui.recording import FOLDER, RUN_ID, START, recorded
+from tests.tui.reports import REPORT
 
 FACTS = RepositoryFacts(
     files=214,
@@ -42,6 +48,23 @@ FACTS = RepositoryFacts(
     ),
     skipped={"vendored": 1200, "lock": 2, "binary": 37},
 )
+
+
+CHECKS = [
+    Check(name="repository", status="passed", text="214 source files, about 521,904 tokens"),
+    Check(name="output folder", status="passed", text="/home/me/out can be written"),
+    Check(name="clock", status="passed", text="agrees with the output folder's files"),
+    Check(name="model", status="passed", text="qwen2.5-coder-1.5b, 1,543,714,304 parameters"),
+    Check(
+        name="context",
+        status="warning",
+        text="524,288 tokens, of which the model was trained with 32,768",
+        remedy="compare held-out perplexity before and after, or set a lower training.tier",
+    ),
+    Check(name="GPU", status="skipped", text="none found: training runs on the processor"),
+    Check(name="libraries", status="passed", text="torch 2.13.0, transformers 5.23.0, peft 0.21.0"),
+    Check(name="trial step", status="passed", text="one step of 64 tokens: loss 11.93, gradient norm 2.1"),
+]
 
 
 def gpu_machine() -> Machine:
@@ -77,8 +100,8 @@ def snapshot_of(machine: Machine) -> Snapshot:
                 power=143.0,
                 power_limit=170.0,
                 temperature=64.0,
-                clock=None,
-                clock_max=None,
+                clock=1_777.0,
+                clock_max=2_130.0,
                 throttled=(),
             )
             for gpu in machine.gpus
@@ -91,6 +114,26 @@ def snapshot_of(machine: Machine) -> Snapshot:
         disk_free=machine.disk_free,
         disk_total=machine.disk_total,
     )
+
+
+def history_of(machine: Machine) -> list[Snapshot]:
+    """A minute and a half of readings that go up and down."""
+    now = snapshot_of(machine)
+    found = []
+    for second in range(90):
+        wave = math.sin(second / 9) * math.cos(second / 23)
+        gpus = tuple(
+            replace(
+                gpu,
+                memory_used=round(gpu.memory_total * (0.5 + 0.1 * wave)),
+                utilisation=50 + 45 * wave,
+                power=100 + 60 * wave,
+                temperature=55 + second / 9,
+            )
+            for gpu in now.gpus
+        )
+        found.append(replace(now, gpus=gpus, cpu_percent=40 + 30 * wave))
+    return found
 
 
 class Replay(RunHandle):
@@ -129,6 +172,9 @@ class Replay(RunHandle):
         self.closed = True
 
 
+_PLANS: dict[str, Plans] = {}
+
+
 class FixedEngine(Engine):
     """The engine with a fixed machine, repository and run; planning and checking are the real ones."""
 
@@ -138,6 +184,7 @@ class FixedEngine(Engine):
         self.handle = handle
         self.facts: RepositoryFacts | EliteError = FACTS
         self.summaries: list[RunSummary] = []
+        self.checks: list[Check] = CHECKS
         self.opened: list[str | None] = []
         self.launched: list[run_config.RunConfig] = []
         self._snapshot = snapshot_of(machine)
@@ -150,8 +197,22 @@ class FixedEngine(Engine):
     def find_machine(self, disk_path):
         return self.machine
 
+    def plan_tiers(self, machine, mapping, tokens):
+        # The real planner, which takes a third of a second and would answer the same.
+        asked = repr((machine, mapping, tokens))
+        if asked not in _PLANS:
+            _PLANS[asked] = super().plan_tiers(machine, mapping, tokens)
+        return _PLANS[asked]
+
     def check(self, mapping):
         return run_config.from_mapping(mapping, source="form")
+
+    def preview_data(self, mapping, progress):
+        progress(1, 2, "files found")
+        return REPORT
+
+    def examine(self, mapping):
+        yield from self.checks
 
     def launch(self, config):
         self.launched.append(config)
@@ -224,8 +285,9 @@ async def settled(pilot: Pilot) -> None:
     app = pilot.app
     assert isinstance(app, EliteApp)
     state = app.state
-    fetched = (state.repository, state.machine, state.tiers, state.preflight, state.runs)
+    fetched = [value for value in vars(state).values() if isinstance(value, Fetched)]
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
+    await until(pilot, lambda: not state.checks.running)
     if state.run is not None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
         for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane) if pane.size):
@@ -237,10 +299,11 @@ async def settled(pilot: Pilot) -> None:
 
 async def still(pilot: Pilot) -> None:
     """Waits until the screen looks the same five times in a row: gauges draw after their layout."""
-    former, same = "", 0
+    former: list[Strip] = []
+    same = 0
     while same < 5:
         await pilot.pause(0.1)
-        present = pilot.app.export_screenshot()
+        present = pilot.app.screen._compositor.render_strips()
         same = same + 1 if present == former else 0
         former = present
 

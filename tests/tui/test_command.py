@@ -37,7 +37,7 @@ def test_options():
     args = build_parser().parse_args(["--repo", "/a", "--repo", "/b", "--simulate", "rtx 4090"])
     assert args.repo == ["/a", "/b"]
     assert args.command is None
-    assert build_parser().parse_args(["monitor"]).run is None
+    assert build_parser().parse_args(["monitor"]).runs == []
 
 
 def test_the_first_repository_is_the_present_folder(tmp_path, monkeypatch):

@@ -77,9 +77,14 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: app.state.tiers.value is not None)
         await pilot.press("ctrl+n")
         await until(pilot, lambda: room_of(app) == "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
             await type_into(pilot, path, str(value))
         await until(pilot, lambda: "✓ all fields are valid" in text_of(app, "#verdict"))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: app.state.data.value is not None, seconds=60)
+        assert app.state.data.value.files == 12
         await pilot.press("ctrl+n")
         await until(pilot, lambda: app.state.preflight.value is not None)
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
@@ -114,7 +119,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for room in ("Machine", "steps/epoch", "learning rate", "ready to start"):
+        for room in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
             terminal.press(b"\x0e")
             terminal.wait_for(lambda room=room: room in terminal.text, 60)
         terminal.press(b"\x13")

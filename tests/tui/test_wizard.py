@@ -6,7 +6,7 @@ import pytest
 from textual.widgets import Button, DataTable, Input, Static
 
 from elite_tui.screens.help import HelpScreen
-from elite_tui.themes import DARK, LIGHT
+from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
 from engine import errors
 from tests.tui.recording import RUN_ID
@@ -85,17 +85,17 @@ async def test_forward_and_back_through_the_rooms():
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        for room in ("hardware", "tiers", "options", "review"):
+        for room in ("hardware", "tiers", "options", "data", "review"):
             await pilot.press("ctrl+n")
             await until(pilot, lambda room=room: room_of(app) == room)
         await pilot.press("ctrl+n")
         assert room_of(app) == "review"
-        for room in ("options", "tiers", "hardware", "project"):
+        for room in ("data", "options", "tiers", "hardware", "project"):
             await pilot.press("escape")
             await until(pilot, lambda room=room: room_of(app) == room)
 
 
-@pytest.mark.parametrize("room", ["hardware", "tiers", "options"])
+@pytest.mark.parametrize("room", ["hardware", "tiers", "options", "data"])
 async def test_the_buttons_do_what_the_keys_do(room):
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
@@ -116,34 +116,9 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         steps = list(app.screen.query("TrailStep"))
         await pilot.click(steps[3])
         await until(pilot, lambda: room_of(app) == "options")
-        await pilot.click(list(app.screen.query("TrailStep"))[5])
+        await pilot.click(list(app.screen.query("TrailStep"))[6])
         await pilot.pause()
         assert room_of(app) == "options"
-
-
-async def test_hardware_shows_levels_and_says_what_it_does_not_know():
-    app = make_app(machine=gpu_machine())
-    async with app.run_test(size=SIZE) as pilot:
-        await settled(pilot)
-        await enter(pilot, "hardware")
-        gauges = [str(gauge.render()) for gauge in app.screen.query("Gauge")]
-        assert [gauge.split()[0] for gauge in gauges] == ["VRAM", "GPU", "CPU", "RAM", "disk"]
-        assert "7.00/12.0 GiB" in gauges[0]
-        assert "n/a" in gauges[1]
-        assert "143 W, 64 °C" in gauges[1]
-        assert "compute capability 8.6" in text_of(app, "#inventory")
-        await pilot.press("f5")
-        await settled(pilot)
-
-
-async def test_hardware_without_a_gpu():
-    app = make_app(machine=cpu_machine())
-    async with app.run_test(size=SIZE) as pilot:
-        await settled(pilot)
-        await enter(pilot, "hardware")
-        assert len(app.screen.query("Gauge")) == 3
-        assert "none found" in text_of(app, "#inventory")
-        assert "○ bitsandbytes      not installed" in text_of(app, "#libraries")
 
 
 async def test_tiers_choose_and_go_back_to_the_recommended():
@@ -161,7 +136,7 @@ async def test_tiers_choose_and_go_back_to_the_recommended():
         table.move_cursor(row=1)
         await pilot.press("enter")
         await until(pilot, lambda: app.state.draft.get("training.tier") == 2)
-        await until(pilot, lambda: "tier 2, as configured" in text_of(app, "#choice"))
+        await until(pilot, lambda: "chosen: tier 2, 8K tokens" in text_of(app, "#choice"))
         assert "●" in str(table.get_cell_at((1, 0)))
         await pilot.press("r")
         await until(pilot, lambda: app.state.draft.get("training.tier") is None)
@@ -188,6 +163,8 @@ async def test_options_validate_beside_each_field():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         assert "✓ all fields are valid" in text_of(app, "#verdict")
         await type_into(pilot, "training.learning_rate", "7")
         await type_into(pilot, "lora.rank", "many")
@@ -198,7 +175,7 @@ async def test_options_validate_beside_each_field():
         await pilot.press("f6")
         await until(pilot, lambda: app.state.draft.get("training.learning_rate") == 2e-4)
         await until(pilot, lambda: "✗ 1 to correct" in text_of(app, "#verdict"))
-        await pilot.press("f8", "f6", "f8")
+        await pilot.press("f8", "f6")
         await until(pilot, lambda: "✓" in text_of(app, "#verdict"))
 
 
@@ -207,6 +184,8 @@ async def test_options_have_a_row_for_every_field_but_the_project_s():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "options")
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         shown = {row.spec.path for row in app.screen.query(FieldRow)}
     from engine.config import fields
 
@@ -308,6 +287,8 @@ async def test_theme_and_palette():
         await pilot.press("f2")
         assert app.theme == LIGHT.name
         await pilot.press("f2")
+        assert app.theme == COLOUR_BLIND.name
+        await pilot.press("f2")
         assert app.theme == DARK.name
         await pilot.press("ctrl+p")
         await pilot.pause()
@@ -322,7 +303,7 @@ async def test_the_palette_offers_what_the_room_can_do():
     app = make_app("monitor", handle=half_way())
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        await until(pilot, lambda: app.state.run.losses)
+        await until(pilot, lambda: app.state.run.history.steps.last("loss") is not None)
         offered = {command.title for command in app.get_system_commands(app.screen)}
     assert {"Pause", "Stop", "Detach", "Help", "Quit"} <= offered
     assert not {"Resume", "Result", "Continue"} & offered
@@ -354,7 +335,7 @@ async def test_a_failure_of_the_app_is_in_the_log(tmp_path):
         app = make_app("monitor", handle=half_way())
         async with app.run_test(size=SIZE) as pilot:
             await settled(pilot)
-            await until(pilot, lambda: app.state.run.losses)
+            await until(pilot, lambda: app.state.run.history.steps.last("loss") is not None)
             app.call_later(lambda: 1 // 0)
             await until(pilot, lambda: not app.is_running)
 

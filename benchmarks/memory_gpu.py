@@ -1,0 +1,512 @@
+"""Measures what steps of many kinds take on the GPU here, for the ledger and the time model to be held against.
+
+    python benchmarks/memory_gpu.py OUT.json [--model M ...] [--trace]
+
+One process a model, random weights, a few layers each (every layer is the same work). A case runs a step and, warm, the
+step that is measured, with Adam's states in place. torch's allocator may take no more than the ledger says that the
+case needs: a case that runs out shows a plan that "fits" and does not, and is run again without the limit. With
+--trace, cases marked for it also tell which lines of code hold the memory at the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+K = 1024
+
+
+def stream(context: int, tile: int = 8 * K, key_block: int = 32 * K, **options: Any) -> dict[str, Any]:
+    """A case of the streamed step; options that are no StreamPlan field are the case's own."""
+    own = {name: options.pop(name) for name in list(options) if name in _CASE_FIELDS}
+    return {"context": context, "plan": {"tile": tile, "key_block": key_block, **options}, **own}
+
+
+def whole(context: int, **own: Any) -> dict[str, Any]:
+    """A case of whole windows."""
+    return {"context": context, "plan": None, **own}
+
+
+_CASE_FIELDS = ("precision", "layers", "rank", "fused", "full", "recompute", "trace", "repeats")
+_DEFAULTS = {
+    "precision": "bf16",
+    "layers": 2,
+    "rank": 16,
+    "fused": True,
+    "full": False,
+    "recompute": True,
+    "trace": False,
+    "repeats": 1,
+}
+
+CASES: dict[str, list[dict[str, Any]]] = {
+    "qwen2.5-coder-0.5b": [
+        stream(32 * K, 4 * K, 16 * K, trace=True),
+        stream(64 * K),
+        stream(128 * K, stash=False),
+        stream(128 * K, 16 * K, 64 * K, trace=True),
+        stream(128 * K, checkpoint_every=2, layers=4),
+        stream(128 * K, kv_home="host", trace=True),
+        stream(128 * K, hidden_home="gpu"),
+        stream(64 * K, precision="nf4"),
+        stream(64 * K, weights="streamed", layers=3),
+        stream(64 * K, activation_bits=8, layers=3, trace=True),
+        stream(64 * K, activation_bits=4, layers=3),
+        stream(32 * K, 4 * K, 16 * K, full=True),
+        stream(64 * K, fused=False, trace=True),
+        stream(64 * K, attention="flash", trace=True),
+        stream(32 * K, attention="efficient", trace=True),
+        whole(4 * K, layers=4),
+        whole(16 * K, trace=True),
+        whole(16 * K, recompute=False),
+        whole(8 * K, full=True, trace=True),
+        whole(16 * K, fused=False),
+        stream(16 * K, 16 * K, 16 * K, keep_layers=2, layers=3, hidden_home="gpu", stash=False, trace=True),
+        stream(512 * K, 16 * K, 64 * K, layers=1),
+        stream(1024 * K, 16 * K, 64 * K, layers=1, repeats=0),
+    ],
+    "qwen2.5-coder-1.5b": [
+        stream(64 * K, precision="nf4", trace=True),
+        stream(128 * K, 16 * K, 64 * K, precision="nf4", layers=4, trace=True),
+        stream(128 * K, precision="nf4", kv_home="host"),
+        stream(256 * K, precision="nf4", layers=1),
+        stream(64 * K, 4 * K),
+        stream(64 * K, weights="streamed", layers=3),
+        stream(32 * K, 2 * K, 16 * K, stash=False, trace=True),
+        stream(32 * K, 4 * K, precision="nf4", hidden_home="disk"),
+        stream(32 * K, precision="nf4", fused=False),
+        stream(32 * K, precision="nf4", rank=64, loss_piece=2048),
+        stream(128 * K, 16 * K, 64 * K, precision="nf4", attention="flash", trace=True),
+        stream(64 * K, 4 * K, precision="nf4", attention="efficient", trace=True),
+        stream(16 * K, 16 * K, 16 * K, precision="nf4", keep_layers=1, trace=True),
+        whole(8 * K, precision="nf4", trace=True),
+        whole(32 * K),
+        whole(8 * K, recompute=False, trace=True),
+    ],
+    "qwen2.5-coder-7b": [
+        stream(64 * K, trace=True),
+        stream(64 * K, 4 * K, weights="streamed", layers=3),
+        stream(64 * K, 4 * K, precision="nf4"),
+        stream(64 * K, 2 * K, precision="nf4", kv_home="host"),
+        stream(128 * K, 16 * K, layers=1),
+        whole(16 * K),
+        whole(4 * K, precision="nf4"),
+    ],
+    "phi-2": [
+        stream(32 * K, 4 * K, trace=True),
+        stream(64 * K, kv_home="host", layers=1),
+        stream(32 * K, 2 * K, stash=False),
+        stream(32 * K, 4 * K, precision="nf4"),
+        stream(32 * K, 4 * K, weights="streamed"),
+        stream(32 * K, 4 * K, attention="flash", trace=True),
+        whole(8 * K, trace=True),
+        whole(8 * K, recompute=False, trace=True),
+    ],
+    "starcoder2-3b": [stream(32 * K, 4 * K), whole(8 * K, trace=True), whole(8 * K, recompute=False)],
+}
+
+
+# --- one case ----------------------------------------------------------------------------------------------
+
+
+def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: bool) -> dict[str, Any]:
+    """Everything that one case shows, in bytes and seconds; `limit` is the most that the allocator may take."""
+    import torch
+
+    from engine.config import LoraSection
+    from engine.models.adapter import attach_adapter
+    from engine.models.catalogue import find_model
+    from engine.models.fused import fuse_kernels
+    from engine.models.placement import choose_placement
+    from engine.models.random import random_model
+    from engine.plan.stream_plan import StreamPlan
+
+    spec, device = find_model(model_name), torch.device("cuda", 0)
+    placement = choose_placement("cuda", case["precision"])
+    plan = None
+    if case["plan"] is not None:
+        weights = case["plan"].get("weights") or ("nf4" if case["precision"] == "nf4" else "resident")
+        plan = StreamPlan(**{**case["plan"], "weights": weights})
+    clear(device)
+    card = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / card, device)
+    host = {"before": rss()}
+    streamed_weights = plan is not None and plan.weights == "streamed"
+    home = torch.device("cpu") if streamed_weights else device
+    base = random_model(spec, placement, layers=case["layers"], weights_device=home)
+    fused = case["fused"] and fuse_kernels(base, device)
+    model = (
+        base.requires_grad_(requires_grad=True)
+        if case["full"]
+        else attach_adapter(base, LoraSection(rank=case["rank"]), seed=0)
+    )
+    model.train()
+    tokens = torch.randint(0, spec.vocab_size, (case["context"],), generator=torch.Generator().manual_seed(0))
+    host["model"] = rss()
+    gpu_model = torch.cuda.memory_allocated(device)
+
+    with tempfile.TemporaryDirectory() as spill:
+        way: Way = Streamed(model, plan, tokens, device, Path(spill)) if plan else Whole(model, case, tokens, placement)
+        optimizer = None if case["full"] else with_states(p for p in model.parameters() if p.requires_grad)
+        first, peaks = one_step(way, model, device)
+        seconds, peaks_first = first, peaks
+        for _ in range(case["repeats"]):
+            seconds, peaks = one_step(way, model, device)
+        host["step"] = rss()
+        peak_lines = None
+        if trace and case["trace"]:
+            model.zero_grad(set_to_none=True)
+            peak_lines = trace_peak(lambda: way.run(Peaks(device)), device)
+        way.close()
+    free, total = torch.cuda.mem_get_info(device)
+    gib_reserved = torch.cuda.memory_reserved(device)
+    del optimizer
+    return {
+        "model": model_name,
+        **{key: value for key, value in case.items() if key != "plan"},
+        "fused": fused,
+        "plan": dataclasses.asdict(plan) if plan else None,
+        "limit": limit,
+        "backend": way.backend,
+        "gpu_after_model": gpu_model,
+        "gpu_peak_allocated": max(value[0] for value in peaks.taken.values()),
+        "gpu_peak_reserved": max(value[1] for value in peaks.taken.values()),
+        "gpu_peaks": {stage: value[0] for stage, value in peaks.taken.items()},
+        "gpu_peaks_first": {stage: value[0] for stage, value in peaks_first.taken.items()},
+        "gpu_outside_allocator": total - free - gib_reserved,
+        "host_rss": host,
+        "seconds": seconds,
+        "first_seconds": first,
+        "stages": way.stages,
+        "peak_lines": peak_lines,
+    }
+
+
+def with_states(parameters: Iterable[Any]) -> Any:
+    """AdamW with its two states in place, as in every step but the first."""
+    import torch
+
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def one_step(way: Way, model: Any, device: Any) -> tuple[float, Peaks]:
+    """Seconds and peaks of a step that starts without gradients."""
+    import torch
+
+    model.zero_grad(set_to_none=True)
+    peaks = Peaks(device)
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    way.run(peaks)
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began, peaks
+
+
+class Way:
+    """How a step is computed."""
+
+    backend = ""
+    stages: dict[str, float] | None = None
+
+    def run(self, peaks: Peaks) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+class Streamed(Way):
+    def __init__(self, model: Any, plan: Any, tokens: Any, device: Any, spill: Path) -> None:
+        from engine.streaming.step import StreamedStep
+
+        self._step, self._tokens = StreamedStep(model, plan, device=device, spill_directory=spill), tokens
+
+    def run(self, peaks: Peaks) -> None:
+        self._step.wide_gradients.clear()
+        outcome = self._step.run(self._tokens, progress=lambda progress: peaks.take(progress.stage))
+        self.stages, self.backend = outcome.seconds, self._step.backend_name
+
+    def close(self) -> None:
+        self._step.close()
+
+
+class Whole(Way):
+    def __init__(self, model: Any, case: dict[str, Any], tokens: Any, placement: Any) -> None:
+        import torch
+
+        from engine.data.windows import Window
+        from engine.training.step import WholeSequenceStep
+
+        self._step = WholeSequenceStep(
+            Bare(model) if case["full"] else model,
+            recompute=case["recompute"],
+            autocast=lambda: torch.autocast("cuda", dtype=placement.dtype),
+        )
+        self._window = Window(tokens.numpy())
+
+    def run(self, peaks: Peaks) -> None:
+        self._step.run([self._window], 1.0 / (len(self._window) - 1), Silent())
+        peaks.take("whole")
+
+
+class Bare:
+    """A model that is trained itself, called like one under an adapter."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.train = model, model.train
+
+    def get_base_model(self) -> Any:
+        return self._model
+
+
+class Silent:
+    """Neither tells nor asks."""
+
+    def progress(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+class Peaks:
+    """Most bytes allocated and reserved, by stage."""
+
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self._device, self._cuda = device, torch.cuda
+        self.taken: dict[str, tuple[int, int]] = {}
+        self._cuda.reset_peak_memory_stats(device)
+
+    def take(self, stage: str) -> None:
+        """What was reached since the last call belongs to `stage`."""
+        allocated, reserved = self.taken.get(stage, (0, 0))
+        self.taken[stage] = (
+            max(allocated, self._cuda.max_memory_allocated(self._device)),
+            max(reserved, self._cuda.max_memory_reserved(self._device)),
+        )
+        self._cuda.reset_peak_memory_stats(self._device)
+
+
+def trace_peak(work: Any, device: Any) -> list[dict[str, Any]]:
+    """Who holds the memory when most of it is allocated: bytes and count by line of code and block size."""
+    import torch
+
+    torch.cuda.empty_cache()
+    before = {
+        block["address"]: block["size"]
+        for segment in torch.cuda.memory_snapshot()
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    }
+    torch.cuda.memory._record_memory_history(context="alloc", stacks="python", max_entries=4_000_000)
+    work()
+    torch.cuda.synchronize(device)
+    events = torch.cuda.memory._snapshot()["device_traces"][device.index or 0]
+    torch.cuda.memory._record_memory_history(enabled=None)
+    live: dict[int, tuple[int, str]] = {address: (size, "before the step") for address, size in before.items()}
+    held = sum(size for size, _ in live.values())
+    most, when = held, 0
+    for number, event in enumerate(events):
+        if event["action"] == "alloc":
+            live[event["addr"]] = (event["size"], "")
+            held += event["size"]
+        elif event["action"] == "free_requested":
+            held -= live.pop(event["addr"], (0, ""))[0]
+        if held > most:
+            most, when = held, number
+    live = {address: (size, "before the step") for address, size in before.items()}
+    for event in events[: when + 1]:
+        if event["action"] == "alloc":
+            live[event["addr"]] = (event["size"], where(event["frames"]))
+        elif event["action"] == "free_requested":
+            live.pop(event["addr"], None)
+    groups: Counter[tuple[str, int]] = Counter()
+    for size, place in live.values():
+        groups[place, size] += 1
+    largest = sorted(groups.items(), key=lambda item: -item[0][1] * item[1])[:60]
+    return [{"where": place, "size": size, "count": count} for (place, size), count in largest]
+
+
+def where(frames: list[dict[str, Any]]) -> str:
+    """The innermost lines of this project, of transformers and of liger on a stack."""
+    wanted = ("/engine/", "/transformers/", "/liger_kernel/", "/peft/", "/bitsandbytes/")
+    lines = [
+        f"{'/'.join(Path(frame['filename']).parts[-2:])}:{frame['line']} {frame['name']}"
+        for frame in frames
+        if any(part in frame["filename"] for part in wanted)
+    ]
+    return " < ".join(lines[:4]) or "autograd"
+
+
+def rss() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def clear(device: Any) -> None:
+    """As at the start of a process, but for loaded kernels."""
+    import torch
+
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
+# --- all of them -------------------------------------------------------------------------------------------
+
+
+def run_model(model: str, trace: bool, pipe: Any) -> None:
+    """All cases of one model, in this process; each result is sent as soon as it is there."""
+    import torch
+
+    from engine.benchmarking.machine import describe_machine
+    from engine.hardware.inventory import take_inventory
+
+    device, machine = torch.device("cuda", 0), take_inventory(Path())
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")  # as a training run does
+    before = rss()
+    free_before, _ = torch.cuda.mem_get_info(device)
+    torch.zeros(1, device=device)
+    torch.cuda.synchronize(device)
+    free, total = torch.cuda.mem_get_info(device)
+    pipe.send(
+        {
+            "machine": describe_machine(device),
+            "rss_before_cuda": before,
+            "rss_with_cuda": rss(),
+            "gpu_used_at_start": total - free - torch.cuda.memory_reserved(device),
+            "gpu_free_before": free_before,
+        }
+    )
+    # Fused kernels replace functions of a whole family for good: cases without them come first.
+    for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: bool(case["fused"])):
+        began = time.perf_counter()
+        predicted = predict(machine, model, case)
+        # The ledger does not know models that are trained as a whole.
+        limit = None if case["full"] else predicted["gpu"] - predicted["gpu_outside_allocator"]
+        result = attempt(model, case, limit=limit, trace=trace)
+        if limit is not None and "error" in result:
+            under_limit = result["error"]
+            result = {**attempt(model, case, limit=None, trace=trace), "error_under_limit": under_limit, "limit": limit}
+        result["predicted"] = predicted
+        result["wall"] = time.perf_counter() - began
+        pipe.send(result)
+    pipe.send(None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", action="append", choices=list(CASES))
+    parser.add_argument("--trace", action="store_true")
+    arguments = parser.parse_args()
+    document: dict[str, Any] = {"machine": None, "processes": [], "cases": []}
+    for model in arguments.model or CASES:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=run_model, args=(model, arguments.trace, sender))
+        process.start()
+        sender.close()
+        try:
+            start = receiver.recv()
+            document["machine"] = start.pop("machine")
+            document["processes"].append({"model": model, **start})
+            while (result := receiver.recv()) is not None:
+                document["cases"].append(result)
+                print(line(result), flush=True)
+                arguments.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        except EOFError:
+            print(f"the process for {model} died", flush=True)
+        process.join()
+    print(f"{len(document['cases'])} cases, {sum('error' in case for case in document['cases'])} failed")
+
+
+def attempt(model: str, case: dict[str, Any], *, limit: int | None, trace: bool) -> dict[str, Any]:
+    from engine.errors import EliteError
+
+    try:
+        return measure(model, case, limit=limit, trace=trace)
+    except EliteError as error:
+        return {"model": model, **case, "error": str(error)}
+    except Exception:
+        return {"model": model, **case, "error": traceback.format_exc(limit=8)}
+
+
+def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
+    """What the planner says of a case on this machine: bytes by place and phase, seconds by part."""
+    from engine.models.catalogue import find_model
+    from engine.plan.memory import streamed_ledger, whole_sequence_ledger
+    from engine.plan.parts import CONTEXT
+    from engine.plan.planner import Planning, workload_of
+    from engine.plan.stream_plan import StreamPlan
+    from engine.plan.time import speeds_of, streamed_time, whole_sequence_time
+
+    spec = dataclasses.replace(find_model(model), layers=case["layers"])
+    planning = Planning(machine=machine, spec=spec, compute_type="bf16", weights=("resident",), lora_rank=case["rank"])
+    work = workload_of(planning, case["context"])
+    if not case["fused"]:
+        work = dataclasses.replace(work, fused_kernels=False)
+    four_bit = "nf4" if case["precision"] == "nf4" else "resident"
+    if case["plan"] is None:
+        ledger = whole_sequence_ledger(work, four_bit, recompute=case["recompute"])
+        parts = whole_sequence_time(work, four_bit, speeds_of(machine, work), recompute=case["recompute"])
+    else:
+        plan = StreamPlan(**{"weights": four_bit, **case["plan"]})
+        if plan.attention != "auto":
+            work = dataclasses.replace(work, backend=plan.attention)
+        ledger = streamed_ledger(work, plan)
+        parts = streamed_time(work, plan, speeds_of(machine, work))
+    return {
+        "gpu": ledger.peak("gpu"),
+        "gpu_outside_allocator": next(part.bytes for part in ledger.parts if part.name == CONTEXT),
+        "host": ledger.peak("host"),
+        "phases": dict(ledger.phases),
+        "parts": {part.name: part.bytes for part in ledger.parts if part.where == "gpu"},
+        "seconds": {part.name: part.seconds for part in parts},
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    plan = result["plan"]
+    way = "whole" if plan is None else " ".join(f"{k}={v}" for k, v in plan.items())
+    name = f"{result['model']} {result['context'] // K}K L{result['layers']} {result['precision']} {way}"
+    if "error" in result:
+        return f"{name}\n    ERROR {result['error']}"
+    gib = 2**30
+    grown = result["host_rss"]["step"] - result["host_rss"]["before"]
+    peaks = ", ".join(f"{stage} {value / gib:.3f}" for stage, value in result["gpu_peaks"].items())
+    said = result["predicted"]
+    allocated = (said["gpu"] - said["gpu_outside_allocator"]) / gib
+    name += "" if "error_under_limit" not in result else "\n    RAN OUT under what the ledger says"
+    return (
+        f"{name}\n    predicted {allocated:.3f} GiB and {sum(said['seconds'].values()):.2f} s; measured "
+        f"{result['seconds']:.2f} s (first {result['first_seconds']:.2f}), {peaks} GiB, reserved "
+        f"{result['gpu_peak_reserved'] / gib:.3f}, host +{grown / gib:.2f}"
+        f", wall {result['wall']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

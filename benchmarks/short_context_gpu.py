@@ -1,0 +1,126 @@
+"""Tokens a second of packed QLoRA at short contexts on one GPU: the streamed step beside transformers with PEFT.
+
+    python benchmarks/short_context_gpu.py OUT.json [--model qwen2.5-coder-1.5b] [--layers N]
+
+Each row is one way at one length: a micro-step of `tokens` tokens in rows (documents) of `row` tokens, NF4 base
+weights, LoRA r=16 on all linear layers, random weights, forward, backward and an AdamW update. The rival is what
+its users run: NF4 by bitsandbytes, `prepare_model_for_kbit_training` (gradient checkpointing), SDPA attention,
+rows as a batch, as many updates' tokens at once as its loss has memory for. Each way runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+ROWS = ((2048, 16384), (4096, 16384), (8192, 16384), (16384, 16384), (2048, 8192), (8192, 8192))
+"""(tokens a row, tokens an update)."""
+
+RIVAL_TOKENS = 8192
+"""Tokens that transformers' loss can take at once in 80 GB: it holds several fp32 tensors of tokens x vocabulary."""
+
+
+def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
+    import torch
+
+    from engine.benchmarking.machine import describe_machine
+    from engine.benchmarking.streaming import reset_peak, timed
+    from engine.config import LoraSection
+    from engine.models.adapter import attach_adapter, trainable
+    from engine.models.catalogue import find_model
+    from engine.models.fused import fuse_kernels
+    from engine.models.placement import choose_placement
+    from engine.models.random import random_model
+    from engine.plan.stream_plan import StreamPlan
+    from engine.streaming.step import StreamedStep
+
+    spec, placement = find_model(model_name), choose_placement("cuda", "nf4")
+    device = placement.device
+    base = random_model(spec, placement, layers=layers)
+    if way == "transformers + peft":
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+        base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
+    else:
+        fuse_kernels(base, device)
+        model = attach_adapter(base, LoraSection(), seed=0).train()
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-4)
+    for row, tokens in ROWS:
+        ids = torch.randint(0, spec.vocab_size, (tokens,))
+
+        def whole(ids: torch.Tensor = ids, row: int = row) -> None:
+            for part in ids.view(-1, row).split(max(1, RIVAL_TOKENS // row)):
+                rows = part.to(device)
+                with torch.autocast("cuda", torch.bfloat16):
+                    model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        result: dict[str, Any] = {"way": way, "model": spec.name, "layers": layers or spec.layers}
+        result |= {"row": row, "tokens": tokens, **describe_machine(device)}
+        try:
+            reset_peak(device)
+            if way == "transformers + peft":
+                seconds = timed(whole, device)
+            else:
+                keep = spec.layers if way.endswith("kept") else 0
+                plan = StreamPlan(tile=tokens, weights="nf4", keep_layers=keep)
+                with StreamedStep(model, plan, device=device) as step:
+
+                    def streamed(ids: torch.Tensor = ids, row: int = row, step: StreamedStep = step) -> None:
+                        step.run(ids, document_starts=range(0, len(ids), row))
+                        optimizer.step()
+                        optimizer.zero_grad()
+
+                    seconds = timed(streamed, device)
+            result |= {"seconds": seconds, "gpu_peak_allocated": torch.cuda.max_memory_allocated(device)}
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            result["error"] = str(error)[:300]
+        pipe.send(result)
+        torch.cuda.empty_cache()
+    pipe.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="qwen2.5-coder-1.5b")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--ways", nargs="*", default=["transformers + peft", "streamed", "streamed, activations kept"])
+    given = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for way in given.ways:
+        began = time.perf_counter()
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        target = (way, given.model, given.layers, sender)
+        process = multiprocessing.get_context("spawn").Process(target=run, args=target)
+        process.start()
+        sender.close()
+        try:
+            while True:
+                results.append(receiver.recv())
+                print(line(results[-1]), flush=True)
+                given.out.write_text(json.dumps(results, indent=1))
+        except EOFError:
+            process.join()
+        print(f"{way}: {time.perf_counter() - began:.0f} s")
+
+
+def line(result: dict[str, Any]) -> str:
+    name = f"{result['way']:<26} row {result['row']:>6} tokens {result['tokens']:>6}"
+    if "error" in result:
+        return f"{name}  ERROR {result['error']}"
+    speed, peak = result["tokens"] / result["seconds"], result["gpu_peak_allocated"] / 2**30
+    return f"{name}  {speed:>9,.0f} tokens/s  {result['seconds'] * 1e3:>8.1f} ms  {peak:6.2f} GiB"
+
+
+if __name__ == "__main__":
+    main()

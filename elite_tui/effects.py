@@ -1,0 +1,51 @@
+"""What the two switches that change a whole plan are worth here: the context planned with and without each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.config import RunConfig
+    from engine.hardware.machine import Machine
+    from engine.models.spec import ModelSpec
+    from engine.plan.choice import Choice
+    from engine.plan.optimizations import OptimizationState
+
+PLANNED = ("streamed_backprop", "qlora")
+"Optimisations that no single part of a plan stands for: the registry leaves their effects open."
+
+
+def with_planned_effects(
+    states: Sequence[OptimizationState], config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
+) -> tuple[OptimizationState, ...]:
+    """The states, with the effects of PLANNED at the chosen context; of a plan that does not fit, the leanest's."""
+    from engine.plan.choice import planning_of
+    from engine.plan.optimizations import toggle
+    from engine.plan.planner import plan_context
+
+    if choice is None:
+        return tuple(states)
+    found = []
+    for state in states:
+        if state.id in PLANNED and state.state != "unavailable":
+            try:
+                off, on = (
+                    plan_context(planning_of(toggle(config, state.id, on=on), machine, spec, None), choice.context)
+                    for on in (False, True)
+                )
+            except EliteError:
+                found.append(state)  # it cannot be switched here: there is nothing to compare
+                continue
+            state = replace(  # noqa: PLW2901 - the same row, with its figures
+                state,
+                gpu_bytes=on.gpu_peak_bytes - off.gpu_peak_bytes,
+                host_bytes=on.host_peak_bytes - off.host_peak_bytes,
+                step_seconds=on.step_seconds - off.step_seconds,
+            )
+        found.append(state)
+    return tuple(found)

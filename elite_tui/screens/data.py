@@ -1,0 +1,146 @@
+"""Data: what the model will read, what it will not and why, and how it is cut into windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Button, Static
+
+from elite_tui import data_words
+from elite_tui.actions import bindings_for, room_actions
+from elite_tui.figures import printable
+from elite_tui.screens.room import RoomScreen
+from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.gauge import line_bar
+from engine.config import field_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textual.binding import BindingType
+    from textual.widget import Widget
+
+LABELS = {
+    "data.secrets": "secrets",
+    "data.near_duplicates": "twins",
+    "data.documents": "one piece",
+    "data.packing": "packing",
+    "data.order": "order",
+}
+"The settings that change most; the rest are in the form of the options."
+DRAWN_FROM = ("all", "draft", "data", "reading", "tiers")
+PARTS = ("in", "out", "windows", "secrets", "twins")
+_BAR = 30
+
+
+class DataScreen(RoomScreen):
+    """The room of the dataset."""
+
+    ROOM = "data"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    CSS_PATH = "data.tcss"
+
+    def compose_room(self) -> Iterable[Widget]:
+        """Settings, the sum, and five parts in two columns."""
+        with Horizontal(id="asked"):
+            for path, label in LABELS.items():
+                yield FieldRow(field_spec(path), self.state.draft, label=label)
+        yield Static(id="summary", markup=False)
+        with VerticalScroll(id="report", can_focus=True):
+            with Vertical(id="left"):
+                yield Static(id="in", classes="part", markup=False)
+                yield Static(id="windows", classes="part", markup=False)
+            with Vertical(id="right"):
+                yield Static(id="out", classes="part", markup=False)
+                yield Static(id="secrets", classes="part", markup=False)
+                yield Static(id="twins", classes="part", markup=False)
+            yield Static(id="footnote", markup=False)
+        with Horizontal(classes="buttons"):
+            yield Button("Stop reading", id="stop", compact=True)
+            yield Button("Back", id="back", compact=True)
+            yield Button("Continue", id="forward", variant="primary", compact=True)
+
+    def on_mount(self) -> None:
+        """The dataset is built on entering, unless it is there for these settings."""
+        super().on_mount()
+        self.query_one("#report").focus()
+        if self.state.data.value is None and not self.state.data.loading:
+            self.elite.desk.read_data()
+
+    def show(self, what: str) -> None:
+        """Draws how far the reading is, or the report."""
+        if what not in DRAWN_FROM:
+            return
+        state = self.state
+        problems = state.problems()
+        for row in self.query(FieldRow):
+            row.show(problems.get(row.spec.path))
+        self.query_one("#summary", Static).update(self._summary())
+        self.query_one("#stop").display = state.data.loading
+        self.refresh_bindings()
+        report = state.data.value
+        self.query_one("#report").set_class(report is None, "-empty")
+        if report is None or what == "reading":
+            return
+        draft = state.draft
+        plans = state.tiers.value
+        tier = plans.choice.plan.tier if plans is not None and plans.choice is not None else None
+        left, right = (max(30, self.query_one(name).content_size.width - 1) for name in ("#left", "#right"))
+        packing = draft.get("data.packing") is True
+        parts = {
+            "in": data_words.what_is_in(report, left),
+            "out": data_words.what_is_out(report, right),
+            "windows": data_words.windows(report, tier, left, packing=packing),
+            "secrets": data_words.secrets(report, str(draft.get("data.secrets")), right),
+            "twins": data_words.twins(report, right),
+            "footnote": data_words.footnote(report),
+        }
+        for name, content in parts.items():
+            self.query_one(f"#{name}", Static).update(content)
+
+    def _summary(self) -> Content:
+        """The dataset in one line, how far its reading is, or why there is none."""
+        state = self.state
+        if state.data.loading:
+            reading = state.reading
+            share = reading.share if reading is not None else None
+            words = reading.words if reading is not None else "beginning"
+            return Content.assemble(
+                ("reading … ", "$text-accent"), (line_bar(share, _BAR), "$primary"), f" {printable(words)}"
+            )
+        if state.data.error is not None:
+            return Content.assemble(("✗ ", "$text-error"), printable(str(state.data.error)))
+        if state.data.value is None:
+            return Content.styled("correct what is wrong, then f5 reads the repository", "$muted")
+        return data_words.summary(state.data.value)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Only a reading that is under way can be stopped."""
+        return self.state.data.loading if action == "stop_reading" else True
+
+    def action_stop_reading(self) -> None:
+        """Gives up the reading; what was read so far is kept for the next time."""
+        self.elite.desk.stop_reading()
+
+    def action_rescan(self) -> None:
+        """Reads again."""
+        self.elite.desk.read_data()
+
+    @on(Button.Pressed, "#stop")
+    def _stop_pressed(self) -> None:
+        self.action_stop_reading()
+
+    @on(Button.Pressed, "#forward")
+    def _forward_pressed(self) -> None:
+        self.action_forward()
+
+    @on(Button.Pressed, "#back")
+    def _back_pressed(self) -> None:
+        self.action_back()
+
+    def on_resize(self) -> None:
+        """Another width wraps otherwise."""
+        self.call_after_refresh(self.show, "all")

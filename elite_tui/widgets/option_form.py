@@ -1,0 +1,76 @@
+"""OptionForm: every field of the configuration that the first room does not ask for, made from its definition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from elite_tui.widgets.field_row import FieldRow
+from engine.config import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from textual.app import ComposeResult
+
+    from elite_tui.state import AppState
+
+SECTION_TITLES = {
+    "training": "Training",
+    "lora": "Adapter (LoRA)",
+    "model": "Model",
+    "data": "Data",
+    "checkpoint": "Checkpoints",
+    "output": "Output",
+}
+"Sections in the order in which they are shown; one that is not named here comes last, under its own name."
+
+
+class OptionForm(VerticalScroll):
+    """One row a field, by section."""
+
+    def __init__(self, state: AppState, left_out: Collection[str], *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id, can_focus=False)
+        self._state = state
+        self._left_out = left_out
+
+    def compose(self) -> ComposeResult:
+        """The rows."""
+        shown = [spec for spec in fields() if spec.path not in self._left_out]
+        order = [*SECTION_TITLES, *(spec.section for spec in shown)]
+        for section in dict.fromkeys(order):
+            specs = [spec for spec in shown if spec.section == section]
+            if specs:
+                yield Static(SECTION_TITLES.get(section, section), classes="section", markup=False)
+            for spec in specs:
+                yield FieldRow(spec, self._state.draft)
+
+    def on_mount(self) -> None:
+        """The cursor stands in the first field, or in the first that has a problem."""
+        self.show()
+        wrong = list(self.query("FieldRow.-wrong").results(FieldRow))
+        (wrong[0] if wrong else self.query(FieldRow).first()).control.focus()
+
+    def show(self) -> None:
+        """Draws problems beside their fields, and marks what is not its default."""
+        problems, draft = self._state.problems(), self._state.draft
+        for row in self.query(FieldRow):
+            row.show(problems.get(row.spec.path))
+            row.set_class(not draft.is_default(row.spec.path), "-changed")
+
+    def reset_field(self) -> None:
+        """The field under the cursor back to its default."""
+        row = next((row for row in self.query(FieldRow) if row.has_focus_within), None)
+        if row is not None:
+            row.set_text("")
+
+    def next_problem(self) -> None:
+        """To the next field with a problem, from the top again after the last."""
+        rows = list(self.query(FieldRow))
+        here = next((index for index, row in enumerate(rows) if row.has_focus_within), -1)
+        for row in rows[here + 1 :] + rows[: here + 1]:
+            if row.has_class("-wrong"):
+                row.control.focus()
+                return

@@ -1,0 +1,103 @@
+"""TierTable: the eleven tiers as rows, with as many columns as the width allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from textual.widgets import DataTable
+
+from elite_tui.figures import context_in_words, count_in_words, duration_in_words
+from elite_tui.tier_words import epoch_seconds, short_places, size_or_dash
+from elite_tui.widgets.gauge import line_bar
+
+if TYPE_CHECKING:
+    from elite_tui.plans import Plans
+    from engine.plan.planner import TierPlan
+
+COLUMNS: tuple[tuple[str, int, bool], ...] = (
+    ("tier", 0, True),
+    ("context", 0, True),
+    ("fits", 0, False),
+    ("GPU", 0, True),
+    ("RAM", 0, True),
+    ("disk", 90, True),
+    ("a step", 0, True),
+    ("steps", 0, True),
+    ("an epoch", 0, True),
+    ("one window holds", 96, False),
+)
+"Heading of each column, the width of the table from which on it is shown, and whether it holds figures."
+BARS_FROM = 112
+"Width from which on memory stands beside a small bar."
+_BAR = 4
+
+
+class TierTable(DataTable[Text]):
+    """The table. The room tells it what to show; rows are in the order of the tiers."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
+        self._shown: tuple[object, ...] = ()
+
+    def fill(self, plans: Plans, chosen: int | None) -> None:
+        """Draws the rows of a table anew; the cursor stays in its row, and begins in the chosen one."""
+        width = self.size.width or self.app.size.width
+        absent = set() if plans.machine.gpus else {"GPU"}
+        columns = [column for column in COLUMNS if width >= column[1] and column[0] not in absent]
+        headings = tuple(heading for heading, _, _ in columns)
+        if (plans, chosen, width) == self._shown:
+            return
+        row = self.cursor_row if self.row_count else None
+        known = tuple(str(column.label) for column in self.ordered_columns)
+        self._shown = (plans, chosen, width)
+        self.clear(columns=known != headings)
+        if known != headings:
+            for heading, _, figures in columns:
+                self.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
+        for plan in plans.table.tiers:
+            cells = self._cells(plan, plans, chosen, width)
+            self.add_row(*(cells[heading] for heading in headings), key=str(plan.tier))
+        self.move_cursor(row=self.row_of(plans, chosen) if row is None else row)
+
+    @staticmethod
+    def row_of(plans: Plans, chosen: int | None) -> int:
+        """The row of the chosen tier, else of the recommended one."""
+        tier = chosen or plans.table.recommended or 1
+        return next((index for index, plan in enumerate(plans.table.tiers) if plan.tier == tier), 0)
+
+    def _cells(self, plan: TierPlan, plans: Plans, chosen: int | None, width: int) -> dict[str, Text]:
+        colours = self.app.theme_variables
+        style = "" if plan.fits else colours["faint"]
+        mark = "★" if plan.tier == plans.table.recommended else "●" if plan.tier == chosen else " "
+        if plan.tier == chosen == plans.table.recommended:
+            mark = "★●"
+        fits = "✓" if plan.in_time else "✓ slow" if plan.fits else "✗ " + " ".join(short_places(plan, plans))
+        colour = colours["success"] if plan.in_time else colours["warning" if plan.fits else "error"]
+        marked = f"bold {colours['accent']}" if mark.strip() else style
+
+        def figure(text: str) -> Text:
+            return Text(text, style=style, justify="right")
+
+        def memory(used: int, limit: int | None) -> Text:
+            text = Text(f"{size_or_dash(used):>9}", style=style, justify="right")
+            if width < BARS_FROM or not limit:
+                return text
+            level = Text(
+                line_bar(used / limit, _BAR), style=colour if not plan.fits and used > limit else colours["primary"]
+            )
+            return Text.assemble(level, " ", text)
+
+        gpu = plans.machine.gpus[0].memory_total if plans.machine.gpus else None
+        return {
+            "tier": Text(f"{mark:<2} {plan.tier:>2}", style=marked, justify="right"),
+            "context": figure(context_in_words(plan.context)),
+            "fits": Text(fits, style=colour),
+            "GPU": memory(plan.gpu_peak_bytes, gpu),
+            "RAM": memory(plan.host_peak_bytes, plans.machine.ram_total),
+            "disk": figure(size_or_dash(plan.disk_bytes)),
+            "a step": figure(duration_in_words(plan.step_seconds)),
+            "steps": figure(count_in_words(plan.steps_per_epoch)),
+            "an epoch": figure(duration_in_words(epoch_seconds(plan))),
+            "one window holds": Text("this repository" if plan.holds_repository else plan.sees, style=style),
+        }

@@ -1,0 +1,219 @@
+"""Runs the worst of a plan for real: its last tile with the whole prefix before it, through one decoder layer.
+
+Weights are random, and keys and values of the prefix are whatever is in memory: time and bytes do not depend on them.
+Beside the last tile runs the first, which has no prefix. All that depends on the prefix grows linearly with it, so the
+mean of the two is the mean of all tiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from engine.benchmarking.streaming import reset_peak, synchronize
+from engine.config import LoraSection
+from engine.data.windows import Window
+from engine.models.adapter import attach_adapter
+from engine.models.fused import fuse_kernels
+from engine.models.placement import Placement
+from engine.models.random import random_model
+from engine.models.spec import ModelSpec
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.attention import Pass
+from engine.streaming.boundary import BackwardPoint
+from engine.streaming.loss import loss_and_gradient
+from engine.streaming.sequence_run import SequenceRun
+from engine.streaming.step import StreamedStep
+from engine.training.step import StepMonitor, WholeSequenceStep
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What a probe found."""
+
+    layers: int
+    "Decoder layers of the model that ran."
+    gpu_allocated: int | None
+    "Most bytes that tensors took on the GPU; None without one."
+    host: int
+    "Bytes by which the process grew."
+    step_seconds: float
+    "Of a whole window through all layers, from what ran."
+
+
+def probe_streamed(
+    spec: ModelSpec, context: int, plan: StreamPlan, placement: Placement, *, rank: int, spill_directory: Path
+) -> Probed:
+    """The first and the last tile of a context through one layer of the streamed step.
+
+    Args:
+        spec: The model, with all its layers.
+        context: Tokens.
+        plan: Layout.
+        placement: Device and number formats.
+        rank: Of the adapter.
+        spill_directory: For `hidden_home="disk"`.
+
+    Raises:
+        EliteError: OUT_OF_MEMORY.
+        StreamPlanError: the plan does not suit the model or the machine.
+    """
+    device = placement.device
+    before = psutil.Process().memory_info().rss
+    home = torch.device("cpu") if plan.weights == "streamed" else device
+    base = random_model(spec, placement, layers=1, weights_device=home)
+    fuse_kernels(base, device)
+    model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
+    tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
+    step = _FirstAndLastTile(model, plan, device=device, spill_directory=spill_directory)
+    with step:
+        step.run(tokens)  # plans kernels, and makes the buffers
+        model.zero_grad(set_to_none=True)
+        reset_peak(device)
+        step.run(tokens)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        grown = psutil.Process().memory_info().rss - before
+        seconds = step.extrapolate(spec.layers, -(-context // plan.tile))
+    return Probed(layers=1, gpu_allocated=peak, host=grown, step_seconds=seconds)
+
+
+class _FirstAndLastTile(StreamedStep):
+    """A step that leaves out all tiles but two; its gradients mean nothing, its allocations are those of a step."""
+
+    def extrapolate(self, layers: int, tiles: int) -> float:
+        """Seconds of a step of all layers and tiles."""
+        forward, backward = (sum(self._seconds[stage].values()) / 2 for stage in ("forward", "backward"))
+        again = 1 - 1 / self.plan.checkpoint_every
+        return layers * tiles * ((1 + again) * forward + backward) + tiles * self._seconds["loss"][0]
+
+    def _ends(self, run: SequenceRun) -> tuple[int, int]:
+        return 0, run.tiles - 1
+
+    def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:
+        """Mean of a few runs that follow one another, as tiles do."""
+        work()
+        synchronize(self.device)
+        began = time.perf_counter()
+        for _ in range(_REPEATS):
+            work()
+        synchronize(self.device)
+        self._seconds.setdefault(stage, {})[end] = (time.perf_counter() - began) / _REPEATS
+
+    def _forward(self, run: SequenceRun, purpose: Pass) -> None:
+        run.enter("forward", 2)
+        self._seconds: dict[str, dict[int, float]] = {}
+        hidden = self._workspace.hidden
+        with torch.no_grad():
+            for tile in range(run.tiles):  # as in a step, rotary tables are there for all of them, where they are kept
+                embedded = self.decoder.embed(run.token_ids(tile).unsqueeze(0))
+                run.arguments.of(tile, embedded)
+                if tile in self._ends(run):
+                    hidden.write(0, tile, embedded[0])
+            self._enter(0)
+            for end, tile in enumerate(self._ends(run)):
+
+                def work(tile: int = tile) -> None:
+                    x = hidden.read(0, tile).unsqueeze(0)
+                    hidden.write(1, tile, self._call_layer(run, 0, tile, x, purpose)[0])
+
+                self._timed("forward", end, work)
+                run.advance(0, tile)
+
+    def _loss(self, run: SequenceRun, scale: float | None) -> float:
+        run.enter("loss", 2)
+        hidden, total = self._workspace.hidden, 0.0
+        for end, tile in enumerate(self._ends(run)):
+            losses: list[Tensor] = []
+
+            def work(tile: int = tile, losses: list[Tensor] = losses) -> None:
+                x = hidden.read(1, tile).unsqueeze(0).detach().requires_grad_()
+                normed = self.decoder.final_norm(x)
+                loss, gradient = loss_and_gradient(
+                    normed[0].detach(),
+                    run.labels(tile),
+                    self.decoder.head,
+                    piece=self.plan.loss_piece,
+                    scale=1.0 if scale is None else scale,
+                )
+                torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=[x])
+                losses.append(loss)
+
+            self._timed("loss", end, work)
+            # What the layer above would hand down; the loss's own gradient would overwrite its input.
+            hidden.write_gradient(tile, torch.zeros_like(hidden.read(0, tile)))
+            total += float(losses[-1])
+            run.advance(1, tile)
+        return total
+
+    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:  # noqa: ARG002
+        run.enter("backward", 2)
+        hidden = self._workspace.hidden
+        self._enter(0)
+        self._linears.want_output(wanted=False)
+        self._workspace.attention.zero_gradients()
+        for end, tile in reversed(list(enumerate(self._ends(run)))):
+
+            def work(tile: int = tile) -> None:
+                x = hidden.read(0, tile).unsqueeze(0).detach().requires_grad_()
+                gradient = hidden.read_gradient(tile).unsqueeze(0)
+                y = self._call_layer(run, 0, tile, x, Pass.GRADIENT)
+                torch.autograd.backward(y, gradient)
+                assert x.grad is not None
+                hidden.write_gradient(tile, x.grad[0])
+
+            self._timed("backward", end, work)
+            run.advance(0, tile)
+
+
+def probe_window(spec: ModelSpec, context: int, placement: Placement, *, rank: int, recompute: bool) -> Probed:
+    """A window computed whole, through one layer and through two: the difference is what each further one takes.
+
+    Args are those of `probe_streamed`; `recompute` is gradient checkpointing.
+    """
+    device = placement.device
+    before = psutil.Process().memory_info().rss
+    seconds = []
+    for layers in (1, 2):
+        base = random_model(spec, placement, layers=layers)
+        fuse_kernels(base, device)
+        model = attach_adapter(base, LoraSection(rank=rank), seed=0)
+        step = WholeSequenceStep(model, recompute=recompute, autocast=lambda: _autocast(placement))
+        window = Window(torch.randint(0, spec.vocab_size, (context,)).numpy())
+        reset_peak(device)
+        for _ in range(2):
+            model.zero_grad(set_to_none=True)
+            synchronize(device)
+            began = time.perf_counter()
+            step.run([window], 1.0 / context, _Silent())
+            synchronize(device)
+            taken = time.perf_counter() - began
+        seconds.append(taken)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    grown = psutil.Process().memory_info().rss - before
+    one, two = seconds
+    whole = one + (spec.layers - 1) * max(two - one, 0.0)
+    return Probed(layers=2, gpu_allocated=peak, host=grown, step_seconds=whole)
+
+
+def _autocast(placement: Placement) -> Any:
+    enabled = placement.compute != "fp32"
+    return torch.autocast(placement.device.type, dtype=placement.dtype if enabled else None, enabled=enabled)
+
+
+class _Silent(StepMonitor):
+    """Neither tells nor asks."""
+
+    def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
+        pass
+
+    def stop_requested(self) -> bool:
+        return False

@@ -1,0 +1,77 @@
+"""`engine doctor`: everything that a run needs, examined before it starts.
+
+The rows are those of `engine.runtime.doctor.examine(config)`, an iterator of Check(name, status, text, remedy);
+`NAMES` there lists every row in order, for a screen that shows them before they are known. With `--json`: a list of
+the same four fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from engine import errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from engine.runtime.doctor import Check
+
+NAMES = ("doctor",)
+SUMMARY = "Examine everything that a run needs, each with its remedy; the exit code is 3 where something would fail."
+
+_SIGNS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red"), "skipped": ("·", "dim")}
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """The configuration as `engine train` takes it, and what is about the call."""
+    from engine.commands.train import add_config_arguments
+
+    add_config_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="Leave out what needs torch and takes seconds")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the rows as they are found; returns 3 if any failed."""
+    from engine.cli import print_json
+    from engine.commands.train import read_config
+    from engine.runtime.doctor import examine, failed
+
+    rows: list[Check] = []
+    console = None if args.json else _console()
+    for row in examine(read_config(args), probe=not args.quick):
+        rows.append(row)
+        if console is not None:
+            _show(console, row)
+    if args.json:
+        print_json([asdict(row) for row in rows])
+    elif console is not None:
+        _conclude(console, rows)
+    return errors.DOES_NOT_FIT if failed(rows) else 0
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def _show(console: Console, row: Check) -> None:
+    from rich.text import Text
+
+    sign, style = _SIGNS[row.status]
+    line = Text.assemble((f"{sign} ", style), (f"{row.name:<23} ", "bold"), errors.one_line(row.text))
+    console.print(line, soft_wrap=True)
+    if row.remedy:
+        console.print(Text(f"{'':26}→ {errors.one_line(row.remedy)}", style=style), soft_wrap=True)
+
+
+def _conclude(console: Console, rows: list[Check]) -> None:
+    count = {status: sum(row.status == status for row in rows) for status in _SIGNS}
+    if count["failed"]:
+        console.print(f"{count['failed']} of {len(rows)} checks failed: a run would not get through", style="red")
+    else:
+        warnings = f", {count['warning']} to know about" if count["warning"] else ""
+        console.print(f"ready to train{warnings}")

@@ -1,0 +1,198 @@
+"""`engine probe`: runs the worst of a plan for real, and says how far the prediction was off."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import config, errors
+from engine.cli import print_json
+from engine.commands.quiet import silence_imports
+from engine.plan.quantities import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from engine.benchmarking.probe import Probed
+    from engine.hardware.machine import Machine
+    from engine.plan.planner import Planning, TierPlan
+
+NAMES = ("probe",)
+SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measured beside predicted."
+
+
+_TELLING = 2**30
+"Bytes of RAM that stand out from what the process itself grows by."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine probe`."""
+    model = config.field_spec("model.name")
+    parser.add_argument("--model", default=model.default, metavar="M", help="Whose shapes; weights are random.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Tier whose plan is run.")
+    what.add_argument("--context", type=_positive, metavar="TOKENS", help="Context whose plan is run.")
+    precision = config.field_spec("model.precision")
+    parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
+    device = config.field_spec("model.device")
+    parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
+    step = config.field_spec("training.step")
+    parser.add_argument("--step", choices=step.choices, default="auto", help=step.description)
+    rank = config.field_spec("lora.rank")
+    parser.add_argument("--rank", type=_positive, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument(
+        "--output", type=Path, default=Path("out"), metavar="DIR", help="Folder whose disk a plan may use."
+    )
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans, runs, compares, and keeps the correction for later plans."""
+    planning, row = _planned(args)
+    if not row.fits:
+        raise errors.CONTEXT_DOES_NOT_FIT(context=f"{row.context:,}", reason=row.reason, remedy=row.remedy)
+    probed = _probe(args, planning, row)
+    found = _compare(planning, row, probed)
+    _keep(planning.machine, planning, row, found)
+    if args.json:
+        print_json(found)
+    else:
+        _print(row, found)
+    return 0
+
+
+def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
+    from engine.hardware.inventory import take_inventory
+    from engine.models.catalogue import find_model
+    from engine.plan.planner import Planning, plan_context, storage, without_gpu
+    from engine.plan.tiers import tier_of
+
+    machine = take_inventory(args.output)
+    if args.device == "cuda" and not machine.gpus:
+        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
+    machine = without_gpu(machine) if args.device == "cpu" else machine
+    compute_type, weights = storage(machine, args.precision)
+    planning = Planning(
+        machine=machine,
+        spec=find_model(args.model),
+        compute_type=compute_type,
+        weights=weights,
+        lora_rank=args.rank,
+        way=args.step,
+    )
+    context = args.context or tier_of(args.tier).context
+    return planning, plan_context(planning, context, tier=args.tier)
+
+
+def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probed:
+    from rich.console import Console
+
+    silence_imports()
+    from engine.benchmarking.probe import probe_streamed, probe_window
+    from engine.models.placement import choose_placement
+    from engine.plan.stream_plan import StreamPlanError
+
+    placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.precision)
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    with console.status("running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
+        if row.stream is None:
+            return probe_window(planning.spec, row.context, placement, rank=args.rank, recompute=True)
+        try:
+            return probe_streamed(
+                planning.spec, row.context, row.stream, placement, rank=args.rank, spill_directory=Path(spill)
+            )
+        except StreamPlanError as error:
+            raise errors.PLAN_INVALID(text=f"the plan for {row.context:,} tokens", problem=error) from error
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any]:
+    """Predicted beside measured, of what ran; and of the whole step, from what ran."""
+    from engine.plan.memory import streamed_ledger, whole_sequence_ledger
+    from engine.plan.parts import NOT_ALLOCATED
+    from engine.plan.planner import workload_of
+
+    spec = dataclasses.replace(planning.spec, layers=probed.layers)
+    work = workload_of(dataclasses.replace(planning, spec=spec), row.context)
+    if row.stream is None:
+        ledger = whole_sequence_ledger(work, "nf4" if row.precision == "nf4" else "resident")
+    else:
+        ledger = streamed_ledger(work, row.stream)
+    # Nothing is optimised: the adapter has no Adam states. The process was there before.
+    adam = 8 * work.lora_parameters
+    device = "gpu" if planning.on_gpu else "host"
+    outside = (*NOT_ALLOCATED, "allocator slack")
+    parts = [part for part in ledger.parts if part.name not in outside]
+    predicted = {where: sum(part.bytes for part in parts if part.where == where) for where in ("gpu", "host")}
+    predicted[device] -= adam
+    return {
+        "model": planning.spec.name,
+        "context": row.context,
+        "plan": row.plan,
+        "layers_run": probed.layers,
+        "gpu_allocated": {"predicted": predicted["gpu"], "measured": probed.gpu_allocated},
+        "host": {"predicted": predicted["host"], "measured": probed.host},
+        "window_seconds": {"predicted": _uncorrected(row), "measured": probed.step_seconds},
+        "whole_plan": {"gpu_peak_bytes": row.gpu_peak_bytes, "host_peak_bytes": row.host_peak_bytes},
+    }
+
+
+def _uncorrected(row: TierPlan) -> float:
+    """Seconds of one window by the rates alone: a second probe corrects these, not what the first corrected."""
+    return sum(part.seconds for part in row.time if part.name != "correction by a probe")
+
+
+def _keep(machine: Machine, planning: Planning, row: TierPlan, found: dict[str, Any]) -> None:
+    """Later plans on this machine take the correction. A cache that cannot be written costs nothing else."""
+    import contextlib
+
+    from engine.hardware import measured as measurements
+
+    if row.stream is not None and row.stream.hidden_home == "disk":
+        return  # two tiles tell little of a disk that a whole step waits for
+    seconds = found["window_seconds"]
+    key = measurements.correction_key(planning.spec.name, row.precision, streamed=row.stream is not None)
+    before = machine.measured or measurements.Measured(time=time.time(), torch=str(machine.libraries.get("torch")))
+    corrections = {**before.corrections, key: seconds["measured"] / seconds["predicted"]}
+    with contextlib.suppress(OSError):
+        measurements.store(machine, dataclasses.replace(before, corrections=corrections))
+
+
+def _print(row: TierPlan, found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    ran = "the last tile" if row.stream is not None else "the window"
+    console.print(
+        f"{found['model']}, {row.context:,} tokens: {ran} through {found['layers_run']} of the layers", style="bold"
+    )
+    console.print(", ".join(f"{name} {value}" for name, value in row.plan.items()))
+    grid = Table("", "predicted", "measured", "off by", box=None, header_style="bold", pad_edge=False)
+    for label, name, words in (
+        ("GPU, allocated", "gpu_allocated", format_bytes),
+        ("RAM, beside the process", "host", format_bytes),
+        ("a window, all layers", "window_seconds", format_seconds),
+    ):
+        predicted, measured = found[name]["predicted"], found[name]["measured"]
+        if measured is None:
+            grid.add_row(label, "-", "n/a", "")
+        elif name == "host" and predicted < _TELLING:
+            grid.add_row(label, words(predicted), "-", "too little to tell from what libraries take")
+        else:
+            off = f"{predicted / measured - 1:+.1%}" if measured else ""
+            grid.add_row(label, words(predicted), words(measured), off)
+    console.print(grid)
+    console.print("Later plans for this model on this machine are corrected by this.", style="dim")

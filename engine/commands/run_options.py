@@ -1,0 +1,51 @@
+"""The options by which a command that is not `engine train` names a run: a file, single fields, and the common ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from engine import config
+from engine.config import RunConfig
+
+_FLAGS = {"--model": "model.name", "--output": "output.directory"}
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --repo, --model, --output, --config and --set."""
+    parser.add_argument(
+        "--repo", action="append", default=[], metavar="DIR", help=config.field_spec("data.repositories").description
+    )
+    for flag, path in _FLAGS.items():
+        spec = config.field_spec(path)
+        parser.add_argument(flag, dest=path, metavar=flag[2:].upper(), help=f"{spec.description} ({spec.default})")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="The run's YAML; otherwise the defaults.")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="One field of it.")
+
+
+def read_run_mapping(args: argparse.Namespace) -> dict[str, Any]:
+    """The nested mappings that the options stand for: the file, over it the named options, over them `--set`.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE or OVERRIDE_MALFORMED.
+    """
+    data: dict[str, Any] = config.load_mapping(args.config) if args.config else {}
+    named = {path: value for path in _FLAGS.values() if (value := getattr(args, path))}
+    if args.repo:
+        named["data.repositories"] = args.repo
+    for path, value in named.items():
+        section, _, name = path.partition(".")
+        data.setdefault(section, {})[name] = value
+    for text in args.set:
+        config.apply_override(data, text)
+    return data
+
+
+def read_run_config(args: argparse.Namespace) -> RunConfig:
+    """The configuration.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE, CONFIG_INVALID or OVERRIDE_MALFORMED.
+    """
+    return config.from_mapping(read_run_mapping(args), source=str(args.config or "command line"))

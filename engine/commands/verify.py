@@ -1,0 +1,74 @@
+"""`engine verify`: every optimisation proves itself on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine import config
+from engine.cli import print_json
+from engine.errors import TRAINING_FAILED
+from engine.plan.optimizations import find_optimization, optimizations
+from engine.verify.quiet import hush
+
+if TYPE_CHECKING:
+    from engine.verify.proof import Verdict
+
+NAMES = ("verify",)
+SUMMARY = "Prove each optimisation on this machine: a small check with numbers, seconds each."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine verify`."""
+    parser.add_argument("ids", nargs="*", metavar="ID", help="Optimisations to prove; all of them by default.")
+    device = config.field_spec("model.device")
+    parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the proofs, and fails if one of them fails; unavailable ones do not count."""
+    rows = [find_optimization(name) for name in args.ids] or list(optimizations())
+    with quiet_output():
+        hush()
+        from engine.models.placement import choose_placement
+        from engine.verify.runner import verify
+
+        device = choose_placement(args.device, "auto").device
+        found: list[Verdict] = []
+        for verdict in verify(rows, device):
+            found.append(verdict)
+            _tell(verdict, len(found), len(rows))
+    if args.json:
+        print_json([dataclasses.asdict(verdict) for verdict in found])
+    counts = {status: sum(v.status == status for v in found) for status in ("passed", "failed", "unavailable")}
+    print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)  # noqa: T201
+    return TRAINING_FAILED if counts["failed"] else 0
+
+
+def _tell(verdict: Verdict, done: int, total: int) -> None:
+    mark = {"passed": "✓", "failed": "✗", "unavailable": "–"}[verdict.status]
+    text = f"{mark} {verdict.id} ({verdict.seconds:.1f} s, {done}/{total}): {verdict.evidence or verdict.reason}"
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextlib.contextmanager
+def quiet_output() -> Iterator[None]:
+    """What libraries write to standard output goes to standard error inside: a `--json` document stands alone there.
+
+    By file descriptor, because processes that are started inside, and C libraries, know nothing of sys.stdout.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

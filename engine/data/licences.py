@@ -1,0 +1,48 @@
+"""Licence headers: the same comment at the top of a thousand files is learnt once.
+
+Only comments are considered, and only those that speak of rights; the first file that has one keeps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+REVISION = 1
+"Raised when other text would be taken out; part of every store's key."
+_RIGHTS = re.compile(
+    r"copyright|\(c\) \d{4}|licen[cs]e|spdx-|all rights reserved|permission is hereby granted|redistribution and use"
+    r"|public domain",
+    re.IGNORECASE,
+)
+_FIRST_LINES = re.compile(r"(?:#![^\n]*\n)?(?:[ \t]*#[^\n]*coding[:=][^\n]*\n)?(?:<\?(?:php|xml)[^\n]*\n)?\s*")
+_COMMENT = re.compile(
+    r"/\*.{0,20000}?\*/[ \t]*\n?|<!--.{0,20000}?-->[ \t]*\n?|(?:[ \t]*(?:#|//|--|;|%|\"\s|'\s|REM\b)[^\n]*\n){1,400}"
+    r"|(?:[ \t]*#[ \t]*\n)+",
+    re.DOTALL,
+)
+_BLANK = re.compile(r"(?:[ \t]*\n)*")
+_NOT_WORDS = re.compile(r"[\W_]+|\b(?:19|20)\d\d\b")
+_SHORTEST = 40
+"Characters; to take out less is not worth it."
+_SEARCHED = 25_000
+"Characters at the start of a file that a header may take."
+
+
+def find_header(text: str) -> tuple[int, int] | None:
+    """Start and end of the licence comment at the top of a text, with the blank lines after it; None without one."""
+    top = text[:_SEARCHED]
+    begin = _FIRST_LINES.match(top)
+    start = begin.end() if begin else 0
+    comment = _COMMENT.match(top, start)
+    if comment is None or comment.end() - start < _SHORTEST or not _RIGHTS.search(comment[0]):
+        return None
+    end = comment.end()
+    blank = _BLANK.match(top, end)
+    return start, blank.end() if blank else end
+
+
+def fingerprint(header: str) -> bytes:
+    """Equal for headers that differ in years, comment signs and line breaks only. 16 bytes."""
+    words = _NOT_WORDS.sub(" ", header.lower()).split()
+    return hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,247 @@
+"""Cuts documents to the context's length at good places, and packs several into a window, with next to nothing empty.
+
+A window is filled with documents in their order. Where a document does not fit, it is cut before a file, else before
+a definition, else after a line, and what then stays empty is filled with short documents, the best fit first
+(Krell et al., arXiv 2107.02027; Ding et al., arXiv 2404.10830). Pure arithmetic on positions; the same every time.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SHORTEST = 2
+"Tokens; a single token has nothing to predict."
+TOLERANCE = 64
+"1/64 of a window's places may stay empty, on average, for the sake of a better cut."
+_FILLER = 8
+"Documents of at most 1/8 of the context wait until they fill a rest."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things begin in a stream of tokens. All positions count from the stream's start, ascending."""
+
+    documents: npt.NDArray[np.int64]
+    "First token of each document: what may attend to itself only. The first is 0."
+    files: npt.NDArray[np.int64]
+    "First token of each file; the first of each document among them."
+    definitions: npt.NDArray[np.int64]
+    "First token of each function, class and the like that is worth a cut."
+    newlines: npt.NDArray[np.uint8] | None = None
+    "Line ends in the text of each token id. None: lines are not known."
+
+    def of(self, start: int, stop: int) -> Layout:
+        """The layout of a part of the stream, which begins and ends with documents."""
+
+        def within(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            first, last = np.searchsorted(positions, (start, stop))
+            part: npt.NDArray[np.int64] = positions[first:last] - start
+            return part
+
+        return Layout(within(self.documents), within(self.files), within(self.definitions), self.newlines)
+
+
+class Cut(IntEnum):
+    """What a part of a document ends before."""
+
+    DOCUMENT = 0
+    FILE = 1
+    DEFINITION = 2
+    LINE = 3
+    TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Windows as ranges of tokens.
+
+    Attributes:
+        starts, stops: Range of each part of a document, in the order of the windows. Shape (parts,).
+        first_part: Index of each window's first part, and at the end the number of parts. Shape (windows + 1,).
+        cut_inside: Parts that end within a definition.
+    """
+
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
+    first_part: npt.NDArray[np.int64]
+    cut_inside: int
+
+
+def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bool) -> Packed:
+    """Every token of the stream once, in windows of at most `context` tokens.
+
+    Args:
+        tokens: The stream. Shape (tokens,). Read near cuts only.
+        context: Tokens a window, at least SHORTEST.
+        layout: Of the stream.
+        together: Whether several documents may share a window.
+    """
+    ends = np.append(layout.documents[1:], len(tokens))[: len(layout.documents)]
+    spans = [(int(start), int(end)) for start, end in zip(layout.documents, ends, strict=True) if start < end]
+    packer = _Packer(_Cutter(tokens, context, layout), context, together=together)
+    short = context // _FILLER if together and len(spans) > 1 else 0
+    for start, end in spans:
+        if end - start <= short:
+            packer.set_aside(start, end)
+    for start, end in spans:
+        if end - start > short:
+            packer.lay(start, end)
+    windows = packer.finish()
+    parts = [part for window in windows for part in window]
+    counts = [len(window) for window in windows]
+    return Packed(
+        starts=np.array([start for start, _ in parts], dtype=np.int64),
+        stops=np.array([stop for _, stop in parts], dtype=np.int64),
+        first_part=np.cumsum([0, *counts], dtype=np.int64),
+        cut_inside=packer.cut_inside,
+    )
+
+
+class _Cutter:
+    """Finds where a document that does not fit is best cut."""
+
+    def __init__(self, tokens: npt.NDArray[Any], context: int, layout: Layout) -> None:
+        self._tokens, self._layout = tokens, layout
+        self.tolerance = max(1, context // TOLERANCE)
+
+    def cut(self, start: int, limit: int, end: int, spare: int) -> tuple[int, Cut]:
+        """The end of the part of [start, end) that begins at `start`, at most `limit`.
+
+        Args:
+            start, limit, end: Positions; `limit` is below `end`.
+            spare: Places that may stay empty for the sake of a file's or definition's border.
+        """
+        limit = min(limit, end - SHORTEST)  # the rest must have something to predict
+        lowest = max(start + SHORTEST, limit - spare)
+        for borders, cut in ((self._layout.files, Cut.FILE), (self._layout.definitions, Cut.DEFINITION)):
+            border = int(borders[index]) if (index := int(np.searchsorted(borders, limit, "right")) - 1) >= 0 else 0
+            if border >= lowest:
+                return border, cut
+        lowest = max(start + SHORTEST, limit - self.tolerance)
+        if self._layout.newlines is not None and lowest < limit:
+            ends_line = self._layout.newlines[self._tokens[lowest - 1 : limit]]
+            found = np.flatnonzero(ends_line)
+            if len(found):
+                return lowest + int(found[-1]), Cut.LINE
+        return max(limit, start + 1), Cut.TOKEN
+
+
+class _ByLength:
+    """Numbers, each with a length; those of one length come out in the order in which they went in."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, deque[int]] = {}
+        self._lengths: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._lengths)
+
+    def add(self, length: int, number: int) -> None:
+        if length not in self._waiting:
+            self._waiting[length] = deque()
+            bisect.insort(self._lengths, length)
+        self._waiting[length].append(number)
+
+    def take_longest(self, limit: int) -> tuple[int, int] | None:
+        """Length and number of the longest of at most `limit`."""
+        return self._take(bisect.bisect_right(self._lengths, limit) - 1)
+
+    def take_shortest(self, least: int) -> tuple[int, int] | None:
+        """Length and number of the shortest of at least `least`."""
+        return self._take(bisect.bisect_left(self._lengths, least))
+
+    def _take(self, index: int) -> tuple[int, int] | None:
+        if not 0 <= index < len(self._lengths):
+            return None
+        length = self._lengths[index]
+        waiting = self._waiting[length]
+        number = waiting.popleft()
+        if not waiting:
+            del self._waiting[length], self._lengths[index]
+        return length, number
+
+
+class _Packer:
+    """Windows in the making, each a list of (start, stop)."""
+
+    def __init__(self, cutter: _Cutter, context: int, *, together: bool) -> None:
+        self._cutter, self._context, self._together = cutter, context, together
+        self._short = _ByLength()  # documents that wait to fill a rest, by their start
+        self._windows: list[list[tuple[int, int]]] = []
+        self._present: list[tuple[int, int]] = []
+        self._room = context
+        self._saved = 0
+        "Places that could have stayed empty and did not: to be spent on better cuts."
+        self.cut_inside = 0
+
+    def set_aside(self, start: int, end: int) -> None:
+        """A short document, which may fill a rest anywhere."""
+        self._short.add(end - start, start)
+
+    def lay(self, start: int, end: int) -> None:
+        """Adds a document to the present window, and to as many more as it needs."""
+        while start < end:
+            if self._present and (not self._together or self._room < max(SHORTEST, self._cutter.tolerance)):
+                self._close()
+            stop = end
+            if end - start > self._room:
+                spare = self._spare()
+                if self._present and self._room <= spare:
+                    self._close()
+                    continue
+                stop, cut = self._cutter.cut(start, start + self._room, end, spare)
+                self.cut_inside += cut >= Cut.LINE
+            self._present.append((start, stop))
+            self._room -= stop - start
+            if stop < end:
+                self._close()
+            start = stop
+
+    def _spare(self) -> int:
+        """Places of the present window that may stay empty, or that short documents will fill."""
+        generous = self._context // _FILLER
+        if self._short and self._saved >= 0:
+            return max(self._cutter.tolerance, generous)
+        return max(self._cutter.tolerance, min(self._saved, generous))
+
+    def _close(self) -> None:
+        self._fill()
+        self._windows.append(self._present)
+        self._saved += self._cutter.tolerance - self._room
+        self._present, self._room = [], self._context
+
+    def _fill(self) -> None:
+        while (found := self._short.take_longest(self._room)) is not None:
+            length, start = found
+            self._present.append((start, start + length))
+            self._room -= length
+
+    def finish(self) -> list[list[tuple[int, int]]]:
+        """All windows: those laid in order, then those of short documents that filled no rest."""
+        if self._present:
+            self._fill()
+            self._windows.append(self._present)
+        self._windows += self._best_fit()
+        return self._windows
+
+    def _best_fit(self) -> list[list[tuple[int, int]]]:
+        """The longest document that is left goes into the fullest window that still takes it, and so on."""
+        rooms = _ByLength()
+        windows: list[list[tuple[int, int]]] = []
+        while (found := self._short.take_longest(self._context)) is not None:
+            length, start = found
+            room, window = rooms.take_shortest(length) or (self._context, len(windows))
+            if window == len(windows):
+                windows.append([])
+            windows[window].append((start, start + length))
+            rooms.add(room - length, window)
+        return windows

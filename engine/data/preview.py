@@ -1,0 +1,67 @@
+"""What a configuration's data would be, before anything is trained: builds the store, and reports. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.assets import asset
+from engine.data.dataset import build_dataset
+from engine.data.report import DataReport, describe
+from engine.plan.tiers import tiers
+
+if TYPE_CHECKING:
+    from engine.config import DataSection
+    from engine.data.reading import Progress
+    from engine.models.spec import ModelSpec
+
+
+def preview(
+    data: DataSection, *, model: ModelSpec, cache: Path | None = None, progress: Progress | None = None
+) -> DataReport:
+    """The report of a configuration's data, counted with the model's own tokenizer where that is on disk.
+
+    Args:
+        data: What to read.
+        model: Whose tokenizer counts.
+        cache: Folder that keeps stores; None for the user's cache.
+        progress: Told how far it is; may raise to abandon. A later call goes on from there.
+
+    Raises:
+        EliteError: as build_dataset.
+    """
+    tokenizer, note = _tokenizer(model)
+    dataset = build_dataset(
+        data, tokenizer=tokenizer, context=tiers()[0].context, cache=cache or user_cache(), progress=progress
+    )
+    return describe(dataset, notes=(note,) if note else ())
+
+
+def user_cache() -> Path:
+    """The folder that keeps stores when none is named."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("elite-tui") / "datasets"
+
+
+def _tokenizer(model: ModelSpec) -> tuple[Any, str]:
+    """A tokenizers.Tokenizer, and what to say where it is not the model's own."""
+    from tokenizers import Tokenizer
+
+    path = _tokenizer_file(model)
+    if path is not None:
+        return Tokenizer.from_file(str(path)), ""
+    note = f"tokens are counted with the embedded demo model's tokenizer: that of {model.name} is not on disk yet"
+    return Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))), note
+
+
+def _tokenizer_file(model: ModelSpec) -> Path | None:
+    if model.name == "demo":
+        return asset("demo-model", "tokenizer.json")
+    if model.path is not None:
+        path = model.path / "tokenizer.json"
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.hub_id or model.name, "tokenizer.json")
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,252 @@
+"""DataReport: what a dataset holds, as `engine data --json` prints it and a preview shows it. Plain values, no torch.
+
+`describe` is a pure function of a Dataset; engine.data.preview builds the Dataset of a configuration first. All
+names of files are printable, secrets are masked, and everything is JSON after `dataclasses.asdict`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.data.filters import KEPT_BY, REASONS
+from engine.plan.tiers import tiers
+
+if TYPE_CHECKING:
+    from engine.data.collect import SourceFile
+    from engine.data.dataset import Dataset
+
+HEAD = 20
+"Files of the order that a report names."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryRow:
+    """One folder, or data set, that was read."""
+
+    path: str
+    listed_by: str
+    'How its files were found: "git", or why not.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRow:
+    """One language's part of what is learnt."""
+
+    language: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRow:
+    """Files that were left out for one reason."""
+
+    reason: str
+    explanation: str
+    files: int
+    examples: tuple[str, ...]
+    "A few of their paths."
+    kept_by: str
+    'Setting that keeps them ("data.include=[vendored]"), "" for none.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretRow:
+    """One secret that was found."""
+
+    file: str
+    line: int
+    kind: str
+    "Name of the rule that found it."
+    hint: str
+    "At most its first four characters."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinRow:
+    """A file that is almost the same as another."""
+
+    file: str
+    like: str
+    side: str
+    '"left out", or where it went with its twin: "training" or "held out".'
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsRow:
+    """What the windows of one tier hold."""
+
+    tier: int
+    context: int
+    train: int
+    "Windows a pass."
+    held_out: int
+    documents: int
+    "Documents, or parts of them, in the training windows together."
+    cut_inside: int
+    "Cuts of a training document that fall within a definition."
+    waste: float
+    "Share of the places of all training windows but the last that stay empty."
+    padded: float
+    "The same, if each document or part of one had a window of its own: what packing saves."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderRow:
+    """How the files follow each other."""
+
+    by: str
+    '"imports" or "path".'
+    linked: int
+    "Files that import another one of the repositories, or are imported."
+    imports: int
+    "Imports that lead to a file of the repositories."
+    backward: int
+    "Of these, imports whose file comes later: those that close a cycle."
+    head: tuple[str, ...]
+    "The first training files."
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRow:
+    """What is kept out of training."""
+
+    files: int
+    tokens: int
+    share: float
+    "Of all tokens."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """A dataset in figures. Sizes in bytes, times in seconds."""
+
+    repositories: tuple[RepositoryRow, ...]
+    submodules: tuple[str, ...]
+    "Repositories within, left out."
+    languages: tuple[LanguageRow, ...]
+    "Largest first."
+    skipped: tuple[SkippedRow, ...]
+    "Most first."
+    secrets: tuple[SecretRow, ...]
+    near_duplicates: tuple[TwinRow, ...]
+    licence_headers: int
+    "Repeated ones that were taken out."
+    files: int
+    bytes: int
+    tokens: int
+    train_tokens: int
+    held_out: HeldOutRow
+    order: OrderRow
+    windows: tuple[WindowsRow, ...]
+    "One row a tier."
+    store: str
+    reused: bool
+    "Whether nothing had to be tokenised."
+    seconds: float
+    notes: tuple[str, ...]
+    "Sentences that a person should see."
+
+    @property
+    def skipped_files(self) -> int:
+        """Files left out, for all reasons together."""
+        return sum(row.files for row in self.skipped)
+
+
+def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
+    """The dataset in figures; `notes` are added to its own."""
+    summary = dataset.summary
+    return DataReport(
+        repositories=tuple(
+            RepositoryRow(path=printable(path), listed_by=printable(how))
+            for path, how in summary.collection.listed_by.items()
+        ),
+        submodules=tuple(map(printable, summary.collection.submodules)),
+        languages=_languages(summary.files),
+        skipped=tuple(
+            SkippedRow(
+                reason=reason,
+                explanation=REASONS[reason],
+                files=count,
+                examples=tuple(map(printable, summary.examples.get(reason, ()))),
+                kept_by=KEPT_BY.get(reason, ""),
+            )
+            for reason, count in summary.skipped.items()
+        ),
+        secrets=tuple(
+            SecretRow(file=_name(secret.file), line=secret.line, kind=secret.kind, hint=printable(secret.hint))
+            for secret in summary.secrets
+        ),
+        near_duplicates=tuple(
+            TwinRow(file=_name(twin.file), like=_name(twin.like), side=twin.side) for twin in summary.twins
+        ),
+        licence_headers=summary.licence_headers,
+        files=len(summary.files),
+        bytes=summary.source_bytes,
+        tokens=summary.tokens,
+        train_tokens=summary.train_tokens,
+        held_out=HeldOutRow(
+            files=summary.held_out_files,
+            tokens=summary.held_out_tokens,
+            share=summary.held_out_tokens / max(summary.tokens, 1),
+        ),
+        order=OrderRow(
+            by=summary.order.by,
+            linked=summary.order.linked,
+            imports=summary.order.imports,
+            backward=summary.order.backward,
+            head=tuple(_name(file) for file in summary.files[: min(HEAD, len(summary.files) - summary.held_out_files)]),
+        ),
+        windows=_windows(dataset),
+        store=printable(summary.store),
+        reused=summary.reused,
+        seconds=round(summary.seconds, 3),
+        notes=tuple(map(printable, (*notes, *summary.notes))),
+    )
+
+
+def printable(value: object) -> str:
+    """Text that comes from file names, with line ends, escapes and bytes that are no text spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
+def _name(file: SourceFile) -> str:
+    return printable(file.repository / file.path)
+
+
+def _languages(files: tuple[SourceFile, ...]) -> tuple[LanguageRow, ...]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for file in files:
+        counts[file.language] += 1
+        sizes[file.language] += file.size
+    return tuple(
+        LanguageRow(language=language, files=counts[language], bytes=size) for language, size in sizes.most_common()
+    )
+
+
+def _windows(dataset: Dataset) -> tuple[WindowsRow, ...]:
+    rows = []
+    train, held_out = dataset.train, dataset.held_out
+    for tier in tiers():
+        # Once one window holds everything, a longer one holds the same.
+        if len(train) != 1 or train.context > tier.context:
+            train = dataset.train.with_context(tier.context)
+        if len(held_out) != 1 or held_out.context > tier.context:
+            held_out = dataset.held_out.with_context(tier.context)
+        figures = train.figures
+        rows.append(
+            WindowsRow(
+                tier=tier.number,
+                context=tier.context,
+                train=len(train),
+                held_out=len(held_out),
+                documents=figures.documents,
+                cut_inside=figures.cut_inside,
+                waste=figures.waste,
+                padded=figures.padded(tier.context),
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,305 @@
+"""Data sets on disk as documents: JSON Lines, Parquet, Arrow, and folders that Hugging Face datasets saved.
+
+Each row is a document. Files are opened as they lie: nothing is downloaded, no loading script is run, no pickle read.
+A first pass finds where each row lies; then they are read one by one, in order as far as can be.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, ClassVar, cast
+
+from engine import errors
+from engine.data.collect import SourceFile
+from engine.data.languages import language_by_name
+
+TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
+"Tried in this order where none is named."
+PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path", "filename", "file_name", "func_path")
+_LONGEST_LINE = 64 << 20
+"Bytes of one line of JSON; longer ones are left out."
+_COMPRESSION = 3
+"Source text compresses to about a third; an estimate."
+_ROWS_AT_ONCE = 256
+_NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
+"What a saved data set says about itself."
+
+
+@dataclass(frozen=True, slots=True)
+class Row(SourceFile):
+    """One row of a data set. `repository` is the data set, `path` its file and number, or the path that it names."""
+
+    alone: ClassVar[bool] = True
+    part: int = 0
+    "Which file of the data set."
+    position: int = 0
+    "Byte at which its line begins, or its number."
+
+
+class DataSet(ABC):
+    """The rows of one data set."""
+
+    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+        self.path, self.files, self.column = path, files, column
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row]:
+        """Every row that has text, in order."""
+
+    @abstractmethod
+    def text(self, row: Row) -> str | None:
+        """A row's text; None where it is no longer there."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of open files."""
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Makes what a damaged file brings about one kind of error."""
+        try:
+            yield
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=error) from error
+
+    def _row(self, part: int, number: int, position: int, values: Mapping[str, Any], size: int) -> Row:
+        named = next((values[name] for name in PATH_COLUMNS if isinstance(values.get(name), str)), "")
+        place = PurePosixPath(self.files[part].name) / f"{number:08d}"
+        path = place / named.lstrip("/") if named else place
+        language = language_by_name(path.name) if named else None
+        return Row(self.path, path, language or "Text", size, part, position)
+
+
+def open_data_set(given: Path, column: str) -> DataSet:
+    """The data set at a path.
+
+    Args:
+        given: A .jsonl, .json, .ndjson (or .gz of these), .parquet or .arrow file, or a folder of such.
+        column: Of the text; "" for the first of TEXT_COLUMNS.
+
+    Raises:
+        EliteError: DATA_SET_UNUSABLE, DATA_SET_COLUMN or DATA_SET_LIBRARY.
+    """
+    path = Path(os.path.realpath(given.expanduser()))
+    if not path.exists():
+        raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
+    files = sorted(_data_files(path)) if path.is_dir() else [path]
+    kinds = {_kind(file) for file in files}
+    if len(kinds) != 1 or "" in kinds:
+        problem = "it holds no .jsonl, .parquet or .arrow file" if not files else "its files are of several kinds"
+        raise errors.DATA_SET_UNUSABLE(path=given, problem="its kind is not known" if kinds == {""} else problem)
+    return (JsonLines if kinds == {"json"} else Table)(path, files, column)
+
+
+def estimate_text_bytes(given: Path) -> int:
+    """About how many bytes of text a data set holds, from the sizes of its files.
+
+    Raises:
+        EliteError: as open_data_set.
+    """
+    files = open_data_set(given, "").files
+    return sum(file.stat().st_size * (_COMPRESSION if file.suffix in (".gz", ".parquet") else 1) for file in files)
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """Files with rows below a folder; links are not followed. Of a saved data set only what its state names."""
+    for here, folders, names in os.walk(folder):
+        folders.sort()
+        listed = _saved_files(Path(here))
+        for name in sorted(names if listed is None else listed):
+            file = Path(here) / name
+            if _kind(file) and not file.is_symlink() and file.is_file():
+                yield file
+
+
+def _saved_files(folder: Path) -> list[str] | None:
+    """The files that `save_to_disk` wrote into a folder, of which others may be caches; None if it is not of it."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        return [str(entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _kind(file: Path) -> str:
+    name = file.name.removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson", ".json")) and name not in _NOTES:
+        return "json"
+    return "table" if file.suffix in (".parquet", ".arrow") else ""
+
+
+def _column_of(names: Sequence[str], wanted: str, path: Path) -> str:
+    column = wanted or next((name for name in TEXT_COLUMNS if name in names), "")
+    if column not in names:
+        shown = ", ".join(sorted(names)[:12])
+        raise errors.DATA_SET_COLUMN(path=path, column=wanted or "text, content or code", columns=shown)
+    return column
+
+
+# --- JSON Lines --------------------------------------------------------------------------------------------
+
+
+class JsonLines(DataSet):
+    """One JSON object a line. Compressed files are read from their start again, so they are read in order."""
+
+    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+        super().__init__(path, files, column)
+        self._open: tuple[int, BinaryIO] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """See DataSet."""
+        first: dict[str, Any] | None = None
+        found = False
+        for part, file in enumerate(self.files):
+            position = number = 0
+            with self._reading(), _opened(file) as lines:
+                while line := lines.readline(_LONGEST_LINE):
+                    begin, position = position, position + len(line)
+                    number += 1
+                    values = _object(line)
+                    if values is None:
+                        continue
+                    first = values if first is None else first
+                    self.column = self.column or next((name for name in TEXT_COLUMNS if name in values), "")
+                    text = values.get(self.column)
+                    if isinstance(text, str):
+                        found = True
+                        yield self._row(part, number - 1, begin, values, len(text.encode("utf-8", "replace")))
+        if first is None:
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line of it is a JSON object")
+        if not found:
+            column = _column_of(list(first), self.column, self.path)
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no line holds text in its column {column}")
+
+    def text(self, row: Row) -> str | None:
+        """See DataSet."""
+        try:
+            if self._open is None or self._open[0] != row.part:
+                self.close()
+                self._open = row.part, _opened(self.files[row.part])
+            file = self._open[1]
+            file.seek(row.position)
+            values = _object(file.readline(_LONGEST_LINE))
+        except (OSError, EOFError, zlib.error):
+            return None
+        text = values.get(self.column) if values is not None else None
+        return text if isinstance(text, str) else None
+
+    def close(self) -> None:
+        """See DataSet."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+def _opened(file: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+# --- Arrow and Parquet -------------------------------------------------------------------------------------
+
+
+class Table(DataSet):
+    """Columns in Arrow's or Parquet's form, read through pyarrow a group of rows at a time."""
+
+    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+        super().__init__(path, files, column)
+        try:
+            import pyarrow  # noqa: F401 - an optional dependency: asked for before any work is done
+        except ImportError:
+            raise errors.DATA_SET_LIBRARY(path=path) from None
+        self._part: tuple[int, _Groups] | None = None
+        self._group: tuple[int, int, Any] | None = None
+
+    def rows(self) -> Iterator[Row]:
+        """See DataSet."""
+        for part in range(len(self.files)):
+            with self._reading():
+                groups = self._groups(part)
+                self.column = _column_of(groups.names, self.column, self.path)
+                names = [self.column, *(name for name in PATH_COLUMNS if name in groups.names)]
+                number = 0
+                for index in range(len(groups.first) - 1):
+                    table = groups.read(index, names)
+                    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
+                        for values in table.slice(start, _ROWS_AT_ONCE).to_pylist():
+                            text = values[self.column]
+                            if isinstance(text, str):
+                                size = len(text.encode("utf-8", "replace"))
+                                yield self._row(part, number, number, values, size)
+                            number += 1
+
+    def text(self, row: Row) -> str | None:
+        """See DataSet."""
+        try:
+            groups = self._groups(row.part)
+            index = bisect.bisect_right(groups.first, row.position) - 1
+            if self._group is None or self._group[:2] != (row.part, index):
+                self._group = row.part, index, groups.read(index, [self.column])
+            text = self._group[2].column(0)[row.position - groups.first[index]].as_py()
+        except (OSError, ValueError, IndexError, KeyError):
+            return None
+        return text if isinstance(text, str) else None
+
+    def _groups(self, part: int) -> _Groups:
+        if self._part is None or self._part[0] != part:
+            file = self.files[part]
+            self._part = part, _parquet(file) if file.suffix == ".parquet" else _arrow(file)
+        return self._part[1]
+
+    def close(self) -> None:
+        """See DataSet."""
+        self._part = self._group = None
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """One file's rows in groups that can be read alone."""
+
+    names: list[str]
+    "Of the columns."
+    first: list[int]
+    "Number of each group's first row, and of all rows at the end."
+    read: Callable[[int, list[str]], Any]
+    "The columns of one group, as a table."
+
+
+def _parquet(file: Path) -> _Groups:
+    import pyarrow.parquet
+
+    opened = pyarrow.parquet.ParquetFile(file)
+    counts = [opened.metadata.row_group(index).num_rows for index in range(opened.num_row_groups)]
+    first = [0, *itertools.accumulate(counts)]
+    return _Groups(opened.schema_arrow.names, first, lambda index, names: opened.read_row_group(index, columns=names))
+
+
+def _arrow(file: Path) -> _Groups:
+    import pyarrow
+
+    source = pyarrow.memory_map(str(file))
+    try:
+        reader = pyarrow.ipc.open_stream(source)
+        batches = list(reader)  # views of the mapped file
+    except pyarrow.ArrowInvalid:
+        opened = pyarrow.ipc.open_file(source)
+        reader, batches = opened, [opened.get_batch(index) for index in range(opened.num_record_batches)]
+    first = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
+    return _Groups(reader.schema.names, first, lambda index, names: batches[index].select(names))

@@ -1,0 +1,83 @@
+"""Everything that a configuration names as data, found but not read: repositories and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.data.collect import BYTES_PER_TOKEN, Collection, SourceFile, collect, estimate_tokens
+from engine.data.documents import Texts
+from engine.data.rows import DataSet, estimate_text_bytes, open_data_set
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.config import DataSection
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What was found, and how to read it."""
+
+    collection: Collection
+    texts: Texts
+
+
+@contextmanager
+def open_sources(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Iterator[Sources]:
+    """The sources that a configuration names, readable within.
+
+    Raises:
+        EliteError: REPOSITORY_* or DATA_SET_*.
+    """
+    collection = collect_repositories(data, progress) if data.repositories else Collection((), {}, 0, {})
+    data_sets = [open_data_set(Path(path), data.dataset_column) for path in dict.fromkeys(data.datasets)]
+    try:
+        by_path = {data_set.path: data_set for data_set in data_sets}
+        yield Sources(_with_rows(collection, by_path), Texts(collection.listed_by, data.max_file_bytes, by_path))
+    finally:
+        for data_set in data_sets:
+            data_set.close()
+
+
+def collect_repositories(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Collection:
+    """The files of the repositories alone.
+
+    Raises:
+        EliteError: REPOSITORY_*.
+    """
+    return collect(
+        [Path(repository) for repository in data.repositories],
+        max_file_bytes=data.max_file_bytes,
+        include=[*data.include, *(["notebook"] if data.notebooks == "cells" else [])],
+        any_size=bool(data.datasets),
+        progress=progress,
+    )
+
+
+def estimate_data_tokens(data: DataSection) -> int:
+    """About how many tokens a configuration's data make, from sizes alone.
+
+    Raises:
+        EliteError: REPOSITORY_* or DATA_SET_*.
+    """
+    if not (data.repositories or data.datasets):
+        raise errors.REPOSITORY_UNSET()
+    tokens = estimate_tokens(collect_repositories(data)) if data.repositories else 0
+    return tokens + round(sum(estimate_text_bytes(Path(path)) for path in data.datasets) / BYTES_PER_TOKEN)
+
+
+def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Collection:
+    """The collection with every row of the data sets after its files."""
+    files: list[SourceFile] = list(collection.files)
+    listed_by = dict(collection.listed_by)
+    for path, data_set in data_sets.items():
+        before = len(files)
+        files += data_set.rows()
+        listed_by[path] = f"{len(files) - before:,} rows of its column {data_set.column}"
+    total = sum(file.size for file in files)
+    return replace(collection, files=tuple(files), total_bytes=total, listed_by=listed_by)

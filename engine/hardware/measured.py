@@ -1,0 +1,120 @@
+"""What `engine profile` measured on a machine, and where it is kept: one file a machine in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from engine.hardware.machine import Machine
+
+VERSION = 1
+"Of the file's meaning. Files of another version are measured again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRate:
+    """Operations a second of one kernel at one head size, forward and backward."""
+
+    backend: str
+    head_dim: int
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Rates in operations or bytes a second, sizes in bytes. None was not measured."""
+
+    version: int = VERSION
+    time: float
+    "Seconds since the epoch."
+    torch: str
+    gpu_room: int | None = None
+    "GPU memory that could be had, in pieces."
+    gpu_largest: int | None = None
+    "In one piece."
+    gpu_context: int | None = None
+    "What the process took beside its tensors, kernels loaded."
+    gpu_problem: str | None = None
+    "Why the GPU's figures are missing or partial: busy, gone, too old."
+    matrix: Mapping[str, float] = field(default_factory=dict)
+    "By format: a product of wide matrices."
+    narrow_matrix: Mapping[str, float] = field(default_factory=dict)
+    "By format: one of matrices NARROW wide."
+    attention: tuple[AttentionRate, ...] = ()
+    launch: float | None = None
+    "Seconds to start one small operation."
+    device_copy: float | None = None
+    "Bytes read and written a second inside the GPU's memory, together."
+    to_device: float | None = None
+    to_host: float | None = None
+    "From and to pinned memory."
+    to_device_pageable: float | None = None
+    to_host_pageable: float | None = None
+    ram_write: float | None = None
+    ram_copy: float | None = None
+    "Bytes read and written, together."
+    disk_write: float | None = None
+    disk_read: float | None = None
+    "Past the page cache, as far as the system allows."
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    "By `correction_key`: seconds that `engine probe` found, in units of those predicted from the rates above."
+
+
+WIDE, NARROW = 4096, 1024
+"Widths of the matrices that are multiplied."
+
+
+def correction_key(model: str, precision: str, *, streamed: bool) -> str:
+    """What a correction holds for: one model in one format, by one way to compute a step."""
+    return f"{model}, {precision}, {'streamed' if streamed else 'whole'}"
+
+
+def fingerprint(machine: Machine) -> str:
+    """Short name of this hardware with its driver: figures of another are not its own."""
+    gpus = [(gpu.name, gpu.uuid, gpu.memory_total, gpu.driver) for gpu in machine.gpus]
+    known = [gpus, machine.cpu_name, machine.cpu_cores, machine.libraries.get("torch")]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def load(machine: Machine) -> Measured | None:
+    """What was measured on this machine before; None if nothing was, or the file is of no use."""
+    try:
+        found = msgspec.json.decode(_path(machine).read_bytes(), type=Measured)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    return found if found.version == VERSION else None
+
+
+def store(machine: Machine, measured: Measured) -> Path:
+    """Keeps the figures; the file appears complete or not at all.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    path = _path(machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".profile-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(measured), indent=1))
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _path(machine: Machine) -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("elite-tui") / "profiles" / f"{fingerprint(machine)}.json"

@@ -1,0 +1,124 @@
+"""Measures this machine in a child process, so that whatever goes wrong on a GPU ends there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine import errors
+from engine.errors import one_line
+from engine.hardware.machine import Machine
+from engine.hardware.measured import Measured
+
+CHILD = "engine.benchmarking.profile_child"
+TIME_LIMIT = 240.0
+"Seconds after which the child is ended, whatever it waits for."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileProgress:
+    """One measurement begins."""
+
+    what: str
+    done: int
+    total: int
+
+
+def profile_machine(
+    machine: Machine,
+    disk_path: Path,
+    progress: Callable[[ProfileProgress], None] = lambda _: None,
+    *,
+    time_limit: float = TIME_LIMIT,
+) -> Measured:
+    """Runs every measurement once, in about a minute.
+
+    Args:
+        machine: From `take_inventory`; says whether there is a GPU to measure, and who else uses it.
+        disk_path: An existing folder on the disk that runs are written to.
+        progress: Called as each measurement begins.
+        time_limit: Seconds for all of them.
+
+    Raises:
+        EliteError: PROFILE_FAILED, when the child cannot measure even the processor.
+    """
+    arguments = ["--disk", str(disk_path), "--cores", str(machine.cpu_cores)]
+    for gpu in machine.gpus[:1]:
+        arguments += ["--gpu", "--free", str(gpu.memory_free or 0), *(["--busy"] if gpu.processes else [])]
+    found: dict[str, object] = {}
+    with _child(arguments, time_limit) as (lines, ended):
+        for line in lines:
+            message = json.loads(line)
+            if "progress" in message:
+                progress(ProfileProgress(**message["progress"]))
+            else:
+                found |= message
+        status, output = ended()
+    problem = _problem(status, output, time_limit)
+    if "torch" not in found or (problem and not machine.gpus):
+        raise errors.PROFILE_FAILED(problem=problem or "the child process said nothing")
+    if problem:
+        found["gpu_problem"] = problem
+    return msgspec.convert({"time": time.time(), **found}, type=Measured)
+
+
+def _problem(status: int, output: str, time_limit: float) -> str | None:
+    if status == 0:
+        return None
+    if status == -signal.SIGKILL:
+        return f"it was ended after {time_limit:.0f} s, or for want of memory"
+    last = [line for line in output.splitlines() if line.strip()]
+    return one_line(last[-1]) if last else f"the child process ended with status {status}"
+
+
+@contextmanager
+def _child(arguments: list[str], time_limit: float) -> Iterator[tuple[Iterator[str], Callable[[], tuple[int, str]]]]:
+    """The lines that the child writes, and its exit status with its last words once they are read."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", CHILD, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_WAIT_POLICY": "PASSIVE",  # as in training: threads that spin measure each other on a busy machine
+        },
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    words: list[str] = []
+    listener = threading.Thread(target=lambda: words.extend(process.stderr or ()), daemon=True)
+    listener.start()
+    alarm = threading.Timer(time_limit, process.kill)
+    alarm.daemon = True
+    alarm.start()
+
+    def ended() -> tuple[int, str]:
+        status = process.wait()
+        listener.join(timeout=5)
+        return status, "".join(words)
+
+    try:
+        yield iter(process.stdout.readline, ""), ended
+    finally:
+        alarm.cancel()
+        process.kill()
+        process.wait()
+        listener.join(timeout=5)
+        process.stdout.close()
+        process.stderr.close()

@@ -1,0 +1,92 @@
+"""What is done to a base model before an adapter is put on it: whoever uses the adapter later must do the same.
+
+It is written beside the adapter as base_changes.json, so that evaluation, generation and export can repeat it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.config import ModelSection
+    from engine.models.spec import ModelSpec
+
+FILE_NAME = "base_changes.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseChanges:
+    """The changes. None leaves a thing as the model has it."""
+
+    yarn_factor: float | None = None
+    "Rotary positions are stretched this many times (YaRN, arXiv 2309.00071)."
+    kv_heads: int | None = None
+    "Key and value heads are pooled to this many (GQA, arXiv 2305.13245)."
+
+    @staticmethod
+    def of(model: ModelSection, spec: ModelSpec, context: int) -> BaseChanges:
+        """Those that a run with windows of `context` tokens makes."""
+        stretched = model.rope_scaling == "auto" and context > spec.max_context
+        return BaseChanges(
+            yarn_factor=context / spec.max_context if stretched else None,
+            # Asking for what cannot be pooled is refused when it is tried.
+            kv_heads=model.kv_heads if model.kv_heads != spec.kv_heads else None,
+        )
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The shapes afterwards."""
+        return dataclasses.replace(spec, kv_heads=self.kv_heads) if self.kv_heads else spec
+
+    def save(self, adapter: Path) -> None:
+        """Writes them into an adapter's folder; nothing where there are none."""
+        if self != BaseChanges():
+            (adapter / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(adapter: Path) -> BaseChanges:
+        """Those in an adapter's folder.
+
+        Raises:
+            ValueError, TypeError: the file is not what `save` wrote.
+        """
+        path = adapter / FILE_NAME
+        return BaseChanges(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else BaseChanges()
+
+
+NO_CHANGES = BaseChanges()
+
+
+def stretch_positions(config: Any, factor: float) -> bool:
+    """Sets YaRN in a transformers configuration, before its model is made; tells whether it could.
+
+    A model that brings a scaling of its own keeps it. Where layer types differ, those with a sliding window never
+    see a distance that they were not trained with, and keep their positions.
+    """
+    parameters: dict[str, Any] = dict(config.rope_parameters or {})
+    nested = [key for key in parameters if isinstance(parameters[key], dict)]
+    if nested:
+        wanted = [key for key in nested if key == "full_attention"]
+        changed = {key: _yarn(config, parameters[key], factor) for key in wanted}
+        parameters |= {key: value for key, value in changed.items() if value}
+        done = any(changed.values())
+    else:
+        stretched = _yarn(config, parameters, factor)
+        parameters, done = stretched or parameters, stretched is not None
+    if done:
+        config.rope_parameters = parameters
+    return done
+
+
+def _yarn(config: Any, parameters: dict[str, Any], factor: float) -> dict[str, Any] | None:
+    if parameters.get("rope_type", "default") != "default":
+        return None
+    return {
+        **parameters,
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": config.max_position_embeddings,
+    }

@@ -1,0 +1,62 @@
+"""Turns multi-head attention into grouped-query attention by pooling key and value heads (GQA, arXiv 2305.13245)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import errors
+
+
+def pool_key_value_heads(model: Any, kv_heads: int) -> None:
+    """Replaces each group of key and value heads by their mean. Approximate: training has to win the loss back.
+
+    Args:
+        model: A causal language model with as many key heads as query heads and unquantised, separate projections.
+        kv_heads: Heads to keep; divides the heads that there are.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED when the model's shapes do not allow it.
+    """
+    config = model.config
+    heads, present = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    present = present or heads
+    if present != heads or kv_heads >= heads or heads % kv_heads:
+        raise _refusal(
+            config, f"{present} key heads for {heads} query heads cannot be pooled to {kv_heads}", "a divisor"
+        )
+    for layer in model.get_decoder().layers:
+        attention = layer.self_attn
+        for name in ("k_proj", "v_proj"):
+            projection = getattr(attention, name, None)
+            if type(projection) is not nn.Linear:
+                raise _refusal(config, f"its layers have no unquantised {name}", "a model with one, in 16 bits")
+            setattr(attention, name, _pooled(projection, heads, kv_heads))
+        for name in ("num_key_value_heads", "num_kv_heads"):
+            if hasattr(attention, name):
+                setattr(attention, name, kv_heads)
+        attention.num_key_value_groups = heads // kv_heads
+    config.num_key_value_heads = kv_heads
+
+
+def _refusal(config: Any, problem: str, supported: str) -> errors.EliteError:
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family=config.model_type, feature="pooling of key and value heads", problem=problem, supported=supported
+    )
+
+
+def _pooled(projection: nn.Linear, heads: int, kept: int) -> nn.Linear:
+    """The projection with groups of neighbouring heads averaged: those that a query head group will share."""
+
+    def pool(weight: Tensor) -> nn.Parameter:
+        size = weight.shape[0] // heads
+        mean = weight.detach().float().view(kept, heads // kept, size, -1).mean(1)
+        return nn.Parameter(mean.reshape(kept * size, *weight.shape[1:]).to(weight.dtype), requires_grad=False)
+
+    with torch.device("meta"):
+        made = nn.Linear(projection.in_features, projection.out_features // heads * kept, bias=False)
+    made.weight = pool(projection.weight)
+    made.bias = None if projection.bias is None else pool(projection.bias)
+    return made

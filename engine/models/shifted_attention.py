@@ -1,0 +1,68 @@
+"""LongLoRA's shifted sparse attention (arXiv 2309.12307): training attends within groups, evaluation to everything.
+
+A window of n tokens is cut into groups of a quarter of the context. Half of the heads attend within those; for the
+other half the cuts lie half a group later, so that neighbouring groups exchange what they know. The paper rolls the
+sequence round for that, which shows the first tokens the last ones; here the cuts move instead, and nothing looks
+ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from engine.attention.backend import repeat_heads
+
+IMPLEMENTATION = "elite_shifted"
+"""Name under which transformers finds the function."""
+GROUPS = 4
+"""Groups in a window of the context's length."""
+
+
+def shift_attention(model: Any, context: int) -> None:
+    """Makes every decoder layer attend within groups of a quarter of `context` while it trains."""
+    AttentionInterface.register(IMPLEMENTATION, _attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
+    model.config._attn_implementation = IMPLEMENTATION
+    for layer in model.get_decoder().layers:
+        layer.self_attn.elite_group = max(2, -(-context // GROUPS))
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - groups are causal by themselves
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Signature of transformers' AttentionInterface; returns (batch, n, heads, head_dim)."""
+    key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
+    training = isinstance(module, nn.Module) and module.training
+    halves = zip(*(x.chunk(2, dim=1) for x in (query, key, value)), strict=True)
+    outs = []
+    for half, (q, k, v) in enumerate(halves):
+        cuts = list(_cuts(q.shape[2], module.elite_group, shifted=bool(half))) if training else [0, q.shape[2]]
+        parts = [
+            scaled_dot_product_attention(
+                q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], dropout_p=dropout, is_causal=True, scale=scaling
+            )
+            for a, b in pairwise(cuts)
+        ]
+        outs.append(torch.cat(parts, dim=2))
+    return torch.cat(outs, dim=1).transpose(1, 2), None
+
+
+def _cuts(length: int, group: int, *, shifted: bool) -> Iterator[int]:
+    """Borders of the groups, from 0 to `length`."""
+    yield 0
+    yield from range(group // 2 if shifted else group, length, group)
+    yield length

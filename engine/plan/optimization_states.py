@@ -1,0 +1,302 @@
+"""Whether an optimisation acts in a run on a machine, why, and what it changes there by the ledger and time model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config import RunConfig
+from engine.hardware.machine import Machine
+from engine.models.spec import ModelSpec
+from engine.plan.choice import Choice, planning_of
+from engine.plan.memory import streamed_ledger
+from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on
+from engine.plan.parts import BaseWeights
+from engine.plan.planner import workload_of
+from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.plan.time import speeds_of, streamed_time, total_seconds
+from engine.plan.workload import Workload
+
+Word = Literal["on", "off", "unavailable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """A run on a machine, as far as it is decided. Arguments of `optimizations.states`."""
+
+    config: RunConfig
+    machine: Machine
+    spec: ModelSpec
+    choice: Choice | None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the first GPU trains."""
+        return bool(self.machine.gpus) and self.config.model.device != "cpu"
+
+    @property
+    def stream(self) -> StreamPlan | None:
+        """The streamed step's plan; None where whole windows are trained on, or nothing is chosen yet."""
+        return self.choice.plan.stream if self.choice else None
+
+    @property
+    def precision(self) -> str:
+        """Storage of the base weights."""
+        return self.choice.plan.precision if self.choice else self.config.model.precision
+
+    @functools.cached_property
+    def work(self) -> Workload | None:
+        """What one window asks of the machine; None before a context is chosen."""
+        if self.choice is None:
+            return None
+        return workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+
+
+# --- what a row needs of the machine and the model -----------------------------------------------------------
+
+
+def _needs_gpu(situation: Situation) -> str | None:
+    return None if situation.on_gpu else "it works on a GPU; here the processor trains"
+
+
+def _needs_several_gpus(situation: Situation) -> str | None:
+    count = len(situation.machine.gpus)
+    return None if count > 1 else f"it works across processes with a GPU each; this machine has {count or 'none'}"
+
+
+def _needs_own_program(_: Situation) -> str | None:
+    return "`engine train` uses one GPU; engine/distributed offers it to programs of your own"
+
+
+def _needs_library(name: str, extra: str) -> Callable[[Situation], str | None]:
+    def check(situation: Situation) -> str | None:
+        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        installed = situation.machine.libraries.get(name, "unknown") is not None
+        return None if installed else f"the package {name} is not installed: pip install 'elite-tui[{extra}]'"
+
+    return check
+
+
+def _needs_compiler(situation: Situation) -> str | None:
+    if situation.machine.simulated or any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return None
+    return "it compiles with a C compiler, and none was found: install gcc"
+
+
+def _needs_separate_heads(situation: Situation) -> str | None:
+    spec = situation.spec
+    if spec.kv_heads == spec.heads and not spec.fused_projections:
+        return None
+    if spec.kv_heads < spec.heads:
+        return f"{spec.name} is built this way: {spec.kv_heads} key heads for {spec.heads} query heads"
+    return f"{spec.name} projects queries, keys and values in one layer"
+
+
+NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
+    "gpu": _needs_gpu,
+    "several_gpus": _needs_several_gpus,
+    "own_program": _needs_own_program,
+    "bitsandbytes": _needs_library("bitsandbytes", "quant"),
+    "liger-kernel": _needs_library("liger-kernel", "gpu"),
+    "deepspeed": _needs_library("deepspeed", "gpu"),
+    "compiler": _needs_compiler,
+    "separate_heads": _needs_separate_heads,
+}
+"""Each word says why a situation lacks it, with the remedy, or None."""
+
+
+# --- rows that the plan decides ------------------------------------------------------------------------------
+
+
+def _by_stream(test: Callable[[StreamPlan], bool], used: str, unused: str) -> Callable[[Situation], tuple[bool, str]]:
+    def decide(situation: Situation) -> tuple[bool, str]:
+        if situation.stream is None:
+            return False, "whole windows fit: the step is not streamed"
+        on = test(situation.stream)
+        return on, used if on else unused
+
+    return decide
+
+
+def _streamed(situation: Situation) -> tuple[bool, str]:
+    if situation.stream is None:
+        asked = situation.config.training.step == "whole"
+        return False, "switched off" if asked else "the plan takes whole windows, which are faster here"
+    asked = situation.config.training.step == "streamed"
+    return True, "switched on" if asked else "the plan streams the step"
+
+
+def _quantised(situation: Situation) -> tuple[bool, str]:
+    on = situation.precision == "nf4"
+    asked = situation.config.model.precision == "nf4"
+    return on, "switched on" if asked else "the plan stores the weights in 4 bits" if on else "16 or 32 bits are stored"
+
+
+def _mixed(situation: Situation) -> tuple[bool, str]:
+    work = situation.work
+    kind = work.compute_type if work else situation.precision
+    on = kind in ("bf16", "fp16") or (situation.on_gpu and kind in ("auto", "nf4"))
+    return on, f"computes in {kind}" if kind != "fp32" else "the processor computes in fp32"
+
+
+def _recomputing(situation: Situation) -> tuple[bool, str]:
+    if situation.stream is not None:
+        return False, "the streamed step recomputes a tile at a time"
+    way = situation.config.training.recompute
+    if way != "auto":
+        return way == "always", "switched on" if way == "always" else "switched off"
+    if situation.choice is None:
+        return True, "where keeping all activations does not fit"
+    on = bool(situation.choice.plan.plan.get("checkpointing"))
+    return on, "keeping all activations does not fit" if on else "all activations fit"
+
+
+def _stretched(situation: Situation) -> tuple[bool, str]:
+    trained = situation.spec.max_context
+    if situation.choice is None or situation.choice.context <= trained:
+        return False, f"windows are no longer than the {trained:,} tokens that the model was trained with"
+    factor = situation.choice.context / trained
+    asked = situation.config.model.rope_scaling == "auto"
+    return asked, f"positions are stretched {factor:g} times" if asked else "switched off"
+
+
+def _grouped(situation: Situation) -> tuple[bool, str]:
+    spec = situation.spec
+    if spec.kv_heads < spec.heads:
+        return True, f"the model has {spec.kv_heads} key heads for {spec.heads} query heads"
+    wanted = situation.config.model.kv_heads
+    return wanted is not None, f"pooled to {wanted} heads" if wanted else "switched off"
+
+
+_DECIDED: Mapping[str, Callable[[Situation], tuple[bool, str]]] = {
+    "streamed_backprop": _streamed,
+    "paged_kv": _by_stream(lambda p: p.kv_home == "host", "pages are on the host", "the GPU has room for one layer's"),
+    "attention_stash": _by_stream(lambda p: p.stash, "attention is never repeated", "the host has no room for it"),
+    "selective_checkpointing": _by_stream(
+        lambda p: p.checkpoint_every > 1, "some layers' inputs are computed again", "there is room for every layer's"
+    ),
+    "activation_offload": _by_stream(
+        lambda p: p.hidden_home != "gpu", "hidden states leave the GPU", "the GPU has room for them"
+    ),
+    "weight_streaming": _by_stream(
+        lambda p: p.weights == "streamed", "layers wait on the host", "the GPU has room for the weights"
+    ),
+    "qlora": _quantised,
+    "mixed_precision": _mixed,
+    "gradient_checkpointing": _recomputing,
+    "rope_scaling": _stretched,
+    "gqa": _grouped,
+    "lr_range_test": lambda _: (False, "`engine lr-range` runs it"),
+}
+
+
+# --- effects -------------------------------------------------------------------------------------------------
+
+
+def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | None:
+    """The plan with and without a row's option; None where the two make no sense here."""
+    replace = dataclasses.replace
+    narrow = plan.activation_bits if plan.activation_bits < 16 else 4
+    every = plan.checkpoint_every if plan.checkpoint_every > 1 else 2
+    away = plan.hidden_home if plan.hidden_home != "gpu" else "host"
+    pairs: dict[str, Callable[[], tuple[StreamPlan, StreamPlan]]] = {
+        "paged_kv": lambda: (replace(plan, kv_home="host"), replace(plan, kv_home="gpu")),
+        "attention_stash": lambda: (replace(plan, stash=True), replace(plan, stash=False)),
+        "selective_checkpointing": lambda: (replace(plan, checkpoint_every=every), replace(plan, checkpoint_every=1)),
+        "activation_4bit": lambda: (replace(plan, activation_bits=narrow), replace(plan, activation_bits=16)),
+        "activation_offload": lambda: (replace(plan, hidden_home=away), replace(plan, hidden_home="gpu")),
+    }
+    if row not in pairs:
+        return None
+    try:
+        return pairs[row]()
+    except StreamPlanError:
+        return None
+
+
+def _adapter_bytes(row: Optimization, parameters: int) -> int | None:
+    """Bytes a run's device holds more with a row that adds to, or takes from, the adapter's states."""
+    copies = {"ema": 4, "swa": 4, "lookahead": 4, "adamw_8bit": -6}
+    return copies[row.id] * parameters if row.id in copies else None
+
+
+def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int | None, float | None]:
+    """GPU bytes, host bytes and seconds an update, on against off."""
+    work, choice = situation.work, situation.choice
+    if work is None or choice is None:
+        return None, None, None
+    if (extra := _adapter_bytes(row, work.lora_parameters)) is not None:
+        return (extra, None, None) if situation.on_gpu else (None, extra, None)
+    if row.id == "weight_streaming" and situation.stream is not None:
+        resident, streamed = _weights_pair(situation.stream)
+        return _difference(work, situation, streamed, resident, choice.plan.windows_per_step)
+    pair = _plan_pair(row.id, situation.stream) if situation.stream is not None else None
+    return (None, None, None) if pair is None else _difference(work, situation, *pair, choice.plan.windows_per_step)
+
+
+def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
+    kept: BaseWeights = "nf4" if plan.weights == "nf4" else "resident"
+    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed")
+
+
+def _difference(
+    work: Workload, situation: Situation, on: StreamPlan, off: StreamPlan, windows: int
+) -> tuple[int, int, float]:
+    with_it, without = streamed_ledger(work, on), streamed_ledger(work, off)
+    speeds = speeds_of(situation.machine, work)
+    seconds = [total_seconds(streamed_time(work, plan, speeds)) for plan in (on, off)]
+    return (
+        with_it.peak("gpu") - without.peak("gpu"),
+        with_it.peak("host") - without.peak("host"),
+        windows * (seconds[0] - seconds[1]),
+    )
+
+
+# --- together ------------------------------------------------------------------------------------------------
+
+
+def state_of(row: Optimization, situation: Situation) -> OptimizationState:
+    """What becomes of one row."""
+    on, reason = _decide(row, situation)
+    lacking = None if on and row.id == "gqa" else _lacking(row, situation)
+    if lacking is not None:
+        return OptimizationState(id=row.id, state="unavailable", reason=lacking)
+    gpu, host, seconds = _effects(row, situation)
+    word: Word = "on" if on else "off"
+    return OptimizationState(id=row.id, state=word, reason=reason, gpu_bytes=gpu, host_bytes=host, step_seconds=seconds)
+
+
+def _decide(row: Optimization, situation: Situation) -> tuple[bool, str]:
+    if row.id in _DECIDED:
+        return _DECIDED[row.id](situation)
+    if not row.switch_on:
+        return True, "always at work"
+    on = is_switched_on(situation.config, row)
+    return on, "switched on" if on else "switched off"
+
+
+def _acts(row: Optimization, situation: Situation) -> bool:
+    """Whether the row is on and has what it needs."""
+    return _decide(row, situation)[0] and all(NEEDS[need](situation) is None for need in row.needs)
+
+
+def _lacking(row: Optimization, situation: Situation) -> str | None:
+    """Why the row cannot act in this situation, or None."""
+    for need in row.needs:
+        if (reason := NEEDS[need](situation)) is not None:
+            return reason
+    if situation.choice is not None:
+        if "streamed_backprop" in row.requires and situation.stream is None:
+            return "it is a part of the streamed step, and the plan takes whole windows"
+        if "streamed_backprop" in row.conflicts and situation.stream is not None:
+            return row.conflict_reasons["streamed_backprop"]
+    for other in row.conflicts:
+        if other == "streamed_backprop":
+            continue
+        if _acts(find_optimization(other), situation) and not _decide(row, situation)[0]:
+            return f"{row.conflict_reasons[other]} ({other} is on)"
+    return None

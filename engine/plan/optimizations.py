@@ -1,0 +1,301 @@
+"""The registry of optimisations: what each is, what switches it, and whether it acts in a run.
+
+The rows are in assets/optimizations.toml, in the order of the documents. The configuration's own sections hold the
+truth about what is on; this module translates between the two::
+
+    optimizations()               every row
+    states(config, machine, ...)  which of them act in a run on a machine, and what each changes there
+    toggle(config, id, on)        the configuration with one of them switched
+    refuse_conflicts(config, ...) raises where two that are on exclude each other
+
+A new technique is one file that implements it, one row, and one proof (engine/verify).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine import errors
+from engine.assets import asset
+from engine.config import RunConfig, from_mapping, to_mapping
+
+if TYPE_CHECKING:
+    from engine.hardware.machine import Machine
+    from engine.models.spec import ModelSpec
+    from engine.plan.choice import Choice
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Group = Literal["extreme", "standard", "beyond"]
+_UNSET = "unset"
+"""Stands for None in the file: TOML has no word for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """One row."""
+
+    id: str
+    name: str
+    group: Group
+    sentence: str
+    "What it does, in one plain sentence."
+    paper: str
+    'Title and arXiv identifier of the first source, or "–".'
+    exact: bool
+    "Whether training computes what it would compute without it; False is an approximation or a random disturbance."
+    requires: tuple[str, ...]
+    "Identifiers that must be on as well."
+    conflicts: tuple[str, ...]
+    "Identifiers that cannot be on as well; both rows of a pair name each other."
+    conflict_reasons: Mapping[str, str]
+    switch_on: Mapping[str, Any]
+    "Configuration path → value. Empty: chosen by the plan, or always at work."
+    switch_off: Mapping[str, Any]
+    implemented_in: str
+    "Path of the module."
+    proof: str
+    "module:function that `engine verify` runs."
+    papers: tuple[str, ...]
+    "arXiv identifiers, in assets/papers.toml."
+    source: str
+    "Where it is from, besides the papers."
+    needs: tuple[str, ...]
+    "Words of engine.plan.optimization_states.NEEDS."
+    effect: str
+    "On memory and time, in words."
+    default: str
+    "When it is on without being asked for."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper."""
+
+    arxiv: str
+    title: str
+    authors: str
+    year: int
+
+    @property
+    def url(self) -> str:
+        """Where its abstract is."""
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationState:
+    """What becomes of one optimisation in a run. Effects are predicted; None is unknown or none worth a number."""
+
+    id: str
+    state: Literal["on", "off", "unavailable"]
+    reason: str
+    "Why; with the remedy, where it is unavailable."
+    gpu_bytes: int | None = None
+    "Signed change of the GPU's peak from having it on instead of off."
+    host_bytes: int | None = None
+    step_seconds: float | None = None
+    "Signed change of one update's time."
+
+
+@functools.cache
+def papers() -> Mapping[str, Paper]:
+    """Every paper by arXiv identifier."""
+    data = tomllib.loads(asset("papers.toml").read_text(encoding="utf-8"))
+    return MappingProxyType({arxiv: Paper(arxiv=arxiv, **entry) for arxiv, entry in data.items()})
+
+
+@functools.cache
+def optimizations() -> tuple[Optimization, ...]:
+    """Every row, in the order of the file."""
+    data = tomllib.loads(asset("optimizations.toml").read_text(encoding="utf-8"))
+    conflicts: dict[str, dict[str, str]] = {name: {} for name in data}
+    for name, row in data.items():
+        for other, reason in row.get("conflicts", {}).items():
+            conflicts[name][other] = reason
+            conflicts[other].setdefault(name, reason)
+    return tuple(_row(name, row, conflicts[name]) for name, row in data.items())
+
+
+def _row(name: str, row: Mapping[str, Any], conflicts: dict[str, str]) -> Optimization:
+    cited = tuple(row.get("papers", ()))
+    first = papers()[cited[0]] if cited else None
+    return Optimization(
+        id=name,
+        name=row["name"],
+        group=row["group"],
+        sentence=row["sentence"],
+        paper=f"{first.title} (arXiv {first.arxiv})" if first else row.get("source", "–"),
+        exact=row["exact"],
+        requires=tuple(row.get("requires", ())),
+        conflicts=tuple(conflicts),
+        conflict_reasons=MappingProxyType(conflicts),
+        switch_on=_values(row.get("on", {})),
+        switch_off=_values(row.get("off", {})),
+        implemented_in=row["implemented_in"],
+        proof=row["proof"],
+        papers=cited,
+        source=row.get("source", ""),
+        needs=tuple(row.get("needs", ())),
+        effect=row["effect"],
+        default=row["default"],
+    )
+
+
+def _values(switch: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType({path: None if value == _UNSET else value for path, value in switch.items()})
+
+
+def find_optimization(name: str) -> Optimization:
+    """The row of an identifier.
+
+    Raises:
+        EliteError: OPTIMIZATION_UNKNOWN, with the nearest one.
+    """
+    rows = {row.id: row for row in optimizations()}
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
+        raise errors.OPTIMIZATION_UNKNOWN(id=name, suggestion=f"did you mean {near[0]}?" if near else "check the name")
+    return rows[name]
+
+
+def value_at(config: RunConfig, path: str) -> Any:
+    """The value of one field by its dotted path."""
+    section, _, name = path.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+_ALSO_ON = {"adamw_8bit": ("paged_adamw_8bit",), "lr_scaling": ("linear",)}
+"""Other values of a row's field that count as on."""
+
+
+def is_switched_on(config: RunConfig, row: Optimization) -> bool:
+    """Whether the configuration alone asks for it. Rows without a switch are never asked for.
+
+    A choice must be the row's own ("auto" leaves it to the plan), as must a number whose zero stands for automatic;
+    of other numbers any but the one for "off" counts: a LoRA+ ratio of 8 as well as 16.
+    """
+
+    def asks(path: str) -> bool:
+        value, on = value_at(config, path), row.switch_on[path]
+        if isinstance(on, str) or not on:
+            return bool(value == on or value in _ALSO_ON.get(row.id, ()))
+        return bool(value != row.switch_off[path])
+
+    return bool(row.switch_on) and all(asks(path) for path in row.switch_on)
+
+
+@functools.cache
+def _shared_paths() -> frozenset[str]:
+    """Fields that several rows switch: each value of them is another optimisation."""
+    paths = [path for row in optimizations() for path in row.switch_on]
+    return frozenset(path for path in paths if paths.count(path) > 1)
+
+
+def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
+    """The configuration with one optimisation switched on or off.
+
+    Raises:
+        EliteError: OPTIMIZATION_UNKNOWN; OPTIMIZATION_CONFLICT with the reason: it has no switch, or another one that
+            is on excludes it, or one that it requires was switched off.
+    """
+    row = find_optimization(optimization)
+    word = "on" if on else "off"
+    if not row.switch_on:
+        raise errors.OPTIMIZATION_CONFLICT(
+            id=row.id, to=word, reason="it has no switch", remedy=f"by default it is {row.default}"
+        )
+    asked = is_switched_on(config, row)
+    if asked == on and (on or not _shared_paths().isdisjoint(row.switch_off)):
+        return config
+    if on:
+        for other in row.conflicts:
+            if is_switched_on(config, find_optimization(other)):
+                raise errors.OPTIMIZATION_CONFLICT(
+                    id=row.id, to=word, reason=f"{row.conflict_reasons[other]} ({other})", remedy=f"switch {other} off"
+                )
+        for other in row.requires:
+            needed = find_optimization(other)
+            if all(value_at(config, path) == value for path, value in needed.switch_off.items()):
+                raise errors.OPTIMIZATION_CONFLICT(
+                    id=row.id, to=word, reason=f"it is a part of {other}, which is off", remedy=f"switch {other} on"
+                )
+    return with_values(config, row.switch_on if on else row.switch_off, source=row.id)
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """The configuration with some fields set, by dotted path.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    data = to_mapping(config)
+    for path, value in values.items():
+        section, _, name = path.partition(".")
+        data[section][name] = value
+    return from_mapping(data, source=source)
+
+
+def states(
+    config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
+) -> tuple[OptimizationState, ...]:
+    """What becomes of every optimisation in a run, in the order of `optimizations()`.
+
+    Args:
+        config: The run.
+        machine: Where it would run.
+        spec: Its model.
+        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
+    """
+    from engine.plan.optimization_states import Situation, state_of
+
+    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
+    return tuple(state_of(row, situation) for row in optimizations())
+
+
+def may_stream(config: RunConfig) -> bool:
+    """Whether a run that is out of memory may go over to the streamed step: nothing that it asks for excludes that.
+
+    A micro-batch, which the streamed step has none of, was only there for speed.
+    """
+    excluding = (find_optimization(other) for other in find_optimization("streamed_backprop").conflicts)
+    return not any(is_switched_on(config, row) for row in excluding if row.id != "auto_batch_size")
+
+
+def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
+    """Makes sure that no two optimisations that a run asks for exclude each other.
+
+    Args:
+        config: The run.
+        streamed: Whether its step is streamed, by configuration or by plan.
+
+    Raises:
+        EliteError: OPTIMIZATION_CONFLICT with the reason and what to switch.
+    """
+    on = {row.id: row for row in optimizations() if is_switched_on(config, row)}
+    if streamed:
+        on["streamed_backprop"] = find_optimization("streamed_backprop")
+    else:
+        on.pop("streamed_backprop", None)
+    for row in on.values():
+        for other in row.conflicts:
+            if other in on and other != "streamed_backprop":
+                raise errors.OPTIMIZATION_CONFLICT(
+                    id=row.id, to="on", reason=f"{row.conflict_reasons[other]} ({other})", remedy=f"switch {other} off"
+                )
+            if other in on:
+                raise errors.OPTIMIZATION_CONFLICT(
+                    id=row.id,
+                    to="on",
+                    reason=row.conflict_reasons[other],
+                    remedy=f"set training.step=whole with a shorter context, or switch {row.id} off",
+                )

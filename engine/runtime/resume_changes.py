@@ -1,0 +1,54 @@
+"""What a changed configuration means for a run that goes on: a diff, and which of it cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine import config as run_config
+from engine.config import RunConfig
+
+_FREE_SECTIONS = ("checkpoint", "recovery")
+_FREE_FIELDS = (
+    "model.device",
+    "training.epochs",
+    "training.max_steps",
+    "training.step",
+    "training.evaluate_every",
+)
+"""May change: they do not touch what the weights, the optimiser's states or the windows are. All others may not, those
+of later versions included: a seed, a rate or a rank that changed midway would make a run that nobody can repeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One field that differs."""
+
+    field: str
+    before: Any
+    after: Any
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the run may go on with it."""
+        return self.field.partition(".")[0] in _FREE_SECTIONS or self.field in _FREE_FIELDS
+
+    def __str__(self) -> str:
+        return f"{self.field} {_shown(self.before)} → {_shown(self.after)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "(none)"
+    return "(unset)" if value is None else str(value)
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[Change]:
+    """The fields that differ, in order of declaration."""
+    old, new = run_config.to_mapping(before), run_config.to_mapping(after)
+    return [
+        Change(field=f"{section}.{name}", before=value, after=new[section][name])
+        for section, values in old.items()
+        for name, value in values.items()
+        if new[section][name] != value
+    ]

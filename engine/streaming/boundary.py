@@ -1,0 +1,52 @@
+"""A streamed step between two layers of its backward pass: the smallest state that it can go on from.
+
+Everything below the boundary follows from the weights and the tokens by another forward pass, so that only the
+gradient stream has to be kept: context × hidden numbers, instead of as many for each layer. At 1M tokens of a 1.5B
+model that is 3 GiB instead of 86, at the price of a forward pass over the layers that are left, when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardPoint:
+    """The state of one sequence's step. The parameters' gradients so far belong to it, and are kept by their owner."""
+
+    layer: int
+    "The layers from this one up are done; G is dL/d(this layer's input). The number of layers: only the loss is done."
+    loss_sum: float
+    "Summed cross-entropy, in nats."
+    seed: int | None
+    "What random numbers in the layers are drawn from; None if they draw none."
+    generator: Tensor
+    "torch's CPU generator after the seed was drawn."
+    gradient: Callable[[], Iterator[Tensor]]
+    "Tiles of G in order, (tile, hidden), on the host; each is valid until the next is asked for."
+
+
+def retile(pieces: Iterator[Tensor], rows: Sequence[int]) -> Iterator[Tensor]:
+    """The same rows in pieces of other lengths: the plan may have another tile by now.
+
+    Args:
+        pieces: (any, hidden), in order.
+        rows: Length of each piece wanted; together as many rows as there are.
+
+    Raises:
+        ValueError: there are fewer rows.
+    """
+    held: list[Tensor] = []
+    for wanted in rows:
+        while (missing := wanted - sum(len(piece) for piece in held)) > 0:
+            piece = next(pieces, None)
+            if piece is None:
+                raise ValueError(f"the saved gradient stream is {missing} rows too short")
+            held.append(piece)
+        joined = held[0] if len(held) == 1 else torch.cat(held)
+        yield joined[:wanted]
+        held = [joined[wanted:]] if len(joined) > wanted else []

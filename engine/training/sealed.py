@@ -1,0 +1,187 @@
+"""Folders of files that are complete on disk or not there at all, and that notice when they were damaged.
+
+A folder is written aside, each file is synced and read back, and only then is it renamed. manifest.json holds the
+size and SHA-256 of each file, what the writer wants to say about them, and a digest of itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+_CHUNK = 1 << 22
+
+
+class DamagedError(Exception):
+    """A folder cannot be trusted. The message says which file and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """A folder whose files are what its manifest says."""
+
+    path: Path
+    about: Mapping[str, Any]
+    "What the writer said about it."
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return (self.path / name).read_bytes()
+
+
+def aside_of(final: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return final.with_name(f".{final.name}.new")
+
+
+def old_of(final: Path) -> Path:
+    """Where a folder goes that another is about to replace."""
+    return final.with_name(f".{final.name}.old")
+
+
+def write(final: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, Any]) -> int:
+    """Writes a folder, replacing one of the same name; returns its bytes.
+
+    Args:
+        final: Its path.
+        files: Names and contents; made one after the other, so that only one has to exist in memory.
+        about: JSON values for the manifest.
+
+    Raises:
+        OSError: it cannot be written; whatever was there still is, and nothing else.
+    """
+    aside = aside_of(final)
+    try:
+        size = _write_aside(aside, files, about)
+        _replace(final, aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return size
+
+
+def _write_aside(folder: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, Any]) -> int:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    entries: dict[str, dict[str, int | str]] = {}
+    total = 0
+    for name, data in files:
+        _write_synced(folder / name, data)
+        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        total += len(data)
+    content = {"format": FORMAT, "files": entries, "about": about}
+    manifest = json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
+    _write_synced(folder / MANIFEST, manifest)
+    _sync(folder)
+    try:
+        verify(folder)
+    except DamagedError as error:
+        raise OSError(errno.EIO, f"what was read back differs: {error}") from error
+    return total + len(manifest)
+
+
+def read_about(folder: Path) -> Mapping[str, Any]:
+    """What the writer said about a folder, without a look at its files.
+
+    Raises:
+        DamagedError: its manifest cannot be trusted.
+    """
+    return dict(_read_manifest(folder)["about"])
+
+
+def verify(folder: Path) -> Sealed:
+    """The folder, after every byte of it was compared with its manifest.
+
+    Raises:
+        DamagedError: a file is missing, shorter, longer or different.
+    """
+    manifest = _read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        size, digest = _measure(folder / name)
+        if size != entry["bytes"]:
+            raise DamagedError(f"{name} has {size} bytes instead of {entry['bytes']}")
+        if digest != entry["sha256"]:
+            raise DamagedError(f"{name} has another SHA-256 than when it was written")
+    return Sealed(path=folder, about=manifest["about"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: Any = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
+    if not isinstance(manifest, dict):
+        raise DamagedError(f"{MANIFEST} is not a manifest")
+    if manifest.get("format") != FORMAT:
+        raise DamagedError(f"{MANIFEST} is of format {manifest.get('format')}, this program reads {FORMAT}")
+    if manifest.pop("digest", None) != _digest(manifest):
+        raise DamagedError(f"{MANIFEST} was changed after it was written")
+    return manifest
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file, which need not fit into memory."""
+    found = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from error
+    return size, found.hexdigest()
+
+
+def _replace(final: Path, aside: Path) -> None:
+    """Puts a complete folder in place. A folder cannot be renamed over a full one, so an old one steps aside."""
+    old = old_of(final)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    try:
+        aside.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def heal(final: Path) -> None:
+    """Undoes a replacement that a killed process left half done: the old folder gets its name back.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+    """
+    if not final.exists() and old_of(final).exists():
+        old_of(final).rename(final)

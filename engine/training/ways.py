@@ -1,0 +1,64 @@
+"""The way in which a run computes its steps: as planned, until memory says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.models.families import STREAMED
+from engine.plan.optimizations import may_stream
+from engine.protocol import RecoveryTaken
+from engine.training.layout import Ladder, Layout
+from engine.training.replanning import ClosableStep, ReplanningStep
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from engine.runtime.session import TrainingSession
+    from engine.training.setup import Setup
+    from engine.training.state import Progress
+
+
+def replanning_step(
+    session: TrainingSession,
+    setup: Setup,
+    model: PeftModel,
+    progress: Progress,
+    planned: Layout,
+    build: Callable[[Layout], ClosableStep],
+) -> ReplanningStep:
+    """The step in the planned layout, or in the one that the run had come to before it was resumed.
+
+    Args:
+        session: Is told of re-plans; `recovery.enabled` allows them.
+        setup: What the ways down depend on.
+        model: The model with its adapter.
+        progress: Remembers the layout, for the run to resume in.
+        planned: The planner's layout.
+        build: Makes the way to compute a step in a layout.
+    """
+    config, placement = session.config, setup.placement
+    ladder = Ladder(
+        context=setup.context,
+        layers=setup.spec.layers,
+        quantised=placement.precision == "nf4",
+        on_gpu=placement.device.type == "cuda",
+        streamable=setup.spec.family in STREAMED and config.training.step != "whole" and may_stream(config),
+    )
+
+    def tell(what: str, why: str) -> None:
+        progress.layout = step.layout.as_json()
+        progress.recoveries.append(f"{what}: {why}")
+        session.emit(RecoveryTaken(what=what, why=why))
+
+    if not progress.layout:
+        # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+        progress.layout = planned.as_json()
+    step = ReplanningStep(
+        model,
+        Layout.from_json(progress.layout),
+        build=build,
+        smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
+        tell=tell,
+    )
+    return step

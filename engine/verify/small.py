@@ -1,0 +1,210 @@
+"""Small models, tokens and runs that proofs work on: seconds on a CPU, and every code path of a large one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine.config import RunConfig, from_mapping
+from engine.data.windows import Window, epoch_order
+from engine.models.adapter import attach_adapter, trainable
+from engine.runtime.run_directory import RunDirectory
+from engine.training.building import Learning, build_learning
+from engine.training.checkpoints import CheckpointFolder, Retention
+from engine.training.optimizer_step import StepFigures, take_optimizer_step
+from engine.training.parts import Parts
+from engine.training.state import Progress
+from engine.training.step import WholeSequenceStep
+from engine.training.updates import count_updates, plan_updates
+
+VOCABULARY = 211
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    # Wider than usual: with near-uniform attention, gradients of queries and keys would be mostly rounding.
+    "initializer_range": 0.1,
+}
+
+
+def small_model(family: str = "qwen2", *, device: torch.device | None = None, seed: int = 0, **shape: Any) -> Any:
+    """A frozen causal language model with random fp32 weights, some hundred thousand of them."""
+    config = AutoConfig.for_model(family, **{**_SHAPE, **shape})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model.requires_grad_(requires_grad=False).to(device or torch.device("cpu"))
+
+
+def adapted(model: Any, config: RunConfig | None = None, *, noise: float = 0.05) -> Any:
+    """The model in an adapter whose B is not zero, so that every gradient is there to compare."""
+    made = attach_adapter(model, (config or RunConfig()).lora, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in trainable(made).items():
+            if "lora_B" in name and noise:
+                parameter.copy_(noise * torch.randn(parameter.shape, generator=generator))
+    return made.train()
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """The adapter's gradients by name, which are cleared."""
+    found = {name: p.grad.clone() for name, p in trainable(model).items() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def random_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
+    """A window without a pattern."""
+    return Window(np.random.RandomState(seed).randint(0, vocabulary, count).astype(np.int64))
+
+
+def patterned_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
+    """A window of a language in which four of five tokens follow from the one before: something to learn."""
+    random = np.random.RandomState(seed)
+    follower = np.random.RandomState(7).permutation(vocabulary)
+    tokens = [int(random.randint(vocabulary))]
+    while len(tokens) < count:
+        tokens.append(int(random.randint(vocabulary) if random.rand() < 0.2 else follower[tokens[-1]]))
+    return Window(np.array(tokens, dtype=np.int64))
+
+
+class Unbothered:
+    """A StepMonitor that nobody watches."""
+
+    def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
+        """Nobody is told."""
+
+    def stop_requested(self) -> bool:
+        """Nobody asks."""
+        return False
+
+
+class ListWindows:
+    """Windows in memory."""
+
+    def __init__(self, windows: list[Window]) -> None:
+        self._windows = windows
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> Window:
+        return self._windows[index]
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """See WindowSource."""
+        return epoch_order(len(self), seed, epoch)
+
+
+class SmallRun:
+    """A run of the real loop over a small model: everything that `engine train` composes, without files to read.
+
+    Args:
+        folder: Where checkpoints would go.
+        device: Where to train.
+        windows: What to train on.
+        model: An adapted model, if not a fresh one.
+        settings: Sections and fields of RunConfig.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        windows: list[Window] | None = None,
+        model: Any = None,
+        **settings: dict[str, Any],
+    ) -> None:
+        windows = windows or [patterned_tokens(64, seed) for seed in range(32)]
+        context = max(map(len, windows))
+        base = {"context": context, "tokens_per_update": 4 * context, "learning_rate": 0.01, "epochs": 4.0}
+        self.config = from_mapping({**settings, "training": {**base, **settings.get("training", {})}})
+        training = self.config.training
+        # Losses must not depend on what ran before.
+        torch.manual_seed(training.seed)
+        self.model = model if model is not None else adapted(small_model(device=device), self.config, noise=0.0)
+        source = ListWindows(windows)
+        total = count_updates(source, training, context)
+        self.learning: Learning = build_learning(self.model, self.config, context=context, total_steps=total)
+        self.losses: list[float] = []
+        updating, accelerator = self.learning.updating, Accelerator(cpu=device.type == "cpu")
+        self.run = RunDirectory(folder)
+        self.step_way = WholeSequenceStep(
+            self.model, recompute=False, label_smoothing=training.label_smoothing, micro_batch=training.micro_batch
+        )
+        self.parts = Parts(
+            model=self.model,
+            step=self.step_way,
+            optimizer=accelerator.prepare(updating.optimizer),
+            schedule=updating.schedule,
+            gradients=updating.gradients,
+            accelerator=accelerator,
+            windows=source,
+            context=context,
+            checkpoints=CheckpointFolder(self.run.checkpoints_path, Retention(newest=self.config.checkpoint.keep)),
+            evaluate=self.evaluate,
+            stateful=self.learning.stateful,
+            sequences=self.learning.sequences,
+            early_end=self.learning.early_end,
+        )
+        self.held_out = patterned_tokens(512, seed=10_001)
+        self.progress = Progress(total_steps=total)
+        self._updates = plan_updates(source, training, context)
+
+    def held_out_loss(self) -> float:
+        """Of the adapter that would be kept, nats a token."""
+        with self.learning.averaged():
+            return self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
+
+    def evaluate(self) -> float:
+        """As the recipe does: scores, and lets early stopping see the score."""
+        with self.learning.averaged():
+            loss = self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
+            self.learning.observe(loss)
+        return loss
+
+    def step(self) -> StepFigures:
+        """The next update."""
+        done = take_optimizer_step(self.parts, self.progress, next(self._updates), Unbothered())
+        self.losses.append(done.result.loss_sum / done.result.tokens)
+        return done
+
+    def steps(self, count: int | None = None) -> list[float]:
+        """The next updates, or all that are left; their losses."""
+        made = [self.step() for _ in range(self.progress.total_steps - self.progress.step if count is None else count)]
+        return self.losses[-len(made) :]
+
+    def session(self) -> Any:
+        """What `fit` needs of a session; its events are kept in `events`."""
+        events: list[Any] = []
+        return SimpleNamespace(
+            config=self.config,
+            run=self.run,
+            resuming=False,
+            journal_waits=False,
+            events=events,
+            emit=events.append,
+            acknowledge=lambda *_, **__: None,
+            commands=SimpleNamespace(stop_requested=False, poll=lambda: None),
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the adapter by name."""
+        return {name: parameter.detach().clone() for name, parameter in trainable(self.model).items()}

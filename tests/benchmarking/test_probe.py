@@ -1,0 +1,48 @@
+"""The probe: what it runs is a real tile, and what it finds corrects later plans."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.cli import main
+from engine.hardware.inventory import take_inventory
+from engine.models.catalogue import find_model
+from engine.plan.planner import Planning, plan_context, storage, without_gpu
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _planned(way):
+    machine = without_gpu(take_inventory("."))
+    compute_type, weights = storage(machine, "auto")
+    planning = Planning(
+        machine=machine, spec=find_model("demo"), compute_type=compute_type, weights=weights, lora_rank=16, way=way
+    )
+    return plan_context(planning, 3000)
+
+
+@pytest.mark.parametrize("way", ["streamed", "whole"])
+def test_a_probe_measures_and_corrects(way, capsys, tmp_path):
+    before = _planned(way)
+    arguments = ["probe", "--model", "demo", "--context", "3000", "--device", "cpu", "--step", way]
+    assert main([*arguments, "--output", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["gpu_allocated"]["measured"] is None
+    seconds = found["window_seconds"]
+    assert seconds["measured"] > 0
+    after = _planned(way)
+    assert sum(part.seconds for part in after.time) == pytest.approx(seconds["measured"], rel=1e-6)
+    assert sum(part.seconds for part in before.time) == pytest.approx(seconds["predicted"], rel=1e-6)
+    other = "whole" if way == "streamed" else "streamed"
+    assert "correction by a probe" not in {part.name for part in _planned(other).time}
+
+
+def test_what_does_not_fit_is_not_run(capsys):
+    status = main(["probe", "--model", "qwen2.5-coder-14b", "--tier", "11", "--device", "cpu", "--json"])
+    assert status == 3
+    assert json.loads(capsys.readouterr().out)["error"] == "context-does-not-fit"

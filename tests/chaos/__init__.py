@@ -1,0 +1,1 @@
+"""The kill harness: `make chaos`, or `python -m tests.chaos --short`."""

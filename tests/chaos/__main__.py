@@ -1,0 +1,119 @@
+"""Kills, damages and fills, and prints what came of it: a table, and JSON with seed, versions and machine.
+
+python -m tests.chaos             full counts, a quarter of an hour on four idle cores
+python -m tests.chaos --short     each kind a few times, within a minute
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch: one thread, so that a fork is a whole process.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import engine.training.recipe
+from tests.chaos import damage, kills, surroundings
+from tests.chaos.lab import BrokenError, Lab
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
+
+Scenario = tuple[str, int, int, Callable[[Lab, int], dict[str, int]]]
+"""Name, full count, short count, what to do so many times."""
+
+SCENARIOS: tuple[Scenario, ...] = (
+    ("training and checkpoints", 120, 8, lambda lab, n: kills.kill_training(lab, n, step="whole")),
+    ("streamed steps, saved within", 80, 6, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
+    ("building data", 40, 4, kills.kill_data_building),
+    ("writing journals", 200, 20, kills.kill_journal_writing),
+    ("the monitor in a terminal", 15, 1, kills.kill_the_app),
+    ("engine train in the foreground", 2, 0, kills.kill_the_command),
+    ("a hostile repository", 8, 1, surroundings.learn_a_hostile_repository),
+    ("a disk that fills up", 20, 0, surroundings.fill_the_disk),
+    ("mutated configurations", 10_000, 300, damage.mutate_configurations),
+    ("mutated journals", 10_000, 300, damage.mutate_journals),
+    ("truncated and flipped files", 4_000, 200, damage.damage_files),
+)
+
+
+def main() -> int:
+    """Runs the scenarios; 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="a few of each kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", metavar="TEXT", default="", help="scenarios whose name holds this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
+    parser.add_argument("--on-disk", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.on_disk:
+        print(surroundings.run_on(args.on_disk, args.times, args.seed))
+        return 0
+    rows = [run(scenario, args) for scenario in SCENARIOS if args.only in scenario[0]]
+    for name, counts, seconds, problem in rows:
+        text = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        print(f"{name:<32} {text:<34} {seconds:7.1f} s  {problem or 'nothing lost'}")
+    if args.json:
+        write(args.json, args.seed, rows)
+    return int(any(problem for *_, problem in rows))
+
+
+def run(scenario: Scenario, args: argparse.Namespace) -> tuple[str, dict[str, int], float, str]:
+    """One scenario in a folder of its own: its counts, seconds, and what was lost."""
+    name, full, short, work = scenario
+    count = short if args.short else full
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="elite-chaos-"))
+    counts: dict[str, int] = {}
+    problem = ""
+    try:
+        if name == "a disk that fills up" and not _can_mount():
+            return name, {"skipped": count}, 0.0, ""
+        if count:
+            counts = work(Lab(folder, args.seed), count)
+    except BrokenError as error:
+        problem = f"BROKEN: {error}"
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{name}: {problem or counts}", file=sys.stderr, flush=True)
+    return name, counts, time.monotonic() - began, problem
+
+
+def _can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def write(path: Path, seed: int, rows: list[tuple[str, dict[str, int], float, str]]) -> None:
+    """Counts, seed, seconds, versions and machine."""
+    content = {
+        "command": "make chaos",
+        "seed": seed,
+        "elite_tui": engine.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "scenarios": [
+            {"name": name, **counts, "seconds": round(seconds, 1), "lost": problem}
+            for name, counts, seconds, problem in rows
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.repositories import Write, module
+from tokenizers import Tokenizer
+
+from engine.config import DataSection
+from engine.data.dataset import Dataset, build_dataset
+from engine.data.encoder import demo_encoder
+from engine.data.rows import open_data_set
+from engine.data.sources import estimate_data_tokens
+from engine.errors import EliteError
+
+ROWS = [{"path": f"src/a{i}.py", "content": module(f"a{i}"), "stars": i} for i in range(700)]
+
+
+def write_json(path: Path, rows: list[object] = ROWS) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def write_parquet(path: Path) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, row_group_size=100)
+    return path
+
+
+def write_stream(path: Path, rows: list[dict[str, object]] = ROWS) -> Path:
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=150)
+    return path
+
+
+def write_file(path: Path) -> Path:
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=150)
+    return path
+
+
+def write_saved(path: Path) -> Path:
+    """A data set dictionary as `datasets` saves it, with a cache beside that does not belong to it."""
+    for split, rows in (("train", ROWS[:500]), ("test", ROWS[500:])):
+        (path / split).mkdir(parents=True)
+        write_stream(path / split / "data-00000-of-00001.arrow", rows)
+        write_stream(path / split / "cache-1234.arrow", rows)
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split}
+        (path / split / "state.json").write_text(json.dumps(state))
+        (path / split / "dataset_info.json").write_text("{}")
+    (path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    return path
+
+
+WRITERS = {
+    "rows.jsonl": write_json,
+    "rows.jsonl.gz": write_json,
+    "rows.parquet": write_parquet,
+    "rows.arrow": write_stream,
+    "file.arrow": write_file,
+    "saved": write_saved,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_row_once_and_again(tmp_path: Path, name: str) -> None:
+    data_set = open_data_set(WRITERS[name](tmp_path / name), "")
+    rows = list(data_set.rows())
+    texts = [data_set.text(row) for row in rows]
+    assert sorted(map(str, texts)) == sorted(row["content"] for row in ROWS)
+    for number in (699, 0, 350, 349, 1):
+        assert data_set.text(rows[number]) == texts[number]
+    assert {row.language for row in rows} == {"Python"}
+    assert len({row.path for row in rows}) == 700
+    data_set.close()
+
+
+def build(path: Path, tmp_path: Path, **options: object) -> Dataset:
+    tokenizer = Tokenizer.from_str(demo_encoder()._tokenizer.to_str())
+    data = DataSection(datasets=[str(path)], **options)
+    return build_dataset(data, tokenizer=tokenizer, context=512, cache=tmp_path / "cache")
+
+
+def test_rows_are_documents_packed_and_held_out(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "rows.jsonl")
+    dataset = build(path, tmp_path)
+    summary = dataset.summary
+    assert len(summary.files) == 700
+    assert 30 < summary.held_out_files < 120
+    assert len({file.document for file in dataset.store.files}) == 700
+    assert dataset.train.figures.waste < 0.02
+    assert dataset.train.with_context(4096).figures.documents == 700 - summary.held_out_files
+    assert summary.collection.listed_by == {path: "700 rows of its column content"}
+    again = build(path, tmp_path)
+    assert again.summary.reused
+    assert estimate_data_tokens(DataSection(datasets=[str(path)])) > 1000
+
+
+def test_rows_beside_a_repository(write: Write, tmp_path: Path) -> None:
+    root = write({"one.py": module("one")})
+    dataset = build(write_json(tmp_path / "rows.jsonl"), tmp_path, repositories=[str(root)])
+    assert len(dataset.summary.files) == 701
+    assert len(dataset.store.files) == 701
+
+
+def test_lines_that_are_no_rows_are_passed_over(tmp_path: Path) -> None:
+    rows = [3, {"text": 5}, {"text": "x = 1\n" * 40}, {"other": "y"}, [], {"text": "half \ud800 of a letter\n" * 30}]
+    path = write_json(tmp_path / "odd.jsonl", rows)
+    path.write_bytes(b"not json\n\n" + path.read_bytes() + b'{"text": "cut off')
+    data_set = open_data_set(path, "text")
+    found = list(data_set.rows())
+    assert len(found) == 2
+    assert data_set.text(found[0]) == "x = 1\n" * 40
+    data_set.close()
+    dataset = build(path, tmp_path, dataset_column="text")
+    assert len(dataset.summary.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "named"),
+    [
+        (lambda path: path / "missing.jsonl", "data-set-unusable", "does not exist"),
+        (lambda path: path, "data-set-unusable", "holds no"),
+        (lambda path: write_json(path / "a.jsonl", [{"x": "y"}]), "data-set-column", "it has x"),
+        (lambda path: write_json(path / "a.jsonl", [1, 2]), "data-set-unusable", "no line"),
+        (lambda path: write_json(path / "a.csv", []), "data-set-unusable", "kind"),
+        (lambda path: write_json(path / "a.parquet", []), "data-set-unusable", "arquet"),
+        (lambda path: write_json(path / "a.arrow", []), "data-set-unusable", "a.arrow"),
+        (lambda path: write_json(path / "a.jsonl.gz", []).with_suffix(".gz"), "data-set-unusable", "no line"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path: Path, make: object, code: str, named: str) -> None:
+    with pytest.raises(EliteError) as caught:
+        build(make(tmp_path), tmp_path / "out")  # type: ignore[operator]
+    assert caught.value.code == code
+    assert named in str(caught.value)
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
+    secret = write_json(tmp_path / "outside.jsonl")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "link.jsonl").symlink_to(secret)
+    with pytest.raises(EliteError, match="holds no"):
+        open_data_set(folder, "")
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["text", "path"]), st.text() | st.none() | st.integers())))
+def test_any_rows(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
+    path = write_json(tmp_path_factory.mktemp("any") / "a.jsonl", rows)
+    data_set = open_data_set(path, "text")
+    texts = [row["text"] for row in rows if isinstance(row.get("text"), str)]  # type: ignore[attr-defined]
+    if not texts:
+        with pytest.raises(EliteError, match="data set"):
+            list(data_set.rows())
+    else:
+        assert [data_set.text(row) for row in data_set.rows()] == texts
+    data_set.close()

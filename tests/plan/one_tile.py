@@ -1,0 +1,197 @@
+"""One tile of one real decoder layer on a META that is not there: every tensor is fake, every allocation is counted."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from unittest import mock
+
+import torch
+from torch.autograd import Function
+
+from engine.attention.cudnn import CudnnFlash
+from engine.config import LoraSection
+from engine.data.windows import Window
+from engine.models.adapter import attach_adapter
+from engine.models.placement import Placement
+from engine.models.random import random_model
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming import attention as streamed_attention
+from engine.streaming.attention import Pass, Stash, TileAttention
+from engine.streaming.decoder import Decoder
+from engine.streaming.keys_values import DeviceKeysValues
+from engine.streaming.linears import FrozenLinears
+from engine.streaming.tiles import DeviceTiles, TileReader
+from engine.training.step import WholeSequenceStep
+from tests.plan.live_bytes import LiveBytes
+
+META = torch.device("meta")
+
+
+class _Norm(Function):
+    """What liger's RMSNorm allocates: the output and one fp32 number a row; the gradient takes its input's place."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        _ = ctx.saved_tensors
+        return grad, None
+
+
+class _SwiGlu(Function):
+    """What liger's SwiGLU allocates: the product; the gradients take the inputs' places."""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return torch.empty_like(gate)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors
+        return gate.view_as(gate), up.view_as(up)
+
+
+class _Rope(Function):
+    """What liger's rotary embedding allocates: nothing, but for a contiguous copy where there is none."""
+
+    @staticmethod
+    def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
+
+    @staticmethod
+    def backward(ctx, dq, dk):
+        _ = ctx.saved_tensors
+        return *(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (dq, dk)), None, None
+
+
+@contextmanager
+def _like_liger(model, family):
+    """Replaces what engine.models.fused replaces, by functions that allocate the same."""
+    import importlib
+
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+    for part in model.modules():
+        if type(part).__name__.endswith("RMSNorm"):
+            part.forward = lambda x, part=part: _Norm.apply(x, part.weight)
+        if type(part).__name__.endswith("MLP"):
+            part.forward = lambda x, part=part: part.down_proj(_SwiGlu.apply(part.gate_proj(x), part.up_proj(x)))
+    with mock.patch.object(module, "apply_rotary_pos_emb", lambda q, k, cos, sin, **_: _Rope.apply(q, k, cos, sin)):
+        yield
+
+
+def _product_as_on_a_gpu(a, b):
+    return a @ b if a.dtype is torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Bytes beyond what was there before: the most in each pass."""
+
+    forward: int
+    backward: int
+
+
+def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16) -> Counted:
+    """Runs the last tile of a context of two key blocks and a tile, through one layer."""
+    compute = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    context = 2 * plan.key_block + plan.tile
+    start = context - plan.tile
+    base = random_model(spec, Placement(device=META, precision=compute, compute=compute), layers=1)
+    model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
+    on_a_gpu = mock.patch("engine.streaming.lora_linear._wide_product", _product_as_on_a_gpu)
+    with on_a_gpu, _like_liger(base, spec.family) if fused else nullcontext():
+        return _count(model, spec, plan, start, dtype)
+
+
+def _count(model, spec, plan, start, dtype) -> Counted:
+    decoder = Decoder(model)
+    linears = FrozenLinears(decoder.layers, spec.family)
+    streamed_attention.register()
+    context = start + plan.tile
+
+    def new_array(width, array_dtype):
+        return DeviceTiles(context, width, array_dtype, plan.tile, META)
+
+    def new_reader(width, array_dtype):
+        return TileReader(width, array_dtype, plan.tile, META)
+
+    def new_keys_values(heads, head_dim, kv_dtype):
+        return DeviceKeysValues(context, heads, head_dim, kv_dtype, META)
+
+    stash = Stash(new_array, new_reader) if plan.stash else None
+    attention = TileAttention(CudnnFlash(), plan.key_block, 4 * plan.key_block, new_keys_values, stash)
+    hidden = torch.empty((1, plan.tile, spec.hidden_size), dtype=dtype, device=META)
+    gradient = torch.empty_like(hidden)
+    positions = torch.arange(plan.tile, device=META).unsqueeze(0)
+    with mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None):  # reads numbers
+        arguments = decoder.layer_arguments(hidden, positions)[0]
+    decoder.config._attn_implementation = streamed_attention.IMPLEMENTATION
+    layer, tile = decoder.layers[0], start // plan.tile
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    streamed_attention.activate(attention)
+    try:
+        linears.enter(0)
+        with LiveBytes("meta") as live:
+            live.ignore(hidden, gradient, *model.parameters(), *(p.grad for p in model.parameters() if p.requires_grad))
+            with torch.no_grad():  # makes the stores
+                attention.begin(Pass.FORWARD, 0, tile, start)
+                y = layer(hidden, **arguments)
+            peaks = {}
+            del y
+            before = live.now
+            live.restart()
+            with torch.no_grad():
+                attention.begin(Pass.FORWARD, 0, tile, start)
+                y = layer(hidden, **arguments)
+            peaks["forward"] = live.peak - before
+            del y
+            linears.want_output(wanted=False)
+            if stash is not None:
+                stash.read(0, tile)  # makes the readers
+            before = live.now
+            live.restart()
+            x = hidden.detach().requires_grad_()
+            attention.begin(Pass.GRADIENT, 0, tile, start)
+            y = layer(x, **arguments)
+            y = y[0] if isinstance(y, tuple) else y
+            torch.autograd.backward(y, gradient)
+            peaks["backward"] = live.peak - before
+    finally:
+        streamed_attention.activate(None)
+        linears.close()
+    return Counted(forward=peaks["forward"], backward=peaks["backward"])
+
+
+class _Silent:
+    def progress(self, *_, **__):
+        pass
+
+    def stop_requested(self):
+        return False
+
+
+def count_window(spec, tokens: int, *, recompute: bool, fused: bool):
+    """Most bytes that one whole window takes on the CPU in 16 bits, beyond weights and adapters; numbers are real."""
+    cpu = torch.device("cpu")
+    base = random_model(spec, Placement(device=cpu, precision="bf16", compute="bf16"))
+    model = attach_adapter(base, LoraSection(), seed=0).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    step = WholeSequenceStep(model, recompute=recompute, autocast=autocast)
+    window = Window(torch.randint(0, spec.vocab_size, (tokens + 1,)).numpy())
+    with _like_liger(base, spec.family) if fused else nullcontext(), LiveBytes("cpu") as live:
+        live.ignore(*model.parameters(), *model.buffers(), *(p.grad for p in trained))
+        step.run([window], 1.0 / tokens, _Silent())
+    return live.peak

@@ -1,0 +1,138 @@
+"""The registry: complete, in order, consistent with the configuration, and its switches."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from engine.assets import asset
+from engine.config import RunConfig, field_spec, from_mapping
+from engine.errors import EliteError
+from engine.hardware.target import target_machine
+from engine.models.catalogue import find_model
+from engine.plan.choice import choose_plan
+from engine.plan.optimization_states import NEEDS
+from engine.plan.optimizations import (
+    find_optimization,
+    is_switched_on,
+    optimizations,
+    papers,
+    refuse_conflicts,
+    states,
+    toggle,
+    value_at,
+)
+
+ROWS = optimizations()
+SWITCHED = [row for row in ROWS if row.switch_on]
+ROOT = Path(__file__).parents[2]
+
+
+def test_there_are_sixteen_twenty_seven_and_the_rest():
+    count = {group: sum(row.group == group for row in ROWS) for group in ("extreme", "standard", "beyond")}
+    assert (count["extreme"], count["standard"]) == (16, 27)
+    assert len(papers()) >= 15
+    assert list(dict.fromkeys(row.group for row in ROWS)) == ["extreme", "standard", "beyond"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_row_names_what_exists(row):
+    known = {other.id for other in ROWS}
+    assert set(row.requires) <= known
+    assert set(row.conflicts) <= known - {row.id}
+    assert set(row.papers) <= set(papers())
+    assert set(row.needs) <= set(NEEDS)
+    assert row.papers or row.source
+    assert row.sentence.endswith(".")
+    for path in row.implemented_in.split(", "):
+        assert (ROOT / path).exists(), path
+    assert row.switch_on.keys() == row.switch_off.keys()
+    for path in row.switch_on:
+        field_spec(path)
+
+
+def test_every_paper_is_cited():
+    assert {arxiv for row in ROWS for arxiv in row.papers} == set(papers())
+
+
+def test_conflicts_name_each_other_with_a_reason():
+    for row in ROWS:
+        for other in row.conflicts:
+            assert row.id in find_optimization(other).conflicts
+            assert row.conflict_reasons[other]
+
+
+@pytest.mark.parametrize("row", SWITCHED, ids=lambda row: row.id)
+def test_a_switch_goes_on_and_off_and_changes_its_fields_only(row):
+    config = RunConfig()
+    for other in row.conflicts:
+        if other in {each.id for each in SWITCHED}:
+            config = toggle(config, other, False)
+    off = toggle(config, row.id, False)
+    assert not is_switched_on(off, row)
+    on = toggle(off, row.id, True)
+    assert is_switched_on(on, row)
+    assert [value_at(on, path) for path in row.switch_on] == list(row.switch_on.values())
+    assert not is_switched_on(toggle(on, row.id, False), row)
+    assert toggle(on, row.id, True) == on
+
+
+def test_defaults_ask_for_nothing_approximate_that_the_plan_does_not_choose():
+    on = {row.id for row in SWITCHED if is_switched_on(RunConfig(), row)}
+    assert {name for name in on if not find_optimization(name).exact} == {"rope_scaling"}
+
+
+def test_a_conflict_says_what_to_switch():
+    config = toggle(RunConfig(), "ema", True)
+    with pytest.raises(EliteError, match="one average is kept") as caught:
+        toggle(config, "swa", True)
+    assert caught.value.code == "optimization-conflict"
+    assert "switch ema off" in caught.value.remedy
+
+
+def test_a_row_without_a_switch_says_so():
+    with pytest.raises(EliteError, match="no switch"):
+        toggle(RunConfig(), "attention_stash", True)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(EliteError, match="rslora"):
+        toggle(RunConfig(), "rs_lora", True)
+
+
+def test_what_the_step_excludes_is_refused_before_training():
+    config = from_mapping({"training": {"shifted_attention": True}, "data": {"packing": False}})
+    refuse_conflicts(config, streamed=False)
+    with pytest.raises(EliteError, match=r"training\.step=whole"):
+        refuse_conflicts(config, streamed=True)
+
+
+CARDS = {"auto": "demo", "rtx-2060-super": "qwen2.5-coder-1.5b", "rtx-4090": "qwen2.5-coder-7b"}
+
+
+@pytest.mark.parametrize(("card", "model"), CARDS.items(), ids=CARDS)
+def test_every_row_has_a_state_with_its_reason(card, model):
+    machine, spec, config = target_machine(card), find_model(model), RunConfig()
+    choice = choose_plan(config, machine, spec, 400_000)
+    found = {state.id: state for state in states(config, machine, spec, choice)}
+    assert list(found) == [row.id for row in ROWS]
+    assert all(state.reason for state in found.values())
+    assert (found["streamed_backprop"].state == "on") == (choice.plan.stream is not None)
+    if choice.plan.stream is not None:
+        assert found["attention_stash"].host_bytes > 0
+        assert found["attention_stash"].step_seconds < 0
+        assert found["activation_4bit"].host_bytes < 0
+        assert found["tiled_mlp"].state == "unavailable"
+    assert states(config, machine, spec, None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_a_row_has_a_proof(row):
+    module, _, function = row.proof.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_registry_ships():
+    assert asset("optimizations.toml").exists()

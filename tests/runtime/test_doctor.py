@@ -1,0 +1,127 @@
+"""Pre-flight: each finding is a row, whatever is wrong, and the exit code says whether a run could start."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.assets import asset
+from engine.cli import main
+from engine.config import from_mapping
+from engine.hardware.inventory import take_inventory
+from engine.hardware.machine import Gpu
+from engine.runtime import doctor
+from engine.runtime.doctor import NAMES, examine
+from engine.runtime.versions import library_checks
+
+HERE = Path(__file__).parent
+
+
+def configure(tmp_path, **sections):
+    values = {
+        "data": {"repositories": [str(HERE)]},
+        "output": {"directory": str(tmp_path / "out")},
+        "training": {"context": 128},
+    }
+    for section, fields in sections.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return from_mapping(values)
+
+
+def by_name(rows):
+    return {row.name: row for row in rows}
+
+
+def test_every_row_is_there_in_order_and_a_usable_machine_passes(tmp_path):
+    rows = list(examine(configure(tmp_path)))
+    assert tuple(row.name for row in rows) == NAMES
+    assert [row for row in rows if row.status == "failed"] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_say_what_is_wrong_and_what_to_do(tmp_path):
+    config = configure(
+        tmp_path,
+        data={"repositories": [str(tmp_path / "missing")]},
+        model={"name": "nope"},
+        output={"directory": "/proc/runs"},
+    )
+    rows = by_name(examine(config, probe=False))
+    assert {name for name, row in rows.items() if row.status == "failed"} == {"repository", "output folder", "model"}
+    assert all(row.remedy for row in rows.values() if row.status == "failed")
+    assert rows["plan"].status == rows["clock"].status == "skipped"
+
+
+def test_a_disk_that_is_too_small_fails(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path).free
+    config = configure(tmp_path, checkpoint={"keep": free // 1000})
+    row = by_name(examine(config, probe=False))["disk"]
+    assert row.status == "failed"
+    assert "needs" in row.text
+
+
+def test_positions_past_the_trained_length_are_a_warning(tmp_path):
+    row = by_name(examine(configure(tmp_path, training={"context": 40_000}), probe=False))["context"]
+    assert row.status == "warning"
+
+
+def test_a_card_that_others_use_is_a_warning(tmp_path, monkeypatch):
+    machine = take_inventory(tmp_path)
+    gpu = Gpu(index=0, name="Card", memory_total=24 << 30, memory_free=20 << 30, processes=2)
+    monkeypatch.setattr(doctor, "take_inventory", lambda path: dataclasses.replace(machine, gpus=(gpu,)))
+    rows = by_name(examine(configure(tmp_path), probe=False))
+    assert rows["GPU"].status == "passed"
+    assert "2 other processes" in rows["other users of the GPU"].text
+
+
+def test_a_library_of_another_version_is_named():
+    assert library_checks({"torch": "1.13.1"}) == ["torch is 1.13.1, and <2.14,>=2.11 is needed"]
+    assert library_checks({"bitsandbytes": "0.30.0"})
+    assert library_checks({"deepspeed": None, "flash-attn": None}) == []
+
+
+def test_a_tokenizer_of_another_model_is_found(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(asset("demo-model"), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
+    (model / "model.safetensors").write_bytes(b"")
+    row = by_name(examine(configure(tmp_path, model={"name": str(model)})))["tokenizer"]
+    assert row.status == "failed"
+    assert "8,191" in row.text
+
+
+def test_a_library_that_kills_its_process_is_a_row(tmp_path, monkeypatch):
+    """A torch that dies on import, as one of another ABI does."""
+    (tmp_path / "torch.py").write_text("import os\nos.abort()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = list(examine(configure(tmp_path)))
+    assert rows[-1].name == "number formats"
+    assert rows[-1].status == "failed"
+    assert "-6" in rows[-1].text
+
+
+@pytest.mark.parametrize("problem", [False, True])
+def test_the_command_prints_json_and_exits_3_where_something_fails(tmp_path, capsys, problem):
+    repository = str(tmp_path / "missing") if problem else str(HERE)
+    arguments = ["doctor", "--repo", repository, "--output", str(tmp_path / "out"), "--quick", "--json"]
+    assert main([*arguments, "--set", "training.context=128"]) == (3 if problem else 0)
+    rows = json.loads(capsys.readouterr().out)
+    assert {tuple(row) for row in rows} == {("name", "status", "text", "remedy")}
+
+
+def test_examining_imports_no_torch(tmp_path):
+    code = (
+        "import sys\nfrom engine.config import RunConfig\nfrom engine.runtime.doctor import examine\n"
+        "list(examine(RunConfig(), probe=False))\nassert 'torch' not in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,126 @@
+"""Packed windows: the losses and gradients of the documents alone, whole and streamed; a border that leaks shows."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import ListWindows, patterned_windows, tiny_model
+from training.test_step import FAMILIES, Quiet, adapted, gradients
+
+from engine.config import LoraSection
+from engine.data.windows import Window
+from engine.evaluation.perplexity import evaluate
+from engine.models.adapter import attach_adapter
+from engine.plan.stream_plan import StreamPlan
+from engine.training.step import WholeSequenceStep, count_targets
+from engine.training.streamed_windows import StreamedWindows
+
+CPU = torch.device("cpu")
+LENGTHS = (40, 2, 17, 1, 33, 5)
+
+
+def documents(lengths=LENGTHS, seed=0):
+    return list(patterned_windows(lengths, seed))
+
+
+def packed(parts):
+    starts = itertools.accumulate((len(part) for part in parts[:-1]), initial=0)
+    return Window(np.concatenate([part.ids for part in parts]), tuple(starts))
+
+
+def alone(parts):
+    return [part for part in parts if part.targets]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_sequence_equals_the_documents_alone(family, recompute):
+    model, parts = adapted(family), documents()
+    step = WholeSequenceStep(model, recompute=recompute)
+    expected = step.run(alone(parts), 0.01, Quiet())
+    separate = gradients(model)
+    model.zero_grad()
+    found = step.run([packed(parts)], 0.01, Quiet())
+    assert found.tokens == expected.tokens == count_targets(parts) == sum(LENGTHS) - len(LENGTHS)
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, separate[name], rtol=1e-4, atol=1e-7)
+
+
+def test_streamed_equals_the_documents_alone(tmp_path):
+    whole, tiled, parts = adapted(), adapted(), documents()
+    expected = WholeSequenceStep(whole, recompute=False).run(alone(parts), 0.01, Quiet())
+    way = StreamedWindows(tiled, StreamPlan(tile=16, key_block=32), device=CPU, spill_directory=tmp_path)
+    found = way.run([packed(parts)], 0.01, Quiet())
+    assert found.tokens == expected.tokens
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
+    for name, gradient in gradients(tiled).items():
+        torch.testing.assert_close(gradient, gradients(whole)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_sliding_windows_stay_within_documents():
+    from support.tiny import SHAPE
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=8), attn_implementation="sdpa")
+    model = attach_adapter(base.requires_grad_(False), LoraSection(rank=4), seed=1)
+    step, parts = WholeSequenceStep(model, recompute=False), documents()
+    expected = [step.loss(part) for part in alone(parts)]
+    assert step.loss(packed(parts)) == pytest.approx(sum(expected), rel=1e-6)
+
+
+def test_without_borders_the_loss_differs():
+    """The comparison above would notice a document that saw the one before it."""
+    step, parts = WholeSequenceStep(adapted(), recompute=False), documents()
+    window = packed(parts)
+    assert step.loss(Window(window.ids)) != pytest.approx(step.loss(window), rel=1e-3)
+
+
+def test_the_models_own_attention_is_back_afterwards():
+    model = adapted()
+    config = model.get_base_model().config
+    WholeSequenceStep(model, recompute=True).run([packed(documents())], 1.0, Quiet())
+    assert config._attn_implementation == "sdpa"
+
+
+def test_flash_attention_finds_documents_by_their_positions():
+    """Nothing takes the place of kernels that read positions: those begin anew with each document."""
+    model = attach_adapter(tiny_model(), LoraSection(rank=1), seed=0)
+    seen = {}
+    decoder = model.get_base_model().model
+    decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    WholeSequenceStep(model, recompute=False).loss(packed(documents((3, 4))))
+    assert seen["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert seen["use_cache"] is False
+
+
+def test_held_out_loss_is_that_of_the_documents_alone():
+    parts = documents((40, 17, 33, 5, 21, 60))
+    step = WholeSequenceStep(adapted(), recompute=False)
+
+    def score(windows, limit=10_000):
+        return evaluate(step.loss, windows, max_tokens=limit, progress=lambda done, total: None)
+
+    separate = score(ListWindows(parts))
+    together = score(ListWindows([packed(parts[:3]), packed(parts[3:])]))
+    assert together.tokens == separate.tokens
+    assert together.loss == pytest.approx(separate.loss, rel=1e-6)
+    for limit in (1, 39, 40, 54, 90):
+        assert score(ListWindows([packed(parts)]), limit).tokens == limit
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_too():
+    model, parts = adapted().to("cuda"), documents()
+    step = WholeSequenceStep(model, recompute=True)
+    expected = step.run(alone(parts), 0.01, Quiet())
+    separate = gradients(model)
+    model.zero_grad()
+    found = step.run([packed(parts)], 0.01, Quiet())
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, separate[name], rtol=1e-2, atol=1e-5)

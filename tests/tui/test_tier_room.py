@@ -1,0 +1,248 @@
+"""The tier room: what-if machines, the models that fit, and what would make a tier fit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textual.widgets import DataTable, Input, Static
+
+from elite_tui.draft import FILE_NAME, Draft
+from elite_tui.screens.models import ModelsScreen
+from elite_tui.ways import ways_to_fit, with_ram
+from elite_tui.what_if import WhatIf
+from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
+from engine import config, errors
+from engine.errors import EliteError
+from engine.hardware.machine import GIB
+from engine.models.catalogue import catalogue
+from engine.plan.choice import planning_of
+from engine.plan.memory import Part
+from engine.plan.planner import plan_context
+from tests.tui.support import cpu_machine, gpu_machine, make_app, room_of, settled, until
+
+SIZE = (120, 36)
+SMALL = {"model.name": "qwen2.5-coder-1.5b"}
+LARGE = {"model.name": "qwen2.5-coder-14b"}
+
+
+def text_of(app, selector):
+    return str(app.screen.query_one(selector, Static).content)
+
+
+async def enter(pilot, room="tiers"):
+    await settled(pilot)
+    pilot.app.go(room)
+    await until(pilot, lambda: room_of(pilot.app) == room and pilot.app.screen.is_mounted)
+    await settled(pilot)
+
+
+async def test_another_card_is_planned_for_and_never_used(tmp_path):
+    app = make_app(machine=cpu_machine(), values=SMALL, draft_path=tmp_path / FILE_NAME)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        here = app.state.tiers.value.table.recommended
+        assert "CPU with 8 cores" in text_of(app, "#choice")
+        await pilot.press("w", *"rtx-4090", "tab", "tab", *"128")
+        await until(pilot, lambda: app.state.what_if.value is not None)
+        await until(pilot, lambda: "RTX 4090 24.0 GiB, 128 GiB RAM" in text_of(app, "#choice"))
+        there = app.state.what_if.value.table.recommended
+        assert there > (here or 0)
+        assert app.state.tiers.value.table.recommended == here
+        assert not app.state.draft.mapping().get("training")
+        # Chosen there, but it does not fit here: the run keeps what it has.
+        await pilot.press("enter")
+        app.screen.query_one(DataTable).move_cursor(row=10)
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app._notifications) > 0)
+        assert app.state.draft.get("training.tier") is None
+        await pilot.press("x")
+        await until(pilot, lambda: "CPU with 8 cores" in text_of(app, "#choice"))
+        assert app.state.shown_plans is app.state.tiers.value
+        await pilot.press("w", *"rtx-4090")
+        await pilot.press("ctrl+q")
+    assert WhatIf.of(Draft.load(tmp_path / FILE_NAME)) == WhatIf(card="rtx-4090")
+
+
+async def test_a_wrong_card_or_size_is_said():
+    app = make_app(machine=cpu_machine(), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("w", *"rtx-9999")
+        await until(pilot, lambda: "unknown card rtx-9999" in text_of(app, "#choice"))
+        app.screen.query_one("#what-if-card", Input).value = ""
+        app.screen.query_one("#what-if-vram", Input).value = "24"
+        await until(pilot, lambda: "no GPU to have them" in text_of(app, "#choice"))
+        app.screen.query_one("#what-if-vram", Input).value = "much"
+        await until(pilot, lambda: "much is not a size in GiB" in text_of(app, "#choice"))
+
+
+async def test_model_and_precision_are_seen_at_once():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        before = app.state.tiers.value
+        app.screen.query_one("#field-model-precision Select").value = "nf4"
+        await until(pilot, lambda: app.state.tiers.value is not before and not app.state.tiers.loading)
+        assert "nf4" in text_of(app, "#title")
+        assert app.state.draft.get("model.precision") == "nf4"
+
+
+async def test_the_list_of_models_says_what_each_can_do_and_chooses():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.state.models.value is not None)
+        table = app.screen.query_one(DataTable)
+        await until(pilot, lambda: table.row_count == len(catalogue()))
+        assert str(table.get_cell_at((table.cursor_row, 0))).startswith("●")
+        table.move_cursor(row=list(catalogue()).index("qwen2.5-coder-0.5b"))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.state.draft.get("model.name") == "qwen2.5-coder-0.5b")
+        await until(pilot, lambda: app.state.tiers.value.spec.name == "qwen2.5-coder-0.5b")
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        await pilot.press("escape")
+        assert room_of(app) == "tiers"
+
+
+async def test_a_tier_that_does_not_fit_says_what_would():
+    app = make_app(machine=gpu_machine(), values=LARGE)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        table = app.screen.query_one(DataTable)
+        row = next(i for i, plan in enumerate(app.state.tiers.value.table.tiers) if not plan.fits)
+        table.move_cursor(row=row)
+        await until(pilot, lambda: "GiB of RAM" in text_of(app, "#ways"))
+        assert "✗ RAM" in str(table.get_cell_at((row, 2)))
+
+
+class Probe:
+    """A probe that was made before."""
+
+    def __init__(self, outcome):
+        self._outcome = outcome
+
+    def run(self, tell):
+        tell("running")
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def stop(self):
+        pass
+
+
+async def test_a_probe_stands_beside_the_prediction():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    asked: list[tuple[str, ...]] = []
+    found = {
+        "context": 8192,
+        "gpu_allocated": {"predicted": 5 << 30, "measured": 6 << 30},
+        "host": {"predicted": 1 << 30, "measured": None},
+        "window_seconds": {"predicted": 10.0, "measured": 12.5},
+    }
+
+    def measurement(*arguments):
+        asked.append(arguments)
+        return Probe(found)
+
+    app.link.engine.measurement = measurement
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        app.screen.query_one(DataTable).move_cursor(row=1)
+        await pilot.press("p")
+        await until(pilot, lambda: "6.00 GiB for 5.00 GiB predicted" in text_of(app, "#verdict"))
+        assert "12s for 10s predicted" in text_of(app, "#verdict")
+        assert asked[0][:5] == ("probe", "--tier", "2", "--model", "qwen2.5-coder-1.5b")
+        # Another row has not been probed, and another machine cannot be.
+        app.screen.query_one(DataTable).move_cursor(row=2)
+        await until(pilot, lambda: "probed" not in text_of(app, "#verdict"))
+        await pilot.press("w", *"rtx-4090", "enter", "p")
+        await settled(pilot)
+        assert len(asked) == 1
+
+
+async def test_a_probe_that_fails_says_so():
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    failure = errors.MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
+    app.link.engine.measurement = lambda *arguments: Probe(failure)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("p")
+        await until(pilot, lambda: "out of [/bold] memory; close what holds it" in text_of(app, "#verdict"))
+
+
+# --- the arithmetic ----------------------------------------------------------------------------------------
+
+
+def machine_with_little_ram():
+    return WhatIf(ram="24").apply(gpu_machine())
+
+
+def test_every_way_that_is_named_does_make_it_fit():
+    run = config.from_mapping({"model": {"name": "qwen2.5-coder-14b"}})
+    models = tuple(catalogue().values())
+    spec, machine = catalogue()["qwen2.5-coder-14b"], machine_with_little_ram()
+    found = ways_to_fit(run, machine, spec, models, 500_000, 65_536)
+    assert not plan_context(planning_of(run, machine, spec, 500_000), 65_536).fits
+    ram = next(way for way in found.ways if "of RAM" in way.change)
+    gib = int(ram.change.split()[0])
+    enough = planning_of(run, with_ram(machine, gib), spec, 500_000)
+    assert plan_context(enough, 65_536).step_seconds == ram.step_seconds
+    smaller = next(way.change for way in found.ways if way.change in catalogue())
+    assert plan_context(planning_of(run, machine, catalogue()[smaller], 500_000), 65_536).fits
+
+
+def test_what_if_changes_only_what_was_typed():
+    machine = gpu_machine()
+    assert WhatIf().apply(machine) == machine
+    more = WhatIf(vram="24").apply(machine)
+    assert more.gpus[0].memory_total == 24 * GIB
+    assert more.gpus[0].tensor_flops == machine.gpus[0].tensor_flops
+    assert more.ram_total == machine.ram_total
+    other = WhatIf(card="rtx 4090", ram="64 GiB").apply(machine)
+    assert other.gpus[0].card == "rtx-4090"
+    assert other.ram_total == 64 * GIB
+    assert other.disk_free == machine.disk_free
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "nan", "1e9", "x"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(EliteError, match="is not a size in GiB"):
+        WhatIf(ram=text).apply(gpu_machine())
+
+
+def test_what_the_wizard_keeps_is_apart_from_the_configuration(tmp_path):
+    path = tmp_path / FILE_NAME
+    draft = Draft(path, {})
+    draft.keep("what-if.card", "rtx-4090")
+    draft.save()
+    again = Draft.load(path)
+    assert again.kept("what-if.card") == "rtx-4090"
+    assert again.mapping() == {}
+    again.keep("what-if.card", "")
+    again.save()
+    assert Draft.load(path).kept("what-if.card") == ""
+
+
+sizes = st.lists(st.integers(1, 1 << 44), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes, st.integers(1, 1 << 44), st.integers(1, 200))
+def test_a_stacked_bar_never_overflows(found, limit, width):
+    cells = stacked_cells(found, limit, width)
+    assert all(count >= 0 for count in cells)
+    assert sum(cells) <= width
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes, st.integers(1 << 33, 1 << 44), st.integers(30, 200))
+def test_bars_and_sums_are_as_wide_as_they_may_be(found, total, width):
+    parts = [Part(name=f"part {size}", where="gpu", bytes=size, formula=f"{size} × 1 B") for size in found]
+    limits = {"gpu": Limit(total=total, usable=total * 7 // 8)}
+    line = bars(parts, limits, max(width, 60))
+    assert line.cell_length == max(width, 60)
+    assert len(str(sums(parts, limits, width)).splitlines()) >= len(found) + 2

@@ -1,0 +1,140 @@
+"""How the wizard's rooms look in meaningful states. `pytest ... --snapshot-update` accepts what is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from elite_tui.screens.models import ModelsScreen
+from engine import errors
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, history_of, make_app, settled, until
+
+SIZES = ((80, 24), (120, 36), (200, 60))
+MODEL = {"model.name": "qwen2.5-coder-1.5b"}
+
+
+def name_of(size):
+    return f"{size[0]}x{size[1]}"
+
+
+all_sizes = pytest.mark.parametrize("size", SIZES, ids=name_of)
+large_is_slow = pytest.mark.parametrize(
+    "size", [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.slow)], ids=name_of
+)
+"""For states in which the large layout shows nothing of its own."""
+
+
+@all_sizes
+def test_project(look, size):
+    assert look(make_app(values=MODEL), size)
+
+
+@large_is_slow
+def test_project_refused(look, size):
+    engine = FixedEngine(cpu_machine())
+    engine.facts = errors.REPOSITORY_MISSING(path="/home/me/[/bold]shop")
+    assert look(make_app(engine=engine, values={"model.name": "quen"}), size)
+
+
+@all_sizes
+def test_hardware(look, size):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    app.state.snapshots.extend(history_of(gpu_machine()))
+    assert look(app, size, room="hardware")
+
+
+@large_is_slow
+def test_hardware_without_a_gpu(look, size):
+    assert look(make_app(machine=cpu_machine()), size, room="hardware")
+
+
+@all_sizes
+def test_tiers(look, size):
+    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="tiers")
+
+
+@large_is_slow
+def test_tiers_that_do_not_fit(look, size):
+    app = make_app(machine=gpu_machine(), values={"model.name": "qwen2.5-coder-14b"})
+
+    async def last_row(pilot):
+        await settled(pilot)
+        await pilot.press("ctrl+end")
+        await until(pilot, lambda: app.state.ways.value is not None)
+
+    assert look(app, size, room="tiers", then=last_row)
+
+
+@large_is_slow
+def test_tiers_of_another_machine(look, size):
+    app = make_app(machine=cpu_machine(), values={"model.name": "qwen2.5-coder-7b"})
+    app.state.draft.keep("what-if.card", "rtx-4090")
+    app.state.draft.keep("what-if.ram", "128")
+    assert look(app, size, room="tiers")
+
+
+@large_is_slow
+def test_models(look, size):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+
+    async def ask(pilot):
+        await settled(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.state.models.value is not None)
+
+    assert look(app, size, room="tiers", then=ask)
+
+
+@large_is_slow
+def test_options_with_problems(look, size):
+    values = {"lora.rank": "many", "training.learning_rate": 7, "training.epochs": 3}
+    assert look(make_app(values=values), size, room="options")
+
+
+@all_sizes
+def test_options(look, size):
+    async def third_row(pilot):
+        await settled(pilot)
+        await pilot.press("down", "down", "down")
+
+    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="options", then=third_row)
+
+
+@all_sizes
+def test_data(look, size):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+
+    async def read(pilot):
+        await until(pilot, lambda: app.state.data.value is not None)
+
+    assert look(app, size, room="data", then=read)
+
+
+@large_is_slow
+def test_data_refused(look, size):
+    engine = FixedEngine(gpu_machine())
+    engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(
+        errors.REPOSITORY_MISSING(path="/home/me/shop")
+    )
+    app = make_app(engine=engine, values=MODEL)
+
+    async def refused(pilot):
+        await until(pilot, lambda: app.state.data.error is not None)
+
+    assert look(app, size, room="data", then=refused)
+
+
+@all_sizes
+def test_review(look, size):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+
+    async def checked(pilot):
+        await until(pilot, lambda: app.state.preflight.value is not None)
+
+    assert look(app, size, room="review", then=checked)
+
+
+@large_is_slow
+def test_review_with_a_problem(look, size):
+    engine = FixedEngine(gpu_machine())
+    engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
+    assert look(make_app(engine=engine, values=MODEL), size, room="review")
