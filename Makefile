@@ -52,8 +52,9 @@ format: $(STAMP) ## Format the code
 docs: $(STAMP) ## Write the generated pages of docs/
 	$(BIN)/python scripts/optimization_docs.py
 
-bench-ui: $(STAMP) ## Start-up times of the two commands
+bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/terminal.py
 
 screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
 	$(BIN)/python scripts/screenshots.py

@@ -25,6 +25,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "train",
     "runs",
     "control",
+    "delete",
     "bench",
     "optimizations",
     "verify",

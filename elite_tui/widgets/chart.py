@@ -199,27 +199,29 @@ class LineChart(Painted):
         return window[0] + (window[1] - window[0]) * self._pointer / max(1, columns - 1)
 
     def _legend(self, pointed: float | None, width: int) -> Content:
-        """The title and each series with its latest value, or its value at the pointer; the unit where it fits."""
-        picture = self.picture
-        title = Content.styled(picture.title, "bold")
-        values = Content("")
+        """The title and each series with its latest value, or its value at the pointer, as room allows."""
+        title = Content.styled(self.picture.title, "bold")
+        unit = Content.styled(f" {self.picture.unit}", "$muted") if self.picture.unit else Content("")
+        named, signed = self._values(pointed, names=True), self._values(pointed, names=False)
+        legends = (Content.assemble(title, unit, named), title.append(named), title.append(signed))
+        return next((legend for legend in legends if legend.cell_length <= width), legends[-1])
+
+    def _values(self, pointed: float | None, *, names: bool) -> Content:
+        picture, gap = self.picture, "   " if names else "  "
+        found = Content("")
         if pointed is not None:
             at = ticks.place_in_words(picture.x_kind, pointed)
-            values = values.append(Content.styled(f"   at {picture.x_kind} {at}", "$muted"))
-        for one in picture.series:
-            if one.quiet:
-                continue
-            sign = one.marker or one.letter or "━"
-            value = one.latest if pointed is None else one.at(pointed)
-            values = values.append(Content.styled(f"   {sign} ", one.style))
-            values = values.append(f"{one.name} {picture.figure(value)}".lstrip())
-        for limit in picture.limits:
-            values = values.append(Content.styled("   ╌ ", "$warning")).append(
-                f"{limit.name} {picture.figure(limit.value)}"
-            )
-        unit = Content.styled(f" {picture.unit}", "$muted") if picture.unit else Content("")
-        whole = Content.assemble(title, unit, values)
-        return whole if whole.cell_length <= width else title.append(values)
+            found = found.append(Content.styled(f"{gap}at {picture.x_kind} {at}", "$muted"))
+        entries = [
+            (one.marker or one.letter or "━", one.style, one.name, one.latest if pointed is None else one.at(pointed))
+            for one in picture.series
+            if not one.quiet
+        ]
+        entries += [("╌", "$warning", limit.name, limit.value) for limit in picture.limits]
+        for sign, style, name, value in entries:
+            words = f"{name} {picture.figure(value)}".lstrip() if names else picture.figure(value)
+            found = found.append(Content.styled(f"{gap}{sign} ", style)).append(words)
+        return found
 
     def _y_labels(self, scale: Scale, rows: int) -> dict[int, str]:
         most = max(3, rows // ROWS_A_TICK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -133,3 +134,21 @@ def test_a_disk_that_refuses_is_told(run, monkeypatch):
     assert "Permission denied" in error.message
     # It is not there by halves: the name is free.
     assert not run.path.exists()
+
+
+def engine(*arguments, text=""):
+    return subprocess.run(
+        [sys.executable, "-m", "engine", "delete", *arguments], input=text, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_deletes_only_when_it_is_told_to(run):
+    done = engine(str(run.path))
+    assert (done.returncode, run.path.is_dir()) == (2, True)
+    assert "--yes is not given" in done.stderr
+    done = engine(str(run.path), "--yes", "--json")
+    assert (done.returncode, run.path.exists()) == (0, False)
+    assert json.loads(done.stdout) == {"deleted": run.id, "path": str(run.path)}
+    done = engine(str(run.path), "--yes")
+    assert done.returncode == 2
+    assert "no run matches" in done.stderr

@@ -1,0 +1,39 @@
+"""`engine delete`: removes a run that has ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+NAMES = ("delete",)
+SUMMARY = "Delete a run that has ended, with its checkpoints, its adapter and its log."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """The options."""
+    parser.add_argument("reference", metavar="RUN", help="id, unique beginning of an id, or path of a run")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks for the end of the run's name, and deletes it."""
+    from engine import errors
+    from engine.cli import print_json
+    from engine.runtime import run_index
+    from engine.runtime.deletion import delete_run
+
+    found = run_index.find_run(args.reference)
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise errors.RUN_UNDELETABLE(path=found.path, problem="nobody is there to be asked, and --yes is not given")
+        word = found.id[-4:]
+        print(f"{errors.one_line(found.path)} goes for good, with its checkpoints and its adapter.", file=sys.stderr)  # noqa: T201
+        if input(f"Type {word} to agree: ").strip() != word:
+            print("nothing was deleted", file=sys.stderr)  # noqa: T201
+            return errors.INTERRUPTED
+    delete_run(found)
+    if args.json:
+        print_json({"deleted": found.id, "path": str(found.path)})
+    print(f"deleted run {found.id}", file=sys.stderr)  # noqa: T201
+    return 0
