@@ -30,7 +30,7 @@ from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
-from engine.streaming.loss import loss_and_gradient, summed_loss
+from engine.streaming.loss import loss_and_gradient, token_losses
 from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
@@ -51,6 +51,8 @@ class StepOutcome:
     "Tokens that were predicted."
     seconds: dict[str, float]
     "Wall time by stage: forward, loss, backward."
+    token_losses: Tensor | None = None
+    "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
 
 
 class StreamedStep:
@@ -165,7 +167,7 @@ class StreamedStep:
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> StepOutcome:
-        """Loss of one sequence without its gradient; arguments and errors of `run`."""
+        """Loss of one sequence, and of each of its tokens, without its gradient; arguments and errors of `run`."""
         return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
 
     def _sequence(
@@ -220,6 +222,7 @@ class StreamedStep:
                 "loss": after_loss - after_forward,
                 "backward": after_backward - after_loss,
             },
+            token_losses=torch.cat(state.token_losses).float().cpu() if state.token_losses else None,
         )
 
     def _forward(self, run: SequenceRun, purpose: Pass) -> None:
@@ -308,7 +311,9 @@ class StreamedStep:
             if scale is None:
                 with torch.no_grad():
                     normed = self.decoder.final_norm(x)
-                    loss = summed_loss(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+                    of_tokens = token_losses(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+                loss = of_tokens.sum()
+                run.token_losses.append(of_tokens)
             else:
                 normed = self.decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(
