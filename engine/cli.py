@@ -32,6 +32,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "ablate",
     "lr_range",
     "doctor",
+    "evaluate",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 

@@ -254,6 +254,11 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+RUN_WITHOUT_RESULT = _declare(
+    "run-without-result",
+    "run {run} has left no model ({status})",
+    "`engine train --resume {run}` goes on with it; only a run that saved its result can be used",
+)
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )

@@ -34,7 +34,7 @@ class Forward(Protocol):
     """A sequence that goes on."""
 
     def advance(self, token_ids: Tensor) -> Tensor:
-        """Takes the next tokens in, (n,) int64, n at least 1; returns the logits behind the last, (vocabulary,) fp32."""
+        """Takes the next tokens in, (n,) int64, at least one; returns the last one's logits, (vocabulary,) fp32."""
 
 
 def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAGE) -> Forward:
@@ -156,7 +156,7 @@ class LibraryForward:
     @torch.no_grad()
     def advance(self, token_ids: Tensor) -> Tensor:
         """See Forward."""
-        logits = None
+        logits: Tensor | None = None
         for ids in token_ids.split(self._tile):
             logits = self._model(
                 input_ids=ids[None].to(self._device), past_key_values=self._cache, use_cache=True, logits_to_keep=1

@@ -11,7 +11,7 @@ from engine.streaming.pinned import pinned_empty
 
 
 class PagedKeysValues:
-    """A KeyValueSource (engine.attention.blockwise) of one layer that grows to a known length.
+    """A KeyValueReader (engine.attention.blockwise) of one layer that grows to a known length.
 
     A page is (tokens, kv_heads, head_dim). Attention mostly asks for ranges that do not cross a multiple of `page`
     (engine.attention.pieces); those are seen where they are, others are put together.
@@ -50,7 +50,7 @@ class PagedKeysValues:
         """Pages are fetched when they are asked for, on the stream that computes."""
 
     def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeyValueSource."""
+        """See KeyValueReader."""
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         at = start
         while at < stop:
@@ -61,11 +61,3 @@ class PagedKeysValues:
             at = end
         k, v = (found[0] if len(found) == 1 else torch.cat(found) for found in parts)
         return k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)
-
-    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
-        """Text is made without gradients.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("keys and values that are kept for generation have no gradients")

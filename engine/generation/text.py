@@ -7,7 +7,6 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-
 _BEFORE = 4
 
 

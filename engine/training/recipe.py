@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
+from engine.evaluation.at_end import evaluate_at_end
+from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.adapter import save_adapter, trainable
@@ -100,6 +102,13 @@ def _train(session: TrainingSession) -> None:
         except StopRequestedError:
             status = "stopped"
 
+    evaluation = None
+    if status == "completed" and session.config.evaluation.at_end:
+        try:
+            evaluation = evaluate_at_end(session, setup, model, step, tokenizer, dataset, _phase_progress(session))
+        except StopRequestedError:
+            status = "stopped"
+
     _enter(session, "saving")
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
@@ -129,6 +138,9 @@ def _train(session: TrainingSession) -> None:
         predicted_host_bytes=setup.choice.plan.host_peak_bytes,
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
+        curve=read_curve(session.run.journal_path),
+        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        evaluation=evaluation,
     )
     space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
