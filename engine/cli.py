@@ -33,6 +33,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "lr_range",
     "doctor",
     "evaluate",
+    "generate",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 

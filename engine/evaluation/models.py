@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,7 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
 
     base = load_base(found, config)
     try:
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         # Onto the base's device by name: PEFT would otherwise take the first GPU, wherever the base is.
         return PeftModel.from_pretrained(base, found.result, torch_device=str(base.device)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
