@@ -109,7 +109,7 @@ class GenerateScreen(RoomScreen):
         if answer is None:
             return ""
         if answer.tokens is None or answer.seconds is None:
-            return f"  {answer.pieces} tokens …" if answer.pieces else ""
+            return f"  {answer.pieces} so far …" if answer.pieces else ""
         speed = f", {answer.tokens / answer.seconds:,.0f} a second" if answer.seconds else ""
         stopped = ", stopped" if answer.stopped else ""
         return f"  {answer.tokens} tokens in {duration_in_words(answer.seconds)}{speed}{stopped}"
