@@ -28,10 +28,10 @@ run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
 test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(STAMP) ## Run the test suite with the slow tests
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
