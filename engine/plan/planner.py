@@ -66,6 +66,12 @@ class TierPlan:
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
 
+    @property
+    def master_home(self) -> Literal["gpu", "host"] | None:
+        """Where every weight is trained: the home of the fp32 ones; None for an adapter."""
+        home: Literal["gpu", "host"] | None = self.plan.get("master_home")
+        return home
+
 
 @dataclass(frozen=True, kw_only=True)
 class TierTable:
@@ -100,6 +106,9 @@ class Planning:
     way: Way = "auto"
     activation_bits: Literal[16, 8, 4] = 16
     recompute: Recompute = "auto"
+
+    method: Literal["lora", "full"] = "lora"
+    "What is trained: an adapter, or every weight."
 
     @property
     def on_gpu(self) -> bool:
@@ -203,7 +212,8 @@ def plan_context(
     weights, way = planning.weights, planning.way
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
-    found = search(work, planning.machine, budget, weights, way, planning.recompute)
+    works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
+    found = [c for each in works for c in search(each, planning.machine, budget, weights, way, planning.recompute)]
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -244,6 +254,13 @@ def plan_context(
     )
 
 
+def _master_homes(planning: Planning) -> tuple[Literal["gpu", "host"] | None, ...]:
+    """Where the fp32 weights may live; none where an adapter is trained."""
+    if planning.method == "lora":
+        return (None,)
+    return ("gpu", "host") if planning.on_gpu else ("host",)
+
+
 def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
     """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
     if spec.family not in STREAMED:
@@ -264,7 +281,7 @@ def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
 
 def workload_of(planning: Planning, context: int) -> Workload:
     """What windows of `context` tokens ask of the machine."""
-    spec = planning.spec
+    spec, adapter = planning.spec, planning.method == "lora"
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
@@ -272,9 +289,9 @@ def workload_of(planning: Planning, context: int) -> Workload:
         spec=spec,
         context=context,
         compute_type=planning.compute_type,
-        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets),
+        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
         on_gpu=planning.on_gpu,
-        lora_rank=planning.lora_rank,
+        lora_rank=planning.lora_rank if adapter else 0,
         backend=attention_backend(gpu, spec.head_dim),
         fused_kernels=liger and spec.family in FUSED,
         fused_loss=liger,
