@@ -42,22 +42,13 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
     """What a configuration asks of the planner on a machine.
 
     Raises:
-        EliteError: DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, or CONFIG_INVALID for 4-bit weights trained themselves.
+        EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
     if config.model.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
-    compute_type, weights = storage(machine, config.model.precision)
-    if config.training.method == "full":
-        weights = tuple(storage for storage in weights if storage != "nf4")
-        if not weights:
-            raise errors.CONFIG_INVALID(
-                source="configuration",
-                field="model.precision",
-                problem="weights stored in 4 bits cannot be trained themselves",
-                remedy="use bf16 or auto, or training.method=lora",
-            )
+    compute_type, weights = storage(machine, config.model.precision, config.training.method)
     return Planning(
         machine=machine,
         spec=spec,

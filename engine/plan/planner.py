@@ -32,6 +32,10 @@ SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
 
+Method = Literal["lora", "full"]
+"""What is trained: an adapter, or every weight."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TierPlan:
     """One row of the tier table."""
@@ -107,7 +111,7 @@ class Planning:
     activation_bits: Literal[16, 8, 4] = 16
     recompute: Recompute = "auto"
 
-    method: Literal["lora", "full"] = "lora"
+    method: Method = "lora"
     "What is trained: an adapter, or every weight."
 
     @property
@@ -121,12 +125,23 @@ class Planning:
         return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
 
 
-def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
+def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[ComputeType, tuple[BaseWeights, ...]]:
     """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
 
     Raises:
-        EliteError: PRECISION_UNAVAILABLE.
+        EliteError: PRECISION_UNAVAILABLE; of weights that are trained themselves, in 4 bits.
     """
+    if method == "full" and precision == "nf4":
+        raise errors.PRECISION_UNAVAILABLE(
+            precision="nf4",
+            problem="weights stored in 4 bits cannot be trained themselves",
+            remedy="use bf16 or auto, or training.method=lora",
+        )
+    compute_type, weights = _storages(machine, precision)
+    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
+
+
+def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
     if not machine.gpus:
         if precision == "fp16":
             raise errors.PRECISION_UNAVAILABLE(

@@ -182,4 +182,4 @@ def test_four_bit_weights_are_refused_in_one_line(tmp_path):
     config = from_mapping({"model": {"precision": "nf4"}, "training": {"method": "full", "context": 128}})
     with pytest.raises(EliteError, match="4 bits cannot be trained") as caught:
         choose_plan(config, take_inventory(tmp_path), find_model("demo"), None)
-    assert caught.value.kind.code == "config-invalid"
+    assert caught.value.kind.code == "precision-unavailable"
