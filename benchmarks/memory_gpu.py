@@ -160,7 +160,7 @@ def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: 
         tuning = FullTuning(base, device if case["full"] == "gpu" else torch.device("cpu"))
     else:
         tuning = AdapterTuning(attach_adapter(base, LoraSection(rank=case["rank"]), seed=0))
-    model = tuning.model.train()
+    tuning.model.train()
     tokens = torch.randint(0, spec.vocab_size, (case["context"],), generator=torch.Generator().manual_seed(0))
     host["model"] = rss()
     gpu_model = torch.cuda.memory_allocated(device)
