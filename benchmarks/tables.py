@@ -65,7 +65,7 @@ def chaos_table() -> str:
     found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
     lines = ["| what | how often | seconds | lost or damaged |", "|---|---|---|---|"]
     for row in found["scenarios"]:
-        counts = {what: count for what, count in row.items() if what not in ("name", "seconds", "lost")}
+        counts = {what: count for what, count in row.items() if what not in ("name", "seconds", "lost", "phases")}
         often = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         lines.append(f"| {row['name']} | {often} | {row['seconds']:.0f} | {row['lost'] or 'nothing'} |")
     kills = sum(row.get("kills", 0) for row in found["scenarios"])
@@ -74,6 +74,17 @@ def chaos_table() -> str:
     return "\n".join(
         [*lines, "", f"{kills} kills in all, {seconds / 60:.0f} minutes, seed {found['seed']}, on {where}."]
     )
+
+
+def memory_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
+    (phases,) = (row["phases"] for row in found["scenarios"] if "phases" in row)
+    columns = list(next(iter(phases.values())))
+    lines = ["| memory runs out in | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {phase} | " + " | ".join(str(counts[name]) for name in columns) + " |" for phase, counts in phases.items()
+    ]
+    return "\n".join(lines)
 
 
 def convergence_table() -> str:
@@ -86,6 +97,7 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
+    (ROOT / "docs" / "reliability.md", "memory table", memory_table),
 )
 """Page, the name between its two marks, and what stands between them."""
 

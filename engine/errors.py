@@ -333,6 +333,12 @@ OUT_OF_MEMORY = _declare(
     "{remedy}",
     exit_code=TRAINING_FAILED,
 )
+MEMORY_FULL = _declare(
+    "memory-full",
+    "out of {place} memory in phase {phase}: {problem}",
+    "close other programs or choose a lower tier; `engine train --resume {run}` goes on from what was saved",
+    exit_code=TRAINING_FAILED,
+)
 LOSS_NOT_FINITE = _declare(
     "loss-not-finite",
     "the loss became {value} at step {step}",
