@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import engine.training.recipe
-from tests.chaos import damage, kills, memory, surroundings
+from tests.chaos import app, damage, kills, memory, surroundings
 from tests.chaos.lab import BrokenError, Lab
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
@@ -42,7 +42,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("streamed steps, saved within", 80, 6, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
     ("building data", 40, 4, kills.kill_data_building),
     ("writing journals", 200, 20, kills.kill_journal_writing),
-    ("the monitor in a terminal", 15, 1, kills.kill_the_app),
+    ("the monitor in a terminal", 15, 1, app.kill_the_monitor),
+    ("the wizard, typed into", 25, 2, app.kill_the_wizard),
+    ("the wizard, starting a run", 12, 1, app.kill_the_start),
     ("engine train in the foreground", 2, 0, kills.kill_the_command),
     ("a hostile repository", 24, 1, surroundings.learn_a_hostile_repository),
     ("memory that runs out, at every phase", 3, 0, memory.run_out_of_memory),
