@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from textual.app import App
 from textual.content import Content
-from textual.geometry import Size
 
 from elite_tui.widgets.painted import Lines
 
@@ -28,8 +27,9 @@ async def test_other_lines_may_come_between_a_new_layout_and_the_message_about_i
         lines.show(lines_of("one", "two", "three"))
         await pilot.pause()
         lines.styles.height = 6
-        # What the layout does before its Resize message is handled.
-        lines._size_updated(Size(40, 6), Size(40, 6), Size(40, 12))
+        # What a layout does first; its Resize message is handled later.
+        app.screen._clear_arrangement_cache()
+        app.screen._compositor.reflow(app.screen, app.size)
         assert lines.content_size.height == 6
         lines.show(lines_of("one", "two", "three", "four", "five"))
         await pilot.pause()
