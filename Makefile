@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui screenshots clean
+.PHONY: help setup demo run test test-all test-gpu chaos check format docs claims bench-ui screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,8 +49,13 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP) ## Write the generated pages of docs/
+docs: $(STAMP) ## Write the generated pages and tables of docs/
 	$(BIN)/python scripts/optimization_docs.py
+	$(BIN)/python scripts/reference_docs.py
+	$(BIN)/python benchmarks/tables.py
+
+claims: $(STAMP) ## Write docs/claims.md from the stored measurements
+	$(BIN)/python benchmarks/claims.py
 
 bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py
