@@ -101,6 +101,33 @@ def chaos_table() -> str:
     )
 
 
+def startup_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/startup.json").read_text())
+    lines = ["| | median | fastest | slowest | limit |", "|---|---|---|---|---|"]
+    for row in found["seconds"]:
+        figures = " | ".join(f"{row[name]:.2f} s" for name in ("median", "fastest", "slowest", "limit"))
+        lines.append(f"| {row['what']} | {figures} |")
+    return "\n".join([*lines, "", f"Of {found['runs']} fresh processes each. {_surroundings(found)}"])
+
+
+def terminal_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/terminal.json").read_text())
+    lines = ["| | size | bytes/s | redraws/s | of a core | behind |", "|---|---|---|---|---|---|"]
+    for row in found["costs"]:
+        lines.append(
+            f"| {row['case']} | {row['size'].replace('x', '×')} | {row['bytes']:,.0f} | {row['redraws']:.1f} "
+            f"| {row['share']:.1%} | {row['behind']:.1f} s |"
+        )
+    return "\n".join([*lines, "", f"{found['seconds']:.0f} s a case. {_surroundings(found)}"])
+
+
+def _surroundings(found: dict) -> str:
+    return (
+        f"CPython {found['python']}, textual {found['textual']}, {found['cores']} shared cores under a load of "
+        f"{found['load']} when it began."
+    )
+
+
 def memory_table() -> str:
     found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
     (phases,) = (row["phases"] for row in found["scenarios"] if "phases" in row)
@@ -122,6 +149,8 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
+    (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
+    (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
     (ROOT / "docs" / "reliability.md", "memory table", memory_table),
 )

@@ -123,7 +123,7 @@ REPOSITORY_UNSET = _declare(
 REPOSITORY_MISSING = _declare(
     "repository-missing",
     "repository {path} does not exist",
-    "check the path given with --repo",
+    "check the path",
     about="data.repositories",
 )
 REPOSITORY_NOT_A_FOLDER = _declare(
