@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from engine import errors
 from engine.data.windows import Windows
+from engine.distributed.sharing import shared_step
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fused import fuse_kernels
@@ -89,7 +90,8 @@ def choose_step(
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
     config, placement = session.config, setup.placement
     training, plan = config.training, setup.choice.plan.stream
-    store = InStepStore(session.run.path / in_step.FOLDER, config.checkpoint.every_minutes * 60, session.emit)
+    folder = in_step.folder_of(session.run.path, session.team.rank)
+    store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is not None:
@@ -115,7 +117,7 @@ def choose_step(
         return step
 
     planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, model, progress, planned, build)
+    return replanning_step(session, setup, model, progress, planned, build, shared_step(session))
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, windows: Windows) -> int:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
-from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
+from engine.distributed.data_parallel import DataParallelStep
+from engine.distributed.scoring import evaluate_together
+from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.adapter import save_adapter, trainable
 from engine.models.loading import load_tokenizer
@@ -61,7 +63,8 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
-    dataset = _read_data(session, setup, tokenizer)
+    with session.team.leader_first():  # the others find the token store that it has made
+        dataset = _read_data(session, setup, tokenizer)
     progress = _open_progress(session, setup, dataset)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
@@ -89,7 +92,7 @@ def _train(session: TrainingSession) -> None:
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
     if status == "completed":
-        in_step.clear(session.run.path / in_step.FOLDER)
+        in_step.clear(in_step.folder_of(session.run.path, session.team.rank))
 
     learning.keep_result()
     after = None
@@ -103,7 +106,8 @@ def _train(session: TrainingSession) -> None:
     _enter(session, "saving")
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
-    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
+    if session.team.leads:
+        space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -130,7 +134,8 @@ def _train(session: TrainingSession) -> None:
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
-    space.until_written(lambda: write_report(session.run.report_path, report))
+    if session.team.leads:
+        space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
@@ -224,11 +229,14 @@ def _build_parts(
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
     """Scores the held-out files and tells."""
     report = _phase_progress(session, step)
-    found = evaluate(
+    found = evaluate_together(
+        session.team,
         way.loss,
         dataset.held_out,
+        shared=isinstance(way, DataParallelStep),
         max_tokens=session.config.training.evaluate_tokens,
         progress=lambda done, total: report(done, total, "windows"),
+        stopping=StopRequestedError,
     )
     session.emit(
         EvalCompleted(
@@ -242,7 +250,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
 
 
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
-    if session.commands.stop_requested and phase not in ("saving", "finished"):
+    if session.team.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
     session.emit(PhaseChanged(phase=phase, detail=detail))
 

@@ -1,0 +1,92 @@
+"""How many ranks a run has, and how they share its work. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine import errors
+from engine.distributed.hosts import hosts_of
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.models.spec import ModelSpec
+
+Strategy = Literal["data", "zero2", "zero3", "ring", "ulysses"]
+
+
+def local_ranks(config: RunConfig) -> int:
+    """Ranks on this host.
+
+    Raises:
+        EliteError: GPUS_MISSING.
+    """
+    asked = config.distributed.gpus
+    if asked == 1:
+        return 1
+    from engine.hardware.inventory import take_inventory
+
+    found = 0 if config.model.device == "cpu" else len(take_inventory(Path.cwd()).gpus)
+    if asked == 0:
+        return max(1, found)
+    if found and asked > found:
+        raise errors.GPUS_MISSING(wanted=asked, found=found)
+    return asked
+
+
+def is_distributed(config: RunConfig) -> bool:
+    """Whether the run takes more than one rank."""
+    return bool(config.distributed.hostfile) or local_ranks(config) > 1
+
+
+def world_size(config: RunConfig) -> int:
+    """Ranks on all hosts.
+
+    Raises:
+        EliteError: GPUS_MISSING, HOSTFILE_INVALID.
+    """
+    return sum(host.slots for host in hosts_of(config, local_ranks(config)))
+
+
+def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool, windows_per_update: int) -> Strategy:
+    """How `ranks` processes share the work of an update.
+
+    Data parallel where every rank has a window; else parts of one window, through Ulysses' exchange of heads where
+    they divide and there are many ranks (two all-to-alls instead of `ranks` turns), else round the ring.
+
+    Args:
+        config: The run's.
+        spec: The model.
+        ranks: Processes.
+        streamed: Whether the plan streams windows tile by tile.
+        windows_per_update: Windows of an update.
+
+    Raises:
+        EliteError: STRATEGY_UNAVAILABLE.
+    """
+    asked = config.distributed.strategy
+    if asked == "auto":
+        if windows_per_update >= ranks or not streamed:
+            return "data"
+        return "ring"
+    problem, remedy = _refusal(asked, config, spec, ranks=ranks, streamed=streamed)
+    if problem:
+        raise errors.STRATEGY_UNAVAILABLE(strategy=asked, problem=problem, remedy=remedy)
+    return asked
+
+
+def _refusal(
+    asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool
+) -> tuple[str, str]:
+    auto = "use --set distributed.strategy=auto"
+    if asked in ("ring", "ulysses"):
+        if not streamed:
+            return "it runs over the streamed step's tiles", "add --set training.step=streamed"
+        if config.distributed.compression != "none":
+            return "compression is for data parallel", "add --set distributed.compression=none"
+    if asked == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
+        heads = f"{spec.heads} query and {spec.kv_heads} key heads do not divide by {ranks} ranks"
+        return heads, "use --set distributed.strategy=ring"
+    if asked in ("zero2", "zero3") and streamed:
+        return "DeepSpeed runs whole windows", "add --set training.step=whole, or " + auto
+    return "", ""
