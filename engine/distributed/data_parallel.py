@@ -102,7 +102,7 @@ class DataParallelStep(ReplanningStep):
         if failure is not None:
             raise failure
         _raise_others(outcomes, self._team.size)
-        self._add_up(_gradients(self._model))
+        self._add_up(gradients_of(self._model))
         return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
@@ -128,7 +128,7 @@ def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:
         raise StepAbandonedError
 
 
-def _gradients(model: Any) -> dict[str, Tensor]:
+def gradients_of(model: Any) -> dict[str, Tensor]:
     """Gradients by name; zeros where this rank had nothing to do."""
     found: dict[str, Tensor] = {}
     for name, parameter in trainable(model).items():

@@ -4,19 +4,75 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.distributed.data_parallel import DataParallelStep
 from engine.distributed.process_team import ProcessTeam
+from engine.distributed.sequence_parallel import SequenceParallelStep
+from engine.distributed.sequence_step import SequenceStep
+from engine.distributed.strategy import Strategy, choose_strategy
+from engine.protocol import LogLine
+from engine.streaming.step import StreamedStep
 from engine.training.replanning import ReplanningStep
+from engine.training.updates import tokens_per_update
 
 if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
+    from engine.training.setup import Setup
 
 
-def shared_step(session: TrainingSession) -> Callable[..., ReplanningStep]:
-    """What makes the step: alone, or one that works with the other ranks."""
-    team = session.team
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How a run's ranks share the work."""
+
+    strategy: Strategy | None
+    "None alone."
+    make: Callable[..., ReplanningStep]
+    "Makes what the loop calls."
+    streamed: Callable[..., StreamedStep]
+    "Makes the streamed step under it."
+
+    @property
+    def spreads_windows(self) -> bool:
+        """Whether all ranks compute the same window together."""
+        return self.strategy in ("ring", "ulysses")
+
+
+ALONE = Sharing(strategy=None, make=ReplanningStep, streamed=StreamedStep)
+
+
+def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
+    """The strategy of a run.
+
+    Raises:
+        EliteError: STRATEGY_UNAVAILABLE.
+    """
+    team, config = session.team, session.config
     if not isinstance(team, ProcessTeam):
-        return ReplanningStep
-    return functools.partial(DataParallelStep, team=team)
+        return ALONE
+    strategy = choose_strategy(
+        config,
+        setup.spec,
+        ranks=team.size,
+        streamed=setup.choice.plan.stream is not None,
+        windows_per_update=max(1, tokens_per_update(config.training, setup.context) // setup.context),
+    )
+    session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
+    if strategy == "ring" or strategy == "ulysses":
+        order = config.distributed.ring_order
+        return Sharing(
+            strategy=strategy,
+            make=functools.partial(SequenceParallelStep, team=team),
+            streamed=functools.partial(SequenceStep, team=team, strategy=strategy, order=order),
+        )
+    return Sharing(strategy=strategy, make=functools.partial(DataParallelStep, team=team), streamed=StreamedStep)
+
+
+_DESCRIPTIONS: dict[Strategy, str] = {
+    "data": "each takes windows of its own",
+    "zero2": "each takes windows of its own, gradients and optimiser states are spread (ZeRO-2)",
+    "zero3": "each takes windows of its own, weights, gradients and optimiser states are spread (ZeRO-3)",
+    "ring": "each takes a part of every window, keys and values go round",
+    "ulysses": "each takes a part of every window, and for attention a part of the heads",
+}

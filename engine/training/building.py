@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from engine import errors
 from engine.data.windows import Windows
-from engine.distributed.sharing import shared_step
+from engine.distributed.sharing import choose_sharing
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fused import fuse_kernels
@@ -90,6 +90,7 @@ def choose_step(
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
     config, placement = session.config, setup.placement
     training, plan = config.training, setup.choice.plan.stream
+    sharing = choose_sharing(session, setup)
     folder = in_step.folder_of(session.run.path, session.team.rank)
     store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
 
@@ -102,7 +103,9 @@ def choose_step(
                 device=placement.device,
                 spill_directory=session.run.path,
                 label_smoothing=training.label_smoothing,
-                store=store,
+                # A state within a step is one rank's; where a window is spread, it would take all of them.
+                store=None if sharing.spreads_windows else store,
+                make=sharing.streamed,
             )
         step = WholeSequenceStep(
             model,
@@ -117,7 +120,7 @@ def choose_step(
         return step
 
     planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, model, progress, planned, build, shared_step(session))
+    return replanning_step(session, setup, model, progress, planned, build, sharing.make)
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, windows: Windows) -> int:

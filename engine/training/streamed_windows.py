@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ class StreamedWindows:
         device: Where to compute.
         spill_directory: For hidden states on disk.
         store: Keeps a long step's state; None to keep none.
+        make: StreamedStep, or one by several ranks.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class StreamedWindows:
         spill_directory: Path,
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
+        make: Callable[..., StreamedStep] = StreamedStep,
     ) -> None:
         self._model, self._store = model, store
-        self._step = StreamedStep(
+        self._step = make(
             model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
         )
 

@@ -48,7 +48,7 @@ def test_two_ranks_are_one_and_a_killed_rank_is_named(tmp_path, train):
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment", ["data", "baseline", "StepCompleted"])
 def test_any_rank_may_die_at_any_point(tmp_path, train, victim, moment):
-    call = train("--gpus", "2", steps=50)
+    call = train("--gpus", "2", steps=50, settings=["training.epochs=50"])
     if moment == "StepCompleted":
         call.wait_for(moment, step=1)
     else:
@@ -69,7 +69,7 @@ def test_any_rank_may_die_at_any_point(tmp_path, train, victim, moment):
 
 @pytest.mark.slow
 def test_a_silent_rank_is_named(tmp_path, train):
-    call = train("--gpus", "2", steps=500, settings=["distributed.silent_seconds=5"])
+    call = train("--gpus", "2", steps=500, settings=["distributed.silent_seconds=5", "training.epochs=500"])
     call.wait_for("RankReported", rank=1)
     pid = next(event["pid"] for event in call.of("RankReported") if event["rank"] == 1)
     os.kill(pid, signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_a_silent_rank_is_named(tmp_path, train):
 
 @pytest.mark.slow
 def test_commands_reach_all_ranks(tmp_path, train):
-    call = train("--gpus", "2", steps=500)
+    call = train("--gpus", "2", steps=500, settings=["training.epochs=500"])
     call.wait_for("StepCompleted", step=1)
     run = run_folder(tmp_path)
 
