@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,5 +41,7 @@ class Parts:
     "What else keeps state; every entry is in every checkpoint, under its name."
     sequences: Callable[[Sequence[Window], int], Sequence[Window]] = lambda windows, _: windows
     "What the update after so many steps trains on, of its windows: a curriculum cuts them."
+    whole: Callable[..., AbstractContextManager[None]] = lambda changed: nullcontext()  # noqa: ARG005
+    "whole(changed=...): within, the adapter's weights are all here, however ranks share them (ZeroStep.whole)."
     early_end: Callable[[], str | None] = lambda: None
     "Why the run should end now, before its last step; None while it should go on."

@@ -176,7 +176,7 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
-    session.run.write_deepspeed(config, choice.context)
+    session.run.write_deepspeed(config, choice.context, session.team.size)
     return choice
 
 

@@ -145,11 +145,15 @@ def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapsh
     stateful, kept = tensor_tree.split(
         {"parts": others, "schedule": parts.schedule.state_dict(), "scaler": scaler.state_dict() if scaler else None}
     )
-    adapter = get_peft_model_state_dict(parts.model, save_embedding_layers=False)
+    with parts.whole(changed=False):
+        adapter = {
+            name: t.detach().to("cpu", copy=True).contiguous()
+            for name, t in get_peft_model_state_dict(parts.model, save_embedding_layers=False).items()
+        }
     return Snapshot(
         progress=dataclasses.replace(progress, skipped=list(progress.skipped), recoveries=list(progress.recoveries)),
         tensors={
-            ADAPTER: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in adapter.items()},
+            ADAPTER: adapter,
             OPTIMIZER: moments,
             RANDOM: {name: t.cpu() for name, t in generators.tensors.items()},
             STATEFUL: kept,
@@ -201,7 +205,8 @@ def restore(snapshot: Snapshot, parts: Parts) -> None:
     """
     record, tensors = snapshot.record, snapshot.tensors
     try:
-        set_peft_model_state_dict(parts.model, dict(tensors[ADAPTER]))
+        with parts.whole(changed=True):
+            set_peft_model_state_dict(parts.model, dict(tensors[ADAPTER]))
         parts.optimizer.load_state_dict(tensor_tree.join(record["optimizer"], tensors[OPTIMIZER]))
         others = tensor_tree.join(record["stateful"], tensors[STATEFUL])
         parts.schedule.load_state_dict(others["schedule"])
