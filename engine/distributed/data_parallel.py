@@ -7,18 +7,21 @@ the ranks' gradients is the gradient of one big batch, however unequal the ranks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import errors
 from engine.distributed.process_team import ProcessTeam
-from engine.models.adapter import trainable
+from engine.models.fine_tuning import FineTuning
 from engine.training.failures import Place
 from engine.training.layout import Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
+
+BUCKET_NUMBERS = 16 << 20
+"""Numbers that go out in one message."""
 
 _DONE, _ABANDONED, _FAILED = 0, 1, 2
 
@@ -26,22 +29,34 @@ _DONE, _ABANDONED, _FAILED = 0, 1, 2
 class GradientSum(Protocol):
     """Replaces gradients by their sum over the ranks, exactly or nearly."""
 
-    def __call__(self, gradients: dict[str, Tensor]) -> None:
-        """In place; the same names in the same order in every rank."""
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """In place; the same tensors in the same order in every rank."""
 
 
 class WholeSum:
-    """The exact sum, in one tensor: a collective for each matrix would pay its latency hundreds of times."""
+    """The exact sum, many gradients in one message: a collective for each would pay its latency hundreds of times."""
 
     def __init__(self, team: ProcessTeam) -> None:
         self._team = team
 
-    def __call__(self, gradients: dict[str, Tensor]) -> None:
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
         """See GradientSum."""
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients.values()])
+        bucket: list[Tensor] = []
+        for gradient in gradients:
+            if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET_NUMBERS:
+                self._send(bucket)
+                bucket = []
+            bucket.append(gradient)
+        if bucket:
+            self._send(bucket)
+
+    def _send(self, bucket: Sequence[Tensor]) -> None:
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            self._team.sum_tensor(bucket[0])
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         self._team.sum_tensor(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients.values()])
-        for gradient, part in zip(gradients.values(), parts, strict=True):
+        for gradient, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -69,7 +84,7 @@ class DataParallelStep(ReplanningStep):
 
     def __init__(
         self,
-        model: nn.Module,
+        tuning: FineTuning,
         layout: Layout,
         *,
         build: Callable[[Layout], ClosableStep],
@@ -78,7 +93,7 @@ class DataParallelStep(ReplanningStep):
         team: ProcessTeam,
         add_up: GradientSum | None = None,
     ) -> None:
-        super().__init__(model, layout, build=build, smaller=smaller, tell=tell)
+        super().__init__(tuning, layout, build=build, smaller=smaller, tell=tell)
         self._team, self._add_up = team, add_up or WholeSum(team)
         self._scored = 0
 
@@ -102,7 +117,7 @@ class DataParallelStep(ReplanningStep):
         if failure is not None:
             raise failure
         _raise_others(outcomes, self._team.size)
-        self._add_up(gradients_of(self._model))
+        self._add_up(gradients_of(self._tuning))
         return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
@@ -128,11 +143,9 @@ def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:
         raise StepAbandonedError
 
 
-def gradients_of(model: Any) -> dict[str, Tensor]:
-    """Gradients by name; zeros where this rank had nothing to do."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in trainable(model).items():
+def gradients_of(tuning: FineTuning) -> list[Tensor]:
+    """Gradients of all that is trained; zeros where this rank had nothing to do."""
+    for parameter in tuning.weights.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        found[name] = parameter.grad
-    return found
+    return [parameter.grad for parameter in tuning.weights.values() if parameter.grad is not None]

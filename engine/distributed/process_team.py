@@ -99,10 +99,12 @@ class ProcessTeam(Team):
         return found
 
     def sum_tensor(self, tensor: Tensor) -> None:
-        """Replaces a tensor on this rank's device by the sum over all ranks."""
+        """Replaces a tensor on this rank's device, or in host memory, by the sum over all ranks."""
         self.sent_bytes += tensor.numel() * tensor.element_size()
         with self.waiting():
-            distributed.all_reduce(tensor, group=self.tensors)
+            # Gradients of weights that live in host memory go the way of the objects.
+            group = self.tensors if tensor.device.type == self.device.type else self._objects
+            distributed.all_reduce(tensor, group=group)
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:

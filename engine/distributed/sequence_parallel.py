@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
 from engine.distributed.data_parallel import WholeSum, gradients_of
 from engine.distributed.process_team import ProcessTeam
+from engine.models.fine_tuning import FineTuning
 from engine.training.failures import Place
 from engine.training.layout import Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
@@ -23,7 +22,7 @@ class SequenceParallelStep(ReplanningStep):
 
     def __init__(
         self,
-        model: nn.Module,
+        tuning: FineTuning,
         layout: Layout,
         *,
         build: Callable[[Layout], ClosableStep],
@@ -31,11 +30,11 @@ class SequenceParallelStep(ReplanningStep):
         tell: Callable[[str, str], None],
         team: ProcessTeam,
     ) -> None:
-        super().__init__(model, layout, build=build, smaller=lambda *_: None, tell=tell)
+        super().__init__(tuning, layout, build=build, smaller=lambda *_: None, tell=tell)
         self._add_up = WholeSum(team)
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks."""
         result = super().run(windows, scale, monitor)
-        self._add_up(gradients_of(self._model))
+        self._add_up(gradients_of(self._tuning))
         return result

@@ -26,6 +26,7 @@ from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass, Stash
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.decoder import refuse_position_dependent_rope
+from engine.streaming.gradients import WideGradients
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
 from engine.streaming.step import StreamedStep
@@ -62,7 +63,7 @@ class SequenceStep(StreamedStep):
     the whole sequence already. States within a step (`boundary`) are not kept.
 
     Args:
-        model, plan, device, spill_directory, label_smoothing: As in StreamedStep; the plan is the same in every rank.
+        model, plan, device, spill_directory, label_smoothing, wide_gradients: As in StreamedStep; the plan is the same in every rank.
         team: The ranks.
         strategy: How attention is shared.
         order: How the ring's ranks cut the sequence.
@@ -79,9 +80,15 @@ class SequenceStep(StreamedStep):
         order: Order = "zigzag",
         spill_directory: Path | None = None,
         label_smoothing: float = 0.0,
+        wide_gradients: WideGradients | None = None,
     ) -> None:
         super().__init__(
-            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+            model,
+            plan,
+            device=device,
+            spill_directory=spill_directory,
+            label_smoothing=label_smoothing,
+            wide_gradients=wide_gradients,
         )
         self._team, self._strategy = team, strategy
         self._order: Order = order if strategy == "ring" else "contiguous"

@@ -84,6 +84,8 @@ def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
         bytes=tokens,
         words=lambda: f"{work.repository_tokens:,} tokens × 4 B, memory-mapped",
     )
+    if work.master_home is not None:
+        return
     yield Line(
         name="checkpoints of the adapter",
         where="disk",
