@@ -126,7 +126,9 @@ def _join(timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not on_cpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("gloo", timeout=timedelta(minutes=10))
+    # The default group is what DeepSpeed uses.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     team = ProcessTeam(device, timeout_s)
     # accelerate would join the group by these, and take the device by LOCAL_RANK.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):

@@ -38,6 +38,11 @@ class Sharing:
         """Whether all ranks compute the same window together."""
         return self.strategy in ("ring", "ulysses")
 
+    @property
+    def uses_zero(self) -> bool:
+        """Whether DeepSpeed owns the weights."""
+        return self.strategy in ("zero2", "zero3")
+
 
 ALONE = Sharing(strategy=None, make=ReplanningStep, streamed=StreamedStep)
 

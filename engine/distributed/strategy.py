@@ -87,6 +87,29 @@ def _refusal(
     if asked == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
         heads = f"{spec.heads} query and {spec.kv_heads} key heads do not divide by {ranks} ranks"
         return heads, "use --set distributed.strategy=ring"
-    if asked in ("zero2", "zero3") and streamed:
-        return "DeepSpeed runs whole windows", "add --set training.step=whole, or " + auto
+    if asked in ("zero2", "zero3"):
+        if streamed:
+            return "DeepSpeed runs whole windows", "add --set training.step=whole, or " + auto
+        for setting, plain in _NOT_WITH_ZERO.items():
+            section, _, name = setting.partition(".")
+            if getattr(getattr(config, section), name) not in plain:
+                return f"DeepSpeed owns gradients and weights, {setting} cannot act on them", (
+                    f"add --set {setting}={plain[0]}".lower() + ", or " + auto
+                )
     return "", ""
+
+
+_NOT_WITH_ZERO: dict[str, tuple[object, ...]] = {
+    "model.precision": ("bf16", "fp32", "auto"),
+    "training.method": ("lora",),
+    "training.optimizer": ("adamw",),
+    "training.clipping": ("norm",),
+    "training.gradient_centralization": (False,),
+    "training.gradient_noise": (0.0,),
+    "training.lookahead_steps": (0,),
+    "training.ema_decay": (0.0,),
+    "training.swa_fraction": (0.0,),
+    "training.early_stopping": (0,),
+    "distributed.compression": ("none",),
+}
+"""Settings that need whole gradients or weights in every rank, with what leaves them off."""

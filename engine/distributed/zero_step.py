@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from engine import errors
 from engine.attention.packed import packed_attention
 from engine.distributed.process_team import ProcessTeam
-from engine.models.adapter import trainable
+from engine.models.fine_tuning import AdapterTuning
 from engine.models.head import split_head, summed_cross_entropy
 from engine.optim.gradients import GradientPipeline
 from engine.streaming.loss import IGNORED
@@ -50,7 +51,7 @@ class ZeroStep:
     """A TrainingStep whose ranks each take windows of their own; also the optimiser that the loop sees.
 
     Args:
-        model: The model with its adapter; ZeRO-3 moves its weights from the host.
+        tuning: The model with its adapter; ZeRO-3 moves its weights from the host.
         optimizer: AdamW over the adapter; DeepSpeed gives it this rank's share.
         config: The run's deepspeed.json.
         device: Where to compute.
@@ -64,7 +65,7 @@ class ZeroStep:
 
     def __init__(
         self,
-        model: PeftModel,
+        tuning: ZeroTuning,
         optimizer: Optimizer,
         config: Path,
         *,
@@ -80,9 +81,10 @@ class ZeroStep:
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
+        model = tuning.model
         self._model, self._device, self._team = model, device, team
         self._label_smoothing = label_smoothing
-        self._parameters = list(trainable(model).values())
+        self._parameters = list(tuning.weights.values())
         self._groups = [
             ({k: v for k, v in group.items() if k != "params"}, [self._index(p) for p in group["params"]])
             for group in optimizer.param_groups
@@ -96,6 +98,9 @@ class ZeroStep:
             model=_WindowLoss(model), optimizer=optimizer, config=str(config), dist_init_required=False
         )
         self._stepped, self._pending = False, False
+        tuning.step, tuning.optimizer = self, optimizer
+        self.pipeline = GradientPipeline(clip=lambda _: self._update())
+        "Where the loop clips, DeepSpeed clips and updates."
 
     def _index(self, parameter: Parameter) -> int:
         return next(i for i, one in enumerate(self._parameters) if one is parameter)
@@ -152,7 +157,7 @@ class ZeroStep:
         """Rates and the like; DeepSpeed's shares are their parameters."""
         return self.base.param_groups
 
-    def update(self) -> float:
+    def _update(self) -> float:
         """Clips and applies the gradient; its norm as it came."""
         self._engine.step()
         self._stepped, self._pending = True, False
@@ -261,11 +266,28 @@ class ZeroStep:
                 parameter.data.copy_(value)
 
 
-class ZeroPipeline(GradientPipeline):
-    """Where the loop clips, DeepSpeed clips and updates."""
+class ZeroTuning(AdapterTuning):
+    """An adapter whose weights DeepSpeed shares among ranks."""
 
-    def __init__(self, step: ZeroStep) -> None:
-        super().__init__(clip=lambda _: step.update())
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__(model)
+        self.step: ZeroStep | None = None
+        "Owns the weights, as soon as there is one."
+
+    def whole(self) -> AbstractContextManager[None]:
+        """See FineTuning."""
+        return contextlib.nullcontext() if self.step is None else self.step.whole(changed=False)
+
+    def state(self) -> dict[str, Tensor]:
+        """See FineTuning. All ranks call it."""
+        with self.whole():
+            return {name: tensor.clone() for name, tensor in super().state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See FineTuning. All ranks call it."""
+        assert self.step is not None
+        with self.step.whole(changed=True):
+            super().load_state(state)
 
 
 def need_deepspeed() -> None:

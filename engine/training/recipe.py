@@ -14,6 +14,8 @@ from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.distributed.data_parallel import DataParallelStep
 from engine.distributed.scoring import evaluate_together
+from engine.distributed.sharing import choose_sharing
+from engine.distributed.zero_step import ZeroStep
 from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.loading import load_tokenizer
@@ -71,8 +73,9 @@ def _train(session: TrainingSession) -> None:
     def tell(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
-    tuning, accelerator = build_model(session.config, setup, tell)
-    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell)
+    sharing = choose_sharing(session, setup)
+    tuning, accelerator = build_model(session.config, setup, tell, sharing)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell, sharing)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -106,8 +109,9 @@ def _train(session: TrainingSession) -> None:
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
     result = session.run.result_path(session.config.training.method)
-    if session.team.leads:
-        space.until_written(lambda: tuning.save(result, tokenizer, changes))
+    with tuning.whole():
+        if session.team.leads:
+            space.until_written(lambda: tuning.save(result, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -209,12 +213,13 @@ def _build_parts(
         return loss
 
     updating = learning.updating
+    zero = step if isinstance(step, ZeroStep) else None
     return Parts(
         tuning=tuning,
         step=step,
-        optimizer=accelerator.prepare(updating.optimizer),
+        optimizer=zero or accelerator.prepare(updating.optimizer),
         schedule=updating.schedule,
-        gradients=updating.gradients,
+        gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,
         windows=dataset.train,
         context=setup.context,
