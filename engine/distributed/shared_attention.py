@@ -107,7 +107,8 @@ class SharedAttention:
         self._dq, self._dkv = self._exchange.backward(
             self._grad_out, self._q, self._kv, self._attended, scale=self._scale, window=self._window
         )
-        self._grad_out = torch.empty(0)
+        self._grad_out = self._q = self._kv = torch.empty(0)
+        self._attended = None
 
     def backward_above(self) -> None:
         """After a tile's ABOVE: goes on with the gradients of its queries, keys and values."""
@@ -129,10 +130,14 @@ class SharedAttention:
 
     def read(self, stash: Stash, layer: int, spans: list[slice]) -> None:
         """Brings it back."""
-        outs, sums = [], []
+        rows, found = 0, None
         for tile, span in enumerate(spans):
             out, logsumexp = stash.read(layer, tile)
-            outs.append(out.squeeze(0).transpose(0, 1).clone())
-            sums.append(logsumexp.clone())
-            assert outs[-1].shape[0] == span.stop - span.start
-        self._attended = Attended(torch.cat(outs), torch.cat(sums, dim=2))
+            if found is None:
+                shape, sums = (self._rows, out.shape[1], out.shape[3]), (1, out.shape[1], self._rows)
+                found = Attended(out.new_empty(shape), logsumexp.new_empty(sums))
+            found.out[span].copy_(out.squeeze(0).transpose(0, 1))
+            found.logsumexp[:, :, span].copy_(logsumexp)
+            rows += span.stop - span.start
+        assert rows == self._rows
+        self._attended = found

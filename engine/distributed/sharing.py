@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.distributed.data_parallel import DataParallelStep
+from engine.distributed.low_rank_sum import LowRankSum
 from engine.distributed.process_team import ProcessTeam
 from engine.distributed.sequence_parallel import SequenceParallelStep
 from engine.distributed.sequence_step import SequenceStep
 from engine.distributed.strategy import Strategy, choose_strategy
+from engine.optim.build import Stateful
 from engine.protocol import LogLine
 from engine.streaming.step import StreamedStep
 from engine.training.replanning import ReplanningStep
-from engine.training.updates import tokens_per_update
 
 if TYPE_CHECKING:
+    from engine.config import RunConfig
     from engine.runtime.session import TrainingSession
     from engine.training.setup import Setup
 
@@ -32,6 +34,9 @@ class Sharing:
     "Makes what the loop calls."
     streamed: Callable[..., StreamedStep]
     "Makes the streamed step under it."
+
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    "What a checkpoint has to bring back besides."
 
     @property
     def spreads_windows(self) -> bool:
@@ -61,7 +66,7 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
         setup.spec,
         ranks=team.size,
         streamed=setup.choice.plan.stream is not None,
-        windows_per_update=max(1, tokens_per_update(config.training, setup.context) // setup.context),
+        spreads=setup.choice.plan.plan.get("window_ranks", 1) > 1,
     )
     session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
     if strategy == "ring" or strategy == "ulysses":
@@ -71,7 +76,17 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
             make=functools.partial(SequenceParallelStep, team=team),
             streamed=functools.partial(SequenceStep, team=team, strategy=strategy, order=order),
         )
-    return Sharing(strategy=strategy, make=functools.partial(DataParallelStep, team=team), streamed=StreamedStep)
+    packed = LowRankSum(team, config.distributed.compression_rank) if _compresses(config) else None
+    return Sharing(
+        strategy=strategy,
+        make=functools.partial(DataParallelStep, team=team, add_up=packed),
+        streamed=StreamedStep,
+        stateful={} if packed is None else {"compression": packed},
+    )
+
+
+def _compresses(config: RunConfig) -> bool:
+    return config.distributed.compression == "powersgd"
 
 
 _DESCRIPTIONS: dict[Strategy, str] = {

@@ -10,6 +10,7 @@ from engine.distributed.hosts import hosts_of
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
+    from engine.hardware.machine import Machine
     from engine.models.spec import ModelSpec
 
 Strategy = Literal["data", "zero2", "zero3", "ring", "ulysses"]
@@ -21,12 +22,20 @@ def local_ranks(config: RunConfig) -> int:
     Raises:
         EliteError: GPUS_MISSING.
     """
-    asked = config.distributed.gpus
-    if asked == 1:
+    if config.distributed.gpus == 1:
         return 1
     from engine.hardware.inventory import take_inventory
 
-    found = 0 if config.model.device == "cpu" else len(take_inventory(Path.cwd()).gpus)
+    return local_ranks_of(config, take_inventory(Path.cwd()))
+
+
+def local_ranks_of(config: RunConfig, machine: Machine) -> int:
+    """The same on a known machine.
+
+    Raises:
+        EliteError: GPUS_MISSING.
+    """
+    asked, found = config.distributed.gpus, 0 if config.model.device == "cpu" else len(machine.gpus)
     if asked == 0:
         return max(1, found)
     if found and asked > found:
@@ -48,27 +57,22 @@ def world_size(config: RunConfig) -> int:
     return sum(host.slots for host in hosts_of(config, local_ranks(config)))
 
 
-def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool, windows_per_update: int) -> Strategy:
+def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool, spreads: bool) -> Strategy:
     """How `ranks` processes share the work of an update.
-
-    Data parallel where every rank has a window; else parts of one window, through Ulysses' exchange of heads where
-    they divide and there are many ranks (two all-to-alls instead of `ranks` turns), else round the ring.
 
     Args:
         config: The run's.
         spec: The model.
         ranks: Processes.
         streamed: Whether the plan streams windows tile by tile.
-        windows_per_update: Windows of an update.
+        spreads: Whether the plan spreads each window over all ranks.
 
     Raises:
         EliteError: STRATEGY_UNAVAILABLE.
     """
     asked = config.distributed.strategy
     if asked == "auto":
-        if windows_per_update >= ranks or not streamed:
-            return "data"
-        return "ring"
+        return "ring" if spreads and config.distributed.compression == "none" else "data"
     problem, remedy = _refusal(asked, config, spec, ranks=ranks, streamed=streamed)
     if problem:
         raise errors.STRATEGY_UNAVAILABLE(strategy=asked, problem=problem, remedy=remedy)

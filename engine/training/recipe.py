@@ -14,7 +14,7 @@ from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.distributed.data_parallel import DataParallelStep
 from engine.distributed.scoring import evaluate_together
-from engine.distributed.sharing import choose_sharing
+from engine.distributed.sharing import Sharing, choose_sharing
 from engine.distributed.zero_step import ZeroStep
 from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
@@ -87,7 +87,7 @@ def _train(session: TrainingSession) -> None:
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
     learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
-    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing)
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -200,6 +200,7 @@ def _build_parts(
     accelerator: Accelerator,
     dataset: Dataset,
     score: Callable[[], HeldOutLoss],
+    sharing: Sharing,
 ) -> Parts:
     """What the loop works with."""
 
@@ -225,7 +226,7 @@ def _build_parts(
         context=setup.context,
         checkpoints=setup.checkpoints,
         evaluate=score_now,
-        stateful=learning.stateful,
+        stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,
         early_end=learning.early_end,
     )

@@ -108,3 +108,67 @@ def test_commands_reach_all_ranks(tmp_path, train):
     while '"RunFinished"' not in finished.read_text() and time.monotonic() < until:
         time.sleep(0.2)
     assert '"status":"stopped"' in finished.read_text()
+
+
+def stopped_after(call, step):
+    call.wait_for("StepCompleted", step=step)
+    call.process.send_signal(signal.SIGINT)
+    assert call.finish() == 130, call.error
+    return call.events[-1]["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["data", "ring", "zero2", "zero3"])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, train, strategy, first, then):
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    settings = [f"distributed.strategy={strategy}", "training.epochs=5"]
+    settings += ["training.step=whole"] if strategy.startswith("zero") else []
+    alone = train(output="alone", steps=8, settings=settings)
+    assert alone.finish() == 0, alone.error
+    begun = train("--gpus", str(first), steps=8, settings=settings)
+    steps = stopped_after(begun, 2)
+    assert 2 <= steps < 8
+    ended = train("--gpus", str(then), resume=run_folder(tmp_path), steps=8)
+    assert ended.finish() == 0, (ended.error, ended.events[-1])
+    assert ended.of("RunStarted")[-1]["first_step"] == steps
+    losses = {event["step"]: event["loss"] for event in (*begun.of("StepCompleted"), *ended.of("StepCompleted"))}
+    assert [losses[step] for step in range(1, 9)] == pytest.approx(alone.losses, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_four_ranks_are_one(train):
+    alone = train(output="alone")
+    assert alone.finish() == 0, alone.error
+    for strategy in ("data", "ring", "ulysses"):
+        if strategy == "ulysses":
+            continue  # the demo model has two key heads
+        four = train("--gpus", "4", output=strategy, settings=[f"distributed.strategy={strategy}"])
+        assert four.finish() == 0, four.error
+        assert four.losses == pytest.approx(alone.losses, rel=1e-5), strategy
+
+
+@pytest.mark.slow
+def test_powersgd_sends_less_and_still_learns(train):
+    settings = ["training.epochs=10", "training.learning_rate=0.003", "distributed.compression_rank=2"]
+    whole = train("--gpus", "2", output="whole", steps=30, settings=settings)
+    packed = train(
+        "--gpus", "2", output="packed", steps=30, settings=[*settings, "distributed.compression=powersgd"]
+    )
+    assert whole.finish() == 0, whole.error
+    assert packed.finish() == 0, packed.error
+    assert packed.losses[:10] == pytest.approx(whole.losses[:10], rel=1e-4)
+    assert packed.losses[-1] < packed.losses[9]
+    assert packed.losses[-1] == pytest.approx(whole.losses[-1], rel=0.1)
+
+    def sent(call):
+        return sum(event["sent_bytes"] for event in call.of("RankReported") if event["rank"] == 0)
+
+    assert sent(packed) < 0.75 * sent(whole)
+
+
+def test_settings_that_do_not_go_together_are_refused(train):
+    call = train("--gpus", "2", settings=["distributed.strategy=ring", "training.step=whole"])
+    assert call.finish() == 3
+    assert call.events[-1]["error"] == "strategy-unavailable"
