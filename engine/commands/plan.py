@@ -72,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         help=f"Between machines: {', '.join(NETWORKS)}, or GB/s each way (default: 10g).",
     )
     parser.add_argument(
-        "--windows", type=_count, default=None, metavar="N", help="Windows of an update, for the table of several cards."
+        "--windows",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="Windows of an update, for the table of several cards.",
     )
     parser.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Show one tier's whole sum.")
     parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
@@ -156,9 +160,7 @@ def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
     )
 
 
-def _strategies(
-    args: argparse.Namespace, planning: Planning, cluster: Cluster, table: TierTable
-) -> list[StrategyPlan]:
+def _strategies(args: argparse.Namespace, planning: Planning, cluster: Cluster, table: TierTable) -> list[StrategyPlan]:
     """Of the tier that was asked for, or the one that is recommended on one card, or the lowest."""
     context = table.row(args.tier or table.recommended or 1).context
     if args.windows is not None:

@@ -18,6 +18,9 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import backward_piece, forward_piece, merge
 from engine.distributed.shards import Block
 
+FORWARD_BLOCKS = 4
+"""Key blocks that one call of the forward may see: only the backward's temporaries are as long as its keys."""
+
 
 @dataclass(frozen=True)
 class Attended:
@@ -112,5 +115,5 @@ def gradients_of_blocks(
             scale,
         )
         for total, part in zip((dq[rows], dkv[0, keys], dkv[1, keys]), found, strict=True):
-            total += part.squeeze(0).transpose(0, 1)
+            total.add_(part.squeeze(0).transpose(0, 1))
     return dkv

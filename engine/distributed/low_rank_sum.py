@@ -71,7 +71,7 @@ class LowRankSum:
             generator = torch.Generator().manual_seed(index)
             drawn = torch.randn((matrix.shape[1], self._rank), generator=generator)
             self._bases[index] = drawn.to(matrix.device, matrix.dtype)
-        basis, _ = torch.linalg.qr(self._bases[index])
+        basis: Tensor = torch.linalg.qr(self._bases[index])[0]
         return basis
 
     def state_dict(self) -> dict[str, Any]:

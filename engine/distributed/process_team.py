@@ -127,9 +127,7 @@ class ProcessTeam(Team):
 
             return run
 
-        stop = obey(
-            session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate))
-        )
+        stop = obey(session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate)))
         self.agree(lambda: ("go", stop))
         return stop
 

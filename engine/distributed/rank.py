@@ -49,15 +49,15 @@ def main() -> int:
     parser.add_argument("--resuming", action="store_true")
     parser.add_argument("--recipe", default="engine.training.recipe:train")
     options = parser.parse_args()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     run = RunDirectory.open(options.run)
     _detach(run.path, rank)
-    _prepare_environment()
+    prepare_environment()
     config = run.load_config()
     ending: RunFailed | None = None
     session: TrainingSession | None = None
     try:
-        team = _join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        team = join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
         journal = _journal(options.relay, run, leads=rank == 0)
         session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
         if isinstance(journal, RelayJournal):
@@ -101,8 +101,8 @@ def _detach(run: Path, rank: int) -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _prepare_environment() -> None:
-    """Before torch is imported."""
+def prepare_environment() -> None:
+    """One card for this rank, threads, NCCL: before torch is imported."""
     local, together = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Each rank sees one card, as a run on one GPU does.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -112,12 +112,13 @@ def _prepare_environment() -> None:
     from engine.hardware.limits import count_cores
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // together)))
-    # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing without.
+    # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing
+    # without it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
-def _join(timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
-    """Meets the other ranks."""
+def join(timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
+    """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors."""
     import torch
     from torch import distributed
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
-from engine.distributed.exchange import Attended, RunningAttention, gradients_of_blocks, wide
+from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
 from engine.distributed.process_team import ProcessTeam
 from engine.distributed.shards import Block, Segment, blocks, rows_of
 
@@ -41,28 +41,30 @@ class RingExchange:
     ) -> None:
         self._team, self._kept, self._backend = team, kept, backend
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
-        self._blocks: dict[int | None, list[list[Block]]] = {}
+        self._blocks: dict[tuple[int | None, int], list[list[Block]]] = {}
 
-    def _seen(self, window: int | None) -> list[list[Block]]:
-        if window not in self._blocks:
-            self._blocks[window] = blocks(
+    def _seen(self, window: int | None, key_block: int) -> list[list[Block]]:
+        key = window, key_block
+        if key not in self._blocks:
+            self._blocks[key] = blocks(
                 self._kept[self._team.rank],
                 self._kept,
                 tile=self._tile,
-                key_block=self._key_block,
+                key_block=key_block,
                 window=window,
                 document_starts=self._starts,
             )
-        return self._blocks[window]
+        return self._blocks[key]
 
     def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
         """See Exchange."""
         rank, size = self._team.rank, self._team.size
-        seen, running = self._seen(window), RunningAttention(q, self._backend, scale)
+        seen = self._seen(window, FORWARD_BLOCKS * self._key_block)
+        running = RunningAttention(q, self._backend, scale)
         held = kv
         for turn in range(size):
             owner = (rank - turn) % size
-            transfer = _Transfer(self._team)
+            transfer = Transfer(self._team)
             following = held
             if turn + 1 < size:
                 following = self._like(kv, owner - 1, kv.dtype)
@@ -77,12 +79,12 @@ class RingExchange:
     ) -> tuple[Tensor, Tensor]:
         """See Exchange."""
         rank, size = self._team.rank, self._team.size
-        seen, sums_type = self._seen(window), wide(q.dtype)
+        seen, sums_type = self._seen(window, self._key_block), wide(q.dtype)
         dq = torch.zeros(q.shape, dtype=sums_type, device=q.device)
         held, sums = kv, torch.empty(0)
         for turn in range(size):
             owner = (rank - turn) % size
-            transfer = _Transfer(self._team)
+            transfer = Transfer(self._team)
             pairs: list[tuple[Tensor, Tensor]] = []
             following, arriving = held, sums
             if turn + 1 < size:
@@ -97,7 +99,7 @@ class RingExchange:
             sums = part if turn == 0 else arriving.add_(part)
             held = following
         if size > 1:
-            transfer = _Transfer(self._team)
+            transfer = Transfer(self._team)
             arriving = self._like(kv, rank, sums_type)
             transfer.start([(sums, arriving)])
             transfer.finish()
@@ -109,7 +111,7 @@ class RingExchange:
         return torch.empty((2, rows, *kv.shape[2:]), dtype=dtype, device=kv.device)
 
 
-class _Transfer:
+class Transfer:
     """Tensors on their way to the next rank and from the one before; they live until `finish`."""
 
     def __init__(self, team: ProcessTeam) -> None:

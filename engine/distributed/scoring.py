@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -37,19 +38,15 @@ def evaluate_together(
     if not shared:
         return evaluate(loss_of, windows, max_tokens=max_tokens, progress=_in_step(team, progress, stopping))
     found = None
-    try:
+    with contextlib.suppress(stopping):
         found = evaluate(loss_of, windows, max_tokens=max_tokens, progress=progress)
-    except stopping:
-        pass
     loss, stopped = team.total([found.loss if found else 0.0, float(found is None)])
     if stopped or found is None:
         raise stopping
     return dataclasses.replace(found, loss=loss)
 
 
-def _in_step(
-    team: Team, progress: Callable[[int, int], None], stopping: type[Exception]
-) -> Callable[[int, int], None]:
+def _in_step(team: Team, progress: Callable[[int, int], None], stopping: type[Exception]) -> Callable[[int, int], None]:
     """Rank 0 decides for all whether to go on: the next window is computed by all or by none."""
 
     def report(done: int, total: int) -> None:

@@ -63,7 +63,8 @@ class SequenceStep(StreamedStep):
     the whole sequence already. States within a step (`boundary`) are not kept.
 
     Args:
-        model, plan, device, spill_directory, label_smoothing, wide_gradients: As in StreamedStep; the plan is the same in every rank.
+        model, plan, device, spill_directory, label_smoothing, wide_gradients: As in StreamedStep; the plan is the
+            same in every rank.
         team: The ranks.
         strategy: How attention is shared.
         order: How the ring's ranks cut the sequence.
@@ -135,7 +136,10 @@ class SequenceStep(StreamedStep):
     def _owning(self, run: SequenceRun) -> Iterator[None]:
         with super()._owning(run):
             if self._shard is not None:
-                exchange = {"ring": RingExchange, "ulysses": UlyssesExchange}[self._strategy](
+                kind: type[RingExchange | UlyssesExchange] = (
+                    RingExchange if self._strategy == "ring" else UlyssesExchange
+                )
+                exchange = kind(
                     self._team,
                     self._shard.kept,
                     self._workspace.attention.backend,

@@ -80,9 +80,7 @@ def blocks(
     for segment in own:
         for start in range(segment.start, segment.stop, tile):
             stop = min(start + tile, segment.stop)
-            pieces = causal_pieces(
-                start, stop, key_block=key_block, window=window, document_starts=document_starts
-            )
+            pieces = causal_pieces(start, stop, key_block=key_block, window=window, document_starts=document_starts)
             for piece in pieces:
                 for owner, kept in enumerate(owners):
                     for place in kept:

@@ -124,9 +124,7 @@ class SharedAttention:
         """Keeps the attention's output for the backward pass."""
         assert self._attended is not None
         for tile, span in enumerate(spans):
-            stash.write(
-                layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span]
-            )
+            stash.write(layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span])
 
     def read(self, stash: Stash, layer: int, spans: list[slice]) -> None:
         """Brings it back."""

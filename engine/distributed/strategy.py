@@ -79,9 +79,7 @@ def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed:
     return asked
 
 
-def _refusal(
-    asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool
-) -> tuple[str, str]:
+def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool) -> tuple[str, str]:
     auto = "use --set distributed.strategy=auto"
     if asked in ("ring", "ulysses"):
         if not streamed:

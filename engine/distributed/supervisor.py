@@ -70,9 +70,7 @@ def _announce(session: TrainingSession, hosts: list[Host]) -> None:
         session.emit(LogLine(level="info", text=f"waiting for {hosts[number].name}; run there: {command}"))
 
 
-def _wait(
-    session: TrainingSession, agent: Agent, relay: RelayServer, last: list[RunFinished | RunFailed]
-) -> None:
+def _wait(session: TrainingSession, agent: Agent, relay: RelayServer, last: list[RunFinished | RunFailed]) -> None:
     ended_at: float | None = None
     while not agent.done.is_set():
         command = session.commands.wait(_POLL_SECONDS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
-from engine.distributed.exchange import Attended, RunningAttention, gradients_of_blocks, wide
+from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
 from engine.distributed.process_team import ProcessTeam
 from engine.distributed.shards import Block, Segment, blocks, rows_of
 
@@ -32,26 +32,27 @@ class UlyssesExchange:
         self._team, self._backend = team, backend
         self._rows = [rows_of(one) for one in kept]
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
-        self._blocks: dict[int | None, list[Block]] = {}
+        self._blocks: dict[tuple[int | None, int], list[Block]] = {}
 
-    def _seen(self, window: int | None) -> list[Block]:
-        if window not in self._blocks:
+    def _seen(self, window: int | None, key_block: int) -> list[Block]:
+        key = window, key_block
+        if key not in self._blocks:
             whole = [Segment(0, sum(self._rows), 0)]
-            (self._blocks[window],) = blocks(
+            (self._blocks[key],) = blocks(
                 whole,
                 [whole],
                 tile=self._tile,
-                key_block=self._key_block,
+                key_block=key_block,
                 window=window,
                 document_starts=self._starts,
             )
-        return self._blocks[window]
+        return self._blocks[key]
 
     def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
         """See Exchange."""
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
         running = RunningAttention(whole_q, self._backend, scale)
-        running.see(whole_kv, self._seen(window))
+        running.see(whole_kv, self._seen(window, FORWARD_BLOCKS * self._key_block))
         found = running.result()
         sums = found.logsumexp[0].T.unsqueeze(-1)  # (tokens, heads, 1)
         return Attended(self._scatter(found.out), self._scatter(sums).squeeze(-1).T.unsqueeze(0).contiguous())
@@ -64,9 +65,8 @@ class UlyssesExchange:
         whole = Attended(self._gather(attended.out), sums)
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
         dq = torch.zeros(whole_q.shape, dtype=wide(q.dtype), device=q.device)
-        dkv = gradients_of_blocks(
-            self._gather(grad_out), whole_q, whole_kv, whole, dq, self._seen(window), self._backend, scale
-        )
+        seen = self._seen(window, self._key_block)
+        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, scale)
         return self._scatter(dq), torch.stack([self._scatter(one) for one in dkv])
 
     def _gather_pair(self, kv: Tensor) -> Tensor:

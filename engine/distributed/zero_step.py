@@ -91,9 +91,7 @@ class ZeroStep:
         ]
         self.base = optimizer
         if recompute:
-            model.get_base_model().gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._engine, *_ = deepspeed.initialize(
             model=_WindowLoss(model), optimizer=optimizer, config=str(config), dist_init_required=False
         )
@@ -149,6 +147,12 @@ class ZeroStep:
         with packed_attention(config, [s for s in window.starts if s < tokens], tokens):
             loss: Tensor = self._engine(ids[:-1], targets, positions, label_smoothing)
         return loss
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimiser's states are off the device."""
+        sharded = self._engine.optimizer
+        return bool(getattr(sharded, "cpu_offload", False) or getattr(sharded, "offload_optimizer", False))
 
     # --- the optimiser that the loop sees --------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from engine.hardware.machine import Gpu, Machine
-from engine.plan.planner import Planning, TierPlan, plan_context
+from engine.plan.planner import Planning, TierPlan, plan_context, workload_of
 from engine.plan.quantities import format_bytes
-from engine.plan.sequence import LINK_SHARE
+from engine.plan.sequence import LINK_SHARE, exchange_bytes
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
 """Bytes a second of a network between hosts, each way, by its name."""
@@ -151,9 +151,7 @@ def _slowest(planning: Planning, cluster: Cluster, context: int, strategy: str) 
     return max(rows, key=lambda row: (not row.fits, row.step_seconds))
 
 
-def _strategies(
-    planning: Planning, cluster: Cluster, context: int, reference: float | None
-) -> Iterator[StrategyPlan]:
+def _strategies(planning: Planning, cluster: Cluster, context: int, reference: float | None) -> Iterator[StrategyPlan]:
     ranks, rate = cluster.ranks, cluster.link * LINK_SHARE
     spec = planning.spec
     gradients = 4.0 * spec.lora_parameters(planning.lora_rank, planning.lora_targets)
@@ -162,7 +160,9 @@ def _strategies(
     sum_bytes = 2 * (ranks - 1) / ranks * gradients
     windows = max(1, math.ceil(planning.tokens_per_update / context))
 
-    def made(strategy: str, row: TierPlan, seconds: float, sent: float, words: str, gpu: int | None = None) -> StrategyPlan:
+    def made(
+        strategy: str, row: TierPlan, seconds: float, sent: float, words: str, gpu: int | None = None
+    ) -> StrategyPlan:
         per_host = max(1, len(cluster.machine.gpus))
         return StrategyPlan(
             strategy=strategy,
@@ -189,12 +189,21 @@ def _strategies(
         row = _slowest(planning, cluster, context, strategy)
         waited = next((p.seconds for p in row.time if p.name.startswith("waiting for other ranks")), 0.0)
         words = f"{windows} windows by all ranks together, {waited:,.3g} s a window waiting for keys and values"
-        yield made(strategy, row, row.step_seconds + sum_bytes / rate, sum_bytes, words)
+        beside, between = exchange_bytes(workload_of(_of_card(planning, cluster, 0, ranks, strategy), context))
+        sent = sum_bytes + windows * (beside + between)
+        yield made(strategy, row, row.step_seconds + sum_bytes / rate, sent, words)
     if planning.method == "lora" and spec.parameters and ranks > 1:
         yield _zero3(planning, cluster, context, made, turns, rate)
 
 
-def _zero3(planning: Planning, cluster: Cluster, context: int, made, turns: int, rate: float) -> StrategyPlan:  # type: ignore[no-untyped-def]
+def _zero3(
+    planning: Planning,
+    cluster: Cluster,
+    context: int,
+    made: Callable[..., StrategyPlan],
+    turns: int,
+    rate: float,
+) -> StrategyPlan:
     """Whole windows; every layer's weights are gathered before they are used, forward, again and backward."""
     whole = dataclasses.replace(planning, way="whole", weights=("resident",))
     row = _slowest(whole, cluster, context, "data")

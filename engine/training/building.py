@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from engine import errors
 from engine.data.windows import Windows
+from engine.distributed.process_team import ProcessTeam
 from engine.distributed.sharing import ALONE, Sharing
 from engine.distributed.zero_step import ZeroStep, ZeroTuning
 from engine.models.adapter import attach_adapter, trainable
@@ -147,6 +148,7 @@ def choose_step(
 
 def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
     training = session.config.training
+    assert isinstance(session.team, ProcessTeam)
     rate = peak_rate(training, tokens_per_update(training, setup.context))
     return ZeroStep(
         tuning,

@@ -133,7 +133,10 @@ class ReadOnlyCheckpoints(CheckpointFolder):
     """The same for a process that trains along: another one writes them."""
 
     def save(
-        self, step: int, files: Iterable[tuple[str, bytes]], held_out_loss: float | None = None  # noqa: ARG002
+        self,
+        step: int,
+        files: Iterable[tuple[str, bytes]],  # noqa: ARG002
+        held_out_loss: float | None = None,  # noqa: ARG002
     ) -> SavedCheckpoint:
         """Writes nothing."""
         return SavedCheckpoint(path=self.path / f"step-{step:06d}", step=step, bytes=0, seconds=0.0)

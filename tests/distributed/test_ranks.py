@@ -153,9 +153,7 @@ def test_four_ranks_are_one(train):
 def test_powersgd_sends_less_and_still_learns(train):
     settings = ["training.epochs=10", "training.learning_rate=0.003", "distributed.compression_rank=2"]
     whole = train("--gpus", "2", output="whole", steps=30, settings=settings)
-    packed = train(
-        "--gpus", "2", output="packed", steps=30, settings=[*settings, "distributed.compression=powersgd"]
-    )
+    packed = train("--gpus", "2", output="packed", steps=30, settings=[*settings, "distributed.compression=powersgd"])
     assert whole.finish() == 0, whole.error
     assert packed.finish() == 0, packed.error
     assert packed.losses[:10] == pytest.approx(whole.losses[:10], rel=1e-4)
