@@ -69,10 +69,6 @@ def _needs_several_gpus(situation: Situation) -> str | None:
     return None if count > 1 else f"it works across processes with a GPU each; this machine has {count or 'none'}"
 
 
-def _needs_own_program(_: Situation) -> str | None:
-    return "`engine train` uses one GPU; engine/distributed offers it to programs of your own"
-
-
 def _needs_library(name: str, extra: str) -> Callable[[Situation], str | None]:
     def check(situation: Situation) -> str | None:
         # A simulated machine has no list of libraries, and is taken to have what it needs.
@@ -106,10 +102,9 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "adapter": _needs_adapter,
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
-    "own_program": _needs_own_program,
     "bitsandbytes": _needs_library("bitsandbytes", "quant"),
     "liger-kernel": _needs_library("liger-kernel", "gpu"),
-    "deepspeed": _needs_library("deepspeed", "gpu"),
+    "deepspeed": _needs_library("deepspeed", "deepspeed"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
 }

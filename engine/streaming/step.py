@@ -425,7 +425,7 @@ class StreamedStep:
         run.stage = "preparation"
         refuse_position_dependent_rope(self.decoder.config, run.context)
         self._workspace.prepare(run.context)
-        run.arguments = TileArguments(self.decoder, run.context, run.document_starts, self.plan.tile, self.device)
+        run.arguments = self._tile_arguments(run)
         config = self.decoder.config
         implementation, checkpointing = config._attn_implementation, []
         config._attn_implementation = streamed_attention.IMPLEMENTATION
@@ -446,6 +446,9 @@ class StreamedStep:
             config._attn_implementation = implementation
             for layer in checkpointing:
                 layer.gradient_checkpointing = True  # type: ignore[assignment]
+
+    def _tile_arguments(self, run: SequenceRun) -> TileArguments:
+        return TileArguments(self.decoder, run.context, run.document_starts, self.plan.tile, self.device)
 
     @property
     def backend_name(self) -> str:
