@@ -36,6 +36,7 @@ from engine.evaluation.held_out import HeldOut
 from engine.evaluation.tally import LossTally, overall, tally_losses
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
+from engine.models.fine_tuning import AdapterTuning
 from engine.models.loading import load_model, load_tokenizer
 from engine.models.placement import choose_placement
 from engine.models.spec import ModelSpec
@@ -201,7 +202,9 @@ class Bench:
     def _step(self, model: Any, context: int) -> WholeSequenceStep | StreamedWindows:
         if context < STREAM_FROM:
             return WholeSequenceStep(model, recompute=False)
-        return StreamedWindows(model, StreamPlan(tile=8192), device=self.placement.device, spill_directory=self.folder)
+        return StreamedWindows(
+            AdapterTuning(model), StreamPlan(tile=8192), device=self.placement.device, spill_directory=self.folder
+        )
 
     def _held_out(self, package: Path, data: dict[str, str], context: int) -> HeldOut:
         section = from_mapping({"data": {"repositories": [str(self._part_of(package))], **data}}).data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
 from engine.cli import print_json
-from engine.commands.quiet import silence_imports
+from engine.commands.quiet import output_kept_clean, silence_imports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
     silence_imports()
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     evaluations: list[Evaluation] = []
-    for found, config in zip(runs, configs, strict=True):
-        evaluations += _evaluate(found, config, args.repo, console)
+    with output_kept_clean():
+        for found, config in zip(runs, configs, strict=True):
+            evaluations += _evaluate(found, config, args.repo, console)
     if args.json:
         documents = [evaluation.as_json() for evaluation in evaluations]
         print_json(documents[0] if len(documents) == 1 else {"evaluations": documents})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import silence_imports
+from engine.commands.quiet import output_kept_clean, silence_imports
 
 if TYPE_CHECKING:
     from engine.generation.request import Side, TextRequest
@@ -56,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes text as it comes."""
     request = None if args.serve else _request(args)
     silence_imports()
-    from engine.generation.writer import open_writer
+    with output_kept_clean():
+        from engine.generation.writer import open_writer
 
-    writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=_note)
+        writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=_note)
     if request is None:
         from engine.generation.serving import serve
 

@@ -9,39 +9,49 @@ from engine.evaluation.held_out import HeldOut
 from engine.evaluation.keeping import keep_evaluation
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.models import AdaptedPair
+from engine.models.fine_tuning import AdapterTuning
+from engine.protocol import LogLine
+from engine.training.replanning import ReplanningStep
 from engine.training.setup import device_name
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
 
     from engine.data.dataset import Dataset
     from engine.evaluation.result import Evaluation
+    from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
-    from engine.training.replanning import ReplanningStep
     from engine.training.setup import Setup
+    from engine.training.step import TrainingStep
 
 
 def evaluate_at_end(
     session: TrainingSession,
     setup: Setup,
-    model: PeftModel,
-    step: ReplanningStep,
+    tuning: FineTuning,
+    step: TrainingStep,
     tokenizer: PreTrainedTokenizerFast,
     dataset: Dataset,
     progress: Progress,
-) -> Evaluation:
-    """Measures what `engine evaluate` would, and keeps it in the run's directory.
+) -> Evaluation | None:
+    """Measures what `engine evaluate` would, and keeps it in the run's directory; None where only that can do it.
+
+    With an adapter the base model is still there. Where every weight was trained, or weights are spread over
+    processes, both models have to be loaded for it.
 
     Args:
         session: Whose run it is.
         setup: What it decided.
-        model: With the adapter that is kept.
+        tuning: What was trained, as it is kept.
         step: Scores windows.
         tokenizer: The model's.
         dataset: Its held-out windows.
         progress: Told how far it is; may raise to abandon it.
     """
+    if not (isinstance(tuning, AdapterTuning) and isinstance(step, ReplanningStep) and session.team.size == 1):
+        text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
+        session.emit(LogLine(level="info", text=text))
+        return None
     stream = setup.choice.plan.stream
     subject = Subject(
         run=session.run.id,
@@ -52,7 +62,7 @@ def evaluate_at_end(
         writes=stream is None or stream.weights != "streamed",
     )
     evaluation = evaluate_pair(
-        AdaptedPair(model, step),
+        AdaptedPair(tuning.model, step),
         HeldOut.of(dataset),
         Encoder(tokenizer),
         session.config.evaluation,

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 
 from engine import errors
-from engine.models.base_changes import BaseChanges
+from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.families import STREAMED
+from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model
@@ -140,7 +141,7 @@ def result_of(run: RunDirectory) -> Path:
     Raises:
         EliteError: RUN_WITHOUT_RESULT.
     """
-    for path in (run.adapter_path, run.path / "model"):
+    for path in (run.adapter_path, run.model_path):
         if (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
             return path
     raise errors.RUN_WITHOUT_RESULT(run=run.id, status=run.status())
@@ -224,6 +225,10 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
 
 
 def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
+    if found.spec.path == found.result:
+        return NO_CHANGES  # a whole model's own configuration holds them
+    if not found.is_adapter:
+        return BaseChanges.of(config.model, found.spec, found.context)
     try:
         return BaseChanges.read(found.result)
     except (ValueError, TypeError):
@@ -233,10 +238,11 @@ def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
 def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill: Path) -> ReplanningStep:
     """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
     device = found.placement.device
+    tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is not None:
-            return StreamedWindows(model, layout.stream, device=device, spill_directory=spill)
+            return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill)
         return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement))
 
     ladder = Ladder(
@@ -247,7 +253,7 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
         streamable=found.spec.family in STREAMED,
     )
     return ReplanningStep(
-        model, found.layout, build=build, smaller=ladder.smaller, tell=lambda what, why: tell(f"{what}: {why}")
+        tuning, found.layout, build=build, smaller=ladder.smaller, tell=lambda what, why: tell(f"{what}: {why}")
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.plan.activations import Moment, tile_moments, window_moments
+from engine.plan.full_tuning import state_parts, whole_window_part
 from engine.plan.parts import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
@@ -28,6 +29,7 @@ from engine.plan.parts import (
     unpacked_parts,
     weight_parts,
 )
+from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -77,6 +79,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, weights, device),
+        *(() if work.master_home is None else (*state_parts(work, device), whole_window_part(work, device))),
         Line(
             name="rotary tables",
             where=device,
@@ -96,9 +99,10 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, plan.weights, device),
+        *(() if work.master_home is None else state_parts(work, device)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
-        *key_value_parts(work, plan, key_block, device),
+        *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
         *kept_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),

@@ -14,7 +14,7 @@ from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
 from engine.plan.memory import streamed_ledger
-from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on
+from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.parts import BaseWeights
 from engine.plan.planner import workload_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
@@ -26,7 +26,7 @@ Word = Literal["on", "off", "unavailable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """A run on a machine, as far as it is decided. Arguments of `optimizations.states`."""
+    """A run on a machine, as far as it is decided. Arguments of `states`."""
 
     config: RunConfig
     machine: Machine
@@ -53,7 +53,8 @@ class Situation:
         """What one window asks of the machine; None before a context is chosen."""
         if self.choice is None:
             return None
-        return workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+        work = workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+        return dataclasses.replace(work, master_home=self.choice.plan.master_home)
 
 
 # --- what a row needs of the machine and the model -----------------------------------------------------------
@@ -66,10 +67,6 @@ def _needs_gpu(situation: Situation) -> str | None:
 def _needs_several_gpus(situation: Situation) -> str | None:
     count = len(situation.machine.gpus)
     return None if count > 1 else f"it works across processes with a GPU each; this machine has {count or 'none'}"
-
-
-def _needs_own_program(_: Situation) -> str | None:
-    return "`engine train` uses one GPU; engine/distributed offers it to programs of your own"
 
 
 def _needs_library(name: str, extra: str) -> Callable[[Situation], str | None]:
@@ -96,13 +93,18 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
+def _needs_adapter(situation: Situation) -> str | None:
+    full = situation.config.training.method == "full"
+    return "training.method=full trains every weight: there is no adapter" if full else None
+
+
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
+    "adapter": _needs_adapter,
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
-    "own_program": _needs_own_program,
     "bitsandbytes": _needs_library("bitsandbytes", "quant"),
     "liger-kernel": _needs_library("liger-kernel", "gpu"),
-    "deepspeed": _needs_library("deepspeed", "gpu"),
+    "deepspeed": _needs_library("deepspeed", "deepspeed"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
 }
@@ -218,8 +220,8 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
         return None
 
 
-def _adapter_bytes(row: Optimization, parameters: int) -> int | None:
-    """Bytes a run's device holds more with a row that adds to, or takes from, the adapter's states."""
+def _state_bytes(row: Optimization, parameters: int) -> int | None:
+    """Bytes a run's device holds more with a row that adds to, or takes from, the states of what is trained."""
     copies = {"ema": 4, "swa": 4, "lookahead": 4, "adamw_8bit": -6}
     return copies[row.id] * parameters if row.id in copies else None
 
@@ -229,7 +231,7 @@ def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int |
     work, choice = situation.work, situation.choice
     if work is None or choice is None:
         return None, None, None
-    if (extra := _adapter_bytes(row, work.lora_parameters)) is not None:
+    if (extra := _state_bytes(row, work.lora_parameters or work.spec.parameters)) is not None:
         return (extra, None, None) if situation.on_gpu else (None, extra, None)
     if row.id == "weight_streaming" and situation.stream is not None:
         resident, streamed = _weights_pair(situation.stream)
@@ -240,7 +242,7 @@ def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int |
 
 def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
     kept: BaseWeights = "nf4" if plan.weights == "nf4" else "resident"
-    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed")
+    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed", keep_layers=0)
 
 
 def _difference(
@@ -257,6 +259,21 @@ def _difference(
 
 
 # --- together ------------------------------------------------------------------------------------------------
+
+
+def states(
+    config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
+) -> tuple[OptimizationState, ...]:
+    """What becomes of every optimisation in a run, in the order of `optimizations()`.
+
+    Args:
+        config: The run.
+        machine: Where it would run.
+        spec: Its model.
+        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
+    """
+    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
+    return tuple(state_of(row, situation) for row in optimizations())
 
 
 def state_of(row: Optimization, situation: Situation) -> OptimizationState:

@@ -13,7 +13,9 @@ from typing import Any
 
 from engine.hardware.machine import Gpu, Machine
 from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
+from engine.plan.full_tuning import update_seconds
 from engine.plan.parts import NF4_BITS, BaseWeights
+from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -188,11 +190,11 @@ def whole_sequence_time(
         _logits_part(work, speeds, WHOLE_LOGIT_BYTES),
         *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
-        _adapter_part(work, speeds),
+        *_adapter_parts(work, speeds),
     ]
     calls = matrices / 3 * LAYER_CALLS
     found = _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)
-    return _corrected(found, work, weights, speeds, streamed=False)
+    return _corrected((*found, *_update_parts(work, speeds)), work, weights, speeds, streamed=False)
 
 
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
@@ -232,7 +234,9 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         formula = f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
-    return _corrected(_with_launches(parts, stages, speeds), work, plan.weights, speeds, streamed=True)
+    parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
+    found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds))
+    return _corrected(found, work, plan.weights, speeds, streamed=True)
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
@@ -250,7 +254,8 @@ def attention_flops(work: Workload) -> float:
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
     full = spec.full_attention_layers
-    return 4 * work.query_width * (full * pairs + (spec.layers - full) * windowed)
+    # Spread over ranks, each has its part of a sequence that is so many times as long.
+    return 4 * work.query_width * (full * pairs * work.ranks + (spec.layers - full) * windowed)
 
 
 def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
@@ -273,9 +278,11 @@ def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[Ti
 def _matrix_parts(
     work: Workload, speeds: Speeds, forwards: float, *, refill: bool, head_products: int
 ) -> list[TimePart]:
-    """Frozen weights have a gradient for their inputs only: one backward product, not two."""
+    """Frozen weights have a gradient for their inputs only: one backward product, trained ones have two."""
     spec, n = work.spec, work.context
-    units = forwards + 1
+    trains_all = work.master_home is not None
+    units = forwards + (2 if trains_all else 1)
+    head_products += 1 if head_products and trains_all else 0
     weights = spec.layers * spec.linear_parameters
     # Each adapter matrix: the forward products, and in the backward pass one for its inputs and one for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
@@ -317,14 +324,41 @@ def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
     )
 
 
-def _adapter_part(work: Workload, speeds: Speeds) -> TimePart:
+def _update_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
+    """An adapter's update is over at once; that of every weight is not."""
+    if work.master_home is None:
+        return []
+    seconds, formula = update_seconds(work, memory=speeds.memory, ram=speeds.ram, link=speeds.link)
+    return [TimePart(name="updating every weight", seconds=seconds, formula=formula)]
+
+
+def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
+    if not work.lora_parameters:
+        return []
     widths = sum(linear.inputs + linear.outputs for linear in work.spec.linears)
     moved = ADAPTER_PASSES * widths * work.element * work.spec.layers * work.context
-    return TimePart(
-        name="adapters' casts and sums",
-        seconds=moved / speeds.memory,
-        formula=f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
-    )
+    formula = f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
+
+
+def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:
+    """What it costs that ranks share the window; the ring's messages travel beside attention."""
+    if work.ranks == 1:
+        return []
+    flops, (beside, between), rate = repeated_flops(work), exchange_bytes(work), work.rank_link * LINK_SHARE
+    waited = max(0.0, beside / rate - attention) + between / rate
+    return [
+        TimePart(
+            name="products before attention, once more",
+            seconds=flops / speeds.matrix,
+            formula=f"{flops:.3g} operations at {speeds.matrix / 1e12:.3g} TFLOP/s",
+        ),
+        TimePart(
+            name="waiting for other ranks' keys and values",
+            seconds=waited,
+            formula=f"{beside:.3g} B beside attention and {between:.3g} B between, at {rate / 1e9:.3g} GB/s",
+        ),
+    ]
 
 
 def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:

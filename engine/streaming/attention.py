@@ -267,17 +267,17 @@ class _TileAttentionFunction(Function):
         return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype), None, None, None
 
 
-class LayerAttention(Protocol):
-    """Computes the attention of whichever layer is being run."""
+class AttentionState(Protocol):
+    """What a layer's call of the function reaches: a step's state."""
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of the present tile; shapes as in AttentionBackend."""
+        """Attention of the present tile; shapes as in AttentionBackend. `window`: keys a query sees, None for all."""
 
 
-_active: LayerAttention | None = None
+_active: AttentionState | None = None
 
 
-def activate(state: LayerAttention | None) -> None:
+def activate(state: AttentionState | None) -> None:
     """Sets the state that layers whose attention implementation is IMPLEMENTATION use; None for none."""
     global _active
     _active = state

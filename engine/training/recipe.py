@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
+from engine.distributed.data_parallel import DataParallelStep
+from engine.distributed.scoring import evaluate_together
+from engine.distributed.sharing import Sharing, choose_sharing
+from engine.distributed.zero_step import ZeroStep
 from engine.evaluation.at_end import evaluate_at_end
 from engine.evaluation.curve import past_ratios, read_curve
-from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
+from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
-from engine.models.adapter import save_adapter, trainable
 from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.training import in_step
 from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors
+from engine.training.memory import gpu_peak, host_peak, memory_errors, memory_errors_by_phase
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_snapshot, restore
@@ -32,9 +35,9 @@ from engine.training.updates import count_updates, tokens_per_update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
 
+    from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
 
 
@@ -43,14 +46,15 @@ class StopRequestedError(Exception):
 
 
 def train(session: TrainingSession) -> None:
-    """Trains an adapter as `session.config` says, and leaves it in the run's directory with a report.
+    """Trains as `session.config` says, and leaves the result in the run's directory with a report.
 
     Raises:
         EliteError: anything that a person can meet, with its remedy. Other exceptions are bugs.
     """
     started = time.monotonic()
     try:
-        _train(session)
+        with memory_errors_by_phase(session):
+            _train(session)
     except StopRequestedError:
         _stop_outside_the_loop(session, started)
 
@@ -63,7 +67,8 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
-    dataset = _read_data(session, setup, tokenizer)
+    with session.team.leader_first():  # the others find the token store that it has made
+        dataset = _read_data(session, setup, tokenizer)
     progress = _open_progress(session, setup, dataset)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
@@ -71,27 +76,28 @@ def _train(session: TrainingSession) -> None:
     def tell(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
-    model, accelerator = build_model(session.config, setup, tell)
-    step = choose_step(session, setup, model, accelerator, dataset.train, progress, tell)
+    sharing = choose_sharing(session, setup)
+    tuning, accelerator = build_model(session.config, setup, tell, sharing)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell, sharing)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
-        with model.disable_adapter():
+        with tuning.untrained():
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    learning = build_learning(model, session.config, context=setup.context, total_steps=progress.total_steps)
-    parts = _build_parts(setup, learning, model, step, accelerator, dataset, score)
+    learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing)
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
     if status == "completed":
-        in_step.clear(session.run.path / in_step.FOLDER)
+        in_step.clear(in_step.folder_of(session.run.path, session.team.rank))
 
     learning.keep_result()
     after = None
@@ -105,19 +111,22 @@ def _train(session: TrainingSession) -> None:
     evaluation = None
     if status == "completed" and session.config.evaluation.at_end:
         try:
-            evaluation = evaluate_at_end(session, setup, model, step, tokenizer, dataset, _phase_progress(session))
+            evaluation = evaluate_at_end(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
         except StopRequestedError:
             status = "stopped"
 
     _enter(session, "saving")
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
-    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
+    result = session.run.result_path(session.config.training.method)
+    with tuning.whole():
+        if session.team.leads:
+            space.until_written(lambda: tuning.save(result, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
         seconds=time.monotonic() - setup.started,
-        adapter=session.run.adapter_path.relative_to(session.run.path).as_posix(),
+        adapter=result.relative_to(session.run.path).as_posix(),
         perplexity_before=perplexity(progress.loss_before),
         perplexity_after=after.perplexity if after else None,
         tokens=progress.tokens,
@@ -132,7 +141,7 @@ def _train(session: TrainingSession) -> None:
         context=setup.context,
         precision=setup.placement.precision,
         device=device_name(device),
-        adapter_parameters=sum(parameter.numel() for parameter in trainable(model).values()),
+        adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
         dataset=dataset.summary,
         predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
         predicted_host_bytes=setup.choice.plan.host_peak_bytes,
@@ -142,7 +151,8 @@ def _train(session: TrainingSession) -> None:
         past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
         evaluation=evaluation,
     )
-    space.until_written(lambda: write_report(session.run.report_path, report))
+    if session.team.leads:
+        space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
@@ -198,11 +208,12 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
 def _build_parts(
     setup: Setup,
     learning: Learning,
-    model: PeftModel,
+    tuning: FineTuning,
     step: TrainingStep,
     accelerator: Accelerator,
     dataset: Dataset,
     score: Callable[[], HeldOutLoss],
+    sharing: Sharing,
 ) -> Parts:
     """What the loop works with."""
 
@@ -216,18 +227,19 @@ def _build_parts(
         return loss
 
     updating = learning.updating
+    zero = step if isinstance(step, ZeroStep) else None
     return Parts(
-        model=model,
+        tuning=tuning,
         step=step,
-        optimizer=accelerator.prepare(updating.optimizer),
+        optimizer=zero or accelerator.prepare(updating.optimizer),
         schedule=updating.schedule,
-        gradients=updating.gradients,
+        gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,
         windows=dataset.train,
         context=setup.context,
         checkpoints=setup.checkpoints,
         evaluate=score_now,
-        stateful=learning.stateful,
+        stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,
         early_end=learning.early_end,
     )
@@ -236,11 +248,14 @@ def _build_parts(
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
     """Scores the held-out files and tells."""
     report = _phase_progress(session, step)
-    found = evaluate(
+    found = evaluate_together(
+        session.team,
         way.loss,
         dataset.held_out,
+        shared=isinstance(way, DataParallelStep),
         max_tokens=session.config.training.evaluate_tokens,
         progress=lambda done, total: report(done, total, "windows"),
+        stopping=StopRequestedError,
     )
     session.emit(
         EvalCompleted(
@@ -254,7 +269,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
 
 
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
-    if session.commands.stop_requested and phase not in ("saving", "finished"):
+    if session.team.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
     session.emit(PhaseChanged(phase=phase, detail=detail))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from engine.models.fine_tuning import FineTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StreamedStep, TileProgress
@@ -22,26 +23,35 @@ class StreamedWindows:
     """A TrainingStep over a StreamedStep, which owns the model from now on.
 
     Args:
-        model: The model with its adapter.
+        tuning: What is trained.
         plan: The layout.
         device: Where to compute.
         spill_directory: For hidden states on disk.
         store: Keeps a long step's state; None to keep none.
+        make: StreamedStep, or one by several ranks.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        tuning: FineTuning,
         plan: StreamPlan,
         *,
         device: torch.device,
         spill_directory: Path,
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
+        make: Callable[..., StreamedStep] = StreamedStep,
     ) -> None:
-        self._model, self._store = model, store
-        self._step = StreamedStep(
-            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+        self._model: nn.Module = tuning.model
+        self._weights, self._store = tuning.weights, store
+        masters = tuning.masters
+        self._step = make(
+            self._model,
+            plan,
+            device=device,
+            spill_directory=spill_directory,
+            label_smoothing=label_smoothing,
+            wide_gradients=None if masters is None else masters.gradients,
         )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
@@ -59,11 +69,11 @@ class StreamedWindows:
             assert store is not None
             state = InStepState(window=number, loss_before=loss_before, point=point)
             stopping = monitor.stop_requested()
-            store.at_boundary(self._model, windows, scale, state, stopping=stopping)
+            store.at_boundary(self._weights, windows, scale, state, stopping=stopping)
             if stopping:
                 raise StepCancelled
 
-        resumed = None if store is None else store.begin(self._model, windows, scale)
+        resumed = None if store is None else store.begin(self._weights, windows, scale)
         first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
             for number in range(first, len(windows)):

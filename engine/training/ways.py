@@ -12,8 +12,7 @@ from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
+    from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
     from engine.training.setup import Setup
     from engine.training.state import Progress
@@ -22,20 +21,22 @@ if TYPE_CHECKING:
 def replanning_step(
     session: TrainingSession,
     setup: Setup,
-    model: PeftModel,
+    tuning: FineTuning,
     progress: Progress,
     planned: Layout,
     build: Callable[[Layout], ClosableStep],
+    make: Callable[..., ReplanningStep] = ReplanningStep,
 ) -> ReplanningStep:
     """The step in the planned layout, or in the one that the run had come to before it was resumed.
 
     Args:
         session: Is told of re-plans; `recovery.enabled` allows them.
         setup: What the ways down depend on.
-        model: The model with its adapter.
+        tuning: What is trained.
         progress: Remembers the layout, for the run to resume in.
         planned: The planner's layout.
         build: Makes the way to compute a step in a layout.
+        make: ReplanningStep, or one that works in a team.
     """
     config, placement = session.config, setup.placement
     ladder = Ladder(
@@ -54,8 +55,8 @@ def replanning_step(
     if not progress.layout:
         # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
         progress.layout = planned.as_json()
-    step = ReplanningStep(
-        model,
+    step = make(
+        tuning,
         Layout.from_json(progress.layout),
         build=build,
         smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005

@@ -12,8 +12,8 @@ import pytest
 from support.session import RecordingSession
 
 from engine.cli import main
-from engine.config import from_mapping
-from engine.protocol import EvalCompleted, StepProgress
+from engine.config import from_mapping, to_mapping
+from engine.protocol import EvalCompleted, LogLine, StepProgress
 from engine.runtime.journal import JournalWriter
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_index import STATE_VARIABLE
@@ -116,3 +116,27 @@ def test_a_run_without_a_result_is_refused(run, tmp_path, monkeypatch, capsys):
     assert "--resume" in captured.err
     assert main(["evaluate", str(empty.path), "--functions", "-1"]) == 2
     assert "evaluation.functions" in capsys.readouterr().err
+
+
+def test_a_run_that_trained_every_weight_is_compared_with_a_base_that_is_loaded_apart(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    data = to_mapping(run.config)
+    data["training"] |= {"method": "full", "learning_rate": 1e-4}
+    data["output"]["directory"] = str(tmp_path)
+    config = from_mapping(data)
+    session = JournallingSession(config=config, run=RunDirectory.create(config), script={})
+    train(session)
+    session._writer.close()
+    assert not (session.run.path / "evaluation.json").exists()
+    capsys.readouterr()
+    assert any("not evaluated at the end" in event.text for event in session.of(LogLine))
+    assert main(["evaluate", str(session.run.path), "--json", "--functions", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["perplexity_before"] == pytest.approx(
+        json.loads((run.run.path / "evaluation.json").read_text())["perplexity_before"], rel=1e-4
+    )
+    assert found["perplexity_after"] < found["perplexity_before"]
+    assert main(["generate", str(session.run.path), "--prompt", "def", "--max-tokens", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"name", "device", "base", "tuned"}

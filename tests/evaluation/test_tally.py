@@ -19,6 +19,7 @@ from engine.evaluation.intervals import bootstrap, mean_interval, paired_shares,
 from engine.evaluation.perplexity import evaluate
 from engine.evaluation.tally import bucket_name, bucket_of, by_language, by_position, overall, tally_losses
 from engine.models.adapter import attach_adapter
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.training.step import WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
@@ -46,7 +47,7 @@ def test_both_ways_score_each_token_the_same(tmp_path):
         np.testing.assert_allclose(by_whole[start : stop - 1], expected.numpy(), rtol=1e-3, atol=1e-4)
     assert model.training
     streamed = StreamedWindows(
-        model, StreamPlan(tile=16, key_block=32), device=torch.device("cpu"), spill_directory=tmp_path
+        AdapterTuning(model), StreamPlan(tile=16, key_block=32), device=torch.device("cpu"), spill_directory=tmp_path
     )
     np.testing.assert_allclose(streamed.token_losses(window), by_whole, rtol=1e-3, atol=1e-4)
     streamed.close()
