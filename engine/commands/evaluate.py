@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ SUMMARY = (
     "Compare the tuned model with the base model on held-out files: perplexity, completed functions, compile rate."
 )
 
+_WIDTH = 120
 _FLAGS = {"--tokens": "evaluation.tokens", "--functions": "evaluation.functions"}
 
 
@@ -117,17 +119,19 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
     from engine.errors import one_line
     from engine.evaluation.words import figure_rows
 
-    console = Console(markup=False, highlight=False, emoji=False)
+    # A file or a pipe has no edge to wrap at.
+    width = None if sys.stdout.isatty() else _WIDTH
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
     for evaluation in evaluations:
         scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files ({one_line(evaluation.data)})"
         name = f"{one_line(evaluation.run)}: {one_line(evaluation.model)}"
         console.print(f"{name}, {scored}, {evaluation.seconds:,.0f} s on {evaluation.device}", soft_wrap=True)
         table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("", no_wrap=True)
+        table.add_column("")
         for title in ("base", "tuned", "difference", "95% interval", "over"):
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(title, justify="right")
         for row in figure_rows(evaluation):
             table.add_row(*row)
-        console.print(table, soft_wrap=True)
+        console.print(table)
         for note in evaluation.notes:
             console.print(f"! {one_line(note)}")
