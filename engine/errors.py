@@ -123,7 +123,7 @@ REPOSITORY_UNSET = _declare(
 REPOSITORY_MISSING = _declare(
     "repository-missing",
     "repository {path} does not exist",
-    "check the path given with --repo",
+    "check the path",
     about="data.repositories",
 )
 REPOSITORY_NOT_A_FOLDER = _declare(
@@ -331,6 +331,12 @@ OUT_OF_MEMORY = _declare(
     "out-of-memory",
     "out of {place} memory in {phase}: {largest} was the largest part",
     "{remedy}",
+    exit_code=TRAINING_FAILED,
+)
+MEMORY_FULL = _declare(
+    "memory-full",
+    "out of {place} memory in phase {phase}: {problem}",
+    "close other programs or choose a lower tier; `engine train --resume {run}` goes on from what was saved",
     exit_code=TRAINING_FAILED,
 )
 LOSS_NOT_FINITE = _declare(

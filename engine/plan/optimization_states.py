@@ -14,7 +14,7 @@ from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
 from engine.plan.memory import streamed_ledger
-from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on
+from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.parts import BaseWeights
 from engine.plan.planner import workload_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
@@ -26,7 +26,7 @@ Word = Literal["on", "off", "unavailable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """A run on a machine, as far as it is decided. Arguments of `optimizations.states`."""
+    """A run on a machine, as far as it is decided. Arguments of `states`."""
 
     config: RunConfig
     machine: Machine
@@ -259,6 +259,21 @@ def _difference(
 
 
 # --- together ------------------------------------------------------------------------------------------------
+
+
+def states(
+    config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
+) -> tuple[OptimizationState, ...]:
+    """What becomes of every optimisation in a run, in the order of `optimizations()`.
+
+    Args:
+        config: The run.
+        machine: Where it would run.
+        spec: Its model.
+        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
+    """
+    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
+    return tuple(state_of(row, situation) for row in optimizations())
 
 
 def state_of(row: Optimization, situation: Situation) -> OptimizationState:

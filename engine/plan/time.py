@@ -328,7 +328,7 @@ def _update_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     """An adapter's update is over at once; that of every weight is not."""
     if work.master_home is None:
         return []
-    seconds, formula = update_seconds(work, speeds)
+    seconds, formula = update_seconds(work, memory=speeds.memory, ram=speeds.ram, link=speeds.link)
     return [TimePart(name="updating every weight", seconds=seconds, formula=formula)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from engine.distributed.team import Team
-from engine.protocol import Command, CommandAcked, Envelope, Event, RunFailed, RunFinished, Stop
+from engine.protocol import Command, CommandAcked, Envelope, Event, PhaseChanged, RunFailed, RunFinished, Stop
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -72,6 +72,7 @@ class TrainingSession:
         resuming: Whether to go on from the run's newest checkpoint.
         commands: What people ask for meanwhile; the recipe acknowledges each one.
         ending: The last event, once it was emitted.
+        phase: What the run is at; "" before its first PhaseChanged.
         team: The processes that train together.
 
     The recipe emits its events, ends with a RunFinished, and raises what goes wrong: the process around it
@@ -92,6 +93,7 @@ class TrainingSession:
         self.resuming = resuming
         self.commands = CommandInbox()
         self.ending: RunFinished | RunFailed | None = None
+        self.phase = ""
         self.team = team or Team()
         self._journal = journal
         self._listeners: list[Listener] = []
@@ -117,6 +119,8 @@ class TrainingSession:
             envelope = self._journal.append(event)
             if isinstance(event, (RunFinished, RunFailed)):
                 self.ending = event
+            elif isinstance(event, PhaseChanged):
+                self.phase = event.phase
             for listener in self._listeners:
                 listener(envelope)
 

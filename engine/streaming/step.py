@@ -90,6 +90,7 @@ class StreamedStep:
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
+        self._dropouts = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Dropout)]
         self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
         self._owns_gradients = wide_gradients is None
@@ -301,7 +302,7 @@ class StreamedStep:
             return run.resumed.loss_sum
         run.enter("loss", run.tiles)
         hidden, top = self._workspace.hidden, len(self.decoder.layers)
-        trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
+        trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters)
         total = torch.zeros((), dtype=torch.float64)
         sums = []
         for tile in range(run.tiles):
@@ -455,10 +456,8 @@ class StreamedStep:
         return self._workspace.backend_name
 
     def _draws_random_numbers(self) -> bool:
-        """Whether any layer has dropout that acts now. Walks all modules: asked once a sequence, not once a tile."""
-        return self.model.training and any(
-            isinstance(m, nn.Dropout) and m.p > 0 for layer in self.decoder.layers for m in layer.modules()
-        )
+        """Whether any layer has dropout that acts now."""
+        return self.model.training and any(module.p > 0 for module in self._dropouts)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

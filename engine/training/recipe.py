@@ -24,7 +24,7 @@ from engine.training import in_step
 from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors
+from engine.training.memory import gpu_peak, host_peak, memory_errors, memory_errors_by_phase
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_snapshot, restore
@@ -51,7 +51,8 @@ def train(session: TrainingSession) -> None:
     """
     started = time.monotonic()
     try:
-        _train(session)
+        with memory_errors_by_phase(session):
+            _train(session)
     except StopRequestedError:
         _stop_outside_the_loop(session, started)
 
