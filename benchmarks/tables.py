@@ -113,11 +113,11 @@ def startup_table() -> str:
 def terminal_table() -> str:
     found = json.loads((ROOT / "benchmarks/results/terminal.json").read_text())
     lines = ["| | size | bytes/s | redraws/s | of a core | behind |", "|---|---|---|---|---|---|"]
-    for row in found["costs"]:
-        lines.append(
-            f"| {row['case']} | {row['size'].replace('x', '×')} | {row['bytes']:,.0f} | {row['redraws']:.1f} "
-            f"| {row['share']:.1%} | {row['behind']:.1f} s |"
-        )
+    lines += [
+        f"| {row['case']} | {row['size'].replace('x', '×')} | {row['bytes']:,.0f} | {row['redraws']:.1f} "
+        f"| {row['share']:.1%} | {row['behind']:.1f} s |"
+        for row in found["costs"]
+    ]
     return "\n".join([*lines, "", f"{found['seconds']:.0f} s a case. {_surroundings(found)}"])
 
 
