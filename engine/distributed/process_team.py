@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from engine import errors
 from engine.distributed.team import Team
-from engine.protocol import RankReported, Stop, WarningRaised
+from engine.protocol import Envelope, RankReported, RecoveryTaken, Stop, WarningRaised
 from engine.training.commands import Actions, obey
 from engine.training.memory import memory_figures
 
@@ -37,6 +37,9 @@ _PATIENCE = timedelta(days=365)
 
 REPORT_SECONDS = 2.0
 """Shortest time between two reports of the ranks."""
+
+_OWN_WARNINGS = ("host-memory-low",)
+"""Codes of warnings that one rank may have and others not."""
 
 _LOST_WORDS = (
     "connection closed",
@@ -167,10 +170,17 @@ class ProcessTeam(Team):
                 for notice in told:
                     session.emit(notice)
 
-    def notice(self, event: WarningRaised) -> None:
-        """Keeps a warning of this rank until the next report. Any thread may call it."""
+    def overhear(self, envelope: Envelope) -> None:
+        """Keeps what only this rank has met until the next report; the rest all ranks say alike. A Listener."""
+        event = envelope.event
+        if isinstance(event, WarningRaised) and event.code in _OWN_WARNINGS:
+            told = WarningRaised(code=event.code, text=f"rank {self.rank}: {event.text}", hint=event.hint)
+        elif isinstance(event, RecoveryTaken) and event.what.startswith("re-planned"):
+            told = WarningRaised(code="rank-re-planned", text=f"rank {self.rank}: {event.what}", hint=event.why)
+        else:
+            return
         with self._lock:
-            self.notices.append(event)
+            self.notices.append(told)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -62,6 +62,8 @@ def main() -> int:
         session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
         if isinstance(journal, RelayJournal):
             journal.listen(session.commands.deliver)
+        else:
+            session.listen(team.overhear)
         watch = _watch(session, team, config.distributed.silent_seconds)
         if rank == 0:
             watch_stop_signals(lambda _: _end_in_time(session, team))

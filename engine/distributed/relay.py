@@ -18,6 +18,7 @@ from engine.protocol import (
     Envelope,
     Event,
     ProtocolError,
+    StepProgress,
     decode_command,
     decode_event,
     encode_command,
@@ -131,7 +132,8 @@ class SilentJournal:
     def append(self, event: Event) -> Envelope:
         """See engine.runtime.session.Journal."""
         envelope = Envelope(run="", seq=0, time=time.time(), event=event)
-        print(encode_event(envelope), flush=True)  # noqa: T201 - into the rank's log
+        if not isinstance(event, StepProgress):
+            print(encode_event(envelope), flush=True)  # noqa: T201 - into the rank's log
         return envelope
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -90,6 +91,8 @@ def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int,
         heads = f"{spec.heads} query and {spec.kv_heads} key heads do not divide by {ranks} ranks"
         return heads, "use --set distributed.strategy=ring"
     if asked in ("zero2", "zero3"):
+        if importlib.util.find_spec("deepspeed") is None:
+            return "the package deepspeed is not installed", "run `pip install 'elite-tui[deepspeed]'`"
         if streamed:
             return "DeepSpeed runs whole windows", "add --set training.step=whole, or " + auto
         for setting, plain in _NOT_WITH_ZERO.items():

@@ -7,7 +7,6 @@ loop sees the interfaces that it knows. Checkpoints hold whole tensors, so that 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from engine import errors
 from engine.attention.packed import packed_attention
 from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import AdapterTuning
@@ -58,9 +56,6 @@ class ZeroStep:
         team: The ranks.
         recompute: Whether layers are computed again in the backward pass.
         label_smoothing: Of the loss that is trained.
-
-    Raises:
-        EliteError: STRATEGY_UNAVAILABLE without DeepSpeed.
     """
 
     def __init__(
@@ -74,7 +69,6 @@ class ZeroStep:
         recompute: bool = False,
         label_smoothing: float = 0.0,
     ) -> None:
-        need_deepspeed()
         # One card a rank is visible, so that DeepSpeed's number of it is 0.
         os.environ |= {"RANK": str(team.rank), "WORLD_SIZE": str(team.size), "LOCAL_RANK": "0"}
         if device.type == "cpu":
@@ -292,13 +286,3 @@ class ZeroTuning(AdapterTuning):
         assert self.step is not None
         with self.step.whole(changed=True):
             super().load_state(state)
-
-
-def need_deepspeed() -> None:
-    """Raises EliteError: STRATEGY_UNAVAILABLE without DeepSpeed."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise errors.STRATEGY_UNAVAILABLE(
-            strategy="zero",
-            problem="the package deepspeed is not installed",
-            remedy="run `pip install 'elite-tui[deepspeed]'`",
-        )

@@ -125,6 +125,8 @@ class Planning:
 
     def window_ranks(self, context: int) -> int:
         """Ranks that share one window: all of them, or one."""
+        if self.way == "whole":
+            return 1
         if self.strategy in ("ring", "ulysses"):
             return self.ranks
         windows = max(1, math.ceil(self.tokens_per_update / context))
@@ -244,6 +246,8 @@ def plan_context(
     weights, way = planning.weights, planning.way
     if work.ranks > 1:  # only the streamed step is spread
         way = "streamed"
+    elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
+        way = "whole"
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -86,9 +90,6 @@ def test_commands_reach_all_ranks(tmp_path, train):
     run = run_folder(tmp_path)
 
     def engine(command):
-        import subprocess
-        import sys
-
         return subprocess.run(
             [sys.executable, "-m", "engine", command, str(run), "--json"], capture_output=True, text=True, timeout=60
         )
@@ -166,7 +167,40 @@ def test_powersgd_sends_less_and_still_learns(train):
     assert sent(packed) < 0.75 * sent(whole)
 
 
-def test_settings_that_do_not_go_together_are_refused(train):
+def test_settings_that_do_not_go_together_are_refused(tmp_path, train):
     call = train("--gpus", "2", settings=["distributed.strategy=ring", "training.step=whole"])
     assert call.finish() == 3
-    assert call.events[-1]["error"] == "strategy-unavailable"
+    assert "strategy ring cannot be used here: it runs over the streamed step's tiles" in call.error
+    assert not (tmp_path / "out").exists()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_hosts_train_together(tmp_path, train):
+    """Two agents on this machine, as two hosts would run them."""
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text("127.0.0.1 slots=1  # here\nlocalhost slots=1\n")
+    settings = [f"distributed.hostfile={hosts}", f"distributed.port={free_port()}"]
+    call = train("--gpus", "1", settings=settings)
+    with call._seen:
+        assert call._seen.wait_for(lambda: [e for e in call.of("LogLine") if "run there: " in e["text"]], 60)
+        told = next(e["text"] for e in call.of("LogLine") if "run there: " in e["text"])
+    words = shlex.split(told.partition("run there: ")[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ELITE_TUI_STATE_DIR": str(tmp_path / "state")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    other = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert call.finish() == 0, (call.error, call.events[-1])
+        other.wait(30)
+    finally:
+        other.kill()
+        other.wait()
+    assert {event["rank"] for event in call.of("RankReported")} == {0, 1}
+    alone = train(output="alone")
+    assert alone.finish() == 0, alone.error
+    assert call.losses == pytest.approx(alone.losses, rel=1e-5)
