@@ -2,7 +2,7 @@
 
     python -m engine.distributed.rank RUN_DIRECTORY       by the elastic agent of a run, or torchrun on another host
     torchrun ... -m engine.distributed.rank RUN.yaml      a new run, without `engine train`
-    deepspeed ... --module engine.distributed.rank RUN.yaml
+    deepspeed ... --no_local_rank --module engine.distributed.rank RUN.yaml
 
 The launcher says by the environment which rank this is. Rank 0 sends its events to the run's own process, if any.
 """
