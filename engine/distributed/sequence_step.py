@@ -1,7 +1,7 @@
 """The streamed step over a sequence that is spread over ranks: each keeps its share of hidden states, keys and values.
 
-The same step as on one device (engine/streaming/step.py) but for attention, which all ranks compute together, layer by
-layer. Loss and gradients are those of this rank's tokens with everybody's attention: summed over the ranks they are
+The same step as on one device (engine/streaming/passes.py) but for attention, which all ranks compute together, layer
+by layer. Loss and gradients are those of this rank's tokens with everybody's attention: summed over the ranks they are
 those of the whole sequence.
 """
 
