@@ -15,9 +15,10 @@ from engine.plan.memory import Part
 from engine.plan.parts import BaseWeights, Place
 from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.search import HEADROOM, Budget, Candidate, Recompute, Way, search
+from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
-from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
+from engine.plan.time import TimePart
 from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
