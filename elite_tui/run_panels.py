@@ -20,6 +20,7 @@ from elite_tui.figures import (
     printable,
 )
 from elite_tui.run_curves import planned_gpu, planned_host, rate_in_words
+from elite_tui.run_outlook import projected_perplexity
 
 if TYPE_CHECKING:
     from elite_tui.open_runs import OpenRun
@@ -176,7 +177,7 @@ def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) 
         machine: Levels of this machine, where they are not shown beside the figures.
     """
     width, rows = size
-    groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _events(run), _machine(machine)]
+    groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _ranks(run), _events(run), _machine(machine)]
     wanted = [row for group in groups for row in group]
     spaced = len(wanted) + len(groups) - 1 <= rows
     if len(wanted) > rows:
@@ -208,7 +209,13 @@ def _quality(run: OpenRun) -> list[Figure]:
     if latest and before and latest is not before and latest.perplexity is not None and before.perplexity:
         change = latest.perplexity / before.perplexity - 1
         now += f"  {'▼' if change < 0 else '▲'} {abs(change):.0%}"
-    return [(1, "perplexity", (now,)), (2, "  before", (number_in_words(before.perplexity if before else None),))]
+    rows: list[Figure] = [
+        (1, "perplexity", (now,)),
+        (2, "  before", (number_in_words(before.perplexity if before else None),)),
+    ]
+    if projected := projected_perplexity(run.view):
+        rows.append((3, "  at the end", projected))
+    return rows
 
 
 def _optimiser(run: OpenRun) -> list[Figure]:
@@ -225,6 +232,17 @@ def _memory(run: OpenRun) -> list[Figure]:
     if step is not None and step.gpu_peak is not None:
         rows.append((2, "GPU peak", _of_plan(step.gpu_peak, planned_gpu(run))))
     rows.append((3, "RAM", _of_plan(step.host_used if step else None, planned_host(run))))
+    return rows
+
+
+def _ranks(run: OpenRun) -> list[Figure]:
+    """A line for each process, where several train."""
+    rows: list[Figure] = []
+    for number, rank in sorted(run.view.ranks.items()):
+        held = bytes_in_words(rank.gpu_allocated if rank.gpu_allocated is not None else rank.host_used)
+        short = f"{duration_in_words(rank.seconds)} · {held}"
+        waited = f"{short} · waited {duration_in_words(rank.waited_seconds)}"
+        rows.append((3, f"rank {number}", (f"{waited} · {printable(rank.host)}", waited, short)))
     return rows
 
 

@@ -254,6 +254,11 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+RUN_WITHOUT_RESULT = _declare(
+    "run-without-result",
+    "run {run} has left no model ({status})",
+    "`engine train --resume {run}` goes on with it; only a run that saved its result can be used",
+)
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
@@ -326,6 +331,30 @@ OPTIMIZATION_UNAVAILABLE = _declare(
     exit_code=DOES_NOT_FIT,
 )
 
+# --- using the result ----------------------------------------------------------------------------------------
+GENERATION_UNKNOWN = _declare(
+    "generation-unknown",
+    "no run and no model is called {reference}",
+    "`engine runs` lists the runs, `engine plan` the models; paths to their folders work too",
+)
+PROMPT_MISSING = _declare(
+    "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
+)
+PROMPT_UNREADABLE = _declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+SAMPLING_INVALID = _declare(
+    "sampling-invalid",
+    "{problem}",
+    "--max-tokens is at least 1, --temperature 0 to 10, --top-p above 0 and at most 1, --seed at least 0",
+)
+FILL_UNAVAILABLE = _declare(
+    "fill-unavailable",
+    "the tokenizer of {name} has no tokens for fill-in-the-middle",
+    "leave --fill out: the model then goes on with what stands before",
+)
+SIDE_MISSING = _declare(
+    "side-missing", "{name} has no {side} model: it is a base model alone", "name a run to compare two models"
+)
+
 # --- while training ----------------------------------------------------------------------------------------
 OUT_OF_MEMORY = _declare(
     "out-of-memory",
@@ -369,6 +398,50 @@ CHILD_DIED = _declare(
     "the training process ended without a last word ({problem})",
     "read {log}, then continue with `engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
+)
+RANK_DIED = _declare(
+    "rank-died",
+    "rank {rank} of {ranks} {how}",
+    "read its log {log}, then continue with `engine train --resume {run}`, on as many GPUs as are left if need be",
+    exit_code=TRAINING_FAILED,
+)
+RANK_FAILED = _declare(
+    "rank-failed",
+    "rank {rank} of {ranks}: {problem}",
+    "{remedy}; its log is {log}",
+    exit_code=TRAINING_FAILED,
+)
+RANK_LOST = _declare(
+    "rank-lost",
+    "rank {rank} lost touch with another rank: {problem}",
+    "look for the first rank that failed in the folder ranks of the run, then continue with `engine train --resume`",
+    exit_code=TRAINING_FAILED,
+)
+RANKS_NOT_STARTED = _declare(
+    "ranks-not-started",
+    "{ranks} processes could not be started together: {problem}",
+    "check distributed.hostfile and distributed.port, and that every host runs the printed command",
+    exit_code=DOES_NOT_FIT,
+)
+GPUS_MISSING = _declare(
+    "gpus-missing",
+    "{wanted} GPUs were asked for, and this machine has {found}",
+    "pass --gpus {found}, --gpus all, or name more hosts in distributed.hostfile",
+    exit_code=DOES_NOT_FIT,
+    about="distributed.gpus",
+)
+STRATEGY_UNAVAILABLE = _declare(
+    "strategy-unavailable",
+    "strategy {strategy} cannot be used here: {problem}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="distributed.strategy",
+)
+HOSTFILE_INVALID = _declare(
+    "hostfile-invalid",
+    "hostfile {path}: {problem}",
+    "write one host a line, as `name slots=8`",
+    about="distributed.hostfile",
 )
 INTERRUPTED_TWICE = _declare(
     "interrupted",

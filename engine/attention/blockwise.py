@@ -18,14 +18,18 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.pieces import Piece, Shape, trailing_documents
 
 
-class KeyValueSource(Protocol):
-    """Keys and values of the tiles before the present one, with the sums of their gradients."""
+class KeyValueReader(Protocol):
+    """Keys and values of the tiles before the present one."""
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Announces the ranges that `keys_values` will be asked for, in order, so that they can be fetched ahead."""
 
     def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
+
+
+class KeyValueSource(KeyValueReader, Protocol):
+    """The same, with the sums of their gradients."""
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
         """Adds to the gradients of k and v at positions [start, stop)."""
@@ -38,7 +42,7 @@ def attend(
     *,
     start: int,
     pieces: Iterable[Piece],
-    earlier: KeyValueSource,
+    earlier: KeyValueReader,
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +87,7 @@ def _attend_pieces(
     v: Tensor,
     start: int,
     todo: Sequence[Piece],
-    earlier: KeyValueSource,
+    earlier: KeyValueReader,
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -94,7 +98,7 @@ def _attend_pieces(
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
-        block_out, block_logsumexp = _forward(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
+        block_out, block_logsumexp = forward_piece(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
         if out is None and block_out.shape == q.shape:
             out, logsumexp = block_out.to(wide), block_logsumexp.clone()
             continue
@@ -159,7 +163,7 @@ def _backward_pieces(
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
-        piece_dq, piece_dk, piece_dv = _backward(
+        piece_dq, piece_dk, piece_dv = backward_piece(
             backend,
             grad_out[:, :, rows],
             q[:, :, rows],
@@ -199,7 +203,7 @@ class _Sum:
         return torch.zeros_like(self._like, dtype=self._dtype) if self._total is None else self._total
 
 
-def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueSource) -> tuple[Tensor, Tensor]:
+def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueReader) -> tuple[Tensor, Tensor]:
     if piece.key_start >= start:
         keys = slice(piece.key_start - start, piece.key_stop - start)
         return k[:, :, keys], v[:, :, keys]
@@ -220,16 +224,17 @@ def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Te
     logsumexp.copy_(merged)
 
 
-def _forward(
+def forward_piece(
     backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """(out, logsumexp) of a block of any shape; see AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.forward(q, k, v, causal=shape is Shape.CAUSAL, scale=scale)
     out, logsumexp = backend.forward(q.flip(2), k.flip(2), v.flip(2), causal=True, scale=scale)
     return out.flip(2), logsumexp.flip(2)
 
 
-def _backward(
+def backward_piece(
     backend: AttentionBackend,
     grad_out: Tensor,
     q: Tensor,
@@ -240,6 +245,7 @@ def _backward(
     shape: Shape,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) of a block of any shape; see AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.backward(grad_out, q, k, v, out, logsumexp, causal=shape is Shape.CAUSAL, scale=scale)
     flipped = (x.flip(2) for x in (grad_out, q, k, v, out, logsumexp))

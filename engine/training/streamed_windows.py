@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -26,6 +28,7 @@ class StreamedWindows:
         device: Where to compute.
         spill_directory: For hidden states on disk.
         store: Keeps a long step's state; None to keep none.
+        make: StreamedStep, or one by several ranks.
     """
 
     def __init__(
@@ -37,11 +40,12 @@ class StreamedWindows:
         spill_directory: Path,
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
+        make: Callable[..., StreamedStep] = StreamedStep,
     ) -> None:
         self._model: nn.Module = tuning.model
         self._weights, self._store = tuning.weights, store
         masters = tuning.masters
-        self._step = StreamedStep(
+        self._step = make(
             self._model,
             plan,
             device=device,
@@ -95,6 +99,18 @@ class StreamedWindows:
             return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
         finally:
             self._model.train(training)
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            found = self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).token_losses
+        finally:
+            self._model.train(training)
+        assert found is not None
+        losses: npt.NDArray[np.float32] = found.numpy()[:-1]
+        return losses
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found."""
