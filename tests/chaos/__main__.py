@@ -38,19 +38,19 @@ Scenario = tuple[str, int, int, Callable[[Lab, int], Counts]]
 """Name, full count, short count, what to do so many times."""
 
 SCENARIOS: tuple[Scenario, ...] = (
-    ("training and checkpoints", 120, 8, lambda lab, n: kills.kill_training(lab, n, step="whole")),
-    ("streamed steps, saved within", 80, 6, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
-    ("building data", 40, 4, kills.kill_data_building),
-    ("writing journals", 200, 20, kills.kill_journal_writing),
+    ("training and checkpoints", 120, 5, lambda lab, n: kills.kill_training(lab, n, step="whole")),
+    ("streamed steps, saved within", 80, 4, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
+    ("building data", 40, 3, kills.kill_data_building),
+    ("writing journals", 200, 12, kills.kill_journal_writing),
     ("the monitor in a terminal", 15, 1, app.kill_the_monitor),
-    ("the wizard, typed into", 25, 2, app.kill_the_wizard),
+    ("the wizard, typed into", 25, 1, app.kill_the_wizard),
     ("the wizard, starting a run", 12, 1, app.kill_the_start),
     ("engine train in the foreground", 2, 0, kills.kill_the_command),
     ("a hostile repository", 24, 1, surroundings.learn_a_hostile_repository),
     ("memory that runs out, at every phase", 3, 0, memory.run_out_of_memory),
     ("a disk that fills up", 20, 0, surroundings.fill_the_disk),
-    ("mutated configurations", 10_000, 300, damage.mutate_configurations),
-    ("mutated journals", 10_000, 300, damage.mutate_journals),
+    ("mutated configurations", 10_000, 150, damage.mutate_configurations),
+    ("mutated journals", 10_000, 100, damage.mutate_journals),
     ("truncated and flipped files", 4_000, 200, damage.damage_files),
 )
 
