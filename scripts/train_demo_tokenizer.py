@@ -73,6 +73,23 @@ def train(paths: list[Path]) -> Tokenizer:
     return tokenizer
 
 
+def save(tokenizer: Tokenizer, out: Path) -> str:
+    """Writes the files that transformers loads; returns the text of tokenizer.json without its last line end."""
+    out.mkdir(parents=True, exist_ok=True)
+    serialised = tokenizer.to_str(pretty=False)
+    (out / "tokenizer.json").write_text(serialised + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 32768,
+        "clean_up_tokenization_spaces": False,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return serialised
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets" / "demo-model")
@@ -82,18 +99,7 @@ def main() -> None:
     tokenizer = train(paths)
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise SystemExit(f"{tokenizer.get_vocab_size()} entries instead of {VOCABULARY}: too little text")
-    options.out.mkdir(parents=True, exist_ok=True)
-    serialised = tokenizer.to_str(pretty=False)
-    (options.out / "tokenizer.json").write_text(serialised + "\n", encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "model_max_length": 32768,
-        "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-    }
-    (options.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    serialised = save(tokenizer, options.out)
     read = sum(path.stat().st_size for path in paths)
     digest = hashlib.sha256(serialised.encode()).hexdigest()
     print(f"{len(paths)} files, {read:,} bytes; {VOCABULARY} entries; sha256 {digest}")
