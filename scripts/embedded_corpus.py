@@ -3,9 +3,9 @@
     python scripts/embedded_corpus.py collect   --out corpus      # download, check licences, clean, write the text
     python scripts/embedded_corpus.py tokenizer --out corpus      # a tokenizer trained on it, beside the shipped one
     python scripts/embedded_corpus.py store     --out corpus      # its tokens in the engine's own format
-    python scripts/embedded_corpus.py pack      --out corpus      # corpus/corpus.tar.xz, for a machine without a network
+    python scripts/embedded_corpus.py pack      --out corpus      # corpus.tar.xz, for a machine without a network
 
-    tar -xJf corpus.tar.xz                                        # there: corpus/train, corpus/held-out, corpus/corpus.json
+    tar -xJf corpus.tar.xz                                        # there: corpus/train, held-out and corpus.json
 
 The list with versions, licences and hashes is recipes/embedded-corpus.toml. Wheels are unpacked, never installed:
 nothing of a package runs. The text is what `engine train` would learn of it: the same filters, masked secrets, no
@@ -99,8 +99,11 @@ def download(listed: dict, packages: list[Package], folder: Path) -> dict[str, P
     requirements.write_text("".join(f"{p.name}=={p.version} --hash=sha256:{p.sha256}\n" for p in packages))
     platforms = [option for name in listed["platforms"] for option in ("--platform", name)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-        + ["--python-version", listed["python"], *platforms, "--dest", str(folder), "--requirement", str(requirements)],
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"),
+            *("--require-hashes", "--python-version", listed["python"], *platforms),
+            *("--dest", str(folder), "--requirement", str(requirements)),
+        ],
         check=True,
     )
     by_hash = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in folder.glob("*.whl")}
@@ -155,7 +158,7 @@ def extract_standard_library(folder: Path) -> str:
 
 
 def clean(raw: Path, out: Path) -> tuple[Reading, dict[str, dict[str, Counter]]]:
-    """Writes what the engine keeps of raw/held-out and raw/train. Held-out files come first, and keep their twins out."""
+    """Writes what the engine keeps of raw/. Held-out files come first, and so keep their twins out of the others."""
     # A tenth held out or a hundredth: here it only has to be something, both sides are written.
     data = DataSection(repositories=[str(raw / "held-out"), str(raw / "train")], order="path", documents="file")
     counts: dict[str, dict[str, Counter]] = {"held-out": {}, "train": {}}
@@ -215,7 +218,7 @@ def texts(folder: Path) -> Iterator[str]:
 
 
 def tokenizer(options: argparse.Namespace) -> None:
-    """A tokenizer trained on every file of the training side, compared with the shipped one on the held-out packages."""
+    """Trains one on every file of the training side, and compares it with the shipped one on the held-out packages."""
     from tokenizers import Tokenizer
     from train_demo_tokenizer import save, train
 
@@ -259,13 +262,15 @@ def pack(options: argparse.Namespace) -> None:
     """One archive of the text. xz with a window as large as the corpus: packages repeat themselves far apart."""
     target = options.out / "corpus.tar.xz"
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
-    with lzma.open(target, "wb", format=lzma.FORMAT_XZ, filters=filters) as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            for path in _packed_files(options.out):
-                content = path.read_bytes()
-                info = tarfile.TarInfo(str(PurePosixPath("corpus") / path.relative_to(options.out)))
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+    with (
+        lzma.open(target, "wb", format=lzma.FORMAT_XZ, filters=filters) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for path in _packed_files(options.out):
+            content = path.read_bytes()
+            info = tarfile.TarInfo(str(PurePosixPath("corpus") / path.relative_to(options.out)))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     print(f"{target}: {target.stat().st_size / 1e6:,.1f} MB, sha256 {digest}")
 
