@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from engine.export.source import Merged, Source
 
-QUANTISED = ("f32", "fp16", "bf16", "q8_0")
+_AT_ONCE = 1 << 24
+"""Numbers of a tensor that are converted together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +201,6 @@ class GgufFile:
         return chosen if row % GGML_QUANT_SIZES[chosen][0] == 0 else GGMLQuantizationType.F16
 
     def _content(self, planned: _Planned) -> npt.NDArray[Any]:
-        from gguf import quantize
-
         if planned.made is not None:
             return planned.made
         tensor = self._model.weights.tensor(planned.source)
@@ -211,10 +210,7 @@ class GgufFile:
             tensor = interleaved(tensor, config.num_attention_heads)
         elif self._family.interleaved and layer.endswith("k_proj"):
             tensor = interleaved(tensor, config.num_key_value_heads)
-        whole = converted(planned.source, tensor, "f32", "gguf")
-        if planned.format.name == "F16":
-            return converted(planned.source, whole, "fp16", "gguf").numpy()
-        return np.ascontiguousarray(quantize(whole.numpy(), planned.format))
+        return _in_format(planned, tensor)
 
     def _rope_factors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Divisors of the rotary frequencies, for scalings that GGUF has no formula for."""
@@ -233,6 +229,21 @@ class GgufFile:
             yield "rope_freqs.weight", (plain / scaled.double()).float().numpy()
         elif kind not in ("default", "linear", "yarn"):
             raise unsupported(config.model_type, f"its rotary scaling {kind} has no counterpart there")
+
+
+def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor as it stands in the file, made some rows at a time: an embedding in fp32 can be gigabytes."""
+    from gguf import quantize
+
+    rows = max(1, _AT_ONCE // tensor.shape[-1]) if tensor.ndim > 1 else len(tensor)
+    made: list[npt.NDArray[Any]] = []
+    for part in tensor.split(rows):
+        if planned.format.name == "F16":
+            made.append(converted(planned.source, part, "fp16", "gguf").numpy())
+        else:
+            whole = converted(planned.source, part, "f32", "gguf")
+            made.append(quantize(whole.numpy(), planned.format))
+    return np.ascontiguousarray(np.concatenate(made))
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 
 from engine import errors
-from engine.hardware.disk import nearest_existing
 
 _MARGIN = 32 * 2**20
 """Bytes for tokenizer, card and file system besides the weights."""
@@ -36,10 +35,10 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
     made: list[Path] = []
     try:
         _refuse_existing(path)
-        free = shutil.disk_usage(nearest_existing(path.parent)).free
+        made = _make_parents(path.parent)
+        free = shutil.disk_usage(path.parent).free
         if free < needed:
             raise errors.EXPORT_FULL(path=path, free=_mebibytes(free), needed=_mebibytes(needed))
-        made = _make_parents(path.parent)
         _remove_leftovers(path)
         aside.mkdir()
         yield aside
@@ -50,12 +49,17 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        # safetensors has the system's error in its message only.
-        if getattr(error, "errno", None) in _NO_ROOM or "No space left on device" in str(error):
+        if _found_no_room(error):
             raise errors.EXPORT_FULL(path=path, free="no space", needed=_mebibytes(needed)) from error
         if isinstance(error, OSError):
             raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
         raise
+
+
+def _found_no_room(error: BaseException) -> bool:
+    # safetensors has the system's error in its message only, and numpy counts what it could not write.
+    said = "No space left on device" in str(error) or " requested and " in str(error)
+    return getattr(error, "errno", None) in _NO_ROOM or said
 
 
 def _refuse_existing(path: Path) -> None:

@@ -81,9 +81,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
     merges = [tuple(pair) for pair in model["merges"]]
     learnt = sorted(model["vocab"], key=model["vocab"].__getitem__)
     vocabulary = {text: number for number, text in enumerate([*first, *learnt])}
-    tokenizer = Tokenizer(
-        BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
