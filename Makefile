@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu chaos check format docs bench-ui screenshots clean
+.PHONY: help setup demo run test test-all test-gpu chaos check format docs claims bench-ui screenshots clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,10 +28,10 @@ run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
 test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(STAMP) ## Run the test suite with the slow tests
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -49,8 +49,13 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP) ## Write the generated pages of docs/
+docs: $(STAMP) ## Write the generated pages and tables of docs/
 	$(BIN)/python scripts/optimization_docs.py
+	$(BIN)/python scripts/reference_docs.py
+	$(BIN)/python benchmarks/tables.py
+
+claims: $(STAMP) ## Write docs/claims.md from the stored measurements
+	$(BIN)/python benchmarks/claims.py
 
 bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py

@@ -257,7 +257,7 @@ class Whole(Way):
         from engine.training.step import WholeSequenceStep
 
         self._step = WholeSequenceStep(
-            Bare(model) if case["full"] else model,
+            model,
             recompute=case["recompute"],
             autocast=lambda: torch.autocast("cuda", dtype=placement.dtype),
         )
@@ -266,16 +266,6 @@ class Whole(Way):
     def run(self, peaks: Peaks) -> None:
         self._step.run([self._window], 1.0 / (len(self._window) - 1), Silent())
         peaks.take("whole")
-
-
-class Bare:
-    """A model that is trained itself, called like one under an adapter."""
-
-    def __init__(self, model: Any) -> None:
-        self._model, self.train = model, model.train
-
-    def get_base_model(self) -> Any:
-        return self._model
 
 
 class Silent:

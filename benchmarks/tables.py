@@ -61,6 +61,31 @@ def _command(row: dict) -> str:
     return " ".join(parts)
 
 
+def measured_table() -> str:
+    """The README's: what was measured under the limits of smaller cards."""
+    rows = json.loads((ROOT / "benchmarks/results/streaming-h100.json").read_text())
+    limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
+    shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
+    shown.sort(key=lambda row: row["context"])
+    lines = [
+        "| context | model | layers | limited to | GPU peak | RAM | a step |",
+        "|---" * 7 + "|",
+    ]
+    for row in shown:
+        first = " (first)" if row["seconds"] == row["first_seconds"] else ""
+        cells = (
+            f"{row['context']:,}",
+            f"{row['model']}, {row['precision']}",
+            "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}",
+            f"a card of {limits[row['vram_cap_gib']]}" if row["vram_cap_gib"] else "–",
+            f"{row['gpu_peak_allocated'] / GIB:.1f} GiB",
+            f"{row['host_rss_bytes'] / GIB:.0f} GiB",
+            f"{row['seconds']['total']:.0f} s{first}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def chaos_table() -> str:
     found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
     lines = ["| what | how often | seconds | lost or damaged |", "|---|---|---|---|"]
@@ -83,6 +108,7 @@ def convergence_table() -> str:
 
 
 TABLES = (
+    (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),

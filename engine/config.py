@@ -200,6 +200,13 @@ class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
 class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """How it learns."""
 
+    method: Annotated[
+        Literal["lora", "full"],
+        Meta(
+            description="What is trained: lora trains a small adapter on the frozen model, full every weight of it "
+            "(12 to 16 bytes a parameter; a learning rate ten times smaller suits it)."
+        ),
+    ] = "lora"
     epochs: Annotated[
         float, Meta(gt=0, le=1000, description="Passes over the training files.", extra=_option("--epochs"))
     ] = 1.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from engine import config, errors
 from engine.cli import print_json
 from engine.commands.quiet import silence_imports
+from engine.errors import one_line
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 
 NAMES = ("bench",)
@@ -22,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     """The options of `engine bench`."""
     parser.add_argument(
         "what",
-        choices=("streaming", "packing"),
-        help="streaming: full steps at a context, tile by tile. packing: packed windows against padded rows.",
+        choices=("streaming", "packing", "all"),
+        help="streaming: full steps at a context, tile by tile. packing: packed windows against padded rows. all: "
+        "the suite that fills the documents' tables, as far as --minutes last.",
     )
     parser.add_argument("--model", metavar="M", help="Catalogue name (default: qwen2.5-coder-0.5b; demo for packing).")
     parser.add_argument(
@@ -35,6 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument(
         "--repo", type=Path, default=Path(), metavar="DIR", help="packing: folder whose files are packed (default: .)."
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("bench"),
+        metavar="DIR",
+        help="all: results, one file a case (default: bench).",
+    )
+    parser.add_argument(
+        "--minutes", type=_minutes, default=30.0, metavar="M", help="all: about how long (default: 30)."
     )
     parser.add_argument("--layers", type=_positive, metavar="K", help="Decoder layers, if not all.")
     parser.add_argument("--vram-cap", type=_gib, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card.")
@@ -68,9 +82,40 @@ def _gib(text: str) -> float:
     return value
 
 
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Measures, and prints a few lines or one JSON document."""
+    if args.what == "all":
+        return _run_suite(args)
     return _run_packing(args) if args.what == "packing" else _run_streaming(args)
+
+
+def _run_suite(args: argparse.Namespace) -> int:
+    from engine.benchmarking.suite import run_suite, suite, suite_table
+    from engine.hardware.target import target_machine
+
+    cases = suite(target_machine("auto"), minutes=args.minutes)
+    try:
+        run_suite(cases, args.output, _tell)
+        table = suite_table(args.output)
+        (args.output / "report.md").write_text(table + "\n", encoding="utf-8")
+    except OSError as error:
+        raise errors.OUTPUT_UNWRITABLE(path=args.output, problem=error.strerror or error) from error
+    if args.json:
+        print_json({path.stem: json.loads(path.read_text("utf-8")) for path in sorted(args.output.glob("*.json"))})
+    else:
+        _print(args, {}, lambda _: table)
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(one_line(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _run_packing(args: argparse.Namespace) -> int:

@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     rank = config.field_spec("lora.rank")
     parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
+    method = config.field_spec("training.method")
+    parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
     parser.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Show one tier's whole sum.")
     parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the tier table, or one tier's sum."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
     spec = find_model(args.model)
-    compute_type, weights = storage(machine, args.precision)
+    compute_type, weights = storage(machine, args.precision, args.method)
     planning = Planning(
         machine=machine,
         spec=spec,
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         weights=weights,
         lora_rank=args.rank,
         repository_tokens=_repository_tokens(args.repo),
+        method=args.method,
     )
     table = tier_table(planning)
     largest = largest_context(planning) if args.max_context else None
@@ -117,7 +120,7 @@ def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, 
             "family": spec.family,
             "licence": spec.licence,
             "parameters": spec.parameters,
-            "trainable": spec.lora_parameters(planning.lora_rank),
+            "trainable": spec.parameters if planning.method == "full" else spec.lora_parameters(planning.lora_rank),
         },
         "repo_tokens": planning.repository_tokens,
         "recommended": table.recommended,

@@ -65,7 +65,7 @@ def render_report(report: RunReport) -> str:
         _table(_cost_rows(report)),
         *_recoveries(report.progress.recoveries),
         "## Using the adapter",
-        _usage(report.spec, finished.adapter or "adapter"),
+        _usage(report),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -118,12 +118,17 @@ def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:
 def _setting_rows(report: RunReport) -> list[tuple[str, str]]:
     lora, training = report.config.lora, report.config.training
     targets = ", ".join(lora.targets)
+    trained = [
+        ("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"),
+        ("trained parameters", f"{report.adapter_parameters:,} beside {report.spec.parameters:,} frozen ones"),
+    ]
+    if training.method == "full":
+        trained = [("trained parameters", f"all {report.adapter_parameters:,}")]
     return [
         ("base model", f"{_code(report.spec.hub_id or str(report.spec.path or report.spec.name))}, {report.precision}"),
         ("device", report.device),
         ("context", f"{report.context:,} tokens"),
-        ("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"),
-        ("trained parameters", f"{report.adapter_parameters:,} beside {report.spec.parameters:,} frozen ones"),
+        *trained,
         ("learning rate", f"{training.learning_rate:g}, warm-up over {training.warmup_fraction:.0%} of the steps"),
         ("seed", str(training.seed)),
     ]
@@ -150,7 +155,13 @@ def _cost_rows(report: RunReport) -> list[tuple[str, str]]:
     return rows
 
 
-def _usage(spec: ModelSpec, adapter: str) -> str:
+def _usage(report: RunReport) -> str:
+    spec, result = report.spec, report.finished.adapter or "adapter"
+    if report.config.training.method == "full":
+        kind = "The model is in Hugging Face's format"
+        imports = ["from transformers import AutoModelForCausalLM"]
+        load = f'model = AutoModelForCausalLM.from_pretrained("{result}", dtype="auto")'
+        return _as_code(kind, [*imports, _TOKENIZER, "", load], result)
     if spec.name == "demo":
         imports = [
             "from engine.models.catalogue import find_model",
@@ -161,19 +172,23 @@ def _usage(spec: ModelSpec, adapter: str) -> str:
     else:
         imports = ["from transformers import AutoModelForCausalLM"]
         load = f'base = AutoModelForCausalLM.from_pretrained({str(spec.path or spec.hub_id)!r}, dtype="auto")'
+    attach = f'model = PeftModel.from_pretrained(base, "{result}")'
+    lines = [*imports, "from peft import PeftModel", _TOKENIZER, "", load, attach]
+    return _as_code("The adapter is in PEFT's format", lines, result)
+
+
+_TOKENIZER = "from transformers import AutoTokenizer"
+
+
+def _as_code(kind: str, loading: list[str], result: str) -> str:
     lines = [
-        *imports,
-        "from peft import PeftModel",
-        "from transformers import AutoTokenizer",
-        "",
-        load,
-        f'model = PeftModel.from_pretrained(base, "{adapter}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{adapter}")',
+        *loading,
+        f'tokenizer = AutoTokenizer.from_pretrained("{result}")',
         'ids = tokenizer("def main(", return_tensors="pt").to(model.device)',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))",
     ]
     code = "\n".join(lines)
-    return f"The adapter is in PEFT's format. From this folder:\n\n```python\n{code}\n```"
+    return f"{kind}. From this folder:\n\n```python\n{code}\n```"
 
 
 def _table(rows: list[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:

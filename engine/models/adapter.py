@@ -6,7 +6,7 @@ import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -63,6 +63,12 @@ def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
             problem=f"this model has no linear layer named {unknown[0]}",
             remedy=f"choose among {ALL_LINEAR}, {', '.join(sorted(linear))}",
         )
+
+
+def without_adapter(model: Any) -> PreTrainedModel:
+    """The causal language model within an adapter, or itself if it has none."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.models.adapter import without_adapter
 from engine.models.compiled import compile_layers
 from engine.models.neftune import add_embedding_noise
 from engine.models.shifted_attention import shift_attention
@@ -19,11 +20,11 @@ def transform(model: Any, training: TrainingSection, context: int) -> list[str]:
     Combinations that exclude each other were refused before (engine.plan.optimizations.refuse_conflicts).
 
     Args:
-        model: A causal language model in its adapter.
+        model: A causal language model, alone or in its adapter.
         training: The settings.
         context: Tokens a window.
     """
-    base = model.get_base_model()
+    base: Any = without_adapter(model)
     applied = []
     if training.neftune_alpha:
         add_embedding_noise(base, training.neftune_alpha, context)

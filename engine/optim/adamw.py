@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101) over the adapter's fp32 master weights: plain, in 8 bits, with LoRA+'s two rates."""
+"""AdamW (arXiv 1711.05101) over the fp32 weights that are trained: plain, in 8 bits, with LoRA+'s two rates."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from peft.optimizers import create_loraplus_optimizer
 from torch.optim import AdamW, Optimizer
 
 from engine import errors
-from engine.models.adapter import trainable
+from engine.models.fine_tuning import FineTuning, FullTuning
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from engine.config import RunConfig
 
 
-def adamw(model: PeftModel, config: RunConfig, learning_rate: float) -> Optimizer:
+def adamw(tuning: FineTuning, config: RunConfig, learning_rate: float) -> Optimizer:
     """The optimiser of a run.
 
-    The decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights.
+    Of an adapter the decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights. Of a
+    whole model it acts on matrices, not on norms and biases, which have no scale to give up.
 
     Args:
-        model: Whose adapter is trained.
+        tuning: What is trained.
         config: `training.optimizer`, `training.weight_decay` and `lora.plus_ratio` are read.
         learning_rate: Peak rate, of A where A and B differ.
 
@@ -31,10 +30,17 @@ def adamw(model: PeftModel, config: RunConfig, learning_rate: float) -> Optimize
         EliteError: OPTIMIZATION_UNAVAILABLE when bitsandbytes is needed and not installed.
     """
     kind, decay = optimizer_type(config.training.optimizer), config.training.weight_decay
+    weights = tuning.weights.values()
+    if isinstance(tuning, FullTuning):
+        groups = [
+            {"params": [p for p in weights if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return kind([group for group in groups if group["params"]], lr=learning_rate)  # type: ignore[call-arg]
     if config.lora.plus_ratio == 1.0:
-        return kind(trainable(model).values(), lr=learning_rate, weight_decay=decay)  # type: ignore[call-arg]
+        return kind(weights, lr=learning_rate, weight_decay=decay)  # type: ignore[call-arg]
     made: Optimizer = create_loraplus_optimizer(
-        model, kind, lr=learning_rate, loraplus_lr_ratio=config.lora.plus_ratio, loraplus_weight_decay=decay
+        tuning.model, kind, lr=learning_rate, loraplus_lr_ratio=config.lora.plus_ratio, loraplus_weight_decay=decay
     )
     return made
 

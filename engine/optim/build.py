@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine.models.adapter import trainable
 from engine.optim.adamw import adamw
 from engine.optim.averaging import AdapterAverage
 from engine.optim.centralization import centralize
@@ -20,9 +19,8 @@ from engine.optim.noise import GradientNoise
 from engine.optim.schedule import averaging_start, make_schedule, peak_rate
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from engine.config import RunConfig, TrainingSection
+    from engine.models.fine_tuning import FineTuning
 
 
 class Stateful(Protocol):
@@ -55,22 +53,23 @@ class Updating:
     stateful: Mapping[str, Stateful]
 
 
-def build_updating(model: PeftModel, config: RunConfig, *, total_steps: int, tokens_per_update: int) -> Updating:
+def build_updating(tuning: FineTuning, config: RunConfig, *, total_steps: int, tokens_per_update: int) -> Updating:
     """The composition that a configuration asks for.
 
     Raises:
         EliteError: OPTIMIZATION_UNAVAILABLE when a library is missing.
     """
     training = config.training
-    optimizer = adamw(model, config, peak_rate(training, tokens_per_update))
+    optimizer = adamw(tuning, config, peak_rate(training, tokens_per_update))
     followers: dict[str, Follower] = {}
     if training.lookahead_steps:
-        followers["lookahead"] = Lookahead(trainable(model), training.lookahead_steps, training.lookahead_alpha)
-    average = _average(model, training, total_steps)
+        followers["lookahead"] = Lookahead(tuning.weights, training.lookahead_steps, training.lookahead_alpha)
+    average = _average(tuning, training, total_steps)
     if average is not None:
         followers["average"] = average
     for follower in followers.values():
         optimizer.register_step_post_hook(lambda *_, follower=follower: follower.after_step())
+    optimizer.register_step_post_hook(lambda *_: tuning.publish())  # after the followers, which change weights too
     return Updating(
         optimizer=optimizer,
         schedule=make_schedule(optimizer, training, total_steps),
@@ -80,12 +79,12 @@ def build_updating(model: PeftModel, config: RunConfig, *, total_steps: int, tok
     )
 
 
-def _average(model: PeftModel, training: TrainingSection, total_steps: int) -> AdapterAverage | None:
+def _average(tuning: FineTuning, training: TrainingSection, total_steps: int) -> AdapterAverage | None:
     if training.ema_decay:
-        return AdapterAverage(trainable(model), decay=training.ema_decay)
+        return AdapterAverage(tuning.weights, decay=training.ema_decay)
     if training.swa_fraction:
         first = averaging_start(training, total_steps)
-        return AdapterAverage(trainable(model), decay=None, first_update=first)
+        return AdapterAverage(tuning.weights, decay=None, first_update=first)
     return None
 
 

@@ -48,7 +48,7 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
-    compute_type, weights = storage(machine, config.model.precision)
+    compute_type, weights = storage(machine, config.model.precision, config.training.method)
     return Planning(
         machine=machine,
         spec=spec,
@@ -62,6 +62,7 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         way=config.training.step,
         activation_bits=config.training.activation_bits,
         recompute=config.training.recompute,
+        method=config.training.method,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.plan.activations import Moment, tile_moments, window_moments
+from engine.plan.full_tuning import state_parts, whole_window_part
 from engine.plan.parts import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
@@ -77,6 +78,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, weights, device),
+        *(() if work.master_home is None else (*state_parts(work, device), whole_window_part(work, device))),
         Line(
             name="rotary tables",
             where=device,
@@ -96,6 +98,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, plan.weights, device),
+        *(() if work.master_home is None else state_parts(work, device)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *key_value_parts(work, plan, key_block, device),

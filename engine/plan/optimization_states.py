@@ -53,7 +53,8 @@ class Situation:
         """What one window asks of the machine; None before a context is chosen."""
         if self.choice is None:
             return None
-        return workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+        work = workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+        return dataclasses.replace(work, master_home=self.choice.plan.master_home)
 
 
 # --- what a row needs of the machine and the model -----------------------------------------------------------
@@ -96,7 +97,13 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
+def _needs_adapter(situation: Situation) -> str | None:
+    full = situation.config.training.method == "full"
+    return "training.method=full trains every weight: there is no adapter" if full else None
+
+
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
+    "adapter": _needs_adapter,
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
     "own_program": _needs_own_program,
@@ -218,8 +225,8 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
         return None
 
 
-def _adapter_bytes(row: Optimization, parameters: int) -> int | None:
-    """Bytes a run's device holds more with a row that adds to, or takes from, the adapter's states."""
+def _state_bytes(row: Optimization, parameters: int) -> int | None:
+    """Bytes a run's device holds more with a row that adds to, or takes from, the states of what is trained."""
     copies = {"ema": 4, "swa": 4, "lookahead": 4, "adamw_8bit": -6}
     return copies[row.id] * parameters if row.id in copies else None
 
@@ -229,7 +236,7 @@ def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int |
     work, choice = situation.work, situation.choice
     if work is None or choice is None:
         return None, None, None
-    if (extra := _adapter_bytes(row, work.lora_parameters)) is not None:
+    if (extra := _state_bytes(row, work.lora_parameters or work.spec.parameters)) is not None:
         return (extra, None, None) if situation.on_gpu else (None, extra, None)
     if row.id == "weight_streaming" and situation.stream is not None:
         resident, streamed = _weights_pair(situation.stream)
@@ -240,7 +247,7 @@ def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int |
 
 def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
     kept: BaseWeights = "nf4" if plan.weights == "nf4" else "resident"
-    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed")
+    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed", keep_layers=0)
 
 
 def _difference(

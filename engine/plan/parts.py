@@ -84,6 +84,8 @@ def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
         bytes=tokens,
         words=lambda: f"{work.repository_tokens:,} tokens × 4 B, memory-mapped",
     )
+    if work.master_home is not None:
+        return
     yield Line(
         name="checkpoints of the adapter",
         where="disk",
@@ -262,18 +264,17 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
 
 
 def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
-    """Each file has four tiles of its own on the host: two being read, two being written."""
+    """Of each kind of file four tiles are on the host at most: two being read, two being written."""
     spec, element = work.spec, work.element
-    hidden = stored_layers(spec.layers, plan.checkpoint_every) * _stored_bytes(work, plan) * spec.hidden_size
-    a_token = round(hidden) + spec.hidden_size * element
+    a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
     if plan.stash:
-        keys = 2 * work.key_width * element if stashes_keys_values(spec) else 0
-        a_token += spec.layers * (work.query_width * element + 4 * spec.heads + keys)
+        keys = work.key_width * element if stashes_keys_values(spec) else 0
+        a_token += work.query_width * element + 4 * spec.heads + keys
     return Line(
         name="tiles on their way to and from the disk",
         where="host",
         bytes=4 * tile * a_token,
-        words=lambda: f"4 × {tile:,} tokens × {a_token:,} B (a row of every file)",
+        words=lambda: f"4 × {tile:,} tokens × {a_token:,} B (a row of each kind of file)",
     )
 
 

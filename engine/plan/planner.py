@@ -32,6 +32,10 @@ SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
 
+Method = Literal["lora", "full"]
+"""What is trained: an adapter, or every weight."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TierPlan:
     """One row of the tier table."""
@@ -65,6 +69,12 @@ class TierPlan:
     "Of one window."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
+
+    @property
+    def master_home(self) -> Literal["gpu", "host"] | None:
+        """Where every weight is trained: the home of the fp32 ones; None for an adapter."""
+        home: Literal["gpu", "host"] | None = self.plan.get("master_home")
+        return home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +111,9 @@ class Planning:
     activation_bits: Literal[16, 8, 4] = 16
     recompute: Recompute = "auto"
 
+    method: Method = "lora"
+    "What is trained: an adapter, or every weight."
+
     @property
     def on_gpu(self) -> bool:
         """Whether the first GPU does the work."""
@@ -112,12 +125,23 @@ class Planning:
         return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
 
 
-def storage(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
+def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[ComputeType, tuple[BaseWeights, ...]]:
     """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
 
     Raises:
-        EliteError: PRECISION_UNAVAILABLE.
+        EliteError: PRECISION_UNAVAILABLE; of weights that are trained themselves, in 4 bits.
     """
+    if method == "full" and precision == "nf4":
+        raise errors.PRECISION_UNAVAILABLE(
+            precision="nf4",
+            problem="weights stored in 4 bits cannot be trained themselves",
+            remedy="use bf16 or auto, or training.method=lora",
+        )
+    compute_type, weights = _storages(machine, precision)
+    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
+
+
+def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
     if not machine.gpus:
         if precision == "fp16":
             raise errors.PRECISION_UNAVAILABLE(
@@ -203,7 +227,8 @@ def plan_context(
     weights, way = planning.weights, planning.way
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
-    found = search(work, planning.machine, budget, weights, way, planning.recompute)
+    works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
+    found = [c for each in works for c in search(each, planning.machine, budget, weights, way, planning.recompute)]
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -244,6 +269,13 @@ def plan_context(
     )
 
 
+def _master_homes(planning: Planning) -> tuple[Literal["gpu", "host"] | None, ...]:
+    """Where the fp32 weights may live; none where an adapter is trained."""
+    if planning.method == "lora":
+        return (None,)
+    return ("gpu", "host") if planning.on_gpu else ("host",)
+
+
 def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
     """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
     if spec.family not in STREAMED:
@@ -264,7 +296,7 @@ def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
 
 def workload_of(planning: Planning, context: int) -> Workload:
     """What windows of `context` tokens ask of the machine."""
-    spec = planning.spec
+    spec, adapter = planning.spec, planning.method == "lora"
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
@@ -272,9 +304,9 @@ def workload_of(planning: Planning, context: int) -> Workload:
         spec=spec,
         context=context,
         compute_type=planning.compute_type,
-        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets),
+        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
         on_gpu=planning.on_gpu,
-        lora_rank=planning.lora_rank,
+        lora_rank=planning.lora_rank if adapter else 0,
         backend=attention_backend(gpu, spec.head_dim),
         fused_kernels=liger and spec.family in FUSED,
         fused_loss=liger,

@@ -109,6 +109,8 @@ class Candidate:
     def describe(self) -> dict[str, Any]:
         """The choices as JSON values."""
         common = {"precision": self.precision, "weights": self.weights}
+        if self.work.master_home is not None:
+            common["master_home"] = self.work.master_home
         if self.stream is None:
             return {"order": "whole-sequence", **common, "checkpointing": self.recompute}
         plan = self.stream

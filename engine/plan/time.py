@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.hardware.machine import Gpu, Machine
 from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
+from engine.plan.full_tuning import update_seconds
 from engine.plan.parts import NF4_BITS, BaseWeights
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
@@ -188,11 +189,11 @@ def whole_sequence_time(
         _logits_part(work, speeds, WHOLE_LOGIT_BYTES),
         *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
-        _adapter_part(work, speeds),
+        *_adapter_parts(work, speeds),
     ]
     calls = matrices / 3 * LAYER_CALLS
     found = _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)
-    return _corrected(found, work, weights, speeds, streamed=False)
+    return _corrected((*found, *_update_parts(work, speeds)), work, weights, speeds, streamed=False)
 
 
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
@@ -232,7 +233,8 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         formula = f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
-    return _corrected(_with_launches(parts, stages, speeds), work, plan.weights, speeds, streamed=True)
+    found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds))
+    return _corrected(found, work, plan.weights, speeds, streamed=True)
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
@@ -273,9 +275,11 @@ def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[Ti
 def _matrix_parts(
     work: Workload, speeds: Speeds, forwards: float, *, refill: bool, head_products: int
 ) -> list[TimePart]:
-    """Frozen weights have a gradient for their inputs only: one backward product, not two."""
+    """Frozen weights have a gradient for their inputs only: one backward product, trained ones have two."""
     spec, n = work.spec, work.context
-    units = forwards + 1
+    trains_all = work.master_home is not None
+    units = forwards + (2 if trains_all else 1)
+    head_products += 1 if head_products and trains_all else 0
     weights = spec.layers * spec.linear_parameters
     # Each adapter matrix: the forward products, and in the backward pass one for its inputs and one for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
@@ -317,14 +321,21 @@ def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
     )
 
 
-def _adapter_part(work: Workload, speeds: Speeds) -> TimePart:
+def _update_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
+    """An adapter's update is over at once; that of every weight is not."""
+    if work.master_home is None:
+        return []
+    seconds, formula = update_seconds(work, speeds)
+    return [TimePart(name="updating every weight", seconds=seconds, formula=formula)]
+
+
+def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
+    if not work.lora_parameters:
+        return []
     widths = sum(linear.inputs + linear.outputs for linear in work.spec.linears)
     moved = ADAPTER_PASSES * widths * work.element * work.spec.layers * work.context
-    return TimePart(
-        name="adapters' casts and sums",
-        seconds=moved / speeds.memory,
-        formula=f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
-    )
+    formula = f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
 
 
 def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:

@@ -14,7 +14,7 @@ Backend = Literal["cudnn", "flash", "efficient", "cpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One model fine-tuned with LoRA on windows of `context` tokens."""
+    """One model fine-tuned on windows of `context` tokens."""
 
     spec: ModelSpec
     context: int
@@ -22,6 +22,9 @@ class Workload:
     compute_type: ComputeType
     "Type of activations and of base weights that are not quantised."
     lora_parameters: int
+    "0 where every weight is trained."
+    master_home: Literal["gpu", "host"] | None = None
+    "Where every weight is trained: the home of the fp32 ones and of the optimiser's states. None for an adapter."
     on_gpu: bool = True
     "False: everything lives in host memory."
     lora_rank: int = 16

@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engine import config as run_config
 from engine import errors
@@ -88,8 +88,17 @@ class RunDirectory:
 
     @property
     def adapter_path(self) -> Path:
-        """The result, in PEFT's format."""
+        """The result of training an adapter, in PEFT's format."""
         return self.path / "adapter"
+
+    @property
+    def model_path(self) -> Path:
+        """The result of training every weight, in Hugging Face's format."""
+        return self.path / "model"
+
+    def result_path(self, method: Literal["lora", "full"]) -> Path:
+        """Where a method of training leaves its result."""
+        return self.adapter_path if method == "lora" else self.model_path
 
     @property
     def report_path(self) -> Path:

@@ -7,6 +7,7 @@ layers replaced by recorders that keep their arguments and pass the hidden state
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class Decoder:
             self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False)
         return [recorder.arguments for recorder in self._recorders]  # type: ignore[misc]
 
+    @functools.cached_property
     def final_norm_parameters(self) -> list[nn.Parameter]:
         """Parameters between the last layer and the head."""
         inside = {id(p) for part in (*self.layers, self.embedding) for p in part.parameters()}

@@ -6,7 +6,7 @@ their digits. fp32 parameters (LoRA's master copies) accumulate in `.grad` as us
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,16 @@ class WideGradients:
     Args:
         parameters: All parameters of the model; fp32 and frozen ones are passed over.
         home: Device that keeps the sums between layers and steps: the CPU where the device has no room.
+        masters: Parameters at home whose `.grad` takes the sums instead of `sums` (engine.models.master_weights).
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], home: torch.device) -> None:
-        self._home = home
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        home: torch.device,
+        masters: Mapping[nn.Parameter, nn.Parameter] | None = None,
+    ) -> None:
+        self._home, self._masters = home, masters
         self._present: dict[nn.Parameter, Tensor] = {}
         self.sums: dict[nn.Parameter, Tensor] = {}
         "fp32 gradient of each parameter, at home."
@@ -40,11 +46,20 @@ class WideGradients:
     def flush(self) -> None:
         """Sends home what has been collected: a layer's last tile is done."""
         for parameter, gradient in self._present.items():
-            arrived = gradient.to(self._home)
-            if parameter in self.sums:
-                self.sums[parameter] += arrived
-            else:
-                self.sums[parameter] = arrived
+            self._add(parameter, gradient.to(self._home))
+        self._present.clear()
+
+    def _add(self, parameter: nn.Parameter, arrived: Tensor) -> None:
+        if self._masters is not None:
+            master = self._masters[parameter]
+            master.grad = arrived if master.grad is None else master.grad.add_(arrived)
+        elif parameter in self.sums:
+            self.sums[parameter] += arrived
+        else:
+            self.sums[parameter] = arrived
+
+    def drop(self) -> None:
+        """Forgets what has not been sent home: the pass that it is of was given up."""
         self._present.clear()
 
     def clear(self) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.codec import Codec, Plain, codec_for
-from engine.streaming.tiles import TileArray, TileFactory, TileReader
+from engine.streaming.tile_factory import TileFactory
+from engine.streaming.tiles import TileArray, TileReader
 
 
 class _StoredStates:

@@ -42,8 +42,8 @@ def loss_and_gradient(
         The sum over the tile, a scalar of fp32 or wider; the gradient, like `hidden`.
     """
     trains_head = any(p.requires_grad for p in head.parameters())
-    fused = isinstance(head, nn.Linear) and not trains_head and _has_fused_cross_entropy(hidden.device.type)
-    of_piece = _fused_piece if fused else _autograd_piece
+    fused = isinstance(head, nn.Linear) and _has_fused_cross_entropy(hidden.device.type)
+    of_piece = _autograd_piece if not fused else _fused_trained_piece if trains_head else _fused_piece
     gradient = torch.empty_like(hidden)
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for start in range(0, hidden.shape[0], piece):
@@ -74,12 +74,30 @@ def _autograd_piece(
 def _fused_piece(
     hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four, no graph."""
-    from liger_kernel.ops.cross_entropy import cross_entropy_forward
-
-    logits = head(hidden).requires_grad_()  # the kernel computes a gradient only for what requires one
-    loss, _, _, _, grad_logits = cross_entropy_forward(
-        logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False
-    )
+    """A frozen head needs no graph."""
+    loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing)
     weight: Tensor = head.weight  # type: ignore[assignment]
     return loss, (grad_logits @ weight).mul_(scale)
+
+
+def _fused_trained_piece(
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    leaf = hidden.detach().requires_grad_()
+    logits = head(leaf)  # its backward reads input and weight, never the logits themselves
+    loss, grad_logits = _gradient_over_logits(logits.detach(), labels, label_smoothing)
+    torch.autograd.backward(logits, grad_logits.mul_(scale))
+    assert leaf.grad is not None
+    return loss, leaf.grad
+
+
+def _gradient_over_logits(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four."""
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits.requires_grad_()  # the kernel computes a gradient only for what requires one
+    with torch.no_grad():
+        loss, _, _, _, grad_logits = cross_entropy_forward(
+            logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False
+        )
+    return loss, grad_logits

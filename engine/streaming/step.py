@@ -35,7 +35,7 @@ from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.positions import TileArguments
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
 from engine.streaming.tiles import CopyStreams
-from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
 from engine.streaming.workspace import Workspace
 
 __all__ = ["StepCancelled", "StepOutcome", "StreamedStep", "TileProgress", "next_token_labels"]
@@ -56,7 +56,7 @@ class StepOutcome:
 class StreamedStep:
     """Runs streamed steps on a model, which it owns until `close`.
 
-    Gradients accumulate in `.grad` of trainable fp32 parameters, and in `wide_gradients.sums` for others.
+    Gradients accumulate in `.grad` of trainable fp32 parameters, and in `wide_gradients` for others.
     Buffers are made at the first step and reused by all that are no longer.
 
     Args:
@@ -66,6 +66,7 @@ class StreamedStep:
         device: Where to compute.
         spill_directory: For `hidden_home="disk"`.
         label_smoothing: Of the loss that gradients are taken of; `evaluate` has none.
+        wide_gradients: Takes the gradients of 16-bit parameters, and outlives this object. None: its own, in `sums`.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -80,6 +81,7 @@ class StreamedStep:
         device: torch.device,
         spill_directory: Path | None = None,
         label_smoothing: float = 0.0,
+        wide_gradients: WideGradients | None = None,
     ) -> None:
         self.plan, self.device, self.model = plan, device, model
         self._label_smoothing = label_smoothing
@@ -88,9 +90,11 @@ class StreamedStep:
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
+        self._dropouts = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Dropout)]
         self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
-        self.wide_gradients = WideGradients(model.parameters(), home=torch.device("cpu"))
+        self._owns_gradients = wide_gradients is None
+        self.wide_gradients = wide_gradients or WideGradients(model.parameters(), home=torch.device("cpu"))
         self._workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
         streamed_attention.register()
 
@@ -111,9 +115,9 @@ class StreamedStep:
         if self.plan.weights == "resident":
             return ResidentWeights()
         weights = StreamedWeights(layers, self.device, self._streams)
-        frozen = {id(p) for layer in layers for p in layer.parameters() if not p.requires_grad}
+        waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
         for parameter in self.model.parameters():
-            if id(parameter) not in frozen:
+            if id(parameter) not in waiting:
                 parameter.data = parameter.data.to(self.device)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -195,6 +199,7 @@ class StreamedStep:
     ) -> StepOutcome:
         backward = scale is not None
         self._linears.begin(keep_factors=state.tiles == 1)
+        self.wide_gradients.drop()  # of a step that was given up
         try:
             with self._owning(state):
                 began = time.perf_counter()
@@ -297,7 +302,7 @@ class StreamedStep:
             return run.resumed.loss_sum
         run.enter("loss", run.tiles)
         hidden, top = self._workspace.hidden, len(self.decoder.layers)
-        trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters())
+        trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters)
         total = torch.zeros((), dtype=torch.float64)
         sums = []
         for tile in range(run.tiles):
@@ -436,6 +441,7 @@ class StreamedStep:
                 yield
         finally:
             self._linears.leave()
+            self._weights.leave()
             streamed_attention.activate(None)
             config._attn_implementation = implementation
             for layer in checkpointing:
@@ -447,10 +453,8 @@ class StreamedStep:
         return self._workspace.backend_name
 
     def _draws_random_numbers(self) -> bool:
-        """Whether any layer has dropout that acts now. Walks all modules: asked once a sequence, not once a tile."""
-        return self.model.training and any(
-            isinstance(m, nn.Dropout) and m.p > 0 for layer in self.decoder.layers for m in layer.modules()
-        )
+        """Whether any layer has dropout that acts now."""
+        return self.model.training and any(module.p > 0 for module in self._dropouts)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -466,7 +470,8 @@ class StreamedStep:
         self.release()
         self._linears.close()
         self._weights.close()
-        self.wide_gradients.close()
+        if self._owns_gradients:
+            self.wide_gradients.close()
 
     def __enter__(self) -> StreamedStep:
         return self

@@ -1,4 +1,4 @@
-"""Arrays of tiles that live on the compute device, in pinned host memory or on disk, and the copies between.
+"""Arrays of tiles that live on the compute device or in pinned host memory, and the copies between.
 
 An array holds one row a token. While a tile is computed, the next one is on its way to the device and the last
 one on its way back: copies run on two side streams, ordered by events. On a CPU everything is a plain copy.
@@ -6,17 +6,12 @@ one on its way back: copies run on two side streams, ordered by events. On a CPU
 
 from __future__ import annotations
 
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.plan.stream_plan import Home, StreamPlanError
 from engine.streaming.pinned import pinned_empty
 
 
@@ -108,110 +103,6 @@ class PinnedTiles(TileArray):
         return wait
 
 
-class DiskTiles(TileArray):
-    """Lives in an unlinked temporary file: the space returns even if the process is killed.
-
-    One thread moves tiles between the file and two staging buffers (pinned where there is a CUDA device), in the
-    order of the calls, so that a read sees the write before it.
-    """
-
-    _STAGES = 2
-
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        dtype: torch.dtype,
-        tile: int,
-        directory: Path,
-        streams: CopyStreams | None,
-    ) -> None:
-        super().__init__(rows, width, dtype, tile)
-        self._file = tempfile.TemporaryFile(buffering=0, dir=directory, prefix="elite-spill-")  # noqa: SIM115
-        self._row_bytes = width * dtype.itemsize
-        try:
-            os.posix_fallocate(self._file.fileno(), 0, rows * self._row_bytes)  # a full disk is met now, not mid-step
-        except OSError:
-            self._file.close()
-            raise
-        self._streams = streams
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
-        new = torch.empty if streams is None else pinned_empty
-        self._stages = [new((min(tile, rows), width), dtype=dtype) for _ in range(2 * self._STAGES)]
-        self._busy: list[Future[None] | None] = [None] * len(self._stages)
-        self._turn = {"read": 0, "write": 0}
-
-    def _stage(self, direction: str) -> int:
-        """A staging buffer that no pending transfer uses; reads and writes have two each."""
-        turn = self._turn[direction]
-        self._turn[direction] = (turn + 1) % self._STAGES
-        index = turn + (self._STAGES if direction == "write" else 0)
-        pending = self._busy[index]
-        if pending is not None:
-            pending.result()
-        return index
-
-    def _bytes(self, stage: Tensor) -> memoryview:
-        return memoryview(stage.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
-
-    def write(self, index: int, value: Tensor) -> None:
-        """See TileArray."""
-        number = self._stage("write")
-        span = self.span(index)
-        stage = self._stages[number][: value.shape[0]]
-        copied = None
-        if self._streams is None:
-            stage.copy_(value)
-        else:
-            stream = self._streams.to_host
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                stage.copy_(value, non_blocking=True)
-                copied = stream.record_event()
-            value.record_stream(stream)
-
-        def save() -> None:
-            if copied is not None:
-                copied.synchronize()
-            self._move(self._file.write, span, stage)
-
-        self._busy[number] = self._thread.submit(save)
-
-    def begin_load(self, index: int, slot: Tensor) -> Callable[[], Tensor]:
-        """See TileArray."""
-        number = self._stage("read")
-        span = self.span(index)
-        stage = self._stages[number][: span.stop - span.start]
-        arrived = self._thread.submit(self._move, self._file.readinto, span, stage)
-        self._busy[number] = arrived
-        part = slot[: stage.shape[0]]
-
-        def wait() -> Tensor:
-            arrived.result()
-            part.copy_(stage, non_blocking=True)
-            if self._streams is not None:
-                copied = torch.cuda.current_stream().record_event()
-                self._busy[number] = self._thread.submit(copied.synchronize)
-            return part
-
-        return wait
-
-    def _move(self, operation: Callable[[memoryview], int | None], span: slice, stage: Tensor) -> None:
-        """Reads or writes a whole tile at its place in the file."""
-        self._file.seek(span.start * self._row_bytes)
-        view = self._bytes(stage)
-        while view:
-            done = operation(view)
-            if not done:
-                raise OSError("the spill file ended early")
-            view = view[done:]
-
-    def close(self) -> None:
-        """Waits for pending transfers and gives the space back."""
-        self._thread.shutdown()
-        self._file.close()
-
-
 class TileReader:
     """Reads tiles of arrays of one width and dtype ahead of their use, through two slots on the compute device.
 
@@ -242,31 +133,3 @@ class TileReader:
             self._pending.clear()  # what was fetched ahead was guessed wrong
             self.prefetch(array, index)
         return self._pending.pop(key)()
-
-
-class TileFactory:
-    """Makes arrays in one home.
-
-    Args:
-        home: "gpu" keeps them on the compute device.
-        device: The compute device; on a CPU "gpu" and "host" are the same.
-        directory: Where files of the home "disk" go.
-    """
-
-    def __init__(self, home: Home, device: torch.device, streams: CopyStreams | None, directory: Path | None) -> None:
-        if home == "disk" and directory is None:
-            raise StreamPlanError("hidden_home disk needs a directory for its files")
-        self.home, self.device, self._streams, self._directory = home, device, streams, directory
-
-    def array(self, rows: int, width: int, dtype: torch.dtype, tile: int) -> TileArray:
-        """An array with undefined contents.
-
-        Raises:
-            MemoryError, torch.OutOfMemoryError, OSError: the home has no room for it.
-        """
-        if self.home == "disk":
-            assert self._directory is not None
-            return DiskTiles(rows, width, dtype, tile, self._directory, self._streams)
-        if self.home == "host" and self._streams is not None:
-            return PinnedTiles(rows, width, dtype, tile, self._streams)
-        return DeviceTiles(rows, width, dtype, tile, self.device)

@@ -1,4 +1,4 @@
-"""Where the frozen weights of the decoder layers wait, and how those of one layer become ready for use.
+"""Where the weights of the decoder layers wait, and how those of one layer become ready for use.
 
 Layer-major order touches a layer's weights three times a step whatever the context, so they may wait in a slow
 or packed form: on the host (two layers on the device at a time, the next on its way while one computes;
@@ -28,6 +28,9 @@ class LayerWeights(ABC):
     def prefetch(self, layer: int) -> None:  # noqa: B027 - only streamed weights travel
         """Layer `layer` will be entered next."""
 
+    def leave(self) -> None:  # noqa: B027 - only streamed weights are copied
+        """No layer is computed for now, and the weights may change."""
+
     def close(self) -> None:  # noqa: B027 - only streamed weights change the model
         """Leaves the model as it was found."""
 
@@ -42,14 +45,15 @@ class ResidentWeights(LayerWeights):
 class StreamedWeights(LayerWeights):
     """Layers on the host, packed in one pinned buffer each; two buffers on the device.
 
-    The frozen parameters' `data` points into a device buffer while their layer is entered, and into the host
-    buffer before and after: the model stays a valid host model.
+    The parameters' `data` points into a device buffer while their layer is entered, and into the host buffer before
+    and after: the model stays a valid host model. fp32 parameters that are trained (an adapter's) do not travel.
     """
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device, streams: CopyStreams | None) -> None:
         self._device, self._streams = device, streams
-        self._frozen = [[p for p in layer.parameters() if not p.requires_grad] for layer in layers]
-        self._host = [_pack(parameters, pinned=streams is not None) for parameters in self._frozen]
+        self._parameters = [[p for p in layer.parameters() if travels(p)] for layer in layers]
+        self._trained = any(p.requires_grad for parameters in self._parameters for p in parameters)
+        self._host = [_pack(parameters, pinned=streams is not None) for parameters in self._parameters]
         largest = max(buffer.numel() for buffer in self._host)
         self._buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
         self._arrived: dict[int, tuple[int, torch.cuda.Event | None]] = {}
@@ -89,19 +93,30 @@ class StreamedWeights(LayerWeights):
     def enter(self, layer: int) -> None:
         """See LayerWeights."""
         if self._entered is not None and self._entered != layer:
-            _point(self._frozen[self._entered], self._host[self._entered])
+            _point(self._parameters[self._entered], self._host[self._entered])
         self.prefetch(layer)
         number, arrived = self._arrived[layer]
         if arrived is not None:
             torch.cuda.current_stream().wait_event(arrived)
-        _point(self._frozen[layer], self._buffers[number])
+        _point(self._parameters[layer], self._buffers[number])
         self._entered = layer
+
+    def leave(self) -> None:
+        """See LayerWeights. Copies of weights that are trained are stale after the next update."""
+        if self._trained:
+            self.close()
+            self._arrived.clear()
 
     def close(self) -> None:
         """See LayerWeights."""
         if self._entered is not None:
-            _point(self._frozen[self._entered], self._host[self._entered])
+            _point(self._parameters[self._entered], self._host[self._entered])
             self._entered = None
+
+
+def travels(parameter: nn.Parameter) -> bool:
+    """Whether a decoder layer's parameter waits on the host: the model's own do, an adapter's fp32 ones do not."""
+    return not parameter.requires_grad or parameter.dtype != torch.float32
 
 
 _ALIGNMENT = 256  # of each parameter in a buffer, in bytes; what tensor cores and copies like

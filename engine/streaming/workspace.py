@@ -12,7 +12,8 @@ from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
-from engine.streaming.tiles import CopyStreams, TileArray, TileFactory, TileReader
+from engine.streaming.tile_factory import TileFactory
+from engine.streaming.tiles import CopyStreams, TileArray, TileReader
 
 _FORWARD_BLOCKS = 4
 """Key blocks that one call of the forward may see where keys and values are on the device."""
@@ -131,6 +132,7 @@ class Workspace:
             if self._attention.stash is not None:
                 self._attention.stash.close()
         self._hidden = self._attention = None
+        self._factory.release()
         self.context = 0
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

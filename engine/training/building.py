@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -16,6 +16,7 @@ from engine import errors
 from engine.data.windows import Windows
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
+from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
 from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model
@@ -35,7 +36,7 @@ from engine.training.updates import tokens_per_update
 from engine.training.ways import replanning_step
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from engine.config import RunConfig, TrainingSection
     from engine.runtime.session import TrainingSession
@@ -48,8 +49,8 @@ Tell = Callable[[str], None]
 """Takes a sentence for the log."""
 
 
-def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[PeftModel, Accelerator]:
-    """The base model with a fresh adapter, and accelerate's view of the device.
+def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[FineTuning, Accelerator]:
+    """The base model, ready to be trained as a whole or in a fresh adapter, and accelerate's view of the device.
 
     Raises:
         EliteError: OUT_OF_MEMORY, MODEL_*, or the refusal of a technique that the model does not allow.
@@ -63,24 +64,34 @@ def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[PeftModel,
         model = load_model(setup.spec, home, base_changes(config, setup))
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         check_head(model)
-        adapted = attach_adapter(model, config.lora, config.training.seed)
-    techniques = [*(["fused_kernels"] if fused else []), *transform(adapted, config.training, setup.context)]
-    count = sum(parameter.numel() for parameter in trainable(adapted).values())
-    tell(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
+        tuning = _tuning(model, config, setup)
+    techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
+    count = sum(parameter.numel() for parameter in tuning.weights.values())
+    if isinstance(tuning, FullTuning):
+        tell(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.master_home}")
+    else:
+        tell(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
     if techniques:
         tell(f"the model runs with {', '.join(techniques)}")
-    return adapted, accelerator
+    return tuning, accelerator
+
+
+def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup) -> FineTuning:
+    if config.training.method == "full":
+        on_gpu = setup.choice.plan.master_home == "gpu"
+        return FullTuning(model, setup.placement.device if on_gpu else _CPU)
+    return AdapterTuning(attach_adapter(model, config.lora, config.training.seed))
 
 
 def base_changes(config: RunConfig, setup: Setup) -> BaseChanges:
-    """What is done to the base model before it gets its adapter."""
+    """What is done to the base model before it is trained."""
     return BaseChanges.of(config.model, setup.spec, setup.context)
 
 
 def choose_step(
     session: TrainingSession,
     setup: Setup,
-    model: PeftModel,
+    tuning: FineTuning,
     accelerator: Accelerator,
     windows: Windows,
     progress: Progress,
@@ -95,30 +106,32 @@ def choose_step(
         if layout.stream is not None:
             tell(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
             return StreamedWindows(
-                model,
+                tuning,
                 layout.stream,
                 device=placement.device,
                 spill_directory=session.run.path,
                 label_smoothing=training.label_smoothing,
                 store=store,
             )
+        masters = tuning.masters
         step = WholeSequenceStep(
-            model,
+            tuning.model,
             recompute=layout.recompute,
             autocast=accelerator.autocast,
             micro_batch=max(1, training.micro_batch),
             label_smoothing=training.label_smoothing,
+            gradients=None if masters is None else masters.gradients,
         )
-        if training.micro_batch == 0 and trainable(model):
-            step.micro_batch = _find_micro_batch(setup, step, model, windows)
+        if training.micro_batch == 0 and trainable(tuning.model):
+            step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
             tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step
 
     planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, model, progress, planned, build)
+    return replanning_step(session, setup, tuning, progress, planned, build)
 
 
-def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, windows: Windows) -> int:
+def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:
     """The largest micro-batch that fits, tried on a GPU, by formula on a CPU. At least one: the loop says what fails.
 
     No larger than one update: more windows never come together.
@@ -136,7 +149,8 @@ def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, w
         return fits_on_gpu(step, longest, placement.device)(count)
 
     found = max(1, largest_that_fits(tried, most))
-    model.zero_grad(set_to_none=True)
+    for parameter in tuning.weights.values():
+        parameter.grad = None
     return found
 
 
@@ -144,6 +158,7 @@ def _find_micro_batch(setup: Setup, step: WholeSequenceStep, model: PeftModel, w
 class Learning:
     """How a run learns from its gradients, and when it ends."""
 
+    tuning: FineTuning
     updating: Updating
     curriculum: Curriculum | None
     early_stopping: EarlyStopping | None
@@ -160,13 +175,19 @@ class Learning:
         """What the update after `step` updates trains on, of its windows."""
         return windows if self.curriculum is None else self.curriculum.cut(windows, step)
 
-    def averaged(self) -> AbstractContextManager[Any]:
-        """Within it, the adapter is the one to be scored: the average, where there is one."""
-        average = self.updating.average
-        return nullcontext() if average is None else average.applied()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the weights are those to be scored: the average, where there is one."""
+        if (average := self.updating.average) is None:
+            yield
+            return
+        with average.applied():
+            self.tuning.publish()
+            yield
+        self.tuning.publish()
 
     def observe(self, loss: float) -> None:
-        """The adapter that `averaged` shows scored this loss on the held-out files."""
+        """The weights that `averaged` shows scored this loss on the held-out files."""
         if self.early_stopping is not None:
             self.early_stopping.observe(loss)
 
@@ -175,14 +196,15 @@ class Learning:
         return None if self.early_stopping is None else self.early_stopping.reason
 
     def keep_result(self) -> None:
-        """Leaves in the model what is to be saved: the best adapter, or the average, or the last one."""
+        """Leaves in the model what is to be saved: the best weights, or their average, or the last ones."""
         if self.updating.average is not None:
             self.updating.average.keep()
         if self.early_stopping is not None:
             self.early_stopping.keep_best()
+        self.tuning.publish()
 
 
-def build_learning(model: PeftModel, config: RunConfig, *, context: int, total_steps: int) -> Learning:
+def build_learning(tuning: FineTuning, config: RunConfig, *, context: int, total_steps: int) -> Learning:
     """What a configuration asks for.
 
     Raises:
@@ -192,9 +214,10 @@ def build_learning(model: PeftModel, config: RunConfig, *, context: int, total_s
     _check_early_stopping(training)
     tokens = tokens_per_update(training, context)
     return Learning(
-        updating=build_updating(model, config, total_steps=total_steps, tokens_per_update=tokens),
+        tuning=tuning,
+        updating=build_updating(tuning, config, total_steps=total_steps, tokens_per_update=tokens),
         curriculum=Curriculum(context=context, total_steps=total_steps) if training.curriculum else None,
-        early_stopping=EarlyStopping(trainable(model), training.early_stopping) if training.early_stopping else None,
+        early_stopping=EarlyStopping(tuning.weights, training.early_stopping) if training.early_stopping else None,
     )
 
 

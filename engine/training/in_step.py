@@ -22,7 +22,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.models.adapter import trainable
 from engine.protocol import Event, LogLine, RecoveryTaken, WarningRaised
 from engine.streaming.boundary import BackwardPoint
 from engine.training import sealed
@@ -36,6 +35,9 @@ _GRADIENTS, _GENERATOR = "gradients.safetensors", "generator.safetensors"
 _PART = "stream-{:05d}.safetensors"
 _PART_BYTES = 256 << 20
 """Tiles of G that go into one file, which is all that has to be in memory once more."""
+
+Weights = Mapping[str, torch.nn.Parameter]
+"""What is trained, by name (engine.models.fine_tuning)."""
 
 _WORTH_SECONDS = 20.0
 """A step that has not run for so long is done again as fast as it is saved."""
@@ -78,8 +80,8 @@ class InStepStore:
         self._began = self._saved = self._boundary_at = clock()
         self._boundary_takes = float("inf")
 
-    def begin(self, model: torch.nn.Module, windows: Sequence[Window], scale: float) -> InStepState | None:
-        """A step begins. The state to go on from, with its gradients put into the model; None to begin at its start."""
+    def begin(self, weights: Weights, windows: Sequence[Window], scale: float) -> InStepState | None:
+        """A step begins. The state to go on from, with its gradients put into the weights; None to begin anew."""
         self._began = self._saved = self._boundary_at = self._clock()
         self._boundary_takes = float("inf")
         if not self._left_behind:
@@ -88,9 +90,9 @@ class InStepStore:
         try:
             sealed.heal(self._folder)
             found = sealed.verify(self._folder)
-            if found.about["fingerprint"] != fingerprint(model, windows, scale):
+            if found.about["fingerprint"] != fingerprint(weights, windows, scale):
                 return None
-            state = _read(found, model)
+            state = _read(found, weights)
         except (DamagedError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             self._emit(
                 WarningRaised(
@@ -111,7 +113,7 @@ class InStepStore:
 
     def at_boundary(
         self,
-        model: torch.nn.Module,
+        weights: Weights,
         windows: Sequence[Window],
         scale: float,
         state: InStepState,
@@ -124,7 +126,9 @@ class InStepStore:
         if not (self._is_long if stopping else now - self._saved >= self._every):
             return
         try:
-            size = sealed.write(self._folder, _files(model, state), _about(state, fingerprint(model, windows, scale)))
+            size = sealed.write(
+                self._folder, _files(weights, state), _about(state, fingerprint(weights, windows, scale))
+            )
         except OSError as error:
             self._emit(
                 WarningRaised(
@@ -153,10 +157,10 @@ def clear(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def fingerprint(model: torch.nn.Module, windows: Sequence[Window], scale: float) -> str:
+def fingerprint(weights: Weights, windows: Sequence[Window], scale: float) -> str:
     """Names a step by all that its gradient follows from; the base model and the layout are the run's own."""
     digest = hashlib.sha256(scale.hex().encode())
-    for name, parameter in sorted(trainable(model).items()):
+    for name, parameter in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for window in windows:
@@ -177,8 +181,8 @@ def _about(state: InStepState, name: str) -> dict[str, Any]:
     }
 
 
-def _files(model: torch.nn.Module, state: InStepState) -> Iterator[tuple[str, bytes]]:
-    gradients = {name: p.grad.detach().cpu() for name, p in trainable(model).items() if p.grad is not None}
+def _files(weights: Weights, state: InStepState) -> Iterator[tuple[str, bytes]]:
+    gradients = {name: p.grad.detach().cpu() for name, p in weights.items() if p.grad is not None}
     yield _GRADIENTS, safetensors.torch.save(gradients)
     yield _GENERATOR, safetensors.torch.save({"generator": state.point.generator})
     part: dict[str, Tensor] = {}
@@ -193,13 +197,12 @@ def _files(model: torch.nn.Module, state: InStepState) -> Iterator[tuple[str, by
         yield _PART.format(parts), safetensors.torch.save(part)
 
 
-def _read(found: Sealed, model: torch.nn.Module) -> InStepState:
+def _read(found: Sealed, weights: Weights) -> InStepState:
     about = found.about
     gradients: Mapping[str, Tensor] = safetensors.torch.load(found.read(_GRADIENTS))
-    parameters = trainable(model)
-    if not gradients.keys() <= parameters.keys():
+    if not gradients.keys() <= weights.keys():
         raise KeyError("it holds gradients of other weights")
-    for name, parameter in parameters.items():
+    for name, parameter in weights.items():
         parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
 
     def tiles() -> Iterator[Tensor]:

@@ -109,16 +109,16 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     tokenizer = load_tokenizer(setup.spec)
     windows = build_dataset(config.data, tokenizer=tokenizer, context=setup.context, cache=cache).train
     session.emit(PhaseChanged(phase="model", detail=setup.spec.name))
-    model, accelerator = build_model(config, setup, tell)
-    way = choose_step(session, setup, model, accelerator, windows, progress, tell)
-    learning = build_learning(model, config, context=setup.context, total_steps=len(rates))
+    tuning, accelerator = build_model(config, setup, tell)
+    way = choose_step(session, setup, tuning, accelerator, windows, progress, tell)
+    learning = build_learning(tuning, config, context=setup.context, total_steps=len(rates))
     optimizer = learning.updating.optimizer
     peak = min(group["initial_lr"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     schedule = LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
     return Parts(
-        model=model,
+        tuning=tuning,
         step=way,
         optimizer=accelerator.prepare(optimizer),
         schedule=schedule,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import errors
-from engine.models.adapter import trainable
 from engine.training.step import count_targets
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def take_optimizer_step(parts: Parts, progress: Progress, update: Update, monito
     if not math.isfinite(result.loss_sum):
         raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
     parts.accelerator.unscale_gradients()
-    norm = parts.gradients.apply(list(trainable(parts.model).values()), progress.step)
+    norm = parts.gradients.apply(list(parts.tuning.weights.values()), progress.step)
     if not math.isfinite(norm) and scaler is None:
         raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
     lr = float(parts.schedule.get_last_lr()[0])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from engine.models.fine_tuning import FineTuning
     from engine.optim.build import Stateful
     from engine.optim.gradients import GradientPipeline
     from engine.training.checkpoints import CheckpointFolder
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Parts:
     """What the loop works with, all of it ready for the next update."""
 
-    model: PeftModel
+    tuning: FineTuning
+    "What is trained."
     step: TrainingStep
     optimizer: Optimizer
     schedule: LRScheduler
@@ -42,3 +43,8 @@ class Parts:
     "What the update after so many steps trains on, of its windows: a curriculum cuts them."
     early_end: Callable[[], str | None] = lambda: None
     "Why the run should end now, before its last step; None while it should go on."
+
+    @property
+    def model(self) -> Any:
+        """What computes."""
+        return self.tuning.model

@@ -14,7 +14,6 @@ from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
 from engine.evaluation.report import RunReport, write_report
-from engine.models.adapter import save_adapter, trainable
 from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.training import in_step
@@ -30,9 +29,9 @@ from engine.training.updates import count_updates, tokens_per_update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerFast
 
+    from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
 
 
@@ -41,7 +40,7 @@ class StopRequestedError(Exception):
 
 
 def train(session: TrainingSession) -> None:
-    """Trains an adapter as `session.config` says, and leaves it in the run's directory with a report.
+    """Trains as `session.config` says, and leaves the result in the run's directory with a report.
 
     Raises:
         EliteError: anything that a person can meet, with its remedy. Other exceptions are bugs.
@@ -69,20 +68,20 @@ def _train(session: TrainingSession) -> None:
     def tell(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
-    model, accelerator = build_model(session.config, setup, tell)
-    step = choose_step(session, setup, model, accelerator, dataset.train, progress, tell)
+    tuning, accelerator = build_model(session.config, setup, tell)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
-        with model.disable_adapter():
+        with tuning.untrained():
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    learning = build_learning(model, session.config, context=setup.context, total_steps=progress.total_steps)
-    parts = _build_parts(setup, learning, model, step, accelerator, dataset, score)
+    learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score)
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -103,12 +102,13 @@ def _train(session: TrainingSession) -> None:
     _enter(session, "saving")
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
-    space.until_written(lambda: save_adapter(model, session.run.adapter_path, tokenizer, changes))
+    result = session.run.result_path(session.config.training.method)
+    space.until_written(lambda: tuning.save(result, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
         seconds=time.monotonic() - setup.started,
-        adapter=session.run.adapter_path.relative_to(session.run.path).as_posix(),
+        adapter=result.relative_to(session.run.path).as_posix(),
         perplexity_before=perplexity(progress.loss_before),
         perplexity_after=after.perplexity if after else None,
         tokens=progress.tokens,
@@ -123,7 +123,7 @@ def _train(session: TrainingSession) -> None:
         context=setup.context,
         precision=setup.placement.precision,
         device=device_name(device),
-        adapter_parameters=sum(parameter.numel() for parameter in trainable(model).values()),
+        adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
         dataset=dataset.summary,
         predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
         predicted_host_bytes=setup.choice.plan.host_peak_bytes,
@@ -186,7 +186,7 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
 def _build_parts(
     setup: Setup,
     learning: Learning,
-    model: PeftModel,
+    tuning: FineTuning,
     step: TrainingStep,
     accelerator: Accelerator,
     dataset: Dataset,
@@ -205,7 +205,7 @@ def _build_parts(
 
     updating = learning.updating
     return Parts(
-        model=model,
+        tuning=tuning,
         step=step,
         optimizer=accelerator.prepare(updating.optimizer),
         schedule=updating.schedule,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from engine import errors
 from engine.errors import EliteError
 from engine.models.adapter import trainable
+from engine.models.fine_tuning import FineTuning
 from engine.training.failures import Place, memory_place, release_memory
 from engine.training.layout import Layout
 from engine.training.state import capture_random, restore_random
@@ -30,7 +31,7 @@ class ReplanningStep:
     generators put back, so that the repeated step is the one that was asked for.
 
     Args:
-        model: The model with its adapter.
+        tuning: What is trained.
         layout: The layout to begin with.
         build: Makes the way to compute a step in a layout.
         smaller: The next layout down for a full place; None for none.
@@ -39,7 +40,7 @@ class ReplanningStep:
 
     def __init__(
         self,
-        model: Any,
+        tuning: FineTuning,
         layout: Layout,
         *,
         build: Callable[[Layout], ClosableStep],
@@ -47,12 +48,12 @@ class ReplanningStep:
         tell: Callable[[str, str], None],
     ) -> None:
         self.layout, self.first_layout = layout, layout
-        self._model, self._build, self._smaller, self._tell = model, build, smaller, tell
+        self._tuning, self._build, self._smaller, self._tell = tuning, build, smaller, tell
         self._way: ClosableStep | None = build(layout)
         self._trains = True
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep. The adapter's gradients are cleared before."""
+        """See TrainingStep. The trained weights' gradients are cleared before."""
         return self._until_it_fits(lambda way: way.run(windows, scale, monitor), trains=True)
 
     def loss(self, window: Window) -> float:
@@ -96,7 +97,7 @@ class ReplanningStep:
             error.__traceback__ = error.__cause__ = error.__context__ = None
             del error
             if trains:
-                for parameter in trainable(self._model).values():
+                for parameter in self._tuning.weights.values():
                     parameter.grad = None
             self._change(layout, why)
             restore_random(generators)
@@ -106,7 +107,7 @@ class ReplanningStep:
         if trains and not self._trains:
             self.close()
         if self._way is None:
-            self._trains = bool(trainable(self._model))
+            self._trains = bool(trainable(self._tuning.model))
             self._way = self._build(self.layout)
         return self._way
 

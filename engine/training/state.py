@@ -1,8 +1,9 @@
 """Everything that the next update depends on: taken at one moment, kept in memory, and to and from a checkpoint.
 
 A `Snapshot` is a copy on the host: training goes on while it is written, and can go back to it at once. In files it
-is safetensors and JSON only: reading a checkpoint never runs code. The adapter's two files are PEFT's own, so a
-checkpoint's folder can be loaded with `PeftModel.from_pretrained` as it is.
+is safetensors and JSON only: reading a checkpoint never runs code. The files of what is trained are the library's own,
+so a checkpoint's folder can be loaded as it is: an adapter with `PeftModel.from_pretrained`, a whole model with
+`AutoModelForCausalLM.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -13,30 +14,27 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import safetensors.torch
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.models.adapter import adapter_config_json
+from engine.models.fine_tuning import AdapterTuning, FullTuning
 from engine.training import tensor_tree
 from engine.training.sealed import DamagedError, Sealed
 
 if TYPE_CHECKING:
     from engine.training.parts import Parts
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OPTIMIZER, RANDOM, STATEFUL, STATE = (
     "optimizer.safetensors",
     "random.safetensors",
     "stateful.safetensors",
     "state.json",
 )
-_TENSOR_FILES = (ADAPTER, OPTIMIZER, RANDOM, STATEFUL)
+_FORMS = {kind.weights_file: kind.config_file for kind in (AdapterTuning, FullTuning)}
 
 
 @dataclass(kw_only=True)
@@ -112,7 +110,15 @@ class Snapshot:
     "By file, by name."
     record: Mapping[str, Any]
     "JSON values: what is not a tensor."
-    adapter_config: str
+    weights_file: str
+    "The one among them that holds what is trained."
+    config: str
+    "What the library needs beside the weights, as text."
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is trained, by the library's names."""
+        return self.tensors[self.weights_file]
 
     @property
     def size(self) -> int:
@@ -121,9 +127,9 @@ class Snapshot:
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """A checkpoint's files, each made when it is asked for."""
-        for name in _TENSOR_FILES:
-            yield name, safetensors.torch.save(dict(self.tensors[name]))
-        yield ADAPTER_CONFIG, self.adapter_config.encode()
+        for name, tensors in self.tensors.items():
+            yield name, safetensors.torch.save(dict(tensors))
+        yield _FORMS[self.weights_file], self.config.encode()
         yield STATE, json.dumps({"progress": dataclasses.asdict(self.progress), **self.record}).encode()
 
 
@@ -131,7 +137,7 @@ def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapsh
     """The run as it is now.
 
     Args:
-        parts: The model's adapter is taken, the base model is not; optimiser, schedule, loss scaler, and every entry
+        parts: What is trained is taken, a frozen base model is not; optimiser, schedule, loss scaler, and every entry
             of `stateful`.
         progress: As it is.
         generators: As they were before the first draw that the next update will make.
@@ -145,28 +151,21 @@ def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapsh
     stateful, kept = tensor_tree.split(
         {"parts": others, "schedule": parts.schedule.state_dict(), "scaler": scaler.state_dict() if scaler else None}
     )
-    adapter = get_peft_model_state_dict(parts.model, save_embedding_layers=False)
+    tuning = parts.tuning
     return Snapshot(
         progress=dataclasses.replace(progress, skipped=list(progress.skipped), recoveries=list(progress.recoveries)),
         tensors={
-            ADAPTER: {name: t.detach().to("cpu", copy=True).contiguous() for name, t in adapter.items()},
+            tuning.weights_file: {
+                name: t.detach().to("cpu", copy=True).contiguous() for name, t in tuning.state().items()
+            },
             OPTIMIZER: moments,
             RANDOM: {name: t.cpu() for name, t in generators.tensors.items()},
             STATEFUL: kept,
         },
         record={"optimizer": optimizer, "stateful": stateful, "random": generators.numbers},
-        adapter_config=_adapter_config(parts.model),
+        weights_file=tuning.weights_file,
+        config=tuning.config_json(),
     )
-
-
-_adapter_configs: WeakKeyDictionary[PeftModel, str] = WeakKeyDictionary()
-
-
-def _adapter_config(model: PeftModel) -> str:
-    """Does not change while a model trains, and PEFT can only write it to a file."""
-    if model not in _adapter_configs:
-        _adapter_configs[model] = adapter_config_json(model)
-    return _adapter_configs[model]
 
 
 def read_snapshot(checkpoint: Sealed) -> Snapshot:
@@ -177,13 +176,15 @@ def read_snapshot(checkpoint: Sealed) -> Snapshot:
     """
     try:
         record = dict(json.loads(checkpoint.read(STATE)))
+        weights = next(name for name in _FORMS if (checkpoint.path / name).exists())
         return Snapshot(
             progress=Progress(**record.pop("progress")),
-            tensors={name: _read_tensors(checkpoint, name) for name in _TENSOR_FILES},
+            tensors={name: _read_tensors(checkpoint, name) for name in (weights, OPTIMIZER, RANDOM, STATEFUL)},
             record={name: record[name] for name in ("optimizer", "stateful", "random")},
-            adapter_config=checkpoint.read(ADAPTER_CONFIG).decode(),
+            weights_file=weights,
+            config=checkpoint.read(_FORMS[weights]).decode(),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError, RecursionError) as error:
         raise DamagedError(f"its content cannot be used ({type(error).__name__}: {error})") from error
 
 
@@ -194,14 +195,16 @@ def _read_tensors(checkpoint: Sealed, name: str) -> dict[str, Tensor]:
 
 
 def restore(snapshot: Snapshot, parts: Parts) -> None:
-    """Puts adapter, optimiser, schedule, loss scaler, `stateful` and the generators where the snapshot has them.
+    """Puts everything where the snapshot has it: weights, optimiser, schedule, loss scaler, `stateful`, generators.
 
     Raises:
         DamagedError: it is of another model or another optimiser.
     """
     record, tensors = snapshot.record, snapshot.tensors
     try:
-        set_peft_model_state_dict(parts.model, dict(tensors[ADAPTER]))
+        if snapshot.weights_file != parts.tuning.weights_file:
+            raise ValueError(f"it holds {snapshot.weights_file}, the run trains {parts.tuning.weights_file}")
+        parts.tuning.load_state(snapshot.weights)
         parts.optimizer.load_state_dict(tensor_tree.join(record["optimizer"], tensors[OPTIMIZER]))
         others = tensor_tree.join(record["stateful"], tensors[STATEFUL])
         parts.schedule.load_state_dict(others["schedule"])

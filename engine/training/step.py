@@ -1,7 +1,7 @@
 """One step: the gradient of some windows' loss. The whole-sequence way, and the interface that every way shares.
 
 A way of computing a step differs in memory and time, never in what it computes: the gradient of
-`scale` times the sum of the cross-entropies of all targets, added to the `.grad` of the adapter's parameters.
+`scale` times the sum of the cross-entropies of all targets, added to the `.grad` of the trained fp32 weights.
 The loop owns everything else (accumulation, clipping, the optimiser, checkpoints), so that a way that
 streams a long window through the GPU in tiles takes this one's place without a change elsewhere.
 """
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
+from engine.models.adapter import without_adapter
 from engine.models.head import split_head, summed_cross_entropy
+from engine.streaming.gradients import WideGradients
 from engine.streaming.loss import IGNORED
 from engine.training.micro_batch import groups_of
 
@@ -53,7 +55,7 @@ class TrainingStep(Protocol):
     """A way to compute one step."""
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """Adds the gradient of `scale` times loss_sum to the adapter's `.grad`, and returns the loss_sum.
+        """Adds the gradient of `scale` times loss_sum to the trained weights' `.grad`, and returns the loss_sum.
 
         Args:
             windows: At least one; their lengths may differ.
@@ -80,6 +82,12 @@ class WholeSequenceStep:
         micro_batch: Windows that go through the model together, as documents of one sequence.
         recompute: Whether each layer's activations are computed again in the backward pass instead of kept
             (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
+
+    Args:
+        model: A causal language model, alone or in an adapter.
+        autocast: Entered for every forward pass.
+        label_smoothing: Of the loss that gradients are taken of.
+        gradients: Takes the gradients of 16-bit parameters (engine.models.master_weights).
     """
 
     def __init__(
@@ -90,14 +98,15 @@ class WholeSequenceStep:
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         micro_batch: int = 1,
         label_smoothing: float = 0.0,
+        gradients: WideGradients | None = None,
     ) -> None:
-        base = model.get_base_model()
+        base = without_adapter(model)
         self._model: nn.Module = model
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
         self._label_smoothing = label_smoothing
-        self._base = base
+        self._base, self._gradients = base, gradients
         self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -114,6 +123,8 @@ class WholeSequenceStep:
             with self._attending(window):
                 loss = self._summed_loss(window, self._label_smoothing)
                 (loss * scale).backward()
+            if self._gradients is not None:
+                self._gradients.flush()
             loss_sum += loss.detach()
             done += len(group)
             monitor.progress("windows", done, len(windows))

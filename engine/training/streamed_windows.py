@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.models.fine_tuning import FineTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StreamedStep, TileProgress
@@ -20,7 +21,7 @@ class StreamedWindows:
     """A TrainingStep over a StreamedStep, which owns the model from now on.
 
     Args:
-        model: The model with its adapter.
+        tuning: What is trained.
         plan: The layout.
         device: Where to compute.
         spill_directory: For hidden states on disk.
@@ -29,7 +30,7 @@ class StreamedWindows:
 
     def __init__(
         self,
-        model: nn.Module,
+        tuning: FineTuning,
         plan: StreamPlan,
         *,
         device: torch.device,
@@ -37,9 +38,16 @@ class StreamedWindows:
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
     ) -> None:
-        self._model, self._store = model, store
+        self._model: nn.Module = tuning.model
+        self._weights, self._store = tuning.weights, store
+        masters = tuning.masters
         self._step = StreamedStep(
-            model, plan, device=device, spill_directory=spill_directory, label_smoothing=label_smoothing
+            self._model,
+            plan,
+            device=device,
+            spill_directory=spill_directory,
+            label_smoothing=label_smoothing,
+            wide_gradients=None if masters is None else masters.gradients,
         )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
@@ -57,11 +65,11 @@ class StreamedWindows:
             assert store is not None
             state = InStepState(window=number, loss_before=loss_before, point=point)
             stopping = monitor.stop_requested()
-            store.at_boundary(self._model, windows, scale, state, stopping=stopping)
+            store.at_boundary(self._weights, windows, scale, state, stopping=stopping)
             if stopping:
                 raise StepCancelled
 
-        resumed = None if store is None else store.begin(self._model, windows, scale)
+        resumed = None if store is None else store.begin(self._weights, windows, scale)
         first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
             for number in range(first, len(windows)):

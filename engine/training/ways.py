@@ -12,8 +12,7 @@ from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
+    from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
     from engine.training.setup import Setup
     from engine.training.state import Progress
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def replanning_step(
     session: TrainingSession,
     setup: Setup,
-    model: PeftModel,
+    tuning: FineTuning,
     progress: Progress,
     planned: Layout,
     build: Callable[[Layout], ClosableStep],
@@ -32,7 +31,7 @@ def replanning_step(
     Args:
         session: Is told of re-plans; `recovery.enabled` allows them.
         setup: What the ways down depend on.
-        model: The model with its adapter.
+        tuning: What is trained.
         progress: Remembers the layout, for the run to resume in.
         planned: The planner's layout.
         build: Makes the way to compute a step in a layout.
@@ -55,7 +54,7 @@ def replanning_step(
         # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
         progress.layout = planned.as_json()
     step = ReplanningStep(
-        model,
+        tuning,
         Layout.from_json(progress.layout),
         build=build,
         smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.config import RunConfig, from_mapping
 from engine.data.windows import Window, epoch_order
 from engine.models.adapter import attach_adapter, trainable
+from engine.models.fine_tuning import AdapterTuning
 from engine.runtime.run_directory import RunDirectory
 from engine.training.building import Learning, build_learning
 from engine.training.checkpoints import CheckpointFolder, Retention
@@ -142,7 +143,8 @@ class SmallRun:
         self.model = model if model is not None else adapted(small_model(device=device), self.config, noise=0.0)
         source = ListWindows(windows)
         total = count_updates(source, training, context)
-        self.learning: Learning = build_learning(self.model, self.config, context=context, total_steps=total)
+        tuning = AdapterTuning(self.model)
+        self.learning: Learning = build_learning(tuning, self.config, context=context, total_steps=total)
         self.losses: list[float] = []
         updating, accelerator = self.learning.updating, Accelerator(cpu=device.type == "cpu")
         self.run = RunDirectory(folder)
@@ -150,7 +152,7 @@ class SmallRun:
             self.model, recompute=False, label_smoothing=training.label_smoothing, micro_batch=training.micro_batch
         )
         self.parts = Parts(
-            model=self.model,
+            tuning=tuning,
             step=self.step_way,
             optimizer=accelerator.prepare(updating.optimizer),
             schedule=updating.schedule,

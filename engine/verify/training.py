@@ -17,7 +17,7 @@ from engine.training.loop import fit
 from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.training.saver import Saver
 from engine.training.spikes import SpikeDetector
-from engine.training.state import ADAPTER, STATEFUL, capture, capture_random, read_snapshot
+from engine.training.state import STATEFUL, capture, capture_random, read_snapshot
 from engine.training.step import WholeSequenceStep
 from engine.verify.measure import mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, demand
@@ -218,7 +218,7 @@ def async_checkpointing(bench: Bench) -> str:
     saver.close()
     assert saver.last is not None
     saved = read_snapshot(verify(saver.last.path))
-    same = all(torch.equal(saved.tensors[ADAPTER][name], value) for name, value in state.tensors[ADAPTER].items())
+    same = all(torch.equal(saved.weights[name], value) for name, value in state.weights.items())
     demand(updates >= 1, f"training waited {waited:.2f} s for a checkpoint of {saver.last.bytes:,} B")
     demand(same and saved.progress.step == 2, "the checkpoint is not the state from when it began")
     return (

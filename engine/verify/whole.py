@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from engine.data.windows import Window, joined
 from engine.models import head
+from engine.models.fine_tuning import AdapterTuning
 from engine.models.shifted_attention import shift_attention
 from engine.models.tiled_mlp import tile_mlps
 from engine.plan.stream_plan import StreamPlan
@@ -100,7 +101,7 @@ def sequence_packing(bench: Bench) -> str:
     for streamed in (False, True):
         model = adapted(small_model(device=bench.device))
         step: TrainingStep = (
-            StreamedWindows(model, plan, device=bench.device, spill_directory=bench.folder)
+            StreamedWindows(AdapterTuning(model), plan, device=bench.device, spill_directory=bench.folder)
             if streamed
             else WholeSequenceStep(model, recompute=False)
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from engine.streaming.tile_factory import TileFactory
+from engine.streaming.tiles import TileReader
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -55,3 +60,41 @@ def test_the_disk_holds_what_memory_does_not(tmp_path):
     assert _run("host", tmp_path)[:2] == ["refused", "out-of-memory"]
     assert _run("disk", tmp_path)[0] == "done"
     assert not list(tmp_path.iterdir())
+
+
+def test_files_share_their_buffers(tmp_path):
+    """Of thirty arrays four tiles are in host memory, and each reads back what was written last."""
+    factory = TileFactory("disk", torch.device("cpu"), None, tmp_path)
+    arrays = [factory.array(64, 8, torch.float32, 16) for _ in range(30)]
+    reader = TileReader(8, torch.float32, 16, torch.device("cpu"))
+    for round_ in range(2):
+        for number, array in enumerate(arrays):
+            for tile in range(4):
+                array.write(tile, torch.full((16, 8), 100.0 * round_ + number + tile / 10))
+        for number, array in enumerate(arrays):
+            for tile in range(4):
+                if tile < 3:
+                    reader.prefetch(array, tile)
+                    reader.prefetch(array, tile + 1)
+                assert torch.equal(reader.read(array, tile), torch.full((16, 8), 100.0 * round_ + number + tile / 10))
+    reader.prefetch(arrays[0], 0)
+    reader.prefetch(arrays[0], 1)
+    reader.reset()  # what nobody fetches gives its buffer back
+    assert factory._staging is not None
+    assert factory._staging.bytes <= 6 * 16 * 8 * 4
+    for array in arrays:
+        array.close()
+    factory.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_failed_is_told_at_the_next_read(tmp_path):
+    factory = TileFactory("disk", torch.device("cpu"), None, tmp_path)
+    array = factory.array(32, 8, torch.float32, 16)
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, array._file.fileno())
+    os.close(full)
+    array.write(0, torch.ones(16, 8))
+    with pytest.raises(OSError, match="No space left"):
+        array.begin_load(0, torch.empty(16, 8))()
+    array.close()

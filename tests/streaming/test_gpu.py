@@ -10,6 +10,7 @@ from engine.attention.blockwise import attend, attend_backward
 from engine.attention.pieces import causal_pieces
 from engine.attention.select import BACKENDS, time_backend, usable_backends
 from engine.attention.torch_flash import TorchFlash
+from engine.models.fine_tuning import FullTuning
 from engine.models.fused import fuse_kernels
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
@@ -189,3 +190,28 @@ def test_gpu_memory_does_not_grow_with_context_when_keys_and_values_live_on_the_
         torch.cuda.empty_cache()
     # Rotary tables are kept while they are small; nothing else may grow.
     assert peaks[1] - peaks[0] < 16384 * 16 * 2 * 4 * 2
+
+
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_streamed_trained_weights_follow_their_masters(home):
+    """Two updates of a bf16 model whose layers wait on the host: a stale copy, or a lost gradient, would show."""
+    gradients = {}
+    for weights in ("resident", "streamed"):
+        model = tiny_model("llama", dtype=torch.bfloat16)
+        tuning = FullTuning(model if weights == "streamed" else model.to(GPU), torch.device(home))
+        plan = StreamPlan(tile=64, key_block=128, weights=weights, attention="flash")
+        assert tuning.masters is not None
+        with StreamedStep(model, plan, device=GPU, wide_gradients=tuning.masters.gradients) as step:
+            for _ in range(3):
+                for master in tuning.weights.values():
+                    master.grad = None
+                step.run(_tokens(300))
+                with torch.no_grad():
+                    for master in tuning.weights.values():
+                        assert master.grad is not None
+                        assert master.device.type == home
+                        master -= 0.5 * master.grad
+                tuning.publish()
+            gradients[weights] = {name: p.grad.cpu().clone() for name, p in tuning.weights.items()}
+    for name, expected in gradients["resident"].items():
+        torch.testing.assert_close(gradients["streamed"][name], expected, rtol=2e-2, atol=2e-4)

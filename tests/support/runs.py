@@ -9,6 +9,7 @@ from support.tiny import patterned_windows, tiny_model
 
 from engine.config import from_mapping
 from engine.models.adapter import attach_adapter
+from engine.models.fine_tuning import AdapterTuning
 from engine.runtime.run_directory import RunDirectory
 from engine.training.building import build_learning
 from engine.training.checkpoints import CheckpointFolder, Retention
@@ -45,10 +46,11 @@ def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, 
     torch.manual_seed(training.seed)
     accelerator = Accelerator(cpu=True)
     adapted = attach_adapter(model or tiny_model(), session.config.lora, training.seed)
+    tuning = AdapterTuning(adapted)
     total = count_updates(windows, training, CONTEXT)
-    learning = build_learning(adapted, session.config, context=CONTEXT, total_steps=total)
+    learning = build_learning(tuning, session.config, context=CONTEXT, total_steps=total)
     parts = Parts(
-        model=adapted,
+        tuning=tuning,
         step=step_type(adapted, recompute=False),
         optimizer=accelerator.prepare(learning.updating.optimizer),
         schedule=learning.updating.schedule,

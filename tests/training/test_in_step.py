@@ -9,6 +9,7 @@ from support.tiny import patterned_windows
 from training.test_step import Quiet, adapted, gradients
 
 from engine.models.adapter import trainable
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import LogLine, RecoveryTaken, WarningRaised
 from engine.training.in_step import InStepStore, clear
@@ -36,7 +37,7 @@ def start(folder, every=0.0, dropout=0.1):
     torch.manual_seed(7)
     model = adapted(dropout=dropout).train()
     store, events = store_at(folder, every)
-    way = StreamedWindows(model, PLAN, device=CPU, spill_directory=folder, store=store)
+    way = StreamedWindows(AdapterTuning(model), PLAN, device=CPU, spill_directory=folder, store=store)
     torch.manual_seed(3)
     return model, way, store, events
 
@@ -91,10 +92,10 @@ def test_a_state_saved_under_another_tile_goes_on(tmp_path):
 
     def build_way(layout):
         plan = layout.stream
-        return StreamedWindows(model, plan, device=CPU, spill_directory=tmp_path, store=way._store)
+        return StreamedWindows(AdapterTuning(model), plan, device=CPU, spill_directory=tmp_path, store=way._store)
 
     step = ReplanningStep(
-        model,
+        AdapterTuning(model),
         Layout(stream=PLAN),
         build=build_way,
         smaller=lambda layout, place: Layout(stream=StreamPlan(tile=7, key_block=16)),
@@ -177,7 +178,7 @@ def with_clock(folder, every):
     model = adapted().train()
     clock, events = Watch(), []
     store = InStepStore(folder / "in-step", every, events.append, clock)
-    return StreamedWindows(model, PLAN, device=CPU, spill_directory=folder, store=store), clock, events
+    return StreamedWindows(AdapterTuning(model), PLAN, device=CPU, spill_directory=folder, store=store), clock, events
 
 
 def test_saved_every_so_often_and_not_in_a_short_step(tmp_path):

@@ -154,5 +154,5 @@ def test_lora_plus_keeps_its_ratio_through_every_schedule(tmp_path):
 def test_learning_is_rebuilt_from_the_configuration_alone(tmp_path):
     session = new_session(tmp_path, training={"ema_decay": 0.5})
     parts, _ = build(session)
-    learning = build_learning(parts.model, session.config, context=64, total_steps=3)
+    learning = build_learning(parts.tuning, session.config, context=64, total_steps=3)
     assert list(learning.stateful) == ["average"]

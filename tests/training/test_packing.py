@@ -14,6 +14,7 @@ from engine.config import LoraSection
 from engine.data.windows import Window
 from engine.evaluation.perplexity import evaluate
 from engine.models.adapter import attach_adapter
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.training.step import WholeSequenceStep, count_targets
 from engine.training.streamed_windows import StreamedWindows
@@ -53,7 +54,7 @@ def test_whole_sequence_equals_the_documents_alone(family, recompute):
 def test_streamed_equals_the_documents_alone(tmp_path):
     whole, tiled, parts = adapted(), adapted(), documents()
     expected = WholeSequenceStep(whole, recompute=False).run(alone(parts), 0.01, Quiet())
-    way = StreamedWindows(tiled, StreamPlan(tile=16, key_block=32), device=CPU, spill_directory=tmp_path)
+    way = StreamedWindows(AdapterTuning(tiled), StreamPlan(tile=16, key_block=32), device=CPU, spill_directory=tmp_path)
     found = way.run([packed(parts)], 0.01, Quiet())
     assert found.tokens == expected.tokens
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)

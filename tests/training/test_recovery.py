@@ -12,6 +12,7 @@ from support.runs import WINDOWS, build, new_session
 
 from engine.errors import EliteError
 from engine.models.adapter import trainable
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted
 from engine.training.checkpoints import verify
@@ -79,14 +80,16 @@ def with_faults(session, faults, *, layout, smaller):
     def build_way(model, layout):
         if layout.stream is None:
             return Failing(WholeSequenceStep(model, recompute=layout.recompute), faults)
-        way = StreamedWindows(model, layout.stream, device=CPU, spill_directory=session.run.path)
+        way = StreamedWindows(AdapterTuning(model), layout.stream, device=CPU, spill_directory=session.run.path)
         return Failing(way, faults)
 
     def step_type(model, recompute):
         def tell(what, why):
             session.emit(RecoveryTaken(what=what, why=why))
 
-        return ReplanningStep(model, layout, build=lambda layout: build_way(model, layout), smaller=smaller, tell=tell)
+        return ReplanningStep(
+            AdapterTuning(model), layout, build=lambda layout: build_way(model, layout), smaller=smaller, tell=tell
+        )
 
     session.run.path.mkdir(parents=True, exist_ok=True)
     parts, progress = build(session, step_type=step_type)

@@ -8,6 +8,7 @@ from support.tiny import patterned_windows
 from training.test_step import Quiet, adapted, gradients
 
 from engine.models.adapter import trainable
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.training.step import StepAbandonedError, WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
@@ -19,7 +20,10 @@ WINDOWS = patterned_windows([60, 17, 2, 33])
 
 def test_same_gradients_and_losses_as_whole_sequences(tmp_path):
     whole, tiled = adapted(), adapted()
-    ways = WholeSequenceStep(whole, recompute=False), StreamedWindows(tiled, PLAN, device=CPU, spill_directory=tmp_path)
+    ways = (
+        WholeSequenceStep(whole, recompute=False),
+        StreamedWindows(AdapterTuning(tiled), PLAN, device=CPU, spill_directory=tmp_path),
+    )
     results = [way.run(WINDOWS, 0.01, Quiet()) for way in ways]
     assert results[0].tokens == results[1].tokens
     assert results[1].loss_sum == pytest.approx(results[0].loss_sum, rel=1e-5)
@@ -32,7 +36,7 @@ def test_same_gradients_and_losses_as_whole_sequences(tmp_path):
 def test_the_base_model_is_scored_with_the_adapter_off(tmp_path):
     whole, tiled = adapted(), adapted()
     expected = WholeSequenceStep(whole, recompute=False)
-    way = StreamedWindows(tiled, PLAN, device=CPU, spill_directory=tmp_path)
+    way = StreamedWindows(AdapterTuning(tiled), PLAN, device=CPU, spill_directory=tmp_path)
     with whole.disable_adapter(), tiled.disable_adapter():
         base = way.loss(WINDOWS[0])
         assert base == pytest.approx(expected.loss(WINDOWS[0]), rel=1e-5)
@@ -41,7 +45,7 @@ def test_the_base_model_is_scored_with_the_adapter_off(tmp_path):
 
 def test_scoring_draws_no_random_number_and_keeps_the_mode(tmp_path):
     model = adapted(dropout=0.5).train()
-    way = StreamedWindows(model, PLAN, device=CPU, spill_directory=tmp_path)
+    way = StreamedWindows(AdapterTuning(model), PLAN, device=CPU, spill_directory=tmp_path)
     state = torch.get_rng_state()
     assert way.loss(WINDOWS[0]) == way.loss(WINDOWS[0])
     assert torch.equal(torch.get_rng_state(), state)
@@ -50,7 +54,7 @@ def test_scoring_draws_no_random_number_and_keeps_the_mode(tmp_path):
 
 
 def test_abandoned_within_a_window_and_told_of_tiles(tmp_path):
-    way = StreamedWindows(adapted(), PLAN, device=CPU, spill_directory=tmp_path)
+    way = StreamedWindows(AdapterTuning(adapted()), PLAN, device=CPU, spill_directory=tmp_path)
     monitor = Quiet(patience=5)
     with pytest.raises(StepAbandonedError):
         way.run(WINDOWS, 0.01, monitor)

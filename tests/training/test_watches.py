@@ -9,6 +9,7 @@ import pytest
 from support.runs import build, new_session
 
 from engine.hardware.nvml import GpuSample
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import RecoveryTaken, WarningRaised
 from engine.training.failures import HostMemoryLowError
@@ -116,7 +117,7 @@ def test_memory_that_runs_short_within_a_step_makes_the_step_smaller(tmp_path):
     def step_type(model, recompute):
         ladder = Ladder(context=64, layers=2, quantised=False, on_gpu=True, streamable=True)
         return ReplanningStep(
-            model,
+            AdapterTuning(model),
             Layout(stream=StreamPlan()),
             build=lambda layout: Pressed(model, recompute=False),
             smaller=ladder.smaller,

@@ -16,7 +16,6 @@ from engine.config import from_mapping
 from engine.data.windows import Windows
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
-from engine.models.adapter import trainable
 from engine.models.catalogue import find_model
 from engine.models.placement import choose_placement
 from engine.plan.choice import choose_plan
@@ -87,14 +86,14 @@ def train(config, tmp_path):
     )
     windows = Windows(patterned_tokens(6 * CONTEXT).ids.astype(np.uint16), CONTEXT)
     said = []
-    model, accelerator = building.build_model(config, setup, said.append)
+    tuning, accelerator = building.build_model(config, setup, said.append)
     total = count_updates(windows, config.training, CONTEXT)
     progress = Progress(total_steps=total)
     session = RecordingSession(config=config, run=RunDirectory(tmp_path))
-    way = building.choose_step(session, setup, model, accelerator, windows, progress, said.append)
-    learning = building.build_learning(model, config, context=CONTEXT, total_steps=total)
+    way = building.choose_step(session, setup, tuning, accelerator, windows, progress, said.append)
+    learning = building.build_learning(tuning, config, context=CONTEXT, total_steps=total)
     parts = Parts(
-        model=model,
+        tuning=tuning,
         step=way,
         optimizer=accelerator.prepare(learning.updating.optimizer),
         schedule=learning.updating.schedule,
@@ -106,7 +105,7 @@ def train(config, tmp_path):
         evaluate=lambda: None,
         sequences=learning.sequences,
     )
-    before = {name: p.detach().clone() for name, p in trainable(model).items()}
+    before = {name: p.detach().clone() for name, p in tuning.weights.items()}
     losses = []
     for update in plan_updates(windows, config.training, CONTEXT):
         done = take_optimizer_step(parts, progress, update, Unbothered())
@@ -114,7 +113,7 @@ def train(config, tmp_path):
         with learning.averaged():
             learning.observe(way.loss(windows[0]) / windows[0].targets)
     learning.keep_result()
-    moved = [name for name, p in trainable(model).items() if not torch.equal(p, before[name])]
+    moved = [name for name, p in tuning.weights.items() if not torch.equal(p, before[name])]
     return SimpleNamespace(losses=losses, moved=moved, said=said)
 
 

@@ -1,0 +1,424 @@
+"""Writes docs/claims.md: what the announcement claimed, what was measured, and what is true.
+
+python benchmarks/claims.py [--check]
+
+A figure comes from a measurement stored under benchmarks/results/, or from the planner, which says so. A claim whose
+measurement is missing says that it is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "claims.md"
+GIB = 2**30
+
+NOT_YET = "not measured yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is known about a claim. Every cell is filled."""
+
+    measured: str
+    how: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim, in the announcement's own terms, and what is known about it."""
+
+    subject: str
+    claimed: str
+    find: Callable[[], Finding]
+
+
+# --- stored measurements -------------------------------------------------------------------------------------
+
+
+@cache
+def stored(name: str) -> Any:
+    """A result file's content; None where there is none yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def streamed(**wanted: Any) -> list[dict[str, Any]]:
+    """Rows of full or partial streamed steps whose fields are as wanted, the most layers first."""
+    rows = [row for row in stored("streaming-h100") or [] if all(row[name] == value for name, value in wanted.items())]
+    return sorted(rows, key=lambda row: -row["layers"] / row["all_layers"])
+
+
+def proof(optimization: str) -> Finding | None:
+    """What `engine verify` recorded, on a GPU where it has run there."""
+    for name in ("verify-h100", "verify-cpu"):
+        for verdict in (stored(name) or {"verdicts": []})["verdicts"]:
+            if verdict["id"] == optimization and verdict["status"] == "passed":
+                card = stored(name)["machine"]["card"] or "a processor"
+                return Finding(measured=verdict["evidence"], how=f"`engine verify {optimization}`, {card}", verdict="")
+    return None
+
+
+def proven(optimization: str, verdict: str) -> Finding:
+    """A proof on small models, with a verdict about the claim."""
+    found = proof(optimization)
+    if found is None:
+        return Finding(measured=NOT_YET, how=f"`engine verify {optimization}`", verdict="open")
+    return Finding(measured=found.measured, how=found.how, verdict=verdict)
+
+
+def step_in_words(row: dict[str, Any]) -> str:
+    layers = "all layers" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']} layers"
+    first = " (a first step, which pins memory)" if row["seconds"] == row["first_seconds"] else ""
+    return (
+        f"{row['model']}, {row['precision']}, {layers}, {row['context']:,} tokens: "
+        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB of GPU memory, {row['host_rss_bytes'] / GIB:.0f} GiB of RAM, "
+        f"{row['seconds']['total']:.0f} s a step{first}"
+    )
+
+
+# --- contexts on cards ---------------------------------------------------------------------------------------
+
+
+def context_under(cap: float, context: int, card: str) -> Finding:
+    rows = [row for row in streamed(context=context) if row["vram_cap_gib"] == cap]
+    how = f"`engine bench streaming`, one H100 limited to {cap:g} GiB (docs/benchmarks.md)"
+    if not rows:
+        return Finding(measured=NOT_YET, how=how, verdict="open")
+    row = rows[0]
+    full = row["layers"] == row["all_layers"]
+    fits = (
+        "true for GPU memory"
+        if full
+        else "true for these layers; all of them add their 4-bit weights, 0.7 GiB; the full step is open"
+    )
+    return Finding(
+        measured=step_in_words(row), how=how, verdict=f"{fits}; time on {card} itself is predicted (docs/tiers.md)"
+    )
+
+
+def ordinary_way() -> Finding:
+    """The longest context of each way by the planner's sum, on the card that the announcement names."""
+    sys.path.insert(0, str(ROOT))
+    from dataclasses import replace
+
+    from engine.hardware.cards import find_card, simulate
+    from engine.models.catalogue import find_model
+    from engine.plan.planner import Planning, largest_context, storage
+
+    machine = simulate(find_card("rtx-2060-super"), ram_bytes=64 * GIB, disk_bytes=500 * GIB)
+    compute_type, weights = storage(machine, "auto")
+    planning = Planning(
+        machine=machine,
+        spec=find_model("qwen2.5-coder-1.5b"),
+        compute_type=compute_type,
+        weights=weights,
+        lora_rank=16,
+        way="whole",
+        recompute="always",
+    )
+    whole, tiled = (largest_context(replace(planning, way=way)) for way in ("whole", "streamed"))
+    assert whole is not None
+    assert tiled is not None
+    factor = tiled.context / whole.context
+    return Finding(
+        measured=f"predicted: whole windows with gradient checkpointing reach {whole.context:,} tokens, streamed ones "
+        f"{tiled.context:,}: {factor:.0f} times",
+        how="`engine plan --hardware rtx-2060-super --max-context`, 1.5B in 4 bits, 64 GiB of RAM, 500 GiB of disk",
+        verdict="true for memory, by a sum that was held against measurements; time grows with the square",
+    )
+
+
+def before_and_after() -> Finding:
+    rows = [row for row in streamed(context=524_288) if row["vram_cap_gib"] == 7.25]
+    how = "`engine bench streaming`, one H100 limited to 7.25 GiB"
+    if not rows:
+        return Finding(measured=NOT_YET, how=how, verdict="open")
+    return Finding(
+        measured=step_in_words(rows[0]),
+        how=how,
+        verdict="the context is true; 2.3 GB is not for this model: the CUDA context alone takes 0.8 GiB more",
+    )
+
+
+# --- techniques ----------------------------------------------------------------------------------------------
+
+
+def four_bit_activations() -> Finding:
+    return proven(
+        "activation_4bit",
+        "3.6 times smaller than 16 bits with their scales, not 4; the gradient is off by "
+        "a third, so it is approximate and off by default",
+    )
+
+
+def power_sgd() -> Finding:
+    found = stored("distributed-h200")
+    if found is None or "powersgd" not in found:
+        return proven("powersgd", "the factor follows from rank and shape; 320 was not seen, and several GPUs are open")
+    row = found["powersgd"]
+    return Finding(
+        measured=f"{row['bytes_plain'] / row['bytes_compressed']:.0f} times fewer bytes at rank {row['rank']}",
+        how="`python benchmarks/distributed_gpu.py`, two H200",
+        verdict="see docs/distributed.md",
+    )
+
+
+def ring() -> Finding:
+    found = stored("distributed-h200")
+    if found is None or "ring" not in found:
+        return proven("ring_attention", "true for keys and values a GPU holds; speed on several GPUs is open")
+    rows = "; ".join(f"{r['context']:,} tokens {r['speedup']:.2f} times as fast as one" for r in found["ring"])
+    return Finding(
+        measured=rows, how="`python benchmarks/distributed_gpu.py`, two H200", verdict="see docs/distributed.md"
+    )
+
+
+def packing() -> Finding:
+    found = stored("packing-h100")
+    how = "`engine bench packing` over the standard library"
+    if found is None:
+        return Finding(
+            measured="1.3 times at windows of 1,024, 2.9 times at 8,192 tokens, against rows padded to the window",
+            how=f"{how}, demo model, one core (docs/data.md)",
+            verdict="not shown: the gain is what padding wastes and grows with the window; longer ones are open",
+        )
+    best = max(found["rows"], key=lambda row: row["packed_per_second"] / row["padded_per_second"])
+    rows = ", ".join(
+        f"{row['packed_per_second'] / row['padded_per_second']:.1f} at {row['context']:,}" for row in found["rows"]
+    )
+    gain = best["packed_per_second"] / best["padded_per_second"]
+    return Finding(
+        measured=f"times as many tokens a second as padded rows: {rows}",
+        how=f"{how}, {found['model']}, one H100",
+        verdict=f"{'true' if gain >= 5 else 'not reached'}: it is what padding wastes, and documents decide",
+    )
+
+
+def fused_kernels() -> Finding:
+    found = stored("ablation-h100-8192")
+    if found is None:
+        return Finding(measured=NOT_YET, how="`engine ablate` at 8K and 128K tokens, one H100", verdict="open")
+    on, off = (row for row in found["rows"] if row["id"] in ("fused_kernels", "reference"))
+    return Finding(
+        measured=f"{on['tokens_per_second']:,.0f} against {off['tokens_per_second']:,.0f} tokens/s",
+        how="`engine ablate`, 8K tokens, one H100",
+        verdict="see docs/benchmarks.md",
+    )
+
+
+def convergence(row: str, reference: str, verdict: str) -> Finding:
+    rows = stored("convergence")["rows"]
+    losses = {name: sum(run["held_out_loss"] for run in rows[name]) / len(rows[name]) for name in (row, reference)}
+    return Finding(
+        measured=f"held-out loss after equal tokens: {losses[row]:.3f} ({row}) against "
+        f"{losses[reference]:.3f} ({reference})",
+        how="`python benchmarks/convergence.py --repo . --seeds 2 --steps 60`, demo model, CPU",
+        verdict=verdict,
+    )
+
+
+def evaluation(field: str, how: str) -> Finding:
+    found = stored("long-context-h100")
+    if found is None or field not in found:
+        return Finding(measured=NOT_YET, how=how, verdict="open: needs the embedded model trained on a GPU")
+    return Finding(measured=found[field]["words"], how=how, verdict=found[field]["verdict"])
+
+
+def epoch_hours() -> Finding:
+    found = stored("short-context-h100")
+    how = "`python benchmarks/short_context_gpu.py`, 1.5B NF4, rank 16, 16K tokens an update, one H100"
+    if found is None:
+        return Finding(
+            measured=NOT_YET + " in a form that is stored",
+            how=how,
+            verdict="open: hours an epoch depend on repository and card; only ratios can be compared",
+        )
+    rows = {(row["way"], row["row_tokens"]): row["tokens_per_second"] for row in found["rows"]}
+    ordinary = max(rate for (way, _), rate in rows.items() if way == "transformers + peft")
+    ours = max(rate for (way, _), rate in rows.items() if way != "transformers + peft")
+    return Finding(
+        measured=f"{ours:,.0f} tokens/s against {ordinary:,.0f} of transformers with PEFT: {ours / ordinary:.1f} times",
+        how=how,
+        verdict="hours an epoch depend on repository and card; the ratio is what can be compared",
+    )
+
+
+def count_of_optimizations() -> Finding:
+    verdicts = stored("verify-cpu")["verdicts"]
+    passed = sum(verdict["status"] == "passed" for verdict in verdicts)
+    gpu = stored("verify-h100")
+    more = ""
+    if gpu is not None:
+        more = f"; {sum(v['status'] == 'passed' for v in gpu['verdicts'])} of {len(gpu['verdicts'])} on an H100"
+    return Finding(
+        measured=f"{passed} of {len(verdicts)} proofs pass on a processor (the rest need a GPU){more}",
+        how="`engine verify` (docs/optimizations.md)",
+        verdict="true in number; several are approximate and off unless asked for, and some help nobody by default",
+    )
+
+
+def profiling_time() -> Finding:
+    found = stored("profile-h100")
+    if found is None:
+        return Finding(measured="about 1 minute on four CPU cores", how="`engine profile`", verdict="open on a GPU")
+    return Finding(
+        measured=f"{found['seconds']:.0f} s", how="`engine profile --json`, one H100", verdict="true: less than claimed"
+    )
+
+
+def recovery() -> Finding:
+    found = stored("chaos")
+    kills = sum(row.get("kills", 0) for row in found["scenarios"])
+    lost = [row["lost"] for row in found["scenarios"] if row["lost"]]
+    return Finding(
+        measured=f"{kills} kills, full disks, damaged files: {', '.join(lost) if lost else 'nothing lost or damaged'}",
+        how="`make chaos` (docs/reliability.md)",
+        verdict="true on a CPU; faults of a GPU are open",
+    )
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(subject="RTX 2060 (8 GB)", claimed="512K tokens", find=lambda: context_under(7.25, 524_288, "an RTX 2060")),
+    Claim(subject="12 GB of VRAM", claimed="1M tokens", find=lambda: context_under(11, 1_048_576, "a 12 GB card")),
+    Claim(
+        subject="RTX 3090, 4090 (24 GB)", claimed="2M tokens", find=lambda: context_under(22.5, 2_097_152, "the card")
+    ),
+    Claim(
+        subject="RTX 3090, 4090 (24 GB)", claimed="4M tokens", find=lambda: context_under(22.5, 4_194_304, "the card")
+    ),
+    Claim(subject="RTX 2060 Super", claimed="32K in 7.2 GB before, 512K in 2.3 GB after", find=before_and_after),
+    Claim(subject="context against the ordinary way", claimed="16 to 32 times", find=ordinary_way),
+    Claim(
+        subject="grouped-query attention",
+        claimed="8 times smaller KV cache, 2.10 GB",
+        find=lambda: proven(
+            "gqa",
+            "it is the model's own: 6 times for Qwen2.5-Coder-1.5B, 7 for 0.5B and 7B; pooling other models costs loss",
+        ),
+    ),
+    Claim(
+        subject="selective checkpointing",
+        claimed="√n, 1.92 GB",
+        find=lambda: proven(
+            "selective_checkpointing", "true in kind; how much depends on model and context, see the plan"
+        ),
+    ),
+    Claim(subject="4-bit activations", claimed="4 times, 1.44 GB", find=four_bit_activations),
+    Claim(subject="PowerSGD", claimed="320 times less to send", find=power_sgd),
+    Claim(subject="ring attention", claimed="O(1) memory, unbounded context", find=ring),
+    Claim(subject="sequence packing", claimed="5 to 6 times the throughput", find=packing),
+    Claim(
+        subject="ZeRO-3",
+        claimed="1.50 GB",
+        find=lambda: proven("zero3", "true in kind: weights and states are divided by the processes"),
+    ),
+    Claim(
+        subject="PagedAttention",
+        claimed="0.12 GB",
+        find=lambda: proven("paged_kv", "true in kind: keys and values wait on the host, and GPU memory stops growing"),
+    ),
+    Claim(subject="fused kernels", claimed="0.50 GB, 25% faster", find=fused_kernels),
+    Claim(
+        subject="dynamic curriculum",
+        claimed="40% faster convergence",
+        find=lambda: convergence(
+            "LoRA, rate 0.003, curriculum 128 → 1,024",
+            "LoRA, rate 0.003, windows of 1,024",
+            "not true here: no faster at equal tokens; its windows cost less attention. Off by default",
+        ),
+    ),
+    Claim(
+        subject="LoRA+",
+        claimed="2 times faster convergence",
+        find=lambda: convergence(
+            "LoRA+ (ratio 16), rate 0.0003",
+            "LoRA, rate 0.003",
+            "true at one and the same rate, not against plain LoRA at its own best rate. Off by default",
+        ),
+    ),
+    Claim(
+        subject="FlashAttention-2",
+        claimed="80% less activation memory",
+        find=lambda: proven("flash_attention", "true: quadratic becomes linear, so the share depends on the length"),
+    ),
+    Claim(
+        subject="8-bit AdamW",
+        claimed="(named without a figure)",
+        find=lambda: proven("adamw_8bit", "true; of an adapter's states, which are small"),
+    ),
+    Claim(subject="hours an epoch", claimed="2.4 standard, 1.8 optimised, 0.6 packed", find=epoch_hours),
+    Claim(subject="optimisations", claimed="43, with 15 papers", find=count_of_optimizations),
+    Claim(
+        subject="compile success",
+        claimed="94 to 98%",
+        find=lambda: evaluation("compile_rate", "`engine evaluate` on three held-out packages"),
+    ),
+    Claim(
+        subject="perplexity against standard LoRA",
+        claimed="15 to 20% better",
+        find=lambda: evaluation("against_lora", "`python benchmarks/long_context.py`, equal compute"),
+    ),
+    Claim(
+        subject="long context pays",
+        claimed="(implied)",
+        find=lambda: evaluation("by_window", "`python benchmarks/long_context.py`, windows of 2K to 128K"),
+    ),
+    Claim(subject="hardware profile", claimed="about 2 minutes", find=profiling_time),
+    Claim(subject="recovery, checkpoints, resumption", claimed="automatic, multi-day", find=recovery),
+)
+
+
+def page() -> str:
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    findings = [(claim, claim.find()) for claim in CLAIMS]
+    missing = sum(NOT_YET in finding.measured for _, finding in findings)
+    yield from (
+        "# Claims",
+        "",
+        "<!-- Written by `make claims` from benchmarks/results. -->",
+        "",
+        "The system was announced before it existed. Each claim of that announcement, what was measured since, how, "
+        f"and what is true. {len(findings)} claims; {missing} of them have no measurement yet, and say so. Versions "
+        "and machines of each measurement stand in its file under `benchmarks/results`.",
+        "",
+        "| | claimed | measured | how | verdict |",
+        "|---|---|---|---|---|",
+    )
+    for claim, finding in findings:
+        cells = (claim.subject, claim.claimed, finding.measured, finding.how, finding.verdict)
+        assert all(cells), claim.subject
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield from (
+        "",
+        "Savings in GB were announced without a model or a context, and cannot be held against anything: what a "
+        "technique saves in a run of yours stands in `engine optimizations`, and in the tier's sum that "
+        "`engine plan --tier N` shows.",
+    )
+
+
+def main() -> int:
+    text = page()
+    if "--check" in sys.argv:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+            print("docs/claims.md is not current, run `make claims`")
+            return 1
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""The benchmark suite: what the documents' tables say, measured on the machine at hand, case by case.
+
+Which cases there are follows from the machine: the planner says what fits, and how long it should take. Each is a
+command of its own in a process of its own, so that one that fails, or is killed, costs only itself; its result is a
+file, and a suite that was interrupted goes on with the cases that have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.hardware.machine import Machine
+from engine.models.catalogue import find_model
+from engine.plan.planner import Planning, TierPlan, plan_context, storage
+
+GIB = 2**30
+MODELS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b")
+GPU_CONTEXTS = (8_192, 32_768, 131_072, 262_144, 524_288, 1_048_576)
+CPU_CONTEXTS = (1_024, 4_096, 8_192)
+STEPS_A_CASE = 2
+"""The first pins memory and plans kernels; the second is the figure."""
+OVERHEAD_SECONDS = 30.0
+"""Start, random weights and the floors of a case, beside its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One measurement."""
+
+    name: str
+    arguments: tuple[str, ...]
+    "Of `engine`."
+    seconds: float
+    "Predicted, of the whole case."
+
+
+def suite(machine: Machine, *, minutes: float) -> list[Case]:
+    """The cases that a machine can do, streamed steps from short to long as far as the minutes last."""
+    fixed = [
+        Case(name="profile", arguments=("profile", "--json"), seconds=90.0),
+        Case(name="verify", arguments=("verify", "--json"), seconds=180.0),
+        Case(name="packing", arguments=_packing(machine), seconds=120.0),
+    ]
+    left = 60 * minutes - sum(case.seconds for case in fixed)
+    chosen = []
+    for case in sorted(_streamed_cases(machine), key=lambda case: case.seconds):
+        if case.seconds > left:
+            break
+        chosen.append(case)
+        left -= case.seconds
+    return [*fixed, *chosen]
+
+
+def _packing(machine: Machine) -> tuple[str, ...]:
+    if not machine.gpus:
+        return ("bench", "packing", "--model", "demo", "--context", "1024", "--context", "4096", "--json")
+    contexts = (4_096, 8_192, 16_384, 32_768)
+    lengths = (part for context in contexts for part in ("--context", str(context)))
+    return ("bench", "packing", "--model", MODELS[0], *lengths, "--json")
+
+
+def _streamed_cases(machine: Machine) -> Iterator[Case]:
+    on_gpu = bool(machine.gpus)
+    for model in MODELS if on_gpu else ("demo",):
+        compute_type, weights = storage(machine, "auto")
+        for context in GPU_CONTEXTS if on_gpu else CPU_CONTEXTS:
+            planning = Planning(
+                machine=machine,
+                spec=find_model(model),
+                compute_type=compute_type,
+                weights=weights,
+                lora_rank=16,
+                way="streamed",
+            )
+            row = plan_context(planning, context)
+            if row.fits and row.stream is not None:
+                yield Case(
+                    name=f"streaming-{model}-{context}",
+                    arguments=(*_streaming(model, context, row), "--repeats", str(STEPS_A_CASE), "--json"),
+                    seconds=OVERHEAD_SECONDS + (STEPS_A_CASE + 1) * row.step_seconds / row.windows_per_step,
+                )
+
+
+def _streaming(model: str, context: int, row: TierPlan) -> Iterator[str]:
+    """The planner's layout as options."""
+    assert row.stream is not None
+    yield from ("bench", "streaming", "--model", model, "--context", str(context), "--precision", row.precision)
+    for name, value in dataclasses.asdict(row.stream).items():
+        yield from ("--plan", f"{name}={value}")
+
+
+def run_suite(cases: list[Case], folder: Path, tell: Callable[[str], None]) -> None:
+    """Runs the cases that have no result yet, each in a child, and writes folder/NAME.json.
+
+    A failure is a result too: {"failed": what the command said}.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, case in enumerate(cases, 1):
+        path = folder / f"{case.name}.json"
+        if path.exists():
+            tell(f"{number} of {len(cases)}  {case.name}: measured before")
+            continue
+        tell(f"{number} of {len(cases)}  {case.name}, about {case.seconds:,.0f} s")
+        began = time.monotonic()
+        result = _measure(case)
+        result |= {"command": "engine " + " ".join(case.arguments), "wall_seconds": time.monotonic() - began}
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+
+def _measure(case: Case) -> dict[str, Any]:
+    limit = 4 * case.seconds + 120
+    command = [sys.executable, "-m", "engine", *case.arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {limit:,.0f} s"}
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        return {"failed": lines[-1] if lines else f"exit status {done.returncode}"}
+    return {"failed": found["message"]} if "error" in found else found
+
+
+def suite_table(folder: Path) -> str:
+    """The results of a folder as Markdown: streamed steps, packing, proofs, failures."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    steps = sorted(
+        (r for r in results.values() if r.get("kind") == "streamed step"), key=lambda r: (r["model"], r["context"])
+    )
+    lines = [
+        "| model, storage | context | a step | tokens/s | GPU peak | host | attention alone / step |",
+        "|---|---|---|---|---|---|---|",
+        *map(_step_row, steps),
+    ]
+    if rows := results.get("packing", {}).get("rows"):
+        lines += ["", "| window | packed, targets/s | padded | gain |", "|---|---|---|---|"]
+        for row in rows:
+            packed, padded = row["packed_per_second"], row["padded_per_second"]
+            lines.append(f"| {row['context']:,} | {packed:,.0f} | {padded:,.0f} | {packed / padded:.1f} |")
+    if verdicts := results.get("verify", {}).get("verdicts"):
+        counts = {word: sum(v["status"] == word for v in verdicts) for word in ("passed", "failed", "unavailable")}
+        lines += ["", "Proofs: " + ", ".join(f"{count} {word}" for word, count in counts.items()) + "."]
+    failures = [f"- {name}: {result['failed']}" for name, result in results.items() if "failed" in result]
+    if failures:
+        lines += ["", "Without a result:", "", *failures]
+    return "\n".join(lines)
+
+
+def _step_row(row: dict[str, Any]) -> str:
+    seconds, floor = row["seconds"]["total"], row.get("attention_floor")
+    cells = (
+        f"{row['model']}, {row['precision']}",
+        f"{row['context']:,}",
+        f"{seconds:.2f} s",
+        f"{row['context'] / seconds:,.0f}",
+        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB" if "gpu_peak_allocated" in row else "–",
+        f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+        "–" if floor is None else f"{floor / seconds:.2f}",
+    )
+    return "| " + " | ".join(cells) + " |"

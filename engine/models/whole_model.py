@@ -1,0 +1,24 @@
+"""Writes a whole model in Hugging Face's format."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes model and tokenizer. The folder appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    aside.rename(path)

@@ -1,0 +1,48 @@
+"""Makes the arrays of a step in the home that its plan names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.plan.stream_plan import Home, StreamPlanError
+from engine.streaming.disk_tiles import DiskStaging, DiskTiles
+from engine.streaming.tiles import CopyStreams, DeviceTiles, PinnedTiles, TileArray
+
+
+class TileFactory:
+    """Makes arrays in one home.
+
+    Args:
+        home: "gpu" keeps them on the compute device.
+        device: The compute device; on a CPU "gpu" and "host" are the same.
+        directory: Where files of the home "disk" go.
+    """
+
+    def __init__(self, home: Home, device: torch.device, streams: CopyStreams | None, directory: Path | None) -> None:
+        if home == "disk" and directory is None:
+            raise StreamPlanError("hidden_home disk needs a directory for its files")
+        self.home, self.device, self._streams, self._directory = home, device, streams, directory
+        self._staging: DiskStaging | None = None
+
+    def array(self, rows: int, width: int, dtype: torch.dtype, tile: int) -> TileArray:
+        """An array with undefined contents.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError, OSError: the home has no room for it.
+        """
+        if self.home == "disk":
+            assert self._directory is not None
+            if self._staging is None:
+                self._staging = DiskStaging(self._streams)
+            return DiskTiles(rows, width, dtype, tile, self._directory, self._staging)
+        if self.home == "host" and self._streams is not None:
+            return PinnedTiles(rows, width, dtype, tile, self._streams)
+        return DeviceTiles(rows, width, dtype, tile, self.device)
+
+    def release(self) -> None:
+        """Frees what the arrays shared; they have been closed."""
+        if self._staging is not None:
+            self._staging.close()
+            self._staging = None

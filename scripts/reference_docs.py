@@ -1,0 +1,270 @@
+"""Writes the reference pages of docs/ from the code that they describe.
+
+python scripts/reference_docs.py            configuration, commands, tiers and troubleshooting
+python scripts/reference_docs.py --check    fail if one of them is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from engine import errors
+from engine.cli import build_parser
+from engine.config import RunConfig, fields, to_yaml
+from engine.hardware.cards import find_card, simulate
+from engine.hardware.machine import GIB
+from engine.models.catalogue import find_model
+from engine.plan.planner import TierTable, plan_tiers
+from engine.plan.quantities import format_seconds
+from engine.plan.tiers import tiers
+
+GENERATED = "<!-- Written by `make docs` from the code. -->"
+MODEL = "qwen2.5-coder-1.5b"
+CARDS = (
+    ("rtx-2060", 32),
+    ("rtx-2060-super", 64),
+    ("rtx-3060-12gb", 64),
+    ("rtx-4060", 64),
+    ("rtx-3090", 64),
+    ("rtx-4090", 64),
+    ("rtx-5090", 128),
+    ("a100-80gb", 256),
+    ("h100-sxm", 256),
+)
+"""Cards of the tiers page, with GiB of RAM beside them."""
+
+
+# --- configuration -------------------------------------------------------------------------------------------
+
+
+def configuration_page() -> str:
+    lines = [
+        "# Configuration",
+        "",
+        GENERATED,
+        "",
+        "A run is one YAML file. `engine train --config FILE` takes it, the wizard writes it, and every run keeps its "
+        "own as `config.yaml`. Each field can also be set on the command line with `--set section.field=value`; a few "
+        "have an option of their own. What is left out has its default, and what is wrong is refused by name, all at "
+        "once.",
+        "",
+        "## Exit codes",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        "| 0 | done |",
+        f"| {errors.USAGE} | wrong usage or configuration |",
+        f"| {errors.DOES_NOT_FIT} | it does not fit, or a check before the start failed |",
+        f"| {errors.TRAINING_FAILED} | training failed; a checkpoint was kept where there was one to keep |",
+        f"| {errors.INTERRUPTED} | interrupted, after a checkpoint |",
+        "",
+    ]
+    section = ""
+    for spec in fields():
+        if spec.section != section:
+            section = spec.section
+            lines += [f"## {section}", "", "| field | default | allowed | |", "|---|---|---|---|"]
+        option = f" Option: `{spec.flag}`." if spec.flag else ""
+        name = spec.path.partition(".")[2]
+        default = "unset" if spec.default is None else f"`{_value(spec.default)}`"
+        lines.append(f"| `{name}` | {default} | {_cell(spec.allowed)} | {_cell(spec.description)}{option} |")
+        if spec is fields()[-1] or _next_section(spec.path) != section:
+            lines.append("")
+    lines += ["## All of it, with the defaults", "", "```yaml", to_yaml(RunConfig()).rstrip(), "```"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _next_section(path: str) -> str:
+    paths = [spec.path for spec in fields()]
+    following = paths.index(path) + 1
+    return paths[following].partition(".")[0] if following < len(paths) else ""
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == [] else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# --- commands ------------------------------------------------------------------------------------------------
+
+
+def commands_page() -> str:
+    parser = build_parser()
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [
+        "# Commands",
+        "",
+        GENERATED,
+        "",
+        "`engine COMMAND --help` says the same. `--json` prints one document on standard output and everything else on "
+        "standard error. Exit codes stand in [configuration.md](configuration.md#exit-codes).",
+        "",
+    ]
+    for choice in found._choices_actions:
+        lines += [f"## engine {choice.dest}", "", choice.help or "", ""]
+        sub = found.choices[choice.dest]
+        rows = [_option(action) for action in sub._actions if not isinstance(action, argparse._HelpAction)]
+        if rows:
+            lines += ["| | |", "|---|---|", *rows, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _option(action: argparse.Action) -> str:
+    name = ", ".join(action.option_strings) or (
+        action.metavar if isinstance(action.metavar, str) else "/".join(map(str, action.choices or [action.dest]))
+    )
+    if action.option_strings and action.nargs != 0:
+        value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest)
+        name += f" {value if isinstance(value, str) else ' '.join(value)}"
+    text = (action.help or "").replace("%%", "%")
+    return f"| `{_cell(name)}` | {_cell(text)} |"
+
+
+# --- tiers ---------------------------------------------------------------------------------------------------
+
+
+def tiers_page() -> str:
+    lines = [
+        "# Tiers",
+        "",
+        GENERATED,
+        "",
+        "A tier is a context length: how much of a repository one window sees. The planner takes the highest that fits "
+        "with 12% of GPU, RAM and disk left free, in reasonable time, and no higher than the repository needs.",
+        "",
+        "| tier | context | one window sees |",
+        "|---|---|---|",
+        *(f"| {t.number}{' (extreme)' if t.extreme else ''} | {t.context:,} | {t.sees} |" for t in tiers()),
+        "",
+        "## What cards can do",
+        "",
+        f"**Predicted**, for an adapter on {MODEL}, by the same sum that a run uses (`engine plan --hardware CARD "
+        "--ram GIB`); the cards were not at hand. Memory formulas were held against measurements on one H100 "
+        "([planning.md](planning.md)); seconds come from data sheets. A cell is the time of one window, forward and "
+        "backward, and where its hidden states wait.",
+        "",
+    ]
+    shown = [t for t in tiers() if t.number >= 4]
+    lines += [
+        "| card, RAM | " + " | ".join(_short(t.context) for t in shown) + " |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for name, ram in CARDS:
+        card = find_card(name)
+        table = plan_tiers(
+            simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), find_model(MODEL), precision="auto"
+        )
+        cells = [_tier_cell(table, t.number) for t in shown]
+        lines.append(f"| {card.name}, {ram} GiB | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "## What decides",
+        "",
+        "- **GPU memory** holds the weights (or two layers of them), one layer's keys and values (or pages of them) "
+        "and one tile's activations. None of them has to grow with the context once keys and values are on the host.",
+        "- **Host memory or disk** holds every layer's input: layers × tokens × width × 2 bytes, halved by each "
+        "doubling of `checkpoint_every`, at the price of computing again.",
+        "- **Time** grows with the square of the context: from tier 6 or so attention is nearly all of it, and the "
+        "card's rate for attention decides.",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _short(context: int) -> str:
+    return f"{context // 1024}K" if context < 2**20 else f"{context // 2**20}M"
+
+
+def _tier_cell(table: TierTable, number: int) -> str:
+    row = table.row(number)
+    if not row.fits:
+        return "–"
+    home = row.stream.hidden_home if row.stream else "gpu"
+    where = {"gpu": "", "host": ", RAM", "disk": ", disk"}[home]
+    return f"{format_seconds(row.step_seconds / row.windows_per_step)}{where}"
+
+
+# --- troubleshooting -----------------------------------------------------------------------------------------
+
+_CODES = {
+    errors.USAGE: "Wrong usage or configuration (exit code 2)",
+    errors.DOES_NOT_FIT: "It does not fit, or a check before the start failed (exit code 3)",
+    errors.TRAINING_FAILED: "Training failed (exit code 4)",
+    errors.INTERRUPTED: "Interrupted (exit code 130)",
+}
+
+
+def troubleshooting_page() -> str:
+    lines = [
+        "# Troubleshooting",
+        "",
+        GENERATED,
+        "",
+        "`engine doctor` examines machine, repository, model and settings before a run, and says what would go wrong. "
+        "Every error is one line: what, where, remedy. `--json` gives its code. Below are all of them; ‹words› stand "
+        "for what is filled in.",
+        "",
+    ]
+    for code, title in _CODES.items():
+        kinds = sorted((kind for kind in errors.all_kinds() if kind.exit_code == code), key=lambda kind: kind.code)
+        if kinds:
+            lines += [f"## {title}", "", "| code | says | remedy |", "|---|---|---|"]
+            lines += [
+                f"| {kind.code} | {_template(kind.message)} | {_template(kind.remedy) or '–'} |" for kind in kinds
+            ]
+            lines.append("")
+    lines += [
+        "## What is not an error",
+        "",
+        "- **The first step is slower than the rest.** It pins its host memory (about 1 s for 2 to 4 GB) and plans its "
+        "kernels.",
+        "- **A run goes on after the terminal is closed.** It is meant to: `elite-tui monitor` comes back, `engine "
+        "stop` ends it.",
+        "- **Several messages may say that the step was re-planned.** Memory ran out, the run took the next smaller "
+        "layout with the same gradient, and went on ([reliability.md](reliability.md)).",
+        "- **Perplexity rises at a long context.** Past the length that a model was trained with its positions are "
+        "stretched; a few hundred steps have to teach them.",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _template(text: str) -> str:
+    return _cell(re.sub(r"\{(\w+)\}", r"‹\1›", text))
+
+
+PAGES = {
+    "configuration": configuration_page,
+    "commands": commands_page,
+    "tiers": tiers_page,
+    "troubleshooting": troubleshooting_page,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for name, page in PAGES.items():
+        path, text = ROOT / "docs" / f"{name}.md", page()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(f"docs/{name}.md")
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"not current, run `make docs`: {', '.join(stale)}")
+    return bool(check and stale)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
