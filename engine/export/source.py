@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from engine.export.weights import Weights
     from engine.runtime.run_directory import RunDirectory
 
-MODEL = "model"
-"""Folder of a run whose every weight was trained, in Hugging Face format."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -50,7 +47,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
         EliteError: EXPORT_NOTHING, EXPORT_DAMAGED, CONFIG_*, MODEL_*.
     """
     config = run.load_config()
-    results = [path for path in (run.adapter_path, run.path / MODEL) if path.is_dir()]
+    results = [path for path in (run.adapter_path, run.model_path) if path.is_dir()]
     if not results:
         raise errors.EXPORT_NOTHING(
             run=run.id,

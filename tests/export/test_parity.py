@@ -164,7 +164,7 @@ def test_the_embedded_model_needs_no_files_of_its_own(tmp_path):
 
 def test_a_run_that_trained_every_weight_is_written_as_it_is(qwen_run, tmp_path, tokenizers):
     run = finished_run(tmp_path / "out", save_base(tmp_path / "base", "qwen2", tokenizers["qwen2"]))
-    trained = save_base(run.path / "model", "qwen2", tokenizers["qwen2"], seed=5)
+    trained = save_base(run.model_path, "qwen2", tokenizers["qwen2"], seed=5)
     for file in run.adapter_path.iterdir():
         file.unlink()
     run.adapter_path.rmdir()
