@@ -86,6 +86,13 @@ class ResultScreen(RoomScreen):
         """Back to the charts."""
         self.elite.go("monitor")
 
+    def action_export(self) -> None:
+        """Asks for a form, and writes it."""
+        if self.state.run_path is not None:
+            from elite_tui.screens.export import ExportScreen
+
+            self.app.push_screen(ExportScreen(self.state.run_path))
+
     def action_new_run(self) -> None:
         """Back to the first room."""
         self.elite.begin_wizard()

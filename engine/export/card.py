@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from engine.export.gguf_tokenizer import GgufTokenizer
     from engine.export.source import Source
 
-_SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Cost")
+_SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Predicted and measured", "Cost")
 """What is taken over from the run's report. Its other parts name folders of the machine that it ran on."""
+_PICTURE = re.compile(r"^!\[.*\]\(.*\)[ \t]*$\n?", re.MULTILINE)
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 
 
@@ -148,7 +150,9 @@ def _report_sections(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     pieces = text.split("\n## ")[1:]
-    return {title.strip(): body.strip() for title, _, body in (piece.partition("\n") for piece in pieces)}
+    sections = {title.strip(): body.strip() for title, _, body in (piece.partition("\n") for piece in pieces)}
+    # Pictures stay in the run's folder.
+    return {title: _PICTURE.sub("", body).strip() for title, body in sections.items()}
 
 
 def _plain(text: str) -> str:
