@@ -48,7 +48,9 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
         EliteError: EXPORT_DIFFERS when it is more than the format explains.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     ids = _sample(source)
     expected = _logits(_trained(source), ids)
     # transformers reads only a part of a GGUF file's metadata: head sizes and rotary scalings are not in it.
