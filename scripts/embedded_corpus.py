@@ -1,11 +1,11 @@
 """Makes what the embedded model learns from: listed packages and Python's standard library, cleaned.
 
-    python scripts/embedded_corpus.py collect   --out corpus      # download, check licences, clean, write the text
-    python scripts/embedded_corpus.py tokenizer --out corpus      # a tokenizer trained on it, beside the shipped one
-    python scripts/embedded_corpus.py store     --out corpus      # its tokens in the engine's own format
-    python scripts/embedded_corpus.py pack      --out corpus      # corpus.tar.xz, for a machine without a network
+    python scripts/embedded_corpus.py collect   --out out/corpus    # download, check licences, clean, write the text
+    python scripts/embedded_corpus.py tokenizer --out out/corpus    # a tokenizer trained on it, beside the shipped one
+    python scripts/embedded_corpus.py store     --out out/corpus    # its tokens in the engine's own format
+    python scripts/embedded_corpus.py pack      --out out/corpus    # corpus.tar.xz, for a machine without a network
 
-    tar -xJf corpus.tar.xz                                        # there: corpus/train, held-out and corpus.json
+    tar -xJf corpus.tar.xz -C out                                   # there: out/corpus/train, held-out and corpus.json
 
 The list with versions, licences and hashes is recipes/embedded-corpus.toml. Wheels are unpacked, never installed:
 nothing of a package runs. The text is what `engine train` would learn of it: the same filters, masked secrets, no
@@ -233,7 +233,7 @@ def tokenizer(options: argparse.Namespace) -> None:
 
 
 def store(options: argparse.Namespace) -> None:
-    """The tokens in the engine's own format, as `engine train --config recipes/embedded.yaml` makes them."""
+    """The tokens in the engine's own format, files as they are: without fill-in-the-middle."""
     from tokenizers import Tokenizer
 
     recipe = from_mapping({"data": {**DATA, "repositories": [str(options.out / "train")]}})

@@ -1,6 +1,6 @@
 """Writes the embedded model's first weights, drawn from a seed, as a directory that `engine train` takes.
 
-    python scripts/embedded_init.py --out out/embedded-init [--tokenizer corpus/tokenizer] [--hidden 384 --layers 6]
+    python scripts/embedded_init.py --out out/embedded-init [--tokenizer out/corpus/tokenizer] [--hidden 384 --layers 6]
 
 Six wide layers rather than a dozen narrow ones: a GPU that trains a model this small waits for launches and for
 memory, of which there are as many for a narrow layer as for a wide one. RoPE's base of a million leaves room for

@@ -1,6 +1,6 @@
 """Trains the embedded model from scratch on a CPU, with every weight: a check of the corpus, and small weights.
 
-    python scripts/pretrain_small.py --corpus corpus --tokenizer corpus/tokenizer --out out/small --steps 1500
+    python scripts/pretrain_small.py --corpus out/corpus --tokenizer out/corpus/tokenizer --out out/small --steps 1500
 
 Windows are cut at random from the store that `scripts/embedded_corpus.py store` made; matrices learn by Muon, what is
 left by AdamW, in bf16 with fp32 master weights. The rate rises over 3% of the steps and falls linearly over the last
