@@ -219,17 +219,18 @@ def texts(folder: Path) -> Iterator[str]:
 
 def tokenizer(options: argparse.Namespace) -> None:
     """Trains one on every file of the training side, and compares it with the shipped one on the held-out packages."""
+    from demo_tokenizer import save, train
     from tokenizers import Tokenizer
-    from train_demo_tokenizer import save, train
 
     made = train(sorted((options.out / "train").rglob("*.py")))
-    save(made, options.out / "tokenizer")
+    digest = hashlib.sha256(save(made, options.out / "tokenizer").encode()).hexdigest()
     held_out = list(texts(options.out / "held-out"))
     size = sum(len(text.encode()) for text in held_out)
     shipped = Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
     for name, one in (("shipped", shipped), ("trained on this corpus", made)):
         count = sum(len(encoding.ids) for encoding in one.encode_batch_fast(held_out, add_special_tokens=False))
         print(f"{name}: {size / count:.3f} bytes a token over {size:,} held-out bytes")
+    print(f"sha256 {digest}")
 
 
 def store(options: argparse.Namespace) -> None:
