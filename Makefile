@@ -58,8 +58,8 @@ claims: $(STAMP) ## Write docs/claims.md from the stored measurements
 	$(BIN)/python benchmarks/claims.py
 
 bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/terminal.py
+	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
+	$(BIN)/python benchmarks/terminal.py --json benchmarks/results/terminal.json
 
 screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
 	$(BIN)/python scripts/screenshots.py

@@ -22,9 +22,12 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+if TYPE_CHECKING:
+    from engine.models.fine_tuning import FineTuning
 
 K = 1024
 
@@ -46,7 +49,7 @@ _DEFAULTS = {
     "layers": 2,
     "rank": 16,
     "fused": True,
-    "full": False,
+    "full": None,  # or the home of the fp32 weights: "gpu", "host"
     "recompute": True,
     "trace": False,
     "repeats": 1,
@@ -65,14 +68,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         stream(64 * K, weights="streamed", layers=3),
         stream(64 * K, activation_bits=8, layers=3, trace=True),
         stream(64 * K, activation_bits=4, layers=3),
-        stream(32 * K, 4 * K, 16 * K, full=True),
+        stream(32 * K, 4 * K, 16 * K, full="gpu", trace=True),
+        stream(32 * K, 4 * K, 16 * K, full="host"),
+        stream(32 * K, 4 * K, 16 * K, full="host", weights="streamed", layers=3),
         stream(64 * K, fused=False, trace=True),
         stream(64 * K, attention="flash", trace=True),
         stream(32 * K, attention="efficient", trace=True),
         whole(4 * K, layers=4),
         whole(16 * K, trace=True),
         whole(16 * K, recompute=False),
-        whole(8 * K, full=True, trace=True),
+        whole(8 * K, full="gpu", trace=True),
+        whole(8 * K, full="host", recompute=False),
         whole(16 * K, fused=False),
         stream(16 * K, 16 * K, 16 * K, keep_layers=2, layers=3, hidden_home="gpu", stash=False, trace=True),
         stream(512 * K, 16 * K, 64 * K, layers=1),
@@ -129,6 +135,7 @@ def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: 
     from engine.config import LoraSection
     from engine.models.adapter import attach_adapter
     from engine.models.catalogue import find_model
+    from engine.models.fine_tuning import AdapterTuning, FullTuning
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
@@ -148,27 +155,29 @@ def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: 
     home = torch.device("cpu") if streamed_weights else device
     base = random_model(spec, placement, layers=case["layers"], weights_device=home)
     fused = case["fused"] and fuse_kernels(base, device)
-    model = (
-        base.requires_grad_(requires_grad=True)
-        if case["full"]
-        else attach_adapter(base, LoraSection(rank=case["rank"]), seed=0)
-    )
-    model.train()
+    tuning: FineTuning
+    if case["full"]:
+        tuning = FullTuning(base, device if case["full"] == "gpu" else torch.device("cpu"))
+    else:
+        tuning = AdapterTuning(attach_adapter(base, LoraSection(rank=case["rank"]), seed=0))
+    tuning.model.train()
     tokens = torch.randint(0, spec.vocab_size, (case["context"],), generator=torch.Generator().manual_seed(0))
     host["model"] = rss()
     gpu_model = torch.cuda.memory_allocated(device)
 
     with tempfile.TemporaryDirectory() as spill:
-        way: Way = Streamed(model, plan, tokens, device, Path(spill)) if plan else Whole(model, case, tokens, placement)
-        optimizer = None if case["full"] else with_states(p for p in model.parameters() if p.requires_grad)
-        first, peaks = one_step(way, model, device)
+        way: Way = (
+            Streamed(tuning, plan, tokens, device, Path(spill)) if plan else Whole(tuning, case, tokens, placement)
+        )
+        optimizer = with_states(tuning.weights.values())
+        first, peaks = one_step(way, tuning, device)
         seconds, peaks_first = first, peaks
         for _ in range(case["repeats"]):
-            seconds, peaks = one_step(way, model, device)
+            seconds, peaks = one_step(way, tuning, device)
         host["step"] = rss()
         peak_lines = None
         if trace and case["trace"]:
-            model.zero_grad(set_to_none=True)
+            clear_gradients(tuning)
             peak_lines = trace_peak(lambda: way.run(Peaks(device)), device)
         way.close()
     free, total = torch.cuda.mem_get_info(device)
@@ -208,11 +217,16 @@ def with_states(parameters: Iterable[Any]) -> Any:
     return optimizer
 
 
-def one_step(way: Way, model: Any, device: Any) -> tuple[float, Peaks]:
+def clear_gradients(tuning: FineTuning) -> None:
+    for parameter in tuning.weights.values():
+        parameter.grad = None
+
+
+def one_step(way: Way, tuning: FineTuning, device: Any) -> tuple[float, Peaks]:
     """Seconds and peaks of a step that starts without gradients."""
     import torch
 
-    model.zero_grad(set_to_none=True)
+    clear_gradients(tuning)
     peaks = Peaks(device)
     torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -235,13 +249,14 @@ class Way:
 
 
 class Streamed(Way):
-    def __init__(self, model: Any, plan: Any, tokens: Any, device: Any, spill: Path) -> None:
+    def __init__(self, tuning: FineTuning, plan: Any, tokens: Any, device: Any, spill: Path) -> None:
         from engine.streaming.step import StreamedStep
 
-        self._step, self._tokens = StreamedStep(model, plan, device=device, spill_directory=spill), tokens
+        gradients = None if tuning.masters is None else tuning.masters.gradients
+        self._step = StreamedStep(tuning.model, plan, device=device, spill_directory=spill, wide_gradients=gradients)
+        self._tokens = tokens
 
     def run(self, peaks: Peaks) -> None:
-        self._step.wide_gradients.clear()
         outcome = self._step.run(self._tokens, progress=lambda progress: peaks.take(progress.stage))
         self.stages, self.backend = outcome.seconds, self._step.backend_name
 
@@ -250,16 +265,17 @@ class Streamed(Way):
 
 
 class Whole(Way):
-    def __init__(self, model: Any, case: dict[str, Any], tokens: Any, placement: Any) -> None:
+    def __init__(self, tuning: FineTuning, case: dict[str, Any], tokens: Any, placement: Any) -> None:
         import torch
 
         from engine.data.windows import Window
         from engine.training.step import WholeSequenceStep
 
         self._step = WholeSequenceStep(
-            model,
+            tuning.model,
             recompute=case["recompute"],
             autocast=lambda: torch.autocast("cuda", dtype=placement.dtype),
+            gradients=None if tuning.masters is None else tuning.masters.gradients,
         )
         self._window = Window(tokens.numpy())
 
@@ -395,10 +411,9 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
     for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: bool(case["fused"])):
         began = time.perf_counter()
         predicted = predict(machine, model, case)
-        # The ledger does not know models that are trained as a whole.
-        limit = None if case["full"] else predicted["gpu"] - predicted["gpu_outside_allocator"]
+        limit = predicted["gpu"] - predicted["gpu_outside_allocator"]
         result = attempt(model, case, limit=limit, trace=trace)
-        if limit is not None and "error" in result:
+        if "error" in result:
             under_limit = result["error"]
             result = {**attempt(model, case, limit=None, trace=trace), "error_under_limit": under_limit, "limit": limit}
         result["predicted"] = predicted
@@ -454,8 +469,15 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     from engine.plan.time import speeds_of, streamed_time, whole_sequence_time
 
     spec = dataclasses.replace(find_model(model), layers=case["layers"])
-    planning = Planning(machine=machine, spec=spec, compute_type="bf16", weights=("resident",), lora_rank=case["rank"])
-    work = workload_of(planning, case["context"])
+    planning = Planning(
+        machine=machine,
+        spec=spec,
+        compute_type="bf16",
+        weights=("resident",),
+        lora_rank=case["rank"],
+        method="full" if case["full"] else "lora",
+    )
+    work = dataclasses.replace(workload_of(planning, case["context"]), master_home=case["full"])
     if not case["fused"]:
         work = dataclasses.replace(work, fused_kernels=False)
     four_bit = "nf4" if case["precision"] == "nf4" else "resident"

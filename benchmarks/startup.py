@@ -4,14 +4,14 @@
     elite-tui         from the start of the process to the first frame: text on a 120 × 40 terminal
 
 Each is run in a fresh process; the median counts, after one run that warms the disk's cache. Exits with 1 where
-one is over its limit, 0.3 s and 0.5 s.
+one is over its limit, 0.3 s and 0.5 s. `--json FILE` writes the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import importlib.util
+import json
 import os
 import platform
 import pty
@@ -88,24 +88,33 @@ def main() -> int:
     """Measures, prints the table, and returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=10, help="fresh processes a command (default 10)")
-    runs = parser.parse_args().runs
-    print(f"{platform.python_implementation()} {platform.python_version()}, textual {version('textual')}, ", end="")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, median of {runs}")
-    measured = [("engine --help", time_help, HELP_LIMIT_S)]
-    if importlib.util.find_spec("elite_tui.app") is None:
-        print("elite-tui: no app in this checkout, its first frame is not measured")
-    else:
-        measured.append(("elite-tui, first frame", time_first_frame, FRAME_LIMIT_S))
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    runs = args.runs
+    head = {
+        "python": platform.python_version(),
+        "textual": version("textual"),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "runs": runs,
+    }
+    print(", ".join(f"{name} {value}" for name, value in head.items()))
+    measured = [("engine --help", time_help, HELP_LIMIT_S), ("elite-tui, first frame", time_first_frame, FRAME_LIMIT_S)]
+    found = []
     print(f"{'':24} {'median':>8} {'fastest':>8} {'slowest':>8} {'limit':>8}")
     failed = False
     for name, measure, limit in measured:
         measure()
         seconds = [measure() for _ in range(runs)]
         median = statistics.median(seconds)
+        spread = {"median": median, "fastest": min(seconds), "slowest": max(seconds), "limit": limit}
+        found.append({"what": name, **{key: round(value, 3) for key, value in spread.items()}})
         failed |= median > limit
         verdict = "too slow" if median > limit else "ok"
         figures = "".join(f" {value:6.3f} s" for value in (median, min(seconds), max(seconds), limit))
         print(f"{name:24}{figures}  {verdict}")
+    if args.json:
+        args.json.write_text(json.dumps({**head, "seconds": found}, indent=1) + "\n")
     return int(failed)
 
 

@@ -90,7 +90,7 @@ def chaos_table() -> str:
     found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
     lines = ["| what | how often | seconds | lost or damaged |", "|---|---|---|---|"]
     for row in found["scenarios"]:
-        counts = {what: count for what, count in row.items() if what not in ("name", "seconds", "lost")}
+        counts = {what: count for what, count in row.items() if what not in ("name", "seconds", "lost", "phases")}
         often = ", ".join(f"{count:,} {what}" for what, count in counts.items())
         lines.append(f"| {row['name']} | {often} | {row['seconds']:.0f} | {row['lost'] or 'nothing'} |")
     kills = sum(row.get("kills", 0) for row in found["scenarios"])
@@ -99,6 +99,44 @@ def chaos_table() -> str:
     return "\n".join(
         [*lines, "", f"{kills} kills in all, {seconds / 60:.0f} minutes, seed {found['seed']}, on {where}."]
     )
+
+
+def startup_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/startup.json").read_text())
+    lines = ["| | median | fastest | slowest | limit |", "|---|---|---|---|---|"]
+    for row in found["seconds"]:
+        figures = " | ".join(f"{row[name]:.2f} s" for name in ("median", "fastest", "slowest", "limit"))
+        lines.append(f"| {row['what']} | {figures} |")
+    return "\n".join([*lines, "", f"Of {found['runs']} fresh processes each. {_surroundings(found)}"])
+
+
+def terminal_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/terminal.json").read_text())
+    lines = ["| | size | bytes/s | redraws/s | of a core | behind |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row['case']} | {row['size'].replace('x', '×')} | {row['bytes']:,.0f} | {row['redraws']:.1f} "
+        f"| {row['share']:.1%} | {row['behind']:.1f} s |"
+        for row in found["costs"]
+    ]
+    return "\n".join([*lines, "", f"{found['seconds']:.0f} s a case. {_surroundings(found)}"])
+
+
+def _surroundings(found: dict) -> str:
+    return (
+        f"CPython {found['python']}, textual {found['textual']}, {found['cores']} shared cores under a load of "
+        f"{found['load']} when it began."
+    )
+
+
+def memory_table() -> str:
+    found = json.loads((ROOT / "benchmarks/results/chaos.json").read_text())
+    (phases,) = (row["phases"] for row in found["scenarios"] if "phases" in row)
+    columns = list(next(iter(phases.values())))
+    lines = ["| memory runs out in | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {phase} | " + " | ".join(str(counts[name]) for name in columns) + " |" for phase, counts in phases.items()
+    ]
+    return "\n".join(lines)
 
 
 def convergence_table() -> str:
@@ -111,7 +149,10 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
+    (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
+    (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
+    (ROOT / "docs" / "reliability.md", "memory table", memory_table),
 )
 """Page, the name between its two marks, and what stands between them."""
 

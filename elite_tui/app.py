@@ -23,6 +23,7 @@ from elite_tui.run_desk import RunDesk
 from elite_tui.screens.room import Watching
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.trouble import record_trouble
+from elite_tui.typing_order import after_typing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 THEME = "theme"
 "Under which name the draft keeps the theme."
 SAVE_DELAY = 0.5
-"Seconds after the last key press until the draft is written."
+"Seconds until what was typed is written: all that a killed app can lose."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
 PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
 "What the plan, its costs and the optimisations depend on."
@@ -127,8 +128,8 @@ class EliteApp(App[str]):
         self.switch_screen(build_room(name))
 
     def step(self, offset: int) -> None:
-        """Enters the room so many steps along the trail."""
-        self.go(neighbour(self._room, offset))
+        """Enters the room so many steps along the trail, with what was typed in this one."""
+        after_typing(self, lambda: self.go(neighbour(self._room, offset)))
 
     def tell(self, what: str) -> None:
         """Tells the screens on the stack that watch the state that a part of it changed."""
@@ -172,13 +173,13 @@ class EliteApp(App[str]):
         self.tell("draft")
 
     def save_soon(self) -> None:
-        """Writes the draft once the typing pauses."""
-        if self._save_timer is not None:
-            self._save_timer.stop()
-        self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
+        """Writes the draft within a moment, also while somebody types without a pause."""
+        if self._save_timer is None:
+            self._save_timer = self.set_timer(SAVE_DELAY, self.save_draft)
 
     def save_draft(self) -> None:
-        """Writes the draft; a state directory that cannot be written is said once a session."""
+        """Writes the draft; a state directory that cannot be written is said."""
+        self._save_timer = None
         try:
             self.state.draft.save()
         except OSError as error:
@@ -328,7 +329,10 @@ class EliteApp(App[str]):
         self.save_soon()
 
     def action_ask_quit(self) -> None:
-        """Leaves; with a run under way it asks what becomes of it."""
+        """Leaves, with all that was typed; with a run under way it asks what becomes of it."""
+        after_typing(self, self._ask_quit)
+
+    def _ask_quit(self) -> None:
         from elite_tui.screens.confirm import QuitScreen
 
         if self.state.launching:

@@ -10,6 +10,7 @@ from elite_tui.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
+    counted,
     duration_in_words,
     percent_in_words,
     printable,
@@ -20,7 +21,7 @@ from elite_tui.widgets.gauge import line_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.data.report import DataReport, SkippedRow, WindowsRow
+    from engine.data.report import DataReport, OrderRow, SkippedRow, WindowsRow
 
 SHOWN = 10
 "Rows of a list that may be long; `engine data --json` has all of them."
@@ -32,12 +33,22 @@ def summary(report: DataReport) -> Content:
     """The whole dataset in one line."""
     held_out = report.held_out
     return Content.assemble(
-        (f"{report.files:,} files", "bold"),
+        (counted(report.files, "file"), "bold"),
         f" · {bytes_in_words(report.bytes)} · ",
         (f"{report.tokens:,} tokens", "bold"),
         f": {count_in_words(report.train_tokens)} to learn, {count_in_words(held_out.tokens)} "
-        f"({percent_in_words(held_out.share)}) in {held_out.files:,} held-out files",
+        f"({percent_in_words(held_out.share)}) in {counted(held_out.files, 'held-out file')}",
     )
+
+
+def _reading_order(order: OrderRow) -> str:
+    """Why the files are read in the order in which they are."""
+    if not order.imports:
+        return "no file imports another one here, so they are read by path"
+    linked = counted(order.linked, "file")
+    cycles = f", but for {order.backward:,} in cycles" if order.backward else ""
+    imports = counted(order.imports, "import")
+    return f"{linked} import one another ({imports}); each is read after those that it imports{cycles}"
 
 
 def footnote(report: DataReport) -> Content:
@@ -53,7 +64,7 @@ def footnote(report: DataReport) -> Content:
 
 def what_is_in(report: DataReport, width: int) -> Content:
     """Languages by size, and in which order the files are read."""
-    lines = [_title("In", f"{report.files:,} files")]
+    lines = [_title("In", counted(report.files, "file"))]
     whole = report.bytes or 1
     bar_width = max(6, min(30, width - _NAME - _COUNT - 18))
     for row in report.languages[:SHOWN]:
@@ -69,10 +80,7 @@ def what_is_in(report: DataReport, width: int) -> Content:
     lines += _more(len(report.languages), "language")
     order = report.order
     if order.by == "imports":
-        words = (
-            f"{order.linked:,} files import one another ({order.imports:,} imports); each is read after those that "
-            f"it imports, but for {order.backward:,} in cycles"
-        )
+        words = _reading_order(order)
         lines += [Content(""), *hanging(Content.styled("order  ", "$muted"), Content(words), width)]
     if report.licence_headers:
         lines.append(Content.styled(f"{report.licence_headers:,} repeated licence headers were taken out", "$muted"))
@@ -121,9 +129,7 @@ def secrets(report: DataReport, policy: str, width: int) -> Content:
 def twins(report: DataReport, width: int) -> Content:
     """Files that are almost the same as another, and what became of them."""
     found = report.near_duplicates
-    lines = [
-        _title("Near-duplicates", f"{len(found):,} file{'' if len(found) == 1 else 's'}" if found else "none found")
-    ]
+    lines = [_title("Near-duplicates", counted(len(found), "file") if found else "none found")]
     roots = [row.path for row in report.repositories]
     for row in found[:SHOWN]:
         line = Content.assemble(

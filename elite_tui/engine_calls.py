@@ -73,7 +73,7 @@ class Engine:
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, planning_of
-        from engine.plan.optimizations import states
+        from engine.plan.optimization_states import states
         from engine.plan.planner import tier_table
         from engine.plan.search import Budget
 

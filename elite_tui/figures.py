@@ -65,6 +65,11 @@ def count_in_words(count: float | None) -> str:
     return f"{value:.{digits}f}{suffix}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A whole number of things: 1 file, 1,204 files."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def context_in_words(tokens: int) -> str:
     """A context length in binary thousands, as people say it: 128K, 1M; other lengths are written out."""
     for unit, size in (("M", 1 << 20), ("K", 1 << 10)):

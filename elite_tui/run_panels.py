@@ -176,7 +176,7 @@ def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) 
         machine: Levels of this machine, where they are not shown beside the figures.
     """
     width, rows = size
-    groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _events(run), _machine(machine)]
+    groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _ranks(run), _events(run), _machine(machine)]
     wanted = [row for group in groups for row in group]
     spaced = len(wanted) + len(groups) - 1 <= rows
     if len(wanted) > rows:
@@ -225,6 +225,17 @@ def _memory(run: OpenRun) -> list[Figure]:
     if step is not None and step.gpu_peak is not None:
         rows.append((2, "GPU peak", _of_plan(step.gpu_peak, planned_gpu(run))))
     rows.append((3, "RAM", _of_plan(step.host_used if step else None, planned_host(run))))
+    return rows
+
+
+def _ranks(run: OpenRun) -> list[Figure]:
+    """A line for each process, where several train."""
+    rows: list[Figure] = []
+    for number, rank in sorted(run.view.ranks.items()):
+        held = bytes_in_words(rank.gpu_allocated if rank.gpu_allocated is not None else rank.host_used)
+        short = f"{duration_in_words(rank.seconds)} · {held}"
+        waited = f"{short} · waited {duration_in_words(rank.waited_seconds)}"
+        rows.append((3, f"rank {number}", (f"{waited} · {printable(rank.host)}", waited, short)))
     return rows
 
 

@@ -14,6 +14,7 @@ from engine.protocol import (
     EvalCompleted,
     LogLine,
     PhaseChanged,
+    RankReported,
     RecoveryTaken,
     RunFailed,
     RunFinished,
@@ -75,6 +76,8 @@ class RunView:
     warnings: int = 0
     recoveries: int = 0
     paused: bool = False
+    ranks: dict[int, RankReported] = field(default_factory=dict)
+    "The latest report of each process, where several train."
     pending: dict[str, str] = field(default_factory=dict)
     "Commands sent and not yet acknowledged: id → name."
     finished: RunFinished | None = None
@@ -162,6 +165,8 @@ class RunView:
         elif isinstance(event, RecoveryTaken):
             self.recoveries += 1
             self._tell(envelope, "recovery", f"recovered: {event.what} ({event.why})")
+        elif isinstance(event, RankReported):
+            self.ranks[event.rank] = event
         elif isinstance(event, CommandAcked):
             self._acknowledged(envelope, event)
         elif isinstance(event, RunFinished):
@@ -180,6 +185,7 @@ class RunView:
     def _restart(self, envelope: Envelope, event: RunStarted) -> None:
         """A resumption repeats the steps after its checkpoint: what was drawn of them goes."""
         resumed = self.started is not None
+        self.ranks.clear()
         self.started = event
         self.finished = self.failed = None
         self.paused = False

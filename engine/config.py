@@ -425,6 +425,55 @@ class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = "my-code-model"
 
 
+class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Several GPUs, here or on several hosts."""
+
+    gpus: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="Processes on this host, one a GPU; 0 (on the command line: all) takes every GPU.",
+            extra=_option("--gpus"),
+        ),
+    ] = 1
+    strategy: Annotated[
+        Literal["auto", "data", "zero2", "zero3", "ring", "ulysses"],
+        Meta(
+            description="How processes share the work. data: each its own windows; zero2, zero3: the same, with "
+            "states or weights spread by DeepSpeed; ring, ulysses: each a part of every window. auto takes data where "
+            "an update has a window for each process, else ring."
+        ),
+    ] = "auto"
+    compression: Annotated[
+        Literal["none", "powersgd"],
+        Meta(description="powersgd sends gradients as low-rank factors, for slow links between hosts. Approximate."),
+    ] = "none"
+    compression_rank: Annotated[int, Meta(ge=1, le=256, description="Rank of PowerSGD's factors.")] = 4
+    offload: Annotated[
+        Literal["none", "host", "nvme"],
+        Meta(description="Where ZeRO keeps its share of states and weights: on the GPU, in host memory, on a disk."),
+    ] = "none"
+    hostfile: Annotated[
+        PathText,
+        Meta(description='Hosts that train together, one a line as "name slots=8", this one first; "" is this host.'),
+    ] = ""
+    port: Annotated[int, Meta(ge=1, le=65535, description="TCP port of the first host where all hosts meet.")] = 29500
+    timeout_minutes: Annotated[
+        float, Meta(gt=0, description="A rank that waits so long for the tensors of another ends the run.")
+    ] = 10.0
+    silent_seconds: Annotated[
+        float, Meta(ge=5, description="A rank that shows no sign of life for so long ends the run.")
+    ] = 60.0
+    ring_order: Annotated[
+        Literal["zigzag", "contiguous"],
+        Meta(
+            description="Parts of a window in the ring: zigzag gives each process an early and a late one, so that "
+            "causal attention is the same work for all."
+        ),
+    ] = "zigzag"
+
+
 class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Everything that determines a run."""
 
@@ -435,6 +484,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
     recovery: RecoverySection = field(default_factory=RecoverySection)
+    distributed: DistributedSection = field(default_factory=DistributedSection)
 
 
 @functools.cache

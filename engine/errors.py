@@ -123,7 +123,7 @@ REPOSITORY_UNSET = _declare(
 REPOSITORY_MISSING = _declare(
     "repository-missing",
     "repository {path} does not exist",
-    "check the path given with --repo",
+    "check the path",
     about="data.repositories",
 )
 REPOSITORY_NOT_A_FOLDER = _declare(
@@ -355,6 +355,12 @@ OUT_OF_MEMORY = _declare(
     "{remedy}",
     exit_code=TRAINING_FAILED,
 )
+MEMORY_FULL = _declare(
+    "memory-full",
+    "out of {place} memory in phase {phase}: {problem}",
+    "close other programs or choose a lower tier; `engine train --resume {run}` goes on from what was saved",
+    exit_code=TRAINING_FAILED,
+)
 LOSS_NOT_FINITE = _declare(
     "loss-not-finite",
     "the loss became {value} at step {step}",
@@ -385,6 +391,50 @@ CHILD_DIED = _declare(
     "the training process ended without a last word ({problem})",
     "read {log}, then continue with `engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
+)
+RANK_DIED = _declare(
+    "rank-died",
+    "rank {rank} of {ranks} {how}",
+    "read its log {log}, then continue with `engine train --resume {run}`, on as many GPUs as are left if need be",
+    exit_code=TRAINING_FAILED,
+)
+RANK_FAILED = _declare(
+    "rank-failed",
+    "rank {rank} of {ranks}: {problem}",
+    "{remedy}; its log is {log}",
+    exit_code=TRAINING_FAILED,
+)
+RANK_LOST = _declare(
+    "rank-lost",
+    "rank {rank} lost touch with another rank: {problem}",
+    "look for the first rank that failed in the folder ranks of the run, then continue with `engine train --resume`",
+    exit_code=TRAINING_FAILED,
+)
+RANKS_NOT_STARTED = _declare(
+    "ranks-not-started",
+    "{ranks} processes could not be started together: {problem}",
+    "check distributed.hostfile and distributed.port, and that every host runs the printed command",
+    exit_code=DOES_NOT_FIT,
+)
+GPUS_MISSING = _declare(
+    "gpus-missing",
+    "{wanted} GPUs were asked for, and this machine has {found}",
+    "pass --gpus {found}, --gpus all, or name more hosts in distributed.hostfile",
+    exit_code=DOES_NOT_FIT,
+    about="distributed.gpus",
+)
+STRATEGY_UNAVAILABLE = _declare(
+    "strategy-unavailable",
+    "strategy {strategy} cannot be used here: {problem}",
+    "{remedy}",
+    exit_code=DOES_NOT_FIT,
+    about="distributed.strategy",
+)
+HOSTFILE_INVALID = _declare(
+    "hostfile-invalid",
+    "hostfile {path}: {problem}",
+    "write one host a line, as `name slots=8`",
+    about="distributed.hostfile",
 )
 INTERRUPTED_TWICE = _declare(
     "interrupted",

@@ -165,6 +165,26 @@ class CommandAcked(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankReported(Event):
+    """How one of several processes fares: every few seconds, one for each rank."""
+
+    rank: int
+    step: int
+    host: str = ""
+    pid: int = 0
+    device: str = ""
+    seconds: float = 0.0
+    "Of its latest update."
+    waited_seconds: float = 0.0
+    "Spent in collectives since the last report, waiting for other ranks or for the wire."
+    sent_bytes: int = 0
+    "Handed to collectives for gradients since the last report."
+    gpu_allocated: int | None = None
+    gpu_peak: int | None = None
+    host_used: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
     """Last event of a run that ended in good order."""
 
@@ -212,6 +232,7 @@ EVENTS: dict[str, type[Event]] = {
         WarningRaised,
         RecoveryTaken,
         CommandAcked,
+        RankReported,
         RunFinished,
         RunFailed,
     )

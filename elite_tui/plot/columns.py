@@ -38,7 +38,9 @@ def in_window(x: Values, y: Values, left: float, right: float) -> tuple[Values, 
 def _between(x: Values, y: Values, after: int, place: float) -> float:
     width = float(x[after] - x[after - 1])
     share = (place - float(x[after - 1])) / width if width > 0 else 0.0
-    return float(y[after - 1] + share * (y[after] - y[after - 1]))
+    # Python's numbers, not numpy's: infinity less infinity is no number, and nothing to warn of.
+    before, behind = float(y[after - 1]), float(y[after])
+    return before + share * (behind - before)
 
 
 def reduce_to_columns(x: Values, y: Values, left: float, right: float, columns: int) -> list[Column]:

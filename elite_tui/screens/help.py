@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
+from textual.keys import format_key
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -16,8 +17,6 @@ from elite_tui.rooms import ROOMS
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
-
-KEY_NAMES = {"question_mark": "?", "escape": "esc"}
 
 
 class HelpScreen(ModalScreen[None]):
@@ -48,5 +47,5 @@ class HelpScreen(ModalScreen[None]):
 
 
 def _keys(action: Action) -> Content:
-    keys = ", ".join(KEY_NAMES.get(key, key) for key in action.keys.split(","))
+    keys = ", ".join(map(format_key, action.keys.split(",")))
     return Content.assemble((f"{keys:<11} ", "bold"), (action.label, "$text-accent"))

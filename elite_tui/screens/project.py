@@ -17,6 +17,7 @@ from elite_tui.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
+    counted,
     duration_in_words,
     percent_in_words,
     printable,
@@ -124,8 +125,8 @@ class ProjectScreen(RoomScreen):
         if repository.loading:
             head = head.append(Content.styled("   reading …", "$muted"))
         if repository.value is None:
-            empty = "" if repository.loading or repository.error else "name a folder with source code"
-            return head if not empty else Content("\n").join([head, Content.styled(empty, "$muted")])
+            empty = "not read: see above" if repository.error else "name a folder with source code"
+            return head if repository.loading else Content("\n").join([head, Content.styled(empty, "$muted")])
         return Content("\n").join([head, *repository_lines(repository.value, min(width, WIDEST))])
 
     @on(Button.Pressed, "#forward")
@@ -178,7 +179,7 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
     """Sums, languages with their share, and what was left out."""
     how = " · listed by git" if facts.listed_by and set(facts.listed_by) == {"git"} else ""
     lines = [
-        Content.assemble((f"{facts.files:,}", "bold"), f" files · {bytes_in_words(facts.bytes)}", (how, "$muted")),
+        Content.assemble((counted(facts.files, "file"), "bold"), f" · {bytes_in_words(facts.bytes)}", (how, "$muted")),
         Content.assemble(("≈ ", "$muted"), (count_in_words(facts.tokens), "bold"), " tokens (estimate)"),
         Content(""),
     ]
@@ -222,6 +223,10 @@ def what_fits(state: AppState) -> Content:
         lines.append(
             Content.assemble((f"{name}, {context_in_words(plan.context)} tokens", "bold"), f": a window holds {holds}")
         )
-        epoch = duration_in_words(epoch_seconds(plan))
-        lines.append(Content.assemble(f"an epoch takes about {epoch} ", ("(predicted)", "$muted")))
+        seconds = epoch_seconds(plan)
+        if seconds is None:
+            lines.append(Content.styled("how long an epoch takes is told once the repository is read", "$muted"))
+        else:
+            words = f"an epoch takes about {duration_in_words(seconds)} "
+            lines.append(Content.assemble(words, ("(predicted)", "$muted")))
     return Content("\n").join(lines)

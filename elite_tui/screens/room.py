@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual import on
 from textual.containers import Vertical
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from elite_tui.messages import Changed
+from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.trail import Trail
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class RoomScreen(Watching, Screen[None]):
         yield Trail(self.ROOM)
         with Vertical(id="room"):
             yield from self.compose_room()
-        yield Footer(show_command_palette=False, compact=False)
+        yield KeyBar(show_command_palette=False)
 
     def compose_room(self) -> Iterable[Widget]:
         """The room's widgets."""

@@ -105,21 +105,23 @@ def sums(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Cont
 def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Content:
     total = sum(part.bytes for part in parts)
     name_width = max(len(printable(part.name)) for part in parts)
+    indent = 2 + _SIZE_WIDTH + _SHARE_WIDTH + 2
+    room = max(20, width - indent)
     lines = []
     for index, part in enumerate(parts):
         fill, style = key_of(index)
-        line = Content.assemble(
+        head = Content.assemble(
             (f"{fill} ", style),
             f"{bytes_in_words(part.bytes):>{_SIZE_WIDTH}}",
             (f"{percent_in_words(part.bytes / total):>{_SHARE_WIDTH}}  ", "$muted"),
-            f"{printable(part.name):<{name_width}}",
         )
+        name = printable(part.name)
         formula = Content.styled(printable(part.formula), "$muted")
-        if line.cell_length + FORMULA_GAP + formula.cell_length <= width:
-            lines.append(Content.assemble(line, " " * FORMULA_GAP, formula))
-        else:
-            indent = 2 + _SIZE_WIDTH + _SHARE_WIDTH + 2
-            lines += [line, *(Content(" " * indent).append(piece) for piece in formula.wrap(max(20, width - indent)))]
+        if indent + name_width + FORMULA_GAP + formula.cell_length <= width:
+            lines.append(Content.assemble(head, f"{name:<{name_width}}", " " * FORMULA_GAP, formula))
+            continue
+        pieces = [*Content(name).wrap(room), *formula.wrap(room)]
+        lines += [(head if at == 0 else Content(" " * indent)).append(piece) for at, piece in enumerate(pieces)]
     lines.append(Content.styled("  " + "─" * _SIZE_WIDTH, "$muted"))
     lines.append(
         Content.assemble(f"  {bytes_in_words(total):>{_SIZE_WIDTH}}       ", (title, "bold"), *_rest(total, limit))

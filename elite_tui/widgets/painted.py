@@ -44,6 +44,11 @@ class Painted(Widget):
             self.refresh()
             return
         former, self._strips = self._strips, self._render_strips()
+        if len(former) != len(self._strips):
+            # Laid out anew, and the message that says so has not come yet.
+            self._stale = True
+            self.refresh()
+            return
         regions = [
             Region(found[0], y, found[1] - found[0], 1)
             for y, (old, new) in enumerate(zip(former, self._strips, strict=True))

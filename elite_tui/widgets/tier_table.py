@@ -23,8 +23,8 @@ COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("RAM", 0, True),
     ("disk", 90, True),
     ("a step", 0, True),
-    ("steps", 0, True),
-    ("an epoch", 0, True),
+    ("steps", 62, True),
+    ("an epoch", 66, True),
     ("one window holds", 96, False),
 )
 "Heading of each column, the width of the table from which on it is shown, and whether it holds figures."
@@ -39,10 +39,14 @@ class TierTable(DataTable[Text]):
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
         self._shown: tuple[object, ...] = ()
+        self._filled: tuple[Plans, int | None] | None = None
 
     def fill(self, plans: Plans, chosen: int | None) -> None:
         """Draws the rows of a table anew; the cursor stays in its row, and begins in the chosen one."""
-        width = self.size.width or self.app.size.width
+        self._filled = (plans, chosen)
+        width = self.size.width
+        if not width:
+            return  # not laid out yet: the first resize fills it
         absent = set() if plans.machine.gpus else {"GPU"}
         columns = [column for column in COLUMNS if width >= column[1] and column[0] not in absent]
         headings = tuple(heading for heading, _, _ in columns)
@@ -50,15 +54,21 @@ class TierTable(DataTable[Text]):
             return
         row = self.cursor_row if self.row_count else None
         known = tuple(str(column.label) for column in self.ordered_columns)
+        anew = known != headings or self._shown[-1:] != (width,)
         self._shown = (plans, chosen, width)
-        self.clear(columns=known != headings)
-        if known != headings:
+        self.clear(columns=anew)
+        if anew:
             for heading, _, figures in columns:
                 self.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
         for plan in plans.table.tiers:
             cells = self._cells(plan, plans, chosen, width)
             self.add_row(*(cells[heading] for heading in headings), key=str(plan.tier))
         self.move_cursor(row=self.row_of(plans, chosen) if row is None else row)
+
+    def on_resize(self) -> None:
+        """Another width has room for other columns."""
+        if self._filled is not None:
+            self.fill(*self._filled)
 
     @staticmethod
     def row_of(plans: Plans, chosen: int | None) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from elite_tui.app import EliteApp
 
 DONE, HERE, AHEAD = "✓", "●", "○"
+TITLES_FROM = 78
+"Width from which on every room's title has its place; below it only that of the present room does."
 
 
 class TrailStep(Static):
@@ -24,16 +26,16 @@ class TrailStep(Static):
     def __init__(self, room: Room) -> None:
         super().__init__(markup=False)
         self.room = room
-        self._drawn: tuple[str, bool] | None = None
+        self._drawn: tuple[str, bool, bool] | None = None
 
-    def mark(self, mark: str, *, reachable: bool) -> None:
+    def mark(self, mark: str, *, reachable: bool, titled: bool) -> None:
         """Draws the room's mark and title, if they changed: the trail must cost nothing while a run is watched."""
-        if self._drawn == (mark, reachable):
+        if self._drawn == (mark, reachable, titled):
             return
-        self._drawn = (mark, reachable)
+        self._drawn = (mark, reachable, titled)
         self.set_class(mark == HERE, "-here")
         self.set_class(not reachable, "-closed")
-        self.update(Content(f"{mark} {self.room.title}"))
+        self.update(Content(f"{mark} {self.room.title}" if titled else mark))
 
     def on_click(self) -> None:
         """Enters the room."""
@@ -60,6 +62,10 @@ class Trail(Horizontal):
         """Marks the rooms."""
         self.refresh_steps()
 
+    def on_resize(self) -> None:
+        """Another width has room for other titles."""
+        self.refresh_steps()
+
     def refresh_steps(self) -> None:
         """Marks the rooms again: a run may have opened the last two."""
         has_run = cast("EliteApp", self.app).state.run is not None
@@ -68,4 +74,5 @@ class Trail(Horizontal):
             here = step.room.name == self._here
             before = before and not here
             mark = HERE if here else DONE if before else AHEAD
-            step.mark(mark, reachable=has_run or not step.room.needs_run)
+            titled = here or self.app.size.width >= TITLES_FROM
+            step.mark(mark, reachable=has_run or not step.room.needs_run, titled=titled)

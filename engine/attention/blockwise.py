@@ -94,7 +94,7 @@ def _attend_pieces(
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
-        block_out, block_logsumexp = _forward(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
+        block_out, block_logsumexp = forward_piece(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
         if out is None and block_out.shape == q.shape:
             out, logsumexp = block_out.to(wide), block_logsumexp.clone()
             continue
@@ -159,7 +159,7 @@ def _backward_pieces(
     for piece in todo:
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
-        piece_dq, piece_dk, piece_dv = _backward(
+        piece_dq, piece_dk, piece_dv = backward_piece(
             backend,
             grad_out[:, :, rows],
             q[:, :, rows],
@@ -220,16 +220,17 @@ def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Te
     logsumexp.copy_(merged)
 
 
-def _forward(
+def forward_piece(
     backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """(out, logsumexp) of a block of any shape; see AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.forward(q, k, v, causal=shape is Shape.CAUSAL, scale=scale)
     out, logsumexp = backend.forward(q.flip(2), k.flip(2), v.flip(2), causal=True, scale=scale)
     return out.flip(2), logsumexp.flip(2)
 
 
-def _backward(
+def backward_piece(
     backend: AttentionBackend,
     grad_out: Tensor,
     q: Tensor,
@@ -240,6 +241,7 @@ def _backward(
     shape: Shape,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) of a block of any shape; see AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.backward(grad_out, q, k, v, out, logsumexp, causal=shape is Shape.CAUSAL, scale=scale)
     flipped = (x.flip(2) for x in (grad_out, q, k, v, out, logsumexp))

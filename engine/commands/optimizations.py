@@ -11,7 +11,8 @@ from engine.errors import EliteError
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
 from engine.plan.choice import Choice, choose_plan
-from engine.plan.optimizations import OptimizationState, optimizations, papers, states
+from engine.plan.optimization_states import states
+from engine.plan.optimizations import OptimizationState, optimizations, papers
 from engine.plan.quantities import format_bytes, format_seconds
 
 NAMES = ("optimizations",)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
+from engine.commands.cluster_table import describe_cluster, print_cluster
 from engine.hardware.machine import GIB, Machine
 from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
+from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import Planning, TierPlan, TierTable, largest_context, storage, tier_table
 from engine.plan.quantities import format_bytes, format_context, format_seconds
 from engine.plan.search import HEADROOM, Budget
@@ -54,6 +56,28 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
     method = config.field_spec("training.method")
     parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
+    parser.add_argument("--hosts", type=_count, default=1, metavar="N", help="Machines like this one (default: 1).")
+    parser.add_argument(
+        "--card-link",
+        type=_card_link,
+        default="pcie",
+        metavar="LINK",
+        help="Between the cards of a machine: pcie, nvlink, nvlink-bridge, or GB/s each way (default: pcie).",
+    )
+    parser.add_argument(
+        "--network",
+        type=_host_link,
+        default="10g",
+        metavar="LINK",
+        help=f"Between machines: {', '.join(NETWORKS)}, or GB/s each way (default: 10g).",
+    )
+    parser.add_argument(
+        "--windows",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="Windows of an update, for the table of several cards.",
+    )
     parser.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Show one tier's whole sum.")
     parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
@@ -64,6 +88,23 @@ def _gib(text: str) -> int:
     if not (math.isfinite(value) and 0 <= value <= 1e6):
         raise argparse.ArgumentTypeError(f"{text} is not a size in GiB")
     return round(value * GIB)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 4096")
+    return value
+
+
+def _card_link(text: str) -> str:
+    card_link(text, None)  # refuses what it does not know
+    return text
+
+
+def _host_link(text: str) -> str:
+    host_link(text)
+    return text
 
 
 def _rank(text: str) -> int:
@@ -89,13 +130,42 @@ def run(args: argparse.Namespace) -> int:
     )
     table = tier_table(planning)
     largest = largest_context(planning) if args.max_context else None
+    cluster = _cluster(args, machine)
+    plans = [] if cluster is None else _strategies(args, planning, cluster, table)
     if args.json:
-        print_json(describe(planning, table, largest, asked=args.max_context))
+        document = describe(planning, table, largest, asked=args.max_context)
+        if cluster is not None:
+            document["cluster"] = describe_cluster(cluster, plans)
+        print_json(document)
         return 0
     _print_plan(planning, table, args.tier, largest, asked=args.max_context)
+    if cluster is not None:
+        from rich.console import Console
+
+        print_cluster(Console(markup=False, highlight=False, emoji=False), cluster, plans)
     if args.tier is not None and not table.row(args.tier).fits:
         return errors.DOES_NOT_FIT
     return 0
+
+
+def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
+    if len(machine.gpus) < 2 and args.hosts == 1:
+        return None
+    first = machine.gpus[0] if machine.gpus else None
+    return Cluster(
+        machine=machine,
+        hosts=args.hosts,
+        card_link=card_link(args.card_link, first),
+        host_link=host_link(args.network),
+    )
+
+
+def _strategies(args: argparse.Namespace, planning: Planning, cluster: Cluster, table: TierTable) -> list[StrategyPlan]:
+    """Of the tier that was asked for, or the one that is recommended on one card, or the lowest."""
+    context = table.row(args.tier or table.recommended or 1).context
+    if args.windows is not None:
+        planning = replace(planning, tokens_per_update=args.windows * context)
+    return cluster_plans(planning, cluster, context)
 
 
 def _repository_tokens(repositories: list[str]) -> int | None:

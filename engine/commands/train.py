@@ -202,6 +202,8 @@ def _apply_options(data: dict[str, Any], args: argparse.Namespace) -> None:
 def _parse(text: str) -> Any:
     import yaml
 
+    if text == "all":  # of --gpus
+        return 0
     try:
         return run_config.parse_value(text)
     except (yaml.YAMLError, ValueError):

@@ -1,139 +1,139 @@
-"""Ring attention (arXiv 2310.01889): each process holds a slice of the sequence, and keys and values travel round.
+"""Ring attention (arXiv 2310.01889) over streamed tiles: keys and values travel from rank to rank.
 
-Process r owns the r-th slice. While it attends to the keys and values that it holds, they are on their way to the
-next process. Blocks from later slices are passed on unseen (attention is causal); the partial results are merged as
-those of one device's blocks are (engine/attention/blockwise.py). In the backward pass the gradients of keys and
-values travel with them, and are complete when they are back at home.
+While a rank attends to the keys and values that it holds, they are on their way to the next one. In the backward pass
+their gradients follow them: each rank adds what its queries contribute, and after a whole turn they are at home.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-from torch.distributed import ProcessGroup
+from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.blockwise import merge
-from engine.attention.select import select_backend
-
-IMPLEMENTATION = "elite_ring"
-"""Name under which transformers finds the function."""
+from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
+from engine.distributed.process_team import ProcessTeam
+from engine.distributed.shards import Block, Segment, blocks, rows_of
 
 
-def ring_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, backend: AttentionBackend, group: ProcessGroup | None = None
-) -> Tensor:
-    """Causal attention of this process's queries over the keys of its own and all earlier slices; differentiable.
+class RingExchange:
+    """An Exchange for one sequence.
 
     Args:
-        q: (1, heads, slice, head_dim); slices are equally long.
-        k, v: (1, kv_heads, slice, head_dim).
-        scale: Multiplies q kᵀ.
+        team: The ring.
+        kept: What each rank keeps of the sequence.
         backend: Kernel of one block.
-        group: The ring; None is every process.
+        tile: Most queries in a block.
+        key_block: Most keys in a block of the backward pass.
+        document_starts: First positions of packed documents.
     """
-    result: Tensor = _RingAttention.apply(q, k, v, scale, backend, group)  # type: ignore[no-untyped-call]
-    return result
 
+    def __init__(
+        self,
+        team: ProcessTeam,
+        kept: Sequence[Sequence[Segment]],
+        backend: AttentionBackend,
+        *,
+        tile: int,
+        key_block: int,
+        document_starts: Sequence[int],
+    ) -> None:
+        self._team, self._kept, self._backend = team, kept, backend
+        self._tile, self._key_block, self._starts = tile, key_block, document_starts
+        self._blocks: dict[tuple[int | None, int], list[list[Block]]] = {}
 
-class _RingAttention(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, backend: AttentionBackend, group: ProcessGroup | None
-    ) -> Tensor:
-        rank, size = distributed.get_rank(group), distributed.get_world_size(group)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        out = torch.zeros_like(q, dtype=wide)
-        logsumexp = q.new_full(q.shape[:3], -torch.inf, dtype=wide)
-        held = [k.contiguous(), v.contiguous()]
+    def _seen(self, window: int | None, key_block: int) -> list[list[Block]]:
+        key = window, key_block
+        if key not in self._blocks:
+            self._blocks[key] = blocks(
+                self._kept[self._team.rank],
+                self._kept,
+                tile=self._tile,
+                key_block=key_block,
+                window=window,
+                document_starts=self._starts,
+            )
+        return self._blocks[key]
+
+    def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
+        """See Exchange."""
+        rank, size = self._team.rank, self._team.size
+        seen = self._seen(window, FORWARD_BLOCKS * self._key_block)
+        running = RunningAttention(q, self._backend, scale)
+        held = kv
         for turn in range(size):
             owner = (rank - turn) % size
-            arriving, transfer = _pass_on(held, group) if turn + 1 < size else (held, [])
-            if owner <= rank:
-                block = backend.forward(q, held[0], held[1], causal=owner == rank, scale=scale)
-                merge(out, logsumexp, *block)
-            _finish(transfer)
-            held = arriving
-        result = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, result, logsumexp)
-        ctx.scale, ctx.backend, ctx.group = scale, backend, group
-        return result
+            transfer = Transfer(self._team)
+            following = held
+            if turn + 1 < size:
+                following = self._like(kv, owner - 1, kv.dtype)
+                transfer.start([(held, following)])
+            running.see(held, seen[owner])
+            transfer.finish()
+            held = following
+        return running.result()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, logsumexp = ctx.saved_tensors
-        rank, size = distributed.get_rank(ctx.group), distributed.get_world_size(ctx.group)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        dq = torch.zeros_like(q, dtype=wide)
-        held = [k.contiguous(), v.contiguous()]
-        sums = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v)]
+    def backward(
+        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """See Exchange."""
+        rank, size = self._team.rank, self._team.size
+        seen, sums_type = self._seen(window, self._key_block), wide(q.dtype)
+        dq = torch.zeros(q.shape, dtype=sums_type, device=q.device)
+        held, sums = kv, torch.empty(0)
         for turn in range(size):
             owner = (rank - turn) % size
-            arriving, transfer = _pass_on(held, ctx.group)
-            if owner <= rank:
-                block = ctx.backend.backward(
-                    grad_out, q, held[0], held[1], out, logsumexp, causal=owner == rank, scale=ctx.scale
-                )
-                dq += block[0]
-                sums[0] += block[1]
-                sums[1] += block[2]
-            _finish(transfer)
-            # The sums follow their keys: after `size` turns both are at home again.
-            sums, transfer = _pass_on(sums, ctx.group)
-            _finish(transfer)
-            held = arriving
-        return dq.to(q.dtype), sums[0].to(k.dtype), sums[1].to(v.dtype), None, None, None
+            transfer = Transfer(self._team)
+            pairs: list[tuple[Tensor, Tensor]] = []
+            following, arriving = held, sums
+            if turn + 1 < size:
+                following = self._like(kv, owner - 1, kv.dtype)
+                pairs.append((held, following))
+            if turn:  # the sums for the keys that were sent before, after those of this turn's keys
+                arriving = self._like(kv, owner, sums_type)
+                pairs.append((sums, arriving))
+            transfer.start(pairs)
+            part = gradients_of_blocks(grad_out, q, held, attended, dq, seen[owner], self._backend, scale)
+            transfer.finish()
+            sums = part if turn == 0 else arriving.add_(part)
+            held = following
+        if size > 1:
+            transfer = Transfer(self._team)
+            arriving = self._like(kv, rank, sums_type)
+            transfer.start([(sums, arriving)])
+            transfer.finish()
+            sums = arriving
+        return dq, sums
+
+    def _like(self, kv: Tensor, owner: int, dtype: torch.dtype) -> Tensor:
+        rows = rows_of(self._kept[owner % self._team.size])
+        return torch.empty((2, rows, *kv.shape[2:]), dtype=dtype, device=kv.device)
 
 
-def _pass_on(tensors: list[Tensor], group: ProcessGroup | None) -> tuple[list[Tensor], list[Any]]:
-    """Starts to send tensors to the next process and to receive the previous one's."""
-    rank, size = distributed.get_rank(group), distributed.get_world_size(group)
-    if size == 1:
-        return tensors, []
-    after, before = (rank + 1) % size, (rank - 1) % size
-    arriving = [torch.empty_like(tensor) for tensor in tensors]
-    operations = [
-        *(distributed.P2POp(distributed.isend, t, group=group, group_peer=after) for t in tensors),
-        *(distributed.P2POp(distributed.irecv, t, group=group, group_peer=before) for t in arriving),
-    ]
-    return arriving, distributed.batch_isend_irecv(operations)
+class Transfer:
+    """Tensors on their way to the next rank and from the one before; they live until `finish`."""
 
+    def __init__(self, team: ProcessTeam) -> None:
+        self._team = team
+        self._pairs: Sequence[tuple[Tensor, Tensor]] = ()
+        self._requests: list[distributed.Work] = []
 
-def _finish(transfer: list[Any]) -> None:
-    for request in transfer:
-        request.wait()
+    def start(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sends the first of each pair on, and receives into the second. All ranks give as many pairs."""
+        if not pairs:
+            return
+        team = self._team
+        after, before = (team.rank + 1) % team.size, (team.rank - 1) % team.size
+        send = [distributed.P2POp(distributed.isend, x, after, group=team.tensors) for x, _ in pairs]
+        receive = [distributed.P2POp(distributed.irecv, x, before, group=team.tensors) for _, x in pairs]
+        self._pairs = pairs
+        with team.waiting():
+            self._requests = distributed.batch_isend_irecv([*send, *receive])
 
-
-def use_ring_attention(model: Any, group: ProcessGroup | None = None) -> None:
-    """Makes a model's layers attend round the ring.
-
-    Each process then calls the model on its own slice, with the slice's `position_ids` in the whole sequence, and
-    takes the loss of its own tokens; gradients of weights are summed over the processes.
-
-    Args:
-        model: A transformers causal language model without sliding windows.
-        group: The ring; None is every process.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    def attend(
-        module: nn.Module,  # noqa: ARG001 - transformers' signature
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG001 - causal by slices
-        scaling: float | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        backend = select_backend(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
-        return ring_attention(query, key, value, scale=scale, backend=backend, group=group).transpose(1, 2), None
-
-    AttentionInterface.register(IMPLEMENTATION, attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
-    model.config._attn_implementation = IMPLEMENTATION
+    def finish(self) -> None:
+        """Returns when what was received may be used, and what was sent be given back."""
+        with self._team.waiting():
+            for request in self._requests:
+                request.wait()
+        self._pairs, self._requests = (), []

@@ -18,7 +18,8 @@ from engine.errors import EliteError
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import choose_plan
-from engine.plan.optimizations import find_optimization, optimizations, states, toggle, with_values
+from engine.plan.optimization_states import states
+from engine.plan.optimizations import find_optimization, optimizations, toggle, with_values
 from engine.protocol import EvalCompleted, RunFailed, RunFinished, StepCompleted, Stop
 from engine.runtime.launcher import launch
 

@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 _NO_LIMIT = 1 << 60
 "Version 1 writes a number near 2^63 for no limit."
 
@@ -32,6 +30,8 @@ def read_memory(root: Path = Path("/")) -> Memory:
     Args:
         root: Where /proc and /sys are mounted.
     """
+    import psutil
+
     machine = psutil.virtual_memory()
     memory = Memory(total=machine.total, available=machine.available, limited_by=None)
     for version, folder in _groups(root, "memory"):
@@ -40,12 +40,29 @@ def read_memory(root: Path = Path("/")) -> Memory:
         if limit is None or limit >= min(_NO_LIMIT, memory.total):
             continue
         # The group's page cache counts as usage, but is given back before the group is killed.
-        used = (_number(folder / usage_name) or 0) - _statistic(folder / "memory.stat", cache_name)
+        used = (_number(folder / usage_name) or 0) - (_statistic(folder / "memory.stat", cache_name) or 0)
         available = min(memory.available, max(0, limit - max(0, used)))
         memory = Memory(total=limit, available=available, limited_by=f"cgroup v{version}")
     return memory
 
 
+def find_oom_counter(root: Path = Path("/")) -> Path | None:
+    """The file that counts the processes that the kernel ended for want of memory: this group's, else the machine's.
+
+    Args:
+        root: Where /proc and /sys are mounted.
+    """
+    groups = (folder / _OOM_FILES[version] for version, folder in _groups(root, "memory"))
+    candidates = (*groups, root / "proc/vmstat")
+    return next((path for path in candidates if read_oom_kills(path) is not None), None)
+
+
+def read_oom_kills(counter: Path) -> int | None:
+    """What such a file says now; None where it is gone or says nothing."""
+    return _statistic(counter, "oom_kill")
+
+
+_OOM_FILES = {1: "memory.oom_control", 2: "memory.events"}
 _MEMORY_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -108,9 +125,9 @@ def _number(path: Path) -> int | None:
     return int(words[0]) if words and words[0].isdigit() else None
 
 
-def _statistic(path: Path, name: str) -> int:
+def _statistic(path: Path, name: str) -> int | None:
     for line in _lines(path):
         key, _, value = line.partition(" ")
         if key == name and value.strip().isdigit():
             return int(value)
-    return 0
+    return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from engine import errors
 from engine.errors import one_line
@@ -22,6 +23,8 @@ from engine.hardware.machine import Machine
 from engine.hardware.measured import Measured
 
 CHILD = "engine.benchmarking.profile_child"
+LOOK_SECONDS = 0.5
+"How long the processor is watched before it is measured."
 TIME_LIMIT = 240.0
 "Seconds after which the child is ended, whatever it waits for."
 
@@ -56,7 +59,7 @@ def profile_machine(
     arguments = ["--disk", str(disk_path), "--cores", str(machine.cpu_cores)]
     for gpu in machine.gpus[:1]:
         arguments += ["--gpu", "--free", str(gpu.memory_free or 0), *(["--busy"] if gpu.processes else [])]
-    found: dict[str, object] = {}
+    found: dict[str, object] = {"others_busy": psutil.cpu_percent(interval=LOOK_SECONDS) / 100}
     with _child(arguments, time_limit) as (lines, ended):
         for line in lines:
             message = json.loads(line)

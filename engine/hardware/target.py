@@ -26,7 +26,8 @@ def target_machine(
     """The machine that a plan is for.
 
     Args:
-        hardware: "auto" is this machine; else a card of the catalogue, in a machine with SIMULATED_RAM and _DISK.
+        hardware: "auto" is this machine; else a card of the catalogue, in a machine with SIMULATED_RAM and _DISK;
+            several as "rtx-3090*2", or one after the other with commas between.
         vram: Bytes of the GPU's memory, instead of what it has.
         ram: Bytes of RAM, instead of what there is.
         disk: Bytes of free disk, instead of what there is.
@@ -36,11 +37,14 @@ def target_machine(
         EliteError: HARDWARE_UNKNOWN; NO_GPU where `vram` is given and there is none.
     """
     if hardware.strip().lower() != "auto":
-        card = find_card(hardware)
+        cards = [find_card(name) for name in _card_names(hardware)]
         if vram is not None:
-            card = replace(card, memory=vram)
+            cards = [replace(card, memory=vram) for card in cards]
         ram_bytes = SIMULATED_RAM if ram is None else ram
-        return simulate(card, ram_bytes=ram_bytes, disk_bytes=SIMULATED_DISK if disk is None else disk)
+        disk_bytes = SIMULATED_DISK if disk is None else disk
+        machines = [simulate(card, ram_bytes=ram_bytes, disk_bytes=disk_bytes) for card in cards]
+        gpus = tuple(replace(one.gpus[0], index=index) for index, one in enumerate(machines))
+        return replace(machines[0], gpus=gpus)
     machine = take_inventory(disk_path)
     if vram is not None:
         if not machine.gpus:
@@ -52,3 +56,21 @@ def target_machine(
     if disk is not None:
         machine = replace(machine, disk_free=disk, disk_total=max(disk, machine.disk_total))
     return machine
+
+
+_MOST_CARDS = 64
+
+
+def _card_names(hardware: str) -> list[str]:
+    """The cards of "a*2, b": a, a, b.
+
+    Raises:
+        EliteError: HARDWARE_UNKNOWN where a count is no number from 1 to 64.
+    """
+    names: list[str] = []
+    for part in hardware.split(","):
+        name, star, count = part.partition("*")
+        if star and not (count.strip().isdecimal() and 1 <= int(count) <= _MOST_CARDS):
+            raise errors.HARDWARE_UNKNOWN(name=part.strip(), suggestion="write several as rtx-3090*2")
+        names += [name.strip()] * (int(count) if star else 1)
+    return names

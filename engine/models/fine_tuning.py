@@ -21,6 +21,7 @@ from engine.models.whole_model import save_model
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, device, nn
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from engine.models.master_weights import MasterWeights
@@ -41,6 +42,12 @@ class FineTuning(ABC):
 
     model: Any
     weights: Mapping[str, nn.Parameter]
+    optimizer: Optimizer | None = None
+    "Over the weights, where one was needed before the run's learning is put together (ZeRO)."
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it, all of the weights are in this process, however ranks share them. All ranks enter it."""
+        return nullcontext()
 
     @property
     @abstractmethod

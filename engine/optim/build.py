@@ -60,7 +60,7 @@ def build_updating(tuning: FineTuning, config: RunConfig, *, total_steps: int, t
         EliteError: OPTIMIZATION_UNAVAILABLE when a library is missing.
     """
     training = config.training
-    optimizer = adamw(tuning, config, peak_rate(training, tokens_per_update))
+    optimizer = tuning.optimizer or adamw(tuning, config, peak_rate(training, tokens_per_update))
     followers: dict[str, Follower] = {}
     if training.lookahead_steps:
         followers["lookahead"] = Lookahead(tuning.weights, training.lookahead_steps, training.lookahead_alpha)

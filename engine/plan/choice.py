@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from engine import errors
 from engine.config import RunConfig
+from engine.distributed.hosts import hosts_of
+from engine.distributed.strategy import local_ranks_of
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
+from engine.plan.cluster import share_of
 from engine.plan.planner import (
     SMALL_CONTEXTS,
     TOKENS_PER_UPDATE,
@@ -48,6 +51,10 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
+    here, ranks = local_ranks_of(config, machine), 1
+    if here > 1 or config.distributed.hostfile:
+        ranks = sum(host.slots for host in hosts_of(config, here))
+        machine = share_of(machine, here)
     compute_type, weights = storage(machine, config.model.precision, config.training.method)
     return Planning(
         machine=machine,
@@ -62,6 +69,8 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         way=config.training.step,
         activation_bits=config.training.activation_bits,
         recompute=config.training.recompute,
+        ranks=ranks,
+        strategy=config.distributed.strategy,
         method=config.training.method,
     )
 

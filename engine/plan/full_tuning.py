@@ -8,13 +8,9 @@ live on the GPU, or on the host (ZeRO-Offload, arXiv 2101.06840).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from engine.plan.parts import CHECKPOINTS_KEPT, Line, Place
 from engine.plan.workload import Workload
-
-if TYPE_CHECKING:
-    from engine.plan.time import Speeds
 
 UPDATE_BYTES = 30
 "An update reads weight, gradient and both states, and writes all but the gradient, and the 16-bit copy."
@@ -66,14 +62,21 @@ def whole_window_part(work: Workload, device: Place) -> Line:
     )
 
 
-def update_seconds(work: Workload, speeds: Speeds) -> tuple[float, str]:
-    """Time of one update and of its gradients' way, and the formula. Of a window; several windows share an update."""
+def update_seconds(work: Workload, *, memory: float, ram: float, link: float) -> tuple[float, str]:
+    """Time of one update and of its gradients' way, and the formula. Of a window; several windows share an update.
+
+    Args:
+        work: What is trained.
+        memory: Bytes a second of the memory that computes.
+        ram: Of host memory beside a GPU.
+        link: Between the two.
+    """
     count = work.spec.parameters
     on_host = work.on_gpu and work.master_home == "host"
-    rate = speeds.ram if on_host else speeds.memory
+    rate = ram if on_host else memory
     seconds = UPDATE_BYTES * count / rate
     formula = f"{count:,} parameters × {UPDATE_BYTES} B at {rate / 1e9:.3g} GB/s"
     if on_host:
-        seconds += 6 * count / speeds.link
-        formula += f", and 6 B each between GPU and host at {speeds.link / 1e9:.3g} GB/s"
+        seconds += 6 * count / link
+        formula += f", and 6 B each between GPU and host at {link / 1e9:.3g} GB/s"
     return seconds, formula

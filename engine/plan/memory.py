@@ -29,6 +29,7 @@ from engine.plan.parts import (
     unpacked_parts,
     weight_parts,
 )
+from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -101,7 +102,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *(() if work.master_home is None else state_parts(work, device)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
-        *key_value_parts(work, plan, key_block, device),
+        *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
         *kept_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),

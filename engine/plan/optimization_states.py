@@ -14,7 +14,7 @@ from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
 from engine.plan.memory import streamed_ledger
-from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on
+from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.parts import BaseWeights
 from engine.plan.planner import workload_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
@@ -26,7 +26,7 @@ Word = Literal["on", "off", "unavailable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """A run on a machine, as far as it is decided. Arguments of `optimizations.states`."""
+    """A run on a machine, as far as it is decided. Arguments of `states`."""
 
     config: RunConfig
     machine: Machine
@@ -69,10 +69,6 @@ def _needs_several_gpus(situation: Situation) -> str | None:
     return None if count > 1 else f"it works across processes with a GPU each; this machine has {count or 'none'}"
 
 
-def _needs_own_program(_: Situation) -> str | None:
-    return "`engine train` uses one GPU; engine/distributed offers it to programs of your own"
-
-
 def _needs_library(name: str, extra: str) -> Callable[[Situation], str | None]:
     def check(situation: Situation) -> str | None:
         # A simulated machine has no list of libraries, and is taken to have what it needs.
@@ -106,10 +102,9 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "adapter": _needs_adapter,
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
-    "own_program": _needs_own_program,
     "bitsandbytes": _needs_library("bitsandbytes", "quant"),
     "liger-kernel": _needs_library("liger-kernel", "gpu"),
-    "deepspeed": _needs_library("deepspeed", "gpu"),
+    "deepspeed": _needs_library("deepspeed", "deepspeed"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
 }
@@ -264,6 +259,21 @@ def _difference(
 
 
 # --- together ------------------------------------------------------------------------------------------------
+
+
+def states(
+    config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
+) -> tuple[OptimizationState, ...]:
+    """What becomes of every optimisation in a run, in the order of `optimizations()`.
+
+    Args:
+        config: The run.
+        machine: Where it would run.
+        spec: Its model.
+        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
+    """
+    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
+    return tuple(state_of(row, situation) for row in optimizations())
 
 
 def state_of(row: Optimization, situation: Situation) -> OptimizationState:

@@ -19,16 +19,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from engine import errors
 from engine.assets import asset
 from engine.config import RunConfig, from_mapping, to_mapping
-
-if TYPE_CHECKING:
-    from engine.hardware.machine import Machine
-    from engine.models.spec import ModelSpec
-    from engine.plan.choice import Choice
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -246,23 +241,6 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
         section, _, name = path.partition(".")
         data[section][name] = value
     return from_mapping(data, source=source)
-
-
-def states(
-    config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
-) -> tuple[OptimizationState, ...]:
-    """What becomes of every optimisation in a run, in the order of `optimizations()`.
-
-    Args:
-        config: The run.
-        machine: Where it would run.
-        spec: Its model.
-        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
-    """
-    from engine.plan.optimization_states import Situation, state_of
-
-    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
-    return tuple(state_of(row, situation) for row in optimizations())
 
 
 def may_stream(config: RunConfig) -> bool:

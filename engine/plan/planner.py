@@ -32,6 +32,9 @@ SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
 
+LEAST_SHARE = 4096
+"Tokens of a window for each rank, from which on auto spreads it: with fewer, a layer's messages cost too much."
+
 Method = Literal["lora", "full"]
 """What is trained: an adapter, or every weight."""
 
@@ -113,6 +116,22 @@ class Planning:
 
     method: Method = "lora"
     "What is trained: an adapter, or every weight."
+    ranks: int = 1
+    "Processes on all hosts; `machine` is then what one of them may use."
+    strategy: str = "auto"
+    "distributed.strategy."
+    rank_link: float = 10e9
+    "Bytes a second from a rank to the next."
+
+    def window_ranks(self, context: int) -> int:
+        """Ranks that share one window: all of them, or one."""
+        if self.way == "whole":
+            return 1
+        if self.strategy in ("ring", "ulysses"):
+            return self.ranks
+        windows = max(1, math.ceil(self.tokens_per_update / context))
+        spread = self.strategy == "auto" and windows < self.ranks and context // self.ranks >= LEAST_SHARE
+        return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
 
     @property
     def on_gpu(self) -> bool:
@@ -225,15 +244,21 @@ def plan_context(
             family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
         )
     weights, way = planning.weights, planning.way
+    if work.ranks > 1:  # only the streamed step is spread
+        way = "streamed"
+    elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
+        way = "whole"
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
     found = [c for each in works for c in search(each, planning.machine, budget, weights, way, planning.recompute)]
+    found = [c for c in found if work.ranks == 1 or c.stream is None or c.stream.kv_home == "gpu"]
     fitting = [candidate for candidate in found if candidate.fits]
     windows = max(1, math.ceil(planning.tokens_per_update / context))
+    turns = windows if work.ranks > 1 else math.ceil(windows / planning.ranks)
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
     chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
-    seconds = windows * chosen.seconds
+    seconds = turns * chosen.seconds
     tokens = planning.repository_tokens
     steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
     reason, remedy = "", ""
@@ -261,7 +286,7 @@ def plan_context(
         steps_per_epoch=steps,
         holds_repository=tokens is not None and context >= tokens,
         precision=chosen.precision,
-        plan=chosen.describe(),
+        plan={**chosen.describe(), **({"window_ranks": work.ranks} if planning.ranks > 1 else {})},
         stream=chosen.stream,
         parts=chosen.ledger.parts,
         time=chosen.time,
@@ -300,9 +325,13 @@ def workload_of(planning: Planning, context: int) -> Workload:
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
+    ranks = planning.window_ranks(context)
     return Workload(
         spec=spec,
-        context=context,
+        context=math.ceil(context / ranks),
+        ranks=ranks,
+        exchange="ulysses" if planning.strategy == "ulysses" else "ring",
+        rank_link=planning.rank_link,
         compute_type=planning.compute_type,
         lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
         on_gpu=planning.on_gpu,

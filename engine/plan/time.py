@@ -15,6 +15,7 @@ from engine.hardware.machine import Gpu, Machine
 from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
 from engine.plan.full_tuning import update_seconds
 from engine.plan.parts import NF4_BITS, BaseWeights
+from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -233,6 +234,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         formula = f"{transfers:,.3g} s of transfers, of which {OVERLAP:.0%} hides behind {busy:,.3g} s of computing"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
+    parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds))
     return _corrected(found, work, plan.weights, speeds, streamed=True)
 
@@ -252,7 +254,8 @@ def attention_flops(work: Workload) -> float:
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
     full = spec.full_attention_layers
-    return 4 * work.query_width * (full * pairs + (spec.layers - full) * windowed)
+    # Spread over ranks, each has its part of a sequence that is so many times as long.
+    return 4 * work.query_width * (full * pairs * work.ranks + (spec.layers - full) * windowed)
 
 
 def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
@@ -325,7 +328,7 @@ def _update_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     """An adapter's update is over at once; that of every weight is not."""
     if work.master_home is None:
         return []
-    seconds, formula = update_seconds(work, speeds)
+    seconds, formula = update_seconds(work, memory=speeds.memory, ram=speeds.ram, link=speeds.link)
     return [TimePart(name="updating every weight", seconds=seconds, formula=formula)]
 
 
@@ -336,6 +339,26 @@ def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     moved = ADAPTER_PASSES * widths * work.element * work.spec.layers * work.context
     formula = f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
     return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
+
+
+def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:
+    """What it costs that ranks share the window; the ring's messages travel beside attention."""
+    if work.ranks == 1:
+        return []
+    flops, (beside, between), rate = repeated_flops(work), exchange_bytes(work), work.rank_link * LINK_SHARE
+    waited = max(0.0, beside / rate - attention) + between / rate
+    return [
+        TimePart(
+            name="products before attention, once more",
+            seconds=flops / speeds.matrix,
+            formula=f"{flops:.3g} operations at {speeds.matrix / 1e12:.3g} TFLOP/s",
+        ),
+        TimePart(
+            name="waiting for other ranks' keys and values",
+            seconds=waited,
+            formula=f"{beside:.3g} B beside attention and {between:.3g} B between, at {rate / 1e9:.3g} GB/s",
+        ),
+    ]
 
 
 def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:

@@ -43,6 +43,13 @@ class Workload:
     activation_bits: Literal[16, 8, 4] = 16
     "Width of stored hidden states; below 16 only where asked for."
 
+    ranks: int = 1
+    "Processes that share a window: `context` is then the part of one."
+    exchange: Literal["ring", "ulysses"] = "ring"
+    "How they compute attention together."
+    rank_link: float = 10e9
+    "Bytes a second from a rank to the next."
+
     @property
     def element(self) -> int:
         """Bytes of one activation."""

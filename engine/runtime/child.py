@@ -224,11 +224,12 @@ def _train(session: TrainingSession, recipe: str) -> None:
         text = "".join(traceback.format_exception(error))
         print(text, file=sys.stderr)  # noqa: T201 - into engine.log
         if session.ending is None:
-            _emit_failure(session, _describe(session, error, text[-_LONGEST_TRACEBACK:]))
+            _emit_failure(session, describe_failure(session.run, error, text))
 
 
-def _describe(session: TrainingSession, error: BaseException, text: str) -> RunFailed:
-    run = session.run
+def describe_failure(run: RunDirectory, error: BaseException, text: str) -> RunFailed:
+    """The last event of a run that an exception ended; `text` is its traceback."""
+    text = text[-_LONGEST_TRACEBACK:]
     if isinstance(error, EliteError):
         return _failure(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

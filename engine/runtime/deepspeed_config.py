@@ -1,4 +1,4 @@
-"""`deepspeed.json`: the run in DeepSpeed's terms, for people who train on with DeepSpeed.
+"""`deepspeed.json`: the run in DeepSpeed's terms.
 
 Keys and meanings: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19). Nothing here needs DeepSpeed.
 """
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS_PER_UPDATE = 8192
 
 
-def deepspeed_config(config: RunConfig, context: int | None = None) -> dict[str, Any]:
-    """ZeRO stage 2 for one process, with the optimiser's states offloaded to the host where a GPU trains.
+def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int = 1) -> dict[str, Any]:
+    """With strategy zero2 or zero3, what the run's own DeepSpeed engine reads (engine.distributed.zero_step).
+
+    Else for people who train on with DeepSpeed: ZeRO stage 2 for one process, with the optimiser's states offloaded to
+    the host where a GPU trains.
 
     Args:
         config: The run.
         context: Tokens a window. None, before it is chosen: `training.context`, or one default update's worth.
+        ranks: Processes.
     """
+    if config.distributed.strategy in ("zero2", "zero3"):
+        return _of_this_run(config, ranks)
     on_gpu = config.model.device != "cpu"
     window = context or config.training.context or DEFAULT_TOKENS_PER_UPDATE
     tokens = config.training.tokens_per_update or max(DEFAULT_TOKENS_PER_UPDATE, window)
@@ -56,5 +62,40 @@ def deepspeed_config(config: RunConfig, context: int | None = None) -> dict[str,
             },
         },
         "steps_per_print": 10,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _of_this_run(config: RunConfig, ranks: int) -> dict[str, Any]:
+    """The run gives DeepSpeed its optimiser, and says itself which backward pass is an update's last."""
+    stage = 3 if config.distributed.strategy == "zero3" else 2
+    on_gpu = config.model.device != "cpu"
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu,
+        "reduce_scatter": True,
+    }
+    if stage == 3:
+        # Norms stay whole: to gather 10,000 numbers costs more than to keep them.
+        zero["stage3_param_persistence_threshold"] = 10_000
+    where = config.distributed.offload
+    if where != "none":
+        target: dict[str, Any] = {"device": "cpu" if where == "host" else "nvme"}
+        target |= {"nvme_path": config.output.directory} if where == "nvme" else {}
+        target |= {"pin_memory": True} if on_gpu else {}
+        zero["offload_optimizer"] = target
+        if stage == 3:
+            zero["offload_param"] = target
+    return {
+        "train_batch_size": ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.training.max_grad_norm,
+        "bf16": {"enabled": config.model.precision == "bf16" or (on_gpu and config.model.precision == "auto")},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000,
         "wall_clock_breakdown": False,
     }

@@ -208,7 +208,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     except EliteError as error:
         return _refusal("disk", error)
     kinds = "checkpoints, tokens, adapter" + (" and spilled hidden states" if spills else "")
-    return Check(name="disk", status="passed", text=f"{format_bytes(needed)} needed for {kinds}, and free")
+    return Check(name="disk", status="passed", text=f"room for the {format_bytes(needed)} of {kinds}")
 
 
 def _context(spec: ModelSpec | None, choice: Choice | None) -> Check:

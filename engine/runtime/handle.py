@@ -236,11 +236,17 @@ class RunHandle:
         status = self._process.exitcode if self._process else None
         if status is None and not look(self.run).here:
             return "no sign of life for two minutes from the machine that trains, or this folder is an old copy"
+        if status in (None, -signal.SIGKILL) and self._memory_ran_out():
+            return "the kernel ended it because memory ran out: leave more RAM free, or choose a lower tier"
         if status is None:
-            return "it is gone: killed, out of memory, or the machine was restarted"
+            return "it is gone: killed, or the machine was restarted"
         if status == -signal.SIGKILL:
-            return "killed by SIGKILL; the kernel does this when memory runs out"
+            return "killed by SIGKILL"
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def _memory_ran_out(self) -> bool:
+        record = process_record.read_record(self.run.process_path)
+        return record is not None and process_record.memory_ran_out(record)
 
 
 def _tail(path: Path) -> str:

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from engine import errors
+from engine.distributed.strategy import is_distributed
 from engine.runtime import child
 from engine.runtime.handle import RunHandle
 from engine.runtime.journal import next_seq
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 RECIPE = "engine.training.recipe:train"
 """What the training process calls with its TrainingSession."""
+
+SUPERVISED = "engine.distributed.supervisor:train"
+"""The same for a run of several ranks."""
 
 _QUEUE_EVENTS = 1000
 _START_TIMEOUT_S = 60.0
@@ -50,6 +54,8 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
         EliteError: OUTPUT_UNWRITABLE, OUTPUT_FULL or RUN_STILL_ACTIVE.
     """
     run = resume or RunDirectory.create(config)
+    if recipe == RECIPE and is_distributed(config):
+        recipe = SUPERVISED
     context = multiprocessing.get_context("spawn")
     with run.launching():
         if resume and (status := run.status()) in ACTIVE:

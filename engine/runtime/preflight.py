@@ -9,6 +9,7 @@ import msgspec
 
 from engine import errors
 from engine.data.sources import estimate_data_tokens
+from engine.distributed.strategy import choose_strategy, world_size
 from engine.hardware.inventory import take_inventory
 from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
@@ -33,7 +34,8 @@ def check(config: RunConfig) -> RunConfig:
 
     Raises:
         EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
-            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID or OPTIMIZATION_CONFLICT.
+            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID, OPTIMIZATION_CONFLICT,
+            GPUS_MISSING, HOSTFILE_INVALID or STRATEGY_UNAVAILABLE.
     """
     if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
@@ -45,7 +47,11 @@ def check(config: RunConfig) -> RunConfig:
     check_output(output, needed_bytes(config, spec, tokens))
     check_pooling(config.model, spec)
     chosen = choose_plan(config, take_inventory(output), spec, tokens)
-    refuse_conflicts(config, streamed=chosen.plan.stream is not None)
+    streamed = chosen.plan.stream is not None
+    refuse_conflicts(config, streamed=streamed)
+    ranks = world_size(config)
+    if ranks > 1:
+        choose_strategy(config, spec, ranks=ranks, streamed=streamed, spreads=False)
     return config
 
 

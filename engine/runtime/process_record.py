@@ -16,6 +16,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.hardware import limits
+
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
 """A run seen from another machine is taken for dead after this long without a heartbeat (clocks may differ)."""
@@ -32,6 +34,10 @@ class ProcessRecord:
     "Boot and pid namespace in which `pid` is valid."
     first_seq: int
     "Number of the first event of this attempt; what lies below belongs to earlier ones."
+    oom_counter: str = ""
+    "File that counts the processes that the kernel ends for want of memory in this one's group; empty for none."
+    oom_kills: int = 0
+    "What it said when this process started."
 
     @classmethod
     def of_process(cls, pid: int, first_seq: int) -> ProcessRecord:
@@ -43,7 +49,15 @@ class ProcessRecord:
         start = process_start(pid)
         if start is None:
             raise ProcessLookupError(f"process {pid} has ended")
-        return cls(pid=pid, start=start, place=this_place(), first_seq=first_seq)
+        counter = limits.find_oom_counter()
+        return cls(
+            pid=pid,
+            start=start,
+            place=this_place(),
+            first_seq=first_seq,
+            oom_counter=str(counter or ""),
+            oom_kills=(limits.read_oom_kills(counter) if counter else None) or 0,
+        )
 
 
 def write_record(path: Path, record: ProcessRecord) -> None:
@@ -65,8 +79,10 @@ def read_record(path: Path) -> ProcessRecord | None:
         record = ProcessRecord(**data)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    valid = type(record.pid) is int and type(record.first_seq) is int and record.pid > 0
-    return record if valid and type(record.start) is str and type(record.place) is str else None
+    numbers = (record.pid, record.first_seq, record.oom_kills)
+    valid = all(type(number) is int for number in numbers) and record.pid > 0
+    texts = (record.start, record.place, record.oom_counter)
+    return record if valid and all(type(text) is str for text in texts) else None
 
 
 def is_alive(path: Path, record: ProcessRecord) -> bool:
@@ -77,6 +93,13 @@ def is_alive(path: Path, record: ProcessRecord) -> bool:
         return time.time() - path.stat().st_mtime < STALE_S
     except OSError:
         return False
+
+
+def memory_ran_out(record: ProcessRecord) -> bool:
+    """Whether the kernel has ended a process of the recorded one's group for want of memory since that one started."""
+    if not record.oom_counter or record.place != this_place():
+        return False
+    return (limits.read_oom_kills(Path(record.oom_counter)) or 0) > record.oom_kills
 
 
 def process_start(pid: int) -> str | None:

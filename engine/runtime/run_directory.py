@@ -149,13 +149,13 @@ class RunDirectory:
             raise errors.RUN_DAMAGED(path=path, problem=error.strerror or error) from error
         return run
 
-    def write_deepspeed(self, config: RunConfig, context: int | None = None) -> None:
+    def write_deepspeed(self, config: RunConfig, context: int | None = None, ranks: int = 1) -> None:
         """Writes deepspeed.json, again when the run's context has been chosen.
 
         Raises:
             OSError: the run directory cannot be written.
         """
-        text = json.dumps(deepspeed_config(config, context), indent=2)
+        text = json.dumps(deepspeed_config(config, context, ranks), indent=2)
         self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
 
     def write_config(self, config: RunConfig) -> None:

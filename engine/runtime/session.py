@@ -5,14 +5,26 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from engine.protocol import Command, CommandAcked, Envelope, Event, RunFailed, RunFinished, Stop
+from engine.distributed.team import Team
+from engine.protocol import Command, CommandAcked, Envelope, Event, PhaseChanged, RunFailed, RunFinished, Stop
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
-    from engine.runtime.journal import JournalWriter
     from engine.runtime.run_directory import RunDirectory
+
+
+class Journal(Protocol):
+    """Where events go first (engine.runtime.journal.JournalWriter)."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether events wait in memory for room on the disk."""
+
+    def append(self, event: Event) -> Envelope:
+        """Takes an event, and returns it with its place in the run."""
+
 
 Listener = Callable[[Envelope], None]
 """Is told of every event after it is in the journal; must neither block nor raise."""
@@ -60,6 +72,8 @@ class TrainingSession:
         resuming: Whether to go on from the run's newest checkpoint.
         commands: What people ask for meanwhile; the recipe acknowledges each one.
         ending: The last event, once it was emitted.
+        phase: What the run is at; "" before its first PhaseChanged.
+        team: The processes that train together.
 
     The recipe emits its events, ends with a RunFinished, and raises what goes wrong: the process around it
     (engine.runtime.child) turns exceptions into a RunFailed.
@@ -71,13 +85,16 @@ class TrainingSession:
         config: RunConfig,
         run: RunDirectory,
         resuming: bool,
-        journal: JournalWriter,
+        journal: Journal,
+        team: Team | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.resuming = resuming
         self.commands = CommandInbox()
         self.ending: RunFinished | RunFailed | None = None
+        self.phase = ""
+        self.team = team or Team()
         self._journal = journal
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()
@@ -102,6 +119,8 @@ class TrainingSession:
             envelope = self._journal.append(event)
             if isinstance(event, (RunFinished, RunFailed)):
                 self.ending = event
+            elif isinstance(event, PhaseChanged):
+                self.phase = event.phase
             for listener in self._listeners:
                 listener(envelope)
 

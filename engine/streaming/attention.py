@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -267,10 +267,17 @@ class _TileAttentionFunction(Function):
         return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype), None, None, None
 
 
-_active: TileAttention | None = None
+class AttentionState(Protocol):
+    """What a layer's call of the function reaches: a step's state."""
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Attention of the present tile; shapes as in AttentionBackend. `window`: keys a query sees, None for all."""
 
 
-def activate(state: TileAttention | None) -> None:
+_active: AttentionState | None = None
+
+
+def activate(state: AttentionState | None) -> None:
     """Sets the state that layers whose attention implementation is IMPLEMENTATION use; None for none."""
     global _active
     _active = state

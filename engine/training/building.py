@@ -14,6 +14,9 @@ from accelerate import Accelerator
 
 from engine import errors
 from engine.data.windows import Windows
+from engine.distributed.process_team import ProcessTeam
+from engine.distributed.sharing import ALONE, Sharing
+from engine.distributed.zero_step import ZeroStep, ZeroTuning
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
@@ -21,7 +24,9 @@ from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model
 from engine.models.transforms import transform
+from engine.optim.adamw import adamw
 from engine.optim.build import Stateful, Updating, build_updating
+from engine.optim.schedule import peak_rate
 from engine.training import in_step
 from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
@@ -29,8 +34,8 @@ from engine.training.in_step import InStepStore
 from engine.training.layout import Layout
 from engine.training.memory import memory_errors
 from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
-from engine.training.replanning import ClosableStep, ReplanningStep
-from engine.training.step import WholeSequenceStep
+from engine.training.replanning import ClosableStep
+from engine.training.step import TrainingStep, WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
 from engine.training.updates import tokens_per_update
 from engine.training.ways import replanning_step
@@ -49,7 +54,9 @@ Tell = Callable[[str], None]
 """Takes a sentence for the log."""
 
 
-def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[FineTuning, Accelerator]:
+def build_model(
+    config: RunConfig, setup: Setup, tell: Tell, sharing: Sharing = ALONE
+) -> tuple[FineTuning, Accelerator]:
     """The base model, ready to be trained as a whole or in a fresh adapter, and accelerate's view of the device.
 
     Raises:
@@ -60,11 +67,12 @@ def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[FineTuning
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
         stream = setup.choice.plan.stream
         streams_weights = stream is not None and stream.weights == "streamed"
-        home = dataclasses.replace(placement, device=_CPU) if streams_weights else placement
+        on_host = streams_weights or sharing.strategy == "zero3"
+        home = dataclasses.replace(placement, device=_CPU) if on_host else placement
         model = load_model(setup.spec, home, base_changes(config, setup))
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         check_head(model)
-        tuning = _tuning(model, config, setup)
+        tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
     count = sum(parameter.numel() for parameter in tuning.weights.values())
     if isinstance(tuning, FullTuning):
@@ -76,11 +84,12 @@ def build_model(config: RunConfig, setup: Setup, tell: Tell) -> tuple[FineTuning
     return tuning, accelerator
 
 
-def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup) -> FineTuning:
+def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup, sharing: Sharing) -> FineTuning:
     if config.training.method == "full":
         on_gpu = setup.choice.plan.master_home == "gpu"
         return FullTuning(model, setup.placement.device if on_gpu else _CPU)
-    return AdapterTuning(attach_adapter(model, config.lora, config.training.seed))
+    kind = ZeroTuning if sharing.uses_zero else AdapterTuning
+    return kind(attach_adapter(model, config.lora, config.training.seed))
 
 
 def base_changes(config: RunConfig, setup: Setup) -> BaseChanges:
@@ -96,11 +105,15 @@ def choose_step(
     windows: Windows,
     progress: Progress,
     tell: Tell,
-) -> ReplanningStep:
+    sharing: Sharing = ALONE,
+) -> TrainingStep:
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
     config, placement = session.config, setup.placement
     training, plan = config.training, setup.choice.plan.stream
-    store = InStepStore(session.run.path / in_step.FOLDER, config.checkpoint.every_minutes * 60, session.emit)
+    if isinstance(tuning, ZeroTuning):
+        return _zero_step(session, setup, tuning)
+    folder = in_step.folder_of(session.run.path, session.team.rank)
+    store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is not None:
@@ -111,7 +124,9 @@ def choose_step(
                 device=placement.device,
                 spill_directory=session.run.path,
                 label_smoothing=training.label_smoothing,
-                store=store,
+                # A state within a step is one rank's; where a window is spread, it would take all of them.
+                store=None if sharing.spreads_windows else store,
+                make=sharing.streamed,
             )
         masters = tuning.masters
         step = WholeSequenceStep(
@@ -128,7 +143,22 @@ def choose_step(
         return step
 
     planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, tuning, progress, planned, build)
+    return replanning_step(session, setup, tuning, progress, planned, build, sharing.make)
+
+
+def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
+    training = session.config.training
+    assert isinstance(session.team, ProcessTeam)
+    rate = peak_rate(training, tokens_per_update(training, setup.context))
+    return ZeroStep(
+        tuning,
+        adamw(tuning, session.config, rate),
+        session.run.deepspeed_path,
+        device=setup.placement.device,
+        team=session.team,
+        recompute=bool(setup.choice.plan.plan.get("checkpointing")),
+        label_smoothing=training.label_smoothing,
+    )
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:

@@ -129,6 +129,26 @@ class CheckpointFolder:
         return stays
 
 
+class ReadOnlyCheckpoints(CheckpointFolder):
+    """The same for a process that trains along: another one writes them."""
+
+    def save(
+        self,
+        step: int,
+        files: Iterable[tuple[str, bytes]],  # noqa: ARG002
+        held_out_loss: float | None = None,  # noqa: ARG002
+    ) -> SavedCheckpoint:
+        """Writes nothing."""
+        return SavedCheckpoint(path=self.path / f"step-{step:06d}", step=step, bytes=0, seconds=0.0)
+
+    def heal(self) -> None:
+        """Leaves it to the other."""
+
+    def keep_only_newest(self) -> int:
+        """Leaves it to the other."""
+        return 0
+
+
 def verify(folder: Path) -> Sealed:
     """A checkpoint, after every byte of it was compared with its manifest, and its name with its step.
 

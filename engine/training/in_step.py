@@ -151,6 +151,11 @@ class InStepStore:
         return self._clock() - self._began >= min(_WORTH_SECONDS, self._every)
 
 
+def folder_of(run: Path, rank: int) -> Path:
+    """Where a rank keeps its own."""
+    return run / (FOLDER if rank == 0 else f"{FOLDER}-{rank}")
+
+
 def clear(folder: Path) -> None:
     """Removes the state: the run is complete."""
     for path in (folder, sealed.aside_of(folder), sealed.old_of(folder)):

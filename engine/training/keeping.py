@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import errors
@@ -41,10 +42,12 @@ class Keeper:
         self._recovers = session.config.recovery.enabled
         self._space = DiskSpace(session, parts.checkpoints)
         self._saver = Saver(parts.checkpoints, self._announce)
+        self._team = session.team
         self._generators = capture_random()
         self.snapshot = self._take()
         "The newest in memory."
         self._kept_at = self._saved_at = time.monotonic()
+        self._team.emergency = self.save_snapshot
 
     # --- in memory ------------------------------------------------------------------------------------------
 
@@ -60,7 +63,7 @@ class Keeper:
     def keep_if_due(self) -> None:
         """Takes a snapshot if the last one is old."""
         steps = self._progress.step - self.snapshot.progress.step
-        if steps >= KEEP_STEPS or time.monotonic() - self._kept_at >= KEEP_SECONDS:
+        if steps >= KEEP_STEPS or self._team.agree(lambda: time.monotonic() - self._kept_at >= KEEP_SECONDS):
             self.keep()
 
     def go_back(self, snapshot: Snapshot) -> None:
@@ -76,13 +79,17 @@ class Keeper:
     def checkpoint_before(self, step: int) -> Snapshot | None:
         """The newest valid checkpoint of an earlier step than this."""
         self._saver.wait()
+        path = self._team.agree(lambda: self._path_before(step))
+        return None if path is None else read_snapshot(verify(path))
+
+    def _path_before(self, step: int) -> Path | None:
         for path in self._parts.checkpoints.newest_first():
             try:
                 found = read_snapshot(verify(path))
             except DamagedError:
                 continue
             if found.progress.step < step:
-                return found
+                return path
         return None
 
     def _take(self) -> Snapshot:
@@ -97,12 +104,15 @@ class Keeper:
             EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
         """
         self._check()
-        is_time = time.monotonic() - self._saved_at >= self._session.config.checkpoint.every_minutes * 60
-        if held_out_loss is None and (not is_time or self._saver.busy):
+        if held_out_loss is None and not self._team.agree(self._is_due):
             return
         self.keep()
         self._write(self.snapshot, held_out_loss)
         self._saved_at = time.monotonic()
+
+    def _is_due(self) -> bool:
+        is_time = time.monotonic() - self._saved_at >= self._session.config.checkpoint.every_minutes * 60
+        return is_time and not self._saver.busy
 
     def save_now(self) -> str:
         """Writes a checkpoint, waits until it is complete, and says where it is.
@@ -153,12 +163,17 @@ class Keeper:
 
     def _check(self) -> None:
         """Meets what the last writing in the background met: with room again, it is written again."""
+        if self._team.agree(self._had_no_room):
+            self.keep()
+            self._write(self.snapshot, None)
+
+    def _had_no_room(self) -> bool:
         try:
             self._saver.check()
         except EliteError as error:
             self._find_room(self.snapshot, error)
-            self.keep()
-            self._write(self.snapshot, None)
+            return True
+        return False
 
     def _settle(self) -> None:
         try:

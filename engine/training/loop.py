@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.evaluation.perplexity import perplexity
 from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
-from engine.training.commands import Actions, obey
+from engine.training.commands import Actions
 from engine.training.keeping import Keeper
 from engine.training.memory import memory_figures
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
@@ -51,13 +51,13 @@ def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Kee
     pace = _Pace()
     while progress.step < len(updates):
         keeper.mark()
-        stop = obey(session, actions)
+        stop = session.team.decide(session, actions)
         if stop is None:
             monitor = _Monitor(session, progress.step + 1, recovery.watch)
             try:
                 done = take_optimizer_step(parts, progress, updates[progress.step], monitor)
             except StepAbandonedError:
-                stop = obey(session, actions) or Stop(id="")
+                stop = session.team.decide(session, actions) or Stop(id="")
             except Exception as error:
                 recovery.handle(error)
                 continue
@@ -70,6 +70,7 @@ def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Kee
         if not recovery.accept(done.result.loss_sum / done.result.tokens):
             continue
         session.emit(_completed(parts, progress, done, pace))
+        session.team.report(session, progress.step, done.seconds)
         keeper.keep_if_due()
         keeper.save_if_due(_score_if_due(parts, progress, training.evaluate_every))
         if (reason := parts.early_end()) is not None:

@@ -15,6 +15,7 @@ from engine.streaming.out_of_memory import full_place
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
+    from engine.runtime.session import TrainingSession
 
 _PROCESS = psutil.Process()
 
@@ -71,3 +72,20 @@ def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
         if place is None:
             raise
         raise errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy) from error
+
+
+@contextlib.contextmanager
+def memory_errors_by_phase(session: TrainingSession) -> Iterator[None]:
+    """The same for a whole run: what no phase of it has foreseen is named by the phase alone.
+
+    Raises:
+        EliteError: MEMORY_FULL.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        place = full_place(error)
+        if place is None:
+            raise
+        problem = errors.one_line(error) or type(error).__name__
+        raise errors.MEMORY_FULL(place=place, phase=session.phase, problem=problem, run=session.run.id) from error

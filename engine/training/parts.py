@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from engine.distributed.zero_step import ZeroStep
     from engine.models.fine_tuning import FineTuning
     from engine.optim.build import Stateful
     from engine.optim.gradients import GradientPipeline
@@ -26,7 +27,7 @@ class Parts:
     tuning: FineTuning
     "What is trained."
     step: TrainingStep
-    optimizer: Optimizer
+    optimizer: Optimizer | ZeroStep
     schedule: LRScheduler
     gradients: GradientPipeline
     "What happens to the gradient before the optimiser sees it."

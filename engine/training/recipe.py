@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
-from engine.evaluation.perplexity import HeldOutLoss, evaluate, perplexity
+from engine.distributed.data_parallel import DataParallelStep
+from engine.distributed.scoring import evaluate_together
+from engine.distributed.sharing import Sharing, choose_sharing
+from engine.distributed.zero_step import ZeroStep
+from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
@@ -20,7 +24,7 @@ from engine.training import in_step
 from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors
+from engine.training.memory import gpu_peak, host_peak, memory_errors, memory_errors_by_phase
 from engine.training.parts import Parts
 from engine.training.setup import Setup, device_name, set_up
 from engine.training.state import Progress, read_snapshot, restore
@@ -47,7 +51,8 @@ def train(session: TrainingSession) -> None:
     """
     started = time.monotonic()
     try:
-        _train(session)
+        with memory_errors_by_phase(session):
+            _train(session)
     except StopRequestedError:
         _stop_outside_the_loop(session, started)
 
@@ -60,7 +65,8 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
-    dataset = _read_data(session, setup, tokenizer)
+    with session.team.leader_first():  # the others find the token store that it has made
+        dataset = _read_data(session, setup, tokenizer)
     progress = _open_progress(session, setup, dataset)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
@@ -68,8 +74,9 @@ def _train(session: TrainingSession) -> None:
     def tell(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
-    tuning, accelerator = build_model(session.config, setup, tell)
-    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell)
+    sharing = choose_sharing(session, setup)
+    tuning, accelerator = build_model(session.config, setup, tell, sharing)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell, sharing)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -81,14 +88,14 @@ def _train(session: TrainingSession) -> None:
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
     learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
-    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing)
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
     if status == "completed":
-        in_step.clear(session.run.path / in_step.FOLDER)
+        in_step.clear(in_step.folder_of(session.run.path, session.team.rank))
 
     learning.keep_result()
     after = None
@@ -103,7 +110,9 @@ def _train(session: TrainingSession) -> None:
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
     result = session.run.result_path(session.config.training.method)
-    space.until_written(lambda: tuning.save(result, tokenizer, changes))
+    with tuning.whole():
+        if session.team.leads:
+            space.until_written(lambda: tuning.save(result, tokenizer, changes))
     finished = RunFinished(
         status=status,
         steps=progress.step,
@@ -130,7 +139,8 @@ def _train(session: TrainingSession) -> None:
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
     )
-    space.until_written(lambda: write_report(session.run.report_path, report))
+    if session.team.leads:
+        space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
 
@@ -191,6 +201,7 @@ def _build_parts(
     accelerator: Accelerator,
     dataset: Dataset,
     score: Callable[[], HeldOutLoss],
+    sharing: Sharing,
 ) -> Parts:
     """What the loop works with."""
 
@@ -204,18 +215,19 @@ def _build_parts(
         return loss
 
     updating = learning.updating
+    zero = step if isinstance(step, ZeroStep) else None
     return Parts(
         tuning=tuning,
         step=step,
-        optimizer=accelerator.prepare(updating.optimizer),
+        optimizer=zero or accelerator.prepare(updating.optimizer),
         schedule=updating.schedule,
-        gradients=updating.gradients,
+        gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,
         windows=dataset.train,
         context=setup.context,
         checkpoints=setup.checkpoints,
         evaluate=score_now,
-        stateful=learning.stateful,
+        stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,
         early_end=learning.early_end,
     )
@@ -224,11 +236,14 @@ def _build_parts(
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
     """Scores the held-out files and tells."""
     report = _phase_progress(session, step)
-    found = evaluate(
+    found = evaluate_together(
+        session.team,
         way.loss,
         dataset.held_out,
+        shared=isinstance(way, DataParallelStep),
         max_tokens=session.config.training.evaluate_tokens,
         progress=lambda done, total: report(done, total, "windows"),
+        stopping=StopRequestedError,
     )
     session.emit(
         EvalCompleted(
@@ -242,7 +257,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
 
 
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
-    if session.commands.stop_requested and phase not in ("saving", "finished"):
+    if session.team.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
     session.emit(PhaseChanged(phase=phase, detail=detail))
 

@@ -117,10 +117,20 @@ class Recovery:
         if self._bounds.enabled and place is not None:
             self._repeat_smaller(place, error)
             return
+        if isinstance(error, EliteError) and error.kind in (errors.RANK_LOST, errors.RANK_FAILED):
+            self._save_alone()
+            raise error
         if isinstance(error, EliteError) or place is not None:
             # Weights and progress are those before the failed update: worth keeping.
             self._keeper.save_now()
         raise error
+
+    def _save_alone(self) -> None:
+        """Another rank is gone. Where weights and states are spread, the newest snapshot is all that is left."""
+        try:
+            self._keeper.save_now()
+        except EliteError:
+            self._keeper.save_snapshot()
 
     # --- memory ---------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from engine.models.placement import Placement, choose_placement
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
-from engine.training.checkpoints import CheckpointFolder, Retention, verify
+from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
 from engine.training.sealed import DamagedError, Sealed
 from engine.training.state import Progress, read_snapshot
 
@@ -71,16 +71,18 @@ def set_up(session: TrainingSession) -> Setup:
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
-    choice = _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec))
+    team = session.team
+    choice = team.agree(lambda: _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec)))
     refuse_conflicts(config, streamed=choice.plan.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
     placement = choose_placement(config.model.device, planned)
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
-    checkpoints = CheckpointFolder(session.run.checkpoints_path, retention)
+    kind = CheckpointFolder if team.leads else ReadOnlyCheckpoints
+    checkpoints = kind(session.run.checkpoints_path, retention)
     checkpoints.heal()
-    resumed, damaged = _newest_valid(checkpoints) if session.resuming else (None, [])
+    resumed, damaged = team.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
     total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
@@ -174,7 +176,7 @@ def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
     choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
-    session.run.write_deepspeed(config, choice.context)
+    session.run.write_deepspeed(config, choice.context, session.team.size)
     return choice
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class StreamedWindows:
         device: Where to compute.
         spill_directory: For hidden states on disk.
         store: Keeps a long step's state; None to keep none.
+        make: StreamedStep, or one by several ranks.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class StreamedWindows:
         spill_directory: Path,
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
+        make: Callable[..., StreamedStep] = StreamedStep,
     ) -> None:
         self._model: nn.Module = tuning.model
         self._weights, self._store = tuning.weights, store
         masters = tuning.masters
-        self._step = StreamedStep(
+        self._step = make(
             self._model,
             plan,
             device=device,

@@ -25,6 +25,7 @@ def replanning_step(
     progress: Progress,
     planned: Layout,
     build: Callable[[Layout], ClosableStep],
+    make: Callable[..., ReplanningStep] = ReplanningStep,
 ) -> ReplanningStep:
     """The step in the planned layout, or in the one that the run had come to before it was resumed.
 
@@ -35,6 +36,7 @@ def replanning_step(
         progress: Remembers the layout, for the run to resume in.
         planned: The planner's layout.
         build: Makes the way to compute a step in a layout.
+        make: ReplanningStep, or one that works in a team.
     """
     config, placement = session.config, setup.placement
     ladder = Ladder(
@@ -53,7 +55,7 @@ def replanning_step(
     if not progress.layout:
         # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
         progress.layout = planned.as_json()
-    step = ReplanningStep(
+    step = make(
         tuning,
         Layout.from_json(progress.layout),
         build=build,

@@ -21,16 +21,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import engine.training.recipe
-from tests.chaos import damage, kills, surroundings
+from tests.chaos import app, damage, kills, memory, surroundings
 from tests.chaos.lab import BrokenError, Lab
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
 
-Scenario = tuple[str, int, int, Callable[[Lab, int], dict[str, int]]]
+Counts = dict[str, Any]
+"""How often what was done: whole numbers; "phases" holds such counts by phase."""
+
+Scenario = tuple[str, int, int, Callable[[Lab, int], Counts]]
 """Name, full count, short count, what to do so many times."""
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -38,9 +42,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("streamed steps, saved within", 80, 6, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
     ("building data", 40, 4, kills.kill_data_building),
     ("writing journals", 200, 20, kills.kill_journal_writing),
-    ("the monitor in a terminal", 15, 1, kills.kill_the_app),
+    ("the monitor in a terminal", 15, 1, app.kill_the_monitor),
+    ("the wizard, typed into", 25, 2, app.kill_the_wizard),
+    ("the wizard, starting a run", 12, 1, app.kill_the_start),
     ("engine train in the foreground", 2, 0, kills.kill_the_command),
-    ("a hostile repository", 8, 1, surroundings.learn_a_hostile_repository),
+    ("a hostile repository", 24, 1, surroundings.learn_a_hostile_repository),
+    ("memory that runs out, at every phase", 3, 0, memory.run_out_of_memory),
     ("a disk that fills up", 20, 0, surroundings.fill_the_disk),
     ("mutated configurations", 10_000, 300, damage.mutate_configurations),
     ("mutated journals", 10_000, 300, damage.mutate_journals),
@@ -64,20 +71,20 @@ def main() -> int:
         return 0
     rows = [run(scenario, args) for scenario in SCENARIOS if args.only in scenario[0]]
     for name, counts, seconds, problem in rows:
-        text = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if isinstance(count, int))
         print(f"{name:<32} {text:<34} {seconds:7.1f} s  {problem or 'nothing lost'}")
     if args.json:
         write(args.json, args.seed, rows)
     return int(any(problem for *_, problem in rows))
 
 
-def run(scenario: Scenario, args: argparse.Namespace) -> tuple[str, dict[str, int], float, str]:
+def run(scenario: Scenario, args: argparse.Namespace) -> tuple[str, Counts, float, str]:
     """One scenario in a folder of its own: its counts, seconds, and what was lost."""
     name, full, short, work = scenario
     count = short if args.short else full
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="elite-chaos-"))
-    counts: dict[str, int] = {}
+    counts: Counts = {}
     problem = ""
     try:
         if name == "a disk that fills up" and not _can_mount():
@@ -98,7 +105,7 @@ def _can_mount() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def write(path: Path, seed: int, rows: list[tuple[str, dict[str, int], float, str]]) -> None:
+def write(path: Path, seed: int, rows: list[tuple[str, Counts, float, str]]) -> None:
     """Counts, seed, seconds, versions and machine."""
     content = {
         "command": "make chaos",

@@ -1,15 +1,13 @@
-"""What is killed: training, the building of data, the writing of journals, the terminal app and the command line."""
+"""What is killed: training, the building of data, the writing of journals, the command line."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pty
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -102,48 +100,6 @@ def kill_journal_writing(lab: Lab, kills: int) -> dict[str, int]:
                 raise BrokenError(f"the journal is damaged after {number + 1} kills")
             path.unlink()
     return {"kills": kills}
-
-
-def kill_the_app(lab: Lab, kills: int) -> dict[str, int]:
-    """`elite-tui monitor` killed again and again while a run trains: the run neither ends nor differs."""
-    config = lab.config("watched", max_steps=40)
-    reference = lab.reference(config)
-    run, process = None, None
-    done = runs = 0
-    while done < kills:
-        run = RunDirectory.create(config)
-        process = lab.attempt(run, config, resuming=False)
-        while run.status() in ("starting", "running") and done < kills:
-            _kill_monitor(run, lab.random.uniform(0.1, 1.5))
-            done += 1
-        if wait_for(process, 120.0) != 0:
-            raise BrokenError("the run that was watched did not complete")
-        check_run(run)
-        check_result(run, reference)
-        runs += 1
-    return {"kills": done, "runs": runs}
-
-
-def _kill_monitor(run: RunDirectory, after: float) -> None:
-    primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "elite_tui", "monitor", str(run.path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=secondary, stdout=secondary, stderr=secondary)
-    os.close(secondary)
-    reader = threading.Thread(target=_drain, args=(primary,))
-    reader.start()
-    time.sleep(after)
-    process.kill()
-    process.wait()
-    reader.join()
-    os.close(primary)
-
-
-def _drain(descriptor: int) -> None:
-    try:
-        while os.read(descriptor, 65536):
-            pass
-    except OSError:
-        return
 
 
 def kill_the_command(lab: Lab, kills: int) -> dict[str, int]:

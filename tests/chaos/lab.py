@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -90,7 +91,7 @@ class Lab:
 
     def attempt(self, run: RunDirectory, config: RunConfig, *, resuming: bool) -> int:
         """Starts a training process; returns its id."""
-        return in_fork(lambda: _train(run, config, resuming=resuming))
+        return in_fork(lambda: train(run, config, resuming=resuming))
 
     def reference(self, config: RunConfig) -> Reference:
         """Trains without a disturbance."""
@@ -143,7 +144,8 @@ def _make_model(folder: Path) -> None:
             shutil.copy(demo / name, folder)
 
 
-def _train(run: RunDirectory, config: RunConfig, *, resuming: bool) -> None:
+def train(run: RunDirectory, config: RunConfig, *, resuming: bool) -> None:
+    """Trains in this process, as the child that a launcher spawns; exits with its status."""
     context = multiprocessing.get_context("fork")
     _, ready = context.Pipe(duplex=False)
     child.main(str(run.path), config, resuming, RECIPE, context.Queue(1000), context.SimpleQueue(), ready)
@@ -215,11 +217,13 @@ def weights_of(run: RunDirectory) -> str:
     return hashlib.sha256((run.adapter_path / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def losses_of(run: RunDirectory) -> dict[int, float]:
-    """Loss by step; a step that was made again must have had the same."""
+def losses_of(run: RunDirectory, tolerance: float = 0.0) -> dict[int, float]:
+    """Loss by step; a step that was made again must have had the same, but for a relative tolerance."""
     found: dict[int, float] = {}
     for envelope in JournalReader(run.journal_path).poll():
         event = envelope.event
-        if isinstance(event, StepCompleted) and found.setdefault(event.step, event.loss) != event.loss:
-            raise BrokenError(f"step {event.step} had another loss when it was made again")
+        if isinstance(event, StepCompleted):
+            former = found.setdefault(event.step, event.loss)
+            if not math.isclose(event.loss, former, rel_tol=tolerance, abs_tol=0.0):
+                raise BrokenError(f"step {event.step} had another loss when it was made again")
     return found

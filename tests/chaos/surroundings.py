@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +13,8 @@ from engine.config import from_mapping, to_mapping
 from engine.protocol import WarningRaised
 from engine.runtime.journal import JournalReader
 from engine.runtime.run_directory import RunDirectory
+from tests.chaos import hostile
+from tests.chaos.kills import MOST_A_RUN
 from tests.chaos.lab import BrokenError, Lab, check_result, check_run, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -89,47 +89,29 @@ def _fill(ballast: Path, stopping: threading.Event) -> bool:
 
 
 def learn_a_hostile_repository(lab: Lab, kills: int) -> dict[str, int]:
-    """Names with markup and escapes, loops of links, pipes, sockets, devices, what cannot be decoded or read."""
-    repository = lab.folder / "hostile"
-    (repository / "[bold red]").mkdir(parents=True)
-    names = (
-        "[@click=quit]x.py",
-        "\x1b[2J\x1b]0;owned\x07.py",
-        "a\nb.py",
-        "../../..py".replace("/", "∕"),
-        "-rf.py",
-        "$(id).py",
-        "\u202egnp.py",
-    )
+    """A repository made to do harm, learnt by runs that are killed while they do."""
     sources = [path.read_text() for path in sorted(lab.repository.iterdir())]
-    source = sources[0]
-    for number, name in enumerate(names):
-        source = sources[number % len(sources)]
-        (repository / "[bold red]" / name).write_text(source + f"\n# {number} \x1b[31m [bold]{name!r}[/]\n")
-    (repository / os.fsdecode(b"\xff\xfe.py")).write_text(source + "# other\n")
-    (repository / "loop").symlink_to(repository)
-    (repository / "out.py").symlink_to("/etc/passwd")
-    (repository / "self.py").symlink_to("self.py")
-    os.mkfifo(repository / "pipe.py")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(repository / "s.py"))
-    (repository / "binary.py").write_bytes(bytes(range(256)) * 500)
-    (repository / "long.py").write_text("x = 1; " * 100_000)
-    deep = repository
-    for _ in range(60):
-        deep /= "d"
-    deep.mkdir(parents=True)
-    (deep / "deep.py").write_text(source + "# deep\n")
-
+    repository = lab.folder / "hostile"
+    cases = hostile.plant(repository, sources)
     plain = lab.config("hostile-run")
-    data = {**to_mapping(plain), "data": {"repositories": [str(repository)]}}
-    config = from_mapping(data)
+    config = from_mapping({**to_mapping(plain), "data": {"repositories": [str(repository)], "max_file_bytes": 1 << 20}})
     reference = lab.reference(config)
+    runs = Path(config.output.directory) / "runs"
     done = 0
     while done < kills:
-        done += lab.kill_until_complete(config, reference, kills - done)
-    for run in (Path(config.output.directory) / "runs").iterdir():
-        for file in ("events.jsonl", "engine.log", "report.md"):
-            if b"\x1b" in (run / file).read_bytes():
-                raise BrokenError(f"{file} holds an escape sequence from the repository")
-    return {"kills": done}
+        done += lab.kill_until_complete(config, reference, min(MOST_A_RUN, kills - done))
+        for run in runs.iterdir():
+            _check_files(run)
+            shutil.rmtree(run)
+        # So that the repository is read again, and the reading killed.
+        shutil.rmtree(Path(config.output.directory) / "cache")
+    return {"cases": cases, "kills": done}
+
+
+def _check_files(run: Path) -> None:
+    for file in ("events.jsonl", "engine.log", "report.md"):
+        content = (run / file).read_bytes()
+        if b"\x1b" in content:
+            raise BrokenError(f"{file} holds an escape sequence from the repository")
+        if hostile.OUTSIDE.encode() in content:
+            raise BrokenError(f"{file} holds what lies outside the repository")

@@ -188,6 +188,22 @@ def test_inside_a_container_the_mount_is_the_group(big_machine, tmp_path):
     assert read_memory(tmp_path).total == 4 * GIB
 
 
+def test_the_kernel_s_kills_are_counted_for_the_group_else_for_the_machine(tmp_path):
+    assert limits.find_oom_counter(tmp_path) is None
+    write(tmp_path, proc__vmstat="pgfault 7\noom_kill 5\n")
+    assert limits.read_oom_kills(limits.find_oom_counter(tmp_path)) == 5
+    write(tmp_path, proc__self__cgroup="0::/box\n")
+    cgroup_v2(tmp_path, "box", memory_events="low 0\noom 2\noom_kill 1\noom_group_kill 9\n")
+    assert limits.read_oom_kills(limits.find_oom_counter(tmp_path)) == 1
+    write(
+        tmp_path,
+        proc__self__cgroup="4:memory:/old\n",
+        **{"sys/fs/cgroup/memory/old/memory.oom_control": "oom_kill 3\n"},
+    )
+    assert limits.read_oom_kills(limits.find_oom_counter(tmp_path)) == 3
+    assert limits.read_oom_kills(tmp_path / "gone") is None
+
+
 def test_a_group_of_version_1(big_machine, tmp_path):
     write(tmp_path, proc__self__cgroup="9:name=systemd:/\n4:cpu,memory:/box\n")
     folder = tmp_path / "sys/fs/cgroup/memory"

@@ -90,3 +90,12 @@ def test_measured_rates_take_the_place_of_the_data_sheet():
         for m in (figures, slow)
     )
     assert after.step_seconds > before.step_seconds
+
+
+def test_a_busy_machine_is_told_of(monkeypatch, capsys, tmp_path):
+    """Figures of a busy processor are too low, and plans made from them too slow."""
+    machine = take_inventory(tmp_path)
+    for busy in (0.05, 0.6):
+        measurements.store(machine, Measured(time=1.0, torch="2", others_busy=busy, matrix={"fp32": 1e12}))
+        assert main(["profile", "--quick"]) == 0
+        assert ("60% of the processor was busy" in capsys.readouterr().out) == (busy > 0.5)

@@ -9,7 +9,7 @@ from engine.config import from_mapping
 from engine.errors import EliteError
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan, planning_of
-from engine.plan.optimizations import states
+from engine.plan.optimization_states import states
 from engine.plan.planner import plan_context
 
 

@@ -14,14 +14,13 @@ from engine.hardware.target import target_machine
 from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
-from engine.plan.optimization_states import NEEDS
+from engine.plan.optimization_states import NEEDS, states
 from engine.plan.optimizations import (
     find_optimization,
     is_switched_on,
     optimizations,
     papers,
     refuse_conflicts,
-    states,
     toggle,
     value_at,
 )

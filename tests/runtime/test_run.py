@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from engine import errors
 from engine.errors import EliteError
+from engine.hardware import limits
 from engine.protocol import (
     CommandAcked,
     EvaluateNow,
@@ -20,6 +23,7 @@ from engine.protocol import (
     StepProgress,
     Stop,
 )
+from engine.runtime import process_record
 from engine.runtime.handle import RunHandle
 from engine.runtime.journal import JournalReader
 from tests.runtime.conftest import drain
@@ -119,6 +123,23 @@ def test_a_process_that_vanishes_is_reported_with_the_end_of_its_log(launch, att
     assert events[-1].event is handle.ending
     assert handle.poll() == []
     assert handle.status() == "died"
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_process_that_the_kernel_ended_for_want_of_memory_is_told_so(launch, tmp_path, attached):
+    """The kernel's counter is planted: its own killer would end the tests."""
+    launched = launch("hang")
+    drain(launched, is_step(2))
+    counter = tmp_path / "memory.events"
+    counter.write_text("low 0\nhigh 3\nmax 12\noom 4\noom_kill 3\n")
+    record = process_record.read_record(launched.run.process_path)
+    assert record.oom_kills == (limits.read_oom_kills(Path(record.oom_counter)) if record.oom_counter else 0)
+    planted = dataclasses.replace(record, oom_counter=str(counter), oom_kills=2)
+    process_record.write_record(launched.run.process_path, planted)
+    handle = RunHandle.attach(launched.run) if attached else launched
+    os.kill(record.pid, signal.SIGKILL)
+    drain(handle)
+    assert "the kernel ended it because memory ran out" in handle.ending.message
 
 
 def test_kill_9_is_reported_and_the_run_can_be_launched_again(launch):

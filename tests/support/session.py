@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.distributed.team import Team
 from engine.protocol import CommandAcked, Stop
 
 
@@ -41,6 +42,7 @@ class RecordingSession:
     script: dict = field(default_factory=dict)
     events: list = field(default_factory=list)
     journal_waits: bool = False
+    team: Team = field(default_factory=Team)
 
     def __post_init__(self):
         self.commands = ScriptedInbox(self.script)

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from textual.events import Paste
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
@@ -56,8 +57,11 @@ def one_thread(monkeypatch):
 
 
 async def type_into(pilot, path, text):
-    pilot.app.screen.query_one(f"#field-{path.replace('.', '-')}", FieldRow).control.focus()
-    await pilot.press("ctrl+a", "backspace", *text)
+    control = pilot.app.screen.query_one(f"#field-{path.replace('.', '-')}", FieldRow).control
+    control.focus()
+    await pilot.press("ctrl+a", "backspace")
+    control.post_message(Paste(text))  # test_terminals.py types
+    await until(pilot, lambda: control.value == text)
 
 
 async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):

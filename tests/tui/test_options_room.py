@@ -13,7 +13,8 @@ from elite_tui.widgets.optimization_list import OptimizationList
 from engine import config
 from engine.models.catalogue import catalogue
 from engine.plan.choice import choose_plan
-from engine.plan.optimizations import is_switched_on, optimizations, states, toggle
+from engine.plan.optimization_states import states
+from engine.plan.optimizations import is_switched_on, optimizations, toggle
 from tests.tui.support import cpu_machine, gpu_machine, make_app, room_of, settled, until
 
 SIZE = (120, 36)

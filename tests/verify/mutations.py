@@ -152,12 +152,16 @@ def _untiled(original):
 
 
 def _own_slice_only(original):
-    return lambda tensors, group: (tensors, [])
+    def start(self, pairs):
+        for own, arriving in pairs:
+            arriving.copy_(own)
+
+    return start
 
 
 def _stage_zero(original):
-    def config(stage, **options):
-        made = original(stage, **options)
+    def config(run, ranks):
+        made = original(run, ranks)
         return {**made, "zero_optimization": {"stage": 0}}
 
     return config
@@ -180,7 +184,7 @@ def _never_held_out(original):
 
 MUTATIONS = {
     "streamed_backprop": [("engine.streaming.step:StreamedStep.__init__", _with_plan(tile=10**5, key_block=10**5))],
-    "ring_attention": [("engine.distributed.ring:_pass_on", _own_slice_only)],
+    "ring_attention": [("engine.distributed.ring:Transfer.start", _own_slice_only)],
     "paged_kv": [("engine.streaming.workspace:Workspace._pages_keys_values", _constant(False))],
     "attention_stash": [("engine.streaming.workspace:Stash", _nothing)],
     "selective_checkpointing": [("engine.streaming.workspace:HiddenStates", _with_plan(checkpoint_every=1))],
@@ -194,12 +198,14 @@ MUTATIONS = {
         ("engine.streaming.step:SequenceRun", _no_documents),
         ("engine.training.step:packed_attention", lambda original: lambda *_: contextlib.nullcontext()),
     ],
-    "zero3": [("engine.distributed.zero:zero_config", _stage_zero)],
-    "powersgd": [("engine.distributed.powersgd:compress_gradients", _nothing)],
+    "zero3": [("engine.runtime.deepspeed_config:_of_this_run", _stage_zero)],
+    "powersgd": [
+        ("engine.distributed.low_rank_sum:LowRankSum._is_worth", lambda original: lambda self, gradient: False)
+    ],
     "gqa": [("engine.models.grouped_heads:_pooled", lambda original: lambda projection, heads, kept: projection)],
     "dynamic_curriculum": [("engine.training.curriculum:STAGES", _constant(()))],
     "flash_attention": [("engine.attention.cpu:CpuFlash.forward", _quadratic_attention)],
-    "zero2_offload": [("engine.distributed.zero:zero_config", _stage_zero)],
+    "zero2_offload": [("engine.runtime.deepspeed_config:_of_this_run", _stage_zero)],
     "adamw_8bit": [("engine.optim.adamw:optimizer_type", lambda original: lambda name: torch.optim.AdamW)],
     "qlora": [("engine.models.loading:_arguments", _unquantised)],
     "gradient_checkpointing": [("engine.training.step:WholeSequenceStep.__init__", _never_recompute)],

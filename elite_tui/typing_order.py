@@ -1,0 +1,30 @@
+"""What was typed before a key that acts at once arrives before it acts.
+
+A key with priority is handled by the App as soon as it is read, while the letters before it may still wait in the
+queue of their field, and the field's own messages in those of its ancestors. Without this, a quick `ctrl+q` would
+leave before the last letters are in the draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textual.app import App
+    from textual.dom import DOMNode
+
+
+def after_typing(app: App[Any], then: Callable[[], object]) -> None:
+    """Calls something once the focused widget and those around it have handled what waits in their queues."""
+    focused = app.focused
+    # The field twice: once for the keys, once for its own message about what they changed.
+    nodes = [] if focused is None else [focused, focused, *(node for node in focused.ancestors if node is not app)]
+    _pass_through(app, nodes, then)
+
+
+def _pass_through(app: App[Any], nodes: Sequence[DOMNode], then: Callable[[], object]) -> None:
+    for index, node in enumerate(nodes):
+        if node.call_later(_pass_through, app, nodes[index + 1 :], then):
+            return
+    app.call_later(then)

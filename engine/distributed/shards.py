@@ -1,0 +1,122 @@
+"""How a sequence is cut up among ranks, and what each rank's queries see of each other's keys. Pure arithmetic.
+
+Zigzag: of 2R pieces rank r takes the r-th and the r-th last, so that every rank has early tokens, which see little, and
+late ones, which see much: causal attention is then the same work for all in every turn of the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from engine.attention.pieces import Piece, Shape, causal_pieces
+
+Order = Literal["zigzag", "contiguous"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions [start, stop) of the sequence, which a rank keeps from its row `row` on."""
+
+    start: int
+    stop: int
+    row: int
+
+
+def segments(context: int, ranks: int, order: Order) -> list[list[Segment]]:
+    """What each rank keeps, in ascending order; lengths differ by at most one token a piece."""
+    pieces = 2 * ranks if order == "zigzag" else ranks
+    borders = [context * i // pieces for i in range(pieces + 1)]
+    spans = list(pairwise(borders))
+    kept = []
+    for rank in range(ranks):
+        own = [spans[rank], spans[pieces - 1 - rank]] if order == "zigzag" else [spans[rank]]
+        found, row = [], 0
+        for start, stop in own:
+            if start < stop:
+                found.append(Segment(start, stop, row))
+                row += stop - start
+        kept.append(found)
+    return kept
+
+
+def rows_of(kept: Sequence[Segment]) -> int:
+    """Tokens that a rank keeps."""
+    return sum(segment.stop - segment.start for segment in kept)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [query, query + queries) of a rank against rows [key, key + keys) of another."""
+
+    query: int
+    queries: int
+    key: int
+    keys: int
+    shape: Shape
+
+
+def blocks(
+    own: Sequence[Segment],
+    owners: Sequence[Sequence[Segment]],
+    *,
+    tile: int,
+    key_block: int,
+    window: int | None,
+    document_starts: Sequence[int],
+) -> list[list[Block]]:
+    """For each owner of keys, what the queries of a rank see of them.
+
+    Args:
+        own: What the rank keeps.
+        owners: What each rank keeps.
+        tile: Most queries in a block.
+        key_block: Most keys in a rectangle.
+        window, document_starts: As in `engine.attention.pieces.causal_pieces`.
+    """
+    found: list[list[Block]] = [[] for _ in owners]
+    for segment in own:
+        for start in range(segment.start, segment.stop, tile):
+            stop = min(start + tile, segment.stop)
+            pieces = causal_pieces(start, stop, key_block=key_block, window=window, document_starts=document_starts)
+            for piece in pieces:
+                for owner, kept in enumerate(owners):
+                    for place in kept:
+                        for part in _within(piece, place.start, place.stop):
+                            found[owner].append(
+                                Block(
+                                    query=part.query_start - segment.start + segment.row,
+                                    queries=part.query_stop - part.query_start,
+                                    key=part.key_start - place.start + place.row,
+                                    keys=part.key_stop - part.key_start,
+                                    shape=part.shape,
+                                )
+                            )
+    return found
+
+
+def _within(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
+    """The part of a piece whose keys lie in [start, stop)."""
+    first, last = max(piece.key_start, start), min(piece.key_stop, stop)
+    if first >= last:
+        return
+    if (first, last) == (piece.key_start, piece.key_stop):
+        yield piece
+    elif piece.shape is Shape.FULL:
+        yield Piece(piece.query_start, piece.query_stop, first, last, Shape.FULL)
+    elif piece.shape is Shape.ANTICAUSAL:
+        yield from _anticausal(piece, first, last)
+    else:
+        # A triangle's keys are its own queries, which lie in one segment.
+        raise AssertionError(f"{piece} crosses a segment's border")
+
+
+def _anticausal(piece: Piece, first: int, last: int) -> Iterator[Piece]:
+    """Query r sees the keys t >= r: those before `first` go, and queries from `last` on see nothing that is left."""
+    a, b = first - piece.key_start, last - piece.key_start
+    query = piece.query_start
+    if a:
+        yield Piece(query, query + a, first, last, Shape.FULL)
+    yield Piece(query + a, query + b, first, last, Shape.ANTICAUSAL)

@@ -1,0 +1,141 @@
+"""The attention function of a streamed step whose sequence is spread over ranks.
+
+A rank's queries need keys of all ranks, so that a layer cannot be run tile by tile in one go. It is run up to its
+attention for every tile (COLLECT), then the ranks exchange (engine.distributed.exchange), then it is run on from the
+attention's output (OUTPUT). The backward pass goes the other way round: from the layer's output down to that of its
+attention (BELOW), exchange, and from queries, keys and values down to the layer's input (ABOVE). What a tile's layer
+computes before its attention is computed once more each time; at a long context that is little beside attention.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.distributed.exchange import Attended, Exchange, heads_first
+from engine.streaming.attention import KeysValuesCollected, Stash
+
+
+class Leg(Enum):
+    """How much of the layer is run."""
+
+    COLLECT = "up to the attention: keep queries, keys and values"
+    OUTPUT = "with the attention's output, which is there"
+    BELOW = "as OUTPUT with a graph from the attention's output on; keeps queries, keys and values too"
+    ABOVE = "up to the attention with a graph, which ends in queries, keys and values"
+
+
+class SharedAttention:
+    """One layer's tensors in this rank, (tokens, heads, head_dim), and the function that its tiles call.
+
+    Args:
+        exchange: How the ranks compute attention.
+        rows: Tokens that this rank keeps.
+    """
+
+    def __init__(self, exchange: Exchange, rows: int) -> None:
+        self._exchange, self._rows = exchange, rows
+        self._leg, self._tile = Leg.COLLECT, slice(0, 0)
+        self._q = self._kv = self._grad_out = self._dq = self._dkv = torch.empty(0)
+        self._attended: Attended | None = None
+        self._scale, self._window = 1.0, None  # type: tuple[float, int | None]
+        self._leaf = torch.empty(0)
+        self._inputs: tuple[Tensor, ...] = ()
+
+    def begin(self, leg: Leg, tile: slice) -> None:
+        """The next call of the function is for these rows of this rank."""
+        self._leg, self._tile = leg, tile
+
+    # --- called by the layer ---------------------------------------------------------------------------------
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Attention of the present tile; shapes as in AttentionBackend.
+
+        Raises:
+            KeysValuesCollected: the rest of the layer is not needed.
+        """
+        self._scale, self._window = scale, window
+        if self._leg is Leg.ABOVE:
+            self._inputs = (q, k, v)
+            raise KeysValuesCollected
+        if self._leg in (Leg.COLLECT, Leg.BELOW):
+            self._keep(q, k, v)
+        if self._leg is Leg.COLLECT:
+            raise KeysValuesCollected
+        assert self._attended is not None
+        out = heads_first(self._attended.out[self._tile])
+        if self._leg is Leg.OUTPUT:
+            return out
+        self._leaf = out.detach().requires_grad_()
+        # A view: what follows may write into its input only if it is no leaf.
+        return self._leaf.view_as(self._leaf)
+
+    def _keep(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if not self._q.numel():
+            self._q = q.new_empty((self._rows, q.shape[1], q.shape[3]))
+            self._kv = k.new_empty((2, self._rows, k.shape[1], k.shape[3]))
+        pairs = ((self._q[self._tile], q), (self._kv[0, self._tile], k), (self._kv[1, self._tile], v))
+        for place, value in pairs:
+            place.copy_(value.detach().squeeze(0).transpose(0, 1))
+
+    # --- called by the step ----------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Another layer begins."""
+        self._q = self._kv = self._grad_out = self._dq = self._dkv = self._leaf = torch.empty(0)
+        self._attended, self._inputs = None, ()
+
+    def exchange_forward(self) -> None:
+        """After COLLECT over all tiles: computes their attention."""
+        self._attended = self._exchange.forward(self._q, self._kv, scale=self._scale, window=self._window)
+
+    def keep_grad_out(self) -> None:
+        """After the backward pass of a tile's BELOW: keeps the gradient of its attention's output."""
+        gradient = self._leaf.grad
+        assert gradient is not None
+        if not self._grad_out.numel():
+            self._grad_out = torch.empty_like(self._q)
+        self._grad_out[self._tile].copy_(gradient.squeeze(0).transpose(0, 1))
+        self._leaf = torch.empty(0)
+
+    def exchange_backward(self) -> None:
+        """After BELOW over all tiles: computes the gradients of their queries, keys and values."""
+        assert self._attended is not None
+        self._dq, self._dkv = self._exchange.backward(
+            self._grad_out, self._q, self._kv, self._attended, scale=self._scale, window=self._window
+        )
+        self._grad_out = self._q = self._kv = torch.empty(0)
+        self._attended = None
+
+    def backward_above(self) -> None:
+        """After a tile's ABOVE: goes on with the gradients of its queries, keys and values."""
+        found: list[Any] = [self._dq[self._tile], self._dkv[0, self._tile], self._dkv[1, self._tile]]
+        ends = [(x, heads_first(g).to(x.dtype)) for x, g in zip(self._inputs, found, strict=True) if x.requires_grad]
+        self._inputs = ()
+        if ends:
+            torch.autograd.backward([x for x, _ in ends], [gradient for _, gradient in ends])
+
+    # --- between the passes ----------------------------------------------------------------------------------
+
+    def write(self, stash: Stash, layer: int, spans: list[slice]) -> None:
+        """Keeps the attention's output for the backward pass."""
+        assert self._attended is not None
+        for tile, span in enumerate(spans):
+            stash.write(layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span])
+
+    def read(self, stash: Stash, layer: int, spans: list[slice]) -> None:
+        """Brings it back."""
+        rows, found = 0, None
+        for tile, span in enumerate(spans):
+            out, logsumexp = stash.read(layer, tile)
+            if found is None:
+                shape, sums = (self._rows, out.shape[1], out.shape[3]), (1, out.shape[1], self._rows)
+                found = Attended(out.new_empty(shape), logsumexp.new_empty(sums))
+            found.out[span].copy_(out.squeeze(0).transpose(0, 1))
+            found.logsumexp[:, :, span].copy_(logsumexp)
+            rows += span.stop - span.start
+        assert rows == self._rows
+        self._attended = found

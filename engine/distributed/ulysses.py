@@ -1,0 +1,102 @@
+"""Ulysses (arXiv 2309.14509): for attention, ranks exchange parts of the sequence for parts of the heads.
+
+Two all-to-alls a layer instead of a turn for each rank; heads must divide by the ranks, key heads too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+from engine.attention.backend import AttentionBackend
+from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
+from engine.distributed.process_team import ProcessTeam
+from engine.distributed.shards import Block, Segment, blocks, rows_of
+
+
+class UlyssesExchange:
+    """An Exchange for one sequence, of which each rank keeps one piece, in order; arguments of RingExchange."""
+
+    def __init__(
+        self,
+        team: ProcessTeam,
+        kept: Sequence[Sequence[Segment]],
+        backend: AttentionBackend,
+        *,
+        tile: int,
+        key_block: int,
+        document_starts: Sequence[int],
+    ) -> None:
+        self._team, self._backend = team, backend
+        self._rows = [rows_of(one) for one in kept]
+        self._tile, self._key_block, self._starts = tile, key_block, document_starts
+        self._blocks: dict[tuple[int | None, int], list[Block]] = {}
+
+    def _seen(self, window: int | None, key_block: int) -> list[Block]:
+        key = window, key_block
+        if key not in self._blocks:
+            whole = [Segment(0, sum(self._rows), 0)]
+            (self._blocks[key],) = blocks(
+                whole,
+                [whole],
+                tile=self._tile,
+                key_block=key_block,
+                window=window,
+                document_starts=self._starts,
+            )
+        return self._blocks[key]
+
+    def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
+        """See Exchange."""
+        whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
+        running = RunningAttention(whole_q, self._backend, scale)
+        running.see(whole_kv, self._seen(window, FORWARD_BLOCKS * self._key_block))
+        found = running.result()
+        sums = found.logsumexp[0].T.unsqueeze(-1)  # (tokens, heads, 1)
+        return Attended(self._scatter(found.out), self._scatter(sums).squeeze(-1).T.unsqueeze(0).contiguous())
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """See Exchange."""
+        sums = self._gather(attended.logsumexp[0].T.unsqueeze(-1)).squeeze(-1).T.unsqueeze(0).contiguous()
+        whole = Attended(self._gather(attended.out), sums)
+        whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
+        dq = torch.zeros(whole_q.shape, dtype=wide(q.dtype), device=q.device)
+        seen = self._seen(window, self._key_block)
+        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, scale)
+        return self._scatter(dq), torch.stack([self._scatter(one) for one in dkv])
+
+    def _gather_pair(self, kv: Tensor) -> Tensor:
+        return torch.stack([self._gather(one) for one in kv])
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """(own tokens, heads, d) of this rank to (all tokens, its share of the heads, d)."""
+        size = self._team.size
+        parts = torch.cat([part.reshape(-1) for part in x.chunk(size, dim=1)])
+        width = x.shape[1] // size * x.shape[2]
+        found = x.new_empty(sum(self._rows) * width)
+        mine = self._rows[self._team.rank] * width
+        with self._team.waiting():
+            distributed.all_to_all_single(
+                found, parts, [rows * width for rows in self._rows], [mine] * size, group=self._team.tensors
+            )
+        return found.view(-1, x.shape[1] // size, x.shape[2])
+
+    def _scatter(self, x: Tensor) -> Tensor:
+        """The way back: (all tokens, a share of the heads, d) to (own tokens, heads, d)."""
+        size, mine = self._team.size, self._rows[self._team.rank]
+        width = x.shape[1] * x.shape[2]
+        found = x.new_empty(size * mine * width)
+        with self._team.waiting():
+            distributed.all_to_all_single(
+                found,
+                x.reshape(-1),
+                [mine * width] * size,
+                [rows * width for rows in self._rows],
+                group=self._team.tensors,
+            )
+        shares = found.view(size, mine, x.shape[1], x.shape[2]).unbind(0)
+        return torch.cat(shares, dim=1)

@@ -1,0 +1,221 @@
+"""Several cards and hosts: what a rank may use, what each strategy needs of it, how much faster it is. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from engine.hardware.machine import Gpu, Machine
+from engine.plan.planner import Planning, TierPlan, plan_context, workload_of
+from engine.plan.quantities import format_bytes
+from engine.plan.sequence import LINK_SHARE, exchange_bytes
+
+NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
+"""Bytes a second of a network between hosts, each way, by its name."""
+CARD_LINKS = {"nvlink": 300e9, "nvlink-bridge": 50e9}
+"""Bytes a second between two cards of a host, each way; "pcie" follows from the card's generation and lanes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Like hosts, each with some cards."""
+
+    machine: Machine
+    "One host; its `gpus` are the cards that train."
+    hosts: int = 1
+    card_link: float
+    "Bytes a second between cards of a host."
+    host_link: float
+    "Bytes a second between hosts."
+
+    @property
+    def ranks(self) -> int:
+        """Processes: one a card."""
+        return self.hosts * max(1, len(self.machine.gpus))
+
+    @property
+    def link(self) -> float:
+        """The slowest link on the way round."""
+        return self.card_link if self.hosts == 1 else min(self.card_link, self.host_link)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyPlan:
+    """One way for the ranks of a cluster to share an update."""
+
+    strategy: str
+    ranks: int
+    context: int
+    windows: int
+    "Of an update."
+    fits: bool
+    reason: str
+    gpu_peak_bytes: int
+    "Of the rank that needs most."
+    host_peak_bytes: int
+    "Of a host, for all its ranks."
+    seconds: float
+    "An update."
+    speed_up: float | None
+    "Against the same update on the first card alone; None where that does not fit."
+    sent_bytes: float
+    "By a rank in an update."
+    words: str
+    "How the time comes about."
+
+
+def share_of(machine: Machine, ranks: int, card: int = 0) -> Machine:
+    """What one of the ranks on a host may use: its card, and its part of everything else."""
+    gpus = machine.gpus[card : card + 1] if machine.gpus else ()
+    return replace(
+        machine,
+        gpus=gpus,
+        ram_total=machine.ram_total // ranks,
+        ram_available=machine.ram_available // ranks,
+        disk_free=machine.disk_free // ranks,
+        cpu_cores=max(1, machine.cpu_cores // ranks),
+    )
+
+
+def card_link(name: str, gpu: Gpu | None) -> float:
+    """Bytes a second between two cards of a host.
+
+    Args:
+        name: A key of CARD_LINKS, "pcie", or a number of GB/s.
+        gpu: One of the cards.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if name in CARD_LINKS:
+        return CARD_LINKS[name]
+    if name == "pcie":
+        generation, lanes = (gpu.pcie_generation or 3, gpu.pcie_lanes or 8) if gpu else (3, 8)
+        return 0.985e9 * float(2 ** (generation - 3)) * lanes
+    return _gigabytes(name)
+
+
+def host_link(name: str) -> float:
+    """Bytes a second between hosts; `name` is a key of NETWORKS, or a number of GB/s.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return NETWORKS[name] if name in NETWORKS else _gigabytes(name)
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(text)
+    return value * 1e9
+
+
+def cluster_plans(planning: Planning, cluster: Cluster, context: int) -> list[StrategyPlan]:
+    """Every strategy for windows of `context` tokens, the fastest that fits first.
+
+    Args:
+        planning: Model, precision and the like; its machine is replaced by a rank's.
+        cluster: The cards.
+        context: Tokens a window.
+    """
+    alone = _of_card(planning, cluster, 0, 1, "data")
+    one = plan_context(alone, context)
+    reference = one.step_seconds if one.fits else None
+    found = list(_strategies(planning, cluster, context, reference))
+    return sorted(found, key=lambda plan: (not plan.fits, plan.seconds))
+
+
+def _of_card(planning: Planning, cluster: Cluster, card: int, ranks: int, strategy: str) -> Planning:
+    cards = max(1, len(cluster.machine.gpus))
+    return dataclasses.replace(
+        planning,
+        machine=share_of(cluster.machine, cards if ranks > 1 else 1, card),
+        ranks=ranks,
+        strategy=strategy,
+        rank_link=cluster.link,
+    )
+
+
+def _slowest(planning: Planning, cluster: Cluster, context: int, strategy: str) -> TierPlan:
+    """The plan of the card that is worst off: the others wait for it."""
+    cards = max(1, len(cluster.machine.gpus))
+    distinct: list[int] = []
+    for card in range(cards):
+        gpus = cluster.machine.gpus
+        if not gpus or all(replace(gpus[card], index=0) != replace(gpus[one], index=0) for one in distinct):
+            distinct.append(card)
+    rows = [plan_context(_of_card(planning, cluster, card, cluster.ranks, strategy), context) for card in distinct]
+    return max(rows, key=lambda row: (not row.fits, row.step_seconds))
+
+
+def _strategies(planning: Planning, cluster: Cluster, context: int, reference: float | None) -> Iterator[StrategyPlan]:
+    ranks, rate = cluster.ranks, cluster.link * LINK_SHARE
+    spec = planning.spec
+    gradients = 4.0 * spec.lora_parameters(planning.lora_rank, planning.lora_targets)
+    if planning.method == "full":
+        gradients = 4.0 * spec.parameters
+    sum_bytes = 2 * (ranks - 1) / ranks * gradients
+    windows = max(1, math.ceil(planning.tokens_per_update / context))
+
+    def made(
+        strategy: str, row: TierPlan, seconds: float, sent: float, words: str, gpu: int | None = None
+    ) -> StrategyPlan:
+        per_host = max(1, len(cluster.machine.gpus))
+        return StrategyPlan(
+            strategy=strategy,
+            ranks=ranks,
+            context=context,
+            windows=windows,
+            fits=row.fits,
+            reason=row.reason if not row.fits else "",
+            gpu_peak_bytes=row.gpu_peak_bytes if gpu is None else gpu,
+            host_peak_bytes=row.host_peak_bytes * per_host,
+            seconds=seconds,
+            speed_up=None if reference is None else reference / seconds,
+            sent_bytes=sent,
+            words=words,
+        )
+
+    row = _slowest(planning, cluster, context, "data")
+    turns = math.ceil(windows / ranks)
+    words = f"{turns} of {windows} windows a rank, then {format_bytes(sum_bytes)} of gradients"
+    yield made("data", row, row.step_seconds + sum_bytes / rate, sum_bytes, words)
+    for strategy in ("ring", "ulysses"):
+        if strategy == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
+            continue
+        row = _slowest(planning, cluster, context, strategy)
+        waited = next((p.seconds for p in row.time if p.name.startswith("waiting for other ranks")), 0.0)
+        words = f"{windows} windows by all ranks together, {waited:,.3g} s a window waiting for keys and values"
+        beside, between = exchange_bytes(workload_of(_of_card(planning, cluster, 0, ranks, strategy), context))
+        sent = sum_bytes + windows * (beside + between)
+        yield made(strategy, row, row.step_seconds + sum_bytes / rate, sent, words)
+    if planning.method == "lora" and spec.parameters and ranks > 1:
+        yield _zero3(planning, cluster, context, made, turns, rate)
+
+
+def _zero3(
+    planning: Planning,
+    cluster: Cluster,
+    context: int,
+    made: Callable[..., StrategyPlan],
+    turns: int,
+    rate: float,
+) -> StrategyPlan:
+    """Whole windows; every layer's weights are gathered before they are used, forward, again and backward."""
+    whole = dataclasses.replace(planning, way="whole", weights=("resident",))
+    row = _slowest(whole, cluster, context, "data")
+    element = 4 if planning.compute_type == "fp32" else 2
+    weights = element * planning.spec.parameters
+    kept = weights // cluster.ranks + 2 * element * planning.spec.layer_parameters
+    peak = row.gpu_peak_bytes - weights + kept
+    sent = 3 * turns * weights * (cluster.ranks - 1) / cluster.ranks
+    words = f"{format_bytes(kept)} of weights a rank; {format_bytes(sent)} of them gathered in an update"
+    gpu = share_of(cluster.machine, 1).gpus
+    limit = 0.88 * (gpu[0].memory_total or 0) if gpu else math.inf
+    fits = peak <= limit
+    reason = "" if fits else f"{format_bytes(peak)} of GPU memory a rank"
+    seconds = max(row.step_seconds, sent / rate)
+    return replace(made("zero3", row, seconds, sent, words, gpu=peak), fits=fits, reason=reason)

@@ -1,0 +1,286 @@
+"""The passes of a streamed step over layers and tiles: forward, loss, backward.
+
+Layer-major order. A decoder is a grid of layers and tiles of tokens, and only attention couples the tiles:
+
+    forward   for each layer, for each tile in order: y = layer(x), attending to the keys of earlier tiles
+    loss      for each tile: the loss, and G = dL/dy
+    backward  for each layer from the last, for each tile from the last: the layer again with a graph,
+              G = dL/dx; attention adds the gradients of earlier tiles' keys and values, and takes out its own
+
+Only one layer's keys, values and their gradients exist at a time. Hidden states of every layer's input wait in
+their home (StreamPlan). Related work: OOMB (arXiv 2602.02108), StreamBP (arXiv 2506.03077).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.streaming import attention as streamed_attention
+from engine.streaming.attention import KeysValuesCollected, Pass
+from engine.streaming.boundary import BackwardPoint, retile
+from engine.streaming.decoder import Decoder
+from engine.streaming.gradients import WideGradients
+from engine.streaming.linears import ExpandedWeights, FrozenLinears
+from engine.streaming.loss import loss_and_gradient, summed_loss
+from engine.streaming.sequence_run import SequenceRun
+from engine.streaming.tiles import CopyStreams
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
+from engine.streaming.workspace import Workspace
+
+
+class LayerPasses:
+    """Walks a model's layers over the tiles of a SequenceRun, within a step that owns the model (StreamedStep).
+
+    Arguments and errors are those of StreamedStep.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None = None,
+        label_smoothing: float = 0.0,
+        wide_gradients: WideGradients | None = None,
+    ) -> None:
+        self.plan, self.device, self.model = plan, device, model
+        self._label_smoothing = label_smoothing
+        self.decoder = Decoder(model)
+        self._streams = CopyStreams(device) if device.type == "cuda" else None
+        layers = self.decoder.layers
+        self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+        self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
+        self._dropouts = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Dropout)]
+        self._linears = FrozenLinears(layers, self.decoder.config.model_type)
+        self._weights = self._make_weights(layers)
+        self._owns_gradients = wide_gradients is None
+        self.wide_gradients = wide_gradients or WideGradients(model.parameters(), home=torch.device("cpu"))
+        self._workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
+        streamed_attention.register()
+
+    @property
+    def _lowest(self) -> int:
+        """The first layer that the backward pass has to reach."""
+        if self._trains_embedding:
+            return 0
+        return next((i for i, trains in enumerate(self._trainable) if trains), len(self._trainable))
+
+    def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
+        if self._linears.quantised != (self.plan.weights == "nf4"):
+            self._linears.close()
+            stored = "in 4 bits" if self._linears.quantised else "unquantised"
+            raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
+        if self.plan.weights == "nf4":
+            return ExpandedWeights(self._linears)
+        if self.plan.weights == "resident":
+            return ResidentWeights()
+        weights = StreamedWeights(layers, self.device, self._streams)
+        waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
+        for parameter in self.model.parameters():
+            if id(parameter) not in waiting:
+                parameter.data = parameter.data.to(self.device)
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+        return weights
+
+    def _forward(self, run: SequenceRun, purpose: Pass) -> None:
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("forward", top * run.tiles)
+        hidden = self._workspace.hidden
+        with torch.no_grad():
+            for tile in range(run.tiles):
+                hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
+            for layer in range(top):
+                if layer in run.keeps and purpose is Pass.FORWARD:
+                    self._keep_layer(run, layer)
+                else:
+                    self._run_layer(run, layer, purpose)
+
+    def _run_layer(self, run: SequenceRun, layer: int, purpose: Pass) -> None:
+        """Runs a layer over all tiles without a graph, from its input's array into its output's."""
+        hidden = self._workspace.hidden
+        self._enter(layer)
+        self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
+        for tile in range(run.tiles):
+            self._prefetch(layer, tile, purpose)  # what is on its way already is not asked for again
+            x = hidden.read(layer, tile)
+            if tile + 1 < run.tiles:
+                self._prefetch(layer, tile + 1, purpose)
+            elif tile and purpose in (Pass.FORWARD, Pass.EVALUATE):
+                self._prefetch(layer + 1, 0, purpose)  # written long ago: the next layer begins without a wait
+            try:
+                y = self._call_layer(run, layer, tile, x.unsqueeze(0), purpose)
+            except KeysValuesCollected:
+                pass
+            else:
+                hidden.write(layer + 1, tile, y[0])
+            run.advance(layer, tile)
+
+    def _keep_layer(self, run: SequenceRun, layer: int) -> None:
+        """Runs a layer over the only tile, and leaves its graph for the backward pass."""
+        self._enter(layer)
+        x = self._workspace.hidden.read(layer, 0).unsqueeze(0).detach()
+        with torch.enable_grad():
+            x.requires_grad_()
+            y = self._call_layer(run, layer, 0, x, Pass.KEEP)
+        run.kept[layer] = x, y
+        self._workspace.hidden.write(layer + 1, 0, y[0].detach())
+        run.advance(layer, 0)
+
+    def _enter(self, layer: int) -> None:
+        """Makes a layer's weights ready, once for all tiles of a pass."""
+        self._linears.enter(layer)
+        self._weights.enter(layer)
+
+    def _prefetch(self, layer: int, tile: int, purpose: Pass) -> None:
+        self._workspace.hidden.prefetch(layer, tile)
+        stash = self._workspace.attention.stash
+        if stash is not None and purpose in (Pass.REPEAT, Pass.GRADIENT):
+            stash.prefetch(layer, tile)
+
+    def _call_layer(self, run: SequenceRun, layer: int, tile: int, x: Tensor, purpose: Pass) -> Tensor:
+        """The layer's output for a tile, (1, tile, hidden)."""
+        arguments = run.arguments.of(tile, x)[layer]
+        self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
+        if run.seed is not None:
+            # The same numbers in every pass over this tile.
+            torch.manual_seed(run.seed + layer * run.tiles + tile)
+        output: Any = self.decoder.layers[layer](x, **arguments)
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        return y
+
+    def _loss(self, run: SequenceRun, scale: float | None) -> float:
+        """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
+        if run.resumed is not None:
+            rows = [span.stop - span.start for span in run.spans]
+            for tile, gradient in enumerate(retile(run.resumed.gradient(), rows)):
+                self._workspace.hidden.write_gradient(tile, gradient.to(self.device))
+            return run.resumed.loss_sum
+        run.enter("loss", run.tiles)
+        hidden, top = self._workspace.hidden, len(self.decoder.layers)
+        trains_norm = any(p.requires_grad for p in self.decoder.final_norm_parameters)
+        total = torch.zeros((), dtype=torch.float64)
+        sums = []
+        for tile in range(run.tiles):
+            x = hidden.read(top, tile).unsqueeze(0).detach().requires_grad_()
+            if tile + 1 < run.tiles:
+                hidden.prefetch(top, tile + 1)
+            labels = run.labels(tile)
+            if scale is None:
+                with torch.no_grad():
+                    normed = self.decoder.final_norm(x)
+                    loss = summed_loss(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+            else:
+                normed = self.decoder.final_norm(x)
+                loss, gradient = loss_and_gradient(
+                    normed[0].detach(),
+                    labels,
+                    self.decoder.head,
+                    piece=self.plan.loss_piece,
+                    scale=scale,
+                    label_smoothing=self._label_smoothing,
+                )
+                inputs = None if trains_norm else [x]
+                torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
+                assert x.grad is not None
+                hidden.write_gradient(tile, x.grad[0])
+            sums.append(loss)
+            run.advance(top, tile)
+        self.wide_gradients.flush()
+        for loss in sums:
+            total += loss.to(torch.float64).cpu()
+        return float(total)
+
+    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:
+        lowest = self._lowest
+        top = len(self.decoder.layers) if run.resumed is None else run.resumed.layer
+        run.enter("backward", (top - lowest) * run.tiles)
+        hidden, keys_of = self._workspace.hidden, top - 1
+        hidden.hold_segment(top - 1)
+        for layer in range(top - 1, lowest - 1, -1):
+            if boundary is not None and (layer < top - 1 or run.resumed is None):
+                boundary(self._point(run, layer + 1))
+            if layer in run.kept:
+                self._kept_backward(run, layer)
+                continue
+            if not hidden.holds(layer):
+                run.stage = "recompute"
+                with torch.no_grad():
+                    for below in range(hidden.kept_below(layer), layer):
+                        self._run_layer(run, below, Pass.REPEAT)
+                        keys_of = below if self._workspace.attention.stash is None else keys_of
+                hidden.hold_segment(layer)
+                run.stage = "backward"
+            if run.tiles > 1 and keys_of != layer:  # a lone tile needs only its own keys and values
+                if not self._workspace.attention.restore_keys_values(layer, run.spans):
+                    with torch.no_grad():
+                        self._run_layer(run, layer, Pass.COLLECT)
+                keys_of = layer
+            self._layer_backward(run, layer, needs_input=layer > lowest or self._trains_embedding)
+        if self._trains_embedding:
+            self._embedding_backward(run)
+
+    def _layer_backward(self, run: SequenceRun, layer: int, *, needs_input: bool) -> None:
+        hidden = self._workspace.hidden
+        self._enter(layer)
+        self._weights.prefetch(layer - 1)
+        self._linears.want_output(wanted=False)
+        self._workspace.attention.zero_gradients()
+        for tile in reversed(range(run.tiles)):
+            self._prefetch(layer, tile, Pass.GRADIENT)
+            x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
+            gradient = hidden.read_gradient(tile).unsqueeze(0)
+            if tile:
+                self._prefetch(layer, tile - 1, Pass.GRADIENT)
+                hidden.prefetch_gradient(tile - 1)
+            elif needs_input and layer and hidden.holds(layer - 1):
+                self._prefetch(layer - 1, run.tiles - 1, Pass.GRADIENT)
+                if run.tiles > 1:
+                    hidden.prefetch_gradient(run.tiles - 1)
+            y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
+            if y.requires_grad:
+                torch.autograd.backward(y, gradient)
+            if needs_input:
+                assert x.grad is not None
+                hidden.write_gradient(tile, x.grad[0])
+            run.advance(layer, tile)
+        self.wide_gradients.flush()
+
+    def _kept_backward(self, run: SequenceRun, layer: int) -> None:
+        hidden = self._workspace.hidden
+        self._enter(layer)
+        self._workspace.attention.zero_gradients()
+        x, y = run.kept.pop(layer)
+        torch.autograd.backward(y, hidden.read_gradient(0).unsqueeze(0))
+        assert x.grad is not None
+        hidden.write_gradient(0, x.grad[0])
+        run.advance(layer, 0)
+        self.wide_gradients.flush()
+
+    def _point(self, run: SequenceRun, layer: int) -> BackwardPoint:
+        def gradient() -> Iterator[Tensor]:
+            for tile in range(run.tiles):
+                yield self._workspace.hidden.read_gradient(tile).cpu()
+
+        return BackwardPoint(
+            layer=layer, loss_sum=run.loss_sum, seed=run.seed, generator=run.generator, gradient=gradient
+        )
+
+    def _embedding_backward(self, run: SequenceRun) -> None:
+        for tile in range(run.tiles):
+            ids = run.token_ids(tile).unsqueeze(0)
+            gradient = self._workspace.hidden.read_gradient(tile).unsqueeze(0)
+            torch.autograd.backward(self.decoder.embed(ids), gradient)
+        self.wide_gradients.flush()
+
+    def _draws_random_numbers(self) -> bool:
+        """Whether any layer has dropout that acts now."""
+        return self.model.training and any(module.p > 0 for module in self._dropouts)

@@ -1,0 +1,124 @@
+"""Runs of several ranks through the command line, each in a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = ("queues.py", "locks.py", "runners.py")
+SETTINGS = {
+    "training.context": "128",
+    "training.tokens_per_update": "512",
+    "training.evaluate_tokens": "512",
+    "training.step": "streamed",
+    "model.device": "cpu",
+}
+
+
+class Call:
+    """`engine train --json` as a process, with its events as they come."""
+
+    def __init__(self, arguments, folder, environment):
+        self.events = []
+        self._seen = threading.Condition()
+        self.process = subprocess.Popen(
+            arguments, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._seen:
+                self.events.append(json.loads(line))
+                self._seen.notify_all()
+
+    def wait_for(self, kind, timeout=120, **fields):
+        """The first event of a kind with these fields."""
+
+        def found():
+            return [e for e in self.events if e["kind"] == kind and all(e.get(k) == v for k, v in fields.items())]
+
+        with self._seen:
+            assert self._seen.wait_for(found, timeout), [e["kind"] for e in self.events][-5:]
+            return found()[0]
+
+    def finish(self, timeout=120):
+        """The exit status; all events are in `events`."""
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        self.process.stdout.close()
+        self.error = self.process.stderr.read()
+        self.process.stderr.close()
+        return status
+
+    def of(self, kind):
+        return [event for event in self.events if event["kind"] == kind]
+
+    @property
+    def losses(self):
+        return [event["loss"] for event in self.of("StepCompleted")]
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Starts `engine train`; ends what a failing test left."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in REPOSITORY:
+        (repository / name).write_text((Path(asyncio.__file__).parent / name).read_text())
+    environment = {
+        **os.environ,
+        "ELITE_TUI_STATE_DIR": str(tmp_path / "state"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
+    calls = []
+
+    def start(*options, steps=4, resume=None, output="out", settings=(), variables=()):
+        arguments = [sys.executable, "-m", "engine", "train", "--json", *options]
+        if resume is not None:
+            arguments += ["--resume", str(resume), "--set", f"training.max_steps={steps}"]
+        else:
+            arguments += ["--repo", str(repository), "--output", str(tmp_path / output), "--model", "demo"]
+            arguments += ["--max-steps", str(steps)]
+            for name, value in SETTINGS.items():
+                arguments += ["--set", f"{name}={value}"]
+        for text in settings:
+            arguments += ["--set", text]
+        calls.append(Call(arguments, tmp_path, {**environment, **dict(variables)}))
+        return calls[-1]
+
+    yield start
+    for call in calls:
+        if call.process.poll() is None:
+            call.process.kill()
+            call.finish()
+
+
+def run_folder(tmp_path, output="out"):
+    """The only run below an output folder."""
+    (found,) = (tmp_path / output / "runs").iterdir()
+    return found
+
+
+def gone(pid, timeout=40.0):
+    """Waits until a process has ended."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,16 @@
+"""Sequence parallel: loss and gradients of one process, for every way to cut a sequence."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.distributed.processes import run_processes
+from tests.distributed import parity
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_with_parts_of_a_sequence_are_one(ranks):
+    for errors in run_processes(parity.sequence_errors, ranks):
+        for case, (loss, gradients, evaluated) in zip(parity.CASES, errors, strict=True):
+            assert max(loss, evaluated) < 1e-5, case
+            assert gradients < 1e-5, case

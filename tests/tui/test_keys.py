@@ -1,0 +1,278 @@
+"""Every key of every room and of every question, pressed: each one does something, and the list is the bindings' own.
+
+A key that is new is here by itself, and fails until it has an effect; one that needs a state of its own to be of use
+says so in PREPARED.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+from textual.binding import Binding
+from textual.screen import ModalScreen
+from textual.widgets import Input
+
+from elite_tui.actions import global_actions, room_actions
+from elite_tui.app import EliteApp
+from elite_tui.rooms import ROOMS
+from elite_tui.screens.confirm import ConfirmScreen, QuitScreen, TypedConfirmScreen
+from elite_tui.screens.help import HelpScreen
+from elite_tui.screens.models import ModelsScreen
+from elite_tui.widgets.line_pane import LinePane
+from engine.errors import MEASURING_FAILED
+from tests.tui.support import FixedEngine, gpu_machine, make_app, settled, until
+from tests.tui.test_run_snapshots import GPU_RUN, GpuReplay, compared, runs_engine
+
+SIZE = (80, 24)
+SMALL = {"model.name": "qwen2.5-coder-1.5b"}
+
+
+class NoMeasurement:
+    """What cannot be measured here."""
+
+    def run(self, tell):
+        raise MEASURING_FAILED(command="profile", problem="not here", remedy="elsewhere")
+
+    def stop(self):
+        pass
+
+
+class Watched(FixedEngine):
+    """Remembers what it was asked; three runs can be opened, measurements fail at once."""
+
+    def __init__(self, *, ended: bool = False) -> None:
+        super().__init__(gpu_machine(), GpuReplay(ended=ended))
+        self.summaries = runs_engine().summaries
+        self.asked: list[str] = []
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and name in vars(FixedEngine) | vars(FixedEngine.__mro__[1]):
+            object.__getattribute__(self, "asked").append(name)
+        return super().__getattribute__(name)
+
+    def compare(self, paths):
+        return compared()
+
+    def measurement(self, *arguments):
+        return NoMeasurement()
+
+
+def seen(app: EliteApp) -> tuple[object, ...]:
+    """All that a key can change for a person: the screen, the focus, what was asked, sent and kept."""
+    handle = app.link.engine.handle
+    lines = app.screen._compositor.render_strips() if app.is_running and app.screen_stack else []
+    return (
+        app.is_running,
+        app.room if app.is_running else "",
+        [type(screen) for screen in app.screen_stack] if app.is_running else [],
+        id(app.focused) if app.is_running else 0,
+        app.theme,
+        [(segment.text, segment.style) for line in lines for segment in line],
+        len(app.link.engine.asked),
+        len(handle.sent),
+        app.state.draft.mapping(),
+        len(app.state.open_runs),
+    )
+
+
+async def fresh(pilot, room: str) -> None:
+    """The room, entered anew, with nothing in front of it."""
+    app = pilot.app
+    while isinstance(app.screen, ModalScreen):
+        app.pop_screen()
+    app._room = ""
+    app.go(room)
+    await until(pilot, lambda: app.screen.is_mounted and getattr(app.screen, "ROOM", "") == room)
+    await rest(pilot)
+
+
+async def rest(pilot) -> None:
+    """Until nothing changes by itself."""
+    await settled(pilot)
+    former = None
+    while (present := seen(pilot.app)) != former:
+        former = present
+        await pilot.pause(0.02)
+
+
+def keys(*pressed: str) -> Callable[[object], Awaitable[None]]:
+    async def press(pilot):
+        for key in pressed:
+            await pilot.press(key)
+            await rest(pilot)
+
+    return press
+
+
+async def suppose(pilot) -> None:
+    pilot.app.state.draft.keep("what-if.ram", "128")
+    pilot.app.desk.ask_what_if()
+    await until(pilot, lambda: pilot.app.state.what_if.value is not None)
+    pilot.app.screen.refresh_bindings()
+
+
+async def read_for_ever(pilot) -> None:
+    def reading(mapping, progress):
+        while True:
+            progress(1, 2, "files found")
+
+    pilot.app.link.engine.preview_data = reading
+    pilot.app.desk.read_data()
+    await until(pilot, lambda: pilot.app.state.reading)
+    await pilot.pause(0.1)
+
+
+async def mistype(pilot) -> None:
+    pilot.app.state.draft.set("lora.rank", "many")
+    pilot.app.draft_changed("lora.rank")
+    await rest(pilot)
+
+
+async def two_runs(pilot) -> None:
+    app = pilot.app
+    app.link.engine.handle = GpuReplay(name=f"{GPU_RUN[:-1]}c", seed=1)
+    app.run_desk.open([None])
+    await until(pilot, lambda: len(app.state.open_runs) == 2)
+    await rest(pilot)
+
+
+PREPARED = {
+    ("tiers", "clear_what_if"): suppose,
+    ("tiers", "recommend"): keys("up", "enter"),
+    ("options", "reset_field"): keys("down", "down", "space"),
+    ("options", "preset_defaults"): keys("2"),
+    ("options", "preset_fastest"): keys("2"),
+    ("options", "next_problem"): mistype,
+    ("review", "next_problem"): mistype,
+    ("data", "stop_reading"): read_for_ever,
+    ("monitor", "resume"): keys("p"),
+    ("monitor", "show_loss"): keys("2"),
+    ("monitor", "zoom_out"): keys("plus", "plus"),
+    ("monitor", "pan_left"): keys("plus", "plus"),
+    ("monitor", "pan_right"): keys("plus", "plus", "left", "left"),
+    ("monitor", "whole"): keys("plus"),
+    ("monitor", "rougher"): keys("right_square_bracket"),
+    ("monitor", "end_search"): keys("slash", "s", "enter"),
+    ("monitor", "next_run"): two_runs,
+    ("monitor", "previous_run"): two_runs,
+    ("compare", "zoom_out"): keys("plus", "plus"),
+    ("compare", "pan_left"): keys("plus", "plus"),
+    ("compare", "pan_right"): keys("plus", "plus", "left", "left"),
+    ("compare", "whole"): keys("plus"),
+    ("compare", "rougher"): keys("right_square_bracket"),
+    ("runs", "compare_runs"): keys("space", "down", "space"),
+    ("runs", "end_filter"): keys("slash", "s", "enter"),
+    ("runs", "turn_sort"): keys("o"),
+}
+"What has to be done before a key is of use."
+ENDED = {("monitor", "show_result")}
+"Keys that are of use only once the run has ended."
+QUICK = ("hardware", "result", "runs", "compare")
+"Rooms whose keys take seconds; those of the others, which plan anew, are in the slow suite."
+EVERYWHERE = ("project", "monitor")
+"Rooms in which the keys of every room are tried: one with a form, one without."
+
+
+def bindings_of(room: str) -> list[tuple[str, str]]:
+    actions = (*room_actions(room), *(global_actions() if room in EVERYWHERE else ()))
+    return [(action.name, key) for action in actions for key in action.keys.split(",")]
+
+
+async def open_room(pilot, room: str) -> None:
+    app = pilot.app
+    await settled(pilot)
+    if room == "compare":
+        await fresh(pilot, "runs")
+        await keys("space", "down", "space", "c")(pilot)
+        await until(pilot, lambda: app.room == "compare" and app.state.comparison.value is not None)
+    await fresh(pilot, room)
+
+
+def app_for(room: str, *, ended: bool) -> EliteApp:
+    engine = Watched(ended=ended)
+    if room not in ("monitor", "result"):
+        return make_app("runs" if room in ("runs", "compare") else "project", engine=engine, values=SMALL)
+    app = make_app("monitor", engine=engine, values=SMALL)
+    app.state.clock = lambda: app.state.run.updated_at if app.state.run is not None else 0.0
+    return app
+
+
+@pytest.mark.parametrize(
+    "room", [room if room in QUICK else pytest.param(room, marks=pytest.mark.slow) for room in ROOMS]
+)
+async def test_every_key_of_a_room_does_something(room):
+    left = bindings_of(room)
+    idle = []
+    while left:
+        ended = room == "result" or (room, left[0][0]) in ENDED
+        app = app_for(room, ended=ended)
+        async with app.run_test(size=SIZE) as pilot:
+            await open_room(pilot, room)
+            while left and app.is_running and ended == (room == "result" or (room, left[0][0]) in ENDED):
+                action, key = left.pop(0)
+                # A field would take letters for text, and each would seem to have an effect.
+                elsewhere = getattr(app.screen, "ROOM", "") != room
+                if elsewhere or (room, action) in PREPARED or isinstance(app.focused, Input):
+                    await fresh(pilot, room)
+                if prepare := PREPARED.get((room, action)):
+                    await prepare(pilot)
+                before = seen(app)
+                await pilot.press(key)
+                with contextlib.suppress(AssertionError):
+                    await until(pilot, lambda before=before, app=app: seen(app) != before, seconds=3.0)
+                    continue
+                idle.append((action, key))
+    assert not idle
+
+
+QUESTIONS = {
+    "help": lambda: HelpScreen("project"),
+    "models": ModelsScreen,
+    "quit": QuitScreen,
+    "confirm": lambda: ConfirmScreen("Stop?", "…", (("stop", "Stop"), ("no", "Go on")), safe="no"),
+    "typed": lambda: TypedConfirmScreen("Delete?", "…", "a2b", "Delete"),
+}
+
+
+def keys_of(screen: type[ModalScreen]) -> list[str]:
+    found = [binding.key if isinstance(binding, Binding) else binding[0] for binding in screen.BINDINGS]
+    return [key for keys in found for key in keys.split(",")]
+
+
+@pytest.mark.parametrize(
+    "question", ["confirm", "typed", "quit", *(pytest.param(q, marks=pytest.mark.slow) for q in ("help", "models"))]
+)
+async def test_every_key_of_a_question_does_something(question):
+    app = app_for("project", ended=False)
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        for key in keys_of(type(QUESTIONS[question]())):
+            app.push_screen(QUESTIONS[question]())
+            await until(pilot, lambda: isinstance(app.screen, ModalScreen))
+            await rest(pilot)
+            before = seen(app)
+            await pilot.press(key)
+            await until(pilot, lambda before=before: seen(app) != before)
+            await fresh(pilot, "project")
+
+
+async def test_every_key_of_the_log_scrolls():
+    app = app_for("monitor", ended=False)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_room(pilot, "monitor")
+        pane = app.screen.query_one(LinePane)
+        await until(pilot, lambda: pane.max_scroll_y > 0)
+        for key in (binding.key for binding in LinePane.BINDINGS):
+            to_the_end = key in ("up", "pageup", "home")
+            pane.focus()
+            pane.scroll_to(y=pane.max_scroll_y if to_the_end else 0, animate=False)
+            await pilot.pause()
+            before = pane.scroll_y
+            await pilot.press(key)
+            await until(pilot, lambda before=before: pane.scroll_y != before)
+
+
+def test_what_is_prepared_is_bound():
+    assert PREPARED.keys() | ENDED <= {(room, action.name) for room in ROOMS for action in room_actions(room)}
