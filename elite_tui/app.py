@@ -15,6 +15,7 @@ from elite_tui.actions import ACTIONS, bindings_for, global_actions
 from elite_tui.desk import ASK_DELAY, WizardDesk
 from elite_tui.engine_link import EngineLink, existing_folder
 from elite_tui.figures import printable
+from elite_tui.generation_desk import GenerationDesk
 from elite_tui.leaving import farewell, watch_signals
 from elite_tui.messages import Changed
 from elite_tui.pacing import Pacer
@@ -79,6 +80,7 @@ class EliteApp(App[str]):
         self.link = EngineLink(self, engine)
         self.desk = WizardDesk(self)
         self.run_desk = RunDesk(self)
+        self.generation_desk = GenerationDesk(self)
         self._pacer = Pacer(self, self._draw)
         self._first_room = first_room
         self._runs = runs
@@ -305,6 +307,10 @@ class EliteApp(App[str]):
     def _command_sent(self, message: messages.CommandSent) -> None:
         self.run_desk.sent(message)
 
+    @on(messages.GenerationSaid)
+    def _generation_said(self, message: messages.GenerationSaid) -> None:
+        self.generation_desk.heard(message)
+
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
         self.run_desk.deleted(message)
@@ -358,6 +364,7 @@ class EliteApp(App[str]):
         with contextlib.suppress(OSError):
             self.state.draft.save()
         self.desk.close()
+        self.generation_desk.close()
         self.link.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elite_tui.comparison import Comparison
     from elite_tui.engine_process import EngineProcess
     from elite_tui.facts import RepositoryFacts
+    from elite_tui.generation_process import GenerationProcess
     from elite_tui.plans import Plans
     from elite_tui.run_report import RunReport
     from elite_tui.ways import ModelOutlook, WaysToFit
@@ -152,6 +153,12 @@ class Engine:
         from elite_tui.engine_process import EngineProcess
 
         return EngineProcess(*arguments)
+
+    def generation(self, reference: str, tell: Callable[[dict[str, Any]], None]) -> GenerationProcess:
+        """A process that writes with the models of a run, and tells of every event."""
+        from elite_tui.generation_process import GenerationProcess
+
+        return GenerationProcess(reference, tell)
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""

@@ -134,6 +134,14 @@ class RunDeleted(Message):
 
 
 @dataclass
+class GenerationSaid(Message):
+    """The process that writes text had something to say (engine.generation.serving). Never dropped: text adds up."""
+
+    session: int
+    event: dict[str, Any]
+
+
+@dataclass
 class CommandSent(Message):
     """A command was handed to a run, or could not be."""
 

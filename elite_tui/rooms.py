@@ -36,6 +36,7 @@ TRAIL: tuple[Room, ...] = (
 
 BESIDE: tuple[Room, ...] = (
     Room(name="runs", title="Runs", screen="RunsScreen"),
+    Room(name="generate", title="Try the result", screen="GenerateScreen", needs_run=True),
     Room(name="compare", title="Compare runs", screen="CompareScreen"),
 )
 """The rooms beside the trail."""

@@ -174,6 +174,36 @@ RUN_ACTIONS: tuple[Action, ...] = (
         rooms=("result",),
     ),
     Action(
+        name="show_generate",
+        keys="g",
+        label="Try it",
+        help="Try the base model and the fine-tuned one on a prompt, side by side.",
+        rooms=("result",),
+    ),
+    Action(
+        name="write",
+        keys="f5",
+        label="Write",
+        help="Let both models go on with the prompt; the first time they are loaded.",
+        rooms=("generate",),
+        priority=True,
+    ),
+    Action(
+        name="stop_writing",
+        keys="f7",
+        label="Stop",
+        help="End the answer under way.",
+        rooms=("generate",),
+        priority=True,  # the editor has keys of its own
+    ),
+    Action(
+        name="leave_generation",
+        keys="escape",
+        label="Result",
+        help="Back to the result; the models leave memory.",
+        rooms=("generate",),
+    ),
+    Action(
         name="new_run",
         keys="n",
         label="New run",

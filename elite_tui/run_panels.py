@@ -20,6 +20,7 @@ from elite_tui.figures import (
     printable,
 )
 from elite_tui.run_curves import planned_gpu, planned_host, rate_in_words
+from elite_tui.run_outlook import projected_perplexity
 
 if TYPE_CHECKING:
     from elite_tui.open_runs import OpenRun
@@ -208,7 +209,13 @@ def _quality(run: OpenRun) -> list[Figure]:
     if latest and before and latest is not before and latest.perplexity is not None and before.perplexity:
         change = latest.perplexity / before.perplexity - 1
         now += f"  {'▼' if change < 0 else '▲'} {abs(change):.0%}"
-    return [(1, "perplexity", (now,)), (2, "  before", (number_in_words(before.perplexity if before else None),))]
+    rows: list[Figure] = [
+        (1, "perplexity", (now,)),
+        (2, "  before", (number_in_words(before.perplexity if before else None),)),
+    ]
+    if projected := projected_perplexity(run.view):
+        rows.append((3, "  at the end", projected))
+    return rows
 
 
 def _optimiser(run: OpenRun) -> list[Figure]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from elite_tui.checks import Checks
+from elite_tui.generation import Generation
 from elite_tui.open_runs import OpenRuns
 from engine.config import Problem
 from engine.errors import EliteError
@@ -104,6 +105,8 @@ class AppState:
     simulated: str | None = None
     "Card named by --simulate."
     comparison: Fetched[Comparison] = field(default_factory=Fetched)
+    generation: Generation = field(default_factory=Generation)
+    "What the models of the run on screen are asked, and answer."
     report: Fetched[RunReport] = field(default_factory=Fetched)
     "What the result room shows beside the run's events."
     clock: Callable[[], float] = time.time

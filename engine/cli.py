@@ -33,6 +33,8 @@ COMMAND_MODULES: tuple[str, ...] = (
     "ablate",
     "lr_range",
     "doctor",
+    "evaluate",
+    "generate",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 

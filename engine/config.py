@@ -425,6 +425,28 @@ class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = "my-code-model"
 
 
+class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What `engine evaluate` measures of a run's result."""
+
+    at_end: Annotated[
+        bool, Meta(description="Also at the end of a training run that completes, for its report and the result room.")
+    ] = False
+    tokens: Annotated[
+        int, Meta(ge=64, description="Held-out tokens whose loss is compared at most, base and tuned each.")
+    ] = 262_144
+    functions: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="Held-out functions that both models complete, at most; they are parsed, never run.",
+        ),
+    ] = 32
+    function_tokens: Annotated[
+        int, Meta(ge=8, le=4096, description="Tokens that a completed function may take at most.")
+    ] = 160
+
+
 class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Several GPUs, here or on several hosts."""
 
@@ -484,6 +506,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
     recovery: RecoverySection = field(default_factory=RecoverySection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     distributed: DistributedSection = field(default_factory=DistributedSection)
 
 

@@ -254,6 +254,11 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+RUN_WITHOUT_RESULT = _declare(
+    "run-without-result",
+    "run {run} has left no model ({status})",
+    "`engine train --resume {run}` goes on with it; only a run that saved its result can be used",
+)
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
 )
@@ -346,6 +351,30 @@ OPTIMIZATION_UNAVAILABLE = _declare(
     "{id} cannot be used here: {reason}",
     "{remedy}",
     exit_code=DOES_NOT_FIT,
+)
+
+# --- using the result ----------------------------------------------------------------------------------------
+GENERATION_UNKNOWN = _declare(
+    "generation-unknown",
+    "no run and no model is called {reference}",
+    "`engine runs` lists the runs, `engine plan` the models; paths to their folders work too",
+)
+PROMPT_MISSING = _declare(
+    "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
+)
+PROMPT_UNREADABLE = _declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+SAMPLING_INVALID = _declare(
+    "sampling-invalid",
+    "{problem}",
+    "--max-tokens is at least 1, --temperature 0 to 10, --top-p above 0 and at most 1, --seed at least 0",
+)
+FILL_UNAVAILABLE = _declare(
+    "fill-unavailable",
+    "the tokenizer of {name} has no tokens for fill-in-the-middle",
+    "leave --fill out: the model then goes on with what stands before",
+)
+SIDE_MISSING = _declare(
+    "side-missing", "{name} has no {side} model: it is a base model alone", "name a run to compare two models"
 )
 
 # --- while training ----------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class ResultScreen(RoomScreen):
             return
         width = max(40, self.size.width - 6)
         half = width // 2 - 2 if self.has_class("-wide") or self.has_class("-medium") else width
+        self.refresh_bindings()
         samples = result_panels.samples(report, width)
         self.query_one("#samples-title").display = bool(samples)
         parts = {
@@ -92,6 +93,16 @@ class ResultScreen(RoomScreen):
             from elite_tui.screens.export import ExportScreen
 
             self.app.push_screen(ExportScreen(self.state.run_path))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """A run that left a result can be tried and exported."""
+        run = self.state.run
+        adapter = run.finished.adapter if run is not None and run.finished is not None else None
+        return adapter is not None if action in ("show_generate", "export") else True
+
+    def action_show_generate(self) -> None:
+        """To the room in which the result is tried."""
+        self.elite.go("generate")
 
     def action_new_run(self) -> None:
         """Back to the first room."""

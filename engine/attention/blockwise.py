@@ -18,14 +18,18 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.pieces import Piece, Shape, trailing_documents
 
 
-class KeyValueSource(Protocol):
-    """Keys and values of the tiles before the present one, with the sums of their gradients."""
+class KeyValueReader(Protocol):
+    """Keys and values of the tiles before the present one."""
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Announces the ranges that `keys_values` will be asked for, in order, so that they can be fetched ahead."""
 
     def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
+
+
+class KeyValueSource(KeyValueReader, Protocol):
+    """The same, with the sums of their gradients."""
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
         """Adds to the gradients of k and v at positions [start, stop)."""
@@ -38,7 +42,7 @@ def attend(
     *,
     start: int,
     pieces: Iterable[Piece],
-    earlier: KeyValueSource,
+    earlier: KeyValueReader,
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +87,7 @@ def _attend_pieces(
     v: Tensor,
     start: int,
     todo: Sequence[Piece],
-    earlier: KeyValueSource,
+    earlier: KeyValueReader,
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -199,7 +203,7 @@ class _Sum:
         return torch.zeros_like(self._like, dtype=self._dtype) if self._total is None else self._total
 
 
-def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueSource) -> tuple[Tensor, Tensor]:
+def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyValueReader) -> tuple[Tensor, Tensor]:
     if piece.key_start >= start:
         keys = slice(piece.key_start - start, piece.key_stop - start)
         return k[:, :, keys], v[:, :, keys]

@@ -34,7 +34,7 @@ def commands(cluster: Cluster, run: str = "out/runs/RUN") -> list[str]:
     hosts = [Host(f"host{number}", cards) for number in range(cluster.hosts)]
     first = f"engine train --gpus {cards} --set distributed.hostfile=hosts.txt ..."
     others = [join_command(hosts, number, 29500, run, "python") for number in range(1, cluster.hosts)]
-    return [first, *others, deepspeed_command("hosts.txt", run, 29500)]
+    return [first, *others, deepspeed_command("hosts.txt", "run.yaml", 29500)]
 
 
 def print_cluster(console: Console, cluster: Cluster, plans: list[StrategyPlan]) -> None:

@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--check",
         action="store_true",
-        help="Load a merged model or GGUF file again and compare its logits with the run's; takes RAM for the whole model "
-        "in fp32. An adapter is read back in any case.",
+        help="Load a merged model or GGUF file again and compare its logits with the run's; takes RAM for the whole "
+        "model in fp32. An adapter is read back in any case.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 

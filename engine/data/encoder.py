@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,18 @@ class Encoder:
             return np.empty(0, dtype=np.int64)
         first: npt.NDArray[np.int64] = np.searchsorted(ends, lines.astype(np.int64) + 1) + 1
         return np.unique(first[first < len(ids)])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that is wrapped."""
+        return self._tokenizer
+
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids behind which nothing of the same text comes: the end, a file's mark, and all other special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        marks = {self.end, *(token for token, what in added.items() if what.special)}
+        return frozenset(marks if self.file_mark is None else {*marks, self.file_mark})
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""

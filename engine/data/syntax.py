@@ -52,6 +52,12 @@ class _Grammar:
     "What such a node imports."
 
 
+def grammar_name(language: str, path: PurePosixPath) -> str | None:
+    """The name under which `parser_of` knows a file's grammar; None where there is none for its language."""
+    name = "TSX" if language == "TypeScript" and path.suffix == ".tsx" else language
+    return name if name in _GRAMMARS and name != NOTEBOOK else None
+
+
 def outline(text: str, language: str, path: PurePosixPath) -> Outline:
     """The outline of a file's text; without imports where no grammar is known for its language."""
     name = "TSX" if language == "TypeScript" and path.suffix == ".tsx" else language
@@ -65,7 +71,7 @@ def _imports(text: str, name: str) -> tuple[str, ...]:
     if not statements:
         return ()
     imports: dict[str, None] = {}
-    pending = [_parser(name).parse(statements.encode("utf-8", "replace")).root_node]
+    pending = [parser_of(name).parse(statements.encode("utf-8", "replace")).root_node]
     while pending:
         node = pending.pop()
         if node.type in grammar.kinds:
@@ -76,7 +82,8 @@ def _imports(text: str, name: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _parser(name: str) -> Parser:
+def parser_of(name: str) -> Parser:
+    """The parser of a grammar that `grammar_name` gave."""
     from tree_sitter import Language, Parser
 
     grammar = _GRAMMARS[name]

@@ -149,6 +149,12 @@ class Windows:
         places = np.cumsum([0, *(stops - starts)[:-1]])
         return Window(ids.astype(np.int64), tuple(places.tolist()))
 
+    def places(self, index: int) -> npt.NDArray[np.int64]:
+        """Position in the stream of each token of a window. Shape (tokens,)."""
+        first, last = self._packed.first_part[index : index + 2]
+        ranges = zip(self._packed.starts[first:last], self._packed.stops[first:last], strict=True)
+        return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in ranges])
+
     def __iter__(self) -> Iterator[Window]:
         return (self[index] for index in range(len(self)))
 

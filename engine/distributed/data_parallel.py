@@ -95,7 +95,6 @@ class DataParallelStep(ReplanningStep):
     ) -> None:
         super().__init__(tuning, layout, build=build, smaller=smaller, tell=tell)
         self._team, self._add_up = team, add_up or WholeSum(team)
-        self._scored = 0
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks."""
@@ -119,14 +118,6 @@ class DataParallelStep(ReplanningStep):
         _raise_others(outcomes, self._team.size)
         self._add_up(gradients_of(self._tuning))
         return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
-
-    def loss(self, window: Window) -> float:
-        """This rank's part of an evaluation: every `size`-th window that it is asked for, 0 for the others.
-
-        The sum of the ranks' sums is that of one process (engine.distributed.scoring).
-        """
-        self._scored += 1
-        return super().loss(window) if self._scored % self._team.size == self._team.rank else 0.0
 
 
 def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:

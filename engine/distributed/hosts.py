@@ -85,7 +85,7 @@ def join_command(hosts: Sequence[Host], number: int, port: int, run: str, python
     return shlex.join([*words, "-m", "engine.distributed.rank", run])
 
 
-def deepspeed_command(hostfile: str, run: str, port: int) -> str:
-    """The same for all hosts at once, with DeepSpeed's launcher, which logs in to each by ssh."""
-    words = ["deepspeed", "--hostfile", hostfile, "--master_port", str(port)]
-    return shlex.join([*words, "--module", "engine.distributed.rank", run])
+def deepspeed_command(hostfile: str, configuration: str, port: int) -> str:
+    """A run of a YAML file on all hosts at once, with DeepSpeed's launcher, which logs in to each by ssh."""
+    words = ["deepspeed", "--hostfile", hostfile, "--master_port", str(port), "--no_local_rank"]
+    return shlex.join([*words, "--module", "engine.distributed.rank", configuration])

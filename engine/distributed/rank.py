@@ -1,8 +1,10 @@
 """What each rank runs: the recipe of a run on one GPU, in a team.
 
-    python -m engine.distributed.rank RUN_DIRECTORY       started by an elastic agent (torchrun or the supervisor)
+    python -m engine.distributed.rank RUN_DIRECTORY       by the elastic agent of a run, or torchrun on another host
+    torchrun ... -m engine.distributed.rank RUN.yaml      a new run, without `engine train`
+    deepspeed ... --no_local_rank --module engine.distributed.rank RUN.yaml
 
-The agent's environment says which rank this is. Rank 0 sends its events to the run's own process.
+The launcher says by the environment which rank this is. Rank 0 sends its events to the run's own process, if any.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import config as run_config
 from engine import errors
+from engine.distributed.own_run import OwnRun, make_run
 from engine.distributed.rank_files import FOLDER, log_path, write_failure
 from engine.distributed.relay import RelayJournal, SilentJournal
 from engine.protocol import RunFailed
@@ -50,22 +54,38 @@ def main() -> int:
     parser.add_argument("--recipe", default="engine.training.recipe:train")
     options = parser.parse_args()
     rank = int(os.environ["RANK"])
+    prepare_environment()
+    if options.run.is_file():
+        config = run_config.load(options.run)
+        team = join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        run = make_run(options.run, team)
+        _detach(run.path, rank)
+        return _train(options, rank, run, team)
     run = RunDirectory.open(options.run)
     _detach(run.path, rank)
-    prepare_environment()
+    return _train(options, rank, run, None)
+
+
+def _train(options: argparse.Namespace, rank: int, run: RunDirectory, joined: ProcessTeam | None) -> int:
     config = run.load_config()
     ending: RunFailed | None = None
     session: TrainingSession | None = None
+    own: OwnRun | None = None
     try:
-        team = join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
-        journal = _journal(options.relay, run, leads=rank == 0)
+        team = joined or join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        own = OwnRun(run) if rank == 0 and not options.relay else None
+        journal = own.journal if own is not None else _journal(options.relay, run, leads=rank == 0)
         session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
         if isinstance(journal, RelayJournal):
             journal.listen(session.commands.deliver)
+        elif own is not None:
+            own.listen(session)
         else:
             session.listen(team.overhear)
         watch = _watch(session, team, config.distributed.silent_seconds)
-        if rank == 0:
+        if own is not None:
+            watch_stop_signals(lambda _: own.stop(session))
+        elif rank == 0:
             watch_stop_signals(lambda _: _end_in_time(session, team))
         else:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -83,6 +103,8 @@ def main() -> int:
             session.emit(ending)
         if ending.error == errors.RANK_LOST.code:
             time.sleep(_LET_THE_FIRST_BE_SEEN_S)
+    if own is not None:
+        own.close()
     sys.stdout.flush()
     sys.stderr.flush()
     # Destructors of process groups wait for ranks that may be gone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 from engine.distributed.team import Team
@@ -26,7 +27,7 @@ def evaluate_together(
 
     Args:
         team: The ranks.
-        loss_of: A window's loss; with `shared`, 0.0 for windows that another rank scores.
+        loss_of: A window's loss.
         windows: The held-out ones.
         shared: Whether ranks take windows in turns; else they compute each together.
         max_tokens: As in `evaluate`.
@@ -39,11 +40,17 @@ def evaluate_together(
         return evaluate(loss_of, windows, max_tokens=max_tokens, progress=_in_step(team, progress, stopping))
     found = None
     with contextlib.suppress(stopping):
-        found = evaluate(loss_of, windows, max_tokens=max_tokens, progress=progress)
+        found = evaluate(_in_turns(team, loss_of), windows, max_tokens=max_tokens, progress=progress)
     loss, stopped = team.total([found.loss if found else 0.0, float(found is None)])
     if stopped or found is None:
         raise stopping
     return dataclasses.replace(found, loss=loss)
+
+
+def _in_turns(team: Team, loss_of: Callable[[Window], float]) -> Callable[[Window], float]:
+    """The loss of every `size`-th window, and 0.0 for those that other ranks score: the ranks' sums add up to all."""
+    turns = itertools.count()
+    return lambda window: loss_of(window) if next(turns) % team.size == team.rank else 0.0
 
 
 def _in_step(team: Team, progress: Callable[[int, int], None], stopping: type[Exception]) -> Callable[[int, int], None]:

@@ -50,7 +50,7 @@ def evaluate(
         max_tokens: Targets scored at most.
         progress: Called with windows done and windows in all; may raise to abandon the evaluation.
     """
-    chosen = list(_choose(windows, max_tokens))
+    chosen = [window for _, window in choose_windows(windows, max_tokens)]
     started = time.monotonic()
     total, tokens = 0.0, 0
     for done, window in enumerate(chosen):
@@ -62,15 +62,16 @@ def evaluate(
     return HeldOutLoss(loss=loss, tokens=tokens, seconds=time.monotonic() - started)
 
 
-def _choose(windows: WindowSource, max_tokens: int) -> Iterator[Window]:
-    """Windows at even distances, the last one cut where `max_tokens` targets are reached."""
+def choose_windows(windows: WindowSource, max_tokens: int) -> Iterator[tuple[int, Window]]:
+    """Windows at even distances with their numbers, the last one cut where `max_tokens` targets are reached."""
     most = max(windows[index].targets for index in range(len(windows)))
     count = min(len(windows), math.ceil(max_tokens / max(1, most)))
     left = max_tokens
-    for index in range(count):
-        window = windows[index * len(windows) // count].first_targets(left)
+    for number in range(count):
+        index = number * len(windows) // count
+        window = windows[index].first_targets(left)
         if window.targets > 0:
             left -= window.targets
-            yield window
+            yield index, window
         if left <= 0:
             return

@@ -1,25 +1,36 @@
-"""report.md: what a run did, in words that a person can keep beside the adapter."""
+"""report.md: what a run did, in words and pictures that a person can forward, or keep beside the adapter."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.errors import one_line
+from engine.evaluation import report_sections
+from engine.evaluation.charts import charts_of
+from engine.evaluation.curve import RunCurve
+from engine.evaluation.markdown import bytes_words, code, duration_words, table
+from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
+from engine.evaluation.words import number
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.data.dataset import DatasetSummary
+    from engine.evaluation.result import Evaluation
     from engine.models.catalogue import ModelSpec
     from engine.protocol import RunFinished
     from engine.training.state import Progress
 
+CHARTS = "charts"
+"""Folder of the pictures, beside the report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The figures of a finished run. All were measured, except what is called predicted."""
+    """The figures of a finished run. All were measured, except what is called predicted or projected."""
 
     config: RunConfig
     finished: RunFinished
@@ -35,36 +46,65 @@ class RunReport:
     predicted_gpu_bytes: int | None = None
     predicted_host_bytes: int | None = None
     predicted_step_seconds: float | None = None
+    curve: RunCurve = field(default_factory=RunCurve)
+    past: tuple[float, ...] = ()
+    "See engine.evaluation.curve.past_ratios."
+    evaluation: Evaluation | None = None
+
+    @property
+    def scores(self) -> list[Score]:
+        """What was projected on the way, of a run that came to its end."""
+        done = self.finished.status == "completed" and self.progress.step == self.progress.total_steps
+        return score_in_hindsight(self.curve.held_out, self.past) if done else []
+
+    @property
+    def ahead(self) -> Projection | None:
+        """What is projected for a run that was stopped before its end."""
+        if self.finished.status == "completed" or self.curve.total_tokens is None:
+            return None
+        return project(self.curve.held_out, self.curve.total_tokens, self.past)
 
 
 def write_report(path: Path, report: RunReport) -> None:
-    """Writes the report, replacing an older one in one go.
+    """Writes the report and its pictures, each replacing an older one in one go.
 
     Raises:
         OSError: the disk is full or not writable.
     """
+    pictures = dict(charts_of(report.curve, report.scores, report.evaluation))
+    folder = path.parent / CHARTS
+    if pictures:
+        folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        _replace(folder / f"{name}.svg", picture)
+    _replace(path, render_report(report, frozenset(pictures)))
+
+
+def _replace(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(render_report(report), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
-def render_report(report: RunReport) -> str:
-    """The report as Markdown."""
+def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> str:
+    """The report as Markdown; `pictures` are those that stand beside it."""
     config, finished = report.config, report.finished
+    sources = ", ".join(code(path) for path in [*config.data.repositories, *config.data.datasets])
     parts = [
         f"# {config.output.model_name}",
-        f"{report.spec.name}, fine-tuned with LoRA by elite-tui {__version__} "
-        f"on {_repositories([*config.data.repositories, *config.data.datasets])}. The run {_ENDED[finished.status]}.",
-        "## Held-out perplexity",
-        _perplexities(report),
+        f"{report.spec.name}, fine-tuned by elite-tui {__version__} on {sources}. The run {_ENDED[finished.status]}.",
+        *_quality(report, pictures),
+        *(["## Training", "![losses](charts/loss.svg)"] if "loss" in pictures else []),
+        *report_sections.projections(report.scores, report.ahead),
+        "## Predicted and measured",
+        _cost(report),
         "## Data",
-        _table(_data_rows(report.dataset)),
+        table(_data_rows(report.dataset)),
         "## Settings",
-        _table(_setting_rows(report)),
-        "## Cost",
-        _table(_cost_rows(report)),
+        table(_setting_rows(report)),
         *_recoveries(report.progress.recoveries),
-        "## Using the adapter",
+        *([] if report.evaluation is None else report_sections.samples(report.evaluation.samples)),
+        "## Using the result",
         _usage(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -73,24 +113,24 @@ def render_report(report: RunReport) -> str:
 _ENDED = {"completed": "completed", "stopped": "was stopped before its end"}
 
 
-def _repositories(paths: list[str]) -> str:
-    return ", ".join(_code(path) for path in paths)
-
-
-def _code(text: str) -> str:
-    """Text of unknown origin in backquotes, on one line."""
-    shown = "".join(c if c.isprintable() else "?" for c in text)
-    return f"`{shown.replace('`', chr(39))}`"
-
-
-def _perplexities(report: RunReport) -> str:
+def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
+    if report.evaluation is not None:
+        yield report_sections.verdict(report.evaluation)
+        yield from report_sections.quality(report.evaluation, tuple(pictures))
+        yield from report_sections.functions(report.evaluation, tuple(pictures))
+        return
     before, after = report.finished.perplexity_before, report.finished.perplexity_after
-    rows = [("base model", _number(before)), ("with the adapter", _number(after))]
-    text = (
+    yield "## Held-out perplexity"
+    yield table([("base model", _perplexity(before)), ("tuned", _perplexity(after))], ("", "perplexity"))
+    yield (
         f"Over {report.held_out_scored:,} tokens of {report.dataset.held_out_files:,} files that training never saw. "
-        "Perplexity p means: as uncertain of the next token as a choice among p equally likely ones."
+        "Perplexity p means: as uncertain of the next token as a choice among p equally likely ones. "
+        "`engine evaluate` adds intervals, languages, positions and completed functions."
     )
-    return _table(rows, ("", "perplexity")) + "\n\n" + text
+
+
+def _perplexity(value: float | None) -> str:
+    return number(value) if value is None else f"{value:,.2f}"
 
 
 def _recoveries(recoveries: list[str]) -> list[str]:
@@ -105,7 +145,7 @@ def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:
     rows = [
         ("files", f"{files - data.held_out_files:,} to train on, {data.held_out_files:,} held out"),
         ("tokens", f"{data.train_tokens:,} to train on, {data.held_out_tokens:,} held out"),
-        ("source text", _bytes(data.source_bytes)),
+        ("source text", bytes_words(data.source_bytes)),
     ]
     languages = [f"{name} ({count:,})" for name, (count, _) in data.collection.by_language().items()]
     if languages:
@@ -125,7 +165,7 @@ def _setting_rows(report: RunReport) -> list[tuple[str, str]]:
     if training.method == "full":
         trained = [("trained parameters", f"all {report.adapter_parameters:,}")]
     return [
-        ("base model", f"{_code(report.spec.hub_id or str(report.spec.path or report.spec.name))}, {report.precision}"),
+        ("base model", f"{code(report.spec.hub_id or str(report.spec.path or report.spec.name))}, {report.precision}"),
         ("device", report.device),
         ("context", f"{report.context:,} tokens"),
         *trained,
@@ -134,25 +174,37 @@ def _setting_rows(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
-def _cost_rows(report: RunReport) -> list[tuple[str, str]]:
+def _cost(report: RunReport) -> str:
     finished, progress = report.finished, report.progress
-    speed = progress.tokens / progress.seconds if progress.seconds else 0.0
-    rows = [
-        ("steps", f"{progress.step:,} of {progress.total_steps:,} ({progress.epoch:.2f} epochs)"),
-        ("tokens trained on", f"{progress.tokens:,}, {speed:,.0f} a second"),
-        ("time", f"{_duration(finished.seconds)} in all, {_duration(progress.seconds)} of it in steps"),
-    ]
+    compared = []
     if progress.step:
-        beside = f" ({report.predicted_step_seconds:,.2f} s predicted)" if report.predicted_step_seconds else ""
-        rows.append(("time a step", f"{progress.seconds / progress.step:,.2f} s{beside}"))
-    for place, peak, predicted in (
-        ("GPU", finished.gpu_peak, report.predicted_gpu_bytes),
-        ("host", finished.host_peak, report.predicted_host_bytes),
+        compared.append(_compared("time a step", report.predicted_step_seconds, progress.seconds / progress.step, _s))
+    for place, predicted, peak in (
+        ("GPU", report.predicted_gpu_bytes, finished.gpu_peak),
+        ("host", report.predicted_host_bytes, finished.host_peak),
     ):
         if peak is not None:
-            beside = f" ({_bytes(predicted)} predicted)" if predicted is not None else ""
-            rows.append((f"{place} memory at most", _bytes(peak) + beside))
-    return rows
+            compared.append(_compared(f"{place} memory at most", predicted, peak, lambda n: bytes_words(round(n))))
+    speed = progress.tokens / progress.seconds if progress.seconds else 0.0
+    others = [
+        ("steps", f"{progress.step:,} of {progress.total_steps:,} ({progress.epoch:.2f} epochs)"),
+        ("tokens trained on", f"{progress.tokens:,}, {speed:,.0f} a second"),
+        ("time", f"{duration_words(finished.seconds)} in all, {duration_words(progress.seconds)} of it in steps"),
+    ]
+    head = ("", "predicted", "measured", "difference")
+    return "\n\n".join([*([table(compared, head, figures=True)] if compared else []), table(others)])
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:,.2f} s"
+
+
+def _compared(
+    name: str, predicted: float | None, measured: float, words: Callable[[float], str]
+) -> tuple[str, str, str, str]:
+    if not predicted:
+        return name, "n/a", words(measured), ""
+    return name, words(predicted), words(measured), f"{measured / predicted - 1:+.0%}"
 
 
 def _usage(report: RunReport) -> str:
@@ -187,25 +239,5 @@ def _as_code(kind: str, loading: list[str], result: str) -> str:
         'ids = tokenizer("def main(", return_tensors="pt").to(model.device)',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))",
     ]
-    code = "\n".join(lines)
-    return f"{kind}. From this folder:\n\n```python\n{code}\n```"
-
-
-def _table(rows: list[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.2f}"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    text = "\n".join(lines)
+    return f"{kind}. From this folder:\n\n```python\n{text}\n```"

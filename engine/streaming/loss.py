@@ -53,11 +53,15 @@ def loss_and_gradient(
     return total, gradient
 
 
-def summed_loss(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) -> Tensor:
-    """Summed cross-entropy of a tile without a gradient; arguments of `loss_and_gradient`."""
+def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) -> Tensor:
+    """Cross-entropy of each token of a tile, (tokens,), 0 where IGNORED; arguments of `loss_and_gradient`."""
     parts = range(0, hidden.shape[0], piece)
-    losses = [_torch_cross_entropy(head(hidden[i : i + piece]), labels[i : i + piece]) for i in parts]
-    return torch.stack(losses).sum()
+    losses = []
+    for i in parts:
+        logits = head(hidden[i : i + piece])
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses.append(F.cross_entropy(wide, labels[i : i + piece], ignore_index=IGNORED, reduction="none"))
+    return torch.cat(losses)
 
 
 def _autograd_piece(

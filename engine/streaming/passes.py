@@ -27,7 +27,7 @@ from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder
 from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
-from engine.streaming.loss import loss_and_gradient, summed_loss
+from engine.streaming.loss import loss_and_gradient, token_losses
 from engine.streaming.sequence_run import SequenceRun
 from engine.streaming.tiles import CopyStreams
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
@@ -177,7 +177,9 @@ class LayerPasses:
             if scale is None:
                 with torch.no_grad():
                     normed = self.decoder.final_norm(x)
-                    loss = summed_loss(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+                    of_tokens = token_losses(normed[0], labels, self.decoder.head, piece=self.plan.loss_piece)
+                loss = of_tokens.sum()
+                run.token_losses.append(of_tokens)
             else:
                 normed = self.decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(

@@ -57,6 +57,8 @@ class SequenceRun:
         self.predicted = int((labels != IGNORED).sum())
         "Tokens that are predicted."
         self.loss_sum = 0.0
+        self.token_losses: list[Tensor] = []
+        "Of each tile, (tile,), where only the loss is wanted."
         self.resumed: BackwardPoint | None = None
         self.generator = torch.empty(0, dtype=torch.uint8)
         self.stage, self._total, self._done = "preparation", 0, 0

@@ -36,6 +36,8 @@ class StepOutcome:
     "Tokens that were predicted."
     seconds: dict[str, float]
     "Wall time by stage: forward, loss, backward."
+    token_losses: Tensor | None = None
+    "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
 
 
 class StreamedStep(LayerPasses):
@@ -101,7 +103,7 @@ class StreamedStep(LayerPasses):
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> StepOutcome:
-        """Loss of one sequence without its gradient; arguments and errors of `run`."""
+        """Loss of one sequence, and of each of its tokens, without its gradient; arguments and errors of `run`."""
         return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
 
     def _sequence(
@@ -157,6 +159,7 @@ class StreamedStep(LayerPasses):
                 "loss": after_loss - after_forward,
                 "backward": after_backward - after_loss,
             },
+            token_losses=torch.cat(state.token_losses).float().cpu() if state.token_losses else None,
         )
 
     # --- what a step needs ----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from engine.distributed.data_parallel import DataParallelStep
 from engine.distributed.scoring import evaluate_together
 from engine.distributed.sharing import Sharing, choose_sharing
 from engine.distributed.zero_step import ZeroStep
+from engine.evaluation.at_end import evaluate_at_end
+from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.perplexity import HeldOutLoss, perplexity
 from engine.evaluation.report import RunReport, write_report
 from engine.models.loading import load_tokenizer
@@ -106,6 +108,13 @@ def _train(session: TrainingSession) -> None:
         except StopRequestedError:
             status = "stopped"
 
+    evaluation = None
+    if status == "completed" and session.config.evaluation.at_end:
+        try:
+            evaluation = evaluate_at_end(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+        except StopRequestedError:
+            status = "stopped"
+
     _enter(session, "saving")
     space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
@@ -138,6 +147,9 @@ def _train(session: TrainingSession) -> None:
         predicted_host_bytes=setup.choice.plan.host_peak_bytes,
         predicted_step_seconds=setup.choice.plan.step_seconds,
         held_out_scored=progress.held_out_scored,
+        curve=read_curve(session.run.journal_path),
+        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        evaluation=evaluation,
     )
     if session.team.leads:
         space.until_written(lambda: write_report(session.run.report_path, report))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from engine import errors
 from engine.errors import EliteError
 from engine.models.adapter import trainable
@@ -12,12 +15,12 @@ from engine.models.fine_tuning import FineTuning
 from engine.training.failures import Place, memory_place, release_memory
 from engine.training.layout import Layout
 from engine.training.state import capture_random, restore_random
-from engine.training.step import StepMonitor, StepResult, TrainingStep, Window
+from engine.training.step import ScoringStep, StepMonitor, StepResult, TrainingStep, Window
 
 _T = TypeVar("_T")
 
 
-class ClosableStep(TrainingStep, Protocol):
+class ClosableStep(TrainingStep, ScoringStep, Protocol):
     """A way to compute a step that can give the model back."""
 
     def close(self) -> None:
@@ -59,6 +62,10 @@ class ReplanningStep:
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
         return self._until_it_fits(lambda way: way.loss(window), trains=False)
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        return self._until_it_fits(lambda way: way.token_losses(window), trains=False)
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found; the next step makes them anew."""

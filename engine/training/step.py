@@ -13,18 +13,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
-from engine.models.head import split_head, summed_cross_entropy
+from engine.models.head import PIECE, split_head, summed_cross_entropy
 from engine.streaming.gradients import WideGradients
-from engine.streaming.loss import IGNORED
+from engine.streaming.loss import IGNORED, token_losses
 from engine.training.micro_batch import groups_of
 
-__all__ = ["StepAbandonedError", "StepMonitor", "StepResult", "TrainingStep", "WholeSequenceStep", "Window"]
+__all__ = [
+    "ScoringStep",
+    "StepAbandonedError",
+    "StepMonitor",
+    "StepResult",
+    "TrainingStep",
+    "WholeSequenceStep",
+    "Window",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,16 @@ class TrainingStep(Protocol):
 
     def loss(self, window: Window) -> float:
         """Sum of the cross-entropies of one window, in nats, by the model as it is: no dropout, no gradient."""
+
+
+class ScoringStep(Protocol):
+    """A way to score a window token by token."""
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """Cross-entropy of each token of a window after its first, in nats, by the model as it is. Shape (tokens - 1,).
+
+        0 at the first token of each document, which is not predicted.
+        """
 
 
 def count_targets(windows: Sequence[Window]) -> int:
@@ -145,12 +165,31 @@ class WholeSequenceStep:
         finally:
             self._model.train(training)
 
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            with torch.no_grad(), self._attending(window), self._autocast():
+                hidden, targets = self._hidden(window)
+                losses = token_losses(hidden, targets, self._head, piece=PIECE)
+        finally:
+            self._model.train(training)
+        found: npt.NDArray[np.float32] = losses.float().cpu().numpy()
+        return found
+
     def _attending(self, window: Window) -> contextlib.AbstractContextManager[None]:
         tokens = len(window) - 1  # the last one is only predicted
         starts = [start for start in window.starts if start < tokens]
         return packed_attention(self._decoder.config, starts, tokens)
 
     def _summed_loss(self, window: Window, label_smoothing: float = 0.0) -> Tensor:
+        with self._autocast():
+            hidden, targets = self._hidden(window)
+            return summed_cross_entropy(hidden, self._head, targets, label_smoothing=label_smoothing)
+
+    def _hidden(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Final hidden states, (tokens - 1, hidden), and what each has to predict, (tokens - 1,)."""
         ids = torch.as_tensor(window.ids, device=self._device)
         targets = ids[1:]
         positions = None
@@ -159,8 +198,5 @@ class WholeSequenceStep:
             targets = targets.clone()
             targets[[start - 1 for start in window.starts[1:]]] = IGNORED
             positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
-        with self._autocast():
-            hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
-            return summed_cross_entropy(
-                hidden.last_hidden_state[0], self._head, targets, label_smoothing=label_smoothing
-            )
+        hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
+        return hidden.last_hidden_state[0], targets

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -97,6 +99,18 @@ class StreamedWindows:
             return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
         finally:
             self._model.train(training)
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        training = self._model.training
+        self._model.eval()
+        try:
+            found = self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).token_losses
+        finally:
+            self._model.train(training)
+        assert found is not None
+        losses: npt.NDArray[np.float32] = found.numpy()[:-1]
+        return losses
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found."""

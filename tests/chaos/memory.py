@@ -41,7 +41,7 @@ PHASES: tuple[Phase, ...] = (
     ("copying what a checkpoint holds", "engine.training.keeping:capture", 8),
     ("writing a checkpoint", "engine.training.sealed:_write_aside", 8),
     ("saving within a step", "engine.training.in_step:_files", 8),
-    ("saving the adapter", "engine.training.recipe:save_adapter", 1),
+    ("saving the adapter", "engine.models.fine_tuning:AdapterTuning.save", 1),
     ("writing the report", "engine.training.recipe:write_report", 1),
 )
 STAGES = frozenset({"forward", "loss", "backward"})

@@ -204,3 +204,27 @@ def test_two_hosts_train_together(tmp_path, train):
     alone = train(output="alone")
     assert alone.finish() == 0, alone.error
     assert call.losses == pytest.approx(alone.losses, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_torchrun_alone_makes_and_trains_a_run(tmp_path, train):
+    first = train(steps=2, output="first")
+    assert first.finish() == 0, first.error
+    configuration = run_folder(tmp_path, "first") / "config.yaml"
+    text = configuration.read_text().replace(str(tmp_path / "first"), str(tmp_path / "second"))
+    own = tmp_path / "run.yaml"
+    own.write_text(text)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ELITE_TUI_STATE_DIR": str(tmp_path / "state")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [*words, "-m", "engine.distributed.rank", str(own)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    events = (run_folder(tmp_path, "second") / "events.jsonl").read_text()
+    assert '"status":"completed"' in events
+    assert '"kind":"RankReported"' in events

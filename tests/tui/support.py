@@ -11,7 +11,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 from textual.strip import Strip
-from textual.widgets import Input, Static
+from textual.widgets import Input, Static, TextArea
 
 from elite_tui.app import EliteApp
 from elite_tui.draft import Draft
@@ -306,7 +306,7 @@ async def settled(pilot: Pilot) -> None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)
         for pane in (pane for screen in app.screen_stack for pane in screen.query(LogPane) if pane.size):
             await until(pilot, lambda pane=pane: state.run is not None and pane.drawn == state.run.log_count)
-    for field in app.screen.query(Input):
+    for field in (*app.screen.query(Input), *app.screen.query(TextArea)):
         field.cursor_blink = False
     await pilot.pause()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from textual.screen import ModalScreen
+from textual.widgets import TextArea
 
 from elite_tui.comparison import ComparedRun, Comparison, Row
 from elite_tui.run_files import PlannedRun
@@ -235,6 +236,29 @@ def test_result(look, size):
 def test_result_without_an_evaluation(look, size):
     app, enter = result_of(RunReport(reference=GPU_RUN))
     assert look(app, size, then=enter)
+
+
+@sizes
+def test_generate(look, size):
+    app, enter = result_of(RunReport(reference=GPU_RUN))
+
+    async def written(pilot):
+        await enter(pilot)
+        app.go("generate")
+        await pilot.pause()
+        state = app.state.generation
+        prompt = "class Cart:\n    def total(self):\n"
+        app.screen.query_one("#prompt", TextArea).text = prompt
+        await pilot.pause()
+        number = state.asked(running=False)
+        state.hear({"event": "ready", "device": "NVIDIA GeForce RTX 3060", "sides": ["base", "tuned"]})
+        for side, text in (("base", SAMPLES[0].before), ("tuned", SAMPLES[0].after)):
+            state.hear({"event": "text", "id": number, "side": side, "text": text})
+        state.hear({"event": "done", "id": number, "side": "base", "tokens": 42, "seconds": 1.5})
+        app.tell("generation")
+        await pilot.pause()
+
+    assert look(app, size, then=written)
 
 
 # --- list and comparison -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from engine.protocol import (
     CommandAcked,
     Envelope,
     PhaseChanged,
+    RankReported,
     RunFailed,
     RunStarted,
     StepCompleted,
@@ -101,3 +102,10 @@ def test_the_log_is_bounded_and_knows_events_of_the_future():
     fold(*(PhaseChanged(phase=str(number)) for number in range(6000)), view=view)
     assert len(view.log) == 5000
     assert view.log_count == 6001
+
+
+def test_each_rank_has_its_latest_report_until_the_run_begins_anew():
+    reports = [RankReported(rank=rank, step=step, seconds=step / 10) for step in (1, 2) for rank in (0, 1)]
+    view = fold(RunStarted(model="demo", context=64, total_steps=5), *reports)
+    assert {rank: report.step for rank, report in view.ranks.items()} == {0: 2, 1: 2}
+    assert fold(RunStarted(model="demo", context=64, total_steps=5, first_step=2), view=view).ranks == {}

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from typing import NoReturn
+
 import pytest
+from textual.widgets import Input
 
 from elite_tui.screens.models import ModelsScreen
 from engine import errors
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, history_of, make_app, settled, until
+from tests.tui.support import (
+    FixedEngine,
+    cpu_machine,
+    gpu_machine,
+    history_of,
+    make_app,
+    room_of,
+    settled,
+    still,
+    until,
+)
 
 SIZES = ((80, 24), (120, 36), (200, 60))
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -138,3 +152,37 @@ def test_review_with_a_problem(look, size):
     engine = FixedEngine(gpu_machine())
     engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
     assert look(make_app(engine=engine, values=MODEL), size, room="review")
+
+
+class Held(FixedEngine):
+    """Answers nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(gpu_machine())
+        self.let_go = threading.Event()
+
+    def _hold(self, *_) -> NoReturn:
+        self.let_go.wait(60)
+        raise errors.REPOSITORY_MISSING(path="/home/me/shop")
+
+    def stop_sampling(self):
+        self.let_go.set()  # the app closes
+
+    read_repositories = find_machine = plan_tiers = preview_data = check = list_runs = open_run = examine = _hold
+
+
+@pytest.mark.parametrize("size", SIZES[:2], ids=name_of)
+@pytest.mark.parametrize("room", ["project", "hardware", "tiers", "data", "review", "runs", "monitor"])
+def test_waiting_for_the_engine(snap_compare, room, size):
+    app = make_app(room, engine=Held(), values=MODEL)
+
+    async def enter(pilot):
+        await until(pilot, lambda: app.screen_stack and app.screen.is_mounted)
+        if room not in ("project", "runs", "monitor"):
+            app.go(room)
+            await until(pilot, lambda: room_of(app) == room and app.screen.is_mounted)
+        for field in app.screen.query(Input):
+            field.cursor_blink = False
+        await still(pilot)
+
+    assert snap_compare(app, terminal_size=size, run_before=enter)

@@ -1,0 +1,117 @@
+"""Generation: what is asked of a run's models and what they have written so far, folded from their process's events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine.errors import one_line
+
+Status = Literal["closed", "loading", "ready", "writing", "failed"]
+SIDES = ("base", "tuned")
+DEFAULTS = {"max_tokens": "128", "temperature": "0", "top_p": "1", "seed": "0"}
+"""Settings of a request, as they are typed."""
+
+
+@dataclass
+class Answer:
+    """The text of one model. Untrusted."""
+
+    text: str = ""
+    pieces: int = 0
+    tokens: int | None = None
+    "Once it is done."
+    seconds: float | None = None
+    stopped: bool = False
+
+
+@dataclass
+class Generation:
+    """One session of asking."""
+
+    reference: str = ""
+    "The run that is asked."
+    prompt: str = ""
+    place: str = ""
+    "PATH[:LINE] as typed."
+    path: str = ""
+    "The file that the prompt is the beginning of; empty for plain text."
+    suffix: str = ""
+    settings: dict[str, str] = field(default_factory=lambda: dict(DEFAULTS))
+    "As typed."
+    status: Status = "closed"
+    device: str = ""
+    sides: tuple[str, ...] = SIDES
+    answers: dict[str, Answer] = field(default_factory=dict)
+    problem: str = ""
+    number: int = 0
+    "Of the latest request; answers to older ones are dropped."
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way that can be stopped."""
+        return self.status in ("loading", "writing")
+
+    def begin(self, reference: str) -> None:
+        """Another run is asked from now on: what was typed stays, answers of another one do not."""
+        if reference != self.reference:
+            self.reference, self.answers, self.problem, self.status = reference, {}, "", "closed"
+
+    def asked(self, *, running: bool) -> int:
+        """A request goes out; returns its number."""
+        self.number += 1
+        self.answers = {side: Answer() for side in SIDES}
+        self.problem = ""
+        self.status = "writing" if running else "loading"
+        return self.number
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Folds one event of the process in (engine.generation.serving); anything else in it is passed over."""
+        kind = event.get("event")
+        if kind == "ready":
+            self.device = one_line(event.get("device", ""))
+            self.sides = tuple(side for side in SIDES if side in event.get("sides", ()))
+            self.status = "writing" if self.answers else "ready"
+        elif kind == "ended":
+            self.status = "closed" if event.get("wanted") else "failed"
+            if self.status == "failed":
+                self.problem = one_line(event.get("words", ""))
+        elif event.get("id") != self.number:
+            return
+        elif kind == "failed":
+            self.status = "ready"
+            remedy = event.get("remedy", "")
+            self.problem = one_line(event.get("message", "")) + (f"; {one_line(remedy)}" if remedy else "")
+        elif (answer := self.answers.get(str(event.get("side")))) is not None:
+            if kind == "text":
+                answer.text += str(event.get("text", ""))
+                answer.pieces += 1
+            elif kind == "done":
+                answer.tokens, answer.seconds = int(event["tokens"]), float(event["seconds"])
+                answer.stopped = bool(event.get("stopped"))
+                last = event["side"] == self.sides[-1]
+                self.status = "ready" if last or answer.stopped else "writing"
+
+
+_TYPES = {"max_tokens": int, "temperature": float, "top_p": float, "seed": int}
+
+
+def request_of(state: Generation) -> dict[str, Any]:
+    """The request that a session's prompt and settings stand for.
+
+    Raises:
+        EliteError: SAMPLING_INVALID.
+    """
+    import msgspec
+
+    from engine import errors
+    from engine.generation.request import TextRequest
+
+    values: dict[str, Any] = {"prompt": state.prompt, "path": state.path, "suffix": state.suffix, "sides": state.sides}
+    try:
+        values |= {name: kind(state.settings[name].strip() or DEFAULTS[name]) for name, kind in _TYPES.items()}
+        msgspec.convert(values, TextRequest)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise errors.SAMPLING_INVALID(problem=error) from error
+    return values

@@ -1,0 +1,72 @@
+"""GenerationDesk: what the generate room asks of a run's models, and the process that answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from elite_tui import messages
+from elite_tui.generation import request_of
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from elite_tui.app import EliteApp
+    from elite_tui.generation_process import GenerationProcess
+
+
+class GenerationDesk:
+    """Questions of the generate room. The App owns it."""
+
+    def __init__(self, app: EliteApp) -> None:
+        self._app = app
+        self._process: GenerationProcess | None = None
+        self._session = 0
+        "Of the process: what an earlier one still says is passed over."
+
+    def write(self) -> None:
+        """Asks for what the state holds; the first time it starts the process."""
+        app, state = self._app, self._app.state.generation
+        if not state.reference or state.busy:
+            return
+        try:
+            request = request_of(state)
+        except EliteError as error:
+            state.problem = str(error)
+            app.tell("generation")
+            return
+        running = self._process is not None
+        if self._process is None:
+            self._session += 1
+            session = self._session
+
+            def tell(event: dict[str, Any]) -> None:
+                app.post_message(messages.GenerationSaid(session, event))
+
+            self._process = app.link.engine.generation(state.reference, tell)
+        self._process.ask({"id": state.asked(running=running), **request})
+        app.tell("generation")
+
+    def stop(self) -> None:
+        """Ends the answer under way; while the models are still loading, the process."""
+        if self._process is None:
+            return
+        if self._app.state.generation.status == "loading":
+            self.close()
+        else:
+            self._process.stop()
+
+    def close(self) -> None:
+        """Lets the models go."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+            self._app.state.generation.status = "closed"
+            self._app.tell("generation")
+
+    def heard(self, message: messages.GenerationSaid) -> None:
+        """The process had something to say."""
+        if message.session != self._session or self._process is None:
+            return
+        self._app.state.generation.hear(message.event)
+        if message.event.get("event") == "ended":
+            self._process = None
+        self._app.tell("generation")

@@ -1,0 +1,195 @@
+"""Generate: a prompt, or a place in a file, and what the base model and the tuned one make of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Button, Input, Static, TextArea
+
+from elite_tui.actions import bindings_for, room_actions
+from elite_tui.figures import duration_in_words, printable
+from elite_tui.generation import SIDES
+from elite_tui.screens.room import RoomScreen
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textual.binding import BindingType
+    from textual.widget import Widget
+
+    from elite_tui.generation import Answer
+
+TITLES = {"base": ("base model", "$secondary"), "tuned": ("fine-tuned", "$primary")}
+WORDS = {"max_tokens": "tokens", "temperature": "temperature", "top_p": "top-p", "seed": "seed"}
+LONGEST = 200_000
+"""Characters of a file that an editor in a terminal is given."""
+
+
+class GenerateScreen(RoomScreen):
+    """The room in which a result is tried."""
+
+    ROOM = "generate"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    CSS_PATH = "generate.tcss"
+
+    def compose_room(self) -> Iterable[Widget]:
+        """The prompt, where it comes from, how it is answered; both answers side by side."""
+        state = self.state.generation
+        state.begin(str(self.state.run_path))
+        with Horizontal(id="source"):
+            yield Static("Prompt", classes="section", markup=False)
+            yield Static("or a file:", classes="small", markup=False)
+            yield Input(
+                state.place, id="place", placeholder="path/to/file.py:120, enter reads it", compact=True,
+                select_on_focus=False,
+            )  # fmt: skip
+        yield TextArea(state.prompt, id="prompt", tab_behavior="focus", soft_wrap=False, compact=True)
+        with Horizontal(id="settings"):
+            for name, words in WORDS.items():
+                yield Static(words, classes="small", markup=False)
+                yield Input(state.settings[name], id=f"set-{name}", compact=True, select_on_focus=False)
+            yield Button("Write", id="write", variant="primary", compact=True)
+        yield Static(id="status", markup=False)
+        with Horizontal(id="answers"):
+            for side in SIDES:
+                with Vertical(classes="answer", id=f"answer-{side}"):
+                    yield Static(id=f"title-{side}", markup=False)
+                    with VerticalScroll(can_focus=True):
+                        yield Static(id=f"text-{side}", markup=False)
+
+    def on_mount(self) -> None:
+        """Typing goes into the prompt."""
+        super().on_mount()
+        self.query_one("#prompt").focus()
+
+    def on_unmount(self) -> None:
+        """The models leave memory with the room: another run may need it."""
+        self.elite.generation_desk.close()
+
+    def show(self, what: str) -> None:
+        """Draws what was written so far."""
+        if what not in ("all", "generation"):
+            return
+        state = self.state.generation
+        self.query_one("#status", Static).update(self._status())
+        self.query_one("#write", Button).label = "Stop" if state.busy else "Write"
+        for side in SIDES:
+            answer = state.answers.get(side)
+            title, style = TITLES[side]
+            head = Content.assemble((title, f"bold {style}"), (self._figures(side, answer), "$muted"))
+            self.query_one(f"#title-{side}", Static).update(head)
+            text = self.query_one(f"#text-{side}", Static)
+            text.update(Content("\n".join(printable(line.expandtabs(4)) for line in _lines(answer))))
+            text.parent.scroll_end(animate=False, immediate=False)  # type: ignore[union-attr]
+        self.refresh_bindings()
+
+    def _status(self) -> Content:
+        state = self.state.generation
+        if state.problem:
+            return Content.assemble(("✗ ", "$text-error"), printable(state.problem))
+        words = {
+            "closed": "f5 loads both models and writes; leaving the room lets them go",
+            "loading": "loading the models …",
+            "ready": f"ready on {printable(state.device)}",
+            "writing": f"writing on {printable(state.device)} …",
+            "failed": "the process that writes has ended; f5 starts it again",
+        }[state.status]
+        if state.path:
+            filled = ", filled in before what follows" if state.suffix else ""
+            words += f" · the prompt is the beginning of {printable(state.path)}{filled}"
+        return Content.styled(words, "$muted")
+
+    def _figures(self, side: str, answer: Answer | None) -> str:
+        if side not in self.state.generation.sides:
+            return "  not here: this is a model alone"
+        if answer is None:
+            return ""
+        if answer.tokens is None or answer.seconds is None:
+            return f"  {answer.pieces} so far …" if answer.pieces else ""
+        speed = f", {answer.tokens / answer.seconds:,.0f} a second" if answer.seconds else ""
+        stopped = ", stopped" if answer.stopped else ""
+        return f"  {answer.tokens} tokens in {duration_in_words(answer.seconds)}{speed}{stopped}"
+
+    # --- what is typed --------------------------------------------------------------------------------------
+
+    @on(TextArea.Changed, "#prompt")
+    def _prompt_typed(self, event: TextArea.Changed) -> None:
+        state = self.state.generation
+        state.prompt = event.text_area.text
+        if not state.prompt:
+            # An emptied prompt is no file's beginning any more.
+            state.path = state.suffix = ""
+            self.show("generation")
+
+    @on(Input.Changed)
+    def _setting_typed(self, event: Input.Changed) -> None:
+        name = (event.input.id or "").removeprefix("set-")
+        if name == "place":
+            self.state.generation.place = event.value
+        elif name in WORDS:
+            self.state.generation.settings[name] = event.value
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        if event.input.id == "place":
+            self._read_place(event.value.strip())
+        else:
+            self.action_write()
+
+    def _read_place(self, place: str) -> None:
+        from engine import errors
+        from engine.generation.request import read_place
+
+        state = self.state.generation
+        try:
+            if not place:
+                return
+            path, before, after = read_place(place)
+            if len(before) > LONGEST:
+                raise errors.PROMPT_UNREADABLE(
+                    path=path,
+                    problem=f"{len(before):,} characters are too many to edit here; `engine generate` takes it",
+                )
+        except EliteError as error:
+            state.problem = str(error)
+        else:
+            state.problem, state.path, state.suffix = "", path, after[:LONGEST]
+            area = self.query_one("#prompt", TextArea)
+            area.text = before
+            area.move_cursor(area.document.end)
+            area.focus()
+        self.show("generation")
+
+    # --- actions --------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Writing and stopping are offered when they can be done."""
+        busy = self.state.generation.busy
+        return {"write": not busy, "stop_writing": busy}.get(action, True)
+
+    def action_write(self) -> None:
+        """Asks both models."""
+        self.elite.generation_desk.write()
+
+    def action_stop_writing(self) -> None:
+        """Ends the answer under way."""
+        self.elite.generation_desk.stop()
+
+    def action_leave_generation(self) -> None:
+        """Back to the result."""
+        self.elite.go("result")
+
+    @on(Button.Pressed, "#write")
+    def _write_pressed(self) -> None:
+        if self.state.generation.busy:
+            self.action_stop_writing()
+        else:
+            self.action_write()
+
+
+def _lines(answer: Answer | None) -> list[str]:
+    return answer.text.split("\n") if answer is not None else []

@@ -1,0 +1,137 @@
+"""`engine evaluate`: is the tuned model better than the base model, and how sure is that?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import config as run_config
+from engine.cli import print_json
+from engine.commands.quiet import output_kept_clean, silence_imports
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from engine.config import RunConfig
+    from engine.evaluation.result import Evaluation
+    from engine.runtime.run_directory import RunDirectory
+
+NAMES = ("evaluate",)
+SUMMARY = (
+    "Compare the tuned model with the base model on held-out files: perplexity, completed functions, compile rate."
+)
+
+_WIDTH = 120
+_FLAGS = {"--tokens": "evaluation.tokens", "--functions": "evaluation.functions"}
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine evaluate`."""
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN|DIRECTORY",
+        help="Runs by id, by the beginning of one, or by their folder; the newest if none is named.",
+    )
+    parser.add_argument(
+        "--repo",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="Score on all files of this folder instead of the held-out ones; several are scored one after the other.",
+    )
+    for flag, path in _FLAGS.items():
+        parser.add_argument(flag, dest=path, metavar="N", help=run_config.field_spec(path).description)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="One field of the run's configuration."
+    )
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates each run; figures on its own files are kept in its folder, with its report."""
+    from rich.console import Console
+
+    from engine.runtime.run_index import find_run
+
+    runs = [find_run(reference) for reference in args.runs or [None]]
+    configs = [_config_of(found, args) for found in runs]
+    silence_imports()
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    evaluations: list[Evaluation] = []
+    with output_kept_clean():
+        for found, config in zip(runs, configs, strict=True):
+            evaluations += _evaluate(found, config, args.repo, console)
+    if args.json:
+        documents = [evaluation.as_json() for evaluation in evaluations]
+        print_json(documents[0] if len(documents) == 1 else {"evaluations": documents})
+    else:
+        _print(evaluations)
+    return 0
+
+
+def _config_of(found: RunDirectory, args: argparse.Namespace) -> RunConfig:
+    data: dict[str, Any] = run_config.load_mapping(found.config_path)
+    texts = [f"{path}={value}" for path in _FLAGS.values() if (value := getattr(args, path)) is not None]
+    for text in (*texts, *args.set):
+        run_config.apply_override(data, text)
+    return run_config.from_mapping(data, source="command line")
+
+
+def _evaluate(
+    found: RunDirectory, config: RunConfig, repositories: Sequence[Path], console: Console
+) -> list[Evaluation]:
+    from engine.errors import one_line
+    from engine.evaluation.keeping import keep_evaluation, rewrite_report
+    from engine.evaluation.of_run import evaluate_run
+
+    evaluations = []
+    with console.status(f"{one_line(found.id)}: loading") as status:
+        told = ""
+
+        def progress(done: int, total: int, what: str) -> None:
+            nonlocal told
+            status.update(f"{one_line(found.id)}: {done:,} of {total:,} {what}")
+            if not console.is_terminal and what != told:
+                told = what
+                console.print(f"{total:,} {what}")
+
+        for evaluation, dataset in evaluate_run(
+            found, config, config.evaluation, repositories=repositories, progress=progress, tell=console.print
+        ):
+            evaluations.append(evaluation)
+            if not repositories:
+                keep_evaluation(found, evaluation)
+                if rewrite_report(found, config, evaluation, dataset.summary):
+                    console.print(f"written: {one_line(found.report_path)}")
+    return evaluations
+
+
+def _print(evaluations: Sequence[Evaluation]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine.errors import one_line
+    from engine.evaluation.words import figure_rows
+
+    # A file or a pipe has no edge to wrap at.
+    width = None if sys.stdout.isatty() else _WIDTH
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    for evaluation in evaluations:
+        scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files ({one_line(evaluation.data)})"
+        name = f"{one_line(evaluation.run)}: {one_line(evaluation.model)}"
+        console.print(f"{name}, {scored}, {evaluation.seconds:,.0f} s on {evaluation.device}", soft_wrap=True)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("")
+        for title in ("base", "tuned", "difference", "95% interval", "over"):
+            table.add_column(title, justify="right")
+        for row in figure_rows(evaluation):
+            table.add_row(*row)
+        console.print(table)
+        for note in evaluation.notes:
+            console.print(f"! {one_line(note)}")

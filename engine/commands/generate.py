@@ -1,0 +1,137 @@
+"""`engine generate`: try the base model and the tuned one on a prompt, or at a place in a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from engine import config, errors
+from engine.cli import print_json
+from engine.commands.quiet import output_kept_clean, silence_imports
+
+if TYPE_CHECKING:
+    from engine.generation.request import Side, TextRequest
+    from engine.generation.writer import Writer
+
+NAMES = ("generate",)
+SUMMARY = "Try the base model and the tuned one on a prompt, or at a place in a file."
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
+    """The options of `engine generate`."""
+    parser.add_argument(
+        "reference",
+        nargs="?",
+        default="",
+        metavar="RUN|MODEL",
+        help="A run by id, by the beginning of one, or by its folder; or a model. The newest run if none is named.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT", help="Text to go on with; - reads standard input.")
+    source.add_argument("--file", metavar="PATH[:LINE]", help="A file to go on with, after its end or after a line.")
+    source.add_argument(
+        "--serve", action="store_true", help="Answer requests from standard input, a JSON object a line each way."
+    )
+    parser.add_argument("--fill", action="store_true", help="Fill in: let the model see what follows PATH:LINE, too.")
+    parser.add_argument(
+        "--only", choices=("base", "tuned"), help="One of the models; both, one after the other, if not given."
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="Tokens at most (128).")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0).")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="Draw from the likeliest that sum to P (1)."
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the drawing (0).")
+    for field in ("model.device", "model.precision"):
+        spec = config.field_spec(field)
+        flag = field.partition(".")[2]
+        parser.add_argument(f"--{flag}", choices=spec.choices, default="", help=f"{spec.description} (the run's)")
+    parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes text as it comes."""
+    request = None if args.serve else _request(args)
+    silence_imports()
+    with output_kept_clean():
+        from engine.generation.writer import open_writer
+
+        writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=_note)
+    if request is None:
+        from engine.generation.serving import serve
+
+        serve(writer, sys.stdin, _say)
+        return 0
+    sides: tuple[Side, ...] = (args.only,) if args.only else writer.sides
+    answers: dict[str, Any] = {
+        side: _write(writer, request, side, quiet=args.json, headed=len(sides) > 1) for side in sides
+    }
+    if args.json:
+        print_json({"name": writer.name, "device": writer.device, **answers})
+    return 0
+
+
+def _request(args: argparse.Namespace) -> TextRequest:
+    """The request that the options stand for.
+
+    Raises:
+        EliteError: PROMPT_MISSING, PROMPT_UNREADABLE, SAMPLING_INVALID.
+    """
+    import msgspec
+
+    from engine.generation.request import TextRequest, read_place
+
+    path = suffix = ""
+    if args.file is not None:
+        path, prompt, suffix = read_place(args.file)
+    elif args.prompt is not None:
+        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    else:
+        raise errors.PROMPT_MISSING()
+    values: dict[str, Any] = {
+        "prompt": prompt,
+        "path": path,
+        "suffix": suffix if args.fill else "",
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "seed": args.seed,
+    }
+    try:
+        return msgspec.convert(values, TextRequest)
+    except msgspec.ValidationError as error:
+        raise errors.SAMPLING_INVALID(problem=error) from error
+
+
+def _write(writer: Writer, request: TextRequest, side: Side, *, quiet: bool, headed: bool) -> dict[str, Any]:
+    from engine.generation.text import printable
+
+    if headed and not quiet:
+        _out(f"── {side} ──\n")
+    began, pieces, count = time.monotonic(), [], 0
+    for text in writer.write(request, side):
+        count += 1
+        pieces.append(text)
+        if not quiet:
+            _out(printable(text))
+    seconds = time.monotonic() - began
+    if not quiet:
+        _out("\n")
+        _note(f"{side}: {count:,} tokens in {seconds:.1f} s on {writer.device}")
+    return {"text": "".join(pieces), "tokens": count, "seconds": seconds}
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{errors.one_line(text)}\n")
+
+
+def _say(event: dict[str, Any]) -> None:
+    _out(json.dumps(event) + "\n")

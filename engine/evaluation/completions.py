@@ -1,0 +1,54 @@
+"""How good a completed function is: against the one in the repository, and as a part of its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapidfuzz.distance import Levenshtein
+
+from engine.evaluation.functions import HeldOutFunction
+from engine.evaluation.parsing import has_code, identifiers, parses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """Of one completion."""
+
+    exact: bool
+    "The body of the repository, but for blanks at line ends."
+    edit_similarity: float
+    "1 - Levenshtein distance over the longer length, in characters; 1 is the same text."
+    identifier_hits: float | None
+    "Share of the names in the true body that the completion uses, too; None for a body without names."
+    parses: bool
+    "Whether the completion has any code, and the file with it is well formed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    marks: Marks
+
+
+def judge(function: HeldOutFunction, text: str) -> Completion:
+    """Marks a body that a model wrote for a function."""
+    truth, given = _stripped(function.body), _stripped(text)
+    names = identifiers(function.body, function.grammar)
+    hits = len(names & identifiers(text, function.grammar)) / len(names) if names else None
+    return Completion(
+        text=text,
+        marks=Marks(
+            exact=truth == given,
+            edit_similarity=Levenshtein.normalized_similarity(truth, given),
+            identifier_hits=hits,
+            # An empty body below a docstring is well formed, and no completion.
+            parses=has_code(text, function.grammar)
+            and parses(function.prefix + text + function.suffix, function.grammar),
+        ),
+    )
+
+
+def _stripped(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip("\n").rstrip().split("\n"))

@@ -1,0 +1,187 @@
+"""Functions of held-out files, cut into what stands before a body, the body, and what follows; text, never run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from engine.data.syntax import grammar_name, parser_of
+from engine.evaluation.parsing import leaves, parses
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+SHORTEST, LONGEST = 20, 1200
+"""Characters of a body that is asked for: none that says nothing, none that takes many minutes to write."""
+MOST_LINES = 30
+PER_FILE = 3
+"""Functions of one file at most, so that one large file does not stand for the repository."""
+_LARGEST_FILE = 400_000
+
+_KINDS = {
+    "Python": {"function_definition"},
+    "JavaScript": {"function_declaration", "generator_function_declaration", "method_definition"},
+    "Rust": {"function_item"},
+    "Go": {"function_declaration", "method_declaration"},
+    "Java": {"method_declaration", "constructor_declaration"},
+    "C": {"function_definition"},
+}
+_KINDS["TypeScript"] = _KINDS["TSX"] = _KINDS["JavaScript"]
+_KINDS["C++"] = _KINDS["CUDA"] = _KINDS["C"]
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """A file as the model reads it."""
+
+    path: str
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class HeldOutFunction:
+    """One function of a file that parses."""
+
+    path: str
+    language: str
+    grammar: str
+    "Name of its grammar (engine.data.syntax.parser_of)."
+    prefix: str
+    "The file up to the first line of the body; a Python docstring belongs to it."
+    body: str
+    "Up to the end of the last statement, or with the closing brace."
+    suffix: str
+    "The rest of the file."
+    header: int
+    "Where the function begins in `prefix`."
+
+    @property
+    def indent(self) -> int:
+        """Column of the body's first statement."""
+        return len(self.body) - len(self.body.lstrip(" \t"))
+
+
+def choose_functions(files: Iterable[SourceText], most: int) -> list[HeldOutFunction]:
+    """So many functions from everywhere: the same ones for the same files."""
+    if most <= 0:
+        return []
+    found = [function for file in files for function in functions_of(file)]
+    found.sort(key=_rank)
+    taken: Counter[str] = Counter()
+    chosen = []
+    for function in found:
+        if taken[function.path] < PER_FILE:
+            taken[function.path] += 1
+            chosen.append(function)
+        if len(chosen) == most:
+            break
+    return chosen
+
+
+def _rank(function: HeldOutFunction) -> bytes:
+    """An order that looks random and depends on path and content only."""
+    text = f"{function.path}\0{function.prefix[function.header :]}\0{function.body}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def functions_of(file: SourceText) -> Iterator[HeldOutFunction]:
+    """Its functions whose bodies have lines of their own, none inside another; none of a file that does not parse."""
+    grammar = grammar_name(file.language, PurePosixPath(file.path))
+    if grammar not in _KINDS or len(file.text) > _LARGEST_FILE or not parses(file.text, grammar):
+        return
+    source = file.text.encode("utf-8", "replace")
+    pending = [parser_of(grammar).parse(source).root_node]
+    while pending:
+        node = pending.pop()
+        if node.type not in _KINDS[grammar]:
+            pending += reversed(node.children)
+            continue
+        span = _body(node, source, grammar)
+        if span is None:
+            continue
+        begin, end = span
+        function = HeldOutFunction(
+            path=file.path,
+            language=file.language,
+            grammar=grammar,
+            prefix=source[:begin].decode(),
+            body=source[begin:end].decode(),
+            suffix=source[end:].decode(),
+            header=len(source[: node.start_byte].decode()),
+        )
+        if SHORTEST <= len(function.body.strip()) <= LONGEST and function.body.count("\n") < MOST_LINES:
+            yield function
+
+
+def _body(function: Node, source: bytes, grammar: str) -> tuple[int, int] | None:
+    """Bytes of the body, from the start of a line on; None where it shares its first line with something else."""
+    body = function.child_by_field_name("body")
+    if body is None:
+        return None
+    if grammar == "Python":
+        first = body.named_children[0] if body.named_children else None
+        if first is not None and _is_docstring(first):
+            first = first.next_named_sibling
+        if first is None:
+            return None
+        begin = source.rfind(b"\n", 0, first.start_byte) + 1
+        # The line before may go on into this one only through a backslash, which formatters do not leave.
+        return (begin, body.end_byte) if not source[begin : first.start_byte].strip() else None
+    begin = source.find(b"\n", body.start_byte, body.end_byte) + 1
+    if source[body.start_byte : body.start_byte + 1] != b"{" or not begin:
+        return None
+    return (begin, body.end_byte) if source[body.start_byte + 1 : begin].strip() == b"" else None
+
+
+def _is_docstring(node: Node) -> bool:
+    return (
+        node.type == "expression_statement" and node.named_child_count == 1 and node.named_children[0].type == "string"
+    )
+
+
+# --- where a function ends that is being written ------------------------------------------------------------
+
+_OPEN = frozenset({"(", "[", "{", "${", "string_start"})
+_CLOSE = frozenset({")", "]", "}", "string_end"})
+
+
+def function_end(function: HeldOutFunction, written: str) -> int | None:
+    """Characters of `written`, a body that is being written, that belong to the function; None while it goes on."""
+    if function.grammar == "Python":
+        return _dedent(function, written)
+    source = ("{\n" + written).encode("utf-8", "replace")
+    depth = 0
+    for leaf in leaves(source, function.grammar):
+        depth += (leaf.type in ("{", "${")) - (leaf.type == "}")
+        if leaf.type == "}" and depth <= 0:
+            end = len(source[: leaf.end_byte].decode()) - 2
+            return None if _in_string(written[: end - 1]) else end
+    return None
+
+
+def _in_string(text: str) -> bool:
+    """Whether a text breaks off within a string: what follows would be taken for code until the string is closed."""
+    return bool(text.rpartition("\n")[2].count('"') % 2 or text.count("`") % 2)
+
+
+def _dedent(function: HeldOutFunction, written: str) -> int | None:
+    """A statement further left than the body ends it, unless it stands in brackets or a string."""
+    header = function.prefix[function.header :]
+    # The header begins in the middle of its line: its blanks are put back, so that the body's columns hold.
+    source = (header + written).encode("utf-8", "replace")
+    skip = len(header.encode("utf-8", "replace"))
+    depth, end = 0, skip
+    for leaf in leaves(source, function.grammar):
+        if leaf.start_byte >= skip and depth == 0 and leaf.start_point[1] < function.indent:
+            line = source.rfind(b"\n", 0, leaf.start_byte) + 1
+            if not source[line : leaf.start_byte].strip() and leaf.type != "comment":
+                return len(source[skip:end].decode())
+        depth = max(0, depth + (leaf.type in _OPEN) - (leaf.type in _CLOSE))
+        if leaf.start_byte >= skip and leaf.type != "comment":
+            end = leaf.end_byte
+    return None

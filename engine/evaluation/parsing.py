@@ -1,0 +1,58 @@
+"""Whether text parses, and what words it is made of. Nothing that is looked at is ever run or imported."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine.data.syntax import parser_of
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+
+def leaves(source: bytes, grammar: str) -> Iterator[Node]:
+    """The tokens of a source in order, also of one that does not parse; a comment is one token."""
+    pending = [parser_of(grammar).parse(source).root_node]
+    while pending:
+        node = pending.pop()
+        if node.child_count and "comment" not in node.type:
+            pending += reversed(node.children)
+        elif node.end_byte > node.start_byte:
+            yield node
+
+
+def parses(text: str, grammar: str) -> bool:
+    """Whether a whole file is well formed: its tree has no ERROR and no MISSING node; Python must also compile.
+
+    `compile` makes byte code, which is thrown away.
+    """
+    if parser_of(grammar).parse(text.encode("utf-8", "replace")).root_node.has_error:
+        return False
+    return grammar != "Python" or _compiles(text)
+
+
+def _compiles(text: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the text's own escapes and comparisons
+            compile(ast.parse(text), "<completion>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def has_code(text: str, grammar: str) -> bool:
+    """Whether there is more than blanks, comments and closing brackets."""
+    found = leaves(text.encode("utf-8", "replace"), grammar)
+    return any("comment" not in leaf.type and leaf.type not in ("}", ")", "]", ";") for leaf in found)
+
+
+def identifiers(text: str, grammar: str) -> frozenset[str]:
+    """The names that a piece of code uses, whether or not it parses."""
+    found = leaves(text.encode("utf-8", "replace"), grammar)
+    return frozenset(
+        leaf.text.decode("utf-8", "replace") for leaf in found if leaf.text and leaf.type.endswith("identifier")
+    )

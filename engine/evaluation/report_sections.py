@@ -1,0 +1,116 @@
+"""The sections of a report that say what was measured: quality, functions, samples, projection. Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from engine.evaluation.markdown import code, code_block, table
+from engine.evaluation.perplexity import perplexity
+from engine.evaluation.words import MARK_WORDS, TASK_WORDS, mark_row, number, perplexity_row
+
+if TYPE_CHECKING:
+    from engine.evaluation.projection import Projection, Score
+    from engine.evaluation.result import Evaluation, Sample
+
+_HEAD = ("", "base", "tuned", "difference", "95% interval", "over")
+_SHOWN = 3
+"""Samples in the report; evaluation.json has more."""
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """What the figures allow to say, in a sentence or two."""
+    row = evaluation.perplexity
+    interval = row.change_interval
+    if interval is None:
+        sure = "too few files to say whether by chance"
+    elif interval.high < 0:
+        sure = "lower, and not by chance"
+    elif interval.low > 0:
+        sure = "higher, and not by chance: training has hurt"
+    else:
+        sure = "a difference that chance can explain"
+    text = f"Perplexity {number(row.base)} → {number(row.tuned)} ({row.change:+.1%}; {sure})."
+    rate = evaluation.mark("completion", "parses")
+    if rate is not None:
+        text += f" Files that parse with a function completed by the model: {rate.base:.0%} → {rate.tuned:.0%}."
+    return text
+
+
+def quality(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
+    """Perplexity by language and position."""
+    scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files"
+    yield "## Held-out perplexity"
+    rows = [perplexity_row(evaluation.perplexity, "all")]
+    rows += [perplexity_row(row, row.name) for row in evaluation.by_language if len(evaluation.by_language) > 1]
+    yield table(rows, _HEAD, figures=True)
+    yield (
+        f"Over {scored} that training never saw. Perplexity p means: as uncertain of the next token as a choice among "
+        "p equally likely ones. Both models are scored on the same tokens; intervals resample files."
+    )
+    yield "By the number of tokens of context before a token:"
+    yield table([perplexity_row(row, row.name) for row in evaluation.by_position], _HEAD, figures=True)
+    if "positions" in pictures:
+        yield "![perplexity by position](charts/positions.svg)"
+
+
+def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
+    """Completed functions."""
+    if evaluation.tasks:
+        yield "## Held-out functions"
+        for task in evaluation.tasks:
+            name = TASK_WORDS[task.task].capitalize()
+            yield f"{name} ({task.functions} functions, the likeliest text of each model):"
+            yield table([mark_row(row, MARK_WORDS[row.name]) for row in task.rows], _HEAD, figures=True)
+            if task.task in pictures:
+                yield f"![functions, {TASK_WORDS[task.task]}](charts/{task.task}.svg)"
+    if evaluation.notes:
+        yield "\n".join(f"- {code(note)[1:-1]}" for note in evaluation.notes)
+
+
+def samples(found: Sequence[Sample]) -> Iterator[str]:
+    """What both models wrote, beside what the repository has."""
+    if not found:
+        return
+    yield "## Samples"
+    yield "The first functions of a fixed random order, whatever came out. What the models wrote was never run."
+    for sample in found[:_SHOWN]:
+        yield f"### {code(sample.file)}"
+        yield code_block(sample.prompt)
+        for name, text in (("base model", sample.before), ("tuned", sample.after), ("repository", sample.truth)):
+            yield f"{name}:"
+            yield code_block(text)
+
+
+def projections(scores: Sequence[Score], ahead: Projection | None) -> Iterator[str]:
+    """What was projected on the way, against what happened."""
+    if not scores and ahead is None:
+        return
+    yield "## Projection"
+    yield (
+        "A power law through the held-out losses of this run so far, and what past runs of this model came to, "
+        "projected to the end. Four of five scores should fall into the interval."
+    )
+    if ahead is not None:
+        yield f"Not at its end yet; projected for {ahead.tokens:,.0f} tokens: {_projected(ahead)}."
+    if scores:
+        rows = [
+            (
+                f"{s.projection.points} scores, {s.projection.runs} past runs",
+                _projected(s.projection),
+                f"{s.happened:.3f} ({number(perplexity(s.happened))})",
+                "inside" if s.inside else "outside",
+                f"{s.error:+.3f}",
+            )
+            for s in scores
+        ]
+        head = ("made of", "projected loss (perplexity)", "happened", "interval", "error")
+        yield table(rows, head, figures=True)
+
+
+def _projected(projection: Projection) -> str:
+    low, high = perplexity(projection.low), perplexity(projection.high)
+    return (
+        f"{projection.loss:.3f} ({number(perplexity(projection.loss))}), {projection.low:.3f} to {projection.high:.3f} "
+        f"({number(low)} to {number(high)})"
+    )

@@ -1,0 +1,170 @@
+"""Evaluation: everything that was measured of a base model and the tuned one, as values and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.evaluation.completions import Completion, Marks
+from engine.evaluation.functions import HeldOutFunction
+from engine.evaluation.intervals import Interval, mean_interval, paired_shares, wilson
+from engine.evaluation.tally import PerplexityRow
+
+FILE_NAME = "evaluation.json"
+SAMPLES = 8
+"""Functions that are kept whole, to be looked at."""
+_PROMPT_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkRow:
+    """One mark of both models over the functions that have it. All are shares of 1; more is better."""
+
+    name: str
+    functions: int
+    base: float
+    tuned: float
+    base_interval: Interval | None
+    tuned_interval: Interval | None
+    difference_interval: Interval | None
+    "Of tuned - base, paired."
+
+    @property
+    def difference(self) -> float:
+        """Tuned - base."""
+        return self.tuned - self.base
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What both models made of one task."""
+
+    task: str
+    functions: int
+    rows: tuple[MarkRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One function with what both models wrote. Untrusted text."""
+
+    file: str
+    prompt: str
+    "The last lines before the body."
+    before: str
+    "By the base model."
+    after: str
+    "By the tuned model."
+    truth: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured."""
+
+    run: str
+    model: str
+    device: str
+    context: int
+    data: str
+    "What it was scored on, in words."
+    files: int
+    tokens: int
+    "Scored."
+    seconds: float
+    perplexity: PerplexityRow
+    by_language: tuple[PerplexityRow, ...]
+    by_position: tuple[PerplexityRow, ...]
+    tasks: tuple[TaskResult, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    "Sentences that a person should see."
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; the figures that everybody asks for are at the top."""
+        rate = self.mark("completion", "parses")
+        return {
+            "perplexity_before": self.perplexity.base,
+            "perplexity_after": self.perplexity.tuned,
+            "compile_rate_before": None if rate is None else rate.base,
+            "compile_rate_after": None if rate is None else rate.tuned,
+            **asdict(self),
+        }
+
+    def mark(self, task: str, name: str) -> MarkRow | None:
+        """One row of one task."""
+        rows = (row for found in self.tasks if found.task == task for row in found.rows if row.name == name)
+        return next(rows, None)
+
+
+def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
+    """The Evaluation that `as_json` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, msgspec.ValidationError: it did not.
+    """
+    import msgspec
+
+    return msgspec.convert(dict(data), Evaluation)
+
+
+_MARKS: tuple[tuple[str, Callable[[Marks], float | None]], ...] = (
+    ("parses", lambda marks: float(marks.parses)),
+    ("exact", lambda marks: float(marks.exact)),
+    ("edit similarity", lambda marks: marks.edit_similarity),
+    ("identifiers", lambda marks: marks.identifier_hits),
+)
+_SHARES = ("parses", "exact")
+
+
+def task_result(task: str, base: Sequence[Completion], tuned: Sequence[Completion]) -> TaskResult:
+    """The marks of both models on the same functions."""
+    rows = []
+    for name, mark in _MARKS:
+        pairs = [(mark(b.marks), mark(t.marks)) for b, t in zip(base, tuned, strict=True)]
+        known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
+        if len(known):
+            rows.append(_mark_row(name, known))
+    return TaskResult(task=task, functions=len(base), rows=tuple(rows))
+
+
+def _mark_row(name: str, pairs: Any) -> MarkRow:
+    difference = pairs[:, 1] - pairs[:, 0]
+
+    def interval(column: int) -> Interval | None:
+        values = pairs[:, column]
+        return wilson(round(values.sum()), len(values)) if name in _SHARES else mean_interval(values)
+
+    if name in _SHARES:
+        between = paired_shares(int((difference > 0).sum()), int((difference < 0).sum()), len(pairs))
+    else:
+        between = mean_interval(difference)
+    return MarkRow(
+        name=name,
+        functions=len(pairs),
+        base=float(pairs[:, 0].mean()),
+        tuned=float(pairs[:, 1].mean()),
+        base_interval=interval(0),
+        tuned_interval=interval(1),
+        difference_interval=between,
+    )
+
+
+def samples_of(
+    functions: Sequence[HeldOutFunction], base: Sequence[Completion], tuned: Sequence[Completion]
+) -> tuple[Sample, ...]:
+    """The first few, whatever they look like: a choice by result would mislead."""
+    triples = list(zip(functions, base, tuned, strict=True))[:SAMPLES]
+    return tuple(
+        Sample(
+            file=function.path,
+            prompt="\n".join(function.prefix.rstrip("\n").split("\n")[-_PROMPT_LINES:]),
+            before=before.text,
+            after=after.text,
+            truth=function.body,
+        )
+        for function, before, after in triples
+    )

@@ -1,0 +1,146 @@
+"""Losses of two models on the same tokens, gathered by file and by position; perplexities with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.evaluation.intervals import Floats, Interval, bootstrap
+from engine.evaluation.perplexity import choose_windows
+
+if TYPE_CHECKING:
+    from engine.data.windows import Window
+    from engine.evaluation.held_out import HeldOut
+
+FIRST_BUCKET = 1024
+"""Tokens before a token up to which it is in the first bucket; each further bucket is twice as wide."""
+_BUCKETS = 16
+
+TokenLosses = Callable[["Window"], npt.NDArray[np.float32]]
+"""See engine.training.step.ScoringStep.token_losses."""
+
+
+@dataclass(frozen=True)
+class LossTally:
+    """Sums of cross-entropies, in nats, and numbers of tokens, by file and by bucket of position.
+
+    Attributes:
+        sums, counts: Shape (files, buckets).
+    """
+
+    sums: Floats
+    counts: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityRow:
+    """Perplexity of both models on one part of the tokens."""
+
+    name: str
+    tokens: int
+    files: int
+    base: float
+    tuned: float
+    change: float
+    "Of the perplexity, relative: -0.1 is ten percent lower."
+    base_interval: Interval | None
+    tuned_interval: Interval | None
+    change_interval: Interval | None
+    "Of the paired difference."
+
+
+def tally_losses(
+    token_losses: TokenLosses, held_out: HeldOut, *, max_tokens: int, progress: Callable[[int, int, str], None]
+) -> LossTally:
+    """Scores at most `max_tokens` tokens: the same ones at every call.
+
+    Args:
+        token_losses: The model.
+        held_out: What it is scored on.
+        max_tokens: Targets at most.
+        progress: Told of windows done and in all; may raise to abandon it.
+    """
+    shape = (len(held_out.files), _BUCKETS)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    chosen = list(choose_windows(held_out.windows, max_tokens))
+    for done, (index, window) in enumerate(chosen):
+        progress(done, len(chosen), "windows")
+        losses = token_losses(window)
+        positions = window.positions()[1:]
+        files = held_out.file_numbers(index, len(window))[1:]
+        wanted = positions > 0
+        cell = files[wanted], bucket_of(positions[wanted])
+        np.add.at(sums, cell, losses[wanted].astype(np.float64))
+        np.add.at(counts, cell, 1.0)
+    progress(len(chosen), len(chosen), "windows")
+    return LossTally(sums, counts)
+
+
+def bucket_of(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The bucket of each number of tokens that stand before: 0 below 1,024, 1 below 2,048, 2 below 4,096; and so on."""
+    doublings = np.floor(np.log2(np.maximum(positions, 1) / FIRST_BUCKET)).astype(np.int64) + 1
+    return np.clip(doublings, 0, _BUCKETS - 1)
+
+
+def bucket_name(bucket: int) -> str:
+    """0–1K, 1–2K, 2–4K and so on."""
+    return f"{0 if bucket == 0 else 2 ** (bucket - 1)}–{2**bucket}K"
+
+
+def overall(base: LossTally, tuned: LossTally) -> PerplexityRow:
+    """All tokens together.
+
+    Raises:
+        ValueError: there is none.
+    """
+    row = _row("all", base.sums.sum(1), tuned.sums.sum(1), base.counts.sum(1))
+    if row is None:
+        raise ValueError("no token was scored")
+    return row
+
+
+def by_language(base: LossTally, tuned: LossTally, held_out: HeldOut) -> list[PerplexityRow]:
+    """The languages, the one with the most tokens first."""
+    languages = np.array([file.language for file in held_out.files])
+    rows = [
+        _row(str(name), *(t[languages == name].sum(1) for t in (base.sums, tuned.sums, base.counts)))
+        for name in dict.fromkeys(languages)
+    ]
+    return sorted((row for row in rows if row is not None), key=lambda row: -row.tokens)
+
+
+def by_position(base: LossTally, tuned: LossTally) -> list[PerplexityRow]:
+    """By how many tokens of the same document stand before a token in its window."""
+    rows = [_row(bucket_name(b), base.sums[:, b], tuned.sums[:, b], base.counts[:, b]) for b in range(_BUCKETS)]
+    return [row for row in rows if row is not None]
+
+
+def _row(name: str, base: Floats, tuned: Floats, counts: Floats) -> PerplexityRow | None:
+    kept = counts > 0
+    base, tuned, counts = base[kept], tuned[kept], counts[kept]
+    if not counts.size:
+        return None
+    total = counts.sum()
+
+    def of(sums: Floats) -> Callable[[Floats], Floats]:
+        return lambda weights: np.exp(np.minimum(700.0, weights @ sums / (weights @ counts)))
+
+    def change(weights: Floats) -> Floats:
+        return np.expm1((weights @ tuned - weights @ base) / (weights @ counts))
+
+    return PerplexityRow(
+        name=name,
+        tokens=int(total),
+        files=len(counts),
+        base=math.exp(min(700.0, base.sum() / total)),
+        tuned=math.exp(min(700.0, tuned.sum() / total)),
+        change=math.expm1(min(700.0, (tuned.sum() - base.sum()) / total)),
+        base_interval=bootstrap(len(counts), of(base)),
+        tuned_interval=bootstrap(len(counts), of(tuned)),
+        change_interval=bootstrap(len(counts), change),
+    )

@@ -1,0 +1,88 @@
+"""Lets a model write the bodies of held-out functions: from what stands before, and between before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.evaluation.completions import Completion, judge
+from engine.evaluation.functions import HeldOutFunction, function_end
+from engine.generation.forward import open_forward
+from engine.generation.sampling import Sampling, generate
+from engine.generation.text import stream_text
+
+if TYPE_CHECKING:
+    from engine.data.encoder import Encoder
+
+Task = Literal["completion", "fill-in-the-middle"]
+
+_CHARACTERS = 6
+"""Of a token, at most on average: text that is longer than this many times the budget is cut before it is encoded."""
+
+
+def tasks_of(encoder: Encoder) -> tuple[Task, ...]:
+    """What a tokenizer allows."""
+    return ("completion",) if encoder.fim is None else ("completion", "fill-in-the-middle")
+
+
+def prompt_of(function: HeldOutFunction, task: Task, encoder: Encoder, budget: int) -> list[int]:
+    """Token ids that ask for the body: the file as in training, its nearest part where it is longer than `budget`."""
+    before, after = function.prefix[-_CHARACTERS * budget :], function.suffix[: _CHARACTERS * budget]
+    while True:
+        if task == "completion":
+            [ids] = encoder.encode_documents([(function.path, before)])
+        else:
+            [ids] = encoder.encode_middles([(function.path, before + after, (len(before), len(before)))])
+        excess = len(ids) - 1 - budget
+        if excess <= 0 or not before:
+            return [int(token) for token in ids[:-1]][-budget:]  # without the token that ends a document
+        cut = max(1, excess)
+        if task == "fill-in-the-middle" and len(after) > len(before):
+            after = after[:-cut]
+        else:
+            before = before[cut:]
+
+
+def complete(
+    model: Any,
+    encoder: Encoder,
+    functions: Sequence[HeldOutFunction],
+    task: Task,
+    *,
+    context: int,
+    max_tokens: int,
+    progress: Callable[[int, int, str], None],
+) -> list[Completion]:
+    """The likeliest body of each function, as the model is: with its adapter on or off.
+
+    Args:
+        model: In evaluation mode, its weights on one device.
+        encoder: Its tokenizer.
+        functions: What is asked for.
+        task: How.
+        context: Tokens that prompt and body may take together.
+        max_tokens: Of a body; one that is not at its end by then is marked as it stands.
+        progress: Told of functions done and in all; may raise to abandon it.
+    """
+    found = []
+    for done, function in enumerate(functions):
+        progress(done, len(functions), f"functions ({task})")
+        prompt = prompt_of(function, task, encoder, max(16, context - max_tokens))
+        text = _write(model, encoder, prompt, max_tokens, function if task == "completion" else None)
+        found.append(judge(function, text))
+    progress(len(functions), len(functions), f"functions ({task})")
+    return found
+
+
+def _write(
+    model: Any, encoder: Encoder, prompt: Sequence[int], max_tokens: int, function: HeldOutFunction | None
+) -> str:
+    """What the model writes, up to a token that ends a text; up to the function's end where that is all we want."""
+    forward = open_forward(model, len(prompt) + max_tokens)
+    tokens = generate(forward, prompt, Sampling(max_tokens=max_tokens), encoder.ends)
+    text = ""
+    for piece in stream_text(encoder.tokenizer, tokens, prompt):
+        text += piece
+        if function is not None and piece and (end := function_end(function, text)) is not None:
+            return text[:end]
+    return text

@@ -1,0 +1,73 @@
+"""The figures of an evaluation in words, the same in the terminal and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.evaluation.intervals import Interval
+    from engine.evaluation.result import Evaluation, MarkRow
+    from engine.evaluation.tally import PerplexityRow
+
+Row = tuple[str, str, str, str, str, str]
+"""Name, base, tuned, difference, the difference's interval, over what."""
+
+TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in"}
+MARK_WORDS = {
+    "parses": "files that parse",
+    "exact": "exact bodies",
+    "edit similarity": "edit similarity",
+    "identifiers": "identifiers hit",
+}
+
+
+def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
+    """Every figure: perplexity overall, by language, by position, then the marks of each task."""
+    yield perplexity_row(evaluation.perplexity, "perplexity")
+    if len(evaluation.by_language) > 1:
+        for row in evaluation.by_language:
+            yield perplexity_row(row, f"  {row.name}")
+    for row in evaluation.by_position:
+        yield perplexity_row(row, f"  after {row.name} tokens")
+    for task in evaluation.tasks:
+        for mark in task.rows:
+            yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}")
+
+
+def perplexity_row(row: PerplexityRow, name: str) -> Row:
+    """A perplexity; its difference is relative."""
+    return (
+        name,
+        number(row.base),
+        number(row.tuned),
+        f"{row.change:+.1%}",
+        interval_words(row.change_interval, "{:+.1%}"),
+        f"{row.tokens:,} tokens",
+    )
+
+
+def mark_row(row: MarkRow, name: str) -> Row:
+    """A share of 1; its difference is in points."""
+    return (
+        name,
+        f"{row.base:.1%}",
+        f"{row.tuned:.1%}",
+        f"{100 * row.difference:+.1f} points",
+        interval_words(row.difference_interval, "{:+.1f}", scale=100),
+        f"{row.functions:,} functions",
+    )
+
+
+def interval_words(interval: Interval | None, form: str, scale: float = 1.0) -> str:
+    """Both ends, or why there are none."""
+    if interval is None:
+        return "too few"
+    return f"{form.format(scale * interval.low)} to {form.format(scale * interval.high)}"
+
+
+def number(value: float | None) -> str:
+    """A perplexity with the digits that matter."""
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,0 +1,165 @@
+"""One sequence through a model, some tokens after the others: a prompt of any length tile by tile, then token by token.
+
+Token-major order: a tile goes through all layers, each of which keeps its keys and values (the streamed step goes
+through a layer with all tiles, as it needs them for one pass only). So nothing is kept but keys and values, on the GPU
+while they fit there, else in pages on the host; no tensor is as long as the prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention.blockwise import attend
+from engine.attention.pieces import causal_pieces
+from engine.attention.select import select_backend
+from engine.generation.keys_values import PagedKeysValues
+from engine.models.families import STREAMED
+from engine.streaming import attention as streamed_attention
+from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
+
+TILE = 2048
+"""Tokens of a prompt that pass through the model at once."""
+PAGE = 8192
+"""Tokens a page of keys and values, and most keys in one attention call."""
+_GPU_SHARE = 0.6
+"""Share of the free GPU memory that keys and values may take before they go to the host."""
+
+
+class Forward(Protocol):
+    """A sequence that goes on."""
+
+    def advance(self, token_ids: Tensor) -> Tensor:
+        """Takes the next tokens in, (n,) int64, at least one; returns the last one's logits, (vocabulary,) fp32."""
+
+
+def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAGE) -> Forward:
+    """A sequence of at most `capacity` tokens through a model, with its adapter as it is switched now.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables change with a length that tiles cannot see.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if causal.config.model_type in STREAMED:
+        return TiledForward(model, capacity, tile=tile, page=page)
+    return LibraryForward(model, tile=tile)
+
+
+class _CachedAttention:
+    """Attention of the present tile to all keys before it, for the layer that is being computed."""
+
+    def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device) -> None:
+        self._capacity, self._page, self._device = capacity, page, device
+        shape, dtype = decoder.attention_shape, decoder.embedding.weight.dtype
+        self._backend = select_backend(device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        layers = len(decoder.layers)
+        size = 2 * layers * capacity * shape.kv_heads * shape.head_dim * dtype.itemsize
+        self.home = _home_of(size, device)
+        self._stores: dict[int, PagedKeysValues] = {}
+        self.layer = self.start = 0
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Keeps keys and values, and attends; shapes as in AttentionBackend."""
+        if self.layer not in self._stores:
+            self._stores[self.layer] = PagedKeysValues(self._capacity, self._page, self.home, self._device)
+        store = self._stores[self.layer]
+        store.append(self.start, k, v)
+        pieces = causal_pieces(self.start, self.start + q.shape[2], key_block=self._page, window=window)
+        return attend(q, k, v, start=self.start, pieces=pieces, earlier=store, backend=self._backend, scale=scale)[0]
+
+
+def _home_of(size: int, device: torch.device) -> torch.device:
+    """Where so many bytes of keys and values go."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if size < _GPU_SHARE * free else torch.device("cpu")
+
+
+class TiledForward:
+    """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families.STREAMED)."""
+
+    def __init__(self, model: nn.Module, capacity: int, *, tile: int, page: int) -> None:
+        self._decoder = Decoder(model)
+        refuse_position_dependent_rope(self._decoder.config, capacity)
+        self._device = self._decoder.embedding.weight.device
+        self._attention = _CachedAttention(self._decoder, capacity, page, self._device)
+        self._tile, self._capacity = tile, capacity
+        self.length = 0
+        "Tokens taken in so far."
+        streamed_attention.register()
+
+    @property
+    def home(self) -> torch.device:
+        """Where keys and values live."""
+        return self._attention.home
+
+    @torch.no_grad()
+    def advance(self, token_ids: Tensor) -> Tensor:
+        """See Forward.
+
+        Raises:
+            ValueError: the sequence would be longer than its capacity.
+        """
+        if self.length + len(token_ids) > self._capacity:
+            raise ValueError(f"{self.length + len(token_ids)} tokens in a sequence of {self._capacity}")
+        hidden = None
+        with self._attending():
+            for ids in token_ids.split(self._tile):
+                hidden = self._run_tile(ids.to(self._device))
+            assert hidden is not None
+            normed = self._decoder.final_norm(hidden[:, -1:])
+        logits: Tensor = self._decoder.head(normed)[0, 0]
+        return logits.float()
+
+    def _run_tile(self, ids: Tensor) -> Tensor:
+        """Output of the last layer, (1, tile, hidden)."""
+        x = self._decoder.embed(ids[None])
+        positions = torch.arange(self.length, self.length + len(ids), device=self._device)
+        arguments = self._decoder.layer_arguments(x, positions[None])
+        self._attention.start = self.length
+        for number, layer in enumerate(self._decoder.layers):
+            self._attention.layer = number
+            output: Any = layer(x, **arguments[number])
+            x = output[0] if isinstance(output, tuple) else output
+        self.length += len(ids)
+        return x
+
+    @contextlib.contextmanager
+    def _attending(self) -> Iterator[None]:
+        config = self._decoder.config
+        implementation = config._attn_implementation
+        config._attn_implementation = streamed_attention.IMPLEMENTATION
+        streamed_attention.activate(self._attention)
+        try:
+            yield
+        finally:
+            streamed_attention.activate(None)
+            config._attn_implementation = implementation
+
+
+class LibraryForward:
+    """A Forward over transformers' own cache, for families whose tiles are not known to be exact."""
+
+    def __init__(self, model: Any, *, tile: int) -> None:
+        from transformers import DynamicCache
+
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._model, self._tile = model, tile
+        self._cache = DynamicCache(config=causal.config)
+        self._device = causal.get_input_embeddings().weight.device
+
+    @torch.no_grad()
+    def advance(self, token_ids: Tensor) -> Tensor:
+        """See Forward."""
+        logits: Tensor | None = None
+        for ids in token_ids.split(self._tile):
+            logits = self._model(
+                input_ids=ids[None].to(self._device), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            ).logits[0, -1]
+        assert logits is not None
+        return logits.float()

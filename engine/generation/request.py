@@ -1,0 +1,54 @@
+"""What a person asks of a model, where the text comes from, and what is said back. No torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from engine import errors
+
+Side = Literal["base", "tuned"]
+SIDES: tuple[Side, ...] = ("base", "tuned")
+
+
+class TextRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One prompt and how it is to be answered."""
+
+    id: int = 0
+    "Comes back with every event."
+    prompt: str
+    path: str = ""
+    "Name of the file that the prompt is the beginning of: it is then given as in training. Empty for plain text."
+    suffix: str = ""
+    "What follows the place that is to be filled; needs a tokenizer that knows fill-in-the-middle."
+    sides: tuple[Side, ...] = SIDES
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+def read_place(text: str) -> tuple[str, str, str]:
+    """Name, text before and text after a place in a file, from PATH or PATH:LINE.
+
+    Before is everything up to the end of the line, counted from 1; without a line, or with one past the end, the file.
+
+    Raises:
+        EliteError: PROMPT_UNREADABLE.
+    """
+    path, line = Path(text), None
+    found = re.fullmatch(r"(.+):(\d+)", text)
+    if found and not path.is_file():
+        path, line = Path(found[1]), int(found[2])
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise errors.PROMPT_UNREADABLE(path=path, problem=problem or error) from error
+    if line is None:
+        return str(path), content, ""
+    lines = content.splitlines(keepends=True)
+    return str(path), "".join(lines[:line]), "".join(lines[line:])

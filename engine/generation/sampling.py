@@ -1,0 +1,67 @@
+"""Which token comes next: the likeliest, or one drawn by its probability."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.generation.forward import Forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How text is made."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    "Logits are divided by it; 0 takes the likeliest token."
+    top_p: float = 1.0
+    "Only the likeliest tokens that together have this probability are drawn from (arXiv 1904.09751)."
+    seed: int = 0
+
+
+def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """What a token is drawn by. Shape (vocabulary,), like `logits`; `temperature` above 0.
+
+    The token that passes `top_p` is kept, so that there always is one.
+    """
+    chances = (logits.double() / temperature).softmax(-1)
+    if top_p >= 1:
+        return chances
+    ordered, order = chances.sort(descending=True)
+    kept = ordered.cumsum(-1) - ordered < top_p
+    kept[0] = True
+    chances = torch.zeros_like(chances).scatter(0, order[kept], ordered[kept])
+    return chances / chances.sum()
+
+
+def generate(
+    forward: Forward, prompt: Sequence[int], sampling: Sampling, ends: Container[int] = frozenset()
+) -> Iterator[int]:
+    """The tokens after a prompt, each as soon as it is known; none of `ends` is among them.
+
+    Args:
+        forward: A sequence that has not begun, with room for the prompt and `sampling.max_tokens`.
+        prompt: Token ids, at least one.
+        sampling: How; on a CPU the same seed gives the same text.
+        ends: Tokens that end it.
+    """
+    generator = torch.Generator().manual_seed(sampling.seed)
+    step = torch.tensor(prompt, dtype=torch.long)
+    for _ in range(sampling.max_tokens):
+        logits = forward.advance(step)
+        token = _choose(logits, sampling, generator)
+        if token in ends:
+            return
+        yield token
+        step = torch.tensor([token])
+
+
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    chances = probabilities(logits.cpu(), sampling.temperature, sampling.top_p)
+    return int(torch.multinomial(chances, 1, generator=generator))

@@ -1,0 +1,143 @@
+"""Asks the models of a run, or a model alone, for text: loads once, answers any number of requests."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine import errors
+from engine.config import RunConfig
+from engine.data.encoder import Encoder
+from engine.errors import EliteError
+from engine.evaluation.models import ModelPair, RunModels, load_base, load_pair, models_of
+from engine.generation.forward import open_forward
+from engine.generation.request import Side, TextRequest
+from engine.generation.sampling import Sampling, generate
+from engine.generation.text import stream_text
+from engine.models.catalogue import catalogue, find_model
+from engine.models.loading import load_tokenizer
+from engine.models.placement import choose_placement
+from engine.runtime.run_directory import RunDirectory
+from engine.runtime.run_index import find_run
+from engine.training.layout import Layout
+from engine.training.memory import memory_errors
+from engine.training.setup import device_name
+
+
+class Writer:
+    """Text of up to two models.
+
+    Attributes:
+        name: Of the run or the model.
+        device: That it runs on.
+        sides: Which models there are.
+    """
+
+    def __init__(self, name: str, found: RunModels, opened: Callable[[Side], Any], sides: tuple[Side, ...]) -> None:
+        self.name, self.device, self.sides = name, device_name(found.placement.device), sides
+        self._opened = opened
+        self._tokenizer = load_tokenizer(found.spec)
+        self._encoder = Encoder(self._tokenizer)
+
+    def prompt_ids(self, request: TextRequest) -> list[int]:
+        """The tokens that ask: a file as in training, or text as the tokenizer takes it.
+
+        Raises:
+            EliteError: FILL_UNAVAILABLE.
+        """
+        encoder = self._encoder
+        if request.suffix:
+            if encoder.fim is None:
+                raise errors.FILL_UNAVAILABLE(name=self.name)
+            at = len(request.prompt)
+            [ids] = encoder.encode_middles([(request.path, request.prompt + request.suffix, (at, at))])
+            return [int(token) for token in ids[:-1]]
+        if request.path:
+            [ids] = encoder.encode_documents([(request.path, request.prompt)])
+            return [int(token) for token in ids[:-1]]
+        return list(self._tokenizer(request.prompt)["input_ids"]) or [encoder.end]
+
+    def write(self, request: TextRequest, side: Side) -> Iterator[str]:
+        """The text of one of the models, a piece for each token; some pieces are empty.
+
+        Raises:
+            EliteError: FILL_UNAVAILABLE, SIDE_MISSING, OUT_OF_MEMORY, MODEL_*.
+        """
+        if side not in self.sides:
+            raise errors.SIDE_MISSING(name=self.name, side=side)
+        prompt = self.prompt_ids(request)
+        sampling = Sampling(
+            max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=request.seed
+        )
+        what = f"keys and values of {len(prompt) + request.max_tokens:,} tokens"
+        with (
+            memory_errors("generation", what, "use --precision nf4, a shorter prompt, or a smaller model"),
+            self._opened(side) as model,
+        ):
+            forward = open_forward(model, len(prompt) + request.max_tokens)
+            tokens = generate(forward, prompt, sampling, self._encoder.ends)
+            yield from stream_text(self._encoder.tokenizer, tokens, prompt)
+
+
+def open_writer(reference: str, *, device: str = "", precision: str = "", tell: Callable[[str], None]) -> Writer:
+    """Loads what a person names: a run by id, its beginning or folder; or a model by name, folder or hub id.
+
+    Args:
+        reference: As typed; "" is the newest run.
+        device: Instead of the run's, if not "".
+        precision: Instead of the run's, if not "".
+        tell: Told what a person should know.
+
+    Raises:
+        EliteError: GENERATION_UNKNOWN, RUN_*, MODEL_*, OUT_OF_MEMORY.
+    """
+    run = _run_named(reference)
+    if run is None:
+        return _open_model(reference, device or "auto", precision or "auto")
+    config = run.load_config()
+    found = models_of(run, config)
+    if device or precision:
+        placement = choose_placement(device or config.model.device, precision or found.placement.precision)
+        found = dataclasses.replace(found, placement=placement)
+    # Text is written token by token: all weights have to be there, whatever training did.
+    pair = load_pair(dataclasses.replace(found, layout=Layout()), config, tell=tell, spill=run.path)
+    return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
+
+
+@contextlib.contextmanager
+def _side(pair: ModelPair, side: Side) -> Iterator[Any]:
+    with pair.base() if side == "base" else pair.tuned() as scored:
+        scored.step.close()
+        yield scored.model
+
+
+def _open_model(name: str, device: str, precision: str) -> Writer:
+    found = RunModels(
+        spec=find_model(name),
+        placement=choose_placement(device, precision),
+        layout=Layout(),
+        context=0,
+        result=Path(),
+    )
+    model = load_base(found, RunConfig()).eval()
+    return Writer(found.spec.name, found, lambda _: contextlib.nullcontext(model), ("base",))
+
+
+def _run_named(reference: str) -> RunDirectory | None:
+    """The run that is meant; None where it is a model."""
+    if reference.lower() in catalogue():
+        return None
+    try:
+        return find_run(reference or None)
+    except EliteError as error:
+        if error.kind is not errors.RUN_UNKNOWN or not reference:
+            raise
+    try:
+        find_model(reference, download=False)
+    except EliteError as error:
+        if error.kind is errors.MODEL_UNKNOWN:
+            raise errors.GENERATION_UNKNOWN(reference=reference) from error
+    return None

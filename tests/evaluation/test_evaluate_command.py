@@ -1,0 +1,142 @@
+"""`engine evaluate` on a real run: what it prints, what it leaves, and that the run's own evaluation says the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from support.session import RecordingSession
+
+from engine.cli import main
+from engine.config import from_mapping, to_mapping
+from engine.protocol import EvalCompleted, LogLine, StepProgress
+from engine.runtime.journal import JournalWriter
+from engine.runtime.run_directory import RunDirectory
+from engine.runtime.run_index import STATE_VARIABLE
+from engine.training.recipe import train
+
+ASYNCIO = Path(asyncio.__file__).parent
+
+
+class JournallingSession(RecordingSession):
+    """Also writes the journal, as the training process does."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self._writer = JournalWriter(self.run.journal_path, self.run.id)
+
+    def emit(self, event):
+        super().emit(event)
+        self._writer.append(event)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    repository = folder / "repository"
+    repository.mkdir()
+    for name in ("queues.py", "locks.py", "mixins.py", "timeouts.py", "runners.py", "threads.py"):
+        (repository / name).write_text((ASYNCIO / name).read_text())
+    config = from_mapping(
+        {
+            "model": {"name": "demo", "device": "cpu"},
+            "data": {"repositories": [str(repository)], "held_out_fraction": 0.3},
+            "lora": {"rank": 4},
+            "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 2e-3, "max_steps": 3,
+                         "evaluate_tokens": 128},
+            "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 8},
+            "output": {"directory": str(folder / "out")},
+        }
+    )  # fmt: skip
+    session = JournallingSession(config=config, run=RunDirectory.create(config), script={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_VARIABLE, str(folder / "state"))
+        train(session)
+    session._writer.close()
+    return session
+
+
+def test_the_run_evaluates_itself_and_the_command_finds_the_same(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path))
+    kept = json.loads((run.run.path / "evaluation.json").read_text())
+    assert kept["perplexity_after"] < kept["perplexity_before"]
+    assert {event.stage for event in run.of(StepProgress)} >= {"windows, base model", "windows, tuned model"}
+    assert len(run.of(EvalCompleted)) == 2
+    report = run.run.report_path.read_text()
+
+    assert main(["evaluate", str(run.run.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    again = json.loads((run.run.path / "evaluation.json").read_text())
+    for name in ("perplexity_before", "perplexity_after", "compile_rate_before", "compile_rate_after"):
+        assert found[name] == pytest.approx(kept[name], rel=1e-4)
+        assert again[name] == found[name]
+    assert [s["after"] for s in found["samples"]] == [s["after"] for s in kept["samples"]]
+    assert found["tokens"] == 500
+
+    # The report is written anew from what the folder holds, with the same figures.
+    rewritten = run.run.report_path.read_text()
+    assert _without_duration(rewritten) == _without_duration(report)
+    for picture in re.findall(r"\((charts/[\w-]+\.svg)\)", rewritten):
+        ElementTree.parse(run.run.path / picture)
+    assert "charts/completion.svg" in rewritten
+
+
+def _without_duration(report):
+    return [line for line in report.splitlines() if not line.startswith(("| time", "| tokens trained on", "| host"))]
+
+
+def test_other_repositories_are_scored_whole_and_leave_nothing(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    before = (run.run.path / "evaluation.json").read_bytes()
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for module in ("base_futures.py", "constants.py"):
+            (folder / module).write_text(f"# {name}\n" + (ASYNCIO / module).read_text())
+    arguments = ["evaluate", str(run.run.path), "--functions", "0", "--json"]
+    assert main([*arguments, "--repo", str(tmp_path / "one"), "--repo", str(tmp_path / "two")]) == 0
+    found = json.loads(capsys.readouterr().out)["evaluations"]
+    assert [e["files"] for e in found] == [2, 2]
+    assert [e["tasks"] for e in found] == [[], []]
+    assert "two" in found[1]["data"]
+    assert (run.run.path / "evaluation.json").read_bytes() == before
+
+
+def test_a_run_without_a_result_is_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    empty = RunDirectory.create(from_mapping({"output": {"directory": str(tmp_path)}}))
+    (empty.plan_path).write_text((run.run.plan_path).read_text())
+    assert main(["evaluate", str(empty.path), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"] == "run-without-result"
+    assert "--resume" in captured.err
+    assert main(["evaluate", str(empty.path), "--functions", "-1"]) == 2
+    assert "evaluation.functions" in capsys.readouterr().err
+
+
+def test_a_run_that_trained_every_weight_is_compared_with_a_base_that_is_loaded_apart(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
+    data = to_mapping(run.config)
+    data["training"] |= {"method": "full", "learning_rate": 1e-4}
+    data["output"]["directory"] = str(tmp_path)
+    config = from_mapping(data)
+    session = JournallingSession(config=config, run=RunDirectory.create(config), script={})
+    train(session)
+    session._writer.close()
+    assert not (session.run.path / "evaluation.json").exists()
+    capsys.readouterr()
+    assert any("not evaluated at the end" in event.text for event in session.of(LogLine))
+    assert main(["evaluate", str(session.run.path), "--json", "--functions", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["perplexity_before"] == pytest.approx(
+        json.loads((run.run.path / "evaluation.json").read_text())["perplexity_before"], rel=1e-4
+    )
+    assert found["perplexity_after"] < found["perplexity_before"]
+    assert main(["generate", str(session.run.path), "--prompt", "def", "--max-tokens", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"name", "device", "base", "tuned"}
