@@ -44,7 +44,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("writing journals", 200, 12, kills.kill_journal_writing),
     ("the monitor in a terminal", 15, 1, app.kill_the_monitor),
     ("the wizard, typed into", 25, 1, app.kill_the_wizard),
-    ("the wizard, starting a run", 12, 1, app.kill_the_start),
+    ("the wizard, starting a run", 12, 0, app.kill_the_start),
     ("engine train in the foreground", 2, 0, kills.kill_the_command),
     ("a hostile repository", 24, 1, surroundings.learn_a_hostile_repository),
     ("memory that runs out, at every phase", 3, 0, memory.run_out_of_memory),
