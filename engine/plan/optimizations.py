@@ -189,11 +189,12 @@ def is_switched_on(config: RunConfig, row: Optimization) -> bool:
     return bool(row.switch_on) and all(asks(path) for path in row.switch_on)
 
 
-@functools.cache
-def _shared_paths() -> frozenset[str]:
-    """Fields that several rows switch: each value of them is another optimisation."""
-    paths = [path for row in optimizations() for path in row.switch_on]
-    return frozenset(path for path in paths if paths.count(path) > 1)
+def _holds_the_switch(row: Optimization, config: RunConfig) -> bool:
+    """Whether another optimisation is on through a field that switches this one as well."""
+    others = (other for other in optimizations() if other.id != row.id)
+    return any(
+        not row.switch_off.keys().isdisjoint(other.switch_on) and is_switched_on(config, other) for other in others
+    )
 
 
 def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
@@ -210,7 +211,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
             id=row.id, to=word, reason="it has no switch", remedy=f"by default it is {row.default}"
         )
     asked = is_switched_on(config, row)
-    if asked == on and (on or not _shared_paths().isdisjoint(row.switch_off)):
+    if asked == on and (on or _holds_the_switch(row, config)):
         return config
     if on:
         for other in row.conflicts:
