@@ -189,11 +189,14 @@ def is_switched_on(config: RunConfig, row: Optimization) -> bool:
     return bool(row.switch_on) and all(asks(path) for path in row.switch_on)
 
 
-@functools.cache
-def _shared_paths() -> frozenset[str]:
-    """Fields that several rows switch: each value of them is another optimisation."""
-    paths = [path for row in optimizations() for path in row.switch_on]
-    return frozenset(path for path in paths if paths.count(path) > 1)
+def _is_another_s(config: RunConfig, row: Optimization) -> bool:
+    """Whether a field that a row switches holds what another row switches on: that one is not to be lost."""
+    return any(
+        path in row.switch_off and value_at(config, path) == value
+        for other in optimizations()
+        if other.id != row.id
+        for path, value in other.switch_on.items()
+    )
 
 
 def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
@@ -210,7 +213,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
             id=row.id, to=word, reason="it has no switch", remedy=f"by default it is {row.default}"
         )
     asked = is_switched_on(config, row)
-    if asked == on and (on or not _shared_paths().isdisjoint(row.switch_off)):
+    if asked == on and (on or _is_another_s(config, row)):
         return config
     if on:
         for other in row.conflicts:

@@ -108,7 +108,7 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.press("F4")
     terminal.wait_for("Passes over the training files")
     time.sleep(1.0)  # the form's first field takes the cursor once it is drawn
-    terminal.press("Tab")
+    terminal.press("Tab", "Tab")
     terminal.type("1")
     terminal.wait_for("max steps               1 ")
     terminal.press("Tab", "Tab")
