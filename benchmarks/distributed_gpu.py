@@ -258,7 +258,8 @@ def planned(sizes: Sizes, team: Any, context: int, layers: int, strategy: str) -
     from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
     from engine.plan.cluster import share_of
-    from engine.plan.planner import Planning, plan_context, storage, without_gpu
+    from engine.plan.planner import plan_context
+    from engine.plan.planning import Planning, storage, without_gpu
 
     spec = dataclasses.replace(find_model(sizes.model), layers=layers)
     machine = take_inventory(Path("/tmp"))

@@ -464,9 +464,10 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     from engine.models.catalogue import find_model
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
     from engine.plan.parts import CONTEXT
-    from engine.plan.planner import Planning, workload_of
+    from engine.plan.planning import Planning, workload_of
+    from engine.plan.speeds import speeds_of
     from engine.plan.stream_plan import StreamPlan
-    from engine.plan.time import speeds_of, streamed_time, whole_sequence_time
+    from engine.plan.time import streamed_time, whole_sequence_time
 
     spec = dataclasses.replace(find_model(model), layers=case["layers"])
     planning = Planning(

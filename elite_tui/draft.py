@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from engine import config
-from engine.config_fields import FieldSpec
+from engine.config.description import FieldSpec
 
 FILE_NAME = "wizard.json"
 _KEPT = "wizard"

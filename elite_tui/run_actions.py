@@ -167,6 +167,13 @@ RUN_ACTIONS: tuple[Action, ...] = (
         rooms=("result",),
     ),
     Action(
+        name="export",
+        keys="x",
+        label="Export",
+        help="Write the result as an adapter, a merged model, or a GGUF file for llama.cpp and Ollama.",
+        rooms=("result",),
+    ),
+    Action(
         name="show_generate",
         keys="g",
         label="Try it",

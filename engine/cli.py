@@ -26,6 +26,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "runs",
     "control",
     "delete",
+    "export",
     "bench",
     "optimizations",
     "verify",

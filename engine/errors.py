@@ -279,6 +279,28 @@ NOTHING_TO_RESUME = _declare(
     "nothing-to-resume", "run {run} has no valid checkpoint to resume from", "start again without --resume"
 )
 
+# --- export ------------------------------------------------------------------------------------------------
+EXPORT_NOTHING = _declare("export-nothing", "run {run} has nothing to export as {target}: {problem}", "{remedy}")
+EXPORT_EXISTS = _declare(
+    "export-exists", "{path} exists already, and nothing is written over", "pass another folder with --output"
+)
+EXPORT_FULL = _declare(
+    "export-full",
+    "{path} has {free} free and the export needs {needed}",
+    "free some space, or pass a folder on another disk with --output",
+    exit_code=DOES_NOT_FIT,
+)
+EXPORT_DTYPE = _declare(
+    "export-dtype", "--dtype {dtype} cannot be used with --to {target}: {problem}", "choose one of {supported}"
+)
+EXPORT_DAMAGED = _declare("export-damaged", "{path} cannot be exported: {problem}", "restore the file, or train again")
+EXPORT_DIFFERS = _declare(
+    "export-differs",
+    "{path} was written, but does not give the run's logits: {problem}",
+    "please report this with the model's name",
+    exit_code=TRAINING_FAILED,
+)
+
 # --- what fits ---------------------------------------------------------------------------------------------
 HARDWARE_UNKNOWN = _declare("hardware-unknown", "unknown card {name}", "{suggestion}")
 NO_GPU = _declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")

@@ -87,11 +87,18 @@ class ResultScreen(RoomScreen):
         """Back to the charts."""
         self.elite.go("monitor")
 
+    def action_export(self) -> None:
+        """Asks for a form, and writes it."""
+        if self.state.run_path is not None:
+            from elite_tui.screens.export import ExportScreen
+
+            self.app.push_screen(ExportScreen(self.state.run_path))
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """A run that left a result can be tried."""
+        """A run that left a result can be tried and exported."""
         run = self.state.run
         adapter = run.finished.adapter if run is not None and run.finished is not None else None
-        return adapter is not None if action == "show_generate" else True
+        return adapter is not None if action in ("show_generate", "export") else True
 
     def action_show_generate(self) -> None:
         """To the room in which the result is tried."""

@@ -15,7 +15,7 @@ from textual.widgets import Input, Select, Static
 
 from elite_tui.draft import text_of
 from elite_tui.figures import printable
-from engine.config_fields import FieldSpec
+from engine.config.description import FieldSpec
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult

@@ -19,7 +19,8 @@ from typing import Any
 
 from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
-from engine.plan.planner import Planning, TierPlan, plan_context, storage
+from engine.plan.planner import TierPlan, plan_context
+from engine.plan.planning import Planning, storage
 
 GIB = 2**30
 MODELS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b")

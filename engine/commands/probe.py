@@ -17,7 +17,8 @@ from engine.plan.quantities import format_bytes, format_seconds
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed
     from engine.hardware.machine import Machine
-    from engine.plan.planner import Planning, TierPlan
+    from engine.plan.planner import TierPlan
+    from engine.plan.planning import Planning
 
 NAMES = ("probe",)
 SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measured beside predicted."
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
     from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
-    from engine.plan.planner import Planning, plan_context, storage, without_gpu
+    from engine.plan.planner import plan_context
+    from engine.plan.planning import Planning, storage, without_gpu
     from engine.plan.tiers import tier_of
 
     machine = take_inventory(args.output)
@@ -122,7 +124,7 @@ def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any
     """Predicted beside measured, of what ran; and of the whole step, from what ran."""
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
     from engine.plan.parts import NOT_ALLOCATED
-    from engine.plan.planner import workload_of
+    from engine.plan.planning import workload_of
 
     spec = dataclasses.replace(planning.spec, layers=probed.layers)
     work = workload_of(dataclasses.replace(planning, spec=spec), row.context)

@@ -24,7 +24,7 @@ from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
 
 BYTES_PER_TOKEN = 3.57
-"Measured: the demo tokenizer over the 31.5 MB of CPython 3.11.7's standard library. Larger vocabularies do better."
+"The demo tokenizer makes 3.54 of CPython 3.11.7's standard library (31.5 MB); larger vocabularies do better."
 _MARKER_TOKENS = 12
 "A document's path and end mark, in tokens."
 EXAMPLES = 5

@@ -53,12 +53,17 @@ def _pooled(projection: nn.Linear, heads: int, kept: int) -> nn.Linear:
     """The projection with groups of neighbouring heads averaged: those that a query head group will share."""
 
     def pool(weight: Tensor) -> nn.Parameter:
-        size = weight.shape[0] // heads
-        mean = weight.detach().float().view(kept, heads // kept, size, -1).mean(1)
-        return nn.Parameter(mean.reshape(kept * size, *weight.shape[1:]).to(weight.dtype), requires_grad=False)
+        return nn.Parameter(pool_heads(weight.detach(), heads, kept), requires_grad=False)
 
     with torch.device("meta"):
         made = nn.Linear(projection.in_features, projection.out_features // heads * kept, bias=False)
     made.weight = pool(projection.weight)
     made.bias = None if projection.bias is None else pool(projection.bias)
     return made
+
+
+def pool_heads(weight: Tensor, heads: int, kept: int) -> Tensor:
+    """The means of groups of neighbouring heads. Shape (heads · head_dim, ...) to (kept · head_dim, ...)."""
+    size = weight.shape[0] // heads
+    mean = weight.float().view(kept, heads // kept, size, -1).mean(1)
+    return mean.reshape(kept * size, *weight.shape[1:]).to(weight.dtype)

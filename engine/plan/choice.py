@@ -12,16 +12,8 @@ from engine.distributed.strategy import local_ranks_of
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import share_of
-from engine.plan.planner import (
-    SMALL_CONTEXTS,
-    TOKENS_PER_UPDATE,
-    Planning,
-    TierPlan,
-    plan_context,
-    storage,
-    tier_table,
-    without_gpu,
-)
+from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
+from engine.plan.planning import TOKENS_PER_UPDATE, Planning, storage, without_gpu
 from engine.plan.quantities import format_context, format_seconds
 from engine.plan.tiers import tier_of
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from engine.hardware.machine import Gpu, Machine
-from engine.plan.planner import Planning, TierPlan, plan_context, workload_of
+from engine.plan.planner import TierPlan, plan_context
+from engine.plan.planning import Planning, workload_of
 from engine.plan.quantities import format_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 

@@ -16,9 +16,10 @@ from engine.plan.choice import Choice, planning_of
 from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.parts import BaseWeights
-from engine.plan.planner import workload_of
+from engine.plan.planning import workload_of
+from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
-from engine.plan.time import speeds_of, streamed_time, total_seconds
+from engine.plan.time import streamed_time, total_seconds
 from engine.plan.workload import Workload
 
 Word = Literal["on", "off", "unavailable"]

@@ -189,13 +189,11 @@ def is_switched_on(config: RunConfig, row: Optimization) -> bool:
     return bool(row.switch_on) and all(asks(path) for path in row.switch_on)
 
 
-def _is_another_s(config: RunConfig, row: Optimization) -> bool:
-    """Whether a field that a row switches holds what another row switches on: that one is not to be lost."""
+def _holds_the_switch(row: Optimization, config: RunConfig) -> bool:
+    """Whether another optimisation is on through a field that switches this one as well."""
+    others = (other for other in optimizations() if other.id != row.id)
     return any(
-        path in row.switch_off and value_at(config, path) == value
-        for other in optimizations()
-        if other.id != row.id
-        for path, value in other.switch_on.items()
+        not row.switch_off.keys().isdisjoint(other.switch_on) and is_switched_on(config, other) for other in others
     )
 
 
@@ -213,7 +211,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
             id=row.id, to=word, reason="it has no switch", remedy=f"by default it is {row.default}"
         )
     asked = is_switched_on(config, row)
-    if asked == on and (on or _is_another_s(config, row)):
+    if asked == on and (on or _holds_the_switch(row, config)):
         return config
     if on:
         for other in row.conflicts:

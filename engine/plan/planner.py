@@ -8,35 +8,27 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine import errors
-from engine.hardware.machine import Gpu, Machine
-from engine.models.families import FUSED, STREAMED
+from engine.hardware.machine import Machine
+from engine.models.families import STREAMED
 from engine.models.spec import ModelSpec
 from engine.plan.memory import Part
-from engine.plan.parts import BaseWeights, Place
+from engine.plan.parts import Place
+from engine.plan.planning import (
+    Planning,
+    storage,
+    streaming_refusal,
+    workload_of,
+)
 from engine.plan.quantities import format_bytes, format_seconds
-from engine.plan.search import HEADROOM, Budget, Candidate, Recompute, Way, search
+from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
-from engine.plan.time import CPU_ATTENTION_EFFICIENCY, TimePart, attention_efficiency
-from engine.plan.workload import Backend, ComputeType, Workload
+from engine.plan.time import TimePart
 
-PATIENCE_GPU = 10 * 3600.0
-"Seconds that one window of the recommended tier may take on a GPU: a night."
-PATIENCE_CPU = 60.0
-"And without a GPU, where long contexts are a demonstration."
 UPDATES_CPU = 8
 "Updates that an epoch keeps at least without a GPU: a short run should learn something."
-TOKENS_PER_UPDATE = 8192
-"Default of training.tokens_per_update, unless one window is larger."
 SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
-
-
-LEAST_SHARE = 4096
-"Tokens of a window for each rank, from which on auto spreads it: with fewer, a layer's messages cost too much."
-
-Method = Literal["lora", "full"]
-"""What is trained: an adapter, or every weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,92 +87,6 @@ class TierTable:
             KeyError: there is none.
         """
         return {row.tier: row for row in self.tiers}[tier]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planning:
-    """What stays the same for every context of one table."""
-
-    machine: Machine
-    spec: ModelSpec
-    compute_type: ComputeType
-    weights: tuple[BaseWeights, ...]
-    lora_rank: int
-    lora_targets: tuple[str, ...] = ("all-linear",)
-    repository_tokens: int | None = None
-    held_out_fraction: float = 0.1
-    tokens_per_update: int = TOKENS_PER_UPDATE
-    way: Way = "auto"
-    activation_bits: Literal[16, 8, 4] = 16
-    recompute: Recompute = "auto"
-
-    method: Method = "lora"
-    "What is trained: an adapter, or every weight."
-    ranks: int = 1
-    "Processes on all hosts; `machine` is then what one of them may use."
-    strategy: str = "auto"
-    "distributed.strategy."
-    rank_link: float = 10e9
-    "Bytes a second from a rank to the next."
-
-    def window_ranks(self, context: int) -> int:
-        """Ranks that share one window: all of them, or one."""
-        if self.way == "whole":
-            return 1
-        if self.strategy in ("ring", "ulysses"):
-            return self.ranks
-        windows = max(1, math.ceil(self.tokens_per_update / context))
-        spread = self.strategy == "auto" and windows < self.ranks and context // self.ranks >= LEAST_SHARE
-        return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the first GPU does the work."""
-        return bool(self.machine.gpus)
-
-    @property
-    def patience(self) -> float:
-        """Seconds that one window of the recommended tier may take."""
-        return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
-
-
-def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[ComputeType, tuple[BaseWeights, ...]]:
-    """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
-
-    Raises:
-        EliteError: PRECISION_UNAVAILABLE; of weights that are trained themselves, in 4 bits.
-    """
-    if method == "full" and precision == "nf4":
-        raise errors.PRECISION_UNAVAILABLE(
-            precision="nf4",
-            problem="weights stored in 4 bits cannot be trained themselves",
-            remedy="use bf16 or auto, or training.method=lora",
-        )
-    compute_type, weights = _storages(machine, precision)
-    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
-
-
-def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
-    if not machine.gpus:
-        if precision == "fp16":
-            raise errors.PRECISION_UNAVAILABLE(
-                precision="fp16", problem="processors do not train in it", remedy="use fp32, bf16 or auto"
-            )
-        return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
-    gpu = machine.gpus[0]
-    if precision == "bf16" and not gpu.has_bf16:
-        raise errors.PRECISION_UNAVAILABLE(
-            precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
-        )
-    half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
-    if precision == "nf4":
-        return half, ("nf4",)
-    if precision == "auto":
-        # A simulated machine has no list of libraries, and is taken to have what it needs.
-        installed = machine.libraries.get("bitsandbytes", "unknown") is not None
-        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
-    own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
-    return own, ("resident", "streamed")
 
 
 def plan_tiers(
@@ -301,15 +207,6 @@ def _master_homes(planning: Planning) -> tuple[Literal["gpu", "host"] | None, ..
     return ("gpu", "host") if planning.on_gpu else ("host",)
 
 
-def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
-    """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
-    if spec.family not in STREAMED:
-        return f"the streamed gradient of {spec.family} has not been shown to be exact"
-    if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
-        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the length"
-    return None
-
-
 def _steps(tokens: float, tokens_a_step: int) -> int:
     return max(1, math.ceil(tokens / tokens_a_step))
 
@@ -317,51 +214,6 @@ def _steps(tokens: float, tokens_a_step: int) -> int:
 def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
     """A missing GPU is dearer than missing RAM, and that is dearer than missing disk."""
     return candidate.short_of("gpu"), candidate.short_of("host"), candidate.short_of("disk")
-
-
-def workload_of(planning: Planning, context: int) -> Workload:
-    """What windows of `context` tokens ask of the machine."""
-    spec, adapter = planning.spec, planning.method == "lora"
-    gpu = planning.machine.gpus[0] if planning.on_gpu else None
-    # A simulated machine has no list of libraries, and is taken to have what it needs.
-    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
-    ranks = planning.window_ranks(context)
-    return Workload(
-        spec=spec,
-        context=math.ceil(context / ranks),
-        ranks=ranks,
-        exchange="ulysses" if planning.strategy == "ulysses" else "ring",
-        rank_link=planning.rank_link,
-        compute_type=planning.compute_type,
-        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
-        on_gpu=planning.on_gpu,
-        lora_rank=planning.lora_rank if adapter else 0,
-        backend=attention_backend(gpu, spec.head_dim),
-        fused_kernels=liger and spec.family in FUSED,
-        fused_loss=liger,
-        workspaces=_matrix_workspaces(gpu),
-        gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
-        attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
-        repository_tokens=planning.repository_tokens or 0,
-        activation_bits=planning.activation_bits,
-    )
-
-
-def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
-    """The kernel that is taken to win the race of `engine.attention.select` on a card."""
-    if gpu is None:
-        return "cpu"
-    capability = gpu.compute_capability or (8, 0)
-    if capability < (8, 0):
-        return "efficient"
-    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
-
-
-def _matrix_workspaces(gpu: Gpu | None) -> int:
-    """Of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
-    if gpu is None:
-        return 0
-    return 2 * (32 * 1024 if (gpu.compute_capability or (8, 0)) >= (9, 0) else 8320) * 1024
 
 
 def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:
@@ -406,8 +258,3 @@ def largest_context(planning: Planning, *, step: int = 1024) -> TierPlan | None:
         else:
             high = middle - 1
     return best
-
-
-def without_gpu(machine: Machine) -> Machine:
-    """The same machine, as a run with model.device cpu sees it."""
-    return dataclasses.replace(machine, gpus=())

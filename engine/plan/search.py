@@ -10,8 +10,9 @@ from typing import Any, Literal
 from engine.hardware.machine import Machine
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
 from engine.plan.parts import BaseWeights, Place
+from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import Speeds, TimePart, speeds_of, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.workload import Workload
 
 HEADROOM = 0.12

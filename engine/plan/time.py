@@ -1,31 +1,21 @@
 """The time model: how long one window takes, as named parts with their formulas.
 
-Rates are data-sheet figures times an efficiency for each kind of work. The efficiencies, and how often memory is
-crossed, were fitted to the steps of benchmarks/results/memory-h100.json and are assumed elsewhere, until `engine
-profile` measures the rates themselves: a predicted time says so.
+Work divided by the rates of engine/plan/speeds.py. How often memory is crossed was fitted to the steps of
+benchmarks/results/memory-h100.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
-from engine.hardware.machine import Gpu, Machine
-from engine.hardware.measured import NARROW, WIDE, Measured, correction_key
+from engine.hardware.measured import correction_key
 from engine.plan.full_tuning import update_seconds
 from engine.plan.parts import NF4_BITS, BaseWeights
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
+from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
-ATTENTION_BACKWARD = 2.5
-"Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
-MATRIX_EFFICIENCY = 0.63
-"Share of the tensor rate that products with wide matrices reach."
-NARROW_MATRIX = 500
-"Width at which an H100 reaches half of that; a slower card is filled by narrower matrices, in proportion."
-H100_FLOPS = 989.4e12
 FUSED_PASSES, PLAIN_PASSES = 6, 22
 "Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
 ADAPTER_PASSES = 6
@@ -34,8 +24,6 @@ STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 70
 "Bytes that cross the GPU's memory a logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP = 0.8
 "Share of the transfers that hides behind computing."
-LINK_EFFICIENCY = 0.83
-"Share of PCIe's rate that pinned copies reach (53 of 63 GB/s measured on generation 5)."
 
 FORWARD_CALLS, BACKWARD_CALLS, LAYER_CALLS = 490, 1150, 1300
 """Operations that Python starts for one tile through one layer: forward; again with its backward; and for a whole
@@ -44,39 +32,6 @@ ENCODED_CALLS = 200
 "More of them where hidden states are written down in fewer bits."
 PAGE_CALLS = 60
 "And for each block of keys that a tile fetches from home."
-LAUNCH_SECONDS = 10e-6
-"Seconds to start one, on the computer that the H100 was in."
-
-CPU_FLOPS_A_CORE = 80e9
-"2.5 GHz × 2 fused units × 8 lanes × 2: AVX2, fp32."
-CPU_MATRIX_EFFICIENCY = 0.5
-CPU_ATTENTION_EFFICIENCY = (0.25, 0.2)
-CPU_MEMORY_BANDWIDTH = 20e9
-
-UNKNOWN_GPU_FLOPS = 20e12
-"A GPU that is not in the catalogue is taken to be a slow one."
-UNKNOWN_GPU_BANDWIDTH = 250e9
-DISK_BANDWIDTH = {"nvme": 1.5e9, "ssd": 0.4e9, "hdd": 0.12e9, "network": 0.1e9}
-"Sustained bytes a second, each way. An unknown disk counts as ssd."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speeds:
-    """Rates that the model divides by: operations or bytes a second."""
-
-    matrix: float
-    "Of products as wide as the model's hidden states."
-    attention_forward: float
-    attention_backward: float
-    memory: float
-    link: float
-    "Host and GPU, each way."
-    disk: float
-    ram: float = CPU_MEMORY_BANDWIDTH / 2
-    "Writing to host memory."
-    launch: float = LAUNCH_SECONDS
-    corrections: Mapping[str, float] = field(default_factory=dict)
-    "See Measured."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,96 +41,6 @@ class TimePart:
     name: str
     seconds: float
     formula: str
-
-
-def attention_efficiency(gpu: Gpu, head_dim: int) -> tuple[float, float]:
-    """Share of the tensor rate that attention reaches, forward and backward. Hopper's were measured (docs)."""
-    capability = gpu.compute_capability or (8, 0)
-    if capability < (8, 0):
-        return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
-    if capability[0] == 9:
-        return (0.70, 0.58) if head_dim >= 128 else (0.50, 0.46)
-    return (0.70, 0.55) if head_dim >= 128 else (0.60, 0.47)
-
-
-def speeds_of(machine: Machine, work: Workload) -> Speeds:
-    """The rates of a machine for a workload: measured where `engine profile` has run, by data sheet elsewhere."""
-    speeds = _by_data_sheet(machine, work)
-    measured = machine.measured
-    return speeds if measured is None else _as_measured(speeds, measured, work)
-
-
-def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
-    disk = DISK_BANDWIDTH.get(machine.disk_kind or "ssd", DISK_BANDWIDTH["ssd"])
-    forward, backward = work.attention_efficiency
-    if not work.on_gpu:
-        peak = machine.cpu_cores * CPU_FLOPS_A_CORE
-        return Speeds(
-            matrix=peak * CPU_MATRIX_EFFICIENCY,
-            attention_forward=peak * forward,
-            attention_backward=peak * backward,
-            memory=CPU_MEMORY_BANDWIDTH,
-            link=CPU_MEMORY_BANDWIDTH,
-            disk=disk,
-        )
-    gpu = machine.gpus[0]
-    peak = gpu.tensor_flops or UNKNOWN_GPU_FLOPS
-    if work.compute_type == "fp32":
-        peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by card
-    lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
-    width = work.spec.hidden_size
-    return Speeds(
-        matrix=peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS),
-        attention_forward=peak * forward,
-        attention_backward=peak * backward,
-        memory=gpu.memory_bandwidth or UNKNOWN_GPU_BANDWIDTH,
-        # Generation 3 carries 0.985 GB/s a lane, and each later one twice that.
-        link=0.985e9 * 2 ** (generation - 3) * lanes * LINK_EFFICIENCY,
-        disk=disk,
-    )
-
-
-def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
-    """What was measured in the place of what a data sheet says; what was not measured stays."""
-    found: dict[str, float | None] = {
-        "matrix": _matrix_rate(measured, work),
-        "memory": measured.device_copy if work.on_gpu else measured.ram_copy,
-        "ram": measured.ram_write,
-        "launch": measured.launch,
-    }
-    if measured.to_device and measured.to_host:
-        found["link"] = min(measured.to_device, measured.to_host)
-    if measured.disk_write and measured.disk_read:
-        found["disk"] = 2 / (1 / measured.disk_write + 1 / measured.disk_read)
-    attention = _attention_rates(measured, work)
-    if attention:
-        found["attention_forward"], found["attention_backward"] = attention
-    known: dict[str, Any] = {name: rate for name, rate in found.items() if rate}
-    return replace(speeds, corrections=measured.corrections, **known)
-
-
-def _matrix_rate(measured: Measured, work: Workload) -> float | None:
-    """At the model's width, from R·w / (w + c) through the two widths that were measured."""
-    wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
-    if not wide or not narrow:
-        return wide
-    ratio = min(max(wide / narrow, 1.0), 0.9 * WIDE / NARROW)
-    half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
-    width = work.spec.hidden_size
-    return wide * (WIDE + half) / WIDE * width / (width + half)
-
-
-def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] | None:
-    """Of the fastest kernel at the head size that is nearest to the model's."""
-    on_device = [rate for rate in measured.attention if (rate.backend == "cpu") != work.on_gpu]
-    if not on_device:
-        return None
-    nearest = min((abs(rate.head_dim - work.spec.head_dim), rate.head_dim) for rate in on_device)[1]
-    best = min(
-        (rate for rate in on_device if rate.head_dim == nearest),
-        key=lambda rate: 1 / rate.forward + ATTENTION_BACKWARD / rate.backward,
-    )
-    return best.forward, best.backward
 
 
 def whole_sequence_time(

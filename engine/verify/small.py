@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import RunConfig, from_mapping
 from engine.data.windows import Window, epoch_order
+from engine.distributed.team import Team
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.runtime.run_directory import RunDirectory
@@ -203,6 +204,7 @@ class SmallRun:
             journal_waits=False,
             events=events,
             emit=events.append,
+            team=Team(),
             acknowledge=lambda *_, **__: None,
             commands=SimpleNamespace(stop_requested=False, poll=lambda: None),
         )

@@ -9,7 +9,8 @@ import pytest
 from engine.cli import main
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
-from engine.plan.planner import Planning, plan_context, storage, without_gpu
+from engine.plan.planner import plan_context
+from engine.plan.planning import Planning, storage, without_gpu
 
 
 @pytest.fixture(autouse=True)

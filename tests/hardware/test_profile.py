@@ -15,7 +15,7 @@ from engine.hardware.measured import AttentionRate, Measured
 from engine.hardware.profiling import profile_machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import plan_tiers
-from engine.plan.time import speeds_of
+from engine.plan.speeds import speeds_of
 from engine.plan.workload import Workload
 from tests.plan.machines import with_card, without_card
 

@@ -13,7 +13,8 @@ from engine.hardware.machine import GIB
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
 from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link
-from engine.plan.planner import Planning, plan_context, storage
+from engine.plan.planner import plan_context
+from engine.plan.planning import Planning, storage
 
 
 def planning(hardware, **changes):

@@ -13,9 +13,10 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.parts import CONTEXT, HOST_PROCESS
-from engine.plan.planner import Planning, workload_of
+from engine.plan.planning import Planning, workload_of
+from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import speeds_of, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import streamed_time, total_seconds, whole_sequence_time
 from tests.plan.machines import with_card
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"

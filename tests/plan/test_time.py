@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from engine.models.catalogue import find_model
-from engine.plan.planner import Planning, storage, workload_of
+from engine.plan.planning import Planning, storage, workload_of
+from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import attention_flops, speeds_of, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import attention_flops, streamed_time, total_seconds, whole_sequence_time
 from tests.plan.machines import with_card
 
 H100 = with_card("h100-sxm", ram=512)

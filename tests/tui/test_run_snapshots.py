@@ -249,6 +249,7 @@ def test_generate(look, size):
         state = app.state.generation
         prompt = "class Cart:\n    def total(self):\n"
         app.screen.query_one("#prompt", TextArea).text = prompt
+        app.screen.query_one("#write").focus()  # a cursor that blinks is drawn or not
         await pilot.pause()
         number = state.asked(running=False)
         state.hear({"event": "ready", "device": "NVIDIA GeForce RTX 3060", "sides": ["base", "tuned"]})

@@ -190,7 +190,7 @@ MUTATIONS = {
     "selective_checkpointing": [("engine.streaming.workspace:HiddenStates", _with_plan(checkpoint_every=1))],
     "activation_4bit": [("engine.streaming.hidden_states:codec_for", _plain_codec)],
     "activation_offload": [("engine.streaming.workspace:TileFactory", _home_on_device)],
-    "weight_streaming": [("engine.streaming.step:StreamedWeights", _resident)],
+    "weight_streaming": [("engine.streaming.passes:StreamedWeights", _resident)],
     "tiled_mlp": [("engine.models.tiled_mlp:_tiled", _untiled)],
     "fused_linear_cross_entropy": [("engine.models.head:summed_cross_entropy", _whole_loss)],
     "fused_kernels": [("engine.models.fused:FAMILIES", _constant(()))],

@@ -1,0 +1,109 @@
+"""Asks in which form a run's result is wanted, lets `engine export` write it, and says where it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static
+
+from elite_tui.figures import printable
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+    from elite_tui.engine_process import EngineProcess
+
+FORMS = (
+    ("adapter", "Adapter", "for use with the base model, by PEFT"),
+    ("merged", "Merged", "one model in safetensors, for transformers"),
+    ("gguf", "GGUF", "one file for llama.cpp and Ollama"),
+)
+
+
+class ExportScreen(ModalScreen[None]):
+    """One button a form. Leaving the screen ends an export under way; nothing half-written stays."""
+
+    CSS_PATH = "export.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("escape", "close", "Close"),
+        ("left", "app.focus_previous", "Previous"),
+        ("right", "app.focus_next", "Next"),
+    ]
+
+    class Said(Message):
+        """The export has something to show: how far it is, or how it ended."""
+
+        def __init__(self, text: str, *, ended: bool) -> None:
+            super().__init__()
+            self.text, self.ended = text, ended
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self._run = run
+        self._process: EngineProcess | None = None
+
+    def compose(self) -> ComposeResult:
+        """Title, what each form is for, the buttons, and what came of it."""
+        with Vertical(id="dialog"):
+            yield Static("Export", classes="title", markup=False)
+            lines = "\n".join(f"{label:<9}{purpose}" for _, label, purpose in FORMS)
+            yield Static(lines, classes="muted", markup=False)
+            with Horizontal(classes="buttons"):
+                for name, label, _ in FORMS:
+                    yield Button(label, id=name, compact=True)
+                yield Button("Close", id="close", compact=True, variant="primary")
+            yield Static(id="said", markup=False)
+
+    def on_mount(self) -> None:
+        """The first form is one enter away."""
+        self.query_one("#adapter", Button).focus()
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        if event.button.id == "close":
+            self.action_close()
+        elif self._process is None and event.button.id:
+            self._begin(event.button.id)
+
+    def _begin(self, form: str) -> None:
+        from elite_tui.engine_process import EngineProcess
+
+        process = EngineProcess("export", str(self._run), "--to", form)
+        self._process = process
+        self.query_one("#said", Static).update("writing …")
+
+        def tell(text: str) -> None:
+            self.post_message(self.Said(text, ended=False))
+
+        def work() -> None:
+            try:
+                written = process.run(tell)
+            except EliteError as error:
+                # The process's own sentence, without the words for measurements around it.
+                problem, remedy = error.values.get("problem", str(error)), error.remedy
+                self.post_message(self.Said(f"{problem}; {remedy}", ended=True))
+            else:
+                self.post_message(self.Said(f"{written['path']}\n{written['base']}".rstrip(), ended=True))
+
+        self.run_worker(work, thread=True, exclusive=True)
+
+    @on(Said)
+    def _show(self, message: Said) -> None:
+        text = "\n".join(printable(line) for line in message.text.splitlines())
+        self.query_one("#said", Static).update(text)
+        if message.ended:
+            self._process = None
+
+    def action_close(self) -> None:
+        """Ends what is under way, and goes back."""
+        if self._process is not None:
+            self._process.stop()
+        self.dismiss(None)

@@ -1,0 +1,94 @@
+"""`engine export`: a run's result in a form that other programs load."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.export.exporting import Exported
+
+NAMES = ("export",)
+SUMMARY = "Write a run's result as an adapter, a merged model, or a GGUF file for llama.cpp and Ollama."
+_SHOWN_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """The options."""
+    parser.add_argument("reference", metavar="RUN", help="id, unique beginning of an id, or path of a run")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=("adapter", "merged", "gguf"),
+        help="adapter: PEFT's format, for use with the base model; merged: safetensors that transformers loads; "
+        "gguf: one file for llama.cpp, with a Modelfile for Ollama",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="A new folder (default: exports/ in the run's own).")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "f32", "q8_0"), help="Format of the weights (default: that of the base)."
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Load a merged model or GGUF file again and compare its logits with the run's; takes RAM for the whole "
+        "model in fp32. An adapter is read back in any case.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports, and says what was written."""
+    import dataclasses
+
+    from engine.cli import print_json
+    from engine.commands.quiet import silence_imports
+    from engine.export.exporting import export
+    from engine.runtime import run_index
+
+    found = run_index.find_run(args.reference)
+    silence_imports()
+    tell = _Progress()
+    written = export(found, args.to, args.output, args.dtype, check=args.check, tell=tell)
+    tell.end()
+    if args.json:
+        print_json({"run": found.id, **dataclasses.asdict(written), "path": str(written.path)})
+    else:
+        _print(written)
+    return 0
+
+
+class _Progress:
+    """A line on standard error that counts tensors, on a terminal only."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        import time
+
+        if self._shown and (done == total or time.monotonic() - self._last > _SHOWN_SECONDS):
+            self._last = time.monotonic()
+            print(f"\r{done:,} of {total:,} tensors written", end="", file=sys.stderr, flush=True)  # noqa: T201
+
+    def end(self) -> None:
+        if self._shown and self._last:
+            print(file=sys.stderr)  # noqa: T201
+
+
+def _print(written: Exported) -> None:
+    from engine.errors import one_line
+
+    lines = [f"wrote {one_line(written.path)}"]
+    lines += [f"  {size / 1e6:>10,.2f} MB  {one_line(name)}" for name, size in written.files.items()]
+    if written.base:
+        lines.append(written.base)
+    if written.difference is not None:
+        found = written.difference
+        lines.append(
+            f"checked: over {found.tokens} tokens its logits differ by {found.relative:.2g} of their deviation from "
+            f"the run's in fp32, and {found.same_choice:.0%} of the most likely tokens are the same"
+        )
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,15 @@
+"""What the sections are written with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+PathText = str
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def option(flag: str) -> dict[str, str]:
+    """Marks a field that has a command-line option of its own besides `--set`."""
+    return {"flag": flag}

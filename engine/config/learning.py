@@ -1,0 +1,167 @@
+"""Sections about what is trained, on what, and how it learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from engine.config.kinds import PathText, Positive, option
+
+
+class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The model that is fine-tuned."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Catalogue name (`engine plan` lists them), hub id, or a local directory "
+            "in Hugging Face format.",
+            extra=option("--model"),
+        ),
+    ] = "demo"
+    precision: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32", "nf4"],
+        Meta(
+            description="How the base weights are stored. nf4 is 4-bit QLoRA; auto takes bf16 (fp16 on cards "
+            "without it), nf4 where that leaves no room, and fp32 on a CPU."
+        ),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        Meta(description="Where to train. auto takes the first GPU, or the CPU where there is none."),
+    ] = "auto"
+    rope_scaling: Annotated[
+        Literal["auto", "none"],
+        Meta(
+            description="Rotary positions where windows are longer than the model was trained with: auto stretches "
+            "them by YaRN, none leaves them alone."
+        ),
+    ] = "auto"
+    kv_heads: Annotated[
+        Positive | None,
+        Meta(
+            description="Key and value heads after pooling groups of them into their mean, for a model that has one "
+            "for each query head. Approximate: training has to win it back. Unset: the model's own."
+        ),
+    ] = None
+    fused_kernels: Annotated[
+        bool, Meta(description="Norms, rotary positions and MLP in fused GPU kernels, where they are installed.")
+    ] = True
+
+
+class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What the model learns from."""
+
+    repositories: Annotated[
+        list[PathText],
+        Meta(
+            description="Folders whose code the model learns. git's ignore rules are respected.",
+            extra=option("--repo"),
+        ),
+    ] = field(default_factory=list)
+    held_out_fraction: Annotated[
+        float,
+        Meta(gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure what was learnt."),
+    ] = 0.1
+    max_file_bytes: Annotated[
+        int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
+    ] = 1_000_000
+    secrets: Annotated[
+        Literal["mask", "skip", "keep"],
+        Meta(
+            description="Keys, tokens and passwords found in the files: mask replaces each by a placeholder, "
+            "skip leaves out files that hold any, keep learns them."
+        ),
+    ] = "mask"
+    near_duplicates: Annotated[
+        Literal["skip", "keep"],
+        Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
+    ] = "skip"
+    packing: Annotated[
+        bool,
+        Meta(
+            description="Whether several short documents share a window; attention and positions begin anew with each."
+        ),
+    ] = True
+    order: Annotated[
+        Literal["imports", "path"],
+        Meta(
+            description="How files follow each other: imports puts each after the files that it imports, path sorts "
+            "by name."
+        ),
+    ] = "imports"
+    documents: Annotated[
+        Literal["repository", "package", "file"],
+        Meta(description="What is read in one piece, so that its files see those before them in the same window."),
+    ] = "repository"
+    include: Annotated[
+        list[Literal["vendored", "build output", "lock", "generated", "minified", "data", "duplicate"]],
+        Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+    ] = field(default_factory=list)
+    notebooks: Annotated[
+        Literal["cells", "skip"],
+        Meta(description="Jupyter notebooks: cells learns the source of their cells without outputs, skip none."),
+    ] = "cells"
+    licence_headers: Annotated[
+        Literal["once", "keep"],
+        Meta(description="The same licence comment at the top of many files: once keeps the first, keep all of them."),
+    ] = "once"
+    fim: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of the files that are learnt as fill-in-the-middle (arXiv 2207.14255), with the model's "
+            "own tokens for it.",
+        ),
+    ] = 0.0
+    history: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Latest commits of each repository that are learnt too, as messages with their diffs.",
+            extra=option("--history"),
+        ),
+    ] = 0
+    datasets: Annotated[
+        list[PathText],
+        Meta(
+            description="Data sets on disk that are learnt too: JSON Lines, Parquet, or a folder saved by Hugging "
+            "Face datasets. Each row is a document.",
+            extra=option("--dataset"),
+        ),
+    ] = field(default_factory=list)
+    dataset_column: Annotated[
+        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+    ] = ""
+    stores_kept: Annotated[
+        int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
+    ] = 8
+
+
+class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The low-rank adapter (LoRA, arXiv 2106.09685)."""
+
+    rank: Annotated[int, Meta(ge=1, le=1024, description="Rank of the update matrices.")] = 16
+    alpha: Annotated[float, Meta(gt=0, description="Scale: the update is multiplied by alpha / rank.")] = 32.0
+    dropout: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Dropout on the adapter's input while training."),
+    ] = 0.0
+    targets: Annotated[
+        list[str],
+        Meta(
+            min_length=1,
+            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head.',
+        ),
+    ] = field(default_factory=lambda: ["all-linear"])
+    plus_ratio: Annotated[
+        float, Meta(ge=1.0, le=1000.0, description="Learning rate of B over that of A (LoRA+); 1 is plain LoRA.")
+    ] = 1.0
+    rslora: Annotated[bool, Meta(description="Multiply the update by alpha / sqrt(rank) instead (rsLoRA).")] = False
+    dora: Annotated[
+        bool, Meta(description="Train the length of each weight column apart from its direction (DoRA); slower.")
+    ] = False

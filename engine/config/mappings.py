@@ -1,0 +1,132 @@
+"""Configurations from and to nested mappings, YAML files and `--set` texts."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from engine import errors
+from engine.config.problems import find_problems
+from engine.config.run import RunConfig, field_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CONVERTING = threading.Lock()
+"""msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process where two threads do so."""
+
+
+def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
+    """A RunConfig from nested mappings.
+
+    Args:
+        data: Section name → field name → value; missing ones take their defaults.
+        source: Named in the error: a file's path, "--set", "form".
+
+    Raises:
+        EliteError: CONFIG_INVALID with the first problem (and how many more there are).
+    """
+    problems = find_problems(data)
+    if problems:
+        first, more = problems[0], len(problems) - 1
+        remedy = first.remedy + (f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else "")
+        raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
+    with _CONVERTING:
+        return msgspec.convert(data, RunConfig)
+
+
+def to_mapping(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The nested mappings that `from_mapping` takes."""
+    mapping: dict[str, dict[str, Any]] = msgspec.to_builtins(config)
+    return mapping
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 2e-4 as a number (YAML 1.2), not as text (YAML 1.1)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """One YAML value, as typed after `--set KEY=` or in a form field.
+
+    Raises:
+        yaml.YAMLError: not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def load(path: Path) -> RunConfig:
+    """The RunConfig in a YAML file.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
+    """
+    return from_mapping(load_mapping(path), source=str(path))
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The nested mappings in a YAML file, not yet checked against RunConfig.
+
+    Raises:
+        EliteError: CONFIG_UNREADABLE.
+    """
+    try:
+        data = parse_value(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise errors.CONFIG_UNREADABLE(path=path, problem=_first_line(error)) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise errors.CONFIG_UNREADABLE(path=path, problem="its top level is not a mapping of sections")
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + str(getattr(error, "problem", None) or error).splitlines()[0]
+
+
+def apply_override(data: dict[str, Any], text: str) -> None:
+    """Sets one field of nested mappings from "section.field=value", in place.
+
+    Raises:
+        EliteError: OVERRIDE_MALFORMED.
+    """
+    path, equals, value = text.partition("=")
+    section, dot, name = path.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise errors.OVERRIDE_MALFORMED(text=text)
+    try:
+        parsed = parse_value(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise errors.OVERRIDE_MALFORMED(text=text) from error
+    place = data.setdefault(section, {})
+    if not isinstance(place, dict):
+        place = data[section] = {}
+    place[name] = parsed
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML, each field under a comment with its documentation."""
+    lines = ["# Elite TUI run configuration. `engine train --config FILE` repeats this run."]
+    mapping = to_mapping(config)
+    for section, values in mapping.items():
+        lines += ["", f"{section}:"]
+        for name, value in values.items():
+            lines.append(f"  # {field_spec(f'{section}.{name}').description}")
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+            lines.append(f"  {name}: {text.removesuffix(chr(10)).removesuffix('...').rstrip()}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,92 @@
+"""Everything that is wrong with a configuration, as values: for an error, and for a form."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import msgspec
+
+from engine.config.run import RunConfig, field_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with one field, and what to do."""
+
+    field: str
+    problem: str
+    remedy: str
+
+
+def find_problems(data: Any) -> list[Problem]:
+    """Everything wrong with nested mappings of values, by field; empty when `from_mapping` would succeed."""
+    if not isinstance(data, dict):
+        return [
+            Problem(
+                field="(top level)",
+                problem="not a mapping of sections",
+                remedy="write sections such as 'training:'",
+            )
+        ]
+    found: list[Problem] = []
+    sections = get_type_hints(RunConfig)
+    for section, values in data.items():
+        if section not in sections:
+            found.append(_unknown(str(section), list(sections), "section"))
+        elif not isinstance(values, dict):
+            found.append(
+                Problem(
+                    field=section,
+                    problem="not a mapping of fields",
+                    remedy=f"write 'field: value' lines under '{section}:'",
+                )
+            )
+        else:
+            found += _find_section_problems(section, sections[section], values)
+    return found or _find_conflicts(data)
+
+
+def _find_section_problems(section: str, section_type: type, values: dict[Any, Any]) -> list[Problem]:
+    found = []
+    annotations = get_type_hints(section_type, include_extras=True)
+    for name, value in values.items():
+        path = f"{section}.{name}"
+        if name not in annotations:
+            found.append(_unknown(path, [f"{section}.{known}" for known in annotations], "field"))
+            continue
+        spec = field_spec(path)
+        try:
+            msgspec.convert(value, annotations[name])
+        except msgspec.ValidationError:
+            shown = str(value)
+            shown = shown if len(shown) <= 40 else shown[:37] + "..."
+            found.append(
+                Problem(
+                    field=path,
+                    problem=f"{shown} is not {spec.allowed}",
+                    remedy="leave it out" if spec.default is None else f"the default is {spec.default}",
+                )
+            )
+    return found
+
+
+def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
+    """Values that are each allowed, but not together."""
+    training = data.get("training", {})
+    if training.get("tier") is not None and training.get("context") is not None:
+        return [
+            Problem(
+                field="training.context",
+                problem="both training.tier and training.context are set",
+                remedy="set one of them: a tier stands for a context",
+            )
+        ]
+    return []
+
+
+def _unknown(path: str, known: list[str], what: str) -> Problem:
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return Problem(field=path, problem=f"unknown {what}", remedy=remedy)

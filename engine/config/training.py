@@ -1,0 +1,173 @@
+"""The section about how it learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from engine.config.kinds import Positive, option
+
+
+class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """How it learns."""
+
+    method: Annotated[
+        Literal["lora", "full"],
+        Meta(
+            description="What is trained: lora trains a small adapter on the frozen model, full every weight of it "
+            "(12 to 16 bytes a parameter; a learning rate ten times smaller suits it)."
+        ),
+    ] = "lora"
+    epochs: Annotated[
+        float, Meta(gt=0, le=1000, description="Passes over the training files.", extra=option("--epochs"))
+    ] = 1.0
+    max_steps: Annotated[
+        Positive | None,
+        Meta(
+            description="Stop after this many optimiser steps, even in mid-epoch.",
+            extra=option("--max-steps"),
+        ),
+    ] = None
+    tier: Annotated[
+        Annotated[int, Meta(ge=1, le=11)] | None,
+        Meta(
+            description="Context tier, 1 (4K tokens) to 11 (4M tokens). "
+            "Unset: the highest that fits and the repository fills.",
+            extra=option("--tier"),
+        ),
+    ] = None
+    context: Annotated[
+        Annotated[int, Meta(ge=64)] | None,
+        Meta(description="Tokens a window, if not the tier's."),
+    ] = None
+    step: Annotated[
+        Literal["auto", "whole", "streamed"],
+        Meta(
+            description="How a step is computed. whole keeps a window's activations on the device, streamed runs "
+            "it tile by tile in bounded memory with the same gradient; auto takes the faster of what fits."
+        ),
+    ] = "auto"
+    learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 2e-4
+    warmup_fraction: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."),
+    ] = 0.05
+    weight_decay: Annotated[float, Meta(ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it.")] = (
+        1.0
+    )
+    tokens_per_update: Annotated[
+        Positive | None,
+        Meta(description="Tokens gathered before each optimiser step. Unset: 8,192, or one window if larger."),
+    ] = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seeds the adapter, the shuffling and the dropout.")] = 0
+    evaluate_every: Annotated[
+        int,
+        Meta(ge=0, description="Score the held-out files every so many steps; 0 is only before and after."),
+    ] = 0
+    evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = 65_536
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_8bit"],
+        Meta(description="adamw_8bit keeps its states in 8 bits, and paged lets them move to host memory."),
+    ] = "adamw"
+    schedule: Annotated[
+        Literal["cosine", "polynomial", "one_cycle"],
+        Meta(
+            description="Learning rate over the run: a warm-up, then half a cosine or a polynomial down to zero; or "
+            "one cycle up and far down, with the momentum running against it."
+        ),
+    ] = "cosine"
+    polynomial_power: Annotated[
+        float, Meta(gt=0, le=10, description="Power of the polynomial schedule; 1 is a straight line.")
+    ] = 1.0
+    lr_scaling: Annotated[
+        Literal["none", "sqrt", "linear"],
+        Meta(
+            description="How the learning rate grows with tokens_per_update: learning_rate is then that of "
+            "8,192 tokens an update."
+        ),
+    ] = "none"
+    clipping: Annotated[
+        Literal["norm", "adaptive"],
+        Meta(
+            description="norm scales the whole gradient down to max_grad_norm; adaptive limits each row to a share of "
+            "its weights' own norm (AGC)."
+        ),
+    ] = "norm"
+    adaptive_clip: Annotated[
+        float, Meta(gt=0, le=10, description="Largest norm of a row's gradient over that of its weights, for adaptive.")
+    ] = 0.01
+    gradient_centralization: Annotated[
+        bool, Meta(description="Subtract its mean from each row of every matrix's gradient.")
+    ] = False
+    gradient_noise: Annotated[
+        float,
+        Meta(ge=0.0, le=10.0, description="Deviation of noise added to the gradient at first, annealed; 0 is none."),
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="Probability shared among all tokens instead of the right one.")
+    ] = 0.0
+    neftune_alpha: Annotated[
+        float, Meta(ge=0.0, le=100.0, description="Noise on the embeddings while training (NEFTune); 0 is none.")
+    ] = 0.0
+    lookahead_steps: Annotated[
+        int, Meta(ge=0, le=1000, description="Steps between the updates of Lookahead's slow weights; 0 is none.")
+    ] = 0
+    lookahead_alpha: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="Share of the way that the slow weights go towards the fast ones.")
+    ] = 0.5
+    ema_decay: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Decay of a moving average of the adapter, which is what is kept; 0 is none."),
+    ] = 0.0
+    swa_fraction: Annotated[
+        float,
+        Meta(ge=0.0, lt=1.0, description="Share of the last steps whose adapters are averaged (SWA); 0 is none."),
+    ] = 0.0
+    early_stopping: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="End after this many evaluations without a lower held-out loss, and keep the best adapter; "
+            "0 is never. Needs evaluate_every.",
+        ),
+    ] = 0
+    curriculum: Annotated[
+        bool, Meta(description="Cut windows shorter at first: an eighth of the context, a quarter, a half, all of it.")
+    ] = False
+    micro_batch: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="Windows that go through the model together where whole windows do; 0 finds the most that fit.",
+        ),
+    ] = 1
+    recompute: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description="Whether whole windows keep each layer's activations or compute them again; auto keeps them "
+            "where they fit."
+        ),
+    ] = "auto"
+    activation_bits: Annotated[
+        Literal[16, 8, 4],
+        Meta(description="Width of the hidden states that the streamed step stores; 8 and 4 are approximate."),
+    ] = 16
+    tiled_mlp: Annotated[
+        bool, Meta(description="Run the MLP of whole windows over 2,048 tokens at a time: less memory, same result.")
+    ] = False
+    compile: Annotated[
+        bool, Meta(description="Compile the decoder layers of whole windows with torch.compile; slow to start.")
+    ] = False
+    shifted_attention: Annotated[
+        bool,
+        Meta(
+            description="Attend within quarters of a window while training, half of the heads shifted by half a "
+            "quarter (LongLoRA's S2). Approximate; whole windows only."
+        ),
+    ] = False
+    memory_tuning: Annotated[
+        bool, Meta(description="Expandable memory segments, TF32 products and tuned kernels on a GPU.")
+    ] = True

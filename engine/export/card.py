@@ -1,0 +1,163 @@
+"""The model card (README.md) and Ollama's Modelfile of an export."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import __version__
+from engine.errors import one_line
+
+if TYPE_CHECKING:
+    from engine.export.gguf_tokenizer import GgufTokenizer
+    from engine.export.source import Source
+
+_SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Predicted and measured", "Cost")
+"""What is taken over from the run's report. Its other parts name folders of the machine that it ran on."""
+_PICTURE = re.compile(r"^!\[.*\]\(.*\)[ \t]*$\n?", re.MULTILINE)
+_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
+
+
+def render_card(source: Source, target: str, dtype: str | None, weights_from: str, files: list[str]) -> str:
+    """The card as Markdown, with the front matter that the hub reads.
+
+    Args:
+        source: The run.
+        target: adapter, merged or gguf.
+        dtype: Format of the weights; None for an adapter.
+        weights_from: What the adapter was folded into, in words; "" for an adapter.
+        files: Names of what lies beside the card.
+    """
+    parts = [_front_matter(source, target), f"# {_plain(source.name)}", _what(source, target, dtype, weights_from)]
+    report = _report_sections(source.run.report_path)
+    parts += [f"## {title}\n\n{report[title]}" for title in _SECTIONS if title in report]
+    parts += ["## Settings", _settings(source), "## Use", _usage(source, target, files), "## Licence", _licence(source)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_modelfile(source: Source, file: str, tokenizer: GgufTokenizer, context: int) -> str:
+    """Ollama's Modelfile: plain completion, fill-in-the-middle where the tokenizer has the tokens for it."""
+    pre, suf, mid = (tokenizer.fim.get(key) for key in ("FIM_PRE_ID", "FIM_SUF_ID", "FIM_MID_ID"))
+    prompt = "{{ .Prompt }}"
+    if pre is not None and suf is not None and mid is not None:
+        text = [tokenizer.tokens[number] for number in (pre, suf, mid)]
+        prompt = (
+            f"{{{{ if .Suffix }}}}{text[0]}{{{{ .Prompt }}}}{text[1]}{{{{ .Suffix }}}}{text[2]}"
+            "{{ else }}{{ .Prompt }}{{ end }}"
+        )
+    stops = [tokenizer.tokens[number] for name, number in tokenizer.special.items() if name == "eos"]
+    lines = [f"# {_plain(source.name)}: ollama create {_plain(source.name)} -f Modelfile", f"FROM ./{file}"]
+    if not tokenizer.chat_template:
+        # With a chat template in the file, Ollama makes its own from that.
+        lines.append(f'TEMPLATE """{prompt}"""')
+    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    return "\n".join([*lines, f"PARAMETER num_ctx {min(context, 32768)}"]) + "\n"
+
+
+def base_name(source: Source) -> str:
+    """The base model by a name that means something on another machine."""
+    spec = source.spec
+    return spec.hub_id or (spec.path.name if spec.path else spec.name)
+
+
+def _front_matter(source: Source, target: str) -> str:
+    licence = source.spec.licence if source.spec.licence != "unknown" else "other"
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base_name(source), ensure_ascii=False)}",
+        f"library_name: {_LIBRARIES[target]}",
+        f"license: {licence}",
+        "pipeline_tag: text-generation",
+        f"tags: [code, {'lora' if source.is_adapter else 'full-fine-tuning'}, elite-tui]",
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _what(source: Source, target: str, dtype: str | None, weights_from: str) -> str:
+    method = "with LoRA" if source.is_adapter else "in every weight"
+    text = f"{_code(base_name(source))}, fine-tuned {method} on a code repository by elite-tui {__version__}. "
+    text += {
+        "adapter": "This is the adapter alone, in PEFT's format: it is used with its base model.",
+        "merged": f"The whole model, in {dtype} safetensors that transformers loads.",
+        "gguf": f"The whole model, in one {dtype} GGUF file for llama.cpp and what is built on it.",
+    }[target]
+    return f"{text} {weights_from}".rstrip()
+
+
+def _settings(source: Source) -> str:
+    config = source.config
+    lora, training = config.lora, config.training
+    rows = [("base model", _code(base_name(source))), ("trained in", config.model.precision)]
+    if source.is_adapter:
+        kind = "".join(name for name, on in ((", rsLoRA", lora.rslora), (", DoRA", lora.dora)) if on)
+        rows.append(("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}{kind}, on {', '.join(lora.targets)}"))
+    rows += [
+        ("optimiser", f"{training.optimizer}, rate {training.learning_rate:g}, {training.schedule}"),
+        ("epochs", f"{training.epochs:g}" + (f", at most {training.max_steps} steps" if training.max_steps else "")),
+        ("seed", str(training.seed)),
+    ]
+    if source.changes.yarn_factor is not None:
+        rows.append(("rotary positions", f"stretched {source.changes.yarn_factor:g} times (YaRN)"))
+    if source.changes.kv_heads is not None:
+        rows.append(("key and value heads", f"pooled to {source.changes.kv_heads}"))
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value)} |" for name, value in rows)])
+
+
+def _usage(source: Source, target: str, files: list[str]) -> str:
+    if target == "gguf":
+        name = next(file for file in files if file.endswith(".gguf"))
+        return (
+            f"    llama-cli -m {name} -p 'def main(' -n 64\n"
+            f"    ollama create {_plain(source.name)} -f Modelfile && ollama run {_plain(source.name)}"
+        )
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if target == "adapter":
+        lines = [
+            "from peft import PeftModel",
+            *lines,
+            f'base = AutoModelForCausalLM.from_pretrained({base_name(source)!r}, dtype="auto")',
+            'model = PeftModel.from_pretrained(base, ".")',
+        ]
+        if source.changes.yarn_factor is not None or source.changes.kv_heads is not None:
+            lines.insert(-1, "# base_changes.json says what was done to the base first; --to merged does it for you.")
+    else:
+        lines.append('model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")')
+    lines += [
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        'ids = tokenizer("def main(", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))",
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _licence(source: Source) -> str:
+    base = _code(base_name(source))
+    if source.spec.licence == "unknown":
+        return f"The licence of {base} is not stated in its files: look it up before you pass this on."
+    return (
+        f"{base} is under {_code(source.spec.licence)}, which holds for this model too. "
+        "What it learnt comes from code whose own licence may set terms besides."
+    )
+
+
+def _report_sections(path: Path) -> dict[str, str]:
+    """The report's sections by title; none where there is no report."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return {}
+    pieces = text.split("\n## ")[1:]
+    sections = {title.strip(): body.strip() for title, _, body in (piece.partition("\n") for piece in pieces)}
+    # Pictures stay in the run's folder.
+    return {title: _PICTURE.sub("", body).strip() for title, body in sections.items()}
+
+
+def _plain(text: str) -> str:
+    return one_line(text)
+
+
+def _code(text: str) -> str:
+    return f"`{one_line(text).replace('`', chr(39))}`"

@@ -1,0 +1,148 @@
+"""Exports a run: what is asked for, in a folder that is there complete or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from engine import errors
+from engine.export.card import render_card, render_modelfile
+from engine.export.source import Source, merged, open_source
+from engine.export.target import new_folder
+
+if TYPE_CHECKING:
+    from engine.export.check import Difference
+    from engine.export.source import Merged
+    from engine.runtime.run_directory import RunDirectory
+
+Target = Literal["adapter", "merged", "gguf"]
+DTYPES: dict[Target, tuple[str, ...]] = {
+    "adapter": (),
+    "merged": ("bf16", "fp16", "f32"),
+    "gguf": ("bf16", "fp16", "f32", "q8_0"),
+}
+ORIGINAL = "The adapter is folded into the base's original weights."
+DEQUANTISED = (
+    "The base exists in 4 bits only: the adapter is folded into what those give back, not into the original weights."
+)
+UNTOUCHED = "Every weight was trained; nothing had to be folded in."
+NOT_AS_TRAINED = " It was trained on a 4-bit copy of them, so its results can differ a little from those of the run."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    target: Target
+    dtype: str | None
+    base: str
+    "What the adapter was folded into, in a sentence; empty for an adapter."
+    files: dict[str, int]
+    "Name → bytes."
+    difference: Difference | None = None
+    "From the run's own model, if it was asked for."
+
+
+def default_folder(run: RunDirectory, target: Target, dtype: str | None) -> Path:
+    """Where an export goes that nobody gave a place."""
+    return run.path / "exports" / (f"{target}-{dtype}" if dtype else target)
+
+
+def export(
+    run: RunDirectory,
+    target: Target,
+    output: Path | None = None,
+    dtype: str | None = None,
+    *,
+    check: bool = False,
+    tell: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Exported:
+    """Writes an adapter, a merged model or a GGUF file of a run.
+
+    Args:
+        run: A run with a result.
+        target: What to write.
+        output: A folder that does not exist yet; by default below the run's own.
+        dtype: Format of the weights; by default that of the base.
+        check: Whether to load it again and to compare its logits before it appears under its name.
+        tell: Called with the tensors written and all of them.
+
+    Raises:
+        EliteError: EXPORT_*, MODEL_*, OUTPUT_UNWRITABLE. Nothing is left behind then.
+    """
+    if dtype is not None and dtype not in DTYPES[target]:
+        problem = "an adapter stays as it was trained" if target == "adapter" else "it is not a format of it"
+        supported = ", ".join(DTYPES[target]) or "--to merged or gguf"
+        raise errors.EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported=supported)
+    source = open_source(run, target)
+    if target == "adapter":
+        return _export_adapter(source, output or default_folder(run, target, None))
+    with merged(source) as model:
+        chosen = dtype or model.stored_dtype
+        folder = (output or default_folder(run, target, chosen)).absolute()
+        about = _words(source, dequantised=model.weights.dequantised)
+        file: str | None = None
+        if target == "gguf":
+            from engine.export.gguf_file import GgufFile
+
+            planned = GgufFile(source, model, chosen)
+            file = f"{source.name}-{chosen}.gguf"
+            with new_folder(folder, planned.bytes) as aside:
+                planned.write(aside / file, tell)
+                modelfile = render_modelfile(source, file, planned.tokenizer, model.config.max_position_embeddings)
+                (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
+                difference = _compare(source, model, aside, chosen, file) if check else None
+                return _finish(source, target, chosen, about, aside, folder, difference)
+        from engine.export.merged import merged_bytes, write_merged
+
+        with new_folder(folder, merged_bytes(model.weights, chosen)) as aside:
+            write_merged(aside, source, model, chosen, tell)
+            difference = _compare(source, model, aside, chosen, file) if check else None
+            return _finish(source, target, chosen, about, aside, folder, difference)
+
+
+def _export_adapter(source: Source, folder: Path) -> Exported:
+    folder = folder.absolute()
+    files = [path for path in sorted(source.result.iterdir()) if path.is_file() and path.name != "README.md"]
+    with new_folder(folder, sum(path.stat().st_size for path in files)) as aside:
+        for path in files:
+            shutil.copyfile(path, aside / path.name)
+        # Read again: an adapter that was damaged on the disk must not be passed on.
+        from engine.export.merging import read_updates
+
+        read_updates(aside)
+        return _finish(source, "adapter", None, "", aside, folder, None)
+
+
+def _compare(source: Source, model: Merged, aside: Path, dtype: str, gguf: str | None) -> Difference:
+    from engine.export.check import compare
+
+    return compare(source, model, aside, dtype, gguf)
+
+
+def _finish(
+    source: Source,
+    target: Target,
+    dtype: str | None,
+    about: str,
+    aside: Path,
+    folder: Path,
+    difference: Difference | None,
+) -> Exported:
+    """Writes the card."""
+    names = sorted(path.name for path in aside.iterdir())
+    (aside / "README.md").write_text(render_card(source, target, dtype, about, names), encoding="utf-8")
+    files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+    return Exported(path=folder, target=target, dtype=dtype, base=about, files=files, difference=difference)
+
+
+def _words(source: Source, *, dequantised: bool) -> str:
+    if not source.is_adapter:
+        return UNTOUCHED
+    if dequantised:
+        return DEQUANTISED
+    return ORIGINAL + (NOT_AS_TRAINED if source.config.model.precision == "nf4" else "")

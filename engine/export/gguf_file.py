@@ -1,0 +1,281 @@
+"""Writes a merged model as one GGUF file, as llama.cpp and what is built on it load it.
+
+The file's layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the names of tensors and keys
+come from the gguf package. Tensors are written one after the other: the largest one is what has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from engine import errors
+from engine.export.gguf_tokenizer import read_tokenizer
+from engine.export.merged import Tell, converted
+from engine.export.weights import count
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    from engine.export.source import Merged, Source
+
+_AT_ONCE = 1 << 24
+"""Numbers of a tensor that are converted together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How models of one transformers `model_type` are called there."""
+
+    architecture: str
+    interleaved: bool = False
+    "Whether its rotary embedding turns neighbouring numbers, not those half a head apart: q and k are reordered."
+
+
+FAMILIES = {
+    "llama": Family(architecture="llama", interleaved=True),
+    "mistral": Family(architecture="llama", interleaved=True),
+    "phi3": Family(architecture="phi3"),
+    "qwen2": Family(architecture="qwen2"),
+    "qwen3": Family(architecture="qwen3"),
+}
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One tensor of the file."""
+
+    name: str
+    source: str
+    "Its name in the model;  for one that is made here."
+    shape: tuple[int, ...]
+    format: GGMLQuantizationType
+    made: npt.NDArray[np.float32] | None = None
+
+    @property
+    def bytes(self) -> int:
+        from gguf import GGML_QUANT_SIZES
+
+        block, size = GGML_QUANT_SIZES[self.format]
+        return count(self.shape) // block * size
+
+
+class GgufFile:
+    """A GGUF file that is about to be written."""
+
+    def __init__(self, source: Source, model: Merged, dtype: str) -> None:
+        """Plans every tensor.
+
+        Raises:
+            EliteError: MODEL_FAMILY_UNSUPPORTED, when the family, or something of this model, has no words in GGUF.
+        """
+        self._source, self._model, self._dtype = source, model, dtype
+        config = model.config
+        if config.model_type not in FAMILIES:
+            raise unsupported(config.model_type, "llama.cpp's names for its tensors are not known here")
+        self._family = FAMILIES[config.model_type]
+        _check_window(config)
+        self.tokenizer = read_tokenizer(source.result, config.vocab_size)
+        self._tensors = list(self._plan())
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(tensor.bytes for tensor in self._tensors)
+
+    def write(self, path: Path, tell: Tell) -> None:
+        """Writes the file.
+
+        Raises:
+            EliteError: EXPORT_DTYPE, EXPORT_DAMAGED.
+            OSError: it cannot be written.
+        """
+        from gguf import GGUFWriter
+
+        writer = GGUFWriter(path, self._family.architecture)
+        try:
+            self._describe(writer)
+            self.tokenizer.write(writer)
+            for tensor in self._tensors:
+                writer.add_tensor_info(
+                    tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=tensor.format
+                )
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for number, tensor in enumerate(self._tensors, start=1):
+                writer.write_tensor_data(self._content(tensor))
+                tell(number, len(self._tensors))
+        finally:
+            writer.close()
+
+    # --- metadata ------------------------------------------------------------------------------------------
+
+    def _describe(self, writer: GGUFWriter) -> None:
+        from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+        config, source = self._model.config, self._source
+        kinds = {
+            "f32": LlamaFileType.ALL_F32,
+            "fp16": LlamaFileType.MOSTLY_F16,
+            "bf16": LlamaFileType.MOSTLY_BF16,
+            "q8_0": LlamaFileType.MOSTLY_Q8_0,
+        }
+        head = _head_size(config)
+        writer.add_name(source.name)
+        if source.spec.licence != "unknown":
+            writer.add_license(source.spec.licence)
+        writer.add_file_type(kinds[self._dtype])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_dimension_count(_rotated(config))
+        writer.add_rope_freq_base(_rope(config)["rope_theta"])
+        if config.model_type == "phi3":
+            writer.add_sliding_window(config.sliding_window or 0)
+        self._describe_scaling(writer)
+
+    def _describe_scaling(self, writer: GGUFWriter) -> None:
+        from gguf import RopeScalingType
+
+        config = self._model.config
+        rope = _rope(config)
+        kind = rope.get("rope_type", "default")
+        trained = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if kind in ("linear", "yarn"):
+            writer.add_rope_scaling_type(RopeScalingType(kind))
+            writer.add_rope_scaling_factor(rope["factor"])
+        if kind in ("yarn", "longrope") and trained:
+            writer.add_rope_scaling_orig_ctx_len(trained)
+        if kind == "longrope" and trained:
+            stretch = config.max_position_embeddings / trained
+            factor = math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
+            writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or factor)
+
+    # --- tensors -------------------------------------------------------------------------------------------
+
+    def _plan(self) -> Iterator[_Planned]:
+        from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
+
+        config, weights = self._model.config, self._model.weights
+        names = get_tensor_name_map(MODEL_ARCH[self._family.architecture.upper()], config.num_hidden_layers)
+        single = GGMLQuantizationType.F32
+        for made in self._rope_factors():
+            yield _Planned(made[0], "", made[1].shape, single, made[1])
+        for name in weights.names():
+            found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if found is None:
+                raise unsupported(config.model_type, f"GGUF has no name for its {name}")
+            shape = weights.shape(name)
+            # Norms and biases stay as they are: llama.cpp wants them so, and they weigh nothing.
+            yield _Planned(found, name, shape, self._format(shape[-1]) if len(shape) > 1 else single)
+
+    def _format(self, row: int) -> GGMLQuantizationType:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        formats = {
+            "f32": GGMLQuantizationType.F32,
+            "fp16": GGMLQuantizationType.F16,
+            "bf16": GGMLQuantizationType.BF16,
+            "q8_0": GGMLQuantizationType.Q8_0,
+        }
+        chosen = formats[self._dtype]
+        # Rows that do not divide into blocks of 32 stay in 16 bits.
+        return chosen if row % GGML_QUANT_SIZES[chosen][0] == 0 else GGMLQuantizationType.F16
+
+    def _content(self, planned: _Planned) -> npt.NDArray[Any]:
+        if planned.made is not None:
+            return planned.made
+        tensor = self._model.weights.tensor(planned.source)
+        config = self._model.config
+        layer = planned.source.rpartition(".")[0]
+        if self._family.interleaved and layer.endswith("q_proj"):
+            tensor = interleaved(tensor, config.num_attention_heads)
+        elif self._family.interleaved and layer.endswith("k_proj"):
+            tensor = interleaved(tensor, config.num_key_value_heads)
+        return _in_format(planned, tensor)
+
+    def _rope_factors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """Divisors of the rotary frequencies, for scalings that GGUF has no formula for."""
+        config = self._model.config
+        rope = _rope(config)
+        kind = rope.get("rope_type", "default")
+        if kind == "longrope":
+            for length in ("long", "short"):
+                yield f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], dtype=np.float32)
+        elif kind == "llama3":
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+            scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+            size = _rotated(config)
+            plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+            yield "rope_freqs.weight", (plain / scaled.double()).float().numpy()
+        elif kind not in ("default", "linear", "yarn"):
+            raise unsupported(config.model_type, f"its rotary scaling {kind} has no counterpart there")
+
+
+def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor as it stands in the file, made some rows at a time: an embedding in fp32 can be gigabytes."""
+    from gguf import quantize
+
+    rows = max(1, _AT_ONCE // tensor.shape[-1]) if tensor.ndim > 1 else len(tensor)
+    made: list[npt.NDArray[Any]] = []
+    for part in tensor.split(rows):
+        if planned.format.name == "F16":
+            made.append(converted(planned.source, part, "fp16", "gguf").numpy())
+        else:
+            whole = converted(planned.source, part, "f32", "gguf")
+            made.append(quantize(whole.numpy(), planned.format))
+    return np.ascontiguousarray(np.concatenate(made))
+
+
+def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head reordered from (first half, second half) to pairs. Shape (heads · head_dim, ...) as before."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def unsupported(family: str, problem: str) -> errors.EliteError:
+    """The refusal of a model that cannot be written as GGUF."""
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family=family, feature="GGUF export", problem=problem, supported=f"{', '.join(FAMILIES)}, or --to merged"
+    )
+
+
+def _check_window(config: Any) -> None:
+    """llama.cpp attends to everything in these families: a window that hides something would be lost."""
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or ()
+    windowed = config.model_type == "mistral" or (config.model_type != "phi3" and "sliding_attention" in layers)
+    if window and windowed and window < config.max_position_embeddings:
+        raise unsupported(config.model_type, f"its sliding window of {window} tokens would be lost")
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    return dict(config.rope_parameters or {})
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _rotated(config: Any) -> int:
+    """Numbers of each head that the rotary embedding turns."""
+    return int(_head_size(config) * _rope(config).get("partial_rotary_factor", 1.0))

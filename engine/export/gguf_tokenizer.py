@@ -1,0 +1,215 @@
+"""A fast tokenizer in GGUF's terms, from its tokenizer.json.
+
+Two kinds exist there: "gpt2" is byte-level BPE, whose merges are listed and whose rule for splitting text into words
+has a name; "llama" is SentencePiece's BPE with byte fallback, which merges whatever has the highest score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import errors
+from engine.export.source import read_json
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS: dict[tuple[str, ...], str] = {
+    ("bytes by words",): "gpt-2",
+    ("digits", "bytes by words"): "starcoder",
+    (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}", "bytes"): "qwen2",
+    (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}", "bytes"): "llama-bpe",
+    ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits", "bytes"): "deepseek-coder",
+}
+"""Ways to split text into words, step by step, with llama.cpp's name for each."""
+_FIM = {
+    "FIM_PRE_ID": ("<|fim_prefix|>", "<fim_prefix>", "<｜fim▁begin｜>", "▁<PRE>"),
+    "FIM_SUF_ID": ("<|fim_suffix|>", "<fim_suffix>", "<｜fim▁hole｜>", "▁<SUF>"),
+    "FIM_MID_ID": ("<|fim_middle|>", "<fim_middle>", "<｜fim▁end｜>", "▁<MID>"),
+    "FIM_PAD_ID": ("<|fim_pad|>",),
+    "FIM_REP_ID": ("<|repo_name|>", "<reponame>"),
+    "FIM_SEP_ID": ("<|file_sep|>",),
+}
+_UNUSED_SCORE = -1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufTokenizer:
+    """What GGUF says of a tokenizer."""
+
+    kind: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    special: dict[str, int]
+    "bos, eos, unk and pad, by token id."
+    add_bos: bool
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    space_prefix: bool = False
+    fim: dict[str, int] = field(default_factory=dict)
+    "Key of gguf.Keys.Tokenizer → token id."
+    chat_template: str = ""
+
+    def write(self, writer: GGUFWriter) -> None:
+        """Adds it to a file's metadata."""
+        from gguf import Keys
+
+        writer.add_tokenizer_model(self.kind)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.kind == "gpt2":
+            writer.add_token_merges(self.merges)
+        else:
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.space_prefix)
+        for name, number in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(value=False)
+        for name, number in self.fim.items():
+            writer.add_uint32(getattr(Keys.Tokenizer, name), number)
+        if self.chat_template:
+            writer.add_chat_template(self.chat_template)
+
+
+def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
+    """The tokenizer in a folder.
+
+    Args:
+        folder: Holds tokenizer.json and tokenizer_config.json.
+        vocabulary: Rows of the model's embedding; what the tokenizer does not use is filled up.
+
+    Raises:
+        EliteError: EXPORT_DAMAGED, or MODEL_FAMILY_UNSUPPORTED for a tokenizer that GGUF has no words for.
+    """
+    stored, settings = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+    model = stored.get("model") or {}
+    if model.get("type") != "BPE":
+        raise _unsupported(f"its tokenizer is of type {model.get('type', 'unknown')}")
+    added = {entry["content"]: entry for entry in stored.get("added_tokens", [])}
+    ids: dict[str, int] = {**model["vocab"], **{text: entry["id"] for text, entry in added.items()}}
+    if max(ids.values()) >= vocabulary:
+        raise errors.EXPORT_DAMAGED(
+            path=folder, problem=f"its tokenizer has token {max(ids.values())}, its model {vocabulary} tokens"
+        )
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    unknown = model.get("unk_token")
+    tokens, types = _tokens(ids, added, vocabulary, unknown)
+    common: dict[str, Any] = {
+        "tokens": tokens,
+        "types": types,
+        "special": _special(settings, ids, unknown),
+        "add_bos": _adds_bos(stored, settings),
+        "fim": {key: ids[text] for key, texts in _FIM.items() for text in texts if text in added and text in ids},
+        "chat_template": _chat_template(folder, settings),
+    }
+    if model.get("byte_fallback"):
+        return GgufTokenizer(
+            kind="llama", pre="default", scores=_scores(pairs, ids, tokens), space_prefix=_prefixes(stored), **common
+        )
+    return GgufTokenizer(kind="gpt2", pre=_pre(stored), merges=[" ".join(pair) for pair in pairs], **common)
+
+
+def _tokens(
+    ids: dict[str, int], added: dict[str, Any], vocabulary: int, unknown: str | None
+) -> tuple[list[str], list[int]]:
+    from gguf import TokenType
+
+    tokens = [f"[PAD{number}]" for number in range(vocabulary)]
+    types = [int(TokenType.UNUSED)] * vocabulary
+    for text, number in ids.items():
+        tokens[number], types[number] = text, int(TokenType.NORMAL)
+        if text == unknown:
+            types[number] = int(TokenType.UNKNOWN)
+        elif text in added:
+            types[number] = int(TokenType.CONTROL if added[text].get("special") else TokenType.USER_DEFINED)
+        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            types[number] = int(TokenType.BYTE)
+    return tokens, types
+
+
+def _scores(pairs: list[list[str]], ids: dict[str, int], tokens: list[str]) -> list[float]:
+    """SentencePiece merges the pair whose result scores highest: the earlier a merge stands in the list, the higher."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(pairs):
+        ranks.setdefault(left + right, rank)
+    return [-float(ranks[text]) if text in ranks and text in ids else _UNUSED_SCORE for text in tokens]
+
+
+def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None) -> dict[str, int]:
+    named = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        token = settings.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        text = text or (unknown if name == "unk" else None)
+        if text in ids:
+            named[name] = ids[text]
+    return named
+
+
+def _adds_bos(stored: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a text gets a first token: its post-processor says so, or the settings for those that have none."""
+    processor = stored.get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "TemplateProcessing":
+            return any("SpecialToken" in piece for piece in step.get("single", [])[:1])
+    return bool(settings.get("add_bos_token", False))
+
+
+def _prefixes(stored: dict[str, Any]) -> bool:
+    """Whether a text begins as if a space stood before it."""
+    steps = [*_flat(stored.get("normalizer"), "normalizers"), *_flat(stored.get("pre_tokenizer"), "pretokenizers")]
+    return any(
+        step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in steps
+    )
+
+
+def _pre(stored: dict[str, Any]) -> str:
+    """llama.cpp's name for the way in which the tokenizer splits text into words."""
+    steps = tuple(filter(None, map(_step, _flat(stored.get("pre_tokenizer"), "pretokenizers"))))
+    if steps not in _SPLITS:
+        raise _unsupported(f"it splits text in a way that has no name there ({' then '.join(steps) or 'not at all'})")
+    return _SPLITS[steps]
+
+
+def _step(step: dict[str, Any]) -> str:
+    kind = step["type"]
+    if kind == "Split":
+        pattern: str = next(iter(step["pattern"].values()))
+        return pattern
+    if kind == "ByteLevel":
+        return "bytes by words" if step.get("use_regex", True) else "bytes"
+    if kind == "Digits" and step.get("individual_digits"):
+        return "digits"
+    return str(kind)
+
+
+def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if not step:
+        return []
+    return list(step[inner]) if step["type"] == "Sequence" else [step]
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    return template if isinstance(template, str) else ""
+
+
+def _unsupported(problem: str) -> errors.EliteError:
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family="with this tokenizer",
+        feature="GGUF export",
+        problem=problem,
+        supported="--to merged, or a model with the tokenizer of Qwen2, Llama, StarCoder, DeepSeek-Coder or GPT-2",
+    )

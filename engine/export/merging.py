@@ -1,0 +1,145 @@
+"""Folds a LoRA adapter into its base, one tensor at a time.
+
+W' = W + s·B·A in fp32, with s = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732). DoRA (arXiv
+2402.09353) gives each row of that sum the length m that it trained: W' = m · (W + s·B·A) / ‖W + s·B·A‖.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from engine import errors
+from engine.export.weights import Weights
+from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.grouped_heads import pool_heads
+
+_PREFIX = "base_model.model."
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What training adds to one linear layer's weight."""
+
+    a: torch.Tensor
+    "Shape (rank, inputs), fp32."
+    b: torch.Tensor
+    "Shape (outputs, rank), fp32."
+    scale: float
+    magnitude: torch.Tensor | None = None
+    "DoRA's length of each row. Shape (outputs,), fp32."
+
+    def applied(self, weight: torch.Tensor) -> torch.Tensor:
+        """The merged weight in fp32. Shape (outputs, inputs)."""
+        merged = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
+        if self.magnitude is not None:
+            merged *= (self.magnitude / merged.norm(dim=1))[:, None]
+        return merged
+
+
+def read_updates(adapter: Path) -> dict[str, Update]:
+    """The updates of an adapter in PEFT's format, by the name of the weight that each changes.
+
+    Raises:
+        EliteError: EXPORT_DAMAGED.
+    """
+    try:
+        config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        return _updates(config, tensors)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise errors.EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
+
+
+def _updates(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Update]:
+    root = math.sqrt if config.get("use_rslora") else float
+    updates = {}
+    for key in sorted(tensors):
+        if not key.endswith(".lora_A.weight"):
+            continue
+        layer = key.removesuffix(".lora_A.weight")
+        a, b = tensors[key].float(), tensors[f"{layer}.lora_B.weight"].float()
+        magnitude = tensors.get(f"{layer}.lora_magnitude_vector")
+        updates[f"{layer.removeprefix(_PREFIX)}.weight"] = Update(
+            a, b, config["lora_alpha"] / root(a.shape[0]), None if magnitude is None else magnitude.float()
+        )
+    known = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+    strange = [key for key in tensors if not key.endswith(known)]
+    if strange or not updates:
+        raise ValueError(f"it holds {strange[0]}" if strange else "it holds no updates")
+    return updates
+
+
+class MergedWeights:
+    """A base's weights with an adapter folded in, as `Weights`."""
+
+    def __init__(
+        self,
+        base: Weights,
+        updates: dict[str, Update],
+        changes: BaseChanges = NO_CHANGES,
+        *,
+        heads: int = 0,
+        tied: bool = False,
+    ) -> None:
+        """Matches the updates with the weights.
+
+        Args:
+            base: The weights that the adapter was trained on.
+            updates: By the weight's name. None for a model whose every weight was trained.
+            changes: What was done to the base before.
+            heads: Query heads, for pooling key and value heads.
+            tied: Whether the head is the embedding. It has weights of its own if the adapter changes it.
+
+        Raises:
+            EliteError: EXPORT_DAMAGED, when the adapter is of another model.
+        """
+        self._base, self._updates, self._changes, self._heads = base, updates, changes, heads
+        self.dequantised = base.dequantised
+        names = [name for name in base.names() if not (tied and name == _HEAD)]
+        self._embeddings = next((name for name in _EMBEDDINGS if name in names), "") if tied else ""
+        self.unties_head = bool(self._embeddings) and _HEAD in updates
+        self._names = [*names, *([_HEAD] if self.unties_head else [])]
+        for name, update in updates.items():
+            shape = (update.b.shape[0], update.a.shape[1])
+            if name not in self._names or self.shape(name) != shape:
+                problem = f"the adapter changes {name} of shape {shape}, which the base does not have"
+                raise errors.EXPORT_DAMAGED(path="the adapter", problem=problem)
+
+    def names(self) -> list[str]:
+        """See Weights."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See Weights."""
+        stored = self._base.shape(self._stored_as(name))
+        if self._is_pooled(name):
+            return (stored[0] // self._heads * (self._changes.kv_heads or 1), *stored[1:])
+        return stored
+
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """See Weights."""
+        return self._base.stored_dtype(self._stored_as(name))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """See Weights. What the adapter changes comes in fp32."""
+        weight = self._base.tensor(self._stored_as(name))
+        if self._is_pooled(name):
+            weight = pool_heads(weight, self._heads, self._changes.kv_heads or 1)
+        update = self._updates.get(name)
+        return weight if update is None else update.applied(weight)
+
+    def _stored_as(self, name: str) -> str:
+        return self._embeddings if name == _HEAD and self.unties_head else name
+
+    def _is_pooled(self, name: str) -> bool:
+        return self._changes.kv_heads is not None and name.rpartition(".")[0].endswith((".k_proj", ".v_proj"))

@@ -1,0 +1,174 @@
+"""What a run leaves to export: its adapter or its model, the base under it, and the words for both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import errors
+from engine.export.merging import MergedWeights, read_updates
+from engine.export.weights import LoadedWeights, StoredWeights
+from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.catalogue import ModelSpec, find_model
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.export.weights import Weights
+    from engine.runtime.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A run's result."""
+
+    run: RunDirectory
+    config: RunConfig
+    spec: ModelSpec
+    result: Path
+    "The folder that holds the adapter, or the whole model."
+    is_adapter: bool
+    changes: BaseChanges
+    "What was done to the base before the adapter was trained on it."
+
+    @property
+    def name(self) -> str:
+        """The model's name, as files are called."""
+        return self.config.output.model_name
+
+
+def open_source(run: RunDirectory, target: str) -> Source:
+    """What the run left.
+
+    Raises:
+        EliteError: EXPORT_NOTHING, EXPORT_DAMAGED, CONFIG_*, MODEL_*.
+    """
+    config = run.load_config()
+    results = [path for path in (run.adapter_path, run.model_path) if path.is_dir()]
+    if not results:
+        raise errors.EXPORT_NOTHING(
+            run=run.id,
+            target=target,
+            problem=f"it is {run.status()} and left no adapter",
+            remedy=f"`engine train --resume {run.id}` goes on to its end",
+        )
+    is_adapter = results[0] == run.adapter_path
+    if target == "adapter" and not is_adapter:
+        raise errors.EXPORT_NOTHING(
+            run=run.id, target=target, problem="it trained every weight of the model", remedy="use --to merged"
+        )
+    try:
+        changes = BaseChanges.read(results[0])
+    except (OSError, ValueError, TypeError) as error:
+        raise errors.EXPORT_DAMAGED(path=results[0], problem=error) from error
+    return Source(
+        run=run,
+        config=config,
+        spec=find_model(config.model.name),
+        result=results[0],
+        is_adapter=is_adapter,
+        changes=changes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A model that is ready to be written: its tensors, not read yet, and its configuration."""
+
+    weights: MergedWeights
+    config: Any
+    "transformers configuration of the merged model."
+    base: Path
+    "Directory of the base's files."
+
+    @property
+    def stored_dtype(self) -> str:
+        """What the base is stored in: bf16, fp16 or f32."""
+        import torch
+
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "f32"}
+        if self.weights.dequantised:
+            return "bf16"
+        dtypes = (self.weights.stored_dtype(name) for name in self.weights.names())
+        return next((names[dtype] for dtype in dtypes if dtype in names), "bf16")
+
+
+@contextmanager
+def merged(source: Source) -> Iterator[Merged]:
+    """The run's model with the adapter folded into the base's own weights.
+
+    Raises:
+        EliteError: MODEL_*, EXPORT_DAMAGED.
+    """
+    from transformers import AutoConfig
+
+    base = _base_directory(source)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    updates = read_updates(source.result) if source.is_adapter else {}
+    changes = source.changes if source.is_adapter else NO_CHANGES
+    if changes.yarn_factor is not None:
+        stretch_positions(config, changes.yarn_factor)
+        config.max_position_embeddings = round(config.max_position_embeddings * changes.yarn_factor)
+    heads = config.num_attention_heads
+    if changes.kv_heads is not None:
+        config.num_key_value_heads = changes.kv_heads
+    with _base_weights(source, base) as stored:
+        weights = MergedWeights(stored, updates, changes, heads=heads, tied=config.tie_word_embeddings)
+        config.tie_word_embeddings = config.tie_word_embeddings and not weights.unties_head
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        yield Merged(weights=weights, config=config, base=base)
+
+
+def _base_directory(source: Source) -> Path:
+    """Where the files of the weights under the adapter are; fetched from the hub where they are not on disk.
+
+    The run may have trained on a 4-bit copy: this is what that copy was made of.
+    """
+    if not source.is_adapter:
+        return source.result
+    if source.spec.name == "demo":
+        from engine.assets import asset
+
+        return asset("demo-model")
+    if source.spec.path is not None:
+        return source.spec.path
+    from huggingface_hub import snapshot_download
+
+    name = source.spec.hub_id or source.spec.name
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
+
+
+@contextmanager
+def _base_weights(source: Source, base: Path) -> Iterator[Weights]:
+    if any(base.glob("*.safetensors")):
+        with StoredWeights(base) as stored:
+            yield stored
+        return
+    from engine.models.loading import load_model
+    from engine.models.placement import choose_placement
+
+    yield LoadedWeights(load_model(source.spec, choose_placement("cpu", "fp32")).state_dict())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file.
+
+    Raises:
+        EliteError: EXPORT_DAMAGED.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise errors.EXPORT_DAMAGED(path=path, problem=error) from error
+    if not isinstance(value, dict):
+        raise errors.EXPORT_DAMAGED(path=path, problem="it is not a JSON object")
+    return value

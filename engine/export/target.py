@@ -1,0 +1,97 @@
+"""The folder that an export makes: there complete or not at all, and never in the place of another one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from engine import errors
+
+_MARGIN = 32 * 2**20
+"""Bytes for tokenizer, card and file system besides the weights."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def new_folder(path: Path, weights: int) -> Iterator[Path]:
+    """A hidden folder beside `path` to write into, which becomes `path` when all went well, and vanishes otherwise.
+
+    Args:
+        path: Must not exist.
+        weights: Bytes that will be written, besides small files.
+
+    Raises:
+        EliteError: EXPORT_EXISTS, EXPORT_FULL, OUTPUT_UNWRITABLE.
+    """
+    needed = weights + _MARGIN
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    made: list[Path] = []
+    try:
+        _refuse_existing(path)
+        made = _make_parents(path.parent)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:
+            raise errors.EXPORT_FULL(path=path, free=_mebibytes(free), needed=_mebibytes(needed))
+        _remove_leftovers(path)
+        aside.mkdir()
+        yield aside
+        _refuse_existing(path)
+        aside.rename(path)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if _found_no_room(error):
+            raise errors.EXPORT_FULL(path=path, free="no space", needed=_mebibytes(needed)) from error
+        if isinstance(error, OSError):
+            raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+        raise
+
+
+def _found_no_room(error: BaseException) -> bool:
+    # safetensors has the system's error in its message only, and numpy counts what it could not write.
+    said = "No space left on device" in str(error) or " requested and " in str(error)
+    return getattr(error, "errno", None) in _NO_ROOM or said
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise errors.EXPORT_EXISTS(path=path)
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Makes the folders that are missing, and names them, outermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    made: list[Path] = []
+    try:
+        for one in reversed(missing):
+            one.mkdir()
+            made.append(one)
+    except OSError:
+        for one in reversed(made):
+            one.rmdir()
+        raise
+    return made
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What exports to the same place left that were killed."""
+    for left in path.parent.glob(f".{path.name}.*.new"):
+        number = left.name.removesuffix(".new").rpartition(".")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,105 @@
+"""What a GGUF file says of its tokenizer: tokens, kinds, merges, the way of splitting, special tokens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from gguf import GGUFReader, TokenType
+from support.exports import byte_level_tokenizer, finished_run, save_base
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from engine.errors import EliteError
+from engine.export.exporting import export
+from engine.export.gguf_tokenizer import read_tokenizer
+
+TEXT = "def f(x):\n\treturn 12345 + x  # naïve → 𝔘, don't we'll\n\n    if  x :\n"
+
+
+def saved(tokenizer, path, **settings):
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "family", "pre"), [("qwen2", "qwen2", "qwen2"), ("llama-bpe", "llama", "llama-bpe")])
+def test_byte_level_tokenizers(name, family, pre, tmp_path, tokenizers):
+    run = finished_run(tmp_path / "out", save_base(tmp_path / "base", family, tokenizers[name]))
+    written = export(run, "gguf", dtype="f32")
+    file = next(written.path.glob("*.gguf"))
+    fields = GGUFReader(file).fields
+    read = {
+        key: fields[f"tokenizer.ggml.{key}"].contents() for key in ("model", "pre", "tokens", "token_type", "merges")
+    }
+    own = json.loads(tokenizers[name].to_str())
+    assert (read["model"], read["pre"]) == ("gpt2", pre)
+    assert len(read["tokens"]) == 640  # rows of the embedding, of which the tokenizer uses fewer
+    assert read["merges"] == [" ".join(pair) for pair in own["model"]["merges"]]
+    control = [read["tokens"][n] for n, kind in enumerate(read["token_type"]) if kind == TokenType.CONTROL]
+    assert control == ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+    ids = tokenizers[name].encode(TEXT, add_special_tokens=False).ids
+    assert "".join(read["tokens"][number] for number in ids) == "".join(tokenizers[name].encode(TEXT).tokens)
+    assert fields["tokenizer.ggml.fim_suf_token_id"].contents() == tokenizers[name].token_to_id("<|fim_suffix|>")
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizers[name].token_to_id("<|endoftext|>")
+    # transformers makes the tokenizer from the file's metadata alone.
+    again = AutoTokenizer.from_pretrained(written.path, gguf_file=file.name)
+    assert again(TEXT, add_special_tokens=False)["input_ids"] == ids
+
+
+def test_a_tokenizer_with_byte_fallback_is_told_by_scores(tmp_path, tokenizers):
+    saved(tokenizers["llama"], tmp_path, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    found = read_tokenizer(tmp_path, 640)
+    assert (found.kind, found.space_prefix, found.add_bos) == ("llama", True, True)
+    assert found.special == {"bos": 1, "eos": 2, "unk": 0}
+    kinds = {TokenType(kind).name: found.types.count(kind) for kind in set(found.types)}
+    assert kinds["BYTE"] == 256
+    assert (kinds["UNKNOWN"], kinds["CONTROL"]) == (1, 2)
+    merges = json.loads(tokenizers["llama"].to_str())["model"]["merges"]
+    first, later = "".join(merges[0]), "".join(merges[20])
+    score = dict(zip(found.tokens, found.scores, strict=True))
+    assert score[first] > score[later] > score["a"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        ([pre_tokenizers.ByteLevel(add_prefix_space=False)], "gpt-2"),
+        (
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+            "starcoder",
+        ),
+    ],
+)
+def test_other_ways_of_splitting_have_their_names(steps, name, tmp_path):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    assert read_tokenizer(saved(tokenizer, tmp_path, eos_token="<|endoftext|>"), 640).pre == name
+
+
+def test_a_way_of_splitting_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    tokenizer = byte_level_tokenizer(r"\p{N}{1,2}")
+    with pytest.raises(EliteError) as caught:
+        read_tokenizer(saved(tokenizer, tmp_path, eos_token="<|endoftext|>"), 640)
+    assert caught.value.code == "model-family-unsupported"
+    assert r"\p{N}{1,2}" in caught.value.message
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, tokenizers):
+    with pytest.raises(EliteError) as caught:
+        read_tokenizer(saved(tokenizers["qwen2"], tmp_path), 100)
+    assert caught.value.code == "export-damaged"
+
+
+def test_chat_template_and_modelfile(tmp_path, tokenizers):
+    base = save_base(tmp_path / "base", "qwen2", tokenizers["qwen2"])
+    written = export(finished_run(tmp_path / "out", base), "gguf")
+    modelfile = (written.path / "Modelfile").read_text()
+    assert f"FROM ./{next(written.path.glob('*.gguf')).name}\n" in modelfile
+    assert "<|fim_prefix|>{{ .Prompt }}<|fim_suffix|>{{ .Suffix }}<|fim_middle|>" in modelfile
+    assert 'PARAMETER stop "<|endoftext|>"' in modelfile
+    (base / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    written = export(finished_run(tmp_path / "chat", base), "gguf")
+    assert "TEMPLATE" not in (written.path / "Modelfile").read_text()
+    fields = GGUFReader(next(written.path.glob("*.gguf"))).fields
+    assert fields["tokenizer.chat_template"].contents().startswith("{% for message")
