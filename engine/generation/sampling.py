@@ -31,7 +31,7 @@ def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     chances = (logits.double() / temperature).softmax(-1)
     if top_p >= 1:
         return chances
-    ordered, order = chances.sort(descending=True)
+    ordered, order = chances.sort(descending=True, stable=True)
     kept = ordered.cumsum(-1) - ordered < top_p
     kept[0] = True
     chances = torch.zeros_like(chances).scatter(0, order[kept], ordered[kept])
