@@ -45,7 +45,8 @@ def home(tmp_path):
 
 @pytest.mark.parametrize("text", blocks())
 def test_runnable_commands_of_the_documents_run(text, home):
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    path = os.pathsep.join((str(home / "elite-tui" / ".venv" / "bin"), os.environ["PATH"]))
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "TERM": "dumb", "PATH": path}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         cwd=home / "elite-tui",
