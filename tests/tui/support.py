@@ -317,6 +317,8 @@ async def still(pilot: Pilot) -> None:
     same = 0
     while same < 5:
         await pilot.pause(0.1)
+        for field in pilot.app.screen.query(Input):  # also of a form that was mounted meanwhile
+            field.cursor_blink = False
         present = pilot.app.screen._compositor.render_strips()
         same = same + 1 if present == former else 0
         former = present

@@ -101,7 +101,15 @@ def test_models(look, size):
 @large_is_slow
 def test_options_with_problems(look, size):
     values = {"lora.rank": "many", "training.learning_rate": 7, "training.epochs": 3}
-    assert look(make_app(values=values), size, room="options")
+    app = make_app(values=values)
+
+    async def formed(pilot):
+        # The form is mounted after the room, and takes the cursor to its first problem.
+        await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
+        wrong = app.screen.query("FieldRow.-wrong").first()
+        await until(pilot, lambda: wrong.has_focus_within)
+
+    assert look(app, size, room="options", then=formed)
 
 
 @all_sizes
