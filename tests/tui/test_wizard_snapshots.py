@@ -108,6 +108,9 @@ def test_options_with_problems(look, size):
         await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
         wrong = app.screen.query("FieldRow.-wrong").first()
         await until(pilot, lambda: wrong.has_focus_within)
+        await still(pilot)
+        # How far it scrolled depends on which notes were folded before.
+        wrong.scroll_visible(animate=False, top=True, force=True)
 
     assert look(app, size, room="options", then=formed)
 
