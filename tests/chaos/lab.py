@@ -7,6 +7,7 @@ first statement (engine.runtime.child.main): the real journal, control socket, r
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import json
 import math
@@ -151,12 +152,18 @@ def train(run: RunDirectory, config: RunConfig, *, resuming: bool) -> None:
     child.main(str(run.path), config, resuming, RECIPE, context.Queue(1000), context.SimpleQueue(), ready)
 
 
+HANGS_AFTER = 300.0
+"""Seconds. An attempt takes a few."""
+
+
 def in_fork(work: Callable[[], None]) -> int:
     """Does something in a process of its own, which leads its group; returns its id."""
     process = os.fork()
     if process:
         return process
     status = 70
+    # An attempt that hangs says where, in the run's log, and counts as one that failed.
+    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     try:
         os.setpgid(0, 0)
         work()
