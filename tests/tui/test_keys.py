@@ -39,6 +39,19 @@ class NoMeasurement:
         pass
 
 
+class SilentModels:
+    """Models that load for ever."""
+
+    def ask(self, request):
+        pass
+
+    def stop(self):
+        pass
+
+    def close(self):
+        pass
+
+
 class Watched(FixedEngine):
     """Remembers what it was asked; three runs can be opened, measurements fail at once."""
 
@@ -57,6 +70,9 @@ class Watched(FixedEngine):
 
     def measurement(self, *arguments):
         return NoMeasurement()
+
+    def generation(self, *arguments):
+        return SilentModels()
 
 
 def seen(app: EliteApp) -> tuple[object, ...]:
@@ -138,7 +154,15 @@ async def two_runs(pilot) -> None:
     await rest(pilot)
 
 
+async def ask_models(pilot) -> None:
+    pilot.app.state.generation.prompt = "def f("
+    pilot.app.generation_desk.write()
+    await until(pilot, lambda: pilot.app.state.generation.busy)
+    await rest(pilot)
+
+
 PREPARED = {
+    ("generate", "stop_writing"): ask_models,
     ("tiers", "clear_what_if"): suppose,
     ("tiers", "recommend"): keys("up", "enter"),
     ("options", "reset_field"): keys("down", "down", "space"),
@@ -169,6 +193,8 @@ PREPARED = {
 "What has to be done before a key is of use."
 ENDED = {("monitor", "show_result")}
 "Keys that are of use only once the run has ended."
+ENDED_ROOMS = ("result", "generate")
+"Rooms about a run that has ended."
 QUICK = ("hardware", "result", "runs", "compare")
 "Rooms whose keys take seconds; those of the others, which plan anew, are in the slow suite."
 EVERYWHERE = ("project", "monitor")
@@ -192,7 +218,7 @@ async def open_room(pilot, room: str) -> None:
 
 def app_for(room: str, *, ended: bool) -> EliteApp:
     engine = Watched(ended=ended)
-    if room not in ("monitor", "result"):
+    if room not in ENDED_ROOMS and room != "monitor":
         return make_app("runs" if room in ("runs", "compare") else "project", engine=engine, values=SMALL)
     app = make_app("monitor", engine=engine, values=SMALL)
     app.state.clock = lambda: app.state.run.updated_at if app.state.run is not None else 0.0
@@ -206,11 +232,11 @@ async def test_every_key_of_a_room_does_something(room):
     left = bindings_of(room)
     idle = []
     while left:
-        ended = room == "result" or (room, left[0][0]) in ENDED
+        ended = room in ENDED_ROOMS or (room, left[0][0]) in ENDED
         app = app_for(room, ended=ended)
         async with app.run_test(size=SIZE) as pilot:
             await open_room(pilot, room)
-            while left and app.is_running and ended == (room == "result" or (room, left[0][0]) in ENDED):
+            while left and app.is_running and ended == (room in ENDED_ROOMS or (room, left[0][0]) in ENDED):
                 action, key = left.pop(0)
                 # A field would take letters for text, and each would seem to have an effect.
                 elsewhere = getattr(app.screen, "ROOM", "") != room
