@@ -29,7 +29,7 @@ from engine import errors
 from engine.distributed.own_run import OwnRun, make_run
 from engine.distributed.rank_files import FOLDER, log_path, write_failure
 from engine.distributed.relay import RelayJournal, SilentJournal
-from engine.protocol import RunFailed
+from engine.protocol import RunFailed, Stop
 from engine.runtime.child import describe_failure
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.session import TrainingSession
@@ -209,6 +209,9 @@ def _watch(session: TrainingSession, team: ProcessTeam, silent_seconds: float) -
 
 def _end_in_time(session: TrainingSession, team: ProcessTeam) -> None:
     """The agent ends this rank, since another one ended: the main thread may hang in a collective."""
+    if not session.commands.stop_requested:
+        # Wakes a run that is paused, and a step that would compute on for nobody: both find the other gone, and save.
+        session.commands.deliver(Stop(id="signal"))
 
     def end() -> None:
         time.sleep(_OWN_END_S)

@@ -25,6 +25,9 @@ from engine.protocol import (
     encode_event,
 )
 
+_LAST_WORDS_S = 10.0
+"""How long the wire stays open for a rank 0 that does not end."""
+
 
 class RelayServer:
     """Takes the events of rank 0, and gives it commands. In the run's own process.
@@ -41,7 +44,8 @@ class RelayServer:
         self._connection: Connection | None = None
         self._waiting: list[Command] = []
         self._lock = threading.Lock()
-        threading.Thread(target=self._serve, name="relay", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="relay", daemon=True)
+        self._thread.start()
 
     @property
     def address(self) -> str:
@@ -73,7 +77,10 @@ class RelayServer:
                 self._take(decode_event(connection.recv_bytes()).event)
 
     def close(self) -> None:
-        """Ends the wire."""
+        """Ends the wire, after what a rank 0 that has ended said last."""
+        with contextlib.suppress(OSError):
+            Client(self.address, "AF_UNIX").close()  # no rank may ever have come: this ends the wait for one
+        self._thread.join(_LAST_WORDS_S)
         self._listener.close()
         with self._lock:
             if self._connection is not None:

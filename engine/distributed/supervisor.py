@@ -93,7 +93,9 @@ def _kill_ranks() -> None:
 
 
 def _conclude(session: TrainingSession, agent: Agent, hosts: list[Host], last: RunFinished | RunFailed | None) -> None:
-    if isinstance(last, RunFinished):
+    asked = session.commands.stop_requested
+    # Rank 0 also stops in good order when the agent ends it after another's end.
+    if isinstance(last, RunFinished) and (asked or last.status != "stopped"):
         session.emit(last)
         return
     ranks = sum(host.slots for host in hosts)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.runtime.session import TrainingSession
     from engine.training.parts import Parts
     from engine.training.state import Progress
+    from engine.training.updates import Update
 
 ETA_STEPS = 20
 """Latest steps whose speed the estimate of the time left is made from."""
@@ -36,17 +37,24 @@ def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["
     Raises:
         EliteError: what engine.training.recovery could not deal with, after saving what is good.
     """
+    updates = list(plan_updates(parts.windows, session.config.training, parts.context))
     keeper = Keeper(session, parts, progress)
+    recovery = Recovery(session, parts, progress, keeper, updates)
     try:
-        return _fit(session, parts, progress, keeper)
+        with recovery.keep_what_is_left():
+            return _fit(session, parts, progress, keeper, recovery, updates)
     finally:
         keeper.close()
 
 
-def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Keeper) -> Literal["completed", "stopped"]:
-    training = session.config.training
-    updates = list(plan_updates(parts.windows, training, parts.context))
-    recovery = Recovery(session, parts, progress, keeper, updates)
+def _fit(
+    session: TrainingSession,
+    parts: Parts,
+    progress: Progress,
+    keeper: Keeper,
+    recovery: Recovery,
+    updates: list[Update],
+) -> Literal["completed", "stopped"]:
     actions = Actions(save=keeper.save_now, evaluate=lambda: _told(parts.evaluate()))
     pace = _Pace()
     while progress.step < len(updates):
@@ -72,7 +80,7 @@ def _fit(session: TrainingSession, parts: Parts, progress: Progress, keeper: Kee
         session.emit(_completed(parts, progress, done, pace))
         session.team.report(session, progress.step, done.seconds)
         keeper.keep_if_due()
-        keeper.save_if_due(_score_if_due(parts, progress, training.evaluate_every))
+        keeper.save_if_due(_score_if_due(parts, progress, session.config.training.evaluate_every))
         if (reason := parts.early_end()) is not None:
             session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
             break

@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
@@ -105,11 +106,11 @@ class Recovery:
         """Returns when training can go on from where the run's progress now stands; else raises.
 
         Raises:
-            EliteError: GPU_LOST, TRAINING_UNSTABLE, or `error` itself.
+            EliteError: TRAINING_UNSTABLE, or `error` itself.
         """
         step = self._progress.step + 1
-        if is_driver_failure(error):
-            raise self._gpu_lost(error, step) from error
+        if is_driver_failure(error) or _is_lost_rank(error):
+            raise error  # `keep_what_is_left` meets both, here and between steps
         if self._bounds.enabled and is_divergence(error):
             self._go_past(step, str(error.args[0]))
             return
@@ -117,13 +118,26 @@ class Recovery:
         if self._bounds.enabled and place is not None:
             self._repeat_smaller(place, error)
             return
-        if isinstance(error, EliteError) and error.kind in (errors.RANK_LOST, errors.RANK_FAILED):
-            self._save_alone()
-            raise error
         if isinstance(error, EliteError) or place is not None:
             # Weights and progress are those before the failed update: worth keeping.
             self._keeper.save_now()
         raise error
+
+    @contextlib.contextmanager
+    def keep_what_is_left(self) -> Iterator[None]:
+        """Around all of training: saves what there is when the card or another rank is gone, in a step or between two.
+
+        Raises:
+            EliteError: GPU_LOST in place of the driver's error.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_driver_failure(error):
+                raise self._gpu_lost(error, self._progress.step + 1) from error
+            if _is_lost_rank(error):
+                self._save_alone()
+            raise
 
     def _save_alone(self) -> None:
         """Another rank is gone. Where weights and states are spread, the newest snapshot is all that is left."""
@@ -206,6 +220,10 @@ class Recovery:
     def _tell(self, what: str, why: str) -> None:
         self._progress.recoveries.append(f"{what}: {why}")
         self._session.emit(RecoveryTaken(what=what, why=why))
+
+
+def _is_lost_rank(error: Exception) -> bool:
+    return isinstance(error, EliteError) and error.kind in (errors.RANK_LOST, errors.RANK_FAILED)
 
 
 def _scale_rate(parts: Parts, ratio: float) -> None:

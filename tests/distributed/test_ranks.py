@@ -48,6 +48,19 @@ def test_two_ranks_are_one_and_a_killed_rank_is_named(tmp_path, train):
         assert (found[name] - tensor).norm() <= 1e-3 * tensor.norm() + 1e-7, name
 
 
+def test_a_rank_that_dies_between_steps_loses_nothing(tmp_path, train):
+    call = train("--gpus", "2", steps=50, settings=["training.epochs=50"])
+    call.wait_for("StepCompleted", step=1)
+    victim = next(event["pid"] for event in call.of("RankReported") if event["rank"] == 1)
+    command = [sys.executable, "-m", "engine", "pause", str(run_folder(tmp_path))]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    call.wait_for("CommandAcked", command="Pause")
+    os.kill(victim, signal.SIGKILL)
+    assert call.finish() == 4
+    assert "rank 1 of 2 was ended by SIGKILL" in call.events[-1]["message"]
+    assert call.of("CheckpointSaved")[-1]["step"] == call.of("StepCompleted")[-1]["step"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment", ["data", "baseline", "StepCompleted"])
