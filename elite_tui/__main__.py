@@ -14,7 +14,7 @@ from engine import __version__
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from elite_tui.draft import Draft
+    from elite_tui.wizard.draft import Draft
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     resource_tracker.ensure_running()
 
     from elite_tui.app import EliteApp
-    from elite_tui.engine_calls import Engine
+    from elite_tui.link.calls import Engine
     from elite_tui.state import AppState
 
     app = EliteApp(
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def load_draft(repositories: Sequence[str] | None) -> Draft:
     """What was typed the last time, with the repositories of the command line; else the present folder."""
-    from elite_tui.draft import FILE_NAME, Draft
+    from elite_tui.wizard.draft import FILE_NAME, Draft
     from engine.runtime.run_index import state_directory
 
     draft = Draft.load(state_directory() / FILE_NAME)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from textual.binding import Binding
 
 from elite_tui.action import Action
-from elite_tui.run_actions import RUN_ACTIONS
+from elite_tui.runs.actions import RUN_ACTIONS
 
 FORM_ROOMS = ("project", "hardware", "tiers", "options", "data", "review")
 

@@ -12,19 +12,19 @@ from textual.app import App, SystemCommand
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
-from elite_tui.desk import ASK_DELAY, WizardDesk
-from elite_tui.engine_link import EngineLink, existing_folder
-from elite_tui.figures import printable
-from elite_tui.generation_desk import GenerationDesk
+from elite_tui.generation.desk import GenerationDesk
 from elite_tui.leaving import farewell, watch_signals
+from elite_tui.link.workers import EngineLink, existing_folder
 from elite_tui.messages import Changed
 from elite_tui.pacing import Pacer
 from elite_tui.rooms import ROOMS, build_room, neighbour
-from elite_tui.run_desk import RunDesk
+from elite_tui.runs.desk import RunDesk
 from elite_tui.screens.room import Watching
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.trouble import record_trouble
 from elite_tui.typing_order import after_typing
+from elite_tui.wizard.desk import ASK_DELAY, WizardDesk
+from elite_tui.words.figures import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from textual.screen import Screen
     from textual.timer import Timer
 
-    from elite_tui.engine_calls import Engine
-    from elite_tui.state import AppState, Fetched
+    from elite_tui.fetched import Fetched
+    from elite_tui.link.calls import Engine
+    from elite_tui.state import AppState
 
 THEME = "theme"
 "Under which name the draft keeps the theme."

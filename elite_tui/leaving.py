@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from elite_tui.app import EliteApp
-    from elite_tui.open_runs import OpenRun
+    from elite_tui.runs.open_runs import OpenRun
     from elite_tui.state import AppState
 
 

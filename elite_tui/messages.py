@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from elite_tui.facts import RepositoryFacts
-    from elite_tui.followed import News
-    from elite_tui.plans import Plans
+    from elite_tui.runs.followed import News
+    from elite_tui.wizard.facts import RepositoryFacts
+    from elite_tui.wizard.plans import Plans
     from engine.config import RunConfig
     from engine.errors import EliteError
     from engine.hardware.machine import Machine

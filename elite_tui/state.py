@@ -6,60 +6,34 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from elite_tui.checks import Checks
-from elite_tui.generation import Generation
-from elite_tui.open_runs import OpenRuns
+from elite_tui.fetched import Fetched
+from elite_tui.generation.answers import Generation
+from elite_tui.runs.open_runs import OpenRuns
+from elite_tui.wizard.checks import Checks
 from engine.config import Problem
-from engine.errors import EliteError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from elite_tui.comparison import Comparison
-    from elite_tui.draft import Draft
-    from elite_tui.facts import RepositoryFacts
-    from elite_tui.plans import Plans
-    from elite_tui.run_report import RunReport
-    from elite_tui.run_view import RunView
-    from elite_tui.ways import ModelOutlook, WaysToFit
+    from elite_tui.runs.comparison import Comparison
+    from elite_tui.runs.report import RunReport
+    from elite_tui.runs.view import RunView
+    from elite_tui.wizard.draft import Draft
+    from elite_tui.wizard.facts import RepositoryFacts
+    from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.data.report import DataReport
+    from engine.errors import EliteError
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
     from engine.runtime.run_summary import RunSummary
 
-T = TypeVar("T")
-
 SNAPSHOTS_KEPT = 120
 "Two minutes of history at one sample a second."
-
-
-@dataclass
-class Fetched(Generic[T]):
-    """Something that a worker fetches: not asked for yet, on its way, there, or refused with an error."""
-
-    value: T | None = None
-    error: EliteError | None = None
-    loading: bool = False
-
-    def ask(self) -> None:
-        """The worker started; the former value stays visible until the new one is there."""
-        self.loading = True
-
-    def settle(self, outcome: T | EliteError) -> None:
-        """The worker's answer."""
-        self.loading = False
-        if isinstance(outcome, EliteError):
-            self.value, self.error = None, outcome
-        else:
-            self.value, self.error = outcome, None
-
-    def settle_nothing(self) -> None:
-        """What was known no longer holds, and nothing was asked."""
-        self.value, self.error, self.loading = None, None, False
 
 
 @dataclass(frozen=True)

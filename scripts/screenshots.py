@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))
 from textual.pilot import Pilot
 
 from elite_tui.app import EliteApp
-from elite_tui.recent import remember
-from elite_tui.run_files import PlannedRun
-from elite_tui.run_report import RunReport
+from elite_tui.runs.files import PlannedRun
+from elite_tui.runs.report import RunReport
 from elite_tui.themes import COLOUR_BLIND, LIGHT
+from elite_tui.wizard.recent import remember
 from engine.runtime.run_index import STATE_VARIABLE
 from engine.runtime.run_summary import RunSummary
 from tests.tui.recording import START

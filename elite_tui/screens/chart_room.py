@@ -9,7 +9,7 @@ from textual import on
 
 from elite_tui.plot.smoothing import WEIGHTS
 from elite_tui.plot.viewport import Viewport
-from elite_tui.run_curves import Look
+from elite_tui.runs.curves import Look
 from elite_tui.screens.room import RoomScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice

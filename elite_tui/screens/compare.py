@@ -10,14 +10,14 @@ from textual.content import Content
 from textual.widgets import DataTable
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import printable
-from elite_tui.open_runs import short_title
-from elite_tui.run_curves import STYLES, overlay
-from elite_tui.run_panels import state_mark
+from elite_tui.runs.curves import STYLES, overlay
+from elite_tui.runs.open_runs import short_title
+from elite_tui.runs.panels import state_mark
 from elite_tui.screens.chart_room import ChartRoom
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
 from elite_tui.widgets.painted import Lines
+from elite_tui.words.figures import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.comparison import Comparison, Row
+    from elite_tui.runs.comparison import Comparison, Row
 
 BEST = "★"
 

@@ -9,12 +9,12 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui import data_words
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import printable
 from elite_tui.screens.room import RoomScreen
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.gauge import line_bar
+from elite_tui.words import data as data_words
+from elite_tui.words.figures import printable
 from engine.config import field_spec
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from textual.content import Content
 from textual.widgets import Button, Input, Static, TextArea
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import duration_in_words, printable
-from elite_tui.generation import SIDES
+from elite_tui.generation.answers import SIDES
 from elite_tui.screens.room import RoomScreen
+from elite_tui.words.figures import duration_in_words, printable
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.generation import Answer
+    from elite_tui.generation.answers import Answer
 
 TITLES = {"base": ("base model", "$secondary"), "tuned": ("fine-tuned", "$primary")}
 WORDS = {"max_tokens": "tokens", "temperature": "temperature", "top_p": "top-p", "seed": "seed"}

@@ -10,10 +10,10 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import printable
-from elite_tui.machine_words import inventory, libraries, measured
-from elite_tui.meters import devices, draw
 from elite_tui.screens.room import RoomScreen
+from elite_tui.words.figures import printable
+from elite_tui.words.machine import inventory, libraries, measured
+from elite_tui.words.meters import devices, draw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

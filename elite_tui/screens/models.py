@@ -11,17 +11,17 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
-from elite_tui.figures import context_in_words, duration_in_words
 from elite_tui.messages import Changed
 from elite_tui.screens.room import Watching
-from elite_tui.tier_words import epoch_seconds, machine_in_words, parameters_in_words
+from elite_tui.words.figures import context_in_words, duration_in_words
+from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in_words
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
 
     from elite_tui.app import EliteApp
-    from elite_tui.ways import ModelOutlook
+    from elite_tui.wizard.ways import ModelOutlook
 
 COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("model", 0, False),

@@ -11,8 +11,8 @@ from textual.content import Content
 from textual.widgets import Input
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.run_curves import CHARTS, RunCurves
-from elite_tui.run_panels import figures, notice_line, progress_lines, state_mark, status_line
+from elite_tui.runs.curves import CHARTS, RunCurves
+from elite_tui.runs.panels import figures, notice_line, progress_lines, state_mark, status_line
 from elite_tui.screens.chart_room import ChartRoom
 from elite_tui.screens.run_commands import RunCommands
 from elite_tui.widgets.chart import LineChart
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.open_runs import OpenRun
+    from elite_tui.runs.open_runs import OpenRun
 
 SMALL_CHARTS = 4
 "Charts beneath the large one, where there is room."

@@ -10,14 +10,14 @@ from textual.content import Content
 from textual.widgets import Button, Input, OptionList, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import bytes_in_words, duration_in_words, printable
-from elite_tui.optimization_words import detail, signed_bytes, signed_duration
-from elite_tui.presets import PRESETS
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import RoomScreen
-from elite_tui.tier_words import summary
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
+from elite_tui.wizard.presets import PRESETS
+from elite_tui.words.figures import bytes_in_words, duration_in_words, printable
+from elite_tui.words.optimizations import detail, signed_bytes, signed_duration
+from elite_tui.words.tiers import summary
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.plans import Plans
+    from elite_tui.wizard.plans import Plans
 
 DRAWN_FROM = ("all", "draft", "repository", "machine", "tiers", "preflight")
 VIEW = "options.view"

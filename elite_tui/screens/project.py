@@ -11,9 +11,15 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Button, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.draft import text_of
-from elite_tui.facts import RepositoryFacts
-from elite_tui.figures import (
+from elite_tui.screens.room import RoomScreen
+from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.gauge import line_bar
+from elite_tui.widgets.recent_list import RecentList
+from elite_tui.wizard.draft import text_of
+from elite_tui.wizard.facts import RepositoryFacts
+from elite_tui.wizard.recent import remember
+from elite_tui.wizard.suggest import FolderSuggester
+from elite_tui.words.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
@@ -22,13 +28,7 @@ from elite_tui.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.recent import remember
-from elite_tui.screens.room import RoomScreen
-from elite_tui.suggest import FolderSuggester
-from elite_tui.tier_words import epoch_seconds, machine_in_words, parameters_in_words
-from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.gauge import line_bar
-from elite_tui.widgets.recent_list import RecentList
+from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in_words
 from engine.config import field_spec
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui import result_panels
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.runs import result_panels
 from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:

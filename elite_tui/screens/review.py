@@ -11,10 +11,10 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.checks import in_words, verdict
-from elite_tui.figures import context_in_words, count_in_words, duration_in_words, printable
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import RoomScreen
+from elite_tui.wizard.checks import in_words, verdict
+from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, printable
 from engine import config
 
 if TYPE_CHECKING:

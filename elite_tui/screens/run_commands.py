@@ -8,7 +8,7 @@ from elite_tui.screens.confirm import ConfirmScreen
 from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:
-    from elite_tui.open_runs import OpenRun
+    from elite_tui.runs.open_runs import OpenRun
 
 COMMAND_OF_ACTION = {
     "pause": "Pause",

@@ -11,13 +11,13 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Button, DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.figures import printable
 from elite_tui.screens.room import RoomScreen
-from elite_tui.tier_words import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
-from elite_tui.what_if import FIELDS, WhatIf, key_of
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.tier_table import TierTable
+from elite_tui.wizard.what_if import FIELDS, WhatIf, key_of
+from elite_tui.words.figures import printable
+from elite_tui.words.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.plans import Plans
+    from elite_tui.wizard.plans import Plans
     from engine.errors import EliteError
     from engine.plan.planner import TierPlan
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.message import Message
 
-from elite_tui.figures import number_in_words
 from elite_tui.plot import ticks
 from elite_tui.plot.picture import Scale, draw, joined, scale_of
 from elite_tui.plot.series import Limit, Mark, Series
 from elite_tui.plot.viewport import Viewport
 from elite_tui.widgets.painted import Painted
+from elite_tui.words.figures import number_in_words
 
 if TYPE_CHECKING:
     from textual.events import Leave, MouseMove, MouseScrollDown, MouseScrollLeft, MouseScrollRight, MouseScrollUp

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
-from elite_tui.run_view import HAPPENINGS_KEPT, Happening, RunView
+from elite_tui.runs.view import HAPPENINGS_KEPT, Happening, RunView
 from elite_tui.widgets.line_pane import LinePane, Row
 
 SIGNS = {

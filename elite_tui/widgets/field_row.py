@@ -13,15 +13,15 @@ from textual.content import Content
 from textual.suggester import Suggester
 from textual.widgets import Input, Select, Static
 
-from elite_tui.draft import text_of
-from elite_tui.figures import printable
+from elite_tui.wizard.draft import text_of
+from elite_tui.words.figures import printable
 from engine.config.description import FieldSpec
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from elite_tui.app import EliteApp
-    from elite_tui.draft import Draft
+    from elite_tui.wizard.draft import Draft
     from engine.config import Problem
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widget import Widget
 
-from elite_tui.figures import NOT_AVAILABLE, percent_in_words
+from elite_tui.words.figures import NOT_AVAILABLE, percent_in_words
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 TIGHT = 0.9

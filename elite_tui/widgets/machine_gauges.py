@@ -10,8 +10,8 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words
 from elite_tui.widgets.gauge import LABEL_WIDTH, Gauge
+from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult

@@ -9,7 +9,7 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from elite_tui.recent import RUNS_SHOWN, project_line, projects, run_line
+from elite_tui.wizard.recent import RUNS_SHOWN, project_line, projects, run_line
 
 if TYPE_CHECKING:
     from elite_tui.state import AppState

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.widgets import DataTable
 
-from elite_tui.figures import context_in_words, count_in_words, duration_in_words
-from elite_tui.tier_words import epoch_seconds, short_places, size_or_dash
 from elite_tui.widgets.gauge import line_bar
+from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words
+from elite_tui.words.tiers import epoch_seconds, short_places, size_or_dash
 
 if TYPE_CHECKING:
-    from elite_tui.plans import Plans
+    from elite_tui.wizard.plans import Plans
     from engine.plan.planner import TierPlan
 
 COLUMNS: tuple[tuple[str, int, bool], ...] = (

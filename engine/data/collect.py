@@ -39,13 +39,19 @@ class SourceFile:
 
     repository: Path
     "Absolute, with links resolved."
-    path: PurePosixPath
-    "Below the repository. May hold any character, also line ends and bytes that are not UTF-8 (surrogates)."
+    name: str
+    """Its path below the repository. May hold any character, also line ends and bytes that are not UTF-8 (surrogates).
+    Not a path object: of these, each with what it remembers of itself, half a million take half a gigabyte."""
     language: str
     size: int
     "Bytes."
     alone: ClassVar[bool] = False
     "Whether it is a document of its own, whatever data.documents says."
+
+    @property
+    def path(self) -> PurePosixPath:
+        """`name` as a path."""
+        return PurePosixPath(self.name)
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ def _sort_out(
         if isinstance(verdict, str):
             reasons[path] = verdict
         else:
-            kept.append(SourceFile(root, path, *verdict))
+            kept.append(SourceFile(root, str(path), *verdict))
     if progress is not None:
         progress(len(paths), len(paths))
     return kept, reasons

@@ -144,4 +144,4 @@ def _decode(content: bytes, encoding: str) -> str | None:
 
 def path_line(file: SourceFile) -> str:
     """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(file.path))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name)

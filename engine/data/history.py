@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from engine.data.collect import SourceFile
@@ -150,8 +150,8 @@ def commit_of(root: Path, patch: Patch, keeps: Callable[[Change], bool]) -> tupl
     text = patch.text(files)
     if not files or not text.strip():
         return None
-    path = PurePosixPath("commits") / patch.revision[:12]
-    return Commit(root, path, LANGUAGE, len(text.encode("utf-8", "replace")), patch.revision, files), text
+    name, size = f"commits/{patch.revision[:12]}", len(text.encode("utf-8", "replace"))
+    return Commit(root, name, LANGUAGE, size, patch.revision, files), text
 
 
 def read_commit(commit: Commit, longest: int) -> str | None:

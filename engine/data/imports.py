@@ -26,25 +26,26 @@ class _Rules(Protocol):
 
 
 def resolve(
-    paths: Sequence[PurePosixPath], languages: Sequence[str], imports: Sequence[Sequence[str]], name: str = ""
+    names: Sequence[str], languages: Sequence[str], imports: Sequence[Sequence[str]], name: str = ""
 ) -> list[list[int]]:
     """For each file of one repository the numbers of those that it imports, ascending.
 
     Args:
-        paths: Of the files, within the repository.
+        names: Paths of the files, within the repository.
         languages: Of the files.
         imports: Of each file, as engine.data.syntax gives them.
         name: Of the repository's folder, which may be a package itself.
     """
-    families: dict[type[_Rules], list[tuple[int, PurePosixPath]]] = defaultdict(list)
-    for number, (path, language) in enumerate(zip(paths, languages, strict=True)):
-        if language in _RULES:
-            families[_RULES[language]].append((number, path))
-    rules = {family: family(files, name) for family, files in families.items()}
+    # Path objects of one family of languages at a time: all of a large repository's would take hundreds of megabytes.
+    rules: dict[type[_Rules], _Rules] = {}
+    for family in {_RULES[language] for language in set(languages) & _RULES.keys()}:
+        own = (number for number, language in enumerate(languages) if _RULES.get(language) is family)
+        rules[family] = family([(number, PurePosixPath(names[number])) for number in own], name)
     found = []
-    for number, (path, language, wanted) in enumerate(zip(paths, languages, imports, strict=True)):
+    for number, (language, wanted) in enumerate(zip(languages, imports, strict=True)):
         meant: set[int] = set()
         if wanted and language in _RULES:
+            path = PurePosixPath(names[number])
             for each in wanted:
                 meant.update(sorted(rules[_RULES[language]].find(path, each))[:_MOST])
         meant.discard(number)

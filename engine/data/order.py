@@ -42,7 +42,7 @@ def order_files(files: Sequence[SourceFile], imports: Sequence[Sequence[str]]) -
     for repository, group in groupby(range(len(files)), key=lambda number: files[number].repository):
         numbers = list(group)
         found = resolve(
-            [files[number].path for number in numbers],
+            [files[number].name for number in numbers],
             # Rows and commits only look like files of a repository.
             ["" if files[number].alone else files[number].language for number in numbers],
             [imports[number] for number in numbers],

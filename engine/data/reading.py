@@ -144,7 +144,7 @@ class _Reader:
     def __post_init__(self) -> None:
         self._digests: dict[bytes, int] = {}
         self._headers: set[bytes] = set()
-        self._alike = NearDuplicates()
+        self._alike: NearDuplicates | None = NearDuplicates()
 
     def take(self, file: SourceFile) -> None:
         """Reads one source, and keeps it unless there is a reason not to."""
@@ -168,14 +168,17 @@ class _Reader:
             return self._skip(file, "empty")
         if copy_of is None:
             self._digests[document.digest] = len(self.kept)
-            self._alike.add(len(self.kept), text)
+            if self._alike is not None:
+                self._alike.add(len(self.kept), text)
         found = outline(text, file.language, file.path)
         self.kept.append(_Kept(file, document.digest, found, tuple(edits), header is not None, copy_of))
         return True
 
     def find_twins(self) -> None:
-        """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks."""
+        """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks. Once."""
+        assert self._alike is not None
         found = self._alike.find(self._text_again)
+        self._alike = None  # commits are not compared, and memory is needed for the order
         # Whatever is a copy of a near-duplicate is one, too.
         found |= {n: found[kept.like] for n, kept in enumerate(self.kept) if kept.like in found}
         self.twins = [(self.kept[number].file, self.kept[like].file) for number, like in sorted(found.items())]
@@ -195,7 +198,7 @@ class _Reader:
         self.skipped[reason] += 1
         named = self.examples.setdefault(reason, [])
         if len(named) < EXAMPLES:
-            named.append(f"{file.repository}/{file.path}")
+            named.append(f"{file.repository}/{file.name}")
         return False
 
     def _edits(self, file: SourceFile, document: Document) -> tuple[list[Edit], bool]:
@@ -246,7 +249,7 @@ class _Reader:
                     report(position, self.data.history, "commits read")
                     made = commit_of(root, patch, keeps)
                     if made is None:
-                        named = Commit(root, PurePosixPath("commits") / patch.revision[:12], DIFF, 0)
+                        named = Commit(root, f"commits/{patch.revision[:12]}", DIFF, 0)
                         self._skip(named, "held out")
                     elif self._consider(made[0], self.texts.document(made[1])):
                         self.held_out.append(False)
@@ -257,7 +260,7 @@ class _Reader:
         """Whether a change may be learnt: one of a file that is learnt, and of no text that is held out."""
         fraction, include = self.data.held_out_fraction, frozenset(self.data.include)
         side = [kept.file for kept, held_out in zip(self.kept, self.held_out, strict=True) if held_out]
-        paths = {str(file.path) for file in side if file.repository == root}
+        paths = {file.name for file in side if file.repository == root}
         numbers = [number for number, held_out in enumerate(self.held_out) if held_out]
         lines = [telling_lines(self._text_again(number).split("\n")) for number in numbers]
         known = np.unique(np.concatenate(lines)) if lines else np.empty(0, dtype=np.uint32)

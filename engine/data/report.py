@@ -213,7 +213,7 @@ def printable(value: object) -> str:
 
 
 def _name(file: SourceFile) -> str:
-    return printable(file.repository / file.path)
+    return printable(file.repository / file.name)
 
 
 def _languages(files: tuple[SourceFile, ...]) -> tuple[LanguageRow, ...]:

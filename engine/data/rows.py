@@ -77,7 +77,7 @@ class DataSet(ABC):
         place = PurePosixPath(self.files[part].name) / f"{number:08d}"
         path = place / named.lstrip("/") if named else place
         language = language_by_name(path.name) if named else None
-        return Row(self.path, path, language or "Text", size, part, position)
+        return Row(self.path, str(path), language or "Text", size, part, position)
 
 
 def open_data_set(given: Path, column: str) -> DataSet:

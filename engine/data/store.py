@@ -47,7 +47,7 @@ class StoreDamagedError(Exception):
     """A store does not hold what its manifest says. The message says what differs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file's place in a store."""
 

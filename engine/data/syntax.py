@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -78,7 +79,8 @@ def _imports(text: str, name: str) -> tuple[str, ...]:
             imports |= dict.fromkeys(grammar.read(node))
         elif node.parent is None or node.type == "ERROR":
             pending += reversed(node.children)
-    return tuple(imports)
+    # A repository imports the same few things over and over.
+    return tuple(map(sys.intern, imports))
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from elite_tui.draft import FILE_NAME
+from elite_tui.wizard.draft import FILE_NAME
 from engine.config import RunConfig, to_mapping
 from engine.runtime.run_directory import RunDirectory
 from engine.runtime.run_summary import ACTIVE

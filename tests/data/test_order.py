@@ -27,7 +27,7 @@ def links(files: dict[str, str]) -> dict[str, set[str]]:
         outline(files[name], language, path).imports
         for name, language, path in zip(names, languages, paths, strict=True)
     ]
-    found = resolve(paths, languages, wanted)
+    found = resolve(names, languages, wanted)
     return {name: {names[other] for other in others} for name, others in zip(names, found, strict=True) if others}
 
 
@@ -189,9 +189,9 @@ def test_an_order_holds_every_file_once_and_imports_first_unless_in_a_cycle(impo
 
 
 def test_a_repository_that_is_itself_a_package() -> None:
-    paths = [PurePosixPath(name) for name in ("__init__.py", "app.py", "sub/deep.py")]
+    names = ["__init__.py", "app.py", "sub/deep.py"]
     imports = [["kit.app:App"], ["kit.sub.deep"], ["kit:App", "other.app"]]
-    assert resolve(paths, ["Python"] * 3, imports, "kit") == [[1], [2], [0]]
+    assert resolve(names, ["Python"] * 3, imports, "kit") == [[1], [2], [0]]
 
 
 def test_a_chain_of_ten_thousand_files() -> None:

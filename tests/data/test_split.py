@@ -12,7 +12,7 @@ paths = st.lists(st.text(st.characters(exclude_characters="\0/"), min_size=1, ma
 
 
 def files(names: list[str], size: int = 1000) -> list[SourceFile]:
-    return [SourceFile(Path("/r"), PurePosixPath(name), "Python", size) for name in names]
+    return [SourceFile(Path("/r"), name, "Python", size) for name in names]
 
 
 @given(names=paths, fraction=st.floats(0.001, 0.499))

@@ -14,13 +14,14 @@ from textual.strip import Strip
 from textual.widgets import Input, Static, TextArea
 
 from elite_tui.app import EliteApp
-from elite_tui.draft import Draft
-from elite_tui.engine_calls import Engine
-from elite_tui.facts import LanguageShare, RepositoryFacts
-from elite_tui.plans import Plans
-from elite_tui.state import AppState, Fetched
+from elite_tui.fetched import Fetched
+from elite_tui.link.calls import Engine
+from elite_tui.state import AppState
 from elite_tui.widgets.log_pane import LogPane
 from elite_tui.widgets.painted import Painted
+from elite_tui.wizard.draft import Draft
+from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
+from elite_tui.wizard.plans import Plans
 from engine import config as run_config
 from engine.errors import EliteError
 from engine.hardware.cards import find_card, simulate

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from elite_tui.draft import Draft, text_of, value_of
-from elite_tui.suggest import complete_folder
+from elite_tui.wizard.draft import Draft, text_of, value_of
+from elite_tui.wizard.suggest import complete_folder
 from engine import config
 
 

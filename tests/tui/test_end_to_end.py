@@ -10,12 +10,12 @@ import pytest
 from textual.events import Paste
 
 from elite_tui.app import EliteApp
-from elite_tui.draft import Draft
-from elite_tui.engine_calls import Engine
+from elite_tui.link.calls import Engine
 from elite_tui.screens.confirm import ConfirmScreen
 from elite_tui.state import AppState
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.wizard.draft import Draft
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_index import find_run, list_runs
 from tests.tui.support import make_app, room_of, settled, text_of, until

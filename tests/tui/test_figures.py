@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from elite_tui.figures import (
+from elite_tui.widgets.gauge import bar
+from elite_tui.widgets.machine_gauges import history_line
+from elite_tui.words.figures import (
     bytes_in_words,
     bytes_of_total,
     context_in_words,
@@ -16,8 +18,6 @@ from elite_tui.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.widgets.gauge import bar
-from elite_tui.widgets.machine_gauges import history_line
 
 GIB = 1024**3
 

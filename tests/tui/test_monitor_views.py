@@ -11,7 +11,7 @@ from textual.events import MouseScrollUp
 from textual.widgets import Input
 
 from elite_tui.plot.viewport import Viewport
-from elite_tui.run_curves import CHARTS
+from elite_tui.runs.curves import CHARTS
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LogPane

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from elite_tui.open_runs import OpenRun
-from elite_tui.run_outlook import projected_perplexity
-from elite_tui.run_panels import figures
-from elite_tui.run_view import RunView
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.outlook import projected_perplexity
+from elite_tui.runs.panels import figures
+from elite_tui.runs.view import RunView
 from engine.protocol import Envelope, EvalCompleted, RunFinished, RunStarted, StepCompleted
 from tests.tui.recording import FOLDER, RUN_ID, START
 

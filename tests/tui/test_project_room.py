@@ -5,9 +5,9 @@ from __future__ import annotations
 from textual.widgets import Static
 
 from elite_tui.__main__ import enclosing_repository
-from elite_tui.draft import FILE_NAME, Draft
-from elite_tui.recent import KEPT, KEY, projects, remember
 from elite_tui.widgets.recent_list import RecentList
+from elite_tui.wizard.draft import FILE_NAME, Draft
+from elite_tui.wizard.recent import KEPT, KEY, projects, remember
 from engine.runtime.run_summary import RunSummary
 from tests.tui.recording import RUN_ID, START
 from tests.tui.support import (

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from elite_tui.result_panels import samples
-from elite_tui.run_files import read_plan
-from elite_tui.run_report import RunReport, Sample, read_report
+from elite_tui.runs.files import read_plan
+from elite_tui.runs.report import RunReport, Sample, read_report
+from elite_tui.runs.result_panels import samples
 from engine.runtime.handle import RunHandle
 from engine.runtime.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
@@ -71,7 +71,7 @@ async def test_nothing_beyond_the_events():
         assert not app.screen.query_one("#compile-rate").display
         assert "n/a" in text_of(app, "#foreseen")
         # Commands that this engine does not have are not offered.
-        from elite_tui.run_report import _commands
+        from elite_tui.runs.report import _commands
 
         for command in ("export", "generate", "evaluate"):
             assert (f"engine {command}" in text_of(app, "#next")) is (command in _commands())

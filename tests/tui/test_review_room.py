@@ -6,8 +6,8 @@ import threading
 
 from textual.widgets import Button, Static
 
-from elite_tui.checks import Checks, in_words
 from elite_tui.screens.review import hours_in_words
+from elite_tui.wizard.checks import Checks, in_words
 from engine import errors
 from engine.runtime.doctor import NAMES, Check
 from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until

@@ -8,10 +8,10 @@ import pytest
 from textual.screen import ModalScreen
 from textual.widgets import TextArea
 
-from elite_tui.comparison import ComparedRun, Comparison, Row
-from elite_tui.run_files import PlannedRun
-from elite_tui.run_report import RunReport, Sample
-from elite_tui.run_view import RunView
+from elite_tui.runs.comparison import ComparedRun, Comparison, Row
+from elite_tui.runs.files import PlannedRun
+from elite_tui.runs.report import RunReport, Sample
+from elite_tui.runs.view import RunView
 from elite_tui.screens.help import HelpScreen
 from elite_tui.themes import LIGHT
 from engine import errors

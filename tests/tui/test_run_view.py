@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from elite_tui.run_view import RunView
+from elite_tui.runs.view import RunView
 from engine.protocol import (
     CommandAcked,
     Envelope,

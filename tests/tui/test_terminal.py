@@ -22,7 +22,7 @@ from tests.tui.terminal import ROOT, Terminal
 ENOUGH_STEPS = 100_000
 BROKEN_HANDLER = "from elite_tui.app import EliteApp; EliteApp.action_toggle_theme = lambda self: 1 // 0;"
 BROKEN_WORKER = (
-    "from elite_tui.followed import Followed; poll = Followed.poll; calls = [];"
+    "from elite_tui.runs.followed import Followed; poll = Followed.poll; calls = [];"
     "Followed.poll = lambda self: poll(self) if len(calls) < 8 and calls.append(0) is None else 1 // 0;"
 )
 

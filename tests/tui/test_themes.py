@@ -7,8 +7,8 @@ import itertools
 import pytest
 from rich.color import Color, ColorSystem
 
-from elite_tui.draft import FILE_NAME, Draft
 from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT, THEMES, theme_after, theme_named
+from elite_tui.wizard.draft import FILE_NAME, Draft
 from tests.tui.support import cpu_machine, make_app, settled
 
 GROUNDS = ("background", "surface", "panel")

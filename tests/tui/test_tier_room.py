@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import DataTable, Input, Static
 
-from elite_tui.draft import FILE_NAME, Draft
 from elite_tui.screens.models import ModelsScreen
-from elite_tui.ways import ways_to_fit, with_ram
-from elite_tui.what_if import WhatIf
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
+from elite_tui.wizard.draft import FILE_NAME, Draft
+from elite_tui.wizard.ways import ways_to_fit, with_ram
+from elite_tui.wizard.what_if import WhatIf
 from engine import config, errors
 from engine.errors import EliteError
 from engine.hardware.machine import GIB

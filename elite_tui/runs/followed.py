@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from elite_tui.run_files import PlannedRun
+    from elite_tui.runs.files import PlannedRun
     from engine.protocol import Command, Envelope
     from engine.runtime.access import Access
     from engine.runtime.handle import RunHandle
@@ -70,7 +70,7 @@ class Followed:
         return access
 
     def _find_plan(self) -> PlannedRun | None:
-        from elite_tui.run_files import read_plan
+        from elite_tui.runs.files import read_plan
 
         if self._planned is not None:
             return None

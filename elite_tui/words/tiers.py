@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from elite_tui.figures import (
+from elite_tui.widgets.gauge import bar
+from elite_tui.words.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
@@ -14,14 +15,13 @@ from elite_tui.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.widgets.gauge import bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from elite_tui.plans import Plans
-    from elite_tui.state import Fetched
-    from elite_tui.ways import WaysToFit
+    from elite_tui.fetched import Fetched
+    from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.ways import WaysToFit
     from engine.plan.planner import TierPlan
     from engine.plan.time import TimePart
 

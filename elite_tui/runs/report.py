@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elite_tui.run_files import PlannedRun, number, read_json, read_plan, text
+from elite_tui.runs.files import PlannedRun, number, read_json, read_plan, text
 
 FILE_NAMES = ("report.json", "evaluation.json")
 """Where an evaluation leaves its figures; the first that is there counts."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.figures import (
+from elite_tui.widgets.gauge import line_bar
+from elite_tui.words.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
@@ -15,8 +16,7 @@ from elite_tui.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.machine_words import hanging
-from elite_tui.widgets.gauge import line_bar
+from elite_tui.words.machine import hanging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from elite_tui import messages
-from elite_tui.engine_calls import Engine
-from elite_tui.followed import Followed
+from elite_tui.link.calls import Engine
+from elite_tui.runs.followed import Followed
 from elite_tui.trouble import record_trouble
 from engine import errors
 from engine.errors import EliteError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine import errors
 
 if TYPE_CHECKING:
-    from elite_tui.draft import Draft
+    from elite_tui.wizard.draft import Draft
     from engine.hardware.machine import Machine
 
 FIELDS = ("card", "vram", "ram")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from elite_tui.run_history import RunHistory
-from elite_tui.run_pace import Pace
+from elite_tui.runs.history import RunHistory
+from elite_tui.runs.pace import Pace
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, chop_cells, set_cell_size
 from textual.content import Content
 
-from elite_tui.figures import (
+from elite_tui.runs.panels import state_mark
+from elite_tui.words.figures import (
     NOT_AVAILABLE,
     bytes_in_words,
     count_in_words,
@@ -18,11 +19,10 @@ from elite_tui.figures import (
     number_in_words,
     printable,
 )
-from elite_tui.run_panels import state_mark
 
 if TYPE_CHECKING:
-    from elite_tui.run_report import RunReport
-    from elite_tui.run_view import RunView
+    from elite_tui.runs.report import RunReport
+    from elite_tui.runs.view import RunView
 
 HEADING = "bold $primary"
 LABEL = 12

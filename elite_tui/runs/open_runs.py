@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elite_tui.run_view import RunView
+from elite_tui.runs.view import RunView
 
 if TYPE_CHECKING:
-    from elite_tui.followed import News
-    from elite_tui.run_files import PlannedRun
+    from elite_tui.runs.files import PlannedRun
+    from elite_tui.runs.followed import News
     from engine.runtime.access import Access
 
 _ID_DATE = len("20260102-100000-")

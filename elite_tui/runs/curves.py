@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elite_tui.figures import count_in_words, number_in_words
 from elite_tui.plot.series import Limit, Mark, Series, Values, values
 from elite_tui.plot.smoothing import WEIGHTS, Smoother
-from elite_tui.run_history import X_AXES
+from elite_tui.runs.history import X_AXES
 from elite_tui.widgets.chart import Picture
 from elite_tui.widgets.event_list import SIGNS
+from elite_tui.words.figures import count_in_words, number_in_words
 
 if TYPE_CHECKING:
-    from elite_tui.open_runs import OpenRun
-    from elite_tui.run_view import RunView
+    from elite_tui.runs.open_runs import OpenRun
+    from elite_tui.runs.view import RunView
 
 GIB = 1 << 30
 STYLES = ("$primary", "$accent", "$secondary", "$error", "$success", "$foreground")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from elite_tui.figures import bytes_in_words
+from elite_tui.words.figures import bytes_in_words
 
 if TYPE_CHECKING:
     from engine.config import RunConfig

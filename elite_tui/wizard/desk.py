@@ -10,10 +10,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
-from elite_tui.presets import Preset, apply
-from elite_tui.state import Fetched, Reading
+from elite_tui.fetched import Fetched
+from elite_tui.state import Reading
 from elite_tui.trouble import record_trouble
-from elite_tui.what_if import WhatIf, key_of
+from elite_tui.wizard.presets import Preset, apply
+from elite_tui.wizard.what_if import WhatIf, key_of
 from engine import errors
 from engine.config import field_spec, from_mapping, to_mapping
 from engine.errors import EliteError
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from elite_tui.app import EliteApp
-    from elite_tui.engine_process import EngineProcess
-    from elite_tui.plans import Plans
+    from elite_tui.link.process import EngineProcess
+    from elite_tui.wizard.plans import Plans
     from engine.config import RunConfig
     from engine.plan.optimizations import OptimizationState
     from engine.plan.planner import TierPlan

@@ -14,13 +14,13 @@ from engine.errors import EliteError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from elite_tui.comparison import Comparison
-    from elite_tui.engine_process import EngineProcess
-    from elite_tui.facts import RepositoryFacts
-    from elite_tui.generation_process import GenerationProcess
-    from elite_tui.plans import Plans
-    from elite_tui.run_report import RunReport
-    from elite_tui.ways import ModelOutlook, WaysToFit
+    from elite_tui.generation.process import GenerationProcess
+    from elite_tui.link.process import EngineProcess
+    from elite_tui.runs.comparison import Comparison
+    from elite_tui.runs.report import RunReport
+    from elite_tui.wizard.facts import RepositoryFacts
+    from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.data.report import DataReport
     from engine.hardware.machine import Machine
@@ -40,7 +40,7 @@ class Engine:
 
     def read_repositories(self, repositories: Sequence[str], max_file_bytes: int) -> RepositoryFacts:
         """Files, languages and estimated tokens of the repositories."""
-        from elite_tui.facts import facts_of
+        from elite_tui.wizard.facts import facts_of
         from engine.data.collect import collect, estimate_tokens
 
         collection = collect([Path(path).expanduser() for path in repositories], max_file_bytes=max_file_bytes)
@@ -69,8 +69,8 @@ class Engine:
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
         """The tier table for a machine and a draft's values, and what a run of the draft would use."""
-        from elite_tui.effects import with_planned_effects
-        from elite_tui.plans import Plans
+        from elite_tui.wizard.effects import with_planned_effects
+        from elite_tui.wizard.plans import Plans
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, planning_of
@@ -102,7 +102,7 @@ class Engine:
         self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
     ) -> Sequence[ModelOutlook]:
         """What a machine can do with each model of the catalogue."""
-        from elite_tui.ways import outlooks
+        from elite_tui.wizard.ways import outlooks
         from engine.config import from_mapping
 
         return outlooks(from_mapping(mapping, source="form"), machine, tuple(self.models().values()), tokens)
@@ -111,7 +111,7 @@ class Engine:
         self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int
     ) -> WaysToFit:
         """What would make a context fit a machine."""
-        from elite_tui.ways import ways_to_fit
+        from elite_tui.wizard.ways import ways_to_fit
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
 
@@ -150,13 +150,13 @@ class Engine:
 
     def measurement(self, *arguments: str) -> EngineProcess:
         """An `engine` command that measures something, not begun yet."""
-        from elite_tui.engine_process import EngineProcess
+        from elite_tui.link.process import EngineProcess
 
         return EngineProcess(*arguments)
 
     def generation(self, reference: str, tell: Callable[[dict[str, Any]], None]) -> GenerationProcess:
         """A process that writes with the models of a run, and tells of every event."""
-        from elite_tui.generation_process import GenerationProcess
+        from elite_tui.generation.process import GenerationProcess
 
         return GenerationProcess(reference, tell)
 
@@ -188,13 +188,13 @@ class Engine:
 
     def compare(self, paths: Sequence[Path]) -> Comparison:
         """Some runs side by side, from what is in their folders."""
-        from elite_tui.comparison import read_comparison
+        from elite_tui.runs.comparison import read_comparison
 
         return read_comparison(paths)
 
     def read_report(self, path: Path) -> RunReport:
         """What a run's folder says of its result."""
-        from elite_tui.run_report import read_report
+        from elite_tui.runs.report import read_report
 
         return read_report(path)
 

@@ -6,10 +6,10 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
-from elite_tui.figures import number_in_words
+from elite_tui.words.figures import number_in_words
 
 if TYPE_CHECKING:
-    from elite_tui.run_view import RunView
+    from elite_tui.runs.view import RunView
     from engine.evaluation.projection import Projection
 
 

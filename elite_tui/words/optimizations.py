@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.draft import text_of
-from elite_tui.figures import bytes_in_words, duration_in_words, printable
+from elite_tui.wizard.draft import text_of
+from elite_tui.words.figures import bytes_in_words, duration_in_words, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.figures import (
+from elite_tui.runs.curves import planned_gpu, planned_host, rate_in_words
+from elite_tui.runs.outlook import projected_perplexity
+from elite_tui.words.figures import (
     bytes_in_words,
     bytes_of_total,
     context_in_words,
@@ -19,12 +21,10 @@ from elite_tui.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.run_curves import planned_gpu, planned_host, rate_in_words
-from elite_tui.run_outlook import projected_perplexity
 
 if TYPE_CHECKING:
-    from elite_tui.open_runs import OpenRun
-    from elite_tui.run_view import RunView
+    from elite_tui.runs.open_runs import OpenRun
+    from elite_tui.runs.view import RunView
     from elite_tui.widgets.machine_gauges import Level
     from engine.protocol import StepProgress
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elite_tui.figures import printable
-from elite_tui.open_runs import OpenRun
-from elite_tui.run_view import RunView
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.view import RunView
+from elite_tui.words.figures import printable
 from engine.errors import EliteError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, printable
 from elite_tui.widgets.gauge import TIGHT, line_bar
 from elite_tui.widgets.machine_gauges import history_line, share_of
+from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, printable
 
 if TYPE_CHECKING:
     from engine.hardware.nvml import GpuSample

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from elite_tui.figures import NOT_AVAILABLE, bytes_in_words, printable
+from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, printable
 
 if TYPE_CHECKING:
-    from elite_tui.state import Fetched
+    from elite_tui.fetched import Fetched
     from engine.hardware.machine import Gpu, Machine
     from engine.hardware.measured import Measured
 

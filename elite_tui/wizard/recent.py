@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.figures import number_in_words, printable
+from elite_tui.words.figures import number_in_words, printable
 
 if TYPE_CHECKING:
-    from elite_tui.draft import Draft
+    from elite_tui.wizard.draft import Draft
     from engine.runtime.run_summary import RunSummary
 
 KEY = "recent-projects"

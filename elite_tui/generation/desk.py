@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
-from elite_tui.generation import request_of
+from elite_tui.generation.answers import request_of
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
     from elite_tui.app import EliteApp
-    from elite_tui.generation_process import GenerationProcess
+    from elite_tui.generation.process import GenerationProcess
 
 
 class GenerationDesk:

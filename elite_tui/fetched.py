@@ -1,0 +1,35 @@
+"""Fetched: something that a worker brings, and how far that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from engine.errors import EliteError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Fetched(Generic[T]):
+    """Something that a worker fetches: not asked for yet, on its way, there, or refused with an error."""
+
+    value: T | None = None
+    error: EliteError | None = None
+    loading: bool = False
+
+    def ask(self) -> None:
+        """The worker started; the former value stays visible until the new one is there."""
+        self.loading = True
+
+    def settle(self, outcome: T | EliteError) -> None:
+        """The worker's answer."""
+        self.loading = False
+        if isinstance(outcome, EliteError):
+            self.value, self.error = None, outcome
+        else:
+            self.value, self.error = outcome, None
+
+    def settle_nothing(self) -> None:
+        """What was known no longer holds, and nothing was asked."""
+        self.value, self.error, self.loading = None, None, False

@@ -1,0 +1,1 @@
+"""The way to the engine: blocking calls, the workers that make them, child processes."""

@@ -1,0 +1,1 @@
+"""What the wizard asks and plans before there is a run."""

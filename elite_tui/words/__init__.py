@@ -1,0 +1,1 @@
+"""What the engine knows, in words, figures and bars for people. Pure."""
