@@ -1,9 +1,10 @@
 """Speed and memory of building a token store, beside plain tokenisation of the same texts by the same tokenizer.
 
-    python benchmarks/data.py DIR [--threads N] [--json]
+    python benchmarks/data.py DIR [--threads N] [--store-only] [--limit-gb GB] [--json]
 
 Each of the two is measured in a process of its own; MB are millions of bytes of source, per second of wall time and
-per second of processor time (that is, per core).
+per second of processor time (that is, per core). Memory is the process's own: the store is a mapped file, whose pages
+the kernel keeps while there is room and takes back when there is not. With --limit-gb the kernel refuses more of it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,34 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+
+class PeakMemory:
+    """The most anonymous memory that this process has had, sampled twenty times a second."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            now = int(status.partition("RssAnon:")[2].split()[0]) * 1024
+            self.bytes = max(self.bytes, now)
+            if self._done.wait(0.05):
+                return
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
 def measure(part: str, folder: Path) -> dict[str, float]:
@@ -32,23 +59,26 @@ def measure(part: str, folder: Path) -> dict[str, float]:
     if part == "store":
         with tempfile.TemporaryDirectory() as cache:
             begun, used = time.monotonic(), time.process_time()
-            summary = build_dataset(data, tokenizer=tokenizer, context=4096, cache=Path(cache)).summary
+            with PeakMemory() as peak:
+                summary = build_dataset(data, tokenizer=tokenizer, context=4096, cache=Path(cache)).summary
             wall, cpu = time.monotonic() - begun, time.process_time() - used
-            size, tokens = summary.source_bytes, summary.tokens
+            size, tokens, files = summary.source_bytes, summary.tokens, len(summary.files)
     else:
         with open_sources(data) as sources:
             documents = [sources.texts.read(file) for file in sources.collection.files]
         texts = [document.text for document in documents if not isinstance(document, str)]
-        size = sum(len(text.encode()) for text in texts)
+        size, files = sum(len(text.encode()) for text in texts), len(texts)
         begun, used = time.monotonic(), time.process_time()
-        tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        with PeakMemory() as peak:
+            tokens = sum(len(one.ids) for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         wall, cpu = time.monotonic() - begun, time.process_time() - used
     return {
         "bytes": size,
         "tokens": tokens,
         "mb_per_second": size / wall / 1e6,
         "mb_per_core_second": size / cpu / 1e6,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak.bytes,
+        "files": files,
     }
 
 
@@ -57,28 +87,40 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--store-only", action="store_true", help="do not tokenise the texts alone, which holds them all"
+    )
+    parser.add_argument("--limit-gb", type=float, help="memory of its own that the store's process may have")
     parser.add_argument("--part", choices=["store", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
+        if options.limit_gb:
+            limit = int(options.limit_gb * 1e9)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         print(json.dumps(measure(options.part, options.folder)))
         return
     results = {}
-    for part in ("plain", "store"):
+    for part in ("store",) if options.store_only else ("plain", "store"):
         command = [sys.executable, __file__, str(options.folder), "--part", part]
+        if options.limit_gb and part == "store":
+            command += ["--limit-gb", str(options.limit_gb)]
         environment = {**os.environ, "RAYON_NUM_THREADS": str(options.threads)}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         results[part] = json.loads(done.stdout)
-    ratio = results["store"]["mb_per_core_second"] / results["plain"]["mb_per_core_second"]
+    ratio = None
+    if "plain" in results:
+        ratio = results["store"]["mb_per_core_second"] / results["plain"]["mb_per_core_second"]
     if options.json:
         print(json.dumps({**results, "ratio_per_core": ratio}))
         return
     for part, figures in results.items():
         print(
-            f"{part:6} {figures['bytes'] / 1e6:8.1f} MB {figures['tokens']:12,} tokens "
+            f"{part:6} {figures['files']:8,} files {figures['bytes'] / 1e6:8.1f} MB {figures['tokens']:12,} tokens "
             f"{figures['mb_per_second']:6.2f} MB/s {figures['mb_per_core_second']:6.2f} MB/s a core, "
             f"peak {figures['peak_bytes'] / 2**20:,.0f} MiB"
         )
-    print(f"the store is built at {ratio:.2f} of plain tokenisation's speed per core")
+    if ratio is not None:
+        print(f"the store is built at {ratio:.2f} of plain tokenisation's speed per core")
 
 
 if __name__ == "__main__":
