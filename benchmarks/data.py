@@ -1,10 +1,10 @@
 """Speed and memory of building a token store, beside plain tokenisation of the same texts by the same tokenizer.
 
-    python benchmarks/data.py DIR [--threads N] [--store-only] [--limit-gb GB] [--json]
+    python benchmarks/data.py DIR [--threads N] [--store-only] [--json]
 
 Each of the two is measured in a process of its own; MB are millions of bytes of source, per second of wall time and
 per second of processor time (that is, per core). Memory is the process's own: the store is a mapped file, whose pages
-the kernel keeps while there is room and takes back when there is not. With --limit-gb the kernel refuses more of it.
+the kernel keeps while there is room and takes back when there is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -90,20 +89,14 @@ def main() -> None:
     parser.add_argument(
         "--store-only", action="store_true", help="do not tokenise the texts alone, which holds them all"
     )
-    parser.add_argument("--limit-gb", type=float, help="memory of its own that the store's process may have")
     parser.add_argument("--part", choices=["store", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        if options.limit_gb:
-            limit = int(options.limit_gb * 1e9)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         print(json.dumps(measure(options.part, options.folder)))
         return
     results = {}
     for part in ("store",) if options.store_only else ("plain", "store"):
         command = [sys.executable, __file__, str(options.folder), "--part", part]
-        if options.limit_gb and part == "store":
-            command += ["--limit-gb", str(options.limit_gb)]
         environment = {**os.environ, "RAYON_NUM_THREADS": str(options.threads)}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         results[part] = json.loads(done.stdout)

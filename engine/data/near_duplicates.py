@@ -38,6 +38,8 @@ _FACTORS = np.random.Generator(np.random.PCG64(0)).integers(0, 1 << 63, _ROWS, d
     2
 ) + np.uint64(1)
 "Of a band's hash: a sum of its rows' products with odd numbers, modulo 2^64."
+_BLOCK = 1024
+"Files whose bands are kept together."
 _REMEMBERED = 64
 "Files whose lines are kept for the next comparison, instead of reading them again."
 
@@ -47,7 +49,8 @@ class NearDuplicates:
 
     def __init__(self) -> None:
         self._numbers: list[int] = []
-        self._bands = np.empty((1024, _BANDS), dtype=np.uint64)
+        self._bands: list[npt.NDArray[np.uint64]] = []
+        "Blocks of rows, one row a file; one array that grows would be there twice at times."
 
     def add(self, number: int, text: str) -> None:
         """Takes in a file; numbers ascend."""
@@ -57,9 +60,10 @@ class NearDuplicates:
         sketch = RMinHash(num_perm=_BANDS * _ROWS, seed=0)
         sketch.update(list(lines))
         rows = np.array(sketch.digest(), dtype=np.uint64).reshape(_BANDS, _ROWS)
-        if len(self._numbers) == len(self._bands):
-            self._bands = np.concatenate([self._bands, np.empty_like(self._bands)])
-        self._bands[len(self._numbers)] = (rows * _FACTORS).sum(axis=1)
+        place = len(self._numbers) % _BLOCK
+        if place == 0:
+            self._bands.append(np.empty((_BLOCK, _BANDS), dtype=np.uint64))
+        self._bands[-1][place] = (rows * _FACTORS).sum(axis=1)
         self._numbers.append(number)
 
     def find(self, text_of: Callable[[int], str]) -> dict[int, int]:
@@ -82,7 +86,8 @@ class NearDuplicates:
         """For each file the earlier ones that agree with it in a band, at most _COMPARED of each band."""
         pairs: dict[int, set[int]] = {}
         numbers = np.array(self._numbers, dtype=np.int64)
-        for band in self._bands[: len(numbers)].T:
+        for number in range(_BANDS if len(numbers) else 0):
+            band = np.concatenate([block[:, number] for block in self._bands])[: len(numbers)]
             order = np.argsort(band, kind="stable")
             borders = np.flatnonzero(np.diff(band[order])) + 1
             for first, last in pairwise([0, *borders.tolist(), len(order)]):
