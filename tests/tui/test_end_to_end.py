@@ -181,7 +181,8 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
         "data": {"repositories": [str(repository)]},
         "output": {"directory": str(tmp_path / "out"), "model_name": "shop"},
         "lora": {"rank": 4},
-        "training": {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 256, "max_steps": 500},
+        # More steps than a slow machine makes until the stop: the run may not complete before it.
+        "training": {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 256, "epochs": 1000},
     }
     launched = launch(config.from_mapping(values))
     app = make_app("monitor", engine=Engine())
