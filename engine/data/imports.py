@@ -18,7 +18,7 @@ _MOST = 64
 
 
 class _Rules(Protocol):
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:
         """Takes the language's files, by their numbers, and the name of the repository's folder."""
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterable[int]:
@@ -27,7 +27,7 @@ class _Rules(Protocol):
 
 def resolve(
     names: Sequence[str], languages: Sequence[str], imports: Sequence[Sequence[str]], name: str = ""
-) -> list[list[int]]:
+) -> list[tuple[int, ...]]:
     """For each file of one repository the numbers of those that it imports, ascending.
 
     Args:
@@ -36,11 +36,11 @@ def resolve(
         imports: Of each file, as engine.data.syntax gives them.
         name: Of the repository's folder, which may be a package itself.
     """
-    # Path objects of one family of languages at a time: all of a large repository's would take hundreds of megabytes.
+    # Path objects are made as they are needed: all of a large repository's would take hundreds of megabytes.
     rules: dict[type[_Rules], _Rules] = {}
     for family in {_RULES[language] for language in set(languages) & _RULES.keys()}:
         own = (number for number, language in enumerate(languages) if _RULES.get(language) is family)
-        rules[family] = family([(number, PurePosixPath(names[number])) for number in own], name)
+        rules[family] = family(((number, PurePosixPath(names[number])) for number in own), name)
     found = []
     for number, (language, wanted) in enumerate(zip(languages, imports, strict=True)):
         meant: set[int] = set()
@@ -49,7 +49,7 @@ def resolve(
             for each in wanted:
                 meant.update(sorted(rules[_RULES[language]].find(path, each))[:_MOST])
         meant.discard(number)
-        found.append(sorted(meant))
+        found.append(tuple(sorted(meant)))
     return found
 
 
@@ -59,7 +59,7 @@ class _Python:
     _ROOTS = ((), ("src",), ("lib",), ("python",))
     "Folders whose modules are imported by their bare name from anywhere."
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:
         self._name = name
         self._by_path: dict[tuple[str, ...], int] = {}
         for number, path in files:
@@ -111,7 +111,7 @@ class _JavaScript:
 
     _ENDINGS = (".ts", ".tsx", ".mts", ".cts", ".js", ".jsx", ".mjs", ".cjs", ".d.ts", ".vue", ".svelte")
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_path = {str(path): number for number, path in files}
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterator[int]:
@@ -135,9 +135,13 @@ class _JavaScript:
 class _Rust:
     """`mod a;` is a file beside; `crate::`, `self::` and `super::` count from the crate's and the module's folder."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
-        self._by_path = {str(path): number for number, path in files}
-        self._roots = {path.parent for _, path in files if path.name in ("lib.rs", "main.rs")}
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
+        self._by_path: dict[str, int] = {}
+        self._roots: set[PurePosixPath] = set()
+        for number, path in files:
+            self._by_path[str(path)] = number
+            if path.name in ("lib.rs", "main.rs"):
+                self._roots.add(path.parent)
         self._crates = {root.parent.name.replace("-", "_"): root for root in sorted(self._roots) if root.name == "src"}
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterator[int]:
@@ -172,7 +176,7 @@ class _Rust:
 class _Go:
     """A path ends in the folder of the package; how much of it is the module's own name is in no source file."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_folder: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, path in files:
             if not path.name.endswith("_test.go"):
@@ -191,7 +195,7 @@ class _Go:
 class _Java:
     """Classes by the tail of their path; a member or an inner class is found by its outer one."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
         self._by_name: dict[str, list[tuple[int, PurePosixPath]]] = defaultdict(list)
         self._by_folder: dict[str, list[tuple[int, PurePosixPath]]] = defaultdict(list)
         for number, path in files:
@@ -216,10 +220,11 @@ class _Java:
 class _C:
     """A header by its path from the including file, else by the tail of its path: the nearest one."""
 
-    def __init__(self, files: Sequence[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
-        self._by_path = {str(path): number for number, path in files}
+    def __init__(self, files: Iterable[tuple[int, PurePosixPath]], name: str) -> None:  # noqa: ARG002
+        self._by_path: dict[str, int] = {}
         self._by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
-        for _, path in files:
+        for number, path in files:
+            self._by_path[str(path)] = number
             self._by_name[path.name].append(path)
 
     def find(self, path: PurePosixPath, wanted: str) -> Iterator[int]:

@@ -38,7 +38,7 @@ def order_files(files: Sequence[SourceFile], imports: Sequence[Sequence[str]]) -
         files: As they were found.
         imports: What each of them says that it imports (engine.data.syntax).
     """
-    links: list[list[int]] = []
+    links: list[tuple[int, ...]] = []
     for repository, group in groupby(range(len(files)), key=lambda number: files[number].repository):
         numbers = list(group)
         found = resolve(
@@ -48,7 +48,7 @@ def order_files(files: Sequence[SourceFile], imports: Sequence[Sequence[str]]) -
             [imports[number] for number in numbers],
             repository.name,
         )
-        links += [[numbers[other] for other in others] for others in found]
+        links += [tuple(numbers[other] for other in others) for others in found]
     return order_by_imports(links)
 
 
@@ -81,11 +81,11 @@ def order_by_imports(imports: Sequence[Sequence[int]]) -> FileOrder:
                 stack.pop()
                 place[file] = len(positions)
                 positions.append(file)
-    pairs = {(file, other) for file in range(count) for other in imports[file] if other != file}
-    return FileOrder(
-        by="imports",
-        positions=tuple(positions),
-        linked=len({file for pair in pairs for file in pair}),
-        imports=len(pairs),
-        backward=sum(place[other] > place[file] for file, other in pairs),
-    )
+    linked = [False] * count
+    pairs = backward = 0
+    for file in range(count):
+        for other in set(imports[file]) - {file}:
+            linked[file] = linked[other] = True
+            pairs += 1
+            backward += place[other] > place[file]
+    return FileOrder("imports", tuple(positions), linked=sum(linked), imports=pairs, backward=backward)

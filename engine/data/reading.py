@@ -23,7 +23,7 @@ from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
 from engine.data.secrets import PLACEHOLDER, find_secrets, hint
 from engine.data.split import held_out_files, is_held_out
-from engine.data.syntax import Outline, outline
+from engine.data.syntax import outline
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,12 +63,17 @@ class ReadFile:
     file: SourceFile
     digest: bytes
     "SHA-256 of its bytes when it was read."
-    definitions: npt.NDArray[np.uint32]
-    "Lines of its edited text that are worth a cut before them."
+    cuts: bytes
+    "Lines of its edited text that are worth a cut before them, as uint32: an array object takes 112 bytes more."
     document: int
     "Number of the document that it is a part of."
     edits: tuple[Edit, ...]
     "What is replaced in its text."
+
+    @property
+    def definitions(self) -> npt.NDArray[np.uint32]:
+        """`cuts` as numbers, ascending. Shape (definitions,)."""
+        return np.frombuffer(self.cuts, dtype=np.uint32)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ _MOST_KNOWN = 0.5
 class _Kept:
     file: SourceFile
     digest: bytes
-    outline: Outline
+    imports: tuple[str, ...]
+    cuts: bytes
     edits: tuple[Edit, ...]
     header_taken_out: bool
     like: int | None
@@ -171,7 +177,17 @@ class _Reader:
             if self._alike is not None:
                 self._alike.add(len(self.kept), text)
         found = outline(text, file.language, file.path)
-        self.kept.append(_Kept(file, document.digest, found, tuple(edits), header is not None, copy_of))
+        self.kept.append(
+            _Kept(
+                file,
+                document.digest,
+                found.imports,
+                found.definitions.tobytes(),
+                tuple(edits),
+                header is not None,
+                copy_of,
+            )
+        )
         return True
 
     def find_twins(self) -> None:
@@ -278,26 +294,19 @@ class _Reader:
         return learnable
 
     def finish(self) -> Reading:
-        """Puts what was kept in its order."""
+        """Puts what was kept in its order. Once."""
+        self._digests.clear()
         files = [kept.file for kept in self.kept]
         order = order_by_path(len(files))
         if self.data.order == "imports":
-            order = order_files(files, [kept.outline.imports for kept in self.kept])
+            order = order_files(files, [kept.imports for kept in self.kept])
         positions = sorted(order.positions, key=lambda number: self.held_out[number])
         documents = list(_documents(files, positions, self.held_out, self.data))
         # Files of one document follow each other; a stable sort, so that each keeps its order.
-        in_order = sorted(zip(documents, positions, strict=True), key=lambda pair: pair[0])
+        in_order = sorted(range(len(positions)), key=documents.__getitem__)
+        placed = ((self.kept[positions[place]], documents[place]) for place in in_order)
         return Reading(
-            files=tuple(
-                ReadFile(
-                    self.kept[number].file,
-                    self.kept[number].digest,
-                    self.kept[number].outline.definitions,
-                    document,
-                    self.kept[number].edits,
-                )
-                for document, number in in_order
-            ),
+            files=tuple(ReadFile(kept.file, kept.digest, kept.cuts, document, kept.edits) for kept, document in placed),
             held_out=sum(self.held_out),
             skipped=self.skipped,
             examples=self.examples,

@@ -191,7 +191,7 @@ def test_an_order_holds_every_file_once_and_imports_first_unless_in_a_cycle(impo
 def test_a_repository_that_is_itself_a_package() -> None:
     names = ["__init__.py", "app.py", "sub/deep.py"]
     imports = [["kit.app:App"], ["kit.sub.deep"], ["kit:App", "other.app"]]
-    assert resolve(names, ["Python"] * 3, imports, "kit") == [[1], [2], [0]]
+    assert resolve(names, ["Python"] * 3, imports, "kit") == [(1,), (2,), (0,)]
 
 
 def test_a_chain_of_ten_thousand_files() -> None:
