@@ -116,6 +116,8 @@ def measured(machine: Machine | None, fetched: Fetched[dict[str, Any]], progress
         return Content("\n").join([*lines, *Content.styled(text, "$muted").wrap(width)])
     day = time.strftime("%d %b %Y", time.localtime(found.time))
     lines.append(Content.styled(f"on {day} with torch {found.torch}; the plans use these figures", "$muted"))
+    if found.doubt:
+        lines += hanging(Content.styled("! ", "$text-warning"), Content(printable(found.doubt)), width)
     if found.gpu_problem:
         lines += hanging(Content.styled("! ", "$text-warning"), Content(printable(found.gpu_problem)), width)
     for label, text in figures(found):

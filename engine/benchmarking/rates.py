@@ -20,17 +20,17 @@ from engine.hardware.measured import NARROW, WIDE
 _MIB = 2**20
 _HEADS, _KV_HEADS = 8, 2
 _HEAD_DIMS = (64, 128)
-_SLOW = 0.3
-"Seconds of one run beyond which it is not repeated for the best of three."
+_LONG = 1.0
+"Seconds of counted runs after which there is no third one."
 
 
 def _rate(work: Callable[[], Any], amount: float, device: torch.device) -> float:
-    """Amount / seconds, the best of three after a warm-up; fewer where the warm-up took long."""
-    began = time.perf_counter()
-    work()
-    synchronize(device)
-    slow = time.perf_counter() - began > _SLOW
-    return amount / timed(work, device, repeats=1 if slow else 3)
+    """Amount / seconds, the best of three runs after a warm-up, of two where they are slow.
+
+    Never of one: what else runs on the machine can make a single run thirty times as slow.
+    """
+    best = timed(work, device, repeats=2)
+    return amount / (best if 2 * best > _LONG else min(best, timed(work, device, repeats=1)))
 
 
 def _formats(device: torch.device) -> list[torch.dtype]:

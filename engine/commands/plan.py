@@ -245,7 +245,10 @@ def _print_plan(
 
 
 def _assumptions(machine: Machine) -> str:
-    return f"{MEMORY_BASIS}; {BY_DATA_SHEET if machine.measured is None else BY_PROFILE}."
+    if machine.measured is None:
+        return f"{MEMORY_BASIS}; {BY_DATA_SHEET}."
+    doubt = machine.measured.doubt
+    return f"{MEMORY_BASIS}; {BY_PROFILE}{f', when {doubt}' if doubt else ''}."
 
 
 def _headline(machine: Machine, spec: ModelSpec) -> str:

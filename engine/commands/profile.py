@@ -17,9 +17,6 @@ from engine.plan.quantities import format_bytes
 if TYPE_CHECKING:
     from engine.hardware.measured import Measured
 
-WORTH_TELLING = 0.15
-"""Share of the processor that other work took, from which on figures are off by more than their own spread."""
-
 NAMES = ("profile",)
 SUMMARY = "Measure this machine: memory that can be had, and the speed of its GPU, processor, RAM, disk and links."
 
@@ -137,9 +134,8 @@ def _bytes(count: int | None) -> str:
 def _figures(measured: Measured) -> list[tuple[str, str]]:
     day = time.strftime("%Y-%m-%d", time.localtime(measured.time))
     lines = [("measured", f"{day}, torch {measured.torch}")]
-    if measured.others_busy >= WORTH_TELLING:
-        busy = f"{measured.others_busy:.0%} of the processor was busy: measure again when the machine is idle"
-        lines.append(("other work", busy))
+    if measured.doubt:
+        lines.append(("other work", measured.doubt))
     if measured.gpu_problem:
         lines.append(("GPU", measured.gpu_problem))
     if measured.gpu_room is not None:

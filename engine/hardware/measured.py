@@ -47,7 +47,7 @@ class Measured:
     gpu_problem: str | None = None
     "Why the GPU's figures are missing or partial: busy, gone, too old."
     others_busy: float = 0.0
-    "Share of the processor that other work took just before; rates are too low by about as much."
+    "Share of the processor that other work took just before; rates are too low by at least as much."
     matrix: Mapping[str, float] = field(default_factory=dict)
     "By format: a product of wide matrices."
     narrow_matrix: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +71,16 @@ class Measured:
     corrections: Mapping[str, float] = field(default_factory=dict)
     "By `correction_key`: seconds that `engine probe` found, in units of those predicted from the rates above."
 
+    @property
+    def doubt(self) -> str:
+        """Why these figures are too low, and the remedy, for a person; "" where the machine was idle."""
+        if self.others_busy < _WORTH_TELLING:
+            return ""
+        return f"{self.others_busy:.0%} of the processor was busy: measure again when the machine is idle"
+
+
+_WORTH_TELLING = 0.15
+"""Share of the processor that other work took, from which on figures are off by more than their own spread."""
 
 WIDE, NARROW = 4096, 1024
 "Widths of the matrices that are multiplied."

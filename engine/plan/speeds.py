@@ -129,7 +129,8 @@ def _matrix_rate(measured: Measured, work: Workload) -> float | None:
     wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
     if not wide or not narrow:
         return wide
-    ratio = min(max(wide / narrow, 1.0), 0.9 * WIDE / NARROW)
+    wide = max(wide, narrow)  # it has more to share out; where it seems slower, something else ran meanwhile
+    ratio = min(wide / narrow, 0.9 * WIDE / NARROW)
     half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
     width = work.spec.hidden_size
     return wide * (WIDE + half) / WIDE * width / (width + half)

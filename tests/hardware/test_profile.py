@@ -99,3 +99,25 @@ def test_a_busy_machine_is_told_of(monkeypatch, capsys, tmp_path):
         measurements.store(machine, Measured(time=1.0, torch="2", others_busy=busy, matrix={"fp32": 1e12}))
         assert main(["profile", "--quick"]) == 0
         assert ("60% of the processor was busy" in capsys.readouterr().out) == (busy > 0.5)
+        assert main(["plan", "--tier", "1"]) == 0
+        assert ("60% of the processor was busy" in " ".join(capsys.readouterr().out.split())) == (busy > 0.5)
+
+
+def test_a_product_that_seems_slower_for_being_wide_was_disturbed(tmp_path):
+    """Something else ran while the wide product was measured: the narrow one's rate is a better bound."""
+    spec = find_model("qwen2.5-coder-1.5b")
+    machine = take_inventory(tmp_path)
+    found = [
+        plan_tiers(
+            dataclasses.replace(
+                machine,
+                gpus=(),
+                measured=Measured(time=1.0, torch="2", matrix={"fp32": wide}, narrow_matrix={"fp32": 1e11}),
+            ),
+            spec,
+        )
+        .row(1)
+        .step_seconds
+        for wide in (3e9, 1e11)
+    ]
+    assert found[0] == found[1]
