@@ -64,7 +64,9 @@ class Lab:
         self.model = folder / "model"
         self.repository = folder / "repository"
         os.environ["ELITE_TUI_STATE_DIR"] = str(folder / "state")
-        _make_model(self.model)
+        # Elsewhere: threads that computing starts here would be missing in every fork.
+        if status := wait_for(in_fork(lambda: _make_model(self.model))):
+            raise BrokenError(f"the model was not made: status {status}")
         self.repository.mkdir()
         for name in ("locks.py", "queues.py", "runners.py", "timeouts.py", "mixins.py"):
             shutil.copy(Path(asyncio.__file__).parent / name, self.repository)
