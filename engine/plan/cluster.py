@@ -159,7 +159,7 @@ def _strategies(planning: Planning, cluster: Cluster, context: int, reference: f
     if planning.method == "full":
         gradients = 4.0 * spec.parameters
     sum_bytes = 2 * (ranks - 1) / ranks * gradients
-    windows = max(1, math.ceil(planning.tokens_per_update / context))
+    windows = planning.windows_per_update(context)
 
     def made(
         strategy: str, row: TierPlan, seconds: float, sent: float, words: str, gpu: int | None = None

@@ -160,7 +160,7 @@ def plan_context(
     found = [c for each in works for c in search(each, planning.machine, budget, weights, way, planning.recompute)]
     found = [c for c in found if work.ranks == 1 or c.stream is None or c.stream.kv_home == "gpu"]
     fitting = [candidate for candidate in found if candidate.fits]
-    windows = max(1, math.ceil(planning.tokens_per_update / context))
+    windows = planning.windows_per_update(context)
     turns = windows if work.ranks > 1 else math.ceil(windows / planning.ranks)
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
     chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)

@@ -60,9 +60,16 @@ class Planning:
             return 1
         if self.strategy in ("ring", "ulysses"):
             return self.ranks
-        windows = max(1, math.ceil(self.tokens_per_update / context))
-        spread = self.strategy == "auto" and windows < self.ranks and context // self.ranks >= LEAST_SHARE
+        spread = (
+            self.strategy == "auto"
+            and self.windows_per_update(context) < self.ranks
+            and context // self.ranks >= LEAST_SHARE
+        )
         return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
+
+    def windows_per_update(self, context: int) -> int:
+        """Full windows of an update: as near to `tokens_per_update` as they come (engine.training.updates)."""
+        return max(1, math.floor(self.tokens_per_update / context + 0.5))
 
     @property
     def on_gpu(self) -> bool:

@@ -51,20 +51,23 @@ def tokens_per_update(training: TrainingSection, context: int) -> int:
 def plan_updates(windows: WindowSource, training: TrainingSection, context: int) -> Iterator[Update]:
     """Every update of the run in order.
 
-    An update takes windows until they hold `tokens_per_update` tokens; it may reach into the next epoch, and
-    the last one may be smaller. `epochs` counts in windows, so 0.5 stops in the middle of the first pass.
+    An update takes windows until another one, as long as its longest, would bring it further from `tokens_per_update`:
+    windows that were cut at good places fall a little short, and one more for the sake of that would double a step.
+    An update may reach into the next epoch, and the last one may be smaller. `epochs` counts in windows, so 0.5 stops
+    in the middle of the first pass.
     """
     wanted = tokens_per_update(training, context)
     last = max(1, round(training.epochs * len(windows)))
     gathered: list[int] = []
-    tokens = 0
+    tokens = longest = 0
     made = 0
     for seen, index in enumerate(_endless_order(windows, training.seed), start=1):
         gathered.append(index)
-        tokens += len(windows[index])
-        if tokens >= wanted or seen == last:
+        length = len(windows[index])
+        tokens, longest = tokens + length, max(longest, length)
+        if wanted - tokens < longest / 2 or seen == last:
             yield Update(windows=tuple(gathered), epoch=seen / len(windows))
-            gathered, tokens, made = [], 0, made + 1
+            gathered, tokens, longest, made = [], 0, 0, made + 1
         if seen == last or made == training.max_steps:
             return
 
