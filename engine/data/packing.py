@@ -8,6 +8,7 @@ a definition, else after a line, and what then stays empty is filled with short 
 from __future__ import annotations
 
 import bisect
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
@@ -44,8 +45,8 @@ class Layout:
 
         def within(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             first, last = np.searchsorted(positions, (start, stop))
-            part: npt.NDArray[np.int64] = positions[first:last] - start
-            return part
+            part: npt.NDArray[np.int64] = positions[first:last]
+            return part - start if start else part  # what is a memory map stays one where it can
 
         return Layout(within(self.documents), within(self.files), within(self.definitions), self.newlines)
 
@@ -95,13 +96,14 @@ def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bo
     for start, end in spans:
         if end - start > short:
             packer.lay(start, end)
-    windows = packer.finish()
-    parts = [part for window in windows for part in window]
-    counts = [len(window) for window in windows]
+    packer.finish()
+    parts = np.array(packer.parts, dtype=np.int64).reshape(-1, 2)
+    first_part = np.zeros(len(packer.counts) + 1, dtype=np.int64)
+    np.cumsum(np.array(packer.counts, dtype=np.int64), out=first_part[1:])
     return Packed(
-        starts=np.array([start for start, _ in parts], dtype=np.int64),
-        stops=np.array([stop for _, stop in parts], dtype=np.int64),
-        first_part=np.cumsum([0, *counts], dtype=np.int64),
+        starts=np.ascontiguousarray(parts[:, 0]),
+        stops=np.ascontiguousarray(parts[:, 1]),
+        first_part=first_part,
         cut_inside=packer.cut_inside,
     )
 
@@ -171,12 +173,19 @@ class _ByLength:
 
 
 class _Packer:
-    """Windows in the making, each a list of (start, stop)."""
+    """Windows in the making, and those made.
+
+    Attributes:
+        parts: Start and stop of each part of the windows made, one after the other.
+        counts: Parts of each of these windows.
+        cut_inside: Parts that end within a definition.
+    """
 
     def __init__(self, cutter: _Cutter, context: int, *, together: bool) -> None:
         self._cutter, self._context, self._together = cutter, context, together
         self._short = _ByLength()  # documents that wait to fill a rest, by their start
-        self._windows: list[list[tuple[int, int]]] = []
+        # Not lists of pairs: a large repository has a million windows.
+        self.parts, self.counts = array("q"), array("q")
         self._present: list[tuple[int, int]] = []
         self._room = context
         self._saved = 0
@@ -215,7 +224,7 @@ class _Packer:
 
     def _close(self) -> None:
         self._fill()
-        self._windows.append(self._present)
+        self._made(self._present)
         self._saved += self._cutter.tolerance - self._room
         self._present, self._room = [], self._context
 
@@ -225,13 +234,18 @@ class _Packer:
             self._present.append((start, start + length))
             self._room -= length
 
-    def finish(self) -> list[list[tuple[int, int]]]:
-        """All windows: those laid in order, then those of short documents that filled no rest."""
+    def _made(self, window: list[tuple[int, int]]) -> None:
+        for part in window:
+            self.parts.extend(part)
+        self.counts.append(len(window))
+
+    def finish(self) -> None:
+        """Makes the last windows: after those laid in order, those of short documents that filled no rest."""
         if self._present:
             self._fill()
-            self._windows.append(self._present)
-        self._windows += self._best_fit()
-        return self._windows
+            self._made(self._present)
+        for window in self._best_fit():
+            self._made(window)
 
     def _best_fit(self) -> list[list[tuple[int, int]]]:
         """The longest document that is left goes into the fullest window that still takes it, and so on."""

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -115,7 +116,10 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     if manifest["key"] != key or manifest["format"] != FORMAT:
         raise StoreDamagedError("it is another store under this name")
     dtype = np.dtype(manifest["dtype"])
-    files = tuple(FileEntry(*entry) for entry in manifest["files"])
+    files = tuple(
+        FileEntry(path, repository, sys.intern(language), document, tokens)
+        for path, repository, language, document, tokens in manifest.pop("files")
+    )
     count = sum(file.tokens for file in files)
     sizes = {_TOKENS: count * dtype.itemsize, _BORDERS: manifest["borders"] * 8, _NEWLINES: manifest["vocabulary"]}
     for name, what in ((_TOKENS, "tokens"), (_BORDERS, "borders"), (_NEWLINES, "line ends")):

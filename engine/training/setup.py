@@ -18,7 +18,7 @@ from engine.config import RunConfig
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
-from engine.hardware.tuning import tune_memory
+from engine.hardware.tuning import keep_heap_whole, tune_memory
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.placement import Placement, choose_placement
@@ -101,6 +101,7 @@ def set_up(session: TrainingSession) -> Setup:
     )
     _report_damage(session, resumed, damaged)
     _warn_of_long_context(session, spec, choice.context)
+    keep_heap_whole()
     if config.training.memory_tuning:
         tune_memory(placement.device)
     return Setup(
