@@ -47,7 +47,7 @@ class Measured:
     gpu_problem: str | None = None
     "Why the GPU's figures are missing or partial: busy, gone, too old."
     others_busy: float = 0.0
-    "Share of the processor that other work took just before; rates are too low by at least as much."
+    "Share of the processor that other work took just before; rates are too low for it."
     matrix: Mapping[str, float] = field(default_factory=dict)
     "By format: a product of wide matrices."
     narrow_matrix: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Settings of allocators and kernels that cost nothing: made once, before the first tensor of a run."""
+"""Settings of allocators and kernels: made once, before the first tensor of a run."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@
 | NaN or a spike of the loss | back to the last snapshot, past these updates, at a lower rate (arXiv 2204.02311 §5.1) |
 | disk full | older checkpoints go, then the run waits (engine.training.disk_space) |
 | GPU or driver gone | the snapshot in memory becomes the last checkpoint, and the run ends |
+| another rank gone | the same with what this rank has: the present state, else the snapshot |
 | host memory low, card hot | engine.training.watches |
 """
 

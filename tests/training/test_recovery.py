@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -320,6 +320,20 @@ def test_a_gpu_that_is_gone_leaves_the_snapshot_as_the_last_checkpoint(tmp_path)
         fit(session, parts, progress)
     assert caught.value.code == "gpu-lost"
     assert "step 10" in caught.value.remedy
+    assert verify(session.run.path / session.of(CheckpointSaved)[-1].path).about["step"] == 10
+
+
+def test_a_gpu_that_goes_between_two_steps_leaves_the_snapshot_too(tmp_path):
+    session = new_session(tmp_path, training={"epochs": 4, "evaluate_every": 14})
+
+    def gone():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    parts, progress = build(session)
+    with pytest.raises(EliteError) as caught:
+        fit(session, replace(parts, evaluate=gone), progress)
+    assert caught.value.code == "gpu-lost"
+    assert progress.step == 14
     assert verify(session.run.path / session.of(CheckpointSaved)[-1].path).about["step"] == 10
 
 
