@@ -3,8 +3,9 @@
     python benchmarks/memory_gpu.py OUT.json [--model M ...] [--trace]
 
 One process a model, random weights, a few layers each (every layer is the same work). A case runs a step and, warm, the
-step that is measured, with Adam's states in place. torch's allocator may take no more than the ledger says that the
-case needs: a case that runs out shows a plan that "fits" and does not, and is run again without the limit. With
+step that is measured, with Adam's states in place. torch's allocator may take no more than the smallest card has for
+which the planner calls the case fitting: one that runs out shows a plan that "fits" and does not, and is run again
+without the limit. With
 --trace, cases marked for it also tell which lines of code hold the memory at the peak.
 """
 
@@ -169,17 +170,21 @@ def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: 
         way: Way = (
             Streamed(tuning, plan, tokens, device, Path(spill)) if plan else Whole(tuning, case, tokens, placement)
         )
-        optimizer = with_states(tuning.weights.values())
-        first, peaks = one_step(way, tuning, device)
-        seconds, peaks_first = first, peaks
-        for _ in range(case["repeats"]):
-            seconds, peaks = one_step(way, tuning, device)
-        host["step"] = rss()
-        peak_lines = None
-        if trace and case["trace"]:
-            clear_gradients(tuning)
-            peak_lines = trace_peak(lambda: way.run(Peaks(device)), device)
-        way.close()
+        try:
+            optimizer = with_states(tuning.weights.values())
+            first, peaks = one_step(way, tuning, device)
+            seconds, peaks_first = first, peaks
+            for _ in range(case["repeats"]):
+                seconds, peaks = one_step(way, tuning, device)
+            host["step"] = rss()
+            peak_lines = None
+            if trace and case["trace"]:
+                clear_gradients(tuning)
+                peak_lines = trace_peak(lambda: way.run(Peaks(device)), device)
+        finally:  # nothing may be left for the next case
+            way.close()
+            if tuning.masters is not None:
+                tuning.masters.gradients.close()
     free, total = torch.cuda.mem_get_info(device)
     gib_reserved = torch.cuda.memory_reserved(device)
     del optimizer
@@ -390,6 +395,7 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
 
     from engine.benchmarking.machine import describe_machine
     from engine.hardware.inventory import take_inventory
+    from engine.plan.search import HEADROOM
 
     device, machine = torch.device("cuda", 0), take_inventory(Path())
     torch.cuda.memory._set_allocator_settings("expandable_segments:True")  # as a training run does
@@ -411,7 +417,7 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
     for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: bool(case["fused"])):
         began = time.perf_counter()
         predicted = predict(machine, model, case)
-        limit = predicted["gpu"] - predicted["gpu_outside_allocator"]
+        limit = round(predicted["gpu"] / (1 - HEADROOM)) - predicted["gpu_outside_allocator"]
         result = attempt(model, case, limit=limit, trace=trace)
         if "error" in result:
             under_limit = result["error"]

@@ -85,6 +85,15 @@ def _rows(start: int, stop: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x[:, :, start:stop] for x in tensors)
 
 
+def tokens_first(x: Tensor) -> Tensor:
+    """`x`, (1, heads, n, d), with the heads of a token side by side in memory, as the kernels write their outputs.
+
+    Two kernels read `out` so whatever its strides say: the memory-efficient one takes a row's length from the head
+    count, and torch plans cuDNN's backward once for shapes and strides of q, k and v, with the `out` of that call.
+    """
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
     """Repeats KV heads for kernels without grouped heads: (1, kv_heads, n, d) to (1, heads, n, d)."""
     groups = heads // x.shape[1]

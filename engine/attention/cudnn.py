@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.attention.backend import AttentionBackend, needs_ampere
+from engine.attention.backend import AttentionBackend, needs_ampere, tokens_first
 from engine.attention.torch_flash import TorchFlash
 
 _aten = torch.ops.aten
@@ -49,7 +49,7 @@ class CudnnFlash(AttentionBackend):
             q,
             k,
             v,
-            out,
+            tokens_first(out),
             logsumexp.contiguous().unsqueeze(-1),
             no_dropout,
             no_dropout,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from engine.attention.backend import AttentionBackend, repeat_heads, sum_groups
+from engine.attention.backend import AttentionBackend, repeat_heads, sum_groups, tokens_first
 
 _aten = torch.ops.aten
 _ROW_PADDING = 32  # the kernel stores logsumexp for queries rounded up to this many
@@ -63,7 +63,7 @@ class MemoryEfficient(AttentionBackend):
             k,
             v,
             None,
-            out,
+            tokens_first(out),
             rows,
             no_dropout,
             no_dropout,

@@ -1,7 +1,7 @@
 """Attention of a packed sequence: each document to itself only, by torch's fused attention, without a mask.
 
 A block-diagonal mask would take n² bytes, keep the fastest kernels away, and compute the blocks that it then hides.
-Documents one by one cost their own squares only.
+Documents by themselves cost their own squares only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from engine.attention.backend import AttentionBackend, repeat_heads
+from engine.attention.torch_flash import TorchFlash
 
 IMPLEMENTATION = "elite_packed"
 """Name under which transformers finds the function."""
@@ -66,13 +69,21 @@ def _attention_function(
         raise RuntimeError(
             f"{type(module).__name__} uses soft-capping or sinks, which fused attention does not compute"
         )
+    dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query.device) else query.dtype
+    longest = max(stop - start for start, stop in pairwise(_borders))
+    one_call = dropout == 0 and (sliding_window is None or longest <= sliding_window)
+    if one_call and TorchFlash().unavailable(query.device, dtype, query.shape[-1]) is None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        states = (x.to(dtype) for x in (query, key, value))
+        together: Tensor = AllDocuments.apply(*states, _borders, scale, TorchFlash())  # type: ignore[no-untyped-call]
+        return together.transpose(1, 2), None
     parts = []
-    for start, stop in pairwise(_borders):
-        q, k, v = (states[:, :, start:stop] for states in (query, key, value))
-        length = stop - start
+    lengths = [stop - start for start, stop in pairwise(_borders)]
+    documents = (states.split(lengths, dim=2) for states in (query, key, value))
+    for length, q, *kv in zip(lengths, *documents, strict=True):
         window = None if sliding_window is None or length <= sliding_window else _band(length, sliding_window, q.device)
-        if window is not None:  # with a mask, grouped heads would fall back to a kernel that keeps all scores
-            k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+        # With a mask, grouped heads would fall back to a kernel that keeps all scores.
+        k, v = kv if window is None else (repeat_heads(states, q.shape[1]) for states in kv)
         out = functional.scaled_dot_product_attention(
             q,
             k,
@@ -85,6 +96,34 @@ def _attention_function(
         )
         parts.append(out.transpose(1, 2))
     return torch.cat(parts, dim=1), None
+
+
+class AllDocuments(torch.autograd.Function):
+    """Attention inside each of several documents, with all of them in one call of a kernel that can.
+
+    One by one, each would cost launches, and torch's choice on Hopper, cuDNN, plans anew for each length.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], scale: float, backend: AttentionBackend
+    ) -> Tensor:
+        """Shapes and borders as in AttentionBackend.forward_documents."""
+        out, logsumexp = backend.forward_documents(q, k, v, borders=borders, scale=scale)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        ctx.borders, ctx.scale, ctx.backend = borders, scale, backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v."""
+        q, k, v, out, logsumexp = ctx.saved_tensors
+        how = {"borders": ctx.borders, "scale": ctx.scale}
+        return *ctx.backend.backward_documents(grad_out, q, k, v, out, logsumexp, **how), None, None, None
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.is_autocast_enabled(device.type)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

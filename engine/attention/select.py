@@ -18,6 +18,7 @@ from engine.plan.stream_plan import StreamPlanError
 BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, MemoryEfficient, CpuFlash)
 
 _PROBE_QUERIES, _PROBE_KEYS = 1024, 8192
+_CHECK_QUERIES, _CHECK_KEYS = 256, 512  # the definition keeps every score: few, for cards with little memory
 _TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
 
 
@@ -50,6 +51,7 @@ def select_backend(
 
     Raises:
         StreamPlanError: none is usable.
+        torch.OutOfMemoryError: see time_backend.
     """
     candidates = usable_backends(device, dtype, head_dim)
     if not candidates:
@@ -69,33 +71,42 @@ def select_backend(
 def time_backend(
     backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> float:
-    """Seconds of one block's forward and backward; infinite if the backend fails or is wrong."""
+    """Seconds of one block's forward and backward; infinite if the backend fails or is wrong.
+
+    Raises:
+        torch.OutOfMemoryError: no room for the block: some tens of MB.
+    """
+    scale = head_dim**-0.5
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(count: int, length: int) -> torch.Tensor:
-        drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=torch.float32)
-        return drawn.to(dtype).transpose(1, 2)
+        drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=dtype)
+        return drawn.transpose(1, 2)
 
-    q, grad_out = draw(heads, _PROBE_QUERIES), draw(heads, _PROBE_QUERIES)
-    k, v = draw(kv_heads, _PROBE_KEYS), draw(kv_heads, _PROBE_KEYS)
-    scale = head_dim**-0.5
+    def block(queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k, v and the gradient of the output."""
+        return draw(heads, queries), draw(kv_heads, keys), draw(kv_heads, keys), draw(heads, queries)
 
-    def once() -> tuple[torch.Tensor, ...]:
+    def once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
         return out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
 
     try:
-        results = once()
-        expected = _plain(q, k, v, grad_out, scale)
-        if any(_relative_error(got, want) > _TOLERANCE for got, want in zip(results, expected, strict=True)):
+        small = block(_CHECK_QUERIES, _CHECK_KEYS)
+        expected = _plain(*small, scale)
+        if any(_relative_error(got, want) > _TOLERANCE for got, want in zip(once(*small), expected, strict=True)):
             return math.inf
+        large = block(_PROBE_QUERIES, _PROBE_KEYS)
+        once(*large)
         times = []
         for _ in range(3):
             _synchronize(device)
             began = time.perf_counter()
-            once()
+            once(*large)
             _synchronize(device)
             times.append(time.perf_counter() - began)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # a kernel that this card or library version refuses
         return math.inf
     return min(times)

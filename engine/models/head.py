@@ -14,12 +14,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from engine import errors
+from engine.plan.parts import window_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PIECE = 1024
-"""Tokens whose logits exist at once."""
 
 
 def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
@@ -27,8 +25,13 @@ def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
     return model.base_model, model.get_output_embeddings()
 
 
+def piece_of(head: nn.Module) -> int:
+    """Tokens whose logits exist at once, as the plan counts them."""
+    return window_piece(int(head.out_features))  # type: ignore[arg-type]
+
+
 def summed_cross_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, piece: int = PIECE, label_smoothing: float = 0.0
+    hidden: Tensor, head: nn.Module, targets: Tensor, piece: int | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
     """Sum over tokens of the cross-entropy, in nats, fp32, differentiable in `hidden` and the head's weights.
 
@@ -36,9 +39,10 @@ def summed_cross_entropy(
         hidden: Final hidden states. Shape (n, d).
         head: Maps (p, d) to logits (p, vocabulary).
         targets: The token that follows each position. Shape (n,), int64.
-        piece: Tokens whose logits exist at once; any value gives the same sum up to rounding.
+        piece: Tokens whose logits exist at once; any value gives the same sum up to rounding. None: `piece_of(head)`.
         label_smoothing: Probability that all words share instead of the right one (arXiv 1512.00567).
     """
+    piece = piece or piece_of(head)
     total = hidden.new_zeros((), dtype=torch.float32)
     # The backward of an only piece starts with its logits: computing them again would save nothing.
     recompute = torch.is_grad_enabled() and hidden.shape[0] > piece

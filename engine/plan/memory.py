@@ -15,7 +15,6 @@ from engine.plan.full_tuning import state_parts, whole_window_part
 from engine.plan.parts import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
-    WINDOW_PIECE,
     BaseWeights,
     Line,
     Place,
@@ -28,6 +27,7 @@ from engine.plan.parts import (
     slot_parts,
     unpacked_parts,
     weight_parts,
+    window_piece,
 )
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import StreamPlan
@@ -88,7 +88,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
         ),
     ]
     moments = window_moments(work, recompute=recompute, four_bit=weights == "nf4")
-    return _close(parts, device, moments, work, n, 0, min(WINDOW_PIECE, n))
+    return _close(parts, device, moments, work, n, 0, min(window_piece(work.spec.vocab_size), n))
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:

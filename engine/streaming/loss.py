@@ -104,4 +104,4 @@ def _gradient_over_logits(logits: Tensor, labels: Tensor, label_smoothing: float
         loss, _, _, _, grad_logits = cross_entropy_forward(
             logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False
         )
-    return loss, grad_logits
+    return loss, grad_logits.detach()

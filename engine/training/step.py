@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
-from engine.models.head import PIECE, split_head, summed_cross_entropy
+from engine.models.head import piece_of, split_head, summed_cross_entropy
 from engine.streaming.gradients import WideGradients
 from engine.streaming.loss import IGNORED, token_losses
 from engine.training.micro_batch import groups_of
@@ -172,7 +172,7 @@ class WholeSequenceStep:
         try:
             with torch.no_grad(), self._attending(window), self._autocast():
                 hidden, targets = self._hidden(window)
-                losses = token_losses(hidden, targets, self._head, piece=PIECE)
+                losses = token_losses(hidden, targets, self._head, piece=piece_of(self._head))
         finally:
             self._model.train(training)
         found: npt.NDArray[np.float32] = losses.float().cpu().numpy()

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from support.tiny import ListWindows, patterned_windows, tiny_model
+from torch.nn import functional
 from training.test_step import FAMILIES, Quiet, adapted, gradients
 
+from engine.attention.cpu import CpuFlash
+from engine.attention.packed import AllDocuments
 from engine.config import LoraSection
 from engine.data.windows import Window
 from engine.evaluation.perplexity import evaluate
@@ -125,3 +128,25 @@ def test_on_a_gpu_too():
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-4)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, separate[name], rtol=1e-2, atol=1e-5)
+
+
+def test_all_documents_in_one_call_have_the_gradients_of_each_alone():
+    """What a GPU's kernel is given, with a kernel for the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    borders = [0, 3, 20, 21, 50]
+    shapes = ((1, 6, 50, 8), (1, 2, 50, 8), (1, 2, 50, 8))
+    leaves = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    weights = torch.randn(shapes[0], generator=generator)
+    found = AllDocuments.apply(*leaves, borders, 0.3, CpuFlash())
+    gradients_found = torch.autograd.grad((found * weights).sum(), leaves)
+    parts = [
+        functional.scaled_dot_product_attention(
+            *(leaf[:, :, start:stop] for leaf in leaves), is_causal=True, scale=0.3, enable_gqa=True
+        )
+        for start, stop in itertools.pairwise(borders)
+    ]
+    expected = torch.cat(parts, dim=2)
+    torch.testing.assert_close(found, expected)
+    gradients_expected = torch.autograd.grad((expected * weights).sum(), leaves)
+    for one, other in zip(gradients_found, gradients_expected, strict=True):
+        torch.testing.assert_close(one, other)
