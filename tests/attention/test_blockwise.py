@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.attention.backend import tokens_first
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.cpu import CpuFlash
 from engine.attention.pieces import causal_pieces
@@ -35,3 +36,14 @@ def test_equals_plain_attention(window, documents, n, tile, key_block):
         held.add_gradients(start, stop, dk, dv)
     for name, got, leaf in zip("qkv", (dq, held.dk, held.dv), leaves, strict=True):
         torch.testing.assert_close(got, leaf.grad, msg=f"gradient of {name}")
+
+
+def test_outputs_have_the_layout_that_kernels_assume():
+    """What of a tile's output came from one call and what from several differs in layout, never for the kernels."""
+    as_written = torch.randn(1, 20, 3, 8).transpose(1, 2)[:, :, 4:15]
+    assert tokens_first(as_written).data_ptr() == as_written.data_ptr()
+    joined = torch.cat([as_written, as_written], 2)
+    found = tokens_first(joined)
+    assert found.transpose(1, 2).is_contiguous()
+    assert not joined.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(found, joined)
