@@ -244,11 +244,20 @@ def epoch_hours() -> Finding:
             how=how,
             verdict="open: hours an epoch depend on repository and card; only ratios can be compared",
         )
-    rows = {(row["way"], row["row_tokens"]): row["tokens_per_second"] for row in found["rows"]}
-    ordinary = max(rate for (way, _), rate in rows.items() if way == "transformers + peft")
-    ours = max(rate for (way, _), rate in rows.items() if way != "transformers + peft")
+    ordinary: dict[tuple[int, int], float] = {}
+    ours: dict[tuple[int, int], float] = {}
+    for row in (row for row in found if "seconds" in row):
+        of_way = ordinary if row["way"] == "transformers + peft" else ours
+        case = (row["row"], row["tokens"])
+        of_way[case] = max(of_way.get(case, 0.0), row["tokens"] / row["seconds"])
+    said = [
+        f"rows of {case[0]:,}: {ours[case]:,.0f} tokens/s against {ordinary[case]:,.0f} of transformers with PEFT, "
+        f"{ours[case] / ordinary[case]:.1f} times"
+        for case in ours
+        if case in ordinary
+    ]
     return Finding(
-        measured=f"{ours:,.0f} tokens/s against {ordinary:,.0f} of transformers with PEFT: {ours / ordinary:.1f} times",
+        measured="; ".join(said),
         how=how,
         verdict="hours an epoch depend on repository and card; the ratio is what can be compared",
     )

@@ -145,9 +145,30 @@ def convergence_table() -> str:
     return table(json.loads((ROOT / "benchmarks/results/convergence.json").read_text()))
 
 
+def short_context_table() -> str:
+    """A row for each length, a column for each way that has been measured."""
+    found = json.loads((ROOT / "benchmarks/results/short-context-h100.json").read_text())
+    ways = list(dict.fromkeys(row["way"] for row in found))
+    cells = {(row["row"], row["tokens"], row["way"]): row for row in found}
+    lines = ["| tokens a row | tokens an update | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]
+    for length, tokens in dict.fromkeys((row["row"], row["tokens"]) for row in found):
+        shown = [_speed(cells.get((length, tokens, way))) for way in ways]
+        lines.append(f"| {length:,} | {tokens:,} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _speed(row: dict | None) -> str:
+    if row is None:
+        return "not measured"
+    if "error" in row:
+        return "out of memory"
+    return f"{row['tokens'] / row['seconds']:,.0f} tokens/s, {row['gpu_peak_allocated'] / GIB:.1f} GiB"
+
+
 TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
+    (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
