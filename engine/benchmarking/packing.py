@@ -47,6 +47,7 @@ def measure_packing(
     repeats: int = 1,
     rank: int = 16,
     fused: bool = True,
+    tell: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> dict[str, Any]:
     """Steps (forward, loss, backward, adapter gradients) over the files of a repository, each file a document.
 
@@ -61,6 +62,7 @@ def measure_packing(
         repeats: Times that each sample is run; the fastest counts.
         rank: Of the adapter.
         fused: Whether to use fused kernels where there are any.
+        tell: Told of each context's row as soon as it is there.
 
     Raises:
         EliteError: REPOSITORY_*, MODEL_*.
@@ -73,7 +75,10 @@ def measure_packing(
     data = DataSection(repositories=[str(repository)], documents="file")
     with tempfile.TemporaryDirectory() as cache:
         dataset = build_dataset(data, tokenizer=_demo_tokenizer(), context=contexts[0], cache=Path(cache))
-        rows = [_measure(step, model, dataset.train.with_context(context), device, repeats) for context in contexts]
+        rows = []
+        for context in contexts:
+            rows.append(_measure(step, model, dataset.train.with_context(context), device, repeats))
+            tell(rows[-1])
     return {
         "kind": "packing",
         "model": spec.name,

@@ -134,6 +134,7 @@ def _run_packing(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         rank=args.rank,
         fused=not args.no_fused,
+        tell=lambda row: _tell(_packing_row(row)),
     )
     _print(args, measured, _describe_packing)
     return 0
@@ -145,14 +146,16 @@ def _describe_packing(measured: dict[str, Any]) -> str:
         f"{measured['repository_tokens'] / measured['repository_files']:,.0f} tokens; targets a second:",
         " context  documents/window   packed   padded  one by one   gain  empty packed  empty padded",
     ]
-    lines += [
+    return "\n".join([*lines, *(_packing_row(row) for row in measured["rows"])])
+
+
+def _packing_row(row: dict[str, Any]) -> str:
+    return (
         f"{row['context']:>8,}  {row['documents'] / row['windows']:>16.1f} {row['packed_per_second']:>8,.0f} "
         f"{row['padded_per_second']:>8,.0f}  {row['alone_per_second']:>10,.0f} "
         f"{row['packed_per_second'] / row['padded_per_second']:>5.1f}x  {row['empty_packed']:>12.1%}  "
         f"{row['empty_padded']:>12.1%}"
-        for row in measured["rows"]
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _print(args: argparse.Namespace, measured: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> None:

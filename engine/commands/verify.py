@@ -32,20 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the proofs, and fails if one of them fails; unavailable ones do not count."""
-    rows = [find_optimization(name) for name in args.ids] or list(optimizations())
-    with quiet_output():
-        hush()
-        from engine.models.placement import choose_placement
-        from engine.verify.runner import verify
+    """Runs the proofs, and fails if one of them fails; unavailable ones do not count.
 
-        device = choose_placement(args.device, "auto").device
-        found: list[Verdict] = []
-        for verdict in verify(rows, device):
-            found.append(verdict)
-            _tell(verdict, len(found), len(rows))
-    if args.json:
-        print_json([dataclasses.asdict(verdict) for verdict in found])
+    What was proven before an interruption is still printed.
+    """
+    rows = [find_optimization(name) for name in args.ids] or list(optimizations())
+    found: list[Verdict] = []
+    try:
+        with quiet_output():
+            hush()
+            from engine.models.placement import choose_placement
+            from engine.verify.runner import verify
+
+            device = choose_placement(args.device, "auto").device
+            for verdict in verify(rows, device):
+                found.append(verdict)
+                _tell(verdict, len(found), len(rows))
+    finally:
+        if args.json:
+            print_json([dataclasses.asdict(verdict) for verdict in found])
     counts = {status: sum(v.status == status for v in found) for status in ("passed", "failed", "unavailable")}
     print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)  # noqa: T201
     return TRAINING_FAILED if counts["failed"] else 0
