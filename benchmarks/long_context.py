@@ -13,6 +13,7 @@ curriculum). All adapters and the base model are scored on those packages.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -20,7 +21,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ STREAM_FROM = 16_384
 """Windows of this length and longer are scored tile by tile."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Scale:
     contexts: tuple[int, ...]
     packages: tuple[str, ...]
@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--package", action="append", default=[], help="folder or installed package to score")
     parser.add_argument("--train", action="append", default=[], help="folder to train on (this project's source)")
+    parser.add_argument("--context", type=int, action="append", default=[], help="window to score in, instead of all")
+    parser.add_argument("--tokens", type=int, help="of a package that are scored")
     parser.add_argument("--steps", type=int, help="updates of the run with short windows")
     parser.add_argument("--long", type=int, help="window of the other run")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -86,6 +88,9 @@ def main() -> None:
     given = parser.parse_args()
     silence_imports()
     scale = SMALL if given.small else FULL
+    scale = dataclasses.replace(
+        scale, contexts=tuple(given.context) or scale.contexts, tokens=given.tokens or scale.tokens
+    )
     packages = [folder_of(name) for name in given.package or scale.packages]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elite-long-context-") as folder:

@@ -108,7 +108,7 @@ def _evaluate(
             if not repositories:
                 keep_evaluation(found, evaluation)
                 if rewrite_report(found, config, evaluation, dataset.summary):
-                    console.print(f"written: {one_line(found.report_path)}")
+                    console.print(f"written: {one_line(found.report_path)}", soft_wrap=True)
     return evaluations
 
 
