@@ -130,6 +130,21 @@ def test_on_a_gpu_too():
         torch.testing.assert_close(gradient, separate[name], rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_in_bf16_documents_share_one_kernel_call(monkeypatch):
+    """As close to the documents alone as bf16 is to itself, and no kernel is called a document at a time."""
+    model, parts = adapted().to("cuda"), documents()
+    step = WholeSequenceStep(model, recompute=True, autocast=lambda: torch.autocast("cuda", dtype=torch.bfloat16))
+    expected = step.run(alone(parts), 0.01, Quiet())
+    separate = gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", None)
+    found = step.run([packed(parts)], 0.01, Quiet())
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-2)
+    for name, gradient in gradients(model).items():
+        assert (gradient - separate[name]).norm() < 5e-2 * separate[name].norm() + 1e-5
+
+
 def test_all_documents_in_one_call_have_the_gradients_of_each_alone():
     """What a GPU's kernel is given, with a kernel for the CPU."""
     generator = torch.Generator().manual_seed(0)
