@@ -263,6 +263,7 @@ class Streamed(Way):
 
     def run(self, peaks: Peaks) -> None:
         outcome = self._step.run(self._tokens, progress=lambda progress: peaks.take(progress.stage))
+        peaks.take("backward")  # what comes after the last report: an embedding's gradient
         self.stages, self.backend = outcome.seconds, self._step.backend_name
 
     def close(self) -> None:
@@ -471,7 +472,7 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
     from engine.plan.parts import CONTEXT
     from engine.plan.planning import Planning, workload_of
-    from engine.plan.speeds import speeds_of
+    from engine.plan.speeds import attention_efficiency, speeds_of
     from engine.plan.stream_plan import StreamPlan
     from engine.plan.time import streamed_time, whole_sequence_time
 
@@ -494,7 +495,8 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     else:
         plan = StreamPlan(**{"weights": four_bit, **case["plan"]})
         if plan.attention != "auto":
-            work = dataclasses.replace(work, backend=plan.attention)
+            efficiency = attention_efficiency(machine.gpus[0], spec.head_dim, plan.attention)
+            work = dataclasses.replace(work, backend=plan.attention, attention_efficiency=efficiency)
         ledger = streamed_ledger(work, plan)
         parts = streamed_time(work, plan, speeds_of(machine, work))
     return {

@@ -12,12 +12,23 @@ from collections.abc import Iterator
 from engine.plan.parts import CHECKPOINTS_KEPT, Line, Place
 from engine.plan.workload import Workload
 
+STATE_TO_GO_BACK_TO = "the state to go back to"
+SUM_BYTES = 12
+"A gradient is written in 16 bits, read, and added to its fp32 sum."
+WHOLE_SUM_BYTES = 8
+"And where autograd adds up the pieces of a whole window's loss, in 16 bits."
+HOME_BANDWIDTH = 1.5e9
+"""Bytes a second of gradients on their way into new host memory that is not pinned, whose pages come one by one:
+1.4 and 1.7 GB/s on the computer that the H100 was in (benchmarks/results/memory-h100.json)."""
 UPDATE_BYTES = 30
 "An update reads weight, gradient and both states, and writes all but the gradient, and the 16-bit copy."
 
 
-def state_parts(work: Workload, device: Place) -> Iterator[Line]:
-    """Weights, gradients and optimiser states in fp32, where they live, and the copies of them."""
+def state_parts(work: Workload) -> Iterator[Line]:
+    """Weights, gradients and optimiser states in fp32, where they live, and the copies of them.
+
+    Gradients on their way there come and go (engine.plan.activations).
+    """
     count = work.spec.parameters
     own = 0 if work.element == 4 else 4
     home: Place = "gpu" if work.master_home == "gpu" else "host"
@@ -29,7 +40,7 @@ def state_parts(work: Workload, device: Place) -> Iterator[Line]:
         words=lambda: f"{count:,} parameters × {each} B ({'4 + ' if own else ''}4 + 8)",
     )
     yield Line(
-        name="the state to go back to",
+        name=STATE_TO_GO_BACK_TO,
         where="host",
         bytes=12 * count,
         words=lambda: f"{count:,} parameters × 12 B (value and Adam states), a copy a few updates old",
@@ -40,30 +51,10 @@ def state_parts(work: Workload, device: Place) -> Iterator[Line]:
         bytes=(CHECKPOINTS_KEPT * 12 + work.element) * count,
         words=lambda: f"{count:,} parameters × ({CHECKPOINTS_KEPT} × 12 + {work.element}) B (and the result)",
     )
-    if own:
-        # A layer's sums wait for its last tile; whole windows, and a home elsewhere, hold those of all layers.
-        widest = max(work.spec.layer_parameters, work.spec.vocab_size * work.spec.hidden_size)
-        yield Line(
-            name="gradients of the widest layer, as they come and in fp32",
-            where=device,
-            bytes=6 * widest,
-            words=lambda: f"{widest:,} parameters × (2 + 4) B",
-        )
-
-
-def whole_window_part(work: Workload, device: Place) -> Line:
-    """Whole windows come to all layers before any gradient goes home."""
-    waiting = work.spec.parameters if work.master_home == "host" and work.element == 2 else 0
-    return Line(
-        name="gradients of all layers on their way home",
-        where=device,
-        bytes=4 * waiting,
-        words=lambda: f"{waiting:,} parameters × 4 B",
-    )
 
 
 def update_seconds(work: Workload, *, memory: float, ram: float, link: float) -> tuple[float, str]:
-    """Time of one update and of its gradients' way, and the formula. Of a window; several windows share an update.
+    """Time of one update, and the formula. Of a window; several windows share an update.
 
     Args:
         work: What is trained.
@@ -71,12 +62,36 @@ def update_seconds(work: Workload, *, memory: float, ram: float, link: float) ->
         ram: Of host memory beside a GPU.
         link: Between the two.
     """
-    count = work.spec.parameters
-    on_host = work.on_gpu and work.master_home == "host"
+    count, on_host = work.spec.parameters, masters_on_host(work)
     rate = ram if on_host else memory
     seconds = UPDATE_BYTES * count / rate
     formula = f"{count:,} parameters × {UPDATE_BYTES} B at {rate / 1e9:.3g} GB/s"
     if on_host:
-        seconds += 6 * count / link
-        formula += f", and 6 B each between GPU and host at {link / 1e9:.3g} GB/s"
+        seconds += 2 * count / link
+        formula += f", and 2 B each to the GPU at {link / 1e9:.3g} GB/s"
     return seconds, formula
+
+
+def masters_on_host(work: Workload) -> bool:
+    """Whether gradients have a way to go."""
+    return work.on_gpu and work.master_home == "host"
+
+
+def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[float, str]:
+    """Time that the gradients of one window take to the host, and the formula.
+
+    Where tiles are streamed, a table that is embedding and head at once goes twice.
+    """
+    twice = work.spec.vocab_size * work.spec.hidden_size if streamed and work.spec.tied_embeddings else 0
+    count, rate = work.spec.parameters + twice, min(link, HOME_BANDWIDTH)
+    return 4 * count / rate, f"{count:,} gradients × 4 B at {rate / 1e9:.3g} GB/s, into memory that is not pinned"
+
+
+def summing_seconds(
+    work: Workload, *, tiles: int, pieces: int, memory: float, pieces_bytes: int = SUM_BYTES
+) -> tuple[float, str]:
+    """Time to add up the gradients of tiles, and of the loss's pieces for the head; and the formula."""
+    table = work.spec.vocab_size * work.spec.hidden_size
+    layers = work.spec.layers * work.spec.layer_parameters
+    moved = SUM_BYTES * tiles * (layers + table) + pieces_bytes * pieces * table
+    return moved / memory, f"{tiles:,} tiles and {pieces:,} pieces, {moved:.3g} B at {memory / 1e9:.3g} GB/s"

@@ -6,12 +6,12 @@ the time is counted once; of what comes and goes, the moment that holds the most
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.plan.activations import Moment, tile_moments, window_moments
-from engine.plan.full_tuning import state_parts, whole_window_part
+from engine.plan.activations import Moment, Phase, tile_moments, window_moments
+from engine.plan.full_tuning import state_parts
 from engine.plan.parts import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
@@ -22,7 +22,6 @@ from engine.plan.parts import (
     fixed_parts,
     home_parts,
     in_words,
-    kept_parts,
     key_value_parts,
     slot_parts,
     unpacked_parts,
@@ -30,7 +29,7 @@ from engine.plan.parts import (
     window_piece,
 )
 from engine.plan.sequence import exchange_lines
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.plan.workload import Workload
 
 
@@ -79,7 +78,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, weights, device),
-        *(() if work.master_home is None else (*state_parts(work, device), whole_window_part(work, device))),
+        *(() if work.master_home is None else state_parts(work)),
         Line(
             name="rotary tables",
             where=device,
@@ -87,8 +86,9 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
             words=lambda: f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
         ),
     ]
-    moments = window_moments(work, recompute=recompute, four_bit=weights == "nf4")
-    return _close(parts, device, moments, work, n, 0, min(window_piece(work.spec.vocab_size), n))
+    piece = min(window_piece(work.spec.vocab_size), n)
+    moments = window_moments(work, recompute=recompute, four_bit=weights == "nf4", pieces=piece < n)
+    return _close(parts, device, moments, work, n, {}, piece)
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
@@ -99,20 +99,22 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     parts = [
         *fixed_parts(work, device),
         *weight_parts(work, plan.weights, device),
-        *(() if work.master_home is None else state_parts(work, device)),
+        *(() if work.master_home is None else state_parts(work)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
-        *kept_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),
     ]
     # A tile's own keys come first, then blocks from the beginning: two that follow one another are held together.
     first = min(key_block, n - tile)
     second = min(key_block, n - tile - first)
-    keys = first + max(tile, second)
+    paged = plan.kv_home == "host" and work.on_gpu
+    longest = min(key_block if paged else FORWARD_BLOCKS * key_block, n - tile)
+    keys: dict[Phase, int] = {"forward": max(tile, longest), "backward": first + max(tile, second)}
     piece = min(plan.loss_piece, n)
-    moments = tile_moments(work, stash=plan.stash, encoded=plan.activation_bits < 16)
+    keep = plan.keep_layers if n <= plan.tile else 0
+    moments = tile_moments(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
     return _close(parts, device, moments, work, tile, keys, piece)
 
 
@@ -125,14 +127,14 @@ def _close(
     moments: Sequence[Moment],
     work: Workload,
     tokens: int,
-    keys: int,
+    keys: Mapping[Phase, int],
     piece: int,
 ) -> Ledger:
     """Adds the highest moment, and the allocator's slack on all that the allocator gives out."""
     logits = piece * work.spec.vocab_size
-    sizes = [moment.bytes(tokens, keys, logits) for moment in moments]
+    sizes = [moment.bytes(tokens, keys.get(moment.phase, 0), logits) for moment in moments]
     highest = moments[sizes.index(max(sizes))]
-    parts += _moment_parts(highest, device, work, tokens, keys, piece)
+    parts += _moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece)
     own = sum(part.bytes for part in parts if part.where == device and part.name not in NOT_ALLOCATED)
     parts.append(
         Line(
@@ -158,13 +160,19 @@ def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, ke
         words=lambda: f"{tokens:,} tokens × ({in_words(moment.token)}) B",
     )
     yield Line(
-        name="key blocks' gradients at the peak",
+        name="layers kept for the backward pass",
         where=device,
-        bytes=keys * moment.key_bytes,
-        words=lambda: f"{keys:,} keys of two blocks × ({in_words(moment.key)}) B",
+        bytes=tokens * moment.kept_bytes,
+        words=lambda: f"{tokens:,} tokens × ({in_words(moment.kept)}) B",
     )
     yield Line(
-        name="weights made for the moment, at the peak",
+        name="key blocks at the peak",
+        where=device,
+        bytes=keys * moment.key_bytes,
+        words=lambda: f"{keys:,} keys × ({in_words(moment.key)}) B",
+    )
+    yield Line(
+        name="weights and gradients made for the moment, at the peak",
         where=device,
         bytes=moment.fixed_bytes,
         words=lambda: in_words(moment.fixed),

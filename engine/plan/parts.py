@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.models.spec import ModelSpec
-from engine.plan.activations import Held, kept_layer
+from engine.plan.activations import Held
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -213,20 +213,6 @@ def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> It
     tables = 2 * spec.head_dim * element + 8  # and the positions themselves
     kept = work.context if tables * work.context <= ROTARY_CACHE else tile
     yield Line(name="rotary tables", where=device, bytes=tables * kept, words=lambda: f"{kept:,} tokens × {tables} B")
-
-
-def kept_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
-    """Layers that a lone tile does not compute again."""
-    layers = min(plan.keep_layers, work.spec.layers) if work.context <= plan.tile else 0
-    if layers:
-        held = kept_layer(work)
-        a_token = sum(size for _, size in held)
-        yield Line(
-            name="layers kept for the backward pass",
-            where=device,
-            bytes=layers * tile * a_token,
-            words=lambda: f"{layers} layers × {tile:,} tokens × ({in_words(held)}) B",
-        )
 
 
 def _stored_bytes(work: Workload, plan: StreamPlan) -> float:

@@ -128,6 +128,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
     ranks = planning.window_ranks(context)
+    backend = attention_backend(gpu, spec.head_dim)
     return Workload(
         spec=spec,
         context=math.ceil(context / ranks),
@@ -138,12 +139,12 @@ def workload_of(planning: Planning, context: int) -> Workload:
         lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
         on_gpu=planning.on_gpu,
         lora_rank=planning.lora_rank if adapter else 0,
-        backend=attention_backend(gpu, spec.head_dim),
+        backend=backend,
         fused_kernels=liger and spec.family in FUSED,
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
-        attention_efficiency=attention_efficiency(gpu, spec.head_dim) if gpu else CPU_ATTENTION_EFFICIENCY,
+        attention_efficiency=attention_efficiency(gpu, spec.head_dim, backend) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
         activation_bits=planning.activation_bits,
     )

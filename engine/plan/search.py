@@ -186,19 +186,21 @@ def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budg
         grained = _with_grain(plan, grains[key])
         ledger = streamed_ledger(work, grained)
         yield _candidate(work, weights, grained, ledger, speeds, budget)
-        keeping = _keeping_layers(work, grained, ledger, budget)
+        keeping = _keeping_layers(work, grained, budget)
         if keeping is not None:
             yield _candidate(work, weights, keeping, streamed_ledger(work, keeping), speeds, budget)
 
 
-def _keeping_layers(work: Workload, plan: StreamPlan, ledger: Ledger, budget: Budget) -> StreamPlan | None:
+def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamPlan | None:
     """The plan of a lone tile with as many layers kept as the GPU has room for; None where there is none to keep."""
     if not work.on_gpu or work.context > plan.tile or plan.weights == "streamed" or plan.checkpoint_every > 1:
         return None
-    one = streamed_ledger(work, replace(plan, keep_layers=1)).peak("gpu") - ledger.peak("gpu")
-    room = budget.gpu - ledger.peak("gpu")
-    layers = min(work.spec.layers, room // one) if one > 0 else 0
-    return replace(plan, keep_layers=int(layers)) if layers > 0 else None
+    fit, least_unfit = 0, work.spec.layers + 1
+    while least_unfit - fit > 1:  # a layer more never takes less
+        layers = (fit + least_unfit) // 2
+        keeping = streamed_ledger(work, replace(plan, keep_layers=layers))
+        fit, least_unfit = (layers, least_unfit) if keeping.peak("gpu") <= budget.gpu else (fit, layers)
+    return replace(plan, keep_layers=fit) if fit else None
 
 
 def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:

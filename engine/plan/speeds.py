@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.hardware.machine import Gpu, Machine
 from engine.hardware.measured import NARROW, WIDE, Measured
-from engine.plan.workload import Workload
+from engine.plan.workload import Backend, Workload
 
 ATTENTION_BACKWARD = 2.5
 "Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
@@ -32,6 +32,20 @@ CPU_MATRIX_EFFICIENCY = 0.5
 CPU_ATTENTION_EFFICIENCY = (0.25, 0.2)
 CPU_MEMORY_BANDWIDTH = 20e9
 
+WIDE_HEAD = 128
+"Head size from which on a kernel reaches its rate."
+_HOPPER_ATTENTION: dict[tuple[Backend, bool], tuple[float, float]] = {
+    ("cudnn", True): (0.70, 0.58),
+    ("cudnn", False): (0.43, 0.46),
+    # Compiled for the tensor instructions of Ampere, which reach a part of Hopper's rate.
+    ("flash", True): (0.34, 0.34),
+    ("flash", False): (0.25, 0.26),
+    ("efficient", True): (0.11, 0.115),
+    ("efficient", False): (0.08, 0.085),
+}
+"""By kernel and whether heads are wide: the attention's share of the stages of benchmarks/results/memory-h100.json,
+at 64K to 512K tokens where cuDNN computes and at 32K to 128K where another kernel was asked for."""
+
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue is taken to be a slow one."
 UNKNOWN_GPU_BANDWIDTH = 250e9
@@ -45,6 +59,8 @@ class Speeds:
 
     matrix: float
     "Of products as wide as the model's hidden states."
+    head: float
+    "Of products as wide as its vocabulary."
     attention_forward: float
     attention_backward: float
     memory: float
@@ -58,14 +74,14 @@ class Speeds:
     "See Measured."
 
 
-def attention_efficiency(gpu: Gpu, head_dim: int) -> tuple[float, float]:
-    """Share of the tensor rate that attention reaches, forward and backward. Hopper's were measured (docs)."""
-    capability = gpu.compute_capability or (8, 0)
+def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[float, float]:
+    """Share of the tensor rate that attention reaches, forward and backward. Hopper's were measured."""
+    capability, wide = gpu.compute_capability or (8, 0), head_dim >= WIDE_HEAD
     if capability < (8, 0):
         return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
     if capability[0] == 9:
-        return (0.70, 0.58) if head_dim >= 128 else (0.50, 0.46)
-    return (0.70, 0.55) if head_dim >= 128 else (0.60, 0.47)
+        return _HOPPER_ATTENTION[backend, wide]
+    return (0.70, 0.55) if wide else (0.60, 0.47)
 
 
 def speeds_of(machine: Machine, work: Workload) -> Speeds:
@@ -82,6 +98,7 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
         peak = machine.cpu_cores * CPU_FLOPS_A_CORE
         return Speeds(
             matrix=peak * CPU_MATRIX_EFFICIENCY,
+            head=peak * CPU_MATRIX_EFFICIENCY,
             attention_forward=peak * forward,
             attention_backward=peak * backward,
             memory=CPU_MEMORY_BANDWIDTH,
@@ -93,9 +110,13 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
     if work.compute_type == "fp32":
         peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by card
     lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
-    width = work.spec.hidden_size
+    matrix, head = (
+        peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS)
+        for width in (work.spec.hidden_size, work.spec.vocab_size)
+    )
     return Speeds(
-        matrix=peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS),
+        matrix=matrix,
+        head=head,
         attention_forward=peak * forward,
         attention_backward=peak * backward,
         memory=gpu.memory_bandwidth or UNKNOWN_GPU_BANDWIDTH,
@@ -108,7 +129,8 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
 def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
     """What was measured in the place of what a data sheet says; what was not measured stays."""
     found: dict[str, float | None] = {
-        "matrix": _matrix_rate(measured, work),
+        "matrix": _matrix_rate(measured, work, work.spec.hidden_size),
+        "head": _matrix_rate(measured, work, work.spec.vocab_size),
         "memory": measured.device_copy if work.on_gpu else measured.ram_copy,
         "ram": measured.ram_write,
         "launch": measured.launch,
@@ -124,15 +146,14 @@ def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
     return replace(speeds, corrections=measured.corrections, **known)
 
 
-def _matrix_rate(measured: Measured, work: Workload) -> float | None:
-    """At the model's width, from R·w / (w + c) through the two widths that were measured."""
+def _matrix_rate(measured: Measured, work: Workload, width: int) -> float | None:
+    """At a width, from R·w / (w + c) through the two widths that were measured."""
     wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
     if not wide or not narrow:
         return wide
     wide = max(wide, narrow)  # it has more to share out; where it seems slower, something else ran meanwhile
     ratio = min(wide / narrow, 0.9 * WIDE / NARROW)
     half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
-    width = work.spec.hidden_size
     return wide * (WIDE + half) / WIDE * width / (width + half)
 
 

@@ -7,16 +7,13 @@ from pathlib import Path
 import torch
 
 from engine.attention.select import backend_by_name, select_backend
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import CopyStreams, TileArray, TileReader
-
-_FORWARD_BLOCKS = 4
-"""Key blocks that one call of the forward may see where keys and values are on the device."""
 
 
 class Workspace:
@@ -107,7 +104,7 @@ class Workspace:
 
         stash = Stash(new_array, new_reader) if plan.stash else None
         # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
-        forward_block = plan.key_block * (1 if self._pages_keys_values else _FORWARD_BLOCKS)
+        forward_block = plan.key_block * (1 if self._pages_keys_values else FORWARD_BLOCKS)
         return TileAttention(backend, plan.key_block, forward_block, self._new_keys_values, stash)
 
     def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:

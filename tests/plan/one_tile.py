@@ -14,6 +14,7 @@ from engine.attention.cudnn import CudnnFlash
 from engine.config import LoraSection
 from engine.data.windows import Window
 from engine.models.adapter import attach_adapter
+from engine.models.fine_tuning import AdapterTuning, FullTuning
 from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.plan.stream_plan import StreamPlan
@@ -39,8 +40,8 @@ class _Norm(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        _ = ctx.saved_tensors
-        return grad, None
+        _, weight, _ = ctx.saved_tensors
+        return grad, torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
 
 class _SwiGlu(Function):
@@ -180,18 +181,24 @@ class _Silent:
         return False
 
 
-def count_window(spec, tokens: int, *, recompute: bool, fused: bool):
-    """Most bytes that one whole window takes on the CPU in 16 bits, beyond weights and adapters; numbers are real."""
+def count_window(spec, tokens: int, *, recompute: bool, fused: bool, full: bool = False):
+    """Most bytes that one whole window takes on the CPU in 16 bits, beyond what is trained; numbers are real.
+
+    `full`: every weight is trained, and there are no gradients yet.
+    """
     cpu = torch.device("cpu")
     base = random_model(spec, Placement(device=cpu, precision="bf16", compute="bf16"))
-    model = attach_adapter(base, LoraSection(), seed=0).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+    tuning = FullTuning(base, cpu) if full else AdapterTuning(attach_adapter(base, LoraSection(), seed=0))
+    model = tuning.model.train()
+    trained = list(tuning.weights.values())
+    if not full:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    step = WholeSequenceStep(model, recompute=recompute, autocast=autocast)
+    gradients = None if tuning.masters is None else tuning.masters.gradients
+    step = WholeSequenceStep(model, recompute=recompute, autocast=autocast, gradients=gradients)
     window = Window(torch.randint(0, spec.vocab_size, (tokens + 1,)).numpy())
     with _like_liger(base, spec.family) if fused else nullcontext(), LiveBytes("cpu") as live:
-        live.ignore(*model.parameters(), *model.buffers(), *(p.grad for p in trained))
+        live.ignore(*model.parameters(), *model.buffers(), *trained, *(p.grad for p in trained if p.grad is not None))
         step.run([window], 1.0 / tokens, _Silent())
     return live.peak

@@ -9,6 +9,7 @@ import pytest
 from engine.models.catalogue import find_model
 from engine.models.families import FUSED
 from engine.plan.activations import tile_moments, window_moments
+from engine.plan.parts import window_piece
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 from tests.plan.one_tile import count, count_window
@@ -77,8 +78,31 @@ def test_a_window_computed_whole_holds_what_the_lists_say(model, shape, recomput
     tokens = 2048
     counted = count_window(spec, tokens, recompute=recompute, fused=fused)
     work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=1, fused_kernels=fused)
-    moments = window_moments(work, recompute=recompute)
-    predicted = max(moment.bytes(tokens, 0, 1024 * spec.vocab_size) for moment in moments)
+    piece = min(window_piece(spec.vocab_size), tokens)
+    moments = window_moments(work, recompute=recompute, pieces=piece < tokens)
+    predicted = max(moment.bytes(tokens, 0, piece * spec.vocab_size) for moment in moments)
     tables = 2 * tokens * spec.head_dim * 2
     copies = 2 * spec.lora_parameters(16)
     assert predicted + tables + copies == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        *WINDOWS,
+        ("qwen2.5-coder-0.5b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # the embedding's gradient
+        ("qwen2.5-coder-7b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # not tied to the head
+        ("qwen2.5-coder-0.5b", {"kv_heads": 2, "hidden_size": 1024, "intermediate_size": 4096}),  # the layers'
+    ],
+)
+@pytest.mark.parametrize("tokens", [512, 2048])
+def test_a_window_that_trains_every_weight_holds_what_the_lists_say(model, shape, recompute, tokens):
+    spec = dataclasses.replace(find_model(model), **{**NARROW, **shape})
+    spec = dataclasses.replace(spec, full_attention_layers=spec.layers, sliding_window=None)
+    counted = count_window(spec, tokens, recompute=recompute, fused=True, full=True)
+    work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=0, lora_rank=0, master_home="gpu")
+    piece = min(window_piece(spec.vocab_size), tokens)
+    moments = window_moments(work, recompute=recompute, pieces=piece < tokens)
+    predicted = max(moment.bytes(tokens, 0, piece * spec.vocab_size) for moment in moments)
+    assert predicted + 2 * tokens * spec.head_dim * 2 == pytest.approx(counted, rel=0.05)

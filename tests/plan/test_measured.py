@@ -1,4 +1,8 @@
-"""Ledger and time model against what steps took on a GPU (benchmarks/memory_gpu.py, benchmarks/streaming_gpu.py)."""
+"""Ledger and time model against what steps took on a GPU (benchmarks/memory_gpu.py, benchmarks/streaming_gpu.py).
+
+Of a model that is trained as a whole the benchmark holds less than a run: no copy of the states to go back to, and no
+gradients of windows before. Each is a part of the ledger, and is taken off by name.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,42 @@ import pytest
 
 from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
+from engine.plan.full_tuning import STATE_TO_GO_BACK_TO
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.parts import CONTEXT, HOST_PROCESS
 from engine.plan.planning import Planning, workload_of
-from engine.plan.speeds import speeds_of
+from engine.plan.search import HEADROOM
+from engine.plan.speeds import attention_efficiency, speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import UPDATE, streamed_time, whole_sequence_time
 from tests.plan.machines import with_card
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 H100 = with_card("h100-sxm", ram=512)
-# The product trains adapters; models trained as a whole were measured too, and have no ledger.
-CASES = [case for case in json.loads((RESULTS / "memory-h100.json").read_text())["cases"] if not case["full"]]
+CASES = json.loads((RESULTS / "memory-h100.json").read_text())["cases"]
 STEPS = json.loads((RESULTS / "streaming-h100.json").read_text())
 
 
 def _workload(case):
     spec = dataclasses.replace(find_model(case["model"]), layers=case["layers"], full_attention_layers=case["layers"])
     planning = Planning(
-        machine=H100, spec=spec, compute_type="bf16", weights=("resident",), lora_rank=case.get("rank", 16)
+        machine=H100,
+        spec=spec,
+        compute_type="bf16",
+        weights=("resident",),
+        lora_rank=case.get("rank", 16),
+        method="full" if case.get("full") else "lora",
     )
     work = workload_of(planning, case["context"])
     fused = case.get("fused", case.get("fused_kernels"))
-    return dataclasses.replace(work, fused_kernels=bool(fused), backend=case["backend"] or work.backend)
+    backend = case["backend"] or work.backend
+    return dataclasses.replace(
+        work,
+        master_home=case.get("full"),
+        fused_kernels=bool(fused),
+        backend=backend,
+        attention_efficiency=attention_efficiency(H100.gpus[0], spec.head_dim, backend),
+    )
 
 
 def _weights(case):
@@ -47,6 +64,11 @@ def _ledger(case):
     return streamed_ledger(work, StreamPlan(**case["plan"]))
 
 
+def _absent(case):
+    """Bytes of gradients of earlier windows on the GPU: the benchmark's step starts without."""
+    return 4 * _workload(case).spec.parameters if case.get("full") == "gpu" else 0
+
+
 def _allocated(ledger):
     """What torch counts as allocated: without the context, and without the room for the allocator's own losses."""
     outside = (CONTEXT, "allocator slack")
@@ -54,7 +76,7 @@ def _allocated(ledger):
 
 
 def _gpu_errors():
-    errors = [_allocated(_ledger(case)) / case["gpu_peak_allocated"] - 1 for case in CASES]
+    errors = [(_allocated(_ledger(case)) - _absent(case)) / case["gpu_peak_allocated"] - 1 for case in CASES]
     for step in STEPS:  # measured without Adam's two states
         adam = 8 * _workload(step).lora_parameters
         errors.append((_allocated(_ledger(step)) - adam) / step["gpu_peak_allocated"] - 1)
@@ -63,49 +85,84 @@ def _gpu_errors():
 
 def test_the_gpu_peak_of_every_case_and_the_median():
     errors = _gpu_errors()
-    assert len(errors) >= 40
+    assert len(errors) >= 60
     assert max(map(abs, errors)) < 0.05
     assert statistics.median(map(abs, errors)) < 0.01
 
 
+def _smallest(gpu, outside):
+    """Bytes that torch's allocator may take on the smallest card for which the planner calls a peak fitting."""
+    return round(gpu / (1 - HEADROOM)) - outside
+
+
+def test_none_ran_out_on_the_smallest_card_that_was_called_large_enough():
+    assert not [case for case in CASES if "error" in case or "error_under_limit" in case]
+    for case in CASES:
+        predicted = case["predicted"]
+        assert case["limit"] <= _smallest(predicted["gpu"], predicted["gpu_outside_allocator"])
+
+
+def test_what_was_reserved_is_within_what_is_called_large_enough_now():
+    """But for one case, whose sum was 40% too much then: it kept more than it needed, which no limit forbade."""
+    beyond = []
+    for case in CASES:
+        ledger = _ledger(case)
+        outside = next(part.bytes for part in ledger.parts if part.name == CONTEXT)
+        if case["gpu_peak_reserved"] > _smallest(ledger.peak("gpu"), outside):
+            beyond.append((case["full"], case["plan"], case["recompute"]))
+            assert case["gpu_peak_allocated"] < 0.85 * _smallest(ledger.peak("gpu"), outside)
+    assert beyond == [("host", None, False)]
+
+
 @pytest.mark.parametrize("phase", ["forward", "loss", "backward"])
 def test_the_peak_of_each_phase(phase):
-    """Within a twentieth: so the table names the phase that does set the peak."""
+    """Within a twentieth: so the table names the phase that does set the peak.
+
+    Of weights that are trained, what comes between two reports was counted to the later one (the head's gradient on its
+    way to the backward pass), and what comes after the last one to none (the embedding's).
+    """
     errors = [
-        (dict(_ledger(case).phases)[phase]) / case["gpu_peaks"][phase] - 1
+        (dict(_ledger(case).phases)[phase] - _absent(case)) / case["gpu_peaks"][phase] - 1
         for case in CASES
-        if phase in case["gpu_peaks"] and case["plan"]["checkpoint_every"] == 1
+        if phase in case["gpu_peaks"]
+        and case["plan"]["checkpoint_every"] == 1
+        and not (case["full"] and phase == "backward")
     ]
     assert max(map(abs, errors)) < 0.05
     assert statistics.median(map(abs, errors)) < 0.02
 
 
-def test_host_memory():
-    """What a case added to its process, beside what the process was before.
+def _before(case):
+    """Bytes of the process before a case."""
+    before = max(case["host_rss"]["before"], 1.83 * GIB)  # a process grows by what CUDA loads in its first step
+    # What a case before has freed is not pinned, and is taken again where the states are ordinary memory as well.
+    return min(before, HOST_PROCESS) if case["full"] == "host" else before
 
-    The stored case with a home on disk was measured when every file had buffers of its own, which they share now.
-    """
+
+def test_host_memory():
+    """What a case added to its process, beside what the process was before."""
     errors = []
-    for case in (case for case in CASES if (case["plan"] or {}).get("hidden_home") != "disk"):
-        before = max(case["host_rss"]["before"], 1.83 * GIB)  # a process grows by what CUDA loads in its first step
-        predicted = _ledger(case).peak("host") - HOST_PROCESS + before
-        errors.append(predicted / case["host_rss"]["step"] - 1)
+    for case in CASES:
+        parts = _ledger(case).parts
+        held = sum(part.bytes for part in parts if part.where == "host" and part.name != STATE_TO_GO_BACK_TO)
+        errors.append((held - HOST_PROCESS + _before(case)) / case["host_rss"]["step"] - 1)
     assert max(map(abs, errors)) < 0.05
     assert statistics.median(map(abs, errors)) < 0.03
 
 
 def _seconds(case):
+    """The benchmark's step ends with the gradients."""
     work = _workload(case)
     speeds = speeds_of(H100, work)
     if case["plan"] is None:
         parts = whole_sequence_time(work, _weights(case), speeds, recompute=case["recompute"])
     else:
         parts = streamed_time(work, StreamPlan(**case["plan"]), speeds)
-    return total_seconds(parts)
+    return sum(part.seconds for part in parts if part.name != UPDATE)
 
 
 def test_seconds():
-    """Of steps after the first one, where the disk's speed is known or does not matter."""
+    """Of steps after the first one; those to a disk went to the system's own memory and are left out."""
     warm = [case for case in CASES if case["repeats"] and (case["plan"] or {}).get("hidden_home") != "disk"]
     errors = [_seconds(case) / case["seconds"] - 1 for case in warm]
     errors += [

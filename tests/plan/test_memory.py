@@ -95,3 +95,19 @@ def test_nf4_takes_about_a_quarter_of_bf16():
     four_bits = _part(whole_sequence_ledger(work, "nf4"), "NF4").bytes
     sixteen = _part(whole_sequence_ledger(work, "resident"), "decoder layers, bf16").bytes
     assert four_bits / sixteen == pytest.approx(4.127 / 16, rel=0.01)
+
+
+@given(models, st.sampled_from(["resident", "nf4"]), st.booleans(), st.sampled_from([16, 8]))
+def test_a_kept_layer_more_never_takes_less(model, weights, stash, bits):
+    """The search for the number of layers to keep halves its range."""
+    work = workload(model, 8192)
+    peaks = [
+        streamed_ledger(
+            work,
+            StreamPlan(
+                tile=8192, weights=weights, hidden_home="gpu", stash=stash, activation_bits=bits, keep_layers=layers
+            ),
+        ).peak("gpu")
+        for layers in range(work.spec.layers + 1)
+    ]
+    assert peaks == sorted(peaks)
