@@ -70,7 +70,7 @@ def save(tokenizer: Tokenizer, out: Path) -> str:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
-        "model_max_length": 32768,
+        "model_max_length": 8192,
         "clean_up_tokenization_spaces": False,
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
     }

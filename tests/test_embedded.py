@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import re
@@ -114,7 +115,16 @@ def test_the_first_weights_are_those_of_the_recipe(tmp_path):
     made = script("embedded_init").first_weights(script("embedded_init").shape(384, 6, 8192, 8185), seed=0)
     assert 10e6 < sum(parameter.numel() for parameter in made.parameters()) < 15e6
     assert made.config.tie_word_embeddings
+    shipped = json.loads((ROOT / "assets" / "demo-model" / "config.json").read_text())
+    stated = made.config.to_dict()
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings"):
+        assert shipped[name] == stated[name]
     recipe = load(ROOT / "recipes" / "embedded.yaml")
     assert recipe.training.method == "full"
     assert recipe.training.context == made.config.max_position_embeddings
     assert {"documents": recipe.data.documents, "held_out_fraction": recipe.data.held_out_fraction} == corpus.DATA
+
+
+def test_the_card_names_the_weights_that_ship():
+    folder = ROOT / "assets" / "demo-model"
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in (folder / "README.md").read_text()

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.export.merging import MergedWeights, read_updates
-from engine.export.weights import LoadedWeights, StoredWeights
+from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.catalogue import ModelSpec, find_model
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
-    from engine.export.weights import Weights
     from engine.runtime.run_directory import RunDirectory
 
 
@@ -115,7 +114,7 @@ def merged(source: Source) -> Iterator[Merged]:
     heads = config.num_attention_heads
     if changes.kv_heads is not None:
         config.num_key_value_heads = changes.kv_heads
-    with _base_weights(source, base) as stored:
+    with StoredWeights(base) as stored:
         weights = MergedWeights(stored, updates, changes, heads=heads, tied=config.tie_word_embeddings)
         config.tie_word_embeddings = config.tie_word_embeddings and not weights.unties_head
         if hasattr(config, "quantization_config"):
@@ -145,18 +144,6 @@ def _base_directory(source: Source) -> Path:
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
-
-
-@contextmanager
-def _base_weights(source: Source, base: Path) -> Iterator[Weights]:
-    if any(base.glob("*.safetensors")):
-        with StoredWeights(base) as stored:
-            yield stored
-        return
-    from engine.models.loading import load_model
-    from engine.models.placement import choose_placement
-
-    yield LoadedWeights(load_model(source.spec, choose_placement("cpu", "fp32")).state_dict())
 
 
 def read_json(path: Path) -> dict[str, Any]:

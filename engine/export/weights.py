@@ -38,31 +38,6 @@ class Weights(Protocol):
         """One tensor on the CPU, in the numbers that it is stored in (those of 4 bits in fp32)."""
 
 
-class LoadedWeights:
-    """The weights of a model in memory."""
-
-    dequantised = False
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        self._state = state
-
-    def names(self) -> list[str]:
-        """See Weights."""
-        return list(self._state)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """See Weights."""
-        return tuple(self._state[name].shape)
-
-    def stored_dtype(self, name: str) -> torch.dtype:
-        """See Weights."""
-        return self._state[name].dtype
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """See Weights."""
-        return self._state[name]
-
-
 class StoredWeights:
     """The weights in a directory of safetensors files, memory-mapped. bitsandbytes' 4-bit ones are dequantised."""
 

@@ -20,7 +20,7 @@ def keep_heap_whole() -> bool:
     """Keeps large host tensors out of glibc's heap, for the rest of the process; tells whether it could.
 
     By itself glibc raises its limit for mappings to 32 MiB as soon as one is freed. Activations below that then leave
-    holes in the heap that no longer tensor fits into: whole windows of 16K tokens of the demo model took 3.8 GiB
+    holes in the heap that no longer tensor fits into: whole windows of 16K tokens of a Qwen2 256 wide took 3.8 GiB
     where their tensors are 1.9 GiB. With a fixed limit (mallopt(3)) they take 2.1 GiB; a step at 4K tokens, where the
     pages of what was given back have to come anew, is up to a tenth slower.
     """

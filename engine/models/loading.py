@@ -6,15 +6,13 @@ Weights come from safetensors only and no code of a model's author is ever run (
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import AutoModelForCausalLM as AutoModel
-from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from engine import errors
 from engine.assets import asset
@@ -24,9 +22,6 @@ from engine.models.grouped_heads import pool_key_value_heads
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
     from engine.models.placement import Placement
-
-DEMO_SEED = 20260101
-"""Seed of the embedded model's weights, for as long as no trained ones ship with it."""
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
@@ -66,10 +61,7 @@ def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_
     """
     source = _source(spec)
     _check_directory(source)
-    if spec.name == "demo" and not (Path(source) / "model.safetensors").exists():
-        model = _load_seeded(source, placement, changes)
-    else:
-        model = _load_pretrained(spec, source, placement, changes)
+    model = _load_pretrained(spec, source, placement, changes)
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else source
@@ -98,39 +90,11 @@ def _check_directory(source: str) -> None:
         raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=f"config.json cannot be read ({error})") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise errors.MODEL_DIRECTORY_INVALID(path=path, problem="config.json names no model_type")
-    if path == asset("demo-model") or any(path.glob("*.safetensors")):
+    if any(path.glob("*.safetensors")):
         return
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
     found = f"its weights are pickled ({pickled[0]}), which could run code" if pickled else "it holds no weights"
     raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=found)
-
-
-def _load_seeded(source: str, placement: Placement, changes: BaseChanges) -> PreTrainedModel:
-    """The demo with weights drawn from a fixed seed, the same on every machine: made on the CPU in fp32."""
-    config = Qwen2Config.from_pretrained(source)
-    if changes.yarn_factor is not None:
-        stretch_positions(config, changes.yarn_factor)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(DEMO_SEED)
-        model = Qwen2ForCausalLM(config)
-    _widen_embeddings(model)
-    if placement.precision == "nf4":
-        # bitsandbytes quantises while it reads a directory.
-        with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
-            model.save_pretrained(folder)
-            return AutoModel.from_pretrained(folder, **_arguments(placement))
-    return model.to(device=placement.device, dtype=placement.dtype)
-
-
-@torch.no_grad()
-def _widen_embeddings(model: PreTrainedModel) -> None:
-    """Embeddings of variance 1/d instead of the usual 0.02 squared, so that logits of the tied head reach far enough.
-
-    A hidden state leaves its norm with length sqrt(d) = 16, and an embedding of deviation 0.02 has length 0.32: no
-    logit could pass 5, no token among 8,192 could get 3%, and no adapter below the head could learn more.
-    """
-    weight = model.get_input_embeddings().weight
-    weight.mul_(weight.shape[1] ** -0.5 / model.config.initializer_range)
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -145,7 +109,9 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 
 def _load_pretrained(spec: ModelSpec, source: str, placement: Placement, changes: BaseChanges) -> PreTrainedModel:
-    arguments = {**_arguments(placement), "use_safetensors": True}
+    if spec.name == "demo":
+        disable_progress_bar()  # its 27 MB are there before a bar is drawn
+    arguments: dict[str, Any] = {**_arguments(placement), "use_safetensors": True}
     if changes.yarn_factor is not None:
         arguments["config"] = _from_library(spec, AutoConfig, source, {})
         stretch_positions(arguments["config"], changes.yarn_factor)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.tiny import tiny_model
 
 from engine.assets import asset
@@ -39,17 +40,26 @@ def code_of(call):
     return caught.value.code
 
 
-def test_the_demo_is_the_same_at_every_start_whatever_was_drawn_before():
-    torch.manual_seed(1)
-    one = load_model(find_model("demo"), CPU)
-    torch.manual_seed(2)
-    two = load_model(find_model("demo"), CPU)
-    assert one.name_or_path == "demo"
-    assert not one.config.use_cache
-    assert not any(parameter.requires_grad for parameter in one.parameters())
-    for name, weight in one.state_dict().items():
-        assert torch.equal(weight, two.state_dict()[name])
-    assert sum(parameter.numel() for parameter in one.parameters()) == find_model("demo").parameters
+def test_the_demo_is_frozen_and_has_every_weight_that_ships():
+    model = load_model(find_model("demo"), CPU)
+    assert model.name_or_path == "demo"
+    assert not model.config.use_cache
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == find_model("demo").parameters
+    shipped = load_file(asset("demo-model", "model.safetensors"))
+    weights = model.state_dict()
+    assert set(weights) - set(shipped) == {"lm_head.weight"}  # tied
+    for name, weight in shipped.items():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weights[name], weight.float())
+
+
+def test_the_demo_has_learnt_python():
+    """Random weights would give log(8192) = 9.0 nats a token, whatever the text; this one is in no package."""
+    text = "def total(prices):\n    result = 0\n    for price in prices:\n        result += price\n    return result\n"
+    ids = torch.tensor([load_tokenizer(find_model("demo"))(text)["input_ids"]])
+    with torch.no_grad():
+        assert load_model(find_model("demo"), CPU)(input_ids=ids, labels=ids).loss < 4
 
 
 def test_the_demo_tokenizer_gives_every_text_back():
