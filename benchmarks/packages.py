@@ -56,7 +56,7 @@ def measure(package: Path, settings: dict[str, Any], given: argparse.Namespace) 
                 "evaluate", str(run), "--functions", str(given.functions), "--tokens", str(given.tokens), "--json"
             )
         )  # fmt: skip
-    kept = ("files", "tokens", "perplexity", "tasks", "samples", "notes", "seconds", "device", "context")
+    kept = ("files", "tokens", "perplexity", "tasks", "notes", "seconds", "device", "context")
     return {
         "package": package.name,
         "train_seconds": round(trained, 1),
@@ -98,6 +98,7 @@ def main() -> None:
 
     settings = SETTINGS | dict(text.split("=", 1) for text in given.set)
     document: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/packages.py", *(Path(part).name for part in sys.argv[1:])]),
         "machine": describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "settings": settings,
         "packages": [],
