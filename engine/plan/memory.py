@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.plan.activations import Moment, Phase, tile_moments, window_moments
+from engine.plan.activations import Moment, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.parts import (
     ALLOCATOR_SLACK,
@@ -30,6 +30,8 @@ from engine.plan.parts import (
 )
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
+from engine.plan.tile_moments import tile_moments
+from engine.plan.window_moments import window_moments
 from engine.plan.workload import Workload
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from engine.models.catalogue import find_model
 from engine.models.families import FUSED
-from engine.plan.activations import tile_moments, window_moments
 from engine.plan.parts import window_piece
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.tile_moments import tile_moments
+from engine.plan.window_moments import window_moments
 from engine.plan.workload import Workload
 from tests.plan.one_tile import count, count_window
 
