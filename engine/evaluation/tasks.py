@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
 from engine.generation.forward import open_forward
-from engine.generation.sampling import Sampling, generate
-from engine.generation.text import stream_text
+from engine.generation.text import TextStream
+from engine.generation.together import TOGETHER, write_together
 
 if TYPE_CHECKING:
     from engine.data.encoder import Encoder
@@ -64,25 +64,37 @@ def complete(
         max_tokens: Of a body; one that is not at its end by then is marked as it stands.
         progress: Told of functions done and in all; may raise to abandon it.
     """
-    found = []
-    for done, function in enumerate(functions):
-        progress(done, len(functions), f"functions ({task})")
-        prompt = prompt_of(function, task, encoder, max(16, context - max_tokens))
-        text = _write(model, encoder, prompt, max_tokens, function if task == "completion" else None)
-        found.append(judge(function, text))
+    found: list[Completion] = []
+    for start in range(0, len(functions), TOGETHER):
+        group = functions[start : start + TOGETHER]
+        progress(len(found), len(functions), f"functions ({task})")
+        prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
+        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None)
+        found += [judge(function, text) for function, text in zip(group, texts, strict=True)]
     progress(len(functions), len(functions), f"functions ({task})")
     return found
 
 
 def _write(
-    model: Any, encoder: Encoder, prompt: Sequence[int], max_tokens: int, function: HeldOutFunction | None
-) -> str:
+    model: Any,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    functions: Sequence[HeldOutFunction] | None,
+) -> list[str]:
     """What the model writes, up to a token that ends a text; up to the function's end where that is all we want."""
-    forward = open_forward(model, len(prompt) + max_tokens)
-    tokens = generate(forward, prompt, Sampling(max_tokens=max_tokens), encoder.ends)
-    text = ""
-    for piece in stream_text(encoder.tokenizer, tokens, prompt):
-        text += piece
-        if function is not None and piece and (end := function_end(function, text)) is not None:
-            return text[:end]
-    return text
+    texts = [""] * len(prompts)
+    streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
+
+    def take(number: int, token: int) -> bool:
+        piece = streams[number].push(token)
+        texts[number] += piece
+        if functions is None or not piece:
+            return True
+        end = function_end(functions[number], texts[number])
+        texts[number] = texts[number][:end]
+        return end is None
+
+    forwards = [open_forward(model, len(prompt) + max_tokens) for prompt in prompts]
+    write_together(forwards, prompts, max_tokens=max_tokens, ends=encoder.ends, take=take)
+    return texts

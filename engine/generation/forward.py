@@ -8,7 +8,7 @@ while they fit there, else in pages on the host; no tensor is as long as the pro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -49,7 +49,7 @@ def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAG
     return LibraryForward(model, tile=tile)
 
 
-class _CachedAttention:
+class CachedAttention:
     """Attention of the present tile to all keys before it, for the layer that is being computed."""
 
     def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device) -> None:
@@ -61,6 +61,10 @@ class _CachedAttention:
         self.home = _home_of(size, device)
         self._stores: dict[int, PagedKeysValues] = {}
         self.layer = self.start = 0
+
+    def at_layer(self, number: int) -> None:
+        """What follows is the layer of this number."""
+        self.layer = number
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Keeps keys and values, and attends; shapes as in AttentionBackend."""
@@ -80,23 +84,60 @@ def _home_of(size: int, device: torch.device) -> torch.device:
     return device if size < _GPU_SHARE * free else torch.device("cpu")
 
 
+def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: Callable[[int], None]) -> Tensor:
+    """Output of the last layer for tokens that go through all layers together, (1, n, hidden).
+
+    Args:
+        decoder: The model's.
+        ids, positions: Of the tokens, (n,), on its device.
+        at_layer: Told of each layer's number before it is computed.
+    """
+    x = decoder.embed(ids[None])
+    arguments = decoder.layer_arguments(x, positions[None])
+    for number, layer in enumerate(decoder.layers):
+        at_layer(number)
+        output: Any = layer(x, **arguments[number])
+        x = output[0] if isinstance(output, tuple) else output
+    return x
+
+
+@contextlib.contextmanager
+def attending(decoder: Decoder, attention: streamed_attention.AttentionState) -> Iterator[None]:
+    """Within, the model's layers attend by `attention`."""
+    config = decoder.config
+    implementation = config._attn_implementation
+    config._attn_implementation = streamed_attention.IMPLEMENTATION
+    streamed_attention.activate(attention)
+    try:
+        yield
+    finally:
+        streamed_attention.activate(None)
+        config._attn_implementation = implementation
+
+
 class TiledForward:
-    """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families.STREAMED)."""
+    """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families.STREAMED).
+
+    Attributes:
+        decoder: The model's.
+        attention: Keys and values of this sequence.
+        capacity: Tokens that it may have.
+        length: Tokens taken in so far.
+    """
 
     def __init__(self, model: nn.Module, capacity: int, *, tile: int, page: int) -> None:
-        self._decoder = Decoder(model)
-        refuse_position_dependent_rope(self._decoder.config, capacity)
-        self._device = self._decoder.embedding.weight.device
-        self._attention = _CachedAttention(self._decoder, capacity, page, self._device)
-        self._tile, self._capacity = tile, capacity
+        self.decoder = Decoder(model)
+        refuse_position_dependent_rope(self.decoder.config, capacity)
+        self.device = self.decoder.embedding.weight.device
+        self.attention = CachedAttention(self.decoder, capacity, page, self.device)
+        self._tile, self.capacity = tile, capacity
         self.length = 0
-        "Tokens taken in so far."
         streamed_attention.register()
 
     @property
     def home(self) -> torch.device:
         """Where keys and values live."""
-        return self._attention.home
+        return self.attention.home
 
     @torch.no_grad()
     def advance(self, token_ids: Tensor) -> Tensor:
@@ -105,41 +146,24 @@ class TiledForward:
         Raises:
             ValueError: the sequence would be longer than its capacity.
         """
-        if self.length + len(token_ids) > self._capacity:
-            raise ValueError(f"{self.length + len(token_ids)} tokens in a sequence of {self._capacity}")
+        if self.length + len(token_ids) > self.capacity:
+            raise ValueError(f"{self.length + len(token_ids)} tokens in a sequence of {self.capacity}")
         hidden = None
-        with self._attending():
+        with attending(self.decoder, self.attention):
             for ids in token_ids.split(self._tile):
-                hidden = self._run_tile(ids.to(self._device))
+                hidden = self._run_tile(ids.to(self.device))
             assert hidden is not None
-            normed = self._decoder.final_norm(hidden[:, -1:])
-        logits: Tensor = self._decoder.head(normed)[0, 0]
+            normed = self.decoder.final_norm(hidden[:, -1:])
+        logits: Tensor = self.decoder.head(normed)[0, 0]
         return logits.float()
 
     def _run_tile(self, ids: Tensor) -> Tensor:
         """Output of the last layer, (1, tile, hidden)."""
-        x = self._decoder.embed(ids[None])
-        positions = torch.arange(self.length, self.length + len(ids), device=self._device)
-        arguments = self._decoder.layer_arguments(x, positions[None])
-        self._attention.start = self.length
-        for number, layer in enumerate(self._decoder.layers):
-            self._attention.layer = number
-            output: Any = layer(x, **arguments[number])
-            x = output[0] if isinstance(output, tuple) else output
+        positions = torch.arange(self.length, self.length + len(ids), device=self.device)
+        self.attention.start = self.length
+        x = through_layers(self.decoder, ids, positions, self.attention.at_layer)
         self.length += len(ids)
         return x
-
-    @contextlib.contextmanager
-    def _attending(self) -> Iterator[None]:
-        config = self._decoder.config
-        implementation = config._attn_implementation
-        config._attn_implementation = streamed_attention.IMPLEMENTATION
-        streamed_attention.activate(self._attention)
-        try:
-            yield
-        finally:
-            streamed_attention.activate(None)
-            config._attn_implementation = implementation
 
 
 class LibraryForward:

@@ -10,6 +10,19 @@ from tokenizers.decoders import DecodeStream
 _BEFORE = 4
 
 
+class TextStream:
+    """The text of tokens as they come; see stream_text."""
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
+        for token in before[-_BEFORE:]:
+            self._stream.step(tokenizer, token)
+
+    def push(self, token: int) -> str:
+        """What has become whole with this token."""
+        return self._stream.step(self._tokenizer, token) or ""
+
+
 def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
     """The text of tokens, a piece for each; a character that takes several tokens comes with the last of them.
 
@@ -18,12 +31,9 @@ def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = (
         tokens: Ids.
         before: Those that stand before them: some tokenizers leave a space out at the start of a text.
     """
-    stream = DecodeStream(skip_special_tokens=False)
-    for token in before[-_BEFORE:]:
-        stream.step(tokenizer, token)
+    stream = TextStream(tokenizer, before)
     for token in tokens:
-        text = stream.step(tokenizer, token)
-        yield text or ""
+        yield stream.push(token)
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,95 @@
+"""Several sequences written side by side: their next tokens go through the layers as one tile.
+
+A single token leaves a GPU waiting for launches and a CPU for Python; the work of some more is hardly more. Only
+attention is computed sequence by sequence, over keys and values of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.generation.forward import CachedAttention, Forward, TiledForward, attending, through_layers
+
+TOGETHER = 8
+"""Sequences at a time: the keys and values of each must have room."""
+
+
+class _EachItsOwn:
+    """Attention of a tile whose tokens belong to as many sequences."""
+
+    def __init__(self, forwards: Sequence[TiledForward]) -> None:
+        self._attentions: list[CachedAttention] = [forward.attention for forward in forwards]
+        for forward in forwards:
+            forward.attention.start = forward.length
+
+    def at_layer(self, number: int) -> None:
+        for attention in self._attentions:
+            attention.at_layer(number)
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Shapes as in CachedAttention, one token a sequence."""
+        outputs = [
+            attention.compute(*(x[:, :, i : i + 1] for x in (q, k, v)), scale=scale, window=window)
+            for i, attention in enumerate(self._attentions)
+        ]
+        return torch.cat(outputs, 2)
+
+
+@torch.no_grad()
+def advance_together(forwards: Sequence[TiledForward], token_ids: Tensor) -> Tensor:
+    """Takes in one more token of each sequence; returns their logits, (sequences, vocabulary) fp32.
+
+    Args:
+        forwards: Of one model, each with room for a token.
+        token_ids: (sequences,) int64.
+    """
+    decoder, device = forwards[0].decoder, forwards[0].device
+    positions = torch.tensor([forward.length for forward in forwards], device=device)
+    attention = _EachItsOwn(forwards)
+    with attending(decoder, attention):
+        hidden = through_layers(decoder, token_ids.to(device), positions, attention.at_layer)
+        normed = decoder.final_norm(hidden)
+    for forward in forwards:
+        forward.length += 1
+    logits: Tensor = decoder.head(normed)[0]
+    return logits.float()
+
+
+def write_together(
+    forwards: Sequence[Forward],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    ends: Container[int],
+    take: Callable[[int, int], bool],
+) -> None:
+    """Writes the likeliest tokens after each prompt.
+
+    Args:
+        forwards: Sequences of one model that have not begun, each with room for its prompt and `max_tokens`.
+        prompts: Token ids of each, at least one.
+        max_tokens: Of each.
+        ends: Tokens that end a sequence; they are not given out.
+        take: Given the number of a sequence and its next token; False ends that sequence.
+    """
+    latest = [
+        int(forward.advance(torch.tensor(prompt)).argmax()) for forward, prompt in zip(forwards, prompts, strict=True)
+    ]
+    going = list(range(len(forwards)))
+    for written in range(1, max_tokens + 1):
+        going = [i for i in going if latest[i] not in ends and take(i, latest[i])]
+        if not going or written == max_tokens:
+            return
+        rows = _advance([forwards[i] for i in going], torch.tensor([latest[i] for i in going]))
+        for i, token in zip(going, rows.argmax(-1).tolist(), strict=True):
+            latest[i] = token
+
+
+def _advance(forwards: Sequence[Forward], token_ids: Tensor) -> Tensor:
+    tiled = [forward for forward in forwards if isinstance(forward, TiledForward)]
+    if len(tiled) == len(forwards):
+        return advance_together(tiled, token_ids)
+    return torch.stack([forward.advance(token[None]) for forward, token in zip(forwards, token_ids, strict=True)])
