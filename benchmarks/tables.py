@@ -165,6 +165,20 @@ def _speed(row: dict | None) -> str:
     return f"{row['tokens'] / row['seconds']:,.0f} tokens/s, {row['gpu_peak_allocated'] / GIB:.1f} GiB"
 
 
+def packing_table() -> str:
+    """Packed windows, padded rows, and documents one by one."""
+    found = json.loads((ROOT / "benchmarks/results/packing-cpu.json").read_text())
+    heads = ("window", "documents a window", "packed", "padded", "one by one", "packed / padded", "empty if padded")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += [
+        f"| {row['context']:,} | {row['documents'] / row['windows']:.1f} | {row['packed_per_second']:,.0f} | "
+        f"{row['padded_per_second']:,.0f} | {row['alone_per_second']:,.0f} | "
+        f"{row['packed_per_second'] / row['padded_per_second']:.1f} | {row['empty_padded']:.0%} |"
+        for row in found["rows"]
+    ]
+    return "\n".join(lines)
+
+
 def packages_table() -> str:
     """Base and tuned model on packages that neither had seen."""
     found = json.loads((ROOT / "benchmarks/results/packages.json").read_text())
@@ -199,6 +213,7 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
+    (ROOT / "docs" / "data.md", "packing table", packing_table),
     (ROOT / "docs" / "embedded-model.md", "packages table", packages_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
     (ROOT / "docs" / "reliability.md", "memory table", memory_table),
