@@ -206,6 +206,31 @@ def _points(mark: dict) -> str:
     return f"{low * 100:+.0f} to {high * 100:+.0f} points"
 
 
+def long_context_table() -> str:
+    """Perplexity over all packages, by model, order and window."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from claims import ORDERS, mean_perplexity
+
+    found = json.loads((ROOT / "benchmarks/results/long-context.json").read_text())
+    windows = sorted({row["context"] for row in found["rows"]})
+    lines = ["| model | order of files | " + " | ".join(f"{n:,}" for n in windows) + " |"]
+    lines.append("|---" * (2 + len(windows)) + "|")
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        for order in ORDERS:
+            cells = (f"{mean_perplexity(found, model=model, order=order, context=n):.2f}" for n in windows)
+            lines.append(f"| {model} | {order} | " + " | ".join(cells) + " |")
+    versions = found["versions"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"torch {versions['torch']}, transformers {versions['transformers']}:",
+            "",
+            f"    {found['command']}",
+        ]
+    )
+
+
 TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
@@ -214,6 +239,7 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
     (ROOT / "docs" / "data.md", "packing table", packing_table),
+    (ROOT / "docs" / "experiments.md", "long context table", long_context_table),
     (ROOT / "docs" / "embedded-model.md", "packages table", packages_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
     (ROOT / "docs" / "reliability.md", "memory table", memory_table),
