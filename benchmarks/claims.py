@@ -221,7 +221,7 @@ def convergence(row: str, reference: str, verdict: str) -> Finding:
     return Finding(
         measured=f"held-out loss after equal tokens: {losses[row]:.3f} ({row}) against "
         f"{losses[reference]:.3f} ({reference})",
-        how="`python benchmarks/convergence.py --repo . --seeds 2 --steps 60`, demo model, CPU",
+        how="`python benchmarks/convergence.py --repo . --seeds 2 --steps 60`, a demo model of random weights, CPU",
         verdict=verdict,
     )
 

@@ -208,7 +208,6 @@ def _points(mark: dict) -> str:
 
 def long_context_table() -> str:
     """Perplexity over all packages, by model, order and window."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     from claims import ORDERS, mean_perplexity
 
     found = json.loads((ROOT / "benchmarks/results/long-context.json").read_text())

@@ -69,7 +69,8 @@ def _attention_function(
         raise RuntimeError(
             f"{type(module).__name__} uses soft-capping or sinks, which fused attention does not compute"
         )
-    dtype = torch.get_autocast_dtype(query.device.type) if _autocasts(query.device) else query.dtype
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     longest = max(stop - start for start, stop in pairwise(_borders))
     one_call = dropout == 0 and (sliding_window is None or longest <= sliding_window)
     if one_call and TorchFlash().unavailable(query.device, dtype, query.shape[-1]) is None:
@@ -120,10 +121,6 @@ class AllDocuments(torch.autograd.Function):
         q, k, v, out, logsumexp = ctx.saved_tensors
         how = {"borders": ctx.borders, "scale": ctx.scale}
         return *ctx.backend.backward_documents(grad_out, q, k, v, out, logsumexp, **how), None, None, None
-
-
-def _autocasts(device: torch.device) -> bool:
-    return torch.is_autocast_enabled(device.type)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

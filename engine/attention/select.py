@@ -74,7 +74,8 @@ def time_backend(
     """Seconds of one block's forward and backward; infinite if the backend fails or is wrong.
 
     Raises:
-        torch.OutOfMemoryError: no room for the block: some tens of MB.
+        torch.OutOfMemoryError: no room for the block, whose keys, values and their gradients alone take 17 MB with 2
+            key heads of 128, 168 MB with 32 of 80.
     """
     scale = head_dim**-0.5
     generator = torch.Generator(device).manual_seed(0)

@@ -38,19 +38,23 @@ def run(args: argparse.Namespace) -> int:
     """
     rows = [find_optimization(name) for name in args.ids] or list(optimizations())
     found: list[Verdict] = []
-    try:
-        with quiet_output():
-            hush()
-            from engine.models.placement import choose_placement
-            from engine.verify.runner import verify
+    interrupted: KeyboardInterrupt | None = None
+    with quiet_output():
+        hush()
+        from engine.models.placement import choose_placement
+        from engine.verify.runner import verify
 
-            device = choose_placement(args.device, "auto").device
+        device = choose_placement(args.device, "auto").device
+        try:
             for verdict in verify(rows, device):
                 found.append(verdict)
                 _tell(verdict, len(found), len(rows))
-    finally:
-        if args.json:
-            print_json([dataclasses.asdict(verdict) for verdict in found])
+        except KeyboardInterrupt as pressed:
+            interrupted = pressed
+    if args.json:
+        print_json([dataclasses.asdict(verdict) for verdict in found])
+    if interrupted is not None:
+        raise interrupted
     counts = {status: sum(v.status == status for v in found) for status in ("passed", "failed", "unavailable")}
     print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)  # noqa: T201
     return TRAINING_FAILED if counts["failed"] else 0

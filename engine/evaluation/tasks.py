@@ -95,6 +95,6 @@ def _write(
         texts[number] = texts[number][:end]
         return end is None
 
-    forwards = [open_forward(model, len(prompt) + max_tokens) for prompt in prompts]
+    forwards = [open_forward(model, len(prompt) + max_tokens, among=len(prompts)) for prompt in prompts]
     write_together(forwards, prompts, max_tokens=max_tokens, ends=encoder.ends, take=take)
     return texts

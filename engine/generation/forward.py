@@ -27,7 +27,7 @@ TILE = 2048
 PAGE = 8192
 """Tokens a page of keys and values, and most keys in one attention call."""
 _GPU_SHARE = 0.6
-"""Share of the free GPU memory that keys and values may take before they go to the host."""
+"""Share of the free GPU memory that keys and values of all sequences may take before they go to the host."""
 
 
 class Forward(Protocol):
@@ -37,28 +37,35 @@ class Forward(Protocol):
         """Takes the next tokens in, (n,) int64, at least one; returns the last one's logits, (vocabulary,) fp32."""
 
 
-def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAGE) -> Forward:
+def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAGE, among: int = 1) -> Forward:
     """A sequence of at most `capacity` tokens through a model, with its adapter as it is switched now.
+
+    Args:
+        model: In evaluation mode.
+        capacity: Tokens, at most.
+        tile: Tokens of a prompt that pass through the model at once.
+        page: Tokens a page of keys and values.
+        among: Sequences that are open together and share the GPU's memory.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables change with a length that tiles cannot see.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if causal.config.model_type in STREAMED:
-        return TiledForward(model, capacity, tile=tile, page=page)
+        return TiledForward(model, capacity, tile=tile, page=page, among=among)
     return LibraryForward(model, tile=tile)
 
 
 class CachedAttention:
     """Attention of the present tile to all keys before it, for the layer that is being computed."""
 
-    def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device) -> None:
+    def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device, among: int) -> None:
         self._capacity, self._page, self._device = capacity, page, device
         shape, dtype = decoder.attention_shape, decoder.embedding.weight.dtype
         self._backend = select_backend(device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
         layers = len(decoder.layers)
         size = 2 * layers * capacity * shape.kv_heads * shape.head_dim * dtype.itemsize
-        self.home = _home_of(size, device)
+        self.home = home_of(size * among, device)
         self._stores: dict[int, PagedKeysValues] = {}
         self.layer = self.start = 0
 
@@ -76,7 +83,7 @@ class CachedAttention:
         return attend(q, k, v, start=self.start, pieces=pieces, earlier=store, backend=self._backend, scale=scale)[0]
 
 
-def _home_of(size: int, device: torch.device) -> torch.device:
+def home_of(size: int, device: torch.device) -> torch.device:
     """Where so many bytes of keys and values go."""
     if device.type != "cuda":
         return device
@@ -125,11 +132,11 @@ class TiledForward:
         length: Tokens taken in so far.
     """
 
-    def __init__(self, model: nn.Module, capacity: int, *, tile: int, page: int) -> None:
+    def __init__(self, model: nn.Module, capacity: int, *, tile: int, page: int, among: int = 1) -> None:
         self.decoder = Decoder(model)
         refuse_position_dependent_rope(self.decoder.config, capacity)
         self.device = self.decoder.embedding.weight.device
-        self.attention = CachedAttention(self.decoder, capacity, page, self.device)
+        self.attention = CachedAttention(self.decoder, capacity, page, self.device, among)
         self._tile, self.capacity = tile, capacity
         self.length = 0
         streamed_attention.register()

@@ -7,7 +7,7 @@ import torch
 from support.tiny import SHAPE
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from engine.generation.forward import open_forward
+from engine.generation.forward import home_of, open_forward
 from engine.generation.sampling import Sampling, generate
 from engine.generation.together import advance_together, write_together
 from tests.streaming.models import FAMILIES, tiny_model
@@ -72,3 +72,9 @@ def test_logits_are_those_of_each_sequence_alone():
     for row, forward, token in zip(rows, apart, tokens, strict=True):
         torch.testing.assert_close(row, forward.advance(token[None]), rtol=1e-5, atol=1e-5)
     assert [forward.length for forward in side_by_side] == [n + 1 for n in LENGTHS]
+
+
+@pytest.mark.parametrize(("among", "home"), [(1, "cuda"), (6, "cuda"), (7, "cpu")])
+def test_sequences_that_are_open_together_share_the_gpus_memory(monkeypatch, among, home):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert home_of(90 * among, torch.device("cuda")).type == home

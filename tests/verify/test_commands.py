@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.cli import main
 from engine.commands.ablate import summarise
@@ -140,3 +141,25 @@ def test_a_summary_compares_runs_of_one_seed():
 )
 def test_tokens_to_a_loss(curve, loss, tokens):
     assert tokens_to_reach(curve, loss) == tokens
+
+
+def test_what_was_proven_before_an_interruption_is_printed(capfd, monkeypatch):
+    from engine.verify import runner
+
+    proven = runner.prove
+
+    def prove(row, device):
+        if row.id == "ema":
+            raise KeyboardInterrupt
+        return proven(row, device)
+
+    monkeypatch.setattr(runner, "prove", prove)
+    assert main(["verify", "label_smoothing", "ema", "--device", "cpu", "--json"]) == 130
+    (verdict,) = json.loads(capfd.readouterr().out)
+    assert (verdict["id"], verdict["status"]) == ("label_smoothing", "passed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device that is asked for")
+def test_verify_that_cannot_begin_prints_its_error_as_the_one_document(capfd):
+    assert main(["verify", "--device", "cuda", "--json"]) != 0
+    assert json.loads(capfd.readouterr().out)["error"] == "device-unavailable"
