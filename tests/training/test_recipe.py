@@ -6,6 +6,7 @@ import asyncio
 import email
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from msgspec.structs import replace
 from peft import PeftModel
 from support.session import RecordingSession
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine import protocol
+from engine.assets import asset
 from engine.config import from_mapping, load
 from engine.errors import EliteError
 from engine.models.adapter import attach_adapter
@@ -78,6 +81,39 @@ def small_repository(tmp_path_factory):
     for name in ("queues.py", "locks.py", "runners.py", "timeouts.py"):
         (folder / name).write_text((ASYNCIO / name).read_text())
     return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A small Qwen2 that has everything to learn; embeddings wide enough for its tied head's logits to reach far."""
+    folder = tmp_path_factory.mktemp("untrained")
+    config = Qwen2Config(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.hidden_size**-0.5)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(asset("demo-model", name), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("package", [ASYNCIO, EMAIL], ids=["asyncio", "email"])
+def test_a_model_that_has_everything_to_learn_learns_much(package, untrained, tmp_path):
+    config = configure(tmp_path, [package], max_steps=24)
+    session = start(replace(config, model=replace(config.model, name=str(untrained))))
+    train(session)
+    finished = session.events[-1]
+    assert isinstance(finished, RunFinished)
+    assert finished.perplexity_after < 0.75 * finished.perplexity_before
 
 
 @pytest.mark.parametrize("package", [ASYNCIO, EMAIL], ids=["asyncio", "email"])
