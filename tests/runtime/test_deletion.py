@@ -67,6 +67,7 @@ def test_a_run_that_lives_on_another_machine_is_not_deleted(run):
     refused(run, "run-still-active")
     os.utime(run.process_path, (0, 0))
     delete_run(run)
+    assert not run.path.exists()
 
 
 @pytest.mark.parametrize("what", ["no run", "elsewhere", "link"])
