@@ -5,9 +5,11 @@
 
 Packages that neither the model nor the training has seen are scored whole, each of their tokens in windows of several
 lengths: with their files in the order of their imports, sorted by path, and each file alone. Then three runs on the
-same training code cost the same arithmetic: plain LoRA on single files in short windows; the same with LoRA+, to tell
-what the optimiser does from what the context does; and our recipe (LoRA+, repositories in import order, long windows,
-curriculum). All adapters and the base model are scored on those packages.
+same training code cost the same arithmetic: LoRA on single files in short windows; on repositories in import order in
+short windows, to tell what the order does from what the window does; and our recipe, import order in windows that the
+curriculum grows to the long one. All adapters and the base model are scored on those packages. With --own the runs
+train on four fifths of the packages' own files, and the last fifth is scored: what somebody sees who fine-tunes a model
+on a repository.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import importlib.util
 import json
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -65,6 +68,12 @@ class Scale:
     "Windows of the two runs."
     steps: int
     "Updates of the run with short windows."
+    orders: tuple[str, ...] = tuple(ORDERS)
+
+
+class Parts(NamedTuple):
+    train: Path
+    scored: Path
 
 
 FULL = Scale((2048, 8192, 32_768, 131_072), ("rich", "peft", "accelerate"), 140_000, 2048, 32_768, 160)
@@ -77,7 +86,11 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--package", action="append", default=[], help="folder or installed package to score")
     parser.add_argument("--train", action="append", default=[], help="folder to train on (this project's source)")
+    parser.add_argument(
+        "--own", action="store_true", help="train on the packages themselves, and score every fifth file"
+    )
     parser.add_argument("--context", type=int, action="append", default=[], help="window to score in, instead of all")
+    parser.add_argument("--order", choices=tuple(ORDERS), action="append", default=[], help="of files, instead of all")
     parser.add_argument("--tokens", type=int, help="of a package that are scored")
     parser.add_argument("--steps", type=int, help="updates of the run with short windows")
     parser.add_argument("--long", type=int, help="window of the other run")
@@ -89,16 +102,20 @@ def main() -> None:
     silence_imports()
     scale = SMALL if given.small else FULL
     scale = dataclasses.replace(
-        scale, contexts=tuple(given.context) or scale.contexts, tokens=given.tokens or scale.tokens
+        scale,
+        contexts=tuple(given.context) or scale.contexts,
+        orders=tuple(given.order) or scale.orders,
+        tokens=given.tokens or scale.tokens,
     )
     packages = [folder_of(name) for name in given.package or scale.packages]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="elite-long-context-") as folder:
-        bench = Bench(given.model, given.device, Path(folder), scale)
+        bench = Bench(given.model, given.device, Path(folder), scale, own=given.own)
         adapters: dict[str, Path | None] = {"base": None}
         trained: list[dict[str, Any]] = []
         if not given.no_training:
-            sources = given.train or [str(Path(__file__).parents[1] / "engine")]
+            own = [str(bench.parts(package).train) for package in packages] if given.own else []
+            sources = own + given.train or [str(Path(__file__).parents[1] / "engine")]
             steps, long = given.steps or scale.steps, given.long or scale.long
             for name, config in bench.recipes(sources, steps, long, given.learning_rate):
                 print(f"training: {name}", flush=True)
@@ -111,6 +128,7 @@ def main() -> None:
                                 "seconds": outcome.seconds, "context": config.training.context})  # fmt: skip
         rows = list(bench.score(packages, adapters))
     result = {
+        "command": " ".join(["python", "benchmarks/long_context.py", *(Path(part).name for part in sys.argv[1:])]),
         "model": given.model,
         "device": device_name(bench.placement.device),
         "precision": bench.placement.precision,
@@ -123,7 +141,7 @@ def main() -> None:
     }  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print_tables(result, list(adapters), scale.contexts)
+    print_tables(result, list(adapters), scale)
 
 
 def folder_of(name: str) -> Path:
@@ -141,10 +159,10 @@ def flops_per_token(spec: ModelSpec, context: int) -> float:
 
 
 class Bench:
-    def __init__(self, model: str, device: str, folder: Path, scale: Scale) -> None:
+    def __init__(self, model: str, device: str, folder: Path, scale: Scale, *, own: bool) -> None:
         self.spec = find_model(model)
         self.placement = choose_placement(device, "auto")
-        self.folder, self.output, self._scale = folder, folder / "out", scale
+        self.folder, self.output, self._scale, self._own = folder, folder / "out", scale, own
         self._tokenizer = load_tokenizer(self.spec)
 
     def recipes(self, sources: list[str], steps: int, long: int, rate: float) -> Iterator[tuple[str, RunConfig]]:
@@ -162,16 +180,14 @@ class Bench:
             "data": {"repositories": sources, **ORDERS["files alone"]},
             "training": {**training, "context": short, "tokens_per_update": update, "max_steps": steps},
         })  # fmt: skip
-        yield "short, LoRA+", from_mapping({
+        yield "repository order", from_mapping({
             **common,
-            "data": {"repositories": sources, **ORDERS["files alone"]},
-            "lora": {"plus_ratio": 16.0},
+            "data": {"repositories": sources, **ORDERS["imports"]},
             "training": {**training, "context": short, "tokens_per_update": update, "max_steps": steps},
         })  # fmt: skip
         yield "our recipe", from_mapping({
             **common,
             "data": {"repositories": sources, **ORDERS["imports"]},
-            "lora": {"plus_ratio": 16.0},
             "training": {**training, "context": long, "tokens_per_update": long, "max_steps": long_steps,
                          "curriculum": True},
         })  # fmt: skip
@@ -183,13 +199,14 @@ class Bench:
                 model = self._load(context, adapter)
                 step = self._step(model, context)
                 for package in packages:
-                    for order, data in ORDERS.items():
+                    for order in self._scale.orders:
+                        data = ORDERS[order]
                         held_out = self._held_out(package, data, context)
                         tally = tally_losses(step.token_losses, held_out, max_tokens=1 << 40, progress=quiet)
                         row = overall(tally, LossTally(tally.sums, tally.counts))
                         yield {"model": name, "package": package.name, "context": context, "order": order,
                                "loss": math.log(row.base), "tokens": row.tokens, "files": row.files}  # fmt: skip
-                        print(f"{context:>8,} {name:<14} {package.name:<12} {order:<12} {row.base:8.3f}", flush=True)
+                        print(f"{context:>8,} {name:<17} {package.name:<12} {order:<12} {row.base:8.3f}", flush=True)
                 step.close()
                 del model, step
                 if self.placement.device.type == "cuda":
@@ -212,33 +229,40 @@ class Bench:
         )
 
     def _held_out(self, package: Path, data: dict[str, str], context: int) -> HeldOut:
-        section = from_mapping({"data": {"repositories": [str(self._part_of(package))], **data}}).data
+        section = from_mapping({"data": {"repositories": [str(self.parts(package).scored)], **data}}).data
         section = replace(section, near_duplicates="keep", licence_headers="keep")
         dataset = build_dataset(section, tokenizer=self._tokenizer, context=context, cache=self.folder / "cache")
         return HeldOut.whole(dataset, context, together=DataSection().packing)
 
-    def _part_of(self, package: Path) -> Path:
-        """A copy of as many of the package's files, in the order of their paths, as make the tokens that are scored."""
-        part = self.folder / "packages" / package.name
-        if part.exists():
-            return part
+    def parts(self, package: Path) -> Parts:
+        """Copies of a package's files: what is scored (as many as make the tokens), and what may be trained on."""
+        parts = Parts(self.folder / "train" / package.name, self.folder / "packages" / package.name)
+        if parts.scored.exists():
+            return parts
         left = self._scale.tokens
-        for path in sorted(package.rglob("*.py")):
+        files = [path for path in sorted(package.rglob("*.py")) if path.read_text("utf-8", "replace").strip()]
+        for index, path in enumerate(files):
             text = path.read_text(encoding="utf-8", errors="replace")
+            if self._own and index % 5:
+                copy(text, parts.train / path.relative_to(package))
+                continue
             count = len(self._tokenizer(text)["input_ids"])
-            if text.strip() and count <= left:
+            if count <= left:
                 left -= count
-                copy = part / path.relative_to(package)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_text(text, encoding="utf-8")
-        return part
+                copy(text, parts.scored / path.relative_to(package))
+        return parts
+
+
+def copy(text: str, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text, encoding="utf-8")
 
 
 def quiet(done: int, total: int, what: str) -> None:
     pass
 
 
-def print_tables(result: dict[str, Any], models: list[str], contexts: tuple[int, ...]) -> None:
+def print_tables(result: dict[str, Any], models: list[str], scale: Scale) -> None:
     """Perplexity over all packages, each token the same."""
     rows = result["rows"]
 
@@ -252,18 +276,18 @@ def print_tables(result: dict[str, Any], models: list[str], contexts: tuple[int,
     for run in result["trained"]:
         print(f"  {run['name']}: windows of {run['context']:,}, {run['steps']} updates, {run['tokens']:,} tokens, "
               f"{run['flops']:.3g} FLOP, {run['seconds']:.0f} s")  # fmt: skip
-    print("\nperplexity      order       " + "".join(f"{context:>10,}" for context in contexts))
+    print("\nperplexity        order       " + "".join(f"{context:>10,}" for context in scale.contexts))
     for model in models:
-        for order in ORDERS:
-            cells = "".join(perplexity(model=model, order=order, context=context) for context in contexts)
-            print(f"{model:<15} {order:<12}{cells}")
+        for order in scale.orders:
+            cells = "".join(perplexity(model=model, order=order, context=context) for context in scale.contexts)
+            print(f"{model:<17} {order:<12}{cells}")
     print("\nby package, files in the order of their imports")
     for package in result["packages"]:
         for model in models:
             cells = "".join(
-                perplexity(model=model, order="imports", context=context, package=package) for context in contexts
+                perplexity(model=model, order="imports", context=context, package=package) for context in scale.contexts
             )
-            print(f"{package:<12} {model:<15}{cells}")
+            print(f"{package:<12} {model:<17}{cells}")
 
 
 if __name__ == "__main__":

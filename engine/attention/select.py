@@ -9,17 +9,17 @@ from functools import cache
 import torch
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.check import is_right
 from engine.attention.cpu import CpuFlash
 from engine.attention.cudnn import CudnnFlash
+from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.torch_flash import TorchFlash
 from engine.plan.stream_plan import StreamPlanError
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, MemoryEfficient, CpuFlash)
+BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, FlashAttnPackage, MemoryEfficient, CpuFlash)
 
 _PROBE_QUERIES, _PROBE_KEYS = 1024, 8192
-_CHECK_QUERIES, _CHECK_KEYS = 256, 512  # the definition keeps every score: few, for cards with little memory
-_TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
 
 
 def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionBackend]:
@@ -84,20 +84,15 @@ def time_backend(
         drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=dtype)
         return drawn.transpose(1, 2)
 
-    def block(queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v and the gradient of the output."""
-        return draw(heads, queries), draw(kv_heads, keys), draw(kv_heads, keys), draw(heads, queries)
-
     def once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
         return out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
 
     try:
-        small = block(_CHECK_QUERIES, _CHECK_KEYS)
-        expected = _plain(*small, scale)
-        if any(_relative_error(got, want) > _TOLERANCE for got, want in zip(once(*small), expected, strict=True)):
+        if not is_right(backend, draw, heads, kv_heads, scale):
             return math.inf
-        large = block(_PROBE_QUERIES, _PROBE_KEYS)
+        keys, queries = (kv_heads, _PROBE_KEYS), (heads, _PROBE_QUERIES)
+        large = draw(*queries), draw(*keys), draw(*keys), draw(*queries)
         once(*large)
         times = []
         for _ in range(3):
@@ -108,31 +103,9 @@ def time_backend(
             times.append(time.perf_counter() - began)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # a kernel that this card or library version refuses
+    except (RuntimeError, TypeError):  # a kernel that this card refuses, or a library version that calls it otherwise
         return math.inf
     return min(times)
-
-
-def _plain(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, ...]:
-    """Out, dq, dk, dv in fp32 by the definition, one KV head at a time to bound the score matrix."""
-    results = []
-    group = q.shape[1] // k.shape[1]
-    for head in range(k.shape[1]):
-        rows = slice(head * group, (head + 1) * group)
-        leaves = [
-            x.float().detach().requires_grad_() for x in (q[:, rows], k[:, head : head + 1], v[:, head : head + 1])
-        ]
-        out = (leaves[0] @ leaves[1].transpose(2, 3) * scale).softmax(-1) @ leaves[2]
-        grads = torch.autograd.grad(out, leaves, grad_out[:, rows].float())
-        results.append((out.detach(), *grads))
-    return tuple(torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
-
-
-def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    error = ((got.float() - want).norm() / want.norm()).item()
-    return error if math.isfinite(error) else math.inf
 
 
 def _synchronize(device: torch.device) -> None:

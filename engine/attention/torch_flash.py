@@ -75,9 +75,9 @@ class TorchFlash(AttentionBackend):
         self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
     ) -> tuple[Tensor, Tensor]:
         """See AttentionBackend; all documents in one call."""
-        ends, longest = _lengths(borders, q.device)
+        ends, longest = document_lengths(borders, q.device)
         out, logsumexp, *_ = _aten._flash_attention_forward(
-            *(_tokens_first(x) for x in (q, k, v)), ends, ends, longest, longest, 0.0, True, False, scale=scale
+            *(without_batch(x) for x in (q, k, v)), ends, ends, longest, longest, 0.0, True, False, scale=scale
         )
         return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
 
@@ -94,9 +94,9 @@ class TorchFlash(AttentionBackend):
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See AttentionBackend; all documents in one call."""
-        ends, longest = _lengths(borders, q.device)
+        ends, longest = document_lengths(borders, q.device)
         gradients = _aten._flash_attention_backward(
-            *(_tokens_first(x) for x in (grad_out, q, k, v, out)),
+            *(without_batch(x) for x in (grad_out, q, k, v, out)),
             logsumexp[0].contiguous(),
             ends,
             ends,
@@ -112,12 +112,12 @@ class TorchFlash(AttentionBackend):
         return dq, dk, dv
 
 
-def _tokens_first(x: Tensor) -> Tensor:
+def without_batch(x: Tensor) -> Tensor:
     """(1, heads, n, head_dim) as the (n, heads, head_dim) that the call for several documents takes."""
     return x[0].transpose(0, 1)
 
 
-def _lengths(borders: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
+def document_lengths(borders: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
     """The borders as the kernel takes them, (documents + 1,) int32, and the length of the longest document."""
     ends = torch.tensor(borders, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
     return ends, max(b - a for a, b in pairwise(borders))

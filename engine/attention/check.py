@@ -1,0 +1,69 @@
+"""Whether a backend computes attention and its gradients as the definition says, on this card.
+
+A kernel can be wrong without a word: for a layout, a head size or a card that its authors had not tried. So none is
+used before it has computed a small block of every kind that is asked of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionBackend
+
+Draw = Callable[[int, int], Tensor]
+"""A random (1, heads, length, head_dim) for a number of heads and a length."""
+
+_QUERIES, _KEYS = 256, 512  # the definition keeps every score: few, for cards with little memory
+_BORDERS = (0, 100, 101, _QUERIES)
+_TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
+
+
+def is_right(backend: AttentionBackend, draw: Draw, heads: int, kv_heads: int, scale: float) -> bool:
+    """Compares out, dq, dk and dv of a whole block, and of documents that lie side by side, with the definition."""
+    q, k, v, grad_out = (draw(heads, _QUERIES), draw(kv_heads, _KEYS), draw(kv_heads, _KEYS), draw(heads, _QUERIES))
+    out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
+    found = out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
+    if not _agree(found, _plain(q, k, v, grad_out, scale, causal=False)):
+        return False
+    k, v = k[:, :, :_QUERIES], v[:, :, :_QUERIES]
+    out, logsumexp = backend.forward_documents(q, k, v, borders=_BORDERS, scale=scale)
+    tensors = (grad_out, q, k, v, out, logsumexp)
+    found = out, *backend.backward_documents(*tensors, borders=_BORDERS, scale=scale)
+    alone = []
+    for first, last in pairwise(_BORDERS):
+        rows = slice(first, last)
+        alone.append(_plain(q[:, :, rows], k[:, :, rows], v[:, :, rows], grad_out[:, :, rows], scale, causal=True))
+    return _agree(found, tuple(torch.cat(parts, 2) for parts in zip(*alone, strict=True)))
+
+
+def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    return all(_relative_error(got, want) <= _TOLERANCE for got, want in zip(found, expected, strict=True))
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, ...]:
+    """Out, dq, dk, dv in fp32 by the definition, one KV head at a time to bound the score matrix."""
+    results = []
+    group = q.shape[1] // k.shape[1]
+    hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1) if causal else None
+    for head in range(k.shape[1]):
+        rows = slice(head * group, (head + 1) * group)
+        leaves = [
+            x.float().detach().requires_grad_() for x in (q[:, rows], k[:, head : head + 1], v[:, head : head + 1])
+        ]
+        scores = leaves[0] @ leaves[1].transpose(2, 3) * scale
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -math.inf)
+        out = scores.softmax(-1) @ leaves[2]
+        grads = torch.autograd.grad(out, leaves, grad_out[:, rows].float())
+        results.append((out.detach(), *grads))
+    return tuple(torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
+
+
+def _relative_error(got: Tensor, want: Tensor) -> float:
+    error = ((got.float() - want).norm() / want.norm()).item()
+    return error if math.isfinite(error) else math.inf
