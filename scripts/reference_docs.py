@@ -7,6 +7,7 @@ python scripts/reference_docs.py --check    fail if one of them is not current
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -69,7 +70,9 @@ def configuration_page() -> str:
     for spec in fields():
         if spec.section != section:
             section = spec.section
-            lines += [f"## {section}", "", "| field | default | allowed | |", "|---|---|---|---|"]
+            about = inspect.getdoc(getattr(RunConfig(), section)) or ""
+            lines += [f"## {section}", "", about.splitlines()[0], ""]
+            lines += ["| field | default | allowed | |", "|---|---|---|---|"]
         option = f" Option: `{spec.flag}`." if spec.flag else ""
         name = spec.path.partition(".")[2]
         default = "unset" if spec.default is None else f"`{_value(spec.default)}`"
@@ -234,6 +237,8 @@ def troubleshooting_page() -> str:
         "layout with the same gradient, and went on ([reliability.md](reliability.md)).",
         "- **Perplexity rises at a long context.** Past the length that a model was trained with its positions are "
         "stretched; a few hundred steps have to teach them.",
+        "- **Which attention kernel a run takes** is measured at its start, among those that compute rightly on the card; "
+        "`--set stream.attention=efficient` (or flash, cudnn, flash-attn) takes another one.",
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -60,7 +60,10 @@ class FieldRow(Vertical):
             yield Static(self._label, classes="label", markup=False)
             if choices := choices_of(self.spec):
                 choice = self._choice if self._choice in choices else text_of(self.spec.default)
-                yield Select([(name, name) for name in choices], value=choice, allow_blank=False, compact=True)
+                options = [(name, name) for name in choices]
+                if self.spec.optional:
+                    options.insert(0, (placeholder(self.spec), ""))
+                yield Select(options, value=choice, allow_blank=False, compact=True)
             else:
                 yield Input(
                     self._text,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SECTION_TITLES = {
     "training": "Training",
+    "stream": "Streamed step",
     "lora": "Adapter (LoRA)",
     "model": "Model",
     "data": "Data",

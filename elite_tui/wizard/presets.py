@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.plan.optimizations import OptimizationState
 
-PLANNED = ("training.step", "model.precision", "training.recompute", "training.activation_bits", "training.tiled_mlp")
+PLANNED = (
+    "training.step",
+    "model.precision",
+    "training.recompute",
+    "training.activation_bits",
+    "training.tiled_mlp",
+    "stream.weights",
+    "stream.kv_home",
+    "stream.hidden_home",
+    "stream.stash",
+    "stream.checkpoint_every",
+)
 "Fields that decide between memory and time; their defaults leave it to the plan."
 KEEPS = ("rope_scaling",)
 "Approximate rows that the exact preset leaves alone: past the trained length a model is lost without it."

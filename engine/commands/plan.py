@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.cli import print_json
 from engine.commands.cluster_table import describe_cluster, print_cluster
+from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.hardware.machine import GIB, Machine
 from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
     method = config.field_spec("training.method")
     parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
+    add_stream_option(parser)
     parser.add_argument("--hosts", type=_count, default=1, metavar="N", help="Machines like this one (default: 1).")
     parser.add_argument(
         "--card-link",
@@ -119,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the tier table, or one tier's sum."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
     spec = find_model(args.model)
+    fixed = read_stream_options(args)
     compute_type, weights = storage(machine, args.precision, args.method)
     planning = Planning(
         machine=machine,
@@ -128,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
         lora_rank=args.rank,
         repository_tokens=_repository_tokens(args.repo),
         method=args.method,
+        fixed=fixed,
+        way="streamed" if fixed else "auto",
     )
     table = tier_table(planning)
     largest = largest_context(planning) if args.max_context else None

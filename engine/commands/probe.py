@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.cli import print_json
 from engine.commands.quiet import silence_imports
+from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.plan.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
     step = config.field_spec("training.step")
     parser.add_argument("--step", choices=step.choices, default="auto", help=step.description)
+    add_stream_option(parser)
     rank = config.field_spec("lora.rank")
     parser.add_argument("--rank", type=_positive, default=rank.default, metavar="R", help=rank.description)
     parser.add_argument(
@@ -78,6 +80,7 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
     from engine.plan.planning import Planning, storage, without_gpu
     from engine.plan.tiers import tier_of
 
+    fixed = read_stream_options(args)
     machine = take_inventory(args.output)
     if args.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
@@ -89,7 +92,8 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
         compute_type=compute_type,
         weights=weights,
         lora_rank=args.rank,
-        way=args.step,
+        way="streamed" if fixed and args.step == "auto" else args.step,
+        fixed=fixed,
     )
     context = args.context or tier_of(args.tier).context
     return planning, plan_context(planning, context, tier=args.tier)

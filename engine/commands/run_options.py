@@ -24,6 +24,33 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="One field of it.")
 
 
+def add_stream_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --stream, for commands that plan without a configuration."""
+    parser.add_argument(
+        "--stream",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="A choice of the streamed step that is taken from the planner, as in hidden_home=disk: "
+        "a field of the configuration's section stream.",
+    )
+
+
+def read_stream_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What --stream takes from the planner, by the names that StreamPlan has for it.
+
+    Raises:
+        EliteError: CONFIG_INVALID or OVERRIDE_MALFORMED.
+    """
+    data: dict[str, Any] = {
+        "model": {"precision": args.precision},
+        "training": {"step": getattr(args, "step", "auto")},
+    }
+    for text in args.stream:
+        config.apply_override(data, f"stream.{text}")
+    return config.from_mapping(data, source="--stream").stream.fixed()
+
+
 def read_run_mapping(args: argparse.Namespace) -> dict[str, Any]:
     """The nested mappings that the options stand for: the file, over it the named options, over them `--set`.
 

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         nargs="?",
         const=NEWEST,
         metavar="RUN",
-        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest",
+        help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest, "
+        "in --output where that is given",
     )
     parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
     parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         resumed = None
         config = preflight.check(read_config(args))
     else:
-        resumed = find_resumable(args.resume)
+        output = getattr(args, "output.directory")
+        resumed = find_resumable(args.resume, None if output is None else Path(output))
         config = resumed_config(resumed, args)
     # Before the launch, so that a Ctrl-C during it already means: stop with a checkpoint.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -109,8 +111,8 @@ def read_config(args: argparse.Namespace) -> RunConfig:
     return run_config.from_mapping(data, source="command line")
 
 
-def find_resumable(reference: str) -> RunDirectory:
-    """The run that `--resume` means.
+def find_resumable(reference: str, output: Path | None) -> RunDirectory:
+    """The run that `--resume` means; without a name the newest, in `output` if that was named.
 
     Raises:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
@@ -118,7 +120,7 @@ def find_resumable(reference: str) -> RunDirectory:
     from engine.runtime import run_index
     from engine.runtime.run_summary import ACTIVE
 
-    run = run_index.find_run(None if reference == NEWEST else reference)
+    run = run_index.find_run(None, output) if reference == NEWEST else run_index.find_run(reference)
     status = run.status()
     if status in ACTIVE:
         raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)

@@ -23,6 +23,7 @@ from engine.config.running import (
     OutputSection,
     RecoverySection,
 )
+from engine.config.streaming import StreamSection
 from engine.config.training import TrainingSection
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Problem",
     "RecoverySection",
     "RunConfig",
+    "StreamSection",
     "TrainingSection",
     "apply_override",
     "field_spec",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -83,7 +85,39 @@ def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
                 remedy="set one of them: a tier stands for a context",
             )
         ]
-    return []
+    return list(_find_layout_conflicts(data.get("stream", {}), data))
+
+
+def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
+    """Choices of the streamed step that no plan can follow."""
+    fixed = {name: value for name, value in stream.items() if value is not None}
+    if not fixed:
+        return
+    first = next(iter(fixed))
+    if data.get("training", {}).get("step") == "whole":
+        yield Problem(
+            field=f"stream.{first}",
+            problem="training.step is whole, and this is a choice of the streamed step",
+            remedy="leave it out, or set training.step to auto or streamed",
+        )
+    if fixed.get("weights") == "streamed" and data.get("model", {}).get("precision") == "nf4":
+        yield Problem(
+            field="stream.weights",
+            problem="model.precision is nf4, and weights in 4 bits stay where the step is computed",
+            remedy="leave one of them out",
+        )
+    if fixed.get("kv_home") == "host" and fixed.get("hidden_home") == "gpu":
+        yield Problem(
+            field="stream.hidden_home",
+            problem="the hidden states of all layers are larger than one layer's keys and values on the host",
+            remedy="set stream.hidden_home to host or disk, or leave it out",
+        )
+    if fixed.get("tile", 0) > fixed.get("key_block", math.inf):
+        yield Problem(
+            field="stream.key_block",
+            problem=f"{fixed['key_block']:,} is less than stream.tile, and a tile sees itself in one call",
+            remedy="set it to at least stream.tile, or leave it out",
+        )
 
 
 def _unknown(path: str, known: list[str], what: str) -> Problem:

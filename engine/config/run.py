@@ -15,6 +15,7 @@ from engine.config.running import (
     OutputSection,
     RecoverySection,
 )
+from engine.config.streaming import StreamSection
 from engine.config.training import TrainingSection
 
 
@@ -25,6 +26,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     data: DataSection = field(default_factory=DataSection)
     lora: LoraSection = field(default_factory=LoraSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+    stream: StreamSection = field(default_factory=StreamSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     output: OutputSection = field(default_factory=OutputSection)
     recovery: RecoverySection = field(default_factory=RecoverySection)

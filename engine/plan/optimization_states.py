@@ -115,11 +115,15 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
 # --- rows that the plan decides ------------------------------------------------------------------------------
 
 
-def _by_stream(test: Callable[[StreamPlan], bool], used: str, unused: str) -> Callable[[Situation], tuple[bool, str]]:
+def _by_stream(
+    field: str, test: Callable[[StreamPlan], bool], used: str, unused: str
+) -> Callable[[Situation], tuple[bool, str]]:
     def decide(situation: Situation) -> tuple[bool, str]:
         if situation.stream is None:
             return False, "whole windows fit: the step is not streamed"
         on = test(situation.stream)
+        if getattr(situation.config.stream, field) is not None:
+            return on, "switched on" if on else "switched off"
         return on, used if on else unused
 
     return decide
@@ -177,16 +181,23 @@ def _grouped(situation: Situation) -> tuple[bool, str]:
 
 _DECIDED: Mapping[str, Callable[[Situation], tuple[bool, str]]] = {
     "streamed_backprop": _streamed,
-    "paged_kv": _by_stream(lambda p: p.kv_home == "host", "pages are on the host", "the GPU has room for one layer's"),
-    "attention_stash": _by_stream(lambda p: p.stash, "attention is never repeated", "the host has no room for it"),
+    "paged_kv": _by_stream(
+        "kv_home", lambda p: p.kv_home == "host", "pages are on the host", "the GPU has room for one layer's"
+    ),
+    "attention_stash": _by_stream(
+        "stash", lambda p: p.stash, "attention is never repeated", "the host has no room for it"
+    ),
     "selective_checkpointing": _by_stream(
-        lambda p: p.checkpoint_every > 1, "some layers' inputs are computed again", "there is room for every layer's"
+        "checkpoint_every",
+        lambda p: p.checkpoint_every > 1,
+        "some layers' inputs are computed again",
+        "there is room for every layer's",
     ),
     "activation_offload": _by_stream(
-        lambda p: p.hidden_home != "gpu", "hidden states leave the GPU", "the GPU has room for them"
+        "hidden_home", lambda p: p.hidden_home != "gpu", "hidden states leave the GPU", "the GPU has room for them"
     ),
     "weight_streaming": _by_stream(
-        lambda p: p.weights == "streamed", "layers wait on the host", "the GPU has room for the weights"
+        "weights", lambda p: p.weights == "streamed", "layers wait on the host", "the GPU has room for the weights"
     ),
     "qlora": _quantised,
     "mixed_precision": _mixed,

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from engine import errors
 from engine.assets import asset
-from engine.config import RunConfig, from_mapping, to_mapping
+from engine.config import RunConfig, field_spec, from_mapping, to_mapping
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -169,19 +169,21 @@ def value_at(config: RunConfig, path: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-_ALSO_ON = {"adamw_8bit": ("paged_adamw_8bit",), "lr_scaling": ("linear",)}
+_ALSO_ON = {"adamw_8bit": ("paged_adamw_8bit",), "lr_scaling": ("linear",), "activation_offload": ("disk",)}
 """Other values of a row's field that count as on."""
 
 
 def is_switched_on(config: RunConfig, row: Optimization) -> bool:
     """Whether the configuration alone asks for it. Rows without a switch are never asked for.
 
-    A choice must be the row's own ("auto" leaves it to the plan), as must a number whose zero stands for automatic;
-    of other numbers any but the one for "off" counts: a LoRA+ ratio of 8 as well as 16.
+    A choice must be the row's own ("auto", or nothing, leaves it to the plan), as must a number whose zero stands for
+    automatic; of other numbers any but the one for "off" counts: a LoRA+ ratio of 8 as well as 16.
     """
 
     def asks(path: str) -> bool:
         value, on = value_at(config, path), row.switch_on[path]
+        if value is None:
+            return bool(on is None)
         if isinstance(on, str) or not on:
             return bool(value == on or value in _ALSO_ON.get(row.id, ()))
         return bool(value != row.switch_off[path])
@@ -198,7 +200,7 @@ def _holds_the_switch(row: Optimization, config: RunConfig) -> bool:
 
 
 def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
-    """The configuration with one optimisation switched on or off.
+    """The configuration with one optimisation switched on or off; with one that is switched off go its parts.
 
     Raises:
         EliteError: OPTIMIZATION_UNKNOWN; OPTIMIZATION_CONFLICT with the reason: it has no switch, or another one that
@@ -228,7 +230,14 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
                 raise errors.OPTIMIZATION_CONFLICT(
                     id=row.id, to=word, reason=f"it is a part of {other}, which is off", remedy=f"switch {other} on"
                 )
-    return with_values(config, row.switch_on if on else row.switch_off, source=row.id)
+    values = row.switch_on if on else {**_defaults_of_parts(row), **row.switch_off}
+    return with_values(config, values, source=row.id)
+
+
+def _defaults_of_parts(row: Optimization) -> dict[str, Any]:
+    """The fields of what is a part of it: without the whole there is nothing that they could say."""
+    parts = [part for part in optimizations() if row.id in part.requires]
+    return {path: field_spec(path).default for part in parts for path in part.switch_off}
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:

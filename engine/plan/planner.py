@@ -150,6 +150,8 @@ def plan_context(
             family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
         )
     weights, way = planning.weights, planning.way
+    if (asked := planning.fixed.get("weights")) is not None:
+        weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
     if work.ranks > 1:  # only the streamed step is spread
         way = "streamed"
     elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
@@ -157,8 +159,20 @@ def plan_context(
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
-    found = [c for each in works for c in search(each, planning.machine, budget, weights, way, planning.recompute)]
-    found = [c for c in found if work.ranks == 1 or c.stream is None or c.stream.kv_home == "gpu"]
+    found = [
+        candidate
+        for each in works
+        for candidate in search(each, planning.machine, budget, weights, way, planning.recompute, planning.fixed)
+    ]
+    if work.ranks > 1:  # exchanged from where they are computed
+        found = [c for c in found if c.stream is None or c.stream.kv_home == "gpu"]
+    if not found:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.kv_home",
+            problem="processes that share a window exchange keys and values from GPU to GPU",
+            remedy="leave it out, or set distributed.strategy=data",
+        )
     fitting = [candidate for candidate in found if candidate.fits]
     windows = planning.windows_per_update(context)
     turns = windows if work.ranks > 1 else math.ceil(windows / planning.ranks)

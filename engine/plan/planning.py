@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Gpu, Machine
@@ -44,7 +45,8 @@ class Planning:
     way: Way = "auto"
     activation_bits: Literal[16, 8, 4] = 16
     recompute: Recompute = "auto"
-
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    "Fields of StreamPlan that are not the planner's to choose, and their values; with any, every step is streamed."
     method: Method = "lora"
     "What is trained: an adapter, or every weight."
     ranks: int = 1
@@ -128,7 +130,8 @@ def workload_of(planning: Planning, context: int) -> Workload:
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
     ranks = planning.window_ranks(context)
-    backend = attention_backend(gpu, spec.head_dim)
+    asked = planning.fixed.get("attention")
+    backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
     return Workload(
         spec=spec,
         context=math.ceil(context / ranks),
@@ -140,6 +143,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         on_gpu=planning.on_gpu,
         lora_rank=planning.lora_rank if adapter else 0,
         backend=backend,
+        attention=asked,
         fused_kernels=liger and spec.family in FUSED,
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
@@ -167,6 +171,30 @@ def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
     if capability < (8, 0):
         return "efficient"
     return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+
+
+def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
+    """The kernel that takes the memory of one that was asked for.
+
+    Raises:
+        EliteError: CONFIG_INVALID; it cannot serve the device.
+    """
+    problem = None
+    if gpu is None and name != "cpu":
+        problem, others = "it serves GPUs, and here the processor trains", "cpu"
+    elif gpu is not None and name == "cpu":
+        problem, others = "it serves processors, and here a GPU trains", "efficient, flash or cudnn"
+    elif gpu is not None and name != "efficient" and (gpu.compute_capability or (8, 0)) < (8, 0):
+        problem, others = f"it needs an Ampere card or newer, and {gpu.name} is older", "efficient"
+    if problem is not None:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.attention",
+            problem=f"{name}: {problem}",
+            remedy=f"leave it out, or use {others}",
+        )
+    kernels: dict[str, Backend] = {"cudnn": "cudnn", "flash": "flash", "flash-attn": "flash", "cpu": "cpu"}
+    return kernels.get(name, "efficient")
 
 
 def _matrix_workspaces(gpu: Gpu | None) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
@@ -146,10 +147,12 @@ def search(
     weights: tuple[BaseWeights, ...],
     way: Way = "auto",
     recompute: Recompute = "auto",
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Candidate]:
     """All candidates that are worth comparing, those that do not fit included.
 
-    `weights` are the storages of the base weights that the wanted precision allows.
+    `weights` are the storages of the base weights that the wanted precision allows, `fixed` the fields of the streamed
+    plans that are not to be searched.
     """
     again = {"auto": (True, False), "always": (True,), "never": (False,)}[recompute]
     speeds = speeds_of(machine, work)
@@ -164,7 +167,7 @@ def search(
         ]
     if way != "whole" or not found:
         for storage in weights:
-            found += _streamed(work, storage, speeds, budget)
+            found += _streamed(work, storage, speeds, budget, fixed)
     return found
 
 
@@ -175,14 +178,16 @@ def _whole_sequence(
     return replace(_candidate(work, weights, None, ledger, speeds, budget), recompute=recompute)
 
 
-def _streamed(work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget) -> Iterator[Candidate]:
+def _streamed(
+    work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, fixed: Mapping[str, Any]
+) -> Iterator[Candidate]:
     grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
-    for plan in _plans(work, weights):
+    for plan in _plans(work, weights, fixed):
         # Off the device, most homes do not change what the grain decides: one grain then suits all of these plans.
         on_device = not work.on_gpu or plan.hidden_home == "gpu"
         key = (plan.kv_home, plan.hidden_home == "disk", on_device and plan)
         if key not in grains:
-            grains[key] = _fit_grain(work, plan, budget)
+            grains[key] = _fit_grain(work, plan, budget, _grains(fixed))
         grained = _with_grain(plan, grains[key])
         ledger = streamed_ledger(work, grained)
         yield _candidate(work, weights, grained, ledger, speeds, budget)
@@ -203,26 +208,48 @@ def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamP
     return replace(plan, keep_layers=fit) if fit else None
 
 
-def _plans(work: Workload, weights: BaseWeights) -> Iterator[StreamPlan]:
-    homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
-    if work.on_gpu:
-        homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
-    for kv_home, hidden_home in homes:
-        for every in _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,):
-            if every > work.spec.layers:
+def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
+    stashes = (fixed["stash"],) if "stash" in fixed else (True, False)
+    for kv_home, hidden_home in _homes(fixed, on_gpu=work.on_gpu):
+        steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
+        for every in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
+            if every > work.spec.layers and "checkpoint_every" not in fixed:
                 continue
-            for stash in (True, False):
+            for stash in stashes:
                 yield StreamPlan(
                     weights=weights,
                     kv_home=kv_home,
                     hidden_home=hidden_home,
-                    checkpoint_every=every,
+                    checkpoint_every=min(every, work.spec.layers),
                     stash=stash,
                     activation_bits=work.activation_bits,
+                    attention=fixed.get("attention", "auto"),
                 )
 
 
-def _fit_grain(work: Workload, plan: StreamPlan, budget: Budget) -> tuple[int, int, int]:
+def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
+    """Of keys and values, and of hidden states, in the order of what they cost."""
+    homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
+    if on_gpu:
+        homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
+    # What is fixed need not be among them: on a processor the GPU's place is in the host's memory as well.
+    wanted = dict.fromkeys((fixed.get("kv_home", kv), fixed.get("hidden_home", hidden)) for kv, hidden in homes)
+    return [home for home in wanted if home != ("host", "gpu")]
+
+
+def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Tile, key block and loss piece, coarsest first."""
+    grains = []
+    for usual_tile, usual_block, loss_piece in _GRAINS:
+        tile = fixed.get("tile", min(usual_tile, fixed.get("key_block", usual_tile)))
+        key_block = fixed.get("key_block", max(usual_block, tile))
+        grains.append((tile, key_block, fixed.get("loss_piece", loss_piece)))
+    return list(dict.fromkeys(grains))
+
+
+def _fit_grain(
+    work: Workload, plan: StreamPlan, budget: Budget, grains: list[tuple[int, int, int]]
+) -> tuple[int, int, int]:
     """The coarsest grain with which the plan fits the device, or the finest if none does.
 
     With a home on the disk, tiles wait in host memory: then they must fit there as well.
@@ -230,8 +257,8 @@ def _fit_grain(work: Workload, plan: StreamPlan, budget: Budget) -> tuple[int, i
     places: list[Place] = ["gpu" if work.on_gpu else "host"]
     if plan.hidden_home == "disk":
         places.append("host")
-    for tile, key_block, loss_piece in _GRAINS:
-        if tile > work.context and tile != _GRAINS[-1][0]:
+    for tile, key_block, loss_piece in grains:
+        if tile > work.context and tile != grains[-1][0]:
             continue
         grain = min(tile, work.context), min(key_block, work.context), loss_piece
         ledger = streamed_ledger(work, _with_grain(plan, grain))

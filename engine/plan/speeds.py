@@ -159,7 +159,11 @@ def _matrix_rate(measured: Measured, work: Workload, width: int) -> float | None
 
 def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] | None:
     """Of the fastest kernel at the head size that is nearest to the model's."""
-    on_device = [rate for rate in measured.attention if (rate.backend == "cpu") != work.on_gpu]
+    on_device = [
+        rate
+        for rate in measured.attention
+        if (rate.backend == "cpu") != work.on_gpu and work.attention in (None, rate.backend)
+    ]
     if not on_device:
         return None
     nearest = min((abs(rate.head_dim - work.spec.head_dim), rate.head_dim) for rate in on_device)[1]

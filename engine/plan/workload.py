@@ -29,6 +29,8 @@ class Workload:
     "False: everything lives in host memory."
     lora_rank: int = 16
     backend: Backend = "cudnn"
+    attention: str | None = None
+    "The kernel that was asked for, by its own name; None: the fastest."
     fused_kernels: bool = True
     "Whether norms, rotary embedding and MLP activation are one kernel each (engine.models.fused)."
     fused_loss: bool = True

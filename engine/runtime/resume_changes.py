@@ -8,7 +8,7 @@ from typing import Any
 from engine import config as run_config
 from engine.config import RunConfig
 
-_FREE_SECTIONS = ("checkpoint", "recovery", "distributed", "evaluation")
+_FREE_SECTIONS = ("checkpoint", "recovery", "distributed", "evaluation", "stream")
 _FREE_FIELDS = (
     "model.device",
     "training.epochs",

@@ -80,19 +80,21 @@ def list_runs(output: Path | None = None) -> list[RunSummary]:
     return [run.summary() for run in find_runs(output)]
 
 
-def find_run(reference: str | None = None) -> RunDirectory:
+def find_run(reference: str | None = None, output: Path | None = None) -> RunDirectory:
     """The run that a person means.
 
     Args:
         reference: A path to a run directory, an id, or the unique beginning of one; None is the newest run.
+        output: Where the newest is looked for; None is below every remembered folder.
 
     Raises:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS or RUN_DAMAGED.
     """
     if reference is None:
-        newest = find_runs()
+        newest = find_runs(output)
         if not newest:
-            raise errors.RUN_UNKNOWN(reference="'newest': there is none yet")
+            there = "yet" if output is None else f"in {output}"
+            raise errors.RUN_UNKNOWN(reference=f"'newest': there is none {there}")
         return newest[0]
     matches = [run for run in find_runs() if reference and run.id.startswith(reference)]
     exact = [run for run in matches if run.id == reference]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.search import Way
+from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.training.failures import Place
 
 _LEAST_TILE = 128
@@ -67,10 +68,20 @@ class Ladder:
     "Whether a GPU computes; otherwise host memory is all there is."
     streamable: bool
     "Whether the streamed step knows the model's family."
+    way: Way = "auto"
+    "What the configuration asks for; with whole or streamed there is no other."
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    "Fields of StreamPlan that the configuration asks for."
 
     def smaller(self, layout: Layout, place: Place) -> Layout | None:
-        """The fastest layout that needs less of a place than this one; None if there is none."""
+        """The fastest layout that needs less of a place than this one, and is as was asked for; None for none."""
         return _smaller(layout, "GPU" if place == "host" and not self.on_gpu else place, self)
+
+    def allows(self, layout: Layout) -> bool:
+        """Whether a layout is one that the configuration asks for."""
+        if layout.stream is None:
+            return self.way != "streamed" and not self.fixed
+        return self.way != "whole" and _with(layout.stream, self) == layout.stream
 
 
 def _smaller(layout: Layout, place: Place, ladder: Ladder) -> Layout | None:
@@ -80,8 +91,26 @@ def _smaller(layout: Layout, place: Place, ladder: Ladder) -> Layout | None:
         if not layout.recompute:
             return Layout(recompute=True)
         return Layout(stream=_first_plan(ladder)) if ladder.streamable else None
-    plan = next(_notches(layout.stream, place, ladder), None)
-    return None if plan is None else Layout(stream=plan)
+    for notch in _notches(layout.stream, place, ladder):
+        plan = _with(notch, ladder)
+        if plan is not None and plan != layout.stream:
+            return Layout(stream=plan)
+    return None
+
+
+def _with(plan: StreamPlan, ladder: Ladder) -> StreamPlan | None:
+    """The plan with what is fixed as it was asked for; None where the rest does not allow that."""
+    fixed = dict(ladder.fixed)
+    weights = fixed.pop("weights", plan.weights)
+    if (weights == "streamed") != (plan.weights == "streamed"):
+        return None
+    for name, most in (("tile", ladder.context), ("key_block", ladder.context), ("checkpoint_every", ladder.layers)):
+        if name in fixed:
+            fixed[name] = min(fixed[name], most)
+    try:
+        return replace(plan, **fixed)
+    except StreamPlanError:
+        return None
 
 
 def _notches(plan: StreamPlan, place: Place, ladder: Ladder) -> Iterator[StreamPlan]:

@@ -45,6 +45,8 @@ def replanning_step(
         quantised=placement.precision == "nf4",
         on_gpu=placement.device.type == "cuda",
         streamable=setup.spec.family in STREAMED and config.training.step != "whole" and may_stream(config),
+        way=config.training.step,
+        fixed=config.stream.fixed(),
     )
 
     def tell(what: str, why: str) -> None:
@@ -52,8 +54,8 @@ def replanning_step(
         progress.recoveries.append(f"{what}: {why}")
         session.emit(RecoveryTaken(what=what, why=why))
 
-    if not progress.layout:
-        # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+    # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+    if not progress.layout or not ladder.allows(Layout.from_json(progress.layout)):
         progress.layout = planned.as_json()
     step = make(
         tuning,

@@ -79,6 +79,14 @@ def test_a_switch_goes_on_and_off_and_changes_its_fields_only(row):
     assert toggle(on, row.id, True) == on
 
 
+def test_with_the_streamed_step_go_its_parts():
+    config = from_mapping({"stream": {"stash": False, "checkpoint_every": 4}, "training": {"activation_bits": 8}})
+    whole = toggle(config, "streamed_backprop", False)
+    assert whole == from_mapping({"training": {"step": "whole"}})
+    with pytest.raises(EliteError, match="part of streamed_backprop"):
+        toggle(whole, "attention_stash", True)
+
+
 def test_defaults_ask_for_nothing_approximate_that_the_plan_does_not_choose():
     on = {row.id for row in SWITCHED if is_switched_on(RunConfig(), row)}
     assert {name for name in on if not find_optimization(name).exact} == {"rope_scaling"}
@@ -94,7 +102,7 @@ def test_a_conflict_says_what_to_switch():
 
 def test_a_row_without_a_switch_says_so():
     with pytest.raises(EliteError, match="no switch"):
-        toggle(RunConfig(), "attention_stash", True)
+        toggle(RunConfig(), "fused_linear_cross_entropy", True)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

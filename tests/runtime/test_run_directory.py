@@ -108,6 +108,9 @@ def test_index_finds_runs_by_id_prefix_and_path(make_config, tmp_path, state):
     assert len((state / "outputs.jsonl").read_text().splitlines()) == 2
     assert {run.id for run in run_index.find_runs()} == {run.id for run in runs}
     assert run_index.find_run() == run_index.find_runs()[0]
+    for run in runs:
+        assert run_index.find_run(None, run.path.parent.parent) == run
+    assert kind_of(run_index.find_run, None, tmp_path) is errors.RUN_UNKNOWN
     assert run_index.find_run(runs[0].id) == runs[0]
     assert run_index.find_run(runs[0].id[:-2]) == runs[0]
     assert run_index.find_run(str(runs[1].path)) == runs[1]

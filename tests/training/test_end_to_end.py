@@ -43,8 +43,8 @@ def finish(process):
     return [json.loads(line) for line in out.splitlines()], err
 
 
-def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
-    process = call()
+def interrupt_after_a_step(process):
+    """Its events, once a Ctrl-C has ended it."""
     events = []
     reached = threading.Event()
 
@@ -62,7 +62,11 @@ def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
     assert process.wait(60) == 130
     process.stdout.close()
     process.stderr.close()
-    stopped = events[-1]
+    return events
+
+
+def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
+    stopped = interrupt_after_a_step(call())[-1]
     assert (stopped["kind"], stopped["status"]) == ("RunFinished", "stopped")
 
     process = call("--resume", fresh=False)
@@ -72,3 +76,36 @@ def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
     assert events[-1]["status"] == "completed"
     assert events[-1]["steps"] == 6
     assert events[-1]["perplexity_after"] < events[-1]["perplexity_before"]
+
+
+ASKED = {
+    "weights": "streamed",
+    "kv_home": "host",
+    "hidden_home": "disk",
+    "stash": False,
+    "checkpoint_every": 2,
+    "tile": 48,
+    "key_block": 80,
+    "loss_piece": 32,
+    "attention": "cpu",
+}
+
+
+def layouts(tmp_path):
+    """The streamed plans that the checkpoints were computed with, in the order of their steps."""
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    states = [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/step-*/state.json"))]
+    return [state["progress"]["layout"]["stream"] for state in states]
+
+
+def test_a_run_computes_as_it_was_asked_to_and_otherwise_after_it_was_asked_otherwise(call, tmp_path):
+    options = [text for name, value in ASKED.items() for text in ("--set", f"stream.{name}={json.dumps(value)}")]
+    events = interrupt_after_a_step(call(*options))
+    assert any("tiles of 48" in event["text"] for event in events if event["kind"] == "LogLine")
+    before = layouts(tmp_path)[-1]
+    assert {name: before[name] for name in ASKED} == ASKED
+    process = call("--resume", "--set", "stream.tile=64", "--set", "stream.stash=null", fresh=False)
+    _, err = finish(process)
+    assert process.returncode == 0, err
+    after = layouts(tmp_path)[-1]
+    assert {name: after[name] for name in ASKED} == ASKED | {"tile": 64, "stash": after["stash"]}

@@ -365,9 +365,11 @@ PLANS = st.builds(
     layout=st.one_of(st.builds(Layout, recompute=st.booleans()), st.builds(Layout, stream=PLANS)),
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
     on_gpu=st.booleans(),
+    fixed=st.sets(st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "kv_home", "weights"])),
 )
-def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, on_gpu):
-    ladder = Ladder(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True)
+def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, on_gpu, fixed):
+    asked = {name: getattr(layout.stream, name) for name in fixed} if layout.stream is not None else {}
+    ladder = Ladder(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True, fixed=asked)
     seen = [layout]
     for place in places[:1] * 40:
         below = ladder.smaller(seen[-1], place)
@@ -376,6 +378,7 @@ def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, 
         assert below not in seen
         assert Layout.from_json(below.as_json()) == below
         assert below.stream is None or below.stream.exact
+        assert all(getattr(below.stream, name) == value for name, value in asked.items())
         seen.append(below)
     assert ladder.smaller(seen[-1], places[0]) is None
 

@@ -37,6 +37,19 @@ async def enter(pilot):
     await until(pilot, lambda: pilot.app.screen.query_one(OptimizationList).option_count > 0)
 
 
+async def test_a_choice_that_may_be_left_to_the_plan_says_so():
+    app = make_app(machine=gpu_machine(), values={**MODEL, "training.tier": 5})
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: bool(app.screen.query("#field-stream-hidden_home")))
+        row = app.screen.query_one("#field-stream-hidden_home", FieldRow)
+        assert row.control.value == ""
+        for text, value in (("disk", "disk"), ("", None)):
+            row.set_text(text)
+            await until(pilot, lambda value=value: app.state.draft.get("stream.hidden_home") == value)
+
+
 def go_to(app, name):
     listed = app.screen.query_one(OptimizationList)
     listed.highlighted = listed.get_option_index(name)
