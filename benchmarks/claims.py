@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -215,13 +216,18 @@ def fused_kernels() -> Finding:
     )
 
 
-def convergence(row: str, reference: str, verdict: str) -> Finding:
+def convergence(kind: str, reference_kind: str, verdict: str) -> Finding:
+    """The best rate of one kind of row against the best of another; a kind is how their names match."""
     rows = stored("convergence")["rows"]
-    losses = {name: sum(run["held_out_loss"] for run in rows[name]) / len(rows[name]) for name in (row, reference)}
+    means = {name: sum(run["held_out_loss"] for run in runs) / len(runs) for name, runs in rows.items()}
+    row, reference = (
+        min((name for name in means if re.fullmatch(pattern, name)), key=means.__getitem__)
+        for pattern in (kind, reference_kind)
+    )
     return Finding(
-        measured=f"held-out loss after equal tokens: {losses[row]:.3f} ({row}) against "
-        f"{losses[reference]:.3f} ({reference})",
-        how="`python benchmarks/convergence.py --repo . --seeds 2 --steps 60`, a demo model of random weights, CPU",
+        measured=f"held-out loss after equal tokens: {means[row]:.3f} ({row}) against "
+        f"{means[reference]:.3f} ({reference})",
+        how="`python benchmarks/convergence.py --repo . --seeds 2 --steps 60`, the embedded model, CPU",
         verdict=verdict,
     )
 
@@ -414,8 +420,8 @@ CLAIMS: tuple[Claim, ...] = (
         subject="dynamic curriculum",
         claimed="40% faster convergence",
         find=lambda: convergence(
-            "LoRA, rate 0.003, curriculum 128 → 1,024",
-            "LoRA, rate 0.003, windows of 1,024",
+            ".*curriculum.*",
+            ".*windows of 1,024",
             "not true here: no faster at equal tokens; its windows cost less attention. Off by default",
         ),
     ),
@@ -423,8 +429,8 @@ CLAIMS: tuple[Claim, ...] = (
         subject="LoRA+",
         claimed="2 times faster convergence",
         find=lambda: convergence(
-            "LoRA+ (ratio 16), rate 0.0003",
-            "LoRA, rate 0.003",
+            r"LoRA\+.*",
+            r"LoRA, rate [\d.]+",
             "true at one and the same rate, not against plain LoRA at its own best rate. Off by default",
         ),
     ),
