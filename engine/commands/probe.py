@@ -164,16 +164,17 @@ def _keep(machine: Machine, planning: Planning, row: TierPlan, found: dict[str, 
     """Later plans on this machine take the correction. A cache that cannot be written costs nothing else."""
     import contextlib
 
-    from engine.hardware import measured as measurements
+    from engine.hardware import measured_files
+    from engine.hardware.measured import Measured, correction_key
 
     if row.stream is not None and row.stream.hidden_home == "disk":
         return  # two tiles tell little of a disk that a whole step waits for
     seconds = found["window_seconds"]
-    key = measurements.correction_key(planning.spec.name, row.precision, streamed=row.stream is not None)
-    before = machine.measured or measurements.Measured(time=time.time(), torch=str(machine.libraries.get("torch")))
+    key = correction_key(planning.spec.name, row.precision, streamed=row.stream is not None)
+    before = machine.measured or Measured(time=time.time(), torch=str(machine.libraries.get("torch")))
     corrections = {**before.corrections, key: seconds["measured"] / seconds["predicted"]}
     with contextlib.suppress(OSError):
-        measurements.store(machine, dataclasses.replace(before, corrections=corrections))
+        measured_files.store(machine, dataclasses.replace(before, corrections=corrections))
 
 
 def _print(row: TierPlan, found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.cli import print_json
-from engine.hardware import measured as measurements
+from engine.hardware import measured_files
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
 from engine.plan.quantities import format_bytes
 
@@ -62,7 +62,7 @@ def _measure(machine: Machine, output: Path) -> Measured:
 
         found = profile_machine(machine, folder, tell)
     try:
-        measurements.store(machine, found)
+        measured_files.store(machine, found)
     except OSError as error:
         raise errors.OUTPUT_UNWRITABLE(path="the user's cache folder", problem=error) from error
     return found

@@ -1,20 +1,9 @@
-"""What `engine profile` measured on a machine, and where it is kept: one file a machine in the user's cache."""
+"""What `engine profile` measured on a machine: values."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
-
-if TYPE_CHECKING:
-    from engine.hardware.machine import Machine
 
 VERSION = 1
 "Of the file's meaning. Files of another version are measured again."
@@ -89,44 +78,3 @@ WIDE, NARROW = 4096, 1024
 def correction_key(model: str, precision: str, *, streamed: bool) -> str:
     """What a correction holds for: one model in one format, by one way to compute a step."""
     return f"{model}, {precision}, {'streamed' if streamed else 'whole'}"
-
-
-def fingerprint(machine: Machine) -> str:
-    """Short name of this hardware with its driver: figures of another are not its own."""
-    gpus = [(gpu.name, gpu.uuid, gpu.memory_total, gpu.driver) for gpu in machine.gpus]
-    known = [gpus, machine.cpu_name, machine.cpu_cores, machine.libraries.get("torch")]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-
-def load(machine: Machine) -> Measured | None:
-    """What was measured on this machine before; None if nothing was, or the file is of no use."""
-    try:
-        found = msgspec.json.decode(_path(machine).read_bytes(), type=Measured)
-    except (OSError, ValueError, msgspec.MsgspecError):
-        return None
-    return found if found.version == VERSION else None
-
-
-def store(machine: Machine, measured: Measured) -> Path:
-    """Keeps the figures; the file appears complete or not at all.
-
-    Raises:
-        OSError: the cache cannot be written.
-    """
-    path = _path(machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".profile-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(measured), indent=1))
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _path(machine: Machine) -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("elite-tui") / "profiles" / f"{fingerprint(machine)}.json"

@@ -1,29 +1,24 @@
-"""How many windows go through the model together: groups of one length, and the search for the largest that fits."""
+"""How many windows go through the model together: the search for the most that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from engine.streaming.out_of_memory import full_place
 from engine.training.memory import whole_window_bytes
+from engine.training.step import TrainingStep, count_targets
 
 if TYPE_CHECKING:
+    from engine.data.windows import Window
     from engine.models.spec import ModelSpec
-    from engine.training.step import TrainingStep, Window
 
 MOST = 256
 """Windows tried together at most."""
 CPU_SHARE = 1 / 3
 """Share of the free RAM that a micro-batch may take on a CPU, where trying is not safe: the system kills."""
-
-
-def groups_of(windows: Sequence[Window], most: int) -> Iterator[Sequence[Window]]:
-    """The windows in order, up to `most` neighbours at a time."""
-    for start in range(0, len(windows), most):
-        yield windows[start : start + most]
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:
@@ -40,7 +35,6 @@ def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Callable[[int], bool]:
     """Tries one step on k copies of a window, and gives everything back."""
-    from engine.training.step import count_targets
 
     class Patient:
         def progress(self, *_: object, **__: object) -> None: ...

@@ -9,7 +9,7 @@ streams a long window through the GPU in tiles takes this one's place without a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,6 @@ from engine.models.adapter import without_adapter
 from engine.models.head import piece_of, split_head, summed_cross_entropy
 from engine.streaming.gradients import WideGradients
 from engine.streaming.loss import IGNORED, token_losses
-from engine.training.micro_batch import groups_of
 
 __all__ = [
     "ScoringStep",
@@ -93,6 +92,12 @@ class ScoringStep(Protocol):
 def count_targets(windows: Sequence[Window]) -> int:
     """Tokens that are predicted: all but each document's first."""
     return sum(window.targets for window in windows)
+
+
+def groups_of(windows: Sequence[Window], most: int) -> Iterator[Sequence[Window]]:
+    """The windows in order, up to `most` neighbours at a time."""
+    for start in range(0, len(windows), most):
+        yield windows[start : start + most]
 
 
 class WholeSequenceStep:

@@ -9,7 +9,7 @@ import pytest
 
 from engine.cli import main
 from engine.errors import EliteError
-from engine.hardware import measured as measurements
+from engine.hardware import measured_files
 from engine.hardware.inventory import take_inventory
 from engine.hardware.measured import AttentionRate, Measured
 from engine.hardware.profiling import profile_machine
@@ -48,13 +48,13 @@ def test_a_child_that_takes_too_long_is_ended_and_told_of(tmp_path):
 def test_figures_of_another_machine_or_version_are_not_used():
     here, there = without_card(cores=4), without_card(cores=8)
     figures = Measured(time=1.0, torch="2", matrix={"fp32": 1e12})
-    path = measurements.store(here, figures)
-    assert measurements.load(here) == figures
-    assert measurements.load(there) is None
-    measurements.store(here, dataclasses.replace(figures, version=0))
-    assert measurements.load(here) is None
+    path = measured_files.store(here, figures)
+    assert measured_files.load(here) == figures
+    assert measured_files.load(there) is None
+    measured_files.store(here, dataclasses.replace(figures, version=0))
+    assert measured_files.load(here) is None
     path.write_text('{"time": "yesterday"')
-    assert measurements.load(here) is None
+    assert measured_files.load(here) is None
 
 
 def _work(machine, model="qwen2.5-coder-1.5b"):
@@ -96,7 +96,7 @@ def test_a_busy_machine_is_told_of(monkeypatch, capsys, tmp_path):
     """Figures of a busy processor are too low, and plans made from them too slow."""
     machine = take_inventory(tmp_path)
     for busy in (0.05, 0.6):
-        measurements.store(machine, Measured(time=1.0, torch="2", others_busy=busy, matrix={"fp32": 1e12}))
+        measured_files.store(machine, Measured(time=1.0, torch="2", others_busy=busy, matrix={"fp32": 1e12}))
         assert main(["profile", "--quick"]) == 0
         assert ("60% of the processor was busy" in capsys.readouterr().out) == (busy > 0.5)
         assert main(["plan", "--tier", "1"]) == 0

@@ -1,0 +1,55 @@
+"""Where measurements are kept: one file a machine in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from engine.hardware.machine import Machine
+from engine.hardware.measured import VERSION, Measured
+
+
+def fingerprint(machine: Machine) -> str:
+    """Short name of this hardware with its driver: figures of another are not its own."""
+    gpus = [(gpu.name, gpu.uuid, gpu.memory_total, gpu.driver) for gpu in machine.gpus]
+    known = [gpus, machine.cpu_name, machine.cpu_cores, machine.libraries.get("torch")]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def load(machine: Machine) -> Measured | None:
+    """What was measured on this machine before; None if nothing was, or the file is of no use."""
+    try:
+        found = msgspec.json.decode(_path(machine).read_bytes(), type=Measured)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    return found if found.version == VERSION else None
+
+
+def store(machine: Machine, measured: Measured) -> Path:
+    """Keeps the figures; the file appears complete or not at all.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    path = _path(machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".profile-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(measured), indent=1))
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _path(machine: Machine) -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("elite-tui") / "profiles" / f"{fingerprint(machine)}.json"
