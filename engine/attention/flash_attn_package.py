@@ -11,18 +11,17 @@ import importlib
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.attention.backend import AttentionBackend, needs_ampere
-from engine.attention.torch_flash import document_lengths, without_batch
-
-_EVERYWHERE = {"window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None}
+from engine.attention.backend import needs_ampere
+from engine.attention.tokens_first import Extent, TokensFirst
 
 
-class FlashAttnPackage(AttentionBackend):
-    """`flash_attn.flash_attn_interface` 2.8, layout (1, n, heads, head_dim); grouped heads natively."""
+class FlashAttnPackage(TokensFirst):
+    """`flash_attn.flash_attn_interface` of 2.8; grouped heads natively."""
 
     name = "flash-attn"
 
@@ -31,97 +30,39 @@ class FlashAttnPackage(AttentionBackend):
         reason = needs_ampere(device, dtype, head_dim, largest_head=256)
         return _interface_or_reason()[1] if reason is None else reason
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionBackend."""
-        out, logsumexp, *_ = _interface()._flash_attn_forward(
-            *(x.transpose(1, 2) for x in (q, k, v)),
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
-            return_softmax=False,
-            **_EVERYWHERE,
-        )
-        return out.transpose(1, 2), logsumexp
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
+        """See TokensFirst."""
+        package, options = _interface(), _options(extent)
+        call = package._flash_attn_forward if extent.ends is None else package._flash_attn_varlen_forward
+        out, logsumexp, *_ = call(q, k, v, *_lengths(extent), return_softmax=False, **options)
+        return out, logsumexp
 
-    def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See AttentionBackend."""
-        rows = [x.transpose(1, 2) for x in (grad_out, q, k, v, out)]
-        gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in rows[1:4]]
-        _interface()._flash_attn_backward(
-            *rows,
-            logsumexp.contiguous(),  # the kernel ignores its strides
-            *gradients,
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
-            deterministic=False,
-            **_EVERYWHERE,
-        )
-        dq, dk, dv = (x.transpose(1, 2) for x in gradients)
-        return dq, dk, dv
+    def attend_backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, extent: Extent
+    ) -> Sequence[Tensor]:
+        """See TokensFirst."""
+        package, options = _interface(), _options(extent)
+        call = package._flash_attn_backward if extent.ends is None else package._flash_attn_varlen_backward
+        gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        call(grad_out, q, k, v, out, logsumexp, *gradients, *_lengths(extent), deterministic=False, **options)
+        return gradients
 
-    def forward_documents(
-        self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """See AttentionBackend; all documents in one call."""
-        ends, longest = document_lengths(borders, q.device)
-        out, logsumexp, *_ = _interface()._flash_attn_varlen_forward(
-            *(without_batch(x) for x in (q, k, v)),
-            ends,
-            ends,
-            longest,
-            longest,
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=True,
-            return_softmax=False,
-            **_EVERYWHERE,
-        )
-        return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
 
-    def backward_documents(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        *,
-        borders: Sequence[int],
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See AttentionBackend; all documents in one call."""
-        ends, longest = document_lengths(borders, q.device)
-        rows = [without_batch(x) for x in (grad_out, q, k, v, out)]
-        gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in rows[1:4]]
-        _interface()._flash_attn_varlen_backward(
-            *rows,
-            logsumexp[0].contiguous(),
-            *gradients,
-            ends,
-            ends,
-            longest,
-            longest,
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=True,
-            deterministic=False,
-            **_EVERYWHERE,
-        )
-        dq, dk, dv = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
-        return dq, dk, dv
+def _lengths(extent: Extent) -> tuple[Any, ...]:
+    return () if extent.ends is None else (extent.ends, extent.ends, extent.queries, extent.keys)
+
+
+def _options(extent: Extent) -> dict[str, Any]:
+    """Neither dropout nor windows, caps or slopes: what the package's functions want to be told."""
+    return {
+        "dropout_p": 0.0,
+        "softmax_scale": extent.scale,
+        "causal": extent.causal,
+        "window_size_left": -1,
+        "window_size_right": -1,
+        "softcap": 0.0,
+        "alibi_slopes": None,
+    }
 
 
 def _interface() -> ModuleType:

@@ -1,0 +1,105 @@
+"""Kernels that take the tokens first, (1, n, heads, head_dim), and several documents in one call."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionBackend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How far one call reaches.
+
+    With several documents all tensors lose their first dimension, (tokens, heads, head_dim), and logsumexp is
+    (heads, tokens).
+    """
+
+    queries: int
+    "Longest row of queries."
+    keys: int
+    causal: bool
+    scale: float
+    ends: Tensor | None = None
+    "(documents + 1,) int32: where each document ends, from 0; None for one block."
+
+
+class TokensFirst(AttentionBackend):
+    """Turns the interface's layout into the kernels', which are views of each other."""
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
+        """(out, logsumexp) by the kernel."""
+
+    @abstractmethod
+    def attend_backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, extent: Extent
+    ) -> Sequence[Tensor]:
+        """(dq, dk, dv) by the kernel."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend."""
+        extent = Extent(queries=q.shape[2], keys=k.shape[2], causal=causal, scale=scale)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, logsumexp = self.attend(q, k, v, extent)
+        return out.transpose(1, 2), logsumexp
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionBackend."""
+        extent = Extent(queries=q.shape[2], keys=k.shape[2], causal=causal, scale=scale)
+        grad_out, q, k, v, out = (x.transpose(1, 2) for x in (grad_out, q, k, v, out))
+        # The kernels ignore the strides of the logsumexp.
+        dq, dk, dv = self.attend_backward(grad_out, q, k, v, out, logsumexp.contiguous(), extent)
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+
+    def forward_documents(
+        self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend; all documents in one call."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        out, logsumexp = self.attend(q, k, v, _documents(borders, scale, q.device))
+        return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
+
+    def backward_documents(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        *,
+        borders: Sequence[int],
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionBackend; all documents in one call."""
+        grad_out, q, k, v, out = (x[0].transpose(0, 1) for x in (grad_out, q, k, v, out))
+        extent = _documents(borders, scale, q.device)
+        gradients = self.attend_backward(grad_out, q, k, v, out, logsumexp[0].contiguous(), extent)
+        dq, dk, dv = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
+        return dq, dk, dv
+
+
+def _documents(borders: Sequence[int], scale: float, device: torch.device) -> Extent:
+    ends = torch.tensor(borders, dtype=torch.int32)
+    if device.type == "cuda":
+        ends = ends.pin_memory().to(device, non_blocking=True)
+    longest = max(b - a for a, b in pairwise(borders))
+    return Extent(queries=longest, keys=longest, causal=True, scale=scale, ends=ends)
