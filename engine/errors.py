@@ -342,6 +342,13 @@ PLAN_INVALID = _declare(
     "write for example --plan tile=8192 --plan kv_home=host",
 )
 
+LAYOUT_UNAVAILABLE = _declare(
+    "layout-unavailable",
+    "the streamed step cannot be laid out so: {problem}",
+    "leave the choice to the plan (--set stream.FIELD=null), or use --set training.step=whole",
+    exit_code=TRAINING_FAILED,
+    about="stream.attention",
+)
 OPTIMIZATION_UNKNOWN = _declare(
     "optimization-unknown", "unknown optimization {id}", "`engine optimizations` lists them; {suggestion}"
 )

@@ -12,6 +12,7 @@ from engine import errors
 from engine.errors import EliteError
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import FineTuning
+from engine.plan.stream_plan import StreamPlanError
 from engine.training.failures import Place, memory_place, release_memory
 from engine.training.layout import Layout
 from engine.training.state import capture_random, restore_random
@@ -91,6 +92,8 @@ class ReplanningStep:
             error: Exception | None = None
             try:
                 return attempt(self._ready(trains=trains))
+            except StreamPlanError as refused:
+                raise errors.LAYOUT_UNAVAILABLE(problem=refused) from refused
             except Exception as caught:
                 place = memory_place(caught)
                 if place is None:

@@ -395,3 +395,13 @@ def test_a_spike_is_found_among_steady_losses_and_steady_ones_are_not(steady, sp
 def test_a_falling_loss_is_no_spike():
     detector = SpikeDetector(10.0)
     assert not any(detector.is_spike(11.0 * 0.97**step + 0.2) for step in range(300))
+
+
+def test_a_kernel_that_cannot_serve_here_ends_the_run_in_one_line(tmp_path):
+    session = new_session(tmp_path)
+    layout = Layout(stream=replace(PLAN, attention="flash"))
+    parts, progress = with_faults(session, Faults(), layout=layout, smaller=same_layout)
+    with pytest.raises(EliteError, match="attention backend flash cannot be used: needs an NVIDIA GPU") as caught:
+        fit(session, parts, progress)
+    assert caught.value.code == "layout-unavailable"
+    assert "stream." in caught.value.remedy
