@@ -151,8 +151,6 @@ def _mixed(situation: Situation) -> tuple[bool, str]:
 
 
 def _recomputing(situation: Situation) -> tuple[bool, str]:
-    if situation.stream is not None:
-        return False, "the streamed step recomputes a tile at a time"
     way = situation.config.training.recompute
     if way != "auto":
         return way == "always", "switched on" if way == "always" else "switched off"
@@ -323,6 +321,8 @@ def _lacking(row: Optimization, situation: Situation) -> str | None:
             return "it is a part of the streamed step, and the plan takes whole windows"
         if "streamed_backprop" in row.conflicts and situation.stream is not None:
             return row.conflict_reasons["streamed_backprop"]
+        if row.id == "gradient_checkpointing" and situation.stream is not None:
+            return "the streamed step computes a tile at a time again, by itself"
     for other in row.conflicts:
         if other == "streamed_backprop":
             continue
