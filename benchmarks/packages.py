@@ -10,12 +10,12 @@ lines (whether the file parses with them, edit similarity, names). Nothing that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,16 @@ def engine(*arguments: str) -> str:
 
 def measure(package: Path, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Trains on one package and evaluates."""
-    with tempfile.TemporaryDirectory(prefix="elite-packages-") as folder:
-        chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        began = time.monotonic()
-        engine("train", "--repo", str(package), "--output", folder, "--max-steps", str(given.steps), *chosen)
-        trained = time.monotonic() - began
-        (run,) = (Path(folder) / "runs").iterdir()
+    with contextlib.ExitStack() as stack:
+        if given.keep:
+            folder = given.keep / package.name
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="elite-packages-")))
+        if not (folder / "runs").is_dir():
+            chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+            engine("train", "--repo", str(package), "--output", str(folder), "--max-steps", str(given.steps), *chosen)
+        (run,) = (folder / "runs").iterdir()
+        ending = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if "RunFinished" in line]
         found = json.loads(
             engine(
                 "evaluate", str(run), "--functions", str(given.functions), "--tokens", str(given.tokens), "--json"
@@ -62,8 +66,8 @@ def measure(package: Path, settings: dict[str, Any], given: argparse.Namespace) 
     kept = ("files", "tokens", "perplexity", "tasks", "notes", "seconds", "device", "context")
     return {
         "package": package.name,
-        "train_seconds": round(trained, 1),
-        "steps": given.steps,
+        "train_seconds": round(ending[-1]["seconds"], 1),
+        "steps": ending[-1]["steps"],
         **{key: found[key] for key in kept},
     }
 
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--functions", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--keep", type=Path, help="folder for the runs; one that is there is only evaluated again")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     import torch

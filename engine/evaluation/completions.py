@@ -22,6 +22,8 @@ class Marks:
     "Share of the names in the true body that the completion uses, too; None for a body without names."
     parses: bool
     "Whether the completion has any code, and the file with it is well formed."
+    ends: bool
+    "Whether the model came to an end within its budget; what was cut off mostly does not parse."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Completion:
     marks: Marks
 
 
-def judge(function: HeldOutFunction, text: str) -> Completion:
+def judge(function: HeldOutFunction, text: str, *, ends: bool) -> Completion:
     """Marks a body that a model wrote for a function."""
     truth, given = _stripped(function.body), _stripped(text)
     names = identifiers(function.body, function.grammar)
@@ -46,6 +48,7 @@ def judge(function: HeldOutFunction, text: str) -> Completion:
             # An empty body below a docstring is well formed, and no completion.
             parses=has_code(text, function.grammar)
             and parses(function.prefix + text + function.suffix, function.grammar),
+            ends=ends,
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -66,8 +66,16 @@ class HeldOutFunction:
         return len(self.body) - len(self.body.lstrip(" \t"))
 
 
-def choose_functions(files: Iterable[SourceText], most: int) -> list[HeldOutFunction]:
-    """So many functions from everywhere: the same ones for the same files."""
+def choose_functions(
+    files: Iterable[SourceText], most: int, fits: Callable[[HeldOutFunction], bool] = lambda _: True
+) -> list[HeldOutFunction]:
+    """So many functions from everywhere: the same ones for the same files.
+
+    Args:
+        files: Where they are looked for.
+        most: How many.
+        fits: Whether a body is short enough to be asked for.
+    """
     if most <= 0:
         return []
     found = [function for file in files for function in functions_of(file)]
@@ -75,7 +83,7 @@ def choose_functions(files: Iterable[SourceText], most: int) -> list[HeldOutFunc
     taken: Counter[str] = Counter()
     chosen = []
     for function in found:
-        if taken[function.path] < PER_FILE:
+        if taken[function.path] < PER_FILE and fits(function):
             taken[function.path] += 1
             chosen.append(function)
         if len(chosen) == most:

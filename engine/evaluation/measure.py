@@ -63,7 +63,13 @@ def evaluate_pair(
         progress: See Progress.
     """
     began = time.monotonic()
-    functions = choose_functions(held_out.texts(encoder), settings.functions) if subject.writes else []
+    budget = min(settings.function_tokens, subject.context // 2)
+
+    def fits(function: HeldOutFunction) -> bool:
+        [ids] = encoder.encode_documents([(function.path, function.body)])
+        return len(ids) <= budget
+
+    functions = choose_functions(held_out.texts(encoder), settings.functions, fits) if subject.writes else []
 
     def measure(opened: AbstractContextManager[Scored], name: str) -> _Measured:
         with opened as scored:
@@ -81,7 +87,7 @@ def evaluate_pair(
                     functions,
                     task,
                     context=subject.context,
-                    max_tokens=min(settings.function_tokens, subject.context // 2),
+                    max_tokens=budget,
                     progress=report,
                 )
                 for task in (tasks_of(encoder) if functions else ())
@@ -116,7 +122,9 @@ def _notes(
     if not subject.writes:
         notes.append("functions were not completed: the weights do not fit on the GPU at once")
     elif settings.functions and not functions:
-        notes.append("no held-out file has a function of a language whose grammar is known, or none that parses")
+        notes.append(
+            "no held-out file that parses has a function of a suitable length in a language whose grammar is known"
+        )
     elif len(functions) < settings.functions:
         notes.append(f"the held-out files have only {len(functions)} functions of a suitable length")
     if files < FEWEST:

@@ -113,11 +113,12 @@ def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
 
 _MARKS: tuple[tuple[str, Callable[[Marks], float | None]], ...] = (
     ("parses", lambda marks: float(marks.parses)),
+    ("ends", lambda marks: float(marks.ends)),
     ("exact", lambda marks: float(marks.exact)),
     ("edit similarity", lambda marks: marks.edit_similarity),
     ("identifiers", lambda marks: marks.identifier_hits),
 )
-_SHARES = ("parses", "exact")
+_SHARES = ("parses", "ends", "exact")
 
 
 def task_result(task: str, base: Sequence[Completion], tuned: Sequence[Completion]) -> TaskResult:

@@ -70,7 +70,7 @@ def complete(
         progress(len(found), len(functions), f"functions ({task})")
         prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
         texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None)
-        found += [judge(function, text) for function, text in zip(group, texts, strict=True)]
+        found += [judge(function, text, ends=ends) for function, (text, ends) in zip(group, texts, strict=True)]
     progress(len(functions), len(functions), f"functions ({task})")
     return found
 
@@ -81,20 +81,25 @@ def _write(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     functions: Sequence[HeldOutFunction] | None,
-) -> list[str]:
-    """What the model writes, up to a token that ends a text; up to the function's end where that is all we want."""
-    texts = [""] * len(prompts)
+) -> list[tuple[str, bool]]:
+    """What the model writes, up to a token that ends a text; up to the function's end where that is all we want.
+
+    And whether it came to that end.
+    """
+    texts, counts, ended = [""] * len(prompts), [0] * len(prompts), [False] * len(prompts)
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
 
     def take(number: int, token: int) -> bool:
+        counts[number] += 1
         piece = streams[number].push(token)
         texts[number] += piece
         if functions is None or not piece:
             return True
         end = function_end(functions[number], texts[number])
         texts[number] = texts[number][:end]
+        ended[number] = end is not None
         return end is None
 
     forwards = [open_forward(model, len(prompt) + max_tokens, among=len(prompts)) for prompt in prompts]
     write_together(forwards, prompts, max_tokens=max_tokens, ends=encoder.ends, take=take)
-    return texts
+    return [(texts[i], ended[i] or counts[i] < max_tokens) for i in range(len(prompts))]

@@ -16,6 +16,7 @@ Row = tuple[str, str, str, str, str, str]
 TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in"}
 MARK_WORDS = {
     "parses": "files that parse",
+    "ends": "bodies that come to an end",
     "exact": "exact bodies",
     "edit similarity": "edit similarity",
     "identifiers": "identifiers hit",

@@ -48,7 +48,7 @@ def run(tmp_path_factory):
             "lora": {"rank": 4},
             "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 2e-3, "max_steps": 3,
                          "evaluate_tokens": 128},
-            "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 8},
+            "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 64},
             "output": {"directory": str(folder / "out")},
         }
     )  # fmt: skip

@@ -74,32 +74,32 @@ def test_a_function_ends_where_its_body_does(function):
 def test_any_text_may_be_written(function, text):
     end = function_end(function, text)
     assert end is None or 0 <= end <= len(text)
-    marks = judge(function, text).marks
+    marks = judge(function, text, ends=True).marks
     assert 0 <= marks.edit_similarity <= 1
     assert marks.identifier_hits is None or 0 <= marks.identifier_hits <= 1
 
 
 @pytest.mark.parametrize("function", functions(), ids=lambda f: f.path)
 def test_the_true_body_has_all_marks_and_an_empty_one_none(function):
-    marks = judge(function, function.body).marks
+    marks = judge(function, function.body, ends=True).marks
     assert (marks.exact, marks.edit_similarity, marks.identifier_hits, marks.parses) == (True, 1.0, 1.0, True)
     for nothing in ("", "   \n", "    # only words\n" if function.language == "Python" else "// only words\n}"):
-        assert not judge(function, nothing).marks.parses
+        assert not judge(function, nothing, ends=True).marks.parses
 
 
 def test_planted_completions_are_told_apart():
     cart = functions()[0]
-    near = judge(cart, "        price = sum(self.prices)\n        return price * tax").marks
+    near = judge(cart, "        price = sum(self.prices)\n        return price * tax", ends=True).marks
     assert near.parses
     assert not near.exact
     assert near.identifier_hits == 1.0
     assert 0.5 < near.edit_similarity < 1
-    broken = judge(cart, "        price = sum(self.prices\n        return price").marks
+    broken = judge(cart, "        price = sum(self.prices\n        return price", ends=True).marks
     assert not broken.parses
-    assert judge(cart, cart.body + "  \n").marks.exact
+    assert judge(cart, cart.body + "  \n", ends=True).marks.exact
     # Well formed for the tree, not for the compiler.
-    assert not judge(cart, "        break").marks.parses
-    assert judge(cart, "        return 0").marks.identifier_hits == 0.0
+    assert not judge(cart, "        break", ends=True).marks.parses
+    assert judge(cart, "        return 0", ends=True).marks.identifier_hits == 0.0
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,8 @@ def test_the_choice_is_the_same_and_from_everywhere():
     assert {f.path for f in chosen} == {"m0.py", "m1.py", "m2.py", "m3.py"}
     assert len(choose_functions(files, 100)) == 12
     assert choose_functions(files, 0) == []
+    short = choose_functions(files, 100, lambda function: function.path != "m2.py")
+    assert [f for f in choose_functions(files, 100) if f.path != "m2.py"] == short
 
 
 def test_a_file_that_does_not_parse_has_none():

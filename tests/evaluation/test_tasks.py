@@ -72,7 +72,9 @@ def test_what_is_known_by_heart_is_written(encoder, learnt):
         good = complete(learnt, encoder, functions, task, **arguments)
         bad = complete(strange, encoder, functions, task, **arguments)
         assert [c.text.rstrip() for c in good] == [f.body for f in functions]
-        assert all(c.marks.exact and c.marks.parses for c in good)
+        assert all(c.marks.exact and c.marks.parses and c.marks.ends for c in good)
+        short = complete(learnt, encoder, functions, task, **{**arguments, "max_tokens": 4})
+        assert not any(c.marks.ends for c in short)
         assert not any(c.marks.exact for c in bad)
         results.append(task_result(task, bad, good))
     assert [result.task for result in results] == ["completion", "fill-in-the-middle"]
