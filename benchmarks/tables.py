@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -183,16 +184,19 @@ def packages_table() -> str:
     """Base and tuned model on packages that neither had seen."""
     found = json.loads((ROOT / "benchmarks/results/packages.json").read_text())
     lines = [
-        "| package | perplexity | completed functions that parse | their edit similarity |",
-        "|---|---|---|---|",
+        "| package | updates | perplexity | completed functions that parse | that come to an end | edit similarity |",
+        "|---|---|---|---|---|---|",
     ]
     for package in found["packages"]:
         marks = {(task["task"], mark["name"]): mark for task in package["tasks"] for mark in task["rows"]}
-        parses, similar = (marks["completion", name] for name in ("parses", "edit similarity"))
+        parses, ends, similar = (marks["completion", name] for name in ("parses", "ends", "edit similarity"))
         perplexity = package["perplexity"]
+        change = perplexity["change_interval"]
         lines.append(
-            f"| {package['package']} | {perplexity['base']:.2f} → {perplexity['tuned']:.2f} | "
+            f"| {package['package']} | {package['steps']} | "
+            f"{perplexity['base']:.2f} → {perplexity['tuned']:.2f} ({change['low']:+.1%} to {change['high']:+.1%}) | "
             f"{parses['base']:.1%} → {parses['tuned']:.1%} of {parses['functions']} ({_points(parses)}) | "
+            f"{ends['base']:.1%} → {ends['tuned']:.1%} ({_points(ends)}) | "
             f"{similar['base']:.3f} → {similar['tuned']:.3f} |"
         )
     versions = found["machine"]["versions"]
@@ -206,16 +210,16 @@ def _points(mark: dict) -> str:
     return f"{low * 100:+.0f} to {high * 100:+.0f} points"
 
 
-def long_context_table() -> str:
+def long_context_table(name: str) -> str:
     """Perplexity over all packages, by model, order and window."""
     from claims import ORDERS, mean_perplexity
 
-    found = json.loads((ROOT / "benchmarks/results/long-context.json").read_text())
+    found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     windows = sorted({row["context"] for row in found["rows"]})
     lines = ["| model | order of files | " + " | ".join(f"{n:,}" for n in windows) + " |"]
     lines.append("|---" * (2 + len(windows)) + "|")
     for model in dict.fromkeys(row["model"] for row in found["rows"]):
-        for order in ORDERS:
+        for order in (order for order in ORDERS if any(row["order"] == order for row in found["rows"])):
             cells = (f"{mean_perplexity(found, model=model, order=order, context=n):.2f}" for n in windows)
             lines.append(f"| {model} | {order} | " + " | ".join(cells) + " |")
     versions = found["versions"]
@@ -238,7 +242,8 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
     (ROOT / "docs" / "data.md", "packing table", packing_table),
-    (ROOT / "docs" / "experiments.md", "long context table", long_context_table),
+    (ROOT / "docs" / "experiments.md", "long context table", partial(long_context_table, "long-context")),
+    (ROOT / "docs" / "experiments.md", "own package table", partial(long_context_table, "long-context-own")),
     (ROOT / "docs" / "embedded-model.md", "packages table", packages_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
     (ROOT / "docs" / "reliability.md", "memory table", memory_table),

@@ -121,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
     """Prints the tier table, or one tier's sum."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
     spec = find_model(args.model)
-    fixed = read_stream_options(args)
     compute_type, weights = storage(machine, args.precision, args.method)
     planning = Planning(
         machine=machine,
@@ -131,8 +130,7 @@ def run(args: argparse.Namespace) -> int:
         lora_rank=args.rank,
         repository_tokens=_repository_tokens(args.repo),
         method=args.method,
-        fixed=fixed,
-        way="streamed" if fixed else "auto",
+        fixed=read_stream_options(args),
     )
     table = tier_table(planning)
     largest = largest_context(planning) if args.max_context else None

@@ -80,7 +80,6 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
     from engine.plan.planning import Planning, storage, without_gpu
     from engine.plan.tiers import tier_of
 
-    fixed = read_stream_options(args)
     machine = take_inventory(args.output)
     if args.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
@@ -92,8 +91,8 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
         compute_type=compute_type,
         weights=weights,
         lora_rank=args.rank,
-        way="streamed" if fixed and args.step == "auto" else args.step,
-        fixed=fixed,
+        way=args.step,
+        fixed=read_stream_options(args),
     )
     context = args.context or tier_of(args.tier).context
     return planning, plan_context(planning, context, tier=args.tier)

@@ -48,7 +48,6 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         ranks = sum(host.slots for host in hosts_of(config, here))
         machine = share_of(machine, here)
     compute_type, weights = storage(machine, config.model.precision, config.training.method)
-    fixed = config.stream.fixed()
     return Planning(
         machine=machine,
         spec=spec,
@@ -59,10 +58,10 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         repository_tokens=repository_tokens,
         held_out_fraction=config.data.held_out_fraction,
         tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
-        way="streamed" if fixed and config.training.step == "auto" else config.training.step,
+        way=config.training.step,
         activation_bits=config.training.activation_bits,
         recompute=config.training.recompute,
-        fixed=fixed,
+        fixed=config.stream.fixed(),
         ranks=ranks,
         strategy=config.distributed.strategy,
         method=config.training.method,

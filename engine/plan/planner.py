@@ -145,11 +145,11 @@ def plan_context(
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
     refusal = streaming_refusal(planning.spec, context)
-    if refusal and planning.way == "streamed":
+    if refusal and planning.step == "streamed":
         raise errors.MODEL_FAMILY_UNSUPPORTED(
             family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
         )
-    weights, way = planning.weights, planning.way
+    weights, way = planning.weights, planning.step
     if (asked := planning.fixed.get("weights")) is not None:
         weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
     if work.ranks > 1:  # only the streamed step is spread

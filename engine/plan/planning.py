@@ -46,7 +46,7 @@ class Planning:
     activation_bits: Literal[16, 8, 4] = 16
     recompute: Recompute = "auto"
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    "Fields of StreamPlan that are not the planner's to choose, and their values; with any, every step is streamed."
+    "Fields of StreamPlan that are not the planner's to choose, and their values."
     method: Method = "lora"
     "What is trained: an adapter, or every weight."
     ranks: int = 1
@@ -55,6 +55,11 @@ class Planning:
     "distributed.strategy."
     rank_link: float = 10e9
     "Bytes a second from a rank to the next."
+
+    @property
+    def step(self) -> Way:
+        """`way`; streamed where a choice of the streamed step was taken from the planner."""
+        return "streamed" if self.fixed and self.way == "auto" else self.way
 
     def window_ranks(self, context: int) -> int:
         """Ranks that share one window: all of them, or one."""
