@@ -20,6 +20,7 @@ import importlib.util
 import json
 import math
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -128,7 +129,7 @@ def main() -> None:
                                 "seconds": outcome.seconds, "context": config.training.context})  # fmt: skip
         rows = list(bench.score(packages, adapters))
     result = {
-        "command": " ".join(["python", "benchmarks/long_context.py", *(Path(part).name for part in sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/long_context.py", *(Path(part).name for part in sys.argv[1:])]),
         "model": given.model,
         "device": device_name(bench.placement.device),
         "precision": bench.placement.precision,

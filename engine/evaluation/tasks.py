@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,14 +63,15 @@ def complete(
         task: How.
         context: Tokens that prompt and body may take together.
         max_tokens: Of a body; one that is not at its end by then is marked as it stands.
-        progress: Told of functions done and in all; may raise to abandon it.
+        progress: Told of functions done and in all, at every token; may raise to abandon it.
     """
     found: list[Completion] = []
     for start in range(0, len(functions), TOGETHER):
         group = functions[start : start + TOGETHER]
-        progress(len(found), len(functions), f"functions ({task})")
+        tell = functools.partial(progress, len(found), len(functions), f"functions ({task})")
+        tell()
         prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
-        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None)
+        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None, tell)
         found += [judge(function, text, ends=ends) for function, (text, ends) in zip(group, texts, strict=True)]
     progress(len(functions), len(functions), f"functions ({task})")
     return found
@@ -81,6 +83,7 @@ def _write(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     functions: Sequence[HeldOutFunction] | None,
+    tell: Callable[[], None],
 ) -> list[tuple[str, bool]]:
     """What the model writes, up to a token that ends a text; up to the function's end where that is all we want.
 
@@ -90,6 +93,7 @@ def _write(
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
 
     def take(number: int, token: int) -> bool:
+        tell()
         counts[number] += 1
         piece = streams[number].push(token)
         texts[number] += piece

@@ -85,6 +85,19 @@ def test_what_is_known_by_heart_is_written(encoder, learnt):
     assert samples[0].prompt.endswith(":")
 
 
+def test_writing_is_abandoned_within_a_token(encoder, learnt):
+    calls = []
+
+    def stop(done, total, what):
+        calls.append(done)
+        if len(calls) == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        complete(learnt, encoder, choose_functions([FILE], 10), "completion", context=400, max_tokens=60, progress=stop)
+    assert calls == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("task", ["completion", "fill-in-the-middle"])
 @pytest.mark.parametrize("budget", [16, 40, 60, 500])
 def test_a_prompt_fits_its_budget_and_keeps_what_is_nearest(encoder, task, budget):
