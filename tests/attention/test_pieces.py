@@ -16,7 +16,7 @@ def _visible(n, window, document_starts):
     return seen if window is None else seen & (j > i - window)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_pieces_cover_what_is_visible_once(data):
     n = data.draw(st.integers(1, 60))

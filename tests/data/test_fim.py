@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.repositories import Write, module
 from tokenizers import AddedToken, Tokenizer
@@ -34,7 +34,6 @@ def test_the_models_own_tokens(names: tuple[str, str, str]) -> None:
     assert find_tokens({names[0]: 1}.get) is None
 
 
-@settings(deadline=None)
 @given(text=st.text(min_size=1, max_size=300), data=st.data())
 def test_the_middle_moves_and_nothing_is_lost(text: str, data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, len(text)))

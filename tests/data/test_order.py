@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.repositories import Write
 from tokenizers import Tokenizer
@@ -166,14 +166,12 @@ def test_definitions_begin_with_their_comments(name: str, text: str, lines: list
     assert outline(text, language_by_name(name) or "", PurePosixPath(name)).definitions.tolist() == lines
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.sampled_from(["a.py", "a.js", "a.tsx", "a.rs", "a.go", "A.java", "a.c", "a.cc"]))
 def test_any_text_has_an_outline(text: str, name: str) -> None:
     found = outline(text, language_by_name(name) or "", PurePosixPath(name))
     assert all(0 < line <= text.count("\n") for line in found.definitions)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 19), max_size=5), min_size=20, max_size=20))
 def test_an_order_holds_every_file_once_and_imports_first_unless_in_a_cycle(imports: list[list[int]]) -> None:
     order = order_by_imports(imports)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.repositories import Write, module
 from tokenizers import Tokenizer
@@ -153,7 +153,6 @@ def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
         open_data_set(folder, "")
 
 
-@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["text", "path"]), st.text() | st.none() | st.integers())))
 def test_any_rows(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
     path = write_json(tmp_path_factory.mktemp("any") / "a.jsonl", rows)

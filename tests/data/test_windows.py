@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.packing import Layout
@@ -25,7 +25,6 @@ def layouts(draw: st.DrawFn) -> tuple[int, Layout]:
     )
 
 
-@settings(deadline=None)
 @given(layout=layouts(), context=st.integers(8, 300), together=st.booleans(), epoch=st.integers(0, 9))
 def test_every_token_exactly_once_an_epoch_and_no_document_cut_across(
     layout: tuple[int, Layout], context: int, together: bool, epoch: int
@@ -54,7 +53,6 @@ def test_every_token_exactly_once_an_epoch_and_no_document_cut_across(
         assert together or len(window.starts) == 1
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(200, 3000), min_size=300, max_size=400),
     context=st.sampled_from([512, 1024]),

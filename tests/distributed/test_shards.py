@@ -22,7 +22,7 @@ def pairs_of(block):
                 yield block.query + r, block.key + t
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     context=st.integers(1, 70),
     ranks=st.integers(1, 5),
@@ -60,7 +60,6 @@ def test_zigzag_is_even_and_contiguous_is_not():
     assert {rows_of(one) for one in segments(4096, 4, "zigzag")} == {1024}
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(2, 200), min_size=1, max_size=20), ranks=st.integers(1, 6))
 def test_windows_are_shared_out_once_and_evenly(lengths, ranks):
     windows = [Window(np.zeros(length, dtype=np.int64)) for length in lengths]

@@ -69,7 +69,7 @@ def test_a_function_ends_where_its_body_does(function):
         assert end is None, function.body[:end]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(functions()), st.text(max_size=80))
 def test_any_text_may_be_written(function, text):
     end = function_end(function, text)

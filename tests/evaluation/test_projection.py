@@ -51,7 +51,7 @@ def test_a_curve_without_noise_is_continued():
     assert found.low <= law(200, 1.2, 3.0, 0.5) <= found.high
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 1e9), st.floats(0.01, 20)), max_size=12),
     st.floats(1, 1e10),

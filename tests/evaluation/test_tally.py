@@ -129,7 +129,7 @@ def test_wilson_is_the_textbooks():
     assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(5, 200), st.data())
 def test_paired_shares_hold_the_difference_and_never_are_a_point(trials, data):
     gained = data.draw(st.integers(0, trials))

@@ -54,7 +54,7 @@ def test_families_without_tiles_go_through_the_librarys_cache():
     assert list(generate(forward, prompt, Sampling(max_tokens=8))) == by_library(model, prompt, 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["qwen2", "mistral"]))
 def test_logits_do_not_depend_on_tiles_and_pages(n, tile, page, family):
     model = _models(family)
@@ -115,7 +115,7 @@ def test_a_sequence_has_no_more_room_than_was_asked_for():
         forward.advance(torch.tensor(prompt_of(11)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=30), st.floats(0.1, 3), st.floats(0.05, 1))
 def test_drawn_from_the_nucleus(values, temperature, top_p):
     logits = torch.tensor(values)

@@ -43,7 +43,7 @@ def layouts(draw):
     return {name: layout[name] for name in draw(st.sets(st.sampled_from(sorted(layout))))}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(layout=layouts())
 def test_a_plan_is_as_it_was_asked_for(layout):
     if layout.get("kv_home") == "host" and layout.get("hidden_home") == "gpu":

@@ -44,7 +44,7 @@ def test_tiers_are_powers_of_two_and_every_one_has_a_row():
 @given(
     st.sampled_from(sorted(cards())), st.sampled_from(sorted(catalogue())), st.integers(0, 256), st.integers(0, 1000)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_fits_leaves_headroom_and_its_parts_sum(card, model, ram, disk):
     machine = with_card(card, ram, disk)
     budget = Budget.of(machine)
@@ -69,7 +69,7 @@ def test_what_fits_leaves_headroom_and_its_parts_sum(card, model, ram, disk):
     st.integers(1, 64),
     st.sampled_from([None, 3_000, 90_000, 10_000_000]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_memory_never_lowers_the_recommended_tier(card, model, ram, disk, what, more, tokens):
     spec = find_model(model)
     less = with_card(card, ram, disk)

@@ -38,7 +38,7 @@ class SlowQueue:
         pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     actions=st.lists(
         st.tuples(st.booleans(), st.booleans(), st.integers(min_value=0, max_value=3), st.booleans()), max_size=60

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.plan.stream_plan import StreamPlan
@@ -99,7 +99,6 @@ def test_killed_at_every_layer_boundary(tmp_path, name, dropout):
             assert torch.equal(fresh.get_parameter(parameter_name).grad, gradient), parameter_name
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12))
 def test_rows_keep_their_order_in_other_tiles(lengths, tile):
     rows = torch.arange(sum(lengths))[:, None]

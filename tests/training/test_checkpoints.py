@@ -45,7 +45,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert verify(tmp_path / "step-000005").read("state.json") == b"new"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_flipped_bit_is_noticed(tmp_path_factory, data):
     folder = CheckpointFolder(tmp_path_factory.mktemp("run"), Retention(newest=2)).save(1, FILES.items()).path

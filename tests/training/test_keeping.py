@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.mounts import needs_mount, run_mounted
 from support.runs import build, new_session
@@ -98,7 +98,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_any_state_survives_a_checkpoint(tree):
     record, tensors = tensor_tree.split(tree)

@@ -87,7 +87,7 @@ def test_early_stopping_keeps_the_best():
 
 
 @given(context=st.integers(64, 5000), length=st.integers(2, 5000), share=st.floats(0, 1), cut=st.integers(1, 4999))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_curriculum_loses_no_token_but_one_that_has_nothing_to_predict(context, length, share, cut):
     length = min(length, context)
     starts = (0,) if cut >= length else (0, cut)

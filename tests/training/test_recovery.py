@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.runs import WINDOWS, build, new_session
 
@@ -360,7 +360,6 @@ PLANS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(
     layout=st.one_of(st.builds(Layout, recompute=st.booleans()), st.builds(Layout, stream=PLANS)),
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
@@ -383,7 +382,6 @@ def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, 
     assert ladder.smaller(seen[-1], places[0]) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1.0, 1.3), min_size=12, max_size=100), st.floats(4.0, 50.0))
 def test_a_spike_is_found_among_steady_losses_and_steady_ones_are_not(steady, spike):
     detector = SpikeDetector(10.0)

@@ -143,7 +143,7 @@ async def test_leaving_the_app_gives_a_reading_up():
     assert ended.wait(20)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(50, 160))
 def test_no_line_is_wider_than_its_column(width):
     parts = (

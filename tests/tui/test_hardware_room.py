@@ -191,7 +191,7 @@ def test_every_library_that_can_be_left_out_says_how_to_get_it():
     assert all(enables in words for enables in LIBRARIES.values())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(40, 200))
 def test_lines_stay_inside_the_width(width):
     machine = dataclasses.replace(gpu_machine(), libraries=dict.fromkeys(LIBRARIES, "1.0"))

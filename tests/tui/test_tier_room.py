@@ -230,7 +230,7 @@ def test_what_the_wizard_keeps_is_apart_from_the_configuration(tmp_path):
 sizes = st.lists(st.integers(1, 1 << 44), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes, st.integers(1, 1 << 44), st.integers(1, 200))
 def test_a_stacked_bar_never_overflows(found, limit, width):
     cells = stacked_cells(found, limit, width)
@@ -238,7 +238,7 @@ def test_a_stacked_bar_never_overflows(found, limit, width):
     assert sum(cells) <= width
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sizes, st.integers(1 << 33, 1 << 44), st.integers(30, 200))
 def test_bars_and_sums_are_as_wide_as_they_may_be(found, total, width):
     parts = [Part(name=f"part {size}", where="gpu", bytes=size, formula=f"{size} × 1 B") for size in found]
