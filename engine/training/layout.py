@@ -136,7 +136,7 @@ def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
         yield replace(plan, hidden_home="host")
     if plan.tile > 2 * _LEAST_TILE:
         yield _finer(plan)
-    if on_gpu and plan.kv_home == "gpu":
+    if on_gpu and plan.kv_home == "gpu" and plan.hidden_home != "gpu":
         yield replace(plan, kv_home="host")
     if on_gpu and plan.weights == "resident":
         yield replace(plan, weights="streamed")

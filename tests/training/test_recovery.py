@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.runs import WINDOWS, build, new_session
 
@@ -365,6 +365,12 @@ PLANS = st.builds(
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
     on_gpu=st.booleans(),
     fixed=st.sets(st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "kv_home", "weights"])),
+)
+@example(
+    layout=Layout(stream=replace(PLAN, tile=128, key_block=16384, hidden_home="gpu")),
+    places=["GPU"],
+    on_gpu=True,
+    fixed={"hidden_home", "tile"},
 )
 def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, on_gpu, fixed):
     asked = {name: getattr(layout.stream, name) for name in fixed} if layout.stream is not None else {}
