@@ -272,8 +272,6 @@ def long_context(name: str, words: Callable[[dict[str, Any]], tuple[str, str]]) 
 def mean_perplexity(found: dict[str, Any], **wanted: Any) -> float:
     """Over all packages, each token the same."""
     rows = [row for row in found["rows"] if all(row[name] == value for name, value in wanted.items())]
-    if not rows:
-        return math.nan
     return math.exp(sum(row["loss"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows))
 
 

@@ -282,11 +282,12 @@ def print_tables(result: dict[str, Any], models: list[str], scale: Scale) -> Non
         for order in scale.orders:
             cells = "".join(perplexity(model=model, order=order, context=context) for context in scale.contexts)
             print(f"{model:<17} {order:<12}{cells}")
-    print("\nby package, files in the order of their imports")
+    order = scale.orders[0]
+    print(f"\nby package; order of files: {order}")
     for package in result["packages"]:
         for model in models:
             cells = "".join(
-                perplexity(model=model, order="imports", context=context, package=package) for context in scale.contexts
+                perplexity(model=model, order=order, context=context, package=package) for context in scale.contexts
             )
             print(f"{package:<12} {model:<17}{cells}")
 

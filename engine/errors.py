@@ -347,7 +347,6 @@ LAYOUT_UNAVAILABLE = _declare(
     "the streamed step cannot be laid out so: {problem}",
     "leave the choice to the plan (--set stream.FIELD=null), or use --set training.step=whole",
     exit_code=TRAINING_FAILED,
-    about="stream.attention",
 )
 OPTIMIZATION_UNKNOWN = _declare(
     "optimization-unknown", "unknown optimization {id}", "`engine optimizations` lists them; {suggestion}"

@@ -24,7 +24,15 @@ _TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
 
 
 def is_right(backend: AttentionBackend, draw: Draw, heads: int, kv_heads: int, scale: float) -> bool:
-    """Compares out, dq, dk and dv of a whole block, and of documents that lie side by side, with the definition."""
+    """Compares out, dq, dk and dv of a whole block, and of documents that lie side by side, with the definition.
+
+    Also where nothing is trained: the definition's gradients are autograd's.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        return _is_right(backend, draw, heads, kv_heads, scale)
+
+
+def _is_right(backend: AttentionBackend, draw: Draw, heads: int, kv_heads: int, scale: float) -> bool:
     q, k, v, grad_out = (draw(heads, _QUERIES), draw(kv_heads, _KEYS), draw(kv_heads, _KEYS), draw(heads, _QUERIES))
     out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
     found = out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.check import is_right
+from engine.attention.check import Draw, is_right
 from engine.attention.cpu import CpuFlash
 from engine.attention.cudnn import CudnnFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
@@ -28,11 +28,16 @@ def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
     return [backend for backend in made if backend.unavailable(device, dtype, head_dim) is None]
 
 
-def backend_by_name(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+@cache
+def backend_by_name(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> AttentionBackend:
     """The named backend.
 
     Raises:
-        StreamPlanError: there is none of that name, or it cannot serve such tensors here; the message says why.
+        StreamPlanError: there is none of that name, or it cannot serve such tensors here, or computes something else;
+            the message says which.
+        torch.OutOfMemoryError: see time_backend.
     """
     known = {kind.name: kind for kind in BACKENDS}
     if name not in known:
@@ -40,7 +45,7 @@ def backend_by_name(name: str, device: torch.device, dtype: torch.dtype, head_di
     backend = known[name]()
     if (reason := backend.unavailable(device, dtype, head_dim)) is not None:
         raise StreamPlanError(f"attention backend {name} cannot be used: {reason}")
-    return backend
+    return _checked(backend, device, dtype, heads, kv_heads, head_dim)
 
 
 @cache
@@ -58,7 +63,7 @@ def select_backend(
         reasons = "; ".join(f"{kind.name}: {kind().unavailable(device, dtype, head_dim)}" for kind in BACKENDS)
         raise StreamPlanError(f"no attention backend serves {dtype} with head size {head_dim} on {device}: {reasons}")
     if len(candidates) == 1:
-        return candidates[0]
+        return _checked(candidates[0], device, dtype, heads, kv_heads, head_dim)
     timed = [
         (time_backend(backend, device, dtype, heads, kv_heads, head_dim), i) for i, backend in enumerate(candidates)
     ]
@@ -66,6 +71,31 @@ def select_backend(
     if not math.isfinite(seconds):
         raise StreamPlanError(f"every attention backend failed its check on {device} with head size {head_dim}")
     return candidates[best]
+
+
+def _checked(
+    backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> AttentionBackend:
+    """A backend that has no rival."""
+    try:
+        right = is_right(backend, _draw(device, dtype, head_dim), heads, kv_heads, head_dim**-0.5)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        raise StreamPlanError(f"attention backend {backend.name} failed its check: {error}") from error
+    if not right:
+        raise StreamPlanError(f"attention backend {backend.name} computes something else than attention on {device}")
+    return backend
+
+
+def _draw(device: torch.device, dtype: torch.dtype, head_dim: int) -> Draw:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(count: int, length: int) -> torch.Tensor:
+        drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=dtype)
+        return drawn.transpose(1, 2)
+
+    return draw
 
 
 def time_backend(
@@ -77,12 +107,7 @@ def time_backend(
         torch.OutOfMemoryError: no room for the block, whose keys, values and their gradients alone take 17 MB with 2
             key heads of 128, 168 MB with 32 of 80.
     """
-    scale = head_dim**-0.5
-    generator = torch.Generator(device).manual_seed(0)
-
-    def draw(count: int, length: int) -> torch.Tensor:
-        drawn = torch.randn((1, length, count, head_dim), generator=generator, device=device, dtype=dtype)
-        return drawn.transpose(1, 2)
+    scale, draw = head_dim**-0.5, _draw(device, dtype, head_dim)
 
     def once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)

@@ -106,7 +106,7 @@ def measure_floors(spec: ModelSpec, context: int, measured: dict[str, Any], plac
     """Seconds that attention alone, and matrix products alone, take for the layers of a measured step."""
     device = placement.device
     limit_memory(device, None)
-    backend = backend_by_name(measured["backend"], device, placement.dtype, spec.head_dim)
+    backend = backend_by_name(measured["backend"], device, placement.dtype, spec.heads, spec.kv_heads, spec.head_dim)
     layers = measured["layers"]
     return {
         "attention_floor": attention_floor(spec, context, backend, device, placement.dtype) * layers,

@@ -76,16 +76,13 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
 
 def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
     """Values that are each allowed, but not together."""
+    found = list(_find_layout_conflicts(data.get("stream", {}), data))
     training = data.get("training", {})
     if training.get("tier") is not None and training.get("context") is not None:
-        return [
-            Problem(
-                field="training.context",
-                problem="both training.tier and training.context are set",
-                remedy="set one of them: a tier stands for a context",
-            )
-        ]
-    return list(_find_layout_conflicts(data.get("stream", {}), data))
+        problem = "both training.tier and training.context are set"
+        remedy = "set one of them: a tier stands for a context"
+        found.insert(0, Problem(field="training.context", problem=problem, remedy=remedy))
+    return found
 
 
 def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:

@@ -99,6 +99,10 @@ def _needs_adapter(situation: Situation) -> str | None:
     return "training.method=full trains every weight: there is no adapter" if full else None
 
 
+def _needs_whole_windows(situation: Situation) -> str | None:
+    return None if situation.stream is None else "the streamed step computes a tile at a time again, by itself"
+
+
 NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "adapter": _needs_adapter,
     "gpu": _needs_gpu,
@@ -108,6 +112,7 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
     "deepspeed": _needs_library("deepspeed", "deepspeed"),
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
+    "whole_windows": _needs_whole_windows,
 }
 """Each word says why a situation lacks it, with the remedy, or None."""
 
@@ -321,8 +326,6 @@ def _lacking(row: Optimization, situation: Situation) -> str | None:
             return "it is a part of the streamed step, and the plan takes whole windows"
         if "streamed_backprop" in row.conflicts and situation.stream is not None:
             return row.conflict_reasons["streamed_backprop"]
-        if row.id == "gradient_checkpointing" and situation.stream is not None:
-            return "the streamed step computes a tile at a time again, by itself"
     for other in row.conflicts:
         if other == "streamed_backprop":
             continue

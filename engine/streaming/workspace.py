@@ -92,7 +92,7 @@ class Workspace:
         if plan.attention == "auto":
             backend = select_backend(self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
         else:
-            backend = backend_by_name(plan.attention, self._device, dtype, shape.head_dim)
+            backend = backend_by_name(plan.attention, self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
 
         def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
             array = self._factory.array(self.context, width, array_dtype, plan.tile)

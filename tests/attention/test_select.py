@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+from engine.attention import select
 from engine.attention.backend import AttentionBackend
 from engine.attention.cpu import CpuFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.select import time_backend
+from engine.plan.stream_plan import StreamPlanError
 
 CPU = torch.device("cpu")
 
@@ -46,6 +48,28 @@ def test_a_right_backend_is_timed(heads, kv_heads):
 @pytest.mark.parametrize("kind", [AcrossBorders, HalfTheValues, Refuses, OfAnotherVersion])
 def test_a_wrong_backend_takes_for_ever(kind: type[AttentionBackend]):
     assert time_backend(kind(), CPU, torch.float32, 4, 2, 16) == math.inf
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_backend_is_checked_where_nothing_is_trained(mode):
+    with mode():
+        assert time_backend(CpuFlash(), CPU, torch.float32, 4, 2, 16) < math.inf
+        assert time_backend(HalfTheValues(), CPU, torch.float32, 4, 2, 16) == math.inf
+
+
+@pytest.mark.parametrize("kind", [AcrossBorders, HalfTheValues, Refuses, OfAnotherVersion])
+def test_the_only_backend_and_one_that_was_asked_for_are_checked_too(kind, monkeypatch):
+    monkeypatch.setattr(select, "BACKENDS", (kind,))
+    select.select_backend.cache_clear()
+    select.backend_by_name.cache_clear()
+    try:
+        with pytest.raises(StreamPlanError, match="attention backend cpu"):
+            select.select_backend(CPU, torch.float32, 4, 2, 16)
+        with pytest.raises(StreamPlanError, match="attention backend cpu"):
+            select.backend_by_name("cpu", CPU, torch.float32, 4, 2, 16)
+    finally:
+        select.select_backend.cache_clear()
+        select.backend_by_name.cache_clear()
 
 
 def test_the_package_says_what_it_lacks():

@@ -43,6 +43,15 @@ def test_a_probe_measures_and_corrects(way, capsys, tmp_path):
     assert "correction by a probe" not in {part.name for part in _planned(other).time}
 
 
+def test_a_probe_runs_the_layout_that_it_was_asked_for(capsys, tmp_path):
+    arguments = ["probe", "--model", "demo", "--context", "500", "--device", "cpu", "--output", str(tmp_path), "--json"]
+    assert main([*arguments, "--stream", "tile=100", "--stream", "stash=false"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["tile"], plan["stash"]) == (100, False)
+    assert main([*arguments, "--step", "whole", "--stream", "tile=100"]) == 2
+    assert "stream.tile" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_not_run(capsys):
     status = main(["probe", "--model", "qwen2.5-coder-14b", "--tier", "11", "--device", "cpu", "--json"])
     assert status == 3

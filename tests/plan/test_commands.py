@@ -58,6 +58,12 @@ def test_a_tier_that_does_not_fit_ends_with_3(capsys):
     assert "does not fit" in out
 
 
+def test_a_choice_of_the_streamed_step_is_taken_from_the_planner(capsys):
+    arguments = ["plan", "--hardware", "rtx-4090", "--stream", "hidden_home=disk", "--stream", "stash=false", "--json"]
+    tiers = json.loads(run(capsys, *arguments)[1])["tiers"]
+    assert {(tier["plan"]["hidden_home"], tier["plan"]["stash"]) for tier in tiers} == {("disk", False)}
+
+
 def test_a_repository_limits_the_recommendation(capsys, tmp_path):
     for number in range(20):
         (tmp_path / f"module_{number}.py").write_text(f"value_{number} = {number}\n" * 60)
@@ -74,6 +80,9 @@ def test_a_repository_limits_the_recommendation(capsys, tmp_path):
         (["--model", "nosuch"], "model-unknown"),
         (["--repo", "/nowhere/at/all"], "repository-missing"),
         (["--hardware", "t4", "--precision", "bf16"], "precision-unavailable"),
+        (["--stream", "hidden_hom=disk"], "config-invalid"),
+        (["--stream", "tile"], "override-malformed"),
+        (["--hardware", "t4", "--stream", "attention=cudnn"], "config-invalid"),
     ],
 )
 def test_bad_input_is_one_line(arguments, code, capsys):
