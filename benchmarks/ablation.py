@@ -3,8 +3,8 @@
 python benchmarks/ablation.py whole [--repo DIR] [--ids ID ...]    real runs of `engine train`, 8,192 tokens a window
 python benchmarks/ablation.py streamed                             single exact steps of 131,072 tokens
 
-Adds to benchmarks/results/ablation.json, and prints the table last. Random weights: memory and speed are those of the
-real model, losses mean nothing and are left out.
+Adds to benchmarks/results/ablation.json (or --out), and prints the table last. Random weights: memory and speed are
+those of the real model, losses mean nothing and are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks/results/ablation.json"
 MODEL = "qwen2.5-coder-1.5b"
 GIB = 2**30
+BEGAN = time.monotonic()
 WHOLE = (
     "fused_kernels",
     "qlora",
@@ -85,6 +87,9 @@ def whole(args: argparse.Namespace) -> list[dict]:
         todo = variations(config, take_inventory(Path(folder)), find_model(str(model)), args.ids or WHOLE)
         outcomes = []
         for variation in todo:
+            if time.monotonic() - BEGAN > args.seconds:
+                print(f"no time left for {variation.id}", file=sys.stderr)
+                break
             outcomes.append(measure(variation))
             last = outcomes[-1]
             print(f"{last.id}: {last.tokens_per_second} tok/s in {last.seconds:.0f} s {last.problem}", file=sys.stderr)
@@ -136,12 +141,14 @@ def streamed(args: argparse.Namespace) -> list[dict]:
         weights = "nf4" if precision == "nf4" else "resident"
         plan = StreamPlan(**{"weights": weights, "tile": 16384, "key_block": 65536, **change.get("plan", {})})
         row = {"context": 131_072, "what": name, "problem": "", "plan": dataclasses.asdict(plan)}
+        row["layers"] = args.layers
         try:
             measured = measure_step(
                 find_model(args.model),
                 131_072,
                 plan,
                 choose_placement("cuda", precision),
+                layers=args.layers,
                 repeats=2,
                 fused=change.get("fused", True),
             )
@@ -179,6 +186,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--context", type=int, default=8192, help="of `whole`")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="after which `whole` begins no further run")
+    parser.add_argument("--layers", type=int, help="of `streamed`, if not all: every layer is the same work")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows = {"whole": whole, "streamed": streamed}[args.part](args)
 
@@ -186,12 +196,12 @@ def main() -> None:
 
     from engine.benchmarking.machine import describe_machine
 
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    stored = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
     new = {(row["context"], row["what"]) for row in rows}
     kept = [row for row in stored["rows"] if (row["context"], row["what"]) not in new]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stored = {"machine": describe_machine(device), "model": args.model, "rows": [*kept, *rows]}
-    RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+    args.out.write_text(json.dumps(stored, indent=1) + "\n")
     print(table(stored["rows"]))
 
 

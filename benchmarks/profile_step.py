@@ -1,11 +1,14 @@
-"""Where the GPU time of a streamed step goes, by kernel, and where it idles.
+"""Where the GPU time of a streamed step goes, by kernel, where it idles, and what the host does meanwhile.
 
-python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{StreamPlan fields}'
+python benchmarks/profile_step.py MODEL CONTEXT LAYERS PRECISION '{StreamPlan fields}' [TOKENS A ROW]
 """
 
 from __future__ import annotations
 
+import cProfile
+import functools
 import json
+import pstats
 import sys
 from pathlib import Path
 
@@ -39,12 +42,17 @@ def main() -> None:
     fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (int(context),))
+    starts = range(0, int(context), int(sys.argv[6]) if len(sys.argv) > 6 else int(context))
     with StreamedStep(model, stream_plan, device=placement.device) as step:
-        step.run(tokens)
-        print("step", timed(lambda: step.run(tokens), placement.device, 2), "s", flush=True)
+        step.run(tokens, document_starts=starts)
+        run = functools.partial(step.run, tokens, document_starts=starts)
+        print("step", timed(run, placement.device, 2), "s", flush=True)
+        with cProfile.Profile() as host:
+            run()
+        pstats.Stats(host).sort_stats("tottime").print_stats(ROWS)
         activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as profile:
-            outcome = step.run(tokens)
+            outcome = run()
         print(outcome.seconds)
     rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
     total = sum(row.self_device_time_total for row in rows)

@@ -25,6 +25,8 @@ class AttentionBackend(ABC):
     """
 
     name: ClassVar[str]
+    borders_to_check: ClassVar[tuple[tuple[int, ...], ...]] = ((0, 100, 101, 256),)
+    "Documents side by side that it has to compute rightly before it is used: one case for each way that it has."
 
     @abstractmethod
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

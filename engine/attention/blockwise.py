@@ -125,7 +125,7 @@ def attend_backward(
     """Gradients of the tile's own q, k, v; those of earlier keys and values go into `earlier`.
 
     Args are those of `attend`, with its results. Returned dk, dv hold only what this tile's queries contribute.
-    All three are fp32 or wider.
+    What is the sum of several blocks is fp32 or wider; what a kernel returned alone is as it came.
     """
     todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
@@ -139,10 +139,9 @@ def attend_backward(
     else:
         inside = [border - borders[0] for border in borders]
         of_documents = backend.backward_documents(*after, borders=inside, scale=scale)
-    wide = torch.promote_types(q.dtype, torch.float32)
     if not cut:
-        dq, dk, dv = (x.to(wide) for x in of_documents)
-        return dq, dk, dv
+        return of_documents
+    wide = torch.promote_types(q.dtype, torch.float32)
     before = _backward_pieces([x[:, :, :cut] for x in tensors], start, todo, earlier, backend, scale)
     dq, dk, dv = (torch.cat([a, b.to(wide)], 2) for a, b in zip(before, of_documents, strict=True))
     return dq, dk, dv

@@ -19,7 +19,6 @@ Draw = Callable[[int, int], Tensor]
 """A random (1, heads, length, head_dim) for a number of heads and a length."""
 
 _QUERIES, _KEYS = 256, 512  # the definition keeps every score: few, for cards with little memory
-_BORDERS = (0, 100, 101, _QUERIES)
 _TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
 
 
@@ -38,12 +37,28 @@ def _is_right(backend: AttentionBackend, draw: Draw, heads: int, kv_heads: int, 
     found = out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
     if not _agree(found, _plain(q, k, v, grad_out, scale, causal=False)):
         return False
-    k, v = k[:, :, :_QUERIES], v[:, :, :_QUERIES]
-    out, logsumexp = backend.forward_documents(q, k, v, borders=_BORDERS, scale=scale)
+    for borders in backend.borders_to_check:
+        q, k, v, grad_out = (draw(number, borders[-1]) for number in (heads, kv_heads, kv_heads, heads))
+        if not _separates(backend, q, k, v, grad_out, borders, scale):
+            return False
+    return True
+
+
+def _separates(
+    backend: AttentionBackend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad_out: Tensor,
+    borders: tuple[int, ...],
+    scale: float,
+) -> bool:
+    """Whether documents side by side come out as each does alone."""
+    out, logsumexp = backend.forward_documents(q, k, v, borders=borders, scale=scale)
     tensors = (grad_out, q, k, v, out, logsumexp)
-    found = out, *backend.backward_documents(*tensors, borders=_BORDERS, scale=scale)
+    found = out, *backend.backward_documents(*tensors, borders=borders, scale=scale)
     alone = []
-    for first, last in pairwise(_BORDERS):
+    for first, last in pairwise(borders):
         rows = slice(first, last)
         alone.append(_plain(q[:, :, rows], k[:, :, rows], v[:, :, rows], grad_out[:, :, rows], scale, causal=True))
     return _agree(found, tuple(torch.cat(parts, 2) for parts in zip(*alone, strict=True)))

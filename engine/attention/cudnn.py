@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,10 +14,15 @@ from engine.attention.torch_flash import TorchFlash
 _aten = torch.ops.aten
 
 
+SHORTEST = 1024
+"Tokens of a document from which on a batch of equal ones goes to cuDNN."
+
+
 class CudnnFlash(AttentionBackend):
     """`aten._scaled_dot_product_cudnn_attention`; grouped heads natively, causal aligned top left."""
 
     name = "cudnn"
+    borders_to_check = (*AttentionBackend.borders_to_check, (0, SHORTEST, 2 * SHORTEST))
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Ampere or newer, 16-bit, head sizes that are a multiple of 8 up to 128."""
@@ -64,13 +70,19 @@ class CudnnFlash(AttentionBackend):
         )
         return dq, dk, dv
 
-    # cuDNN plans anew for every length that it meets, and packed documents have every length.
+    # cuDNN plans anew for every length that it meets, and packed documents have every length. Windows of one length
+    # side by side are a batch to it.
 
     def forward_documents(
         self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
     ) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
-        return TorchFlash().forward_documents(q, k, v, borders=borders, scale=scale)
+        rows = equal_length(borders)
+        if rows is None:
+            return TorchFlash().forward_documents(q, k, v, borders=borders, scale=scale)
+        q, k, v = (as_batch(x, rows) for x in (q, k, v))
+        out, logsumexp = self.forward(q, k, v, causal=True, scale=scale)
+        return as_row(out), as_row(logsumexp)
 
     def backward_documents(
         self,
@@ -85,4 +97,26 @@ class CudnnFlash(AttentionBackend):
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See AttentionBackend."""
-        return TorchFlash().backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)
+        rows = equal_length(borders)
+        if rows is None:
+            return TorchFlash().backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)
+        tensors = (as_batch(x, rows) for x in (grad_out, q, k, v, out, logsumexp))
+        dq, dk, dv = (as_row(x) for x in self.backward(*tensors, causal=True, scale=scale))
+        return dq, dk, dv
+
+
+def equal_length(borders: Sequence[int]) -> int | None:
+    """Tokens a document where all have as many, and enough; else None."""
+    lengths = {stop - start for start, stop in pairwise(borders)}
+    length = lengths.pop()
+    return length if not lengths and length >= SHORTEST else None
+
+
+def as_batch(x: Tensor, rows: int) -> Tensor:
+    """(1, heads, documents x rows, ...) seen as (documents, heads, rows, ...)."""
+    return x[0].reshape(x.shape[1], -1, rows, *x.shape[3:]).transpose(0, 1)
+
+
+def as_row(x: Tensor) -> Tensor:
+    """(documents, heads, rows, ...) as (1, heads, documents x rows, ...)."""
+    return x.transpose(0, 1).flatten(1, 2).unsqueeze(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -74,7 +75,7 @@ class TokensFirst(AttentionBackend):
     ) -> tuple[Tensor, Tensor]:
         """See AttentionBackend; all documents in one call."""
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-        out, logsumexp = self.attend(q, k, v, _documents(borders, scale, q.device))
+        out, logsumexp = self.attend(q, k, v, _documents(tuple(borders), scale, q.device))
         return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
 
     def backward_documents(
@@ -91,13 +92,14 @@ class TokensFirst(AttentionBackend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See AttentionBackend; all documents in one call."""
         grad_out, q, k, v, out = (x[0].transpose(0, 1) for x in (grad_out, q, k, v, out))
-        extent = _documents(borders, scale, q.device)
+        extent = _documents(tuple(borders), scale, q.device)
         gradients = self.attend_backward(grad_out, q, k, v, out, logsumexp[0].contiguous(), extent)
         dq, dk, dv = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
         return dq, dk, dv
 
 
-def _documents(borders: Sequence[int], scale: float, device: torch.device) -> Extent:
+@lru_cache(maxsize=2)  # every layer asks for the same
+def _documents(borders: tuple[int, ...], scale: float, device: torch.device) -> Extent:
     ends = torch.tensor(borders, dtype=torch.int32)
     if device.type == "cuda":
         ends = ends.pin_memory().to(device, non_blocking=True)

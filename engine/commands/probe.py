@@ -18,6 +18,7 @@ from engine.plan.quantities import format_bytes, format_seconds
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed
     from engine.hardware.machine import Machine
+    from engine.plan.parts import BaseWeights
     from engine.plan.planner import TierPlan
     from engine.plan.planning import Planning
 
@@ -110,7 +111,9 @@ def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probe
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     with console.status("running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
         if row.stream is None:
-            return probe_window(planning.spec, row.context, placement, rank=args.rank, recompute=True)
+            return probe_window(
+                planning.spec, row.context, placement, rank=args.rank, recompute=row.plan["checkpointing"]
+            )
         try:
             return probe_streamed(
                 planning.spec, row.context, row.stream, placement, rank=args.rank, spill_directory=Path(spill)
@@ -132,7 +135,8 @@ def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any
     spec = dataclasses.replace(planning.spec, layers=probed.layers)
     work = workload_of(dataclasses.replace(planning, spec=spec), row.context)
     if row.stream is None:
-        ledger = whole_sequence_ledger(work, "nf4" if row.precision == "nf4" else "resident")
+        weights: BaseWeights = "nf4" if row.precision == "nf4" else "resident"
+        ledger = whole_sequence_ledger(work, weights, recompute=row.plan["checkpointing"])
     else:
         ledger = streamed_ledger(work, row.stream)
     # Nothing is optimised: the adapter has no Adam states. The process was there before.

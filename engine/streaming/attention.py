@@ -154,6 +154,8 @@ class TileAttention:
         self._new_keys_values = new_keys_values
         self._stores: dict[tuple[int, int, torch.dtype], KeysValues] = {}
         self.document_starts: Sequence[int] = (0,)
+        self.lone = False
+        "Whether the sequence is a single tile: nothing is before it and nothing comes after."
         self.layer = self.tile = self.start = 0
         self.purpose = Pass.FORWARD
 
@@ -163,6 +165,8 @@ class TileAttention:
 
     def zero_gradients(self) -> None:
         """The backward pass of a layer begins."""
+        if self.lone:
+            return
         for store in self._stores.values():
             store.zero_gradients()
 
@@ -197,12 +201,12 @@ class TileAttention:
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Attention of the present tile; shapes as in AttentionBackend."""
-        store = self.store(k)
-        if self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT) or (
-            self.purpose is Pass.REPEAT and self.stash is None
+        if not self.lone and (
+            self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT)
+            or (self.purpose is Pass.REPEAT and self.stash is None)
         ):
-            store.append(self.start, k, v)
-        if self.purpose is Pass.FORWARD and self.stash is not None:
+            self.store(k).append(self.start, k, v)
+        if self.purpose is Pass.FORWARD and self.stash is not None and not self.lone:
             self.stash.write_keys_values(self.layer, self.tile, q, k, v)
         if self.purpose is Pass.COLLECT:
             raise KeysValuesCollected
@@ -263,6 +267,8 @@ class _TileAttentionFunction(Function):
             backend=state.backend,
             scale=ctx.scale,
         )
+        if state.lone:
+            return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
         later_dk, later_dv = store.gradients(ctx.start, ctx.start + q.shape[2])
         return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype), None, None, None
 

@@ -84,12 +84,21 @@ class HiddenStates:
         """Stores a tile of a layer's input, (tile, hidden); layer = number of layers is the last one's output."""
         if self._one_tile:
             self._newest = layer, value
+            if layer == self._layers:
+                return  # the loss reads it at once, and nothing else does
         if layer == self._layers:
             self._top.write(tile, value)
             return
         parts = self._codec.encode(value)
         for array, part in zip(self._of(layer).components, parts, strict=True):
             array.write(tile, part)
+
+    def pass_on(self, layer: int, tile: int, value: Tensor) -> None:
+        """As `write`, for an input that is read once, by the layer that runs next, and not in the backward pass."""
+        if self._one_tile:
+            self._newest = layer, value
+        else:
+            self.write(layer, tile, value)
 
     def prefetch(self, layer: int, tile: int) -> None:
         """Starts to fetch what `read` will return."""
@@ -114,7 +123,8 @@ class HiddenStates:
         """Stores a tile of G, (tile, hidden)."""
         if self._one_tile:
             self._newest, self._newest_gradient = None, value
-        self._top.write(tile, value)
+        else:
+            self._top.write(tile, value)
 
     def prefetch_gradient(self, tile: int) -> None:
         """Starts to fetch what `read_gradient` will return."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.streaming.lora_linear import LoraFactors, frozen_linear, lora_linear
+from engine.streaming.block_scales import BlockScales
+from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear
 from engine.streaming.weights import LayerWeights
 
 
@@ -24,7 +25,7 @@ class _Site:
         self._ends_layer = ends_layer
         self.output_needed = True
         self.expanded: Tensor | None = None
-        self._factors: LoraFactors | None = None
+        self.factors: LoraFactors | None = None
 
     @property
     def quant_state(self) -> Any:
@@ -36,21 +37,21 @@ class _Site:
         """(out features, in features), in the activations' dtype."""
         return self.base.weight.data if self.expanded is None else self.expanded
 
-    def enter(self) -> None:
-        """The decoder layer will be run."""
-        if self._adapter is not None:
-            layer, name = self._lora_layer, self._adapter
-            if self._factors is None:
-                # 4-bit weights are expanded to the dtype that they were quantised from.
-                dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
-                self._factors = LoraFactors.of(
-                    layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], dtype
-                )
+    @property
+    def lora(self) -> LoraMatrices | None:
+        """Its adapter as it is trained, and the dtype to use it in; None without one."""
+        if self._adapter is None:
+            return None
+        layer, name = self._lora_layer, self._adapter
+        # 4-bit weights are expanded to the dtype that they were quantised from.
+        dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        return LoraMatrices(a=a, b=b, scale=layer.scaling[name], dtype=dtype)
 
     def leave(self, *, keep_factors: bool) -> None:
         """Another decoder layer will be run."""
         if not keep_factors:
-            self._factors = None
+            self.factors = None
         self.expanded = None
         self.output_needed = True
 
@@ -62,7 +63,7 @@ class _Site:
         """Replaces `forward` of the LoRA layer around it."""
         if self._lora_layer.disable_adapters:
             return self.plain(x)
-        assert self._factors is not None
+        assert self.factors is not None
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
             x,
@@ -70,13 +71,34 @@ class _Site:
             self.base.bias,
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
-            self._factors,
+            self.factors,
             output_needed=self.output_needed,
         )
 
     def want_output(self, *, wanted: bool) -> None:
         """Whether the layer's output will be read; if not, the product that only enters it is left out."""
         self.output_needed = wanted or not self._ends_layer
+
+
+_JOINT_VALUES = 2**24
+"Numbers of adapters that are made ready in one operation: 64 MiB in fp32, and as much again on the way."
+
+
+def _make_factors(sites: Sequence[_Site]) -> None:
+    """Makes the adapters of these linear layers ready for use: those of one shape in the same few operations."""
+    alike: dict[tuple[Any, ...], list[tuple[_Site, LoraMatrices]]] = {}
+    for site in sites:
+        lora = site.lora
+        if lora is not None:
+            kind = lora.a.shape, lora.b.shape, lora.scale, lora.dtype, lora.a.device
+            alike.setdefault(kind, []).append((site, lora))
+    for group in alike.values():
+        a, b = group[0][1].a, group[0][1].b
+        at_once = max(1, _JOINT_VALUES // (a.numel() + b.numel()))
+        for first in range(0, len(group), at_once):
+            part = group[first : first + at_once]
+            for (site, _), factors in zip(part, LoraFactors.of([lora for _, lora in part]), strict=True):
+                site.factors = factors
 
 
 _ENDS_LAYER = {
@@ -130,12 +152,14 @@ class FrozenLinears:
         self._keeps_factors = keep_factors
         for site in (site for sites in self.sites for site in sites):
             site.leave(keep_factors=False)
+        if keep_factors:
+            _make_factors([site for sites in self.sites for site in sites])
 
     def enter(self, layer: int) -> None:
         """Decoder layer `layer` will be run; the one before no more."""
         self.leave()
-        for site in self.sites[layer]:
-            site.enter()
+        if not self._keeps_factors:
+            _make_factors(self.sites[layer])
         self._entered = layer
 
     def want_output(self, *, wanted: bool) -> None:
@@ -194,12 +218,23 @@ class ExpandedWeights(LayerWeights):
     """4-bit layers on the device, expanded while their decoder layer is entered: once a pass, not once a tile."""
 
     def __init__(self, linears: FrozenLinears) -> None:
-        self._linears = linears
+        self._sites = [[site for site in sites if site.quant_state is not None] for sites in linears.sites]
+        self._scales = [_joint_scales(sites) for sites in self._sites]
 
     def enter(self, layer: int) -> None:
         """See LayerWeights; the layer's linears have been entered."""
         from bitsandbytes.functional import dequantize_4bit
 
-        for site in self._linears.sites[layer]:
-            if site.quant_state is not None and site.expanded is None:
-                site.expanded = dequantize_4bit(site.base.weight.data, site.quant_state)
+        sites, scales = self._sites[layer], self._scales[layer]
+        if not any(site.expanded is None for site in sites):
+            return
+        states = [site.quant_state for site in sites] if scales is None else scales.unpacked()
+        for site, state in zip(sites, states, strict=True):
+            site.expanded = dequantize_4bit(site.base.weight.data, state)
+        if scales is not None:
+            scales.drop()
+
+
+def _joint_scales(sites: Sequence[_Site]) -> BlockScales | None:
+    states = [site.quant_state for site in sites]
+    return BlockScales(states) if BlockScales.joinable(states) else None

@@ -11,6 +11,7 @@ merely rounded, gradients are measurably further from fp32 than PEFT's (docs/exp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,18 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraMatrices:
+    """An adapter as it is trained, and the dtype that it will be used in."""
+
+    a: Tensor
+    "(rank, in features)."
+    b: Tensor
+    "(out features, rank)."
+    scale: float
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,14 @@ class LoraFactors:
     scale: float
 
     @classmethod
-    def of(cls, lora_a: Tensor, lora_b: Tensor, scale: float, dtype: torch.dtype) -> LoraFactors:
-        """Factors for A (rank, in) and B (out, rank) of a LoRA layer whose update is scale B A."""
+    def of(cls, adapters: Sequence[LoraMatrices]) -> list[LoraFactors]:
+        """Factors of adapters of one shape, scale and dtype, whose updates are scale B A."""
+        scale, dtype = adapters[0].scale, adapters[0].dtype
         with torch.no_grad():
-            a, b = _split(lora_a, dtype, 0), _split(lora_b * scale, dtype, 1)
-        return cls(a, b, lora_a.shape[0], scale)
+            a = _split(torch.stack([adapter.a for adapter in adapters]), dtype, 1)
+            b = _split(torch.stack([adapter.b for adapter in adapters]) * scale, dtype, 2)
+        rank = adapters[0].a.shape[0]
+        return [cls(own_a, own_b, rank, scale) for own_a, own_b in zip(a, b, strict=True)]
 
 
 def _split(factor: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
@@ -137,7 +153,7 @@ def lora_linear(
         bias: (out features,) or None; no gradient.
         lora_a: (rank, in features).
         lora_b: (out features, rank).
-        factors: `LoraFactors.of` the two, in x's dtype.
+        factors: Of the two, in x's dtype.
         output_needed: False returns undefined values of the right shape, where only gradients are wanted.
     """
     arguments = (x, frozen, bias, lora_a, lora_b, factors, output_needed)

@@ -132,7 +132,8 @@ class LayerPasses:
             x.requires_grad_()
             y = self._call_layer(run, layer, 0, x, Pass.KEEP)
         run.kept[layer] = x, y
-        self._workspace.hidden.write(layer + 1, 0, y[0].detach())
+        hidden = self._workspace.hidden
+        (hidden.pass_on if layer + 1 in run.keeps else hidden.write)(layer + 1, 0, y[0].detach())
         run.advance(layer, 0)
 
     def _enter(self, layer: int) -> None:

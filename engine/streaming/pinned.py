@@ -40,6 +40,9 @@ def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+    # The system hands out a page when it is first written, and clears it: with all threads, not with the one that
+    # registers. Of each page one byte will do.
+    torch.frombuffer(memory, dtype=torch.uint8)[:: mmap.PAGESIZE].zero_()
     status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)
     if int(status) != 0:
         raise MemoryError(f"{size:,} bytes of host memory could not be pinned (CUDA status {int(status)})")

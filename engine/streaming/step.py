@@ -179,6 +179,7 @@ class StreamedStep(LayerPasses):
                 checkpointing.append(layer)
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
         self._workspace.attention.document_starts = run.document_starts
+        self._workspace.attention.lone = run.tiles == 1
         streamed_attention.activate(self._workspace.attention)
         random_state = torch.random.fork_rng(enabled=run.seed is not None)
         try:

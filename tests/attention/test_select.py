@@ -24,6 +24,17 @@ class AcrossBorders(CpuFlash):
         return self.forward(q, k, v, causal=True, scale=scale)
 
 
+class AcrossEvenBorders(CpuFlash):
+    """Has a way of its own for documents of one length, which is wrong."""
+
+    borders_to_check = (*CpuFlash.borders_to_check, (0, 64, 128))
+
+    def forward_documents(self, q, k, v, *, borders, scale):
+        if borders == (0, 64, 128):
+            return self.forward(q, k, v, causal=True, scale=scale)
+        return super().forward_documents(q, k, v, borders=borders, scale=scale)
+
+
 class HalfTheValues(CpuFlash):
     def backward(self, *tensors, causal, scale):
         dq, dk, dv = super().backward(*tensors, causal=causal, scale=scale)
@@ -45,7 +56,7 @@ def test_a_right_backend_is_timed(heads, kv_heads):
     assert 0 < time_backend(CpuFlash(), CPU, torch.float32, heads, kv_heads, 16) < math.inf
 
 
-@pytest.mark.parametrize("kind", [AcrossBorders, HalfTheValues, Refuses, OfAnotherVersion])
+@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion])
 def test_a_wrong_backend_takes_for_ever(kind: type[AttentionBackend]):
     assert time_backend(kind(), CPU, torch.float32, 4, 2, 16) == math.inf
 
@@ -57,7 +68,7 @@ def test_a_backend_is_checked_where_nothing_is_trained(mode):
         assert time_backend(HalfTheValues(), CPU, torch.float32, 4, 2, 16) == math.inf
 
 
-@pytest.mark.parametrize("kind", [AcrossBorders, HalfTheValues, Refuses, OfAnotherVersion])
+@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion])
 def test_the_only_backend_and_one_that_was_asked_for_are_checked_too(kind, monkeypatch):
     monkeypatch.setattr(select, "BACKENDS", (kind,))
     select.select_backend.cache_clear()

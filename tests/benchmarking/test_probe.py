@@ -43,6 +43,23 @@ def test_a_probe_measures_and_corrects(way, capsys, tmp_path):
     assert "correction by a probe" not in {part.name for part in _planned(other).time}
 
 
+def test_a_probe_computes_layers_again_only_where_the_plan_does(capsys, tmp_path, monkeypatch):
+    """Where activations fit, a whole window keeps them: a probe that did not would find a third more time."""
+    from engine.benchmarking import probe
+
+    asked = []
+    run = probe.probe_window
+
+    def recording(*args, **options):
+        asked.append(options["recompute"])
+        return run(*args, **options)
+
+    monkeypatch.setattr(probe, "probe_window", recording)
+    arguments = ["probe", "--model", "demo", "--context", "500", "--device", "cpu", "--step", "whole", "--json"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    assert asked == [json.loads(capsys.readouterr().out)["plan"]["checkpointing"]]
+
+
 def test_a_probe_runs_the_layout_that_it_was_asked_for(capsys, tmp_path):
     arguments = ["probe", "--model", "demo", "--context", "500", "--device", "cpu", "--output", str(tmp_path), "--json"]
     assert main([*arguments, "--stream", "tile=100", "--stream", "stash=false"]) == 0

@@ -79,16 +79,16 @@ def test_backends_agree_with_the_definition(backend, heads, kv_heads, head_dim):
 
 
 @pytest.mark.parametrize("backend", [kind.name for kind in BACKENDS if kind.name != "cpu"])
-def test_documents_in_one_call_equal_one_call_a_document(backend):
+@pytest.mark.parametrize("borders", [[0, 3, 500, 501, 1000], [0, 1024, 2048, 3072]])
+def test_documents_in_one_call_equal_one_call_a_document(backend, borders):
     usable = {b.name: b for b in usable_backends(GPU, torch.bfloat16, 64)}
     if backend not in usable:
         pytest.skip(f"{backend} does not serve this card")
     generator = torch.Generator(GPU).manual_seed(0)
     q, k, v, g = (
-        torch.randn((1, 1000, heads, 64), generator=generator, device=GPU).bfloat16().transpose(1, 2)
+        torch.randn((1, borders[-1], heads, 64), generator=generator, device=GPU).bfloat16().transpose(1, 2)
         for heads in (14, 2, 2, 14)
     )
-    borders = [0, 3, 500, 501, 1000]
     out, logsumexp = usable[backend].forward_documents(q, k, v, borders=borders, scale=0.1)
     together = (
         out,
