@@ -10,81 +10,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from step_tables import ablation_table, measured_table, probe_table, short_context_table, streaming_table
+
 ROOT = Path(__file__).parent.parent
-GIB = 2**30
-
-
-def streaming_table() -> str:
-    rows = json.loads((ROOT / "benchmarks/results/streaming-h100.json").read_text())
-    head = "| model, storage | context | layers | limit | a step | GPU peak | host | attention alone | + matrices |"
-    lines = [head, "|---" * 9 + "|"]
-    lines += [_row(row) for row in rows]
-    lines += ["", "Commands, in the order of the rows:", ""]
-    lines += [f"    {_command(row)}" for row in rows]
-    return "\n".join(lines)
-
-
-def _row(row: dict) -> str:
-    seconds, floor = row["seconds"]["total"], row.get("attention_floor")
-    both = None if floor is None else floor + row["matrix_floor"]
-    layers = "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}"
-    weights = "" if row["plan"]["weights"] != "streamed" else ", weights streamed"
-    weights += ", keys and values on the host" if row["plan"]["kv_home"] == "host" else ""
-    cells = [
-        f"{row['model']}, {row['precision']}{weights}",
-        f"{row['context']:,}",
-        layers,
-        f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
-        f"{seconds:.1f} s" + (" (first)" if row["seconds"] == row["first_seconds"] else ""),
-        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
-        f"{row['host_rss_bytes'] / GIB:.1f} GiB",
-        "" if floor is None else f"{floor:.1f} s = {floor / seconds:.2f}",
-        "" if both is None else f"{both:.1f} s = {both / seconds:.2f}",
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _command(row: dict) -> str:
-    from dataclasses import asdict
-
-    sys.path.insert(0, str(ROOT))
-    from engine.plan.stream_plan import StreamPlan
-
-    standard = asdict(StreamPlan(weights="nf4" if row["precision"] == "nf4" else "resident"))
-    parts = [f"engine bench streaming --model {row['model']} --context {row['context']} --precision {row['precision']}"]
-    if row["layers"] != row["all_layers"]:
-        parts.append(f"--layers {row['layers']}")
-    if row["vram_cap_gib"]:
-        parts.append(f"--vram-cap {row['vram_cap_gib']}")
-    if row["seconds"] == row["first_seconds"]:
-        parts.append("--repeats 1")
-    parts += [f"--plan {name}={value}" for name, value in row["plan"].items() if value != standard[name]]
-    return " ".join(parts)
-
-
-def measured_table() -> str:
-    """The README's: what was measured under the limits of smaller cards."""
-    rows = json.loads((ROOT / "benchmarks/results/streaming-h100.json").read_text())
-    limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
-    shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
-    shown.sort(key=lambda row: row["context"])
-    lines = [
-        "| context | model | layers | limited to | GPU peak | RAM | a step |",
-        "|---" * 7 + "|",
-    ]
-    for row in shown:
-        first = " (first)" if row["seconds"] == row["first_seconds"] else ""
-        cells = (
-            f"{row['context']:,}",
-            f"{row['model']}, {row['precision']}",
-            "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}",
-            f"a card of {limits[row['vram_cap_gib']]}" if row["vram_cap_gib"] else "–",
-            f"{row['gpu_peak_allocated'] / GIB:.1f} GiB",
-            f"{row['host_rss_bytes'] / GIB:.0f} GiB",
-            f"{row['seconds']['total']:.0f} s{first}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def chaos_table() -> str:
@@ -144,26 +72,6 @@ def convergence_table() -> str:
     from convergence import table
 
     return table(json.loads((ROOT / "benchmarks/results/convergence.json").read_text()))
-
-
-def short_context_table() -> str:
-    """A row for each length, a column for each way that has been measured."""
-    found = json.loads((ROOT / "benchmarks/results/short-context-h100.json").read_text())
-    ways = list(dict.fromkeys(row["way"] for row in found))
-    cells = {(row["row"], row["tokens"], row["way"]): row for row in found}
-    lines = ["| tokens a row | tokens an update | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]
-    for length, tokens in dict.fromkeys((row["row"], row["tokens"]) for row in found):
-        shown = [_speed(cells.get((length, tokens, way))) for way in ways]
-        lines.append(f"| {length:,} | {tokens:,} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def _speed(row: dict | None) -> str:
-    if row is None:
-        return "not measured"
-    if "error" in row:
-        return "out of memory"
-    return f"{row['tokens'] / row['seconds']:,.0f} tokens/s, {row['gpu_peak_allocated'] / GIB:.1f} GiB"
 
 
 def packing_table() -> str:
@@ -238,6 +146,8 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
+    (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
+    (ROOT / "docs" / "benchmarks.md", "probe table", probe_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),

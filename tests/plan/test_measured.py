@@ -28,7 +28,7 @@ from tests.plan.machines import with_card
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 H100 = with_card("h100-sxm", ram=512)
 CASES = json.loads((RESULTS / "memory-h100.json").read_text())["cases"]
-STEPS = json.loads((RESULTS / "streaming-h100.json").read_text())
+STEPS = json.loads((RESULTS / "streaming.json").read_text())
 
 
 def _workload(case):

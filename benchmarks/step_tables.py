@@ -1,0 +1,138 @@
+"""Tables of what steps took on a GPU: speed, memory, and how far predictions were off. Written by tables.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+GIB = 2**30
+
+
+def streaming_table() -> str:
+    rows = json.loads((RESULTS / "streaming.json").read_text())
+    head = (
+        "| model, storage | context | layers | card | limit | a step | GPU peak | host | attention alone | + matrices |"
+    )
+    lines = [head, "|---" * 10 + "|"]
+    lines += [_row(row) for row in rows]
+    lines += ["", "Commands, in the order of the rows:", ""]
+    lines += [f"    {_command(row)}" for row in rows]
+    return "\n".join(lines)
+
+
+def _row(row: dict) -> str:
+    seconds, floor = row["seconds"]["total"], row.get("attention_floor")
+    both = None if floor is None else floor + row["matrix_floor"]
+    layers = "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}"
+    weights = "" if row["plan"]["weights"] != "streamed" else ", weights streamed"
+    weights += ", keys and values on the host" if row["plan"]["kv_home"] == "host" else ""
+    cells = [
+        f"{row['model']}, {row['precision']}{weights}",
+        f"{row['context']:,}",
+        layers,
+        row["card"].split()[1],
+        f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
+        f"{seconds:.1f} s" + (" (first)" if row["seconds"] == row["first_seconds"] else ""),
+        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
+        f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+        "" if floor is None else f"{floor:.1f} s = {floor / seconds:.2f}",
+        "" if both is None else f"{both:.1f} s = {both / seconds:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _command(row: dict) -> str:
+    from dataclasses import asdict
+
+    sys.path.insert(0, str(ROOT))
+    from engine.plan.stream_plan import StreamPlan
+
+    standard = asdict(StreamPlan(weights="nf4" if row["precision"] == "nf4" else "resident"))
+    parts = [f"engine bench streaming --model {row['model']} --context {row['context']} --precision {row['precision']}"]
+    if row["layers"] != row["all_layers"]:
+        parts.append(f"--layers {row['layers']}")
+    if row["vram_cap_gib"]:
+        parts.append(f"--vram-cap {row['vram_cap_gib']}")
+    if row["seconds"] == row["first_seconds"]:
+        parts.append("--repeats 1")
+    parts += [f"--plan {name}={value}" for name, value in row["plan"].items() if value != standard[name]]
+    return " ".join(parts)
+
+
+def measured_table() -> str:
+    """The README's: what was measured under the limits of smaller cards."""
+    rows = json.loads((RESULTS / "streaming.json").read_text())
+    limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
+    shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
+    shown.sort(key=lambda row: row["context"])
+    lines = [
+        "| context | model | layers | limited to | GPU peak | RAM | a step |",
+        "|---" * 7 + "|",
+    ]
+    for row in shown:
+        first = " (first)" if row["seconds"] == row["first_seconds"] else ""
+        cells = (
+            f"{row['context']:,}",
+            f"{row['model']}, {row['precision']}",
+            "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}",
+            f"a card of {limits[row['vram_cap_gib']]}" if row["vram_cap_gib"] else "–",
+            f"{row['gpu_peak_allocated'] / GIB:.1f} GiB",
+            f"{row['host_rss_bytes'] / GIB:.0f} GiB",
+            f"{row['seconds']['total']:.0f} s{first}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def short_context_table() -> str:
+    """A row for each length, a column for each way that has been measured."""
+    found = json.loads((RESULTS / "short-context-h200.json").read_text())
+    ways = list(dict.fromkeys(row["way"] for row in found))
+    cells = {(row["row"], row["tokens"], row["way"]): row for row in found}
+    lines = ["| tokens a row | tokens an update | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]
+    for length, tokens in dict.fromkeys((row["row"], row["tokens"]) for row in found):
+        shown = [_speed(cells.get((length, tokens, way))) for way in ways]
+        lines.append(f"| {length:,} | {tokens:,} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _speed(row: dict | None) -> str:
+    if row is None:
+        return "not measured"
+    if "error" in row:
+        return "out of memory"
+    return f"{row['tokens'] / row['seconds']:,.0f} tokens/s, {row['gpu_peak_allocated'] / GIB:.1f} GiB"
+
+
+def ablation_table() -> str:
+    """A row for each optimisation in the other state, by length."""
+    found = json.loads((RESULTS / "ablation.json").read_text())
+    lines = ["| tokens | layers | what | tokens/s | GPU peak | RAM |", "|---" * 6 + "|"]
+    for row in sorted(found["rows"], key=lambda row: row["context"]):
+        layers = f"{row['layers']} of 28" if row.get("layers") else "all"
+        figures = f"{row['tokens_per_second']:,.0f} | {row['gpu_peak'] / GIB:.2f} GiB | "
+        figures += f"{row['host_peak'] / GIB:.1f} GiB"
+        lines.append(f"| {row['context']:,} | {layers} | {row['what']} | {figures} |")
+    return "\n".join([*lines, "", f"{_machine(found['machine'])}"])
+
+
+def probe_table() -> str:
+    """Predicted by the rates, after a probe, and measured."""
+    found = json.loads((RESULTS / "probe-h200.json").read_text())
+    lines = ["| model | tokens | measured | by the rates | after a probe |", "|---" * 5 + "|"]
+    for row in found["rows"]:
+        off = [f"{row[name]:.2f} s ({row[name] / row['measured'] - 1:+.1%})" for name in ("by_rates", "after_probe")]
+        cells = (f"{row['model']}, {row['plan']['precision']}", f"{row['context']:,}", f"{row['measured']:.2f} s", *off)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(
+        [*lines, "", f"The probe was of {found['rows'][0]['probed_at']:,} tokens. {_machine(found['machine'])}"]
+    )
+
+
+def _machine(machine: dict) -> str:
+    named = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel")
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in named)
+    return f"One {machine['card']}, {versions}."
