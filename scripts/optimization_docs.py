@@ -116,7 +116,7 @@ def proofs_section(name: str, stored: dict) -> list[str]:
         f"## Proofs: {name}",
         "",
         f"`engine verify` on {machine_in_words(stored)}: {counts['passed']} passed, {counts['failed']} failed, "
-        f"{counts['unavailable']} unavailable.",
+        f"{counts['unavailable']} unavailable." + (f" {stored['note']}" if "note" in stored else ""),
         "",
         "| | | seen |",
         "|---|---|---|",

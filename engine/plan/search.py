@@ -20,8 +20,8 @@ HEADROOM = 0.12
 "Share of the GPU's memory, of RAM and of the free disk that a plan leaves alone."
 
 # How much faster a plan must be to be preferred in spite of what it costs otherwise.
-STREAMED_STEP = 1.25
-"The ordinary path has fewer moving parts, and its short-context overheads are better known."
+STREAMED_STEP = 1.1
+"The ordinary path has fewer moving parts; measured, tiles are at least as fast as predicted (docs/benchmarks.md)."
 FOUR_BIT_WEIGHTS = 1.05
 "They are an approximation of the model's own."
 STREAMED_WEIGHTS = 1.1
