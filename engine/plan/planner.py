@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers
 from engine.plan.time import TimePart
+from engine.plan.workload import Workload
 
 UPDATES_CPU = 8
 "Updates that an epoch keeps at least without a GPU: a short run should learn something."
@@ -149,23 +151,7 @@ def plan_context(
         raise errors.MODEL_FAMILY_UNSUPPORTED(
             family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
         )
-    weights, way = planning.weights, planning.step
-    if (asked := planning.fixed.get("weights")) is not None:
-        weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
-    if work.ranks > 1:  # only the streamed step is spread
-        way = "streamed"
-    elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
-        way = "whole"
-    if refusal:  # whole windows need all weights at once
-        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
-    works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
-    found = [
-        candidate
-        for each in works
-        for candidate in search(each, planning.machine, budget, weights, way, planning.recompute, planning.fixed)
-    ]
-    if work.ranks > 1:  # exchanged from where they are computed
-        found = [c for c in found if c.stream is None or c.stream.kv_home == "gpu"]
+    found = _candidates(planning, work, budget, refusal)
     if not found:
         raise errors.CONFIG_INVALID(
             source="configuration",
@@ -187,6 +173,8 @@ def plan_context(
         if refusal:
             reason = f"{reason}; tile by tile it would need less, but {refusal}"
             remedy = f"{remedy}, or a model whose family streams, such as qwen2 or llama"
+        if names := _in_the_way(planning, work, budget, refusal):
+            remedy = f"it would fit without {names}; with it, {remedy}"
     elif not in_time:
         limit = format_seconds(planning.patience)
         reason = f"one window takes about {format_seconds(chosen.seconds)}; recommended is what takes up to {limit}"
@@ -212,6 +200,43 @@ def plan_context(
         time=chosen.time,
         in_time=bool(in_time),
     )
+
+
+def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
+    """Every plan that was weighed for windows of this workload, whether it fits or not."""
+    weights, way = planning.weights, planning.step
+    if (asked := planning.fixed.get("weights")) is not None:
+        weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
+    if work.ranks > 1:  # only the streamed step is spread
+        way = "streamed"
+    elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
+        way = "whole"
+    if refusal:  # whole windows need all weights at once
+        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
+    works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
+    found = [
+        candidate
+        for each in works
+        for candidate in search(each, planning.machine, budget, weights, way, planning.recompute, planning.fixed)
+    ]
+    if work.ranks > 1:  # exchanged from where they are computed
+        found = [c for c in found if c.stream is None or c.stream.kv_home == "gpu"]
+    return found
+
+
+def _in_the_way(planning: Planning, work: Workload, budget: Budget, refusal: str | None) -> str:
+    """What was taken from the planner and keeps every plan from fitting: one choice if it is one, else all; or ""."""
+
+    def fits_without(names: Collection[str]) -> bool:
+        left = {name: value for name, value in planning.fixed.items() if name not in names}
+        free = dataclasses.replace(planning, fixed=left)
+        return any(candidate.fits for candidate in _candidates(free, work, budget, refusal))
+
+    if not planning.fixed or not fits_without(planning.fixed):
+        return ""
+    alone = next((name for name in planning.fixed if fits_without({name})), None)
+    names = planning.fixed if alone is None else {alone: planning.fixed[alone]}
+    return " and ".join(f"stream.{name}={str(value).lower()}" for name, value in names.items())
 
 
 def _master_homes(planning: Planning) -> tuple[Literal["gpu", "host"] | None, ...]:

@@ -14,7 +14,7 @@ from engine.hardware.cards import cards
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.plan.choice import choose_context, choose_plan
-from engine.plan.planner import largest_context, plan_tiers
+from engine.plan.planner import largest_context, plan_context, plan_tiers
 from engine.plan.planning import Planning, storage
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
@@ -219,3 +219,21 @@ def test_what_cannot_be_is_one_line_with_a_remedy(sections, machine, code):
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
     assert caught.value.remedy
     assert str(caught.value).isprintable()
+
+
+def test_a_choice_that_was_taken_from_the_planner_is_named_where_it_is_what_does_not_fit():
+    large, small = with_card("rtx-3060-12gb", ram=64, disk=500), with_card("rtx-3060-12gb", ram=8, disk=1)
+    assert _remedy(large, hidden_home="gpu", stash=True).startswith("it would fit without stream.hidden_home=gpu; ")
+    both = _remedy(large, hidden_home="host", checkpoint_every=1, stash=True)
+    assert both.startswith("it would fit without stream.")
+    assert "stream." not in _remedy(small, stash=True)  # nor does it fit without
+
+
+def _remedy(machine, **fixed):
+    compute_type, weights = storage(machine, "auto")
+    planning = Planning(
+        machine=machine, spec=CODER, compute_type=compute_type, weights=weights, lora_rank=16, fixed=fixed
+    )
+    row = plan_context(planning, 524_288)
+    assert not row.fits
+    return row.remedy
