@@ -1,6 +1,6 @@
 """What a probe is worth: step times predicted from the rates, predicted after `engine probe`, and measured.
 
-    python benchmarks/probe_gpu.py OUT.json
+    python benchmarks/probe_gpu.py OUT.json [--cases N ...]
 
 Measures the machine's rates (`engine profile`), and for each case probes one context of a model, plans again, and runs
 whole steps of several contexts, all layers, random weights. Each case runs in a process of its own.
@@ -35,6 +35,11 @@ CASES: tuple[dict[str, Any], ...] = (
         "probe": ("--model", "qwen2.5-coder-1.5b", "--precision", "bf16", "--step", "whole"),
         "at": 16 * K,
         "steps": (8 * K, 16 * K),
+    },
+    {
+        "probe": ("--model", "qwen2.5-coder-7b", "--precision", "bf16", *STREAMED),
+        "at": 32 * K,
+        "steps": (32 * K, 64 * K),
     },
 )
 
@@ -105,10 +110,13 @@ def main() -> None:
 
     from engine.benchmarking.machine import describe_machine
 
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="Positions in CASES.")
+    args = parser.parse_args()
     subprocess.run([sys.executable, "-m", "engine", "profile"], check=True, stdout=subprocess.DEVNULL)
     rows: list[dict[str, Any]] = []
-    for case in CASES:
+    for case in (CASES[number] for number in args.cases):
         began = time.perf_counter()
         receiver, sender = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(target=run, args=(case, sender))
@@ -124,7 +132,7 @@ def main() -> None:
         import torch
 
         machine = describe_machine(torch.device("cuda"))
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 def line(row: dict[str, Any]) -> str:
