@@ -1,6 +1,6 @@
 """Measures what steps of many kinds take on the GPU here, for the ledger and the time model to be held against.
 
-    python benchmarks/memory_gpu.py OUT.json [--model M ...] [--trace]
+    python benchmarks/memory_gpu.py OUT.json [--model M ...] [--full] [--trace]
 
 One process a model, random weights, a few layers each (every layer is the same work). A case runs a step and, warm, the
 step that is measured, with Adam's states in place. torch's allocator may take no more than the smallest card has for
@@ -390,7 +390,7 @@ def clear(device: Any) -> None:
 # --- all of them -------------------------------------------------------------------------------------------
 
 
-def run_model(model: str, trace: bool, pipe: Any) -> None:
+def run_model(model: str, trace: bool, full: bool, pipe: Any) -> None:
     """All cases of one model, in this process; each result is sent as soon as it is there."""
     import torch
 
@@ -415,7 +415,9 @@ def run_model(model: str, trace: bool, pipe: Any) -> None:
         }
     )
     # Fused kernels replace functions of a whole family for good: cases without them come first.
-    for case in sorted(({**_DEFAULTS, **given} for given in CASES[model]), key=lambda case: bool(case["fused"])):
+    cases = [{**_DEFAULTS, **given} for given in CASES[model]]
+    cases = [case for case in cases if case["full"] or not full]
+    for case in sorted(cases, key=lambda case: bool(case["fused"])):
         began = time.perf_counter()
         predicted = predict(machine, model, case)
         limit = round(predicted["gpu"] / (1 - HEADROOM)) - predicted["gpu_outside_allocator"]
@@ -433,12 +435,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", action="append", choices=list(CASES))
+    parser.add_argument("--full", action="store_true", help="Only cases that train every weight.")
     parser.add_argument("--trace", action="store_true")
     arguments = parser.parse_args()
     document: dict[str, Any] = {"machine": None, "processes": [], "cases": []}
     for model in arguments.model or CASES:
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=run_model, args=(model, arguments.trace, sender))
+        target = (model, arguments.trace, arguments.full, sender)
+        process = multiprocessing.get_context("spawn").Process(target=run_model, args=target)
         process.start()
         sender.close()
         try:

@@ -18,8 +18,9 @@ SUM_BYTES = 12
 WHOLE_SUM_BYTES = 8
 "And where autograd adds up the pieces of a whole window's loss, in 16 bits."
 HOME_BANDWIDTH = 1.5e9
-"""Bytes a second of gradients on their way into new host memory that is not pinned, whose pages come one by one:
-1.4 and 1.7 GB/s on the computer that the H100 was in (benchmarks/results/memory-h100.json)."""
+"""Bytes a second of gradients on their way to the host: 1.4 and 1.7 GB/s on the computer that the H100 was in
+(benchmarks/results/memory-h100.json). Then each step took new memory, whose pages come one by one; since
+engine.streaming.gradient_home keeps it this is too little, and is to be measured again."""
 UPDATE_BYTES = 30
 "An update reads weight, gradient and both states, and writes all but the gradient, and the 16-bit copy."
 
@@ -84,7 +85,7 @@ def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[fl
     """
     twice = work.spec.vocab_size * work.spec.hidden_size if streamed and work.spec.tied_embeddings else 0
     count, rate = work.spec.parameters + twice, min(link, HOME_BANDWIDTH)
-    return 4 * count / rate, f"{count:,} gradients × 4 B at {rate / 1e9:.3g} GB/s, into memory that is not pinned"
+    return 4 * count / rate, f"{count:,} gradients × 4 B at {rate / 1e9:.3g} GB/s"
 
 
 def summing_seconds(

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from engine.streaming.gradient_home import GradientHome
+
 
 class WideGradients:
     """Collects the gradients of trainable low-precision parameters, one layer at a time on the device.
@@ -28,6 +30,7 @@ class WideGradients:
         masters: Mapping[nn.Parameter, nn.Parameter] | None = None,
     ) -> None:
         self._home, self._masters = home, masters
+        self._arrivals = GradientHome()
         self._present: dict[nn.Parameter, Tensor] = {}
         self.sums: dict[nn.Parameter, Tensor] = {}
         "fp32 gradient of each parameter, at home."
@@ -46,17 +49,22 @@ class WideGradients:
     def flush(self) -> None:
         """Sends home what has been collected: a layer's last tile is done."""
         for parameter, gradient in self._present.items():
-            self._add(parameter, gradient.to(self._home))
+            if self._masters is not None:
+                self._add_to_master(self._masters[parameter], gradient)
+            elif parameter in self.sums:
+                self.sums[parameter] += gradient.to(self._home)
+            else:
+                self.sums[parameter] = gradient.to(self._home)
         self._present.clear()
 
-    def _add(self, parameter: nn.Parameter, arrived: Tensor) -> None:
-        if self._masters is not None:
-            master = self._masters[parameter]
-            master.grad = arrived if master.grad is None else master.grad.add_(arrived)
-        elif parameter in self.sums:
-            self.sums[parameter] += arrived
+    def _add_to_master(self, master: nn.Parameter, gradient: Tensor) -> None:
+        travels = gradient.device != master.device
+        if master.grad is None:
+            master.grad = self._arrivals.keep(master, gradient) if travels else gradient
+        elif travels:
+            self._arrivals.add(master.grad, gradient)
         else:
-            self.sums[parameter] = arrived
+            master.grad += gradient
 
     def drop(self) -> None:
         """Forgets what has not been sent home: the pass that it is of was given up."""
