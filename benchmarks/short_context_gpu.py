@@ -4,8 +4,9 @@
 
 Each row is one way at one length: a micro-step of `tokens` tokens in rows (documents) of `row` tokens, NF4 base
 weights, LoRA r=16 on all linear layers, random weights, forward, backward and an AdamW update. The rival is what
-its users run: NF4 by bitsandbytes, `prepare_model_for_kbit_training` (gradient checkpointing), SDPA attention,
-rows as a batch, as many updates' tokens at once as its loss has memory for. Each way runs in a process of its own.
+its users run: NF4 by bitsandbytes, `prepare_model_for_kbit_training` (gradient checkpointing, and once more without),
+SDPA attention, rows as a batch, as many updates' tokens at once as its loss has memory for. Each way runs in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 ROWS = ((2048, 16384), (4096, 16384), (8192, 16384), (16384, 16384), (2048, 8192), (8192, 8192))
 """(tokens a row, tokens an update)."""
+
+RIVALS = ("transformers + peft, checkpointing", "transformers + peft, activations kept")
 
 RIVAL_TOKENS = 8192
 """Tokens that transformers' loss can take at once in 80 GB: it holds several fp32 tensors of tokens x vocabulary."""
@@ -44,10 +47,16 @@ def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
     spec, placement = find_model(model_name), choose_placement("cuda", "nf4")
     device = placement.device
     base = random_model(spec, placement, layers=layers)
-    if way == "transformers + peft":
+    if way in RIVALS:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-        base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.is_loaded_in_4bit = True  # as `from_pretrained` says; without it PEFT would not checkpoint
+        base = prepare_model_for_kbit_training(
+            base,
+            use_gradient_checkpointing=way == RIVALS[0],
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+        assert any(getattr(m, "gradient_checkpointing", False) for m in base.modules()) == (way == RIVALS[0])
         model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")).train()
     else:
         fuse_kernels(base, device)
@@ -68,7 +77,7 @@ def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
         result |= {"row": row, "tokens": tokens, **describe_machine(device)}
         try:
             reset_peak(device)
-            if way == "transformers + peft":
+            if way in RIVALS:
                 seconds = timed(whole, device)
             else:
                 keep = spec.layers if way.endswith("kept") else 0
@@ -94,7 +103,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--ways", nargs="*", default=["transformers + peft", "streamed", "streamed, activations kept"])
+    parser.add_argument("--ways", nargs="*", default=[*RIVALS, "streamed", "streamed, activations kept"])
     given = parser.parse_args()
     results: list[dict[str, Any]] = []
     for way in given.ways:
@@ -115,7 +124,7 @@ def main() -> None:
 
 
 def line(result: dict[str, Any]) -> str:
-    name = f"{result['way']:<26} row {result['row']:>6} tokens {result['tokens']:>6}"
+    name = f"{result['way']:<38} row {result['row']:>6} tokens {result['tokens']:>6}"
     if "error" in result:
         return f"{name}  ERROR {result['error']}"
     speed, peak = result["tokens"] / result["seconds"], result["gpu_peak_allocated"] / 2**30
