@@ -7,6 +7,7 @@ mean of the two is the mean of all tiles.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,12 +92,13 @@ class _FirstAndLastTile(StreamedStep):
 
     def extrapolate(self, layers: int, tiles: int) -> float:
         """Seconds of a step of all layers and tiles."""
-        forward, backward = (sum(self._seconds[stage].values()) / 2 for stage in ("forward", "backward"))
+        forward, backward = (statistics.mean(self._seconds[stage].values()) for stage in ("forward", "backward"))
         again = 1 - 1 / self.plan.checkpoint_every
         return layers * tiles * ((1 + again) * forward + backward) + tiles * self._seconds["loss"][0]
 
-    def _ends(self, run: SequenceRun) -> tuple[int, int]:
-        return 0, run.tiles - 1
+    def _ends(self, run: SequenceRun) -> tuple[int, ...]:
+        """The first tile and the last one; a lone tile is both, and its input is gone once it has been read."""
+        return (0, run.tiles - 1) if run.tiles > 1 else (0,)
 
     def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:
         """Mean of a few runs that follow one another, as tiles do."""
@@ -109,7 +111,7 @@ class _FirstAndLastTile(StreamedStep):
         self._seconds.setdefault(stage, {})[end] = (time.perf_counter() - began) / _REPEATS
 
     def _forward(self, run: SequenceRun, purpose: Pass) -> None:
-        run.enter("forward", 2)
+        run.enter("forward", len(self._ends(run)))
         self._seconds: dict[str, dict[int, float]] = {}
         hidden = self._workspace.hidden
         with torch.no_grad():
@@ -129,7 +131,7 @@ class _FirstAndLastTile(StreamedStep):
                 run.advance(0, tile)
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
-        run.enter("loss", 2)
+        run.enter("loss", len(self._ends(run)))
         hidden, total = self._workspace.hidden, 0.0
         for end, tile in enumerate(self._ends(run)):
             losses: list[Tensor] = []
@@ -155,7 +157,7 @@ class _FirstAndLastTile(StreamedStep):
         return total
 
     def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:  # noqa: ARG002
-        run.enter("backward", 2)
+        run.enter("backward", len(self._ends(run)))
         hidden = self._workspace.hidden
         self._enter(0)
         self._linears.want_output(wanted=False)

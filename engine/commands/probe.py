@@ -96,7 +96,23 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
         fixed=read_stream_options(args),
     )
     context = args.context or tier_of(args.tier).context
-    return planning, plan_context(planning, context, tier=args.tier)
+    return planning, keeping_nothing(planning, plan_context(planning, context, tier=args.tier))
+
+
+def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
+    """The row as it can be probed: one layer, forward and again with its backward.
+
+    A lone tile's plan may keep layers instead of computing them again; what a probe finds of the rates holds for both.
+    """
+    from engine.plan.planning import workload_of
+    from engine.plan.speeds import speeds_of
+    from engine.plan.time import streamed_time
+
+    if row.stream is None or not row.stream.keep_layers:
+        return row
+    stream, work = dataclasses.replace(row.stream, keep_layers=0), workload_of(planning, row.context)
+    time_parts = streamed_time(work, stream, speeds_of(planning.machine, work))
+    return dataclasses.replace(row, stream=stream, plan={**row.plan, "keep_layers": 0}, time=time_parts)
 
 
 def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probed:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from engine.cli import main
+from engine.commands.probe import keeping_nothing
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.planner import plan_context
 from engine.plan.planning import Planning, storage, without_gpu
+from tests.plan.machines import with_card
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,28 @@ def test_a_probe_computes_layers_again_only_where_the_plan_does(capsys, tmp_path
     arguments = ["probe", "--model", "demo", "--context", "500", "--device", "cpu", "--step", "whole", "--json"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0
     assert asked == [json.loads(capsys.readouterr().out)["plan"]["checkpointing"]]
+
+
+def test_a_plan_that_keeps_layers_is_probed_without():
+    """What runs computes its layer again, so what it is held against must too."""
+    machine = with_card("rtx-4090")
+    compute_type, weights = storage(machine, "nf4")
+    spec = find_model("qwen2.5-coder-1.5b")
+    planning = Planning(machine=machine, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16)
+    row = plan_context(planning, 8192)
+    assert row.stream.keep_layers > 0
+    probed = keeping_nothing(planning, row)
+    assert probed.stream == dataclasses.replace(row.stream, keep_layers=0)
+    assert probed.plan["keep_layers"] == 0
+    assert sum(part.seconds for part in probed.time) > 1.1 * sum(part.seconds for part in row.time)
+    assert keeping_nothing(planning, probed) == probed
+
+
+@pytest.mark.parametrize("tile", [100, 1000])
+def test_the_last_tile_may_be_the_first(tile, capsys, tmp_path):
+    arguments = ["probe", "--model", "demo", "--context", "500", "--device", "cpu", "--output", str(tmp_path), "--json"]
+    assert main([*arguments, "--stream", f"tile={tile}"]) == 0
+    assert json.loads(capsys.readouterr().out)["window_seconds"]["measured"] > 0
 
 
 def test_a_probe_runs_the_layout_that_it_was_asked_for(capsys, tmp_path):
