@@ -30,8 +30,11 @@ def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {_TENSOR: path}
+        name = path
+        while name in tensors:  # 0 and "0" are two keys with one name, and so are "a.b" and b in a
+            name += "'"
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
     if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT: repr(value)}
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.mounts import needs_mount, run_mounted
 from support.runs import build, new_session
@@ -99,6 +99,8 @@ JSON = st.recursive(
 
 
 @given(JSON)
+@example({"": {0: torch.ones(1)}, 0: torch.zeros(2)})
+@example({0: torch.ones(1), "0": torch.zeros(2), "a": {"b": torch.ones(3)}, "a.b": torch.ones(4)})
 def test_any_state_survives_a_checkpoint(tree):
     record, tensors = tensor_tree.split(tree)
     assert same(tensor_tree.join(json.loads(json.dumps(record, allow_nan=False)), tensors), tree)
