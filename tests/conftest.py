@@ -7,9 +7,10 @@ import tempfile
 
 from hypothesis import settings
 
+from engine.hardware.threads import wait_briefly
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# Threads that spin while they wait take the cores from those that work, once tests run side by side.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_briefly(os.environ)
 
 # What was measured on the machine that runs the tests would change what they plan.
 _CACHE = tempfile.mkdtemp(prefix="elite-tests-")

@@ -132,8 +132,10 @@ def prepare_environment() -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = visible.split(",") if visible else [str(index) for index in range(together)]
     os.environ["CUDA_VISIBLE_DEVICES"] = cards[local] if local < len(cards) else ""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from engine.hardware.limits import count_cores
+    from engine.hardware.threads import wait_briefly
+
+    wait_briefly(os.environ)
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // together)))
     # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing

@@ -23,7 +23,7 @@ from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.head import split_head, summed_cross_entropy
 from engine.optim.gradients import GradientPipeline
-from engine.streaming.loss import IGNORED
+from engine.training.filling import model_inputs
 from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ class _WindowLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor, positions: Tensor | None, label_smoothing: float) -> Tensor:
+    def forward(self, ids: Tensor, labels: Tensor, positions: Tensor | None, label_smoothing: float) -> Tensor:
         decoder, head = split_head(self.model.get_base_model())
+        positions = None if positions is None else positions[None]
         hidden = decoder(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
-        return summed_cross_entropy(hidden, head, targets, label_smoothing=label_smoothing)
+        return summed_cross_entropy(hidden, head, labels, label_smoothing=label_smoothing)
 
 
 class ZeroStep:
@@ -56,6 +57,7 @@ class ZeroStep:
         team: The ranks.
         recompute: Whether layers are computed again in the backward pass.
         label_smoothing: Of the loss that is trained.
+        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.training.filling).
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ZeroStep:
         team: ProcessTeam,
         recompute: bool = False,
         label_smoothing: float = 0.0,
+        fill_up_to: int | None = None,
     ) -> None:
         # One card a rank is visible, so that DeepSpeed's number of it is 0.
         os.environ |= {"RANK": str(team.rank), "WORLD_SIZE": str(team.size), "LOCAL_RANK": "0"}
@@ -77,7 +80,7 @@ class ZeroStep:
 
         model = tuning.model
         self._model, self._device, self._team = model, device, team
-        self._label_smoothing = label_smoothing
+        self._label_smoothing, self._fill_up_to = label_smoothing, fill_up_to
         self._parameters = list(tuning.weights.values())
         self._groups = [
             ({k: v for k, v in group.items() if k != "params"}, [self._index(p) for p in group["params"]])
@@ -131,15 +134,10 @@ class ZeroStep:
         """DeepSpeed's engine cannot give a model back."""
 
     def _loss(self, window: Window, label_smoothing: float) -> Tensor:
-        ids = torch.as_tensor(window.ids, device=self._device)
-        targets, positions = ids[1:].clone(), None
-        tokens = len(targets)
-        if len(window.starts) > 1:
-            targets[[start - 1 for start in window.starts[1:]]] = IGNORED
-            positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
+        inputs = model_inputs(window, self._fill_up_to, self._device)
         config = split_head(self._model.get_base_model())[0].config
-        with packed_attention(config, [s for s in window.starts if s < tokens], tokens):
-            loss: Tensor = self._engine(ids[:-1], targets, positions, label_smoothing)
+        with packed_attention(config, inputs.starts, len(inputs)):
+            loss: Tensor = self._engine(inputs.ids, inputs.labels, inputs.positions, label_smoothing)
         return loss
 
     @property

@@ -239,11 +239,12 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
     """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
     device = found.placement.device
     tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
+    longest = found.context if device.type == "cuda" else None
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is not None:
-            return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill)
-        return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement))
+            return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill, fill_up_to=longest)
+        return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement), fill_up_to=longest)
 
     ladder = Ladder(
         context=found.context,

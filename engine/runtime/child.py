@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.errors import EliteError
+from engine.hardware.threads import wait_briefly
 from engine.protocol import (
     Envelope,
     PhaseChanged,
@@ -79,9 +80,7 @@ def main(
     """
     run = RunDirectory(Path(run_path))
     _detach(run.log_path)
-    # OpenMP reads it once, when torch is imported. Threads that spin while they wait for each other make torch 30
-    # times slower as soon as another process wants the same cores; sleeping costs a few percent on an idle machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly(os.environ)
     events.cancel_join_thread()
     journal = JournalWriter(run.journal_path, run.id)
     session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)

@@ -127,6 +127,7 @@ def choose_step(
                 # A state within a step is one rank's; where a window is spread, it would take all of them.
                 store=None if sharing.spreads_windows else store,
                 make=sharing.streamed,
+                fill_up_to=_longest_filled(setup),
             )
         masters = tuning.masters
         step = WholeSequenceStep(
@@ -136,6 +137,7 @@ def choose_step(
             micro_batch=max(1, training.micro_batch),
             label_smoothing=training.label_smoothing,
             gradients=None if masters is None else masters.gradients,
+            fill_up_to=_longest_filled(setup),
         )
         if training.micro_batch == 0 and trainable(tuning.model):
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
@@ -158,7 +160,13 @@ def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> Ze
         team=session.team,
         recompute=bool(setup.choice.plan.plan.get("checkpointing")),
         label_smoothing=training.label_smoothing,
+        fill_up_to=_longest_filled(setup),
     )
+
+
+def _longest_filled(setup: Setup) -> int | None:
+    """Windows are filled up where kernels plan for each length: on a GPU."""
+    return setup.context if setup.placement.device.type == "cuda" else None
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:

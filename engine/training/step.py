@@ -23,7 +23,8 @@ from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
 from engine.models.head import piece_of, split_head, summed_cross_entropy
 from engine.streaming.gradients import WideGradients
-from engine.streaming.loss import IGNORED, token_losses
+from engine.streaming.loss import token_losses
+from engine.training.filling import ModelInputs, model_inputs
 
 __all__ = [
     "ScoringStep",
@@ -113,6 +114,7 @@ class WholeSequenceStep:
         autocast: Entered for every forward pass.
         label_smoothing: Of the loss that gradients are taken of.
         gradients: Takes the gradients of 16-bit parameters (engine.models.master_weights).
+        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.training.filling).
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class WholeSequenceStep:
         micro_batch: int = 1,
         label_smoothing: float = 0.0,
         gradients: WideGradients | None = None,
+        fill_up_to: int | None = None,
     ) -> None:
         base = without_adapter(model)
         self._model: nn.Module = model
@@ -131,7 +134,7 @@ class WholeSequenceStep:
         self._device = base.device
         self._autocast = autocast
         self._label_smoothing = label_smoothing
-        self._base, self._gradients = base, gradients
+        self._base, self._gradients, self._fill_up_to = base, gradients, fill_up_to
         self.recompute, self.micro_batch = recompute, micro_batch
         if recompute:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -144,9 +147,8 @@ class WholeSequenceStep:
         for group in groups_of(windows, self.micro_batch):
             if monitor.stop_requested():
                 raise StepAbandonedError
-            window = joined(group)
-            with self._attending(window):
-                loss = self._summed_loss(window, self._label_smoothing)
+            with self._attending(joined(group)) as inputs:
+                loss = self._summed_loss(inputs, self._label_smoothing)
                 (loss * scale).backward()
             if self._gradients is not None:
                 self._gradients.flush()
@@ -165,8 +167,8 @@ class WholeSequenceStep:
         training = self._model.training
         self._model.eval()
         try:
-            with torch.no_grad(), self._attending(window):
-                return self._summed_loss(window).item()
+            with torch.no_grad(), self._attending(window) as inputs:
+                return self._summed_loss(inputs).item()
         finally:
             self._model.train(training)
 
@@ -175,33 +177,30 @@ class WholeSequenceStep:
         training = self._model.training
         self._model.eval()
         try:
-            with torch.no_grad(), self._attending(window), self._autocast():
-                hidden, targets = self._hidden(window)
-                losses = token_losses(hidden, targets, self._head, piece=piece_of(self._head))
+            with torch.no_grad(), self._attending(window) as inputs, self._autocast():
+                hidden = self._hidden(inputs)
+                losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
         finally:
             self._model.train(training)
-        found: npt.NDArray[np.float32] = losses.float().cpu().numpy()
+        found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
         return found
 
-    def _attending(self, window: Window) -> contextlib.AbstractContextManager[None]:
-        tokens = len(window) - 1  # the last one is only predicted
-        starts = [start for start in window.starts if start < tokens]
-        return packed_attention(self._decoder.config, starts, tokens)
+    @contextlib.contextmanager
+    def _attending(self, window: Window) -> Iterator[ModelInputs]:
+        """What the model takes of a window; within, its documents do not see each other."""
+        most = None if self._fill_up_to is None else self._fill_up_to * self.micro_batch
+        inputs = model_inputs(window, most, self._device)
+        with packed_attention(self._decoder.config, inputs.starts, len(inputs)):
+            yield inputs
 
-    def _summed_loss(self, window: Window, label_smoothing: float = 0.0) -> Tensor:
+    def _summed_loss(self, inputs: ModelInputs, label_smoothing: float = 0.0) -> Tensor:
         with self._autocast():
-            hidden, targets = self._hidden(window)
-            return summed_cross_entropy(hidden, self._head, targets, label_smoothing=label_smoothing)
+            hidden = self._hidden(inputs)
+            return summed_cross_entropy(hidden, self._head, inputs.labels, label_smoothing=label_smoothing)
 
-    def _hidden(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Final hidden states, (tokens - 1, hidden), and what each has to predict, (tokens - 1,)."""
-        ids = torch.as_tensor(window.ids, device=self._device)
-        targets = ids[1:]
-        positions = None
-        if len(window.starts) > 1:
-            # A document's last token predicts nothing, and positions begin anew: also how flash-attn finds documents.
-            targets = targets.clone()
-            targets[[start - 1 for start in window.starts[1:]]] = IGNORED
-            positions = torch.as_tensor(window.positions()[:-1], device=self._device)[None]
-        hidden = self._decoder(input_ids=ids[None, :-1], position_ids=positions, use_cache=False)
-        return hidden.last_hidden_state[0], targets
+    def _hidden(self, inputs: ModelInputs) -> Tensor:
+        """Final hidden states, (tokens, hidden)."""
+        positions = None if inputs.positions is None else inputs.positions[None]
+        found = self._decoder(input_ids=inputs.ids[None], position_ids=positions, use_cache=False)
+        hidden: Tensor = found.last_hidden_state[0]
+        return hidden

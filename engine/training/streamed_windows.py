@@ -14,7 +14,8 @@ from torch import nn
 from engine.models.fine_tuning import FineTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.boundary import BackwardPoint
-from engine.streaming.step import StepCancelled, StreamedStep, TileProgress
+from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
+from engine.training.filling import filled, labels_of
 from engine.training.in_step import InStepState, InStepStore
 from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
@@ -29,6 +30,7 @@ class StreamedWindows:
         spill_directory: For hidden states on disk.
         store: Keeps a long step's state; None to keep none.
         make: StreamedStep, or one by several ranks.
+        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.training.filling).
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class StreamedWindows:
         label_smoothing: float = 0.0,
         store: InStepStore | None = None,
         make: Callable[..., StreamedStep] = StreamedStep,
+        fill_up_to: int | None = None,
     ) -> None:
         self._model: nn.Module = tuning.model
-        self._weights, self._store = tuning.weights, store
+        self._weights, self._store, self._fill_up_to = tuning.weights, store, fill_up_to
         masters = tuning.masters
         self._step = make(
             self._model,
@@ -57,7 +60,7 @@ class StreamedWindows:
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
         self._model.train()
-        store = self._store
+        store, whole = self._store, [filled(window, self._fill_up_to) for window in windows]
 
         def report(progress: TileProgress) -> None:
             monitor.progress(progress.stage, progress.done, progress.total, layer=progress.layer, tile=progress.tile)
@@ -69,18 +72,19 @@ class StreamedWindows:
             assert store is not None
             state = InStepState(window=number, loss_before=loss_before, point=point)
             stopping = monitor.stop_requested()
-            store.at_boundary(self._weights, windows, scale, state, stopping=stopping)
+            store.at_boundary(self._weights, whole, scale, state, stopping=stopping)
             if stopping:
                 raise StepCancelled
 
-        resumed = None if store is None else store.begin(self._weights, windows, scale)
+        resumed = None if store is None else store.begin(self._weights, whole, scale)
         first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
             for number in range(first, len(windows)):
                 outcome = self._step.run(
-                    torch.as_tensor(windows[number].ids),
+                    torch.as_tensor(whole[number].ids),
                     scale=scale,
-                    document_starts=windows[number].starts,
+                    labels=labels_of(windows[number], len(whole[number])),
+                    document_starts=whole[number].starts,
                     progress=report,
                     cancelled=cancelled,
                     boundary=None if store is None else functools.partial(keep, number, loss_sum),
@@ -93,24 +97,23 @@ class StreamedWindows:
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
-        training = self._model.training
-        self._model.eval()
-        try:
-            return self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).loss_sum
-        finally:
-            self._model.train(training)
+        return self._evaluated(window).loss_sum
 
     def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
         """See ScoringStep."""
-        training = self._model.training
+        found = self._evaluated(window).token_losses
+        assert found is not None
+        losses: npt.NDArray[np.float32] = found.numpy()[: len(window) - 1]
+        return losses
+
+    def _evaluated(self, window: Window) -> StepOutcome:
+        whole, training = filled(window, self._fill_up_to), self._model.training
+        labels = labels_of(window, len(whole))
         self._model.eval()
         try:
-            found = self._step.evaluate(torch.as_tensor(window.ids), document_starts=window.starts).token_losses
+            return self._step.evaluate(torch.as_tensor(whole.ids), labels=labels, document_starts=whole.starts)
         finally:
             self._model.train(training)
-        assert found is not None
-        losses: npt.NDArray[np.float32] = found.numpy()[:-1]
-        return losses
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found."""

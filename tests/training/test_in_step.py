@@ -20,7 +20,7 @@ from engine.training.streamed_windows import StreamedWindows
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=16, key_block=32)
-WINDOWS = patterned_windows([60, 33])
+WINDOWS = patterned_windows([61, 33])
 
 
 class Killed(BaseException):
@@ -109,7 +109,7 @@ def test_a_state_saved_under_another_tile_goes_on(tmp_path):
     step.close()
 
 
-@pytest.mark.parametrize("change", ["weights", "windows", "scale"])
+@pytest.mark.parametrize("change", ["weights", "windows", "scale", "filling"])
 def test_a_state_of_another_step_is_not_used(tmp_path, change):
     _, way, _, _ = start(tmp_path)
     way.run(WINDOWS, 0.01, Quiet())
@@ -118,7 +118,11 @@ def test_a_state_of_another_step_is_not_used(tmp_path, change):
     if change == "weights":
         next(iter(trainable(model).values())).data.view(-1)[3] += 1e-3
     elif change == "windows":
-        windows = list(patterned_windows([60, 33], seed=9))
+        windows = list(patterned_windows([61, 33], seed=9))
+    elif change == "filling":  # saved on a CPU, resumed on a GPU
+        way = StreamedWindows(
+            AdapterTuning(model), PLAN, device=CPU, spill_directory=tmp_path, store=way._store, fill_up_to=64
+        )
     else:
         scale = 0.02
     way.run(windows, scale, Quiet())

@@ -98,7 +98,7 @@ def test_flash_attention_finds_documents_by_their_positions():
     decoder = model.get_base_model().model
     decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
     WholeSequenceStep(model, recompute=False).loss(packed(documents((3, 4))))
-    assert seen["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert seen["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     assert seen["use_cache"] is False
 
 
