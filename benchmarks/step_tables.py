@@ -122,14 +122,14 @@ def ablation_table() -> str:
 def probe_table() -> str:
     """Predicted by the rates, after a probe, and measured."""
     found = json.loads((RESULTS / "probe-h200.json").read_text())
-    lines = ["| model | tokens | measured | by the rates | after a probe |", "|---" * 5 + "|"]
+    lines = ["| model, step | probed at | tokens | measured | by the rates | after a probe |", "|---" * 6 + "|"]
     for row in found["rows"]:
         off = [f"{row[name]:.2f} s ({row[name] / row['measured'] - 1:+.1%})" for name in ("by_rates", "after_probe")]
-        cells = (f"{row['model']}, {row['plan']['precision']}", f"{row['context']:,}", f"{row['measured']:.2f} s", *off)
+        step = "whole" if row["plan"]["order"] == "whole-sequence" else "streamed"
+        name = f"{row['model']}, {row['plan']['precision']}, {step}"
+        cells = (name, f"{row['probed_at']:,}", f"{row['context']:,}", f"{row['measured']:.2f} s", *off)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(
-        [*lines, "", f"The probe was of {found['rows'][0]['probed_at']:,} tokens. {_machine(found['machine'])}"]
-    )
+    return "\n".join([*lines, "", _machine(found["machine"])])
 
 
 def _machine(machine: dict) -> str:

@@ -22,6 +22,7 @@ from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model
+from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
 from engine.training.layout import Ladder, Layout
 from engine.training.memory import memory_errors
@@ -72,12 +73,8 @@ class AdaptedPair:
     @contextlib.contextmanager
     def tuned(self) -> Iterator[Scored]:
         """See ModelPair."""
-        training = self._model.training
-        self._model.eval()
-        try:
+        with ModelMode(self._model).evaluating():
             yield Scored(self._model, self._step)
-        finally:
-            self._model.train(training)
 
 
 class SeparatePair:

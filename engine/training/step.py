@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
 from engine.models.head import piece_of, split_head, summed_cross_entropy
+from engine.models.mode import ModelMode
 from engine.streaming.gradients import WideGradients
 from engine.streaming.loss import token_losses
 from engine.training.filling import ModelInputs, model_inputs
@@ -129,7 +130,7 @@ class WholeSequenceStep:
         fill_up_to: int | None = None,
     ) -> None:
         base = without_adapter(model)
-        self._model: nn.Module = model
+        self._mode = ModelMode(model)
         self._decoder, self._head = split_head(base)
         self._device = base.device
         self._autocast = autocast
@@ -141,7 +142,7 @@ class WholeSequenceStep:
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep."""
-        self._model.train()
+        self._mode.train()
         loss_sum = torch.zeros((), device=self._device)
         done = 0
         for group in groups_of(windows, self.micro_batch):
@@ -164,24 +165,14 @@ class WholeSequenceStep:
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
-        training = self._model.training
-        self._model.eval()
-        try:
-            with torch.no_grad(), self._attending(window) as inputs:
-                return self._summed_loss(inputs).item()
-        finally:
-            self._model.train(training)
+        with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
+            return self._summed_loss(inputs).item()
 
     def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
         """See ScoringStep."""
-        training = self._model.training
-        self._model.eval()
-        try:
-            with torch.no_grad(), self._attending(window) as inputs, self._autocast():
-                hidden = self._hidden(inputs)
-                losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
-        finally:
-            self._model.train(training)
+        with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
+            hidden = self._hidden(inputs)
+            losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
         found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
         return found
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from engine.models.fine_tuning import FineTuning
+from engine.models.mode import ModelMode
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
@@ -45,11 +45,11 @@ class StreamedWindows:
         make: Callable[..., StreamedStep] = StreamedStep,
         fill_up_to: int | None = None,
     ) -> None:
-        self._model: nn.Module = tuning.model
+        self._mode = ModelMode(tuning.model)
         self._weights, self._store, self._fill_up_to = tuning.weights, store, fill_up_to
         masters = tuning.masters
         self._step = make(
-            self._model,
+            tuning.model,
             plan,
             device=device,
             spill_directory=spill_directory,
@@ -59,7 +59,7 @@ class StreamedWindows:
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
-        self._model.train()
+        self._mode.train()
         store, whole = self._store, [filled(window, self._fill_up_to) for window in windows]
 
         def report(progress: TileProgress) -> None:
@@ -107,13 +107,10 @@ class StreamedWindows:
         return losses
 
     def _evaluated(self, window: Window) -> StepOutcome:
-        whole, training = filled(window, self._fill_up_to), self._model.training
+        whole = filled(window, self._fill_up_to)
         labels = labels_of(window, len(whole))
-        self._model.eval()
-        try:
+        with self._mode.evaluating():
             return self._step.evaluate(torch.as_tensor(whole.ids), labels=labels, document_starts=whole.starts)
-        finally:
-            self._model.train(training)
 
     def close(self) -> None:
         """Frees all buffers and leaves the model as it was found."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import shutil
 from collections.abc import Callable
@@ -290,7 +291,7 @@ async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
         if asyncio.get_running_loop().time() > deadline:
-            raise AssertionError("it never came about")
+            raise AssertionError(f"it never came about: {inspect.getsource(condition).strip()}")
         await pilot.pause(0.02)
     await pilot.pause()
 
