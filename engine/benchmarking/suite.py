@@ -21,6 +21,7 @@ from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
 from engine.plan.planning import Planning, storage
+from engine.whole_file import replace_text
 
 GIB = 2**30
 MODELS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b")
@@ -116,9 +117,7 @@ def run_suite(cases: list[Case], folder: Path, tell: Callable[[str], None]) -> N
         began = time.monotonic()
         result = _measure(case)
         result |= {"command": "engine " + " ".join(case.arguments), "wall_seconds": time.monotonic() - began}
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        replace_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def _measure(case: Case) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.protocol import RunFailed
+from engine.whole_file import replace_text
 
 FOLDER = "ranks"
 
@@ -32,11 +32,8 @@ def log_path(run: Path, rank: int) -> Path:
 def write_failure(run: Path, rank: int, failure: RunFailed) -> None:
     """Leaves a rank's last word."""
     text = json.dumps({"rank": rank, "time": time.time(), "failure": dataclasses.asdict(failure)})
-    path = run / FOLDER / f"rank-{rank}.failed.json"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # the log has it too
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        replace_text(run / FOLDER / f"rank-{rank}.failed.json", text)
 
 
 def read_failures(run: Path) -> list[RankFailure]:

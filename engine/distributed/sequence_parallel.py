@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from engine.distributed.data_parallel import WholeSum, gradients_of
 from engine.distributed.process_team import ProcessTeam
+from engine.errors import one_line
 from engine.models.fine_tuning import FineTuning
-from engine.training.failures import Place
+from engine.training.failures import Place, memory_place
 from engine.training.layout import Layout
-from engine.training.replanning import ClosableStep, ReplanningStep
+from engine.training.replanning import ClosableStep, ReplanningStep, T, difference
 from engine.training.step import StepMonitor, StepResult, Window
 
 
@@ -18,6 +20,7 @@ class SequenceParallelStep(ReplanningStep):
 
     Args:
         team: The ranks.
+        ask: Told of the layout in which all ranks might begin again, what it changes, and why; the step fails then.
     """
 
     def __init__(
@@ -26,15 +29,26 @@ class SequenceParallelStep(ReplanningStep):
         layout: Layout,
         *,
         build: Callable[[Layout], ClosableStep],
-        smaller: Callable[[Layout, Place], Layout | None],  # noqa: ARG002 - see above
+        smaller: Callable[[Layout, Place], Layout | None],
         tell: Callable[[str, str], None],
         team: ProcessTeam,
+        ask: Callable[[dict[str, Any], str, str], None],
     ) -> None:
         super().__init__(tuning, layout, build=build, smaller=lambda *_: None, tell=tell)
-        self._add_up = WholeSum(team)
+        self._add_up, self._for_all, self._ask = WholeSum(team), smaller, ask
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks."""
         result = super().run(windows, scale, monitor)
         self._add_up(gradients_of(self._tuning))
         return result
+
+    def _until_it_fits(self, attempt: Callable[[ClosableStep], T], *, trains: bool) -> T:
+        try:
+            return super()._until_it_fits(attempt, trains=trains)
+        except Exception as error:
+            place = memory_place(error)
+            layout = None if place is None else self._for_all(self.layout, place)
+            if layout is not None:
+                self._ask(layout.as_json(), difference(self.layout, layout), one_line(error))
+            raise

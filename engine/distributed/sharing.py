@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.distributed import retreat
 from engine.distributed.data_parallel import DataParallelStep
 from engine.distributed.low_rank_sum import LowRankSum
 from engine.distributed.process_team import ProcessTeam
+from engine.distributed.retreat import Retreat
 from engine.distributed.sequence_parallel import SequenceParallelStep
 from engine.distributed.sequence_step import SequenceStep
 from engine.distributed.strategy import Strategy, choose_strategy
@@ -34,7 +36,8 @@ class Sharing:
     "Makes what the loop calls."
     streamed: Callable[..., StreamedStep]
     "Makes the streamed step under it."
-
+    came_to: Retreat | None = None
+    "What all ranks begin with, where one ran out of memory in a window that they share."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
     "What a checkpoint has to bring back besides."
 
@@ -71,10 +74,12 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
     session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
     if strategy == "ring" or strategy == "ulysses":
         order = config.distributed.ring_order
+        run = session.run.path
         return Sharing(
             strategy=strategy,
-            make=functools.partial(SequenceParallelStep, team=team),
+            make=functools.partial(SequenceParallelStep, team=team, ask=functools.partial(retreat.ask, run, team.rank)),
             streamed=functools.partial(SequenceStep, team=team, strategy=strategy, order=order),
+            came_to=retreat.taken(run),
         )
     packed = LowRankSum(team, config.distributed.compression_rank) if _compresses(config) else None
     return Sharing(

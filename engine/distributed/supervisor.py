@@ -12,10 +12,12 @@ import time
 from typing import TYPE_CHECKING
 
 from engine import errors
+from engine.distributed import retreat
 from engine.distributed.agent import Agent, RankExit
 from engine.distributed.hosts import Host, hosts_of, join_command
 from engine.distributed.rank_files import clear_failures, log_path, read_failures
 from engine.distributed.relay import RelayServer
+from engine.distributed.retreat import Retreat
 from engine.distributed.strategy import local_ranks
 from engine.protocol import Event, LogLine, RunFailed, RunFinished
 
@@ -38,8 +40,26 @@ def train(session: TrainingSession) -> None:
         EliteError: RANK_DIED, RANK_FAILED, RANKS_NOT_STARTED, or what rank 0 failed with.
     """
     hosts = hosts_of(session.config, local_ranks(session.config))
+    run, resuming = session.run.path, session.resuming
+    retreat.forget(run)
+    while True:
+        clear_failures(run)
+        agent, last = _attempt(session, hosts, resuming=resuming)
+        smaller = _smaller_step(session, hosts)
+        if smaller is None:
+            _conclude(session, agent, hosts, last)
+            return
+        retreat.take(run, smaller)
+        resuming = True
+        why = f"rank {smaller.rank} ran out of memory"
+        session.emit(LogLine(level="warning", text=f"{why}: all ranks begin again, with a smaller step"))
+
+
+def _attempt(
+    session: TrainingSession, hosts: list[Host], *, resuming: bool
+) -> tuple[Agent, RunFinished | RunFailed | None]:
+    """All ranks from their start to their end, and rank 0's last word."""
     run = session.run.path
-    clear_failures(run)
     last: list[RunFinished | RunFailed] = []
 
     def take(event: Event) -> None:
@@ -50,7 +70,7 @@ def train(session: TrainingSession) -> None:
 
     relay = RelayServer(take)
     arguments = ["-m", "engine.distributed.rank", str(run), "--relay", relay.address]
-    arguments += ["--resuming"] if session.resuming else []
+    arguments += ["--resuming"] if resuming else []
     arguments += ["--recipe", os.environ[RANK_RECIPE]] if RANK_RECIPE in os.environ else []
     _announce(session, hosts)
     agent = Agent(hosts, session.config.distributed.port, session.run.id, arguments)
@@ -58,7 +78,19 @@ def train(session: TrainingSession) -> None:
         _wait(session, agent, relay, last)
     finally:
         relay.close()
-    _conclude(session, agent, hosts, last[-1] if last else None)
+    return agent, last[-1] if last else None
+
+
+def _smaller_step(session: TrainingSession, hosts: list[Host]) -> Retreat | None:
+    """The step in which the ranks may begin again, where one ended because its memory was full.
+
+    Ranks of other hosts are not this process's to start.
+    """
+    if session.commands.stop_requested or len(hosts) > 1:
+        return None
+    wish = retreat.asked(session.run.path)
+    own = [one for one in read_failures(session.run.path) if one.failure.error != errors.RANK_LOST.code]
+    return wish if own and wish is not None and own[0].rank == wish.rank else None
 
 
 def _announce(session: TrainingSession, hosts: list[Host]) -> None:

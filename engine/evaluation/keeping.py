@@ -16,6 +16,7 @@ from engine.evaluation.result import FILE_NAME
 from engine.protocol import Envelope, EvalCompleted, RecoveryTaken, RunFinished, RunStarted, StepCompleted
 from engine.runtime.journal import JournalReader
 from engine.training.state import Progress
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -30,10 +31,7 @@ def keep_evaluation(run: RunDirectory, evaluation: Evaluation) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    path = run.path / FILE_NAME
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps(_finite(evaluation.as_json()), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_text(run.path / FILE_NAME, json.dumps(_finite(evaluation.as_json()), indent=1) + "\n")
 
 
 def _finite(value: Any) -> Any:

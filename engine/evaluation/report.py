@@ -15,6 +15,7 @@ from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import bytes_words, code, duration_words, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
 from engine.evaluation.words import number
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -76,14 +77,8 @@ def write_report(path: Path, report: RunReport) -> None:
     if pictures:
         folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        _replace(folder / f"{name}.svg", picture)
-    _replace(path, render_report(report, frozenset(pictures)))
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+        replace_text(folder / f"{name}.svg", picture)
+    replace_text(path, render_report(report, frozenset(pictures)))
 
 
 def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> str:

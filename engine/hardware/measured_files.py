@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from engine.hardware.machine import Machine
 from engine.hardware.measured import VERSION, Measured
+from engine.whole_file import replace_text
 
 
 def fingerprint(machine: Machine) -> str:
@@ -38,14 +37,7 @@ def store(machine: Machine, measured: Measured) -> Path:
     """
     path = _path(machine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".profile-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(measured), indent=1))
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_text(path, msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
     return path
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.hardware import limits
+from engine.whole_file import replace_text
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
@@ -66,10 +67,8 @@ def write_record(path: Path, record: ProcessRecord) -> None:
     Raises:
         OSError: the run directory cannot be written.
     """
-    # Two processes write the same record at the start of a run, each through a file of its own.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    # Two processes write the same record at the start of a run.
+    replace_text(path, json.dumps(asdict(record)) + "\n")
 
 
 def read_record(path: Path) -> ProcessRecord | None:

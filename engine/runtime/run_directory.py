@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from engine import config as run_config
 from engine import errors
 from engine.runtime.deepspeed_config import deepspeed_config
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,9 +165,7 @@ class RunDirectory:
         Raises:
             OSError: the run directory cannot be written.
         """
-        aside = self.path / ".config.yaml.new"
-        aside.write_text(run_config.to_yaml(config), encoding="utf-8")
-        aside.replace(self.config_path)
+        replace_text(self.config_path, run_config.to_yaml(config))
 
     def load_config(self) -> RunConfig:
         """The run's configuration.

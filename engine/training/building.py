@@ -145,7 +145,7 @@ def choose_step(
         return step
 
     planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, tuning, progress, planned, build, sharing.make)
+    return replanning_step(session, setup, tuning, progress, planned, build, sharing.make, sharing.came_to)
 
 
 def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:

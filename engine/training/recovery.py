@@ -3,6 +3,7 @@
 | failure | what is done |
 |---|---|
 | memory full within the step | the step is re-planned and repeated (engine.training.replanning) |
+| the same in a window that ranks share | all ranks begin again, in a smaller step (engine.distributed.retreat) |
 | memory full in the optimiser | a smaller step, back to the last snapshot, and the same updates again |
 | NaN or a spike of the loss | back to the last snapshot, past these updates, at a lower rate (arXiv 2204.02311 §5.1) |
 | disk full | older checkpoints go, then the run waits (engine.training.disk_space) |

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import one_line
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.training.state import Progress
@@ -34,6 +35,4 @@ def write_recovery_report(path: Path, run: str, progress: Progress, last: str) -
         "The last checkpoint holds the state before the loss broke out. Start a new run with a lower",
         "`training.learning_rate`, or look at the files that these updates learn (`engine data`).",
     ]
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_text(path, "\n".join(lines) + "\n")

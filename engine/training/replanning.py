@@ -18,7 +18,7 @@ from engine.training.layout import Layout
 from engine.training.state import capture_random, restore_random
 from engine.training.step import ScoringStep, StepMonitor, StepResult, TrainingStep, Window
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
 class ClosableStep(TrainingStep, ScoringStep, Protocol):
@@ -86,7 +86,7 @@ class ReplanningStep:
         self._change(layout, why)
         return True
 
-    def _until_it_fits(self, attempt: Callable[[ClosableStep], _T], *, trains: bool) -> _T:
+    def _until_it_fits(self, attempt: Callable[[ClosableStep], T], *, trains: bool) -> T:
         generators = capture_random()
         while True:
             error: Exception | None = None
@@ -125,7 +125,7 @@ class ReplanningStep:
         self.close()
         release_memory()
         before, self.layout = self.layout, layout
-        self._tell(f"re-planned the step: {_difference(before, layout)}", why)
+        self._tell(f"re-planned the step: {difference(before, layout)}", why)
 
 
 def _first(error: BaseException) -> str:
@@ -133,7 +133,7 @@ def _first(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _difference(before: Layout, after: Layout) -> str:
+def difference(before: Layout, after: Layout) -> str:
     """What changed, in the plan's own words."""
     if before.stream is None or after.stream is None:
         return f"{before.describe()} → {after.describe()}"

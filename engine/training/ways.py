@@ -12,6 +12,7 @@ from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
 
 if TYPE_CHECKING:
+    from engine.distributed.retreat import Retreat
     from engine.models.fine_tuning import FineTuning
     from engine.runtime.session import TrainingSession
     from engine.training.setup import Setup
@@ -26,6 +27,7 @@ def replanning_step(
     planned: Layout,
     build: Callable[[Layout], ClosableStep],
     make: Callable[..., ReplanningStep] = ReplanningStep,
+    came_to: Retreat | None = None,
 ) -> ReplanningStep:
     """The step in the planned layout, or in the one that the run had come to before it was resumed.
 
@@ -37,6 +39,7 @@ def replanning_step(
         planned: The planner's layout.
         build: Makes the way to compute a step in a layout.
         make: ReplanningStep, or one that works in a team.
+        came_to: The layout in which all ranks begin again, since one ran out of memory.
     """
     config, placement = session.config, setup.placement
     ladder = Ladder(
@@ -55,6 +58,8 @@ def replanning_step(
         session.emit(RecoveryTaken(what=what, why=why))
 
     # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+    if came_to is not None:
+        progress.layout = came_to.layout
     if not progress.layout or not ladder.allows(Layout.from_json(progress.layout)):
         progress.layout = planned.as_json()
     step = make(
@@ -64,4 +69,6 @@ def replanning_step(
         smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
         tell=tell,
     )
+    if came_to is not None:
+        tell(f"re-planned the step: {came_to.what}", came_to.why)
     return step

@@ -49,4 +49,4 @@ def test_results_failures_and_an_interruption(tmp_path):
     table = suite_table(tmp_path)
     assert "| demo, fp32 | 256 |" in table
     assert "- refused: " in table
-    assert not list(tmp_path.glob("*.new"))
+    assert not list(tmp_path.glob(".*"))

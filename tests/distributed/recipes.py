@@ -1,0 +1,45 @@
+"""What ranks run in tests instead of the training recipe: the same, on a machine that is too small."""
+
+from __future__ import annotations
+
+import functools
+
+from engine.runtime.session import TrainingSession
+from engine.streaming.workspace import Workspace
+from engine.training import loop
+from engine.training.recipe import train
+
+LARGEST_TILE = 128
+
+
+def too_small(session: TrainingSession) -> None:
+    """Rank 1 has no memory for tiles larger than LARGEST_TILE."""
+    if session.team.rank == 1:
+        _limit()
+    train(session)
+
+
+def smaller_from_the_second_step_on(session: TrainingSession) -> None:
+    """The same, but only once an update has been made."""
+    take = loop.take_optimizer_step
+
+    @functools.wraps(take)
+    def limited(parts, progress, *rest):  # type: ignore[no-untyped-def]
+        if session.team.rank == 1 and progress.step == 1:
+            _limit()
+        return take(parts, progress, *rest)
+
+    loop.take_optimizer_step = limited
+    train(session)
+
+
+def _limit() -> None:
+    prepare = Workspace.prepare
+
+    @functools.wraps(prepare)
+    def limited(self: Workspace, context: int) -> None:
+        if self._plan.tile > LARGEST_TILE:
+            raise MemoryError
+        prepare(self, context)
+
+    Workspace.prepare = limited  # type: ignore[method-assign]
