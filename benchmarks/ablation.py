@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("part", choices=("whole", "streamed"))
     parser.add_argument("--repo", action="append", default=[])
     parser.add_argument("--ids", nargs="*", default=[])
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--context", type=int, default=8192, help="of `whole`")
     parser.add_argument("--seconds", type=float, default=3600.0, help="after which `whole` begins no further run")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +15,11 @@ from training.test_packing import documents, packed
 from training.test_step import FAMILIES, Quiet, adapted, gradients
 
 from engine.data.windows import Window
+from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.loss import IGNORED
+from engine.training.building import _longest_filled
 from engine.training.filling import filled, filled_length, labels_of, model_inputs
 from engine.training.step import WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
@@ -54,6 +59,12 @@ def test_what_is_filled_up_is_the_last_documents_end_and_predicts_nothing():
     inputs = model_inputs(window, MOST, CPU)
     assert inputs.positions.tolist() == [*range(30), *range(8)]
     assert model_inputs(Window(window.ids), MOST, CPU).positions is None
+
+
+@pytest.mark.parametrize(("device", "longest"), [("cuda", 8192), ("cpu", None)])
+def test_windows_are_filled_up_where_kernels_plan_for_each_length(device, longest):
+    setup = SimpleNamespace(context=8192, placement=SimpleNamespace(device=torch.device(device)))
+    assert _longest_filled(setup) == longest
 
 
 def compare(way, plain, model, reference):
@@ -97,3 +108,29 @@ def test_streamed_windows_keep_their_losses_and_gradients(tmp_path, tile):
         model,
         reference,
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("streamed", [False, True])
+def test_on_a_gpu_in_bf16_too(tmp_path, streamed):
+    """As close to the windows as they are as bf16 is to itself."""
+    windows = patterned_windows([1000, 1011, 1024])
+    found = {}
+    for longest in (None, 1024):
+        model = adapted().to("cuda", torch.bfloat16)
+        for parameter in trainable(model).values():
+            parameter.data = parameter.data.float()
+        if streamed:
+            plan = StreamPlan(tile=512, key_block=1024)
+            device = torch.device("cuda")
+            way = StreamedWindows(
+                AdapterTuning(model), plan, device=device, spill_directory=tmp_path, fill_up_to=longest
+            )
+        else:
+            autocast = functools.partial(torch.autocast, "cuda", torch.bfloat16)
+            way = WholeSequenceStep(model, recompute=False, autocast=autocast, fill_up_to=longest)
+        found[longest] = way.run(windows, 0.01, Quiet()).loss_sum, gradients(model)
+    assert found[1024][0] == pytest.approx(found[None][0], rel=1e-2)
+    for name, gradient in found[1024][1].items():
+        expected = found[None][1][name]
+        assert (gradient - expected).norm() < 5e-2 * expected.norm() + 1e-5
