@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import select
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.25
 """Seconds between two redraws."""
+Later = Callable[[float, Callable[[], None]], None]
 
 
 def terminal_takes_more() -> bool:
@@ -28,11 +30,17 @@ class Pacer:
 
     Over a slow link, frames would otherwise queue up: each would be out of date when it arrives, and a key press
     would be answered after all of them.
+
+    Args:
+        app: Whose screens are drawn.
+        draw: Draws a part of the state.
+        later: Calls something after so many seconds.
     """
 
-    def __init__(self, app: App[Any], draw: Callable[[str], None]) -> None:
+    def __init__(self, app: App[Any], draw: Callable[[str], None], later: Later | None = None) -> None:
         self._app = app
         self._draw = draw
+        self._later = later or self._call_later
         self._owed: dict[str, None] = {}
         self._drawn_at = 0.0
         self._armed = False
@@ -50,9 +58,14 @@ class Pacer:
             wait = SHORTEST
         if wait > 0:
             self._armed = True
-            self._app.set_timer(wait, self._settle)
+            self._later(wait, self._settle)
             return
         self._drawn_at = time.monotonic()
         owed, self._owed = self._owed, {}
         for what in owed:
             self._draw(what)
+
+    def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        # Not by a timer of Textual's: one that is due before its task has looked at the clock for the first time never
+        # fires, and nothing would be drawn from then on. News come as often as redraws may, so that waits are short.
+        asyncio.get_running_loop().call_later(seconds, self._app.call_next, callback)

@@ -7,6 +7,7 @@ import itertools
 import os
 import pty
 import sys
+import time
 
 import pytest
 from textual.app import App
@@ -44,9 +45,8 @@ def clock(monkeypatch):
 def make_pacer(clock, *, headless=False):
     drawn = []
     app = App()
-    app.set_timer = clock.set_timer
     type(app).is_headless = property(lambda _: headless)
-    return Pacer(app, lambda what: drawn.append((clock.now, what))), drawn
+    return Pacer(app, lambda what: drawn.append((clock.now, what)), later=clock.set_timer), drawn
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +123,15 @@ async def test_the_monitor_draws_what_it_was_told_last():
             app.tell("run")
         await until(pilot, lambda: not app._pacer._armed)
         assert app._pacer._owed == {}
+
+
+async def test_what_is_due_almost_at_once_is_drawn_too():
+    """News come as often as redraws may, so that one is often due within a microsecond."""
+    drawn = []
+    app = App()
+    async with app.run_test() as pilot:
+        pacer = Pacer(app, drawn.append)
+        for number in range(200):
+            pacer._drawn_at = time.monotonic() - pacing.SHORTEST + number * 1e-8
+            pacer.ask(str(number))
+            await until(pilot, lambda number=number: str(number) in drawn, seconds=5.0)
