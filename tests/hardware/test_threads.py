@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -23,5 +25,16 @@ def test_what_a_user_has_set_stays(own):
     assert environment == own
 
 
-def test_the_tests_processes_inherit_it():
-    assert os.environ["OMP_WAIT_POLICY"]
+def test_it_is_set_before_a_command_imports_torch():
+    """OpenMP's runtime reads it once, when torch is loaded."""
+    script = """
+import os, sys
+from engine import cli
+cli.main(["optimizations", "--json"])
+print(os.environ["GOMP_SPINCOUNT"], file=sys.stderr)
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    clean["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", script], env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split()[-1]) > 0
