@@ -36,8 +36,8 @@ from engine.streaming.step import StreamedStep
 from engine.training.step import StepMonitor, WholeSequenceStep
 
 _REPEATS, _LEAST_SECONDS, _MOST_REPEATS = 3, 0.25, 50
-"""A tile is run so often that filling and draining the queue, once for all of them, hardly counts: three runs of 6 ms
-each took 10% longer than the same tile in a step."""
+"""A tile is run so often that filling and draining the queue, once for all of them, hardly counts. With three runs the
+probe of a 0.5B model at 64K tokens came out 12% too long on an H200, which is taken to be that (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ class Retreat:
 
 def ask(run: Path, rank: int, layout: Mapping[str, Any], what: str, why: str) -> None:
     """Leaves a rank's wish in the run directory, before it ends."""
-    _write(_path(run, rank), Retreat(rank=rank, time=time.time(), layout=dict(layout), what=what, why=why))
+    with contextlib.suppress(OSError):  # the run ends as it would have
+        _write(_path(run, rank), Retreat(rank=rank, time=time.time(), layout=dict(layout), what=what, why=why))
 
 
 def asked(run: Path) -> Retreat | None:
@@ -47,7 +48,11 @@ def asked(run: Path) -> Retreat | None:
 
 
 def take(run: Path, wish: Retreat) -> None:
-    """All ranks find it when they begin again; the wishes are forgotten."""
+    """All ranks find it when they begin again; the wishes are forgotten.
+
+    Raises:
+        OSError: the run directory cannot be written.
+    """
     forget(run)
     _write(run / FOLDER / _TAKEN, wish)
 
@@ -68,8 +73,7 @@ def _path(run: Path, rank: int) -> Path:
 
 
 def _write(path: Path, wish: Retreat) -> None:
-    with contextlib.suppress(OSError):  # the run ends as it would have
-        replace_text(path, json.dumps(asdict(wish)))
+    replace_text(path, json.dumps(asdict(wish)))
 
 
 def _read(path: Path) -> Retreat | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.distributed import retreat
@@ -42,17 +43,27 @@ def train(session: TrainingSession) -> None:
     hosts = hosts_of(session.config, local_ranks(session.config))
     run, resuming = session.run.path, session.resuming
     retreat.forget(run)
+    tried: list[dict[str, Any]] = []
     while True:
         clear_failures(run)
         agent, last = _attempt(session, hosts, resuming=resuming)
         smaller = _smaller_step(session, hosts)
-        if smaller is None:
+        if smaller is None or smaller.layout in tried or not _taken(run, smaller):
             _conclude(session, agent, hosts, last)
             return
-        retreat.take(run, smaller)
+        tried.append(smaller.layout)
         resuming = True
         why = f"rank {smaller.rank} ran out of memory"
         session.emit(LogLine(level="warning", text=f"{why}: all ranks begin again, with a smaller step"))
+
+
+def _taken(run: Path, smaller: Retreat) -> bool:
+    """Whether all ranks will find the step; where the disk is full, the run ends with what it failed of."""
+    try:
+        retreat.take(run, smaller)
+    except OSError:
+        return False
+    return True
 
 
 def _attempt(

@@ -24,6 +24,7 @@ from engine.models.head import check_head
 from engine.models.loading import load_model
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
+from engine.training.filling import longest_filled
 from engine.training.layout import Ladder, Layout
 from engine.training.memory import memory_errors
 from engine.training.replanning import ClosableStep, ReplanningStep
@@ -236,7 +237,7 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
     """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
     device = found.placement.device
     tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
-    longest = found.context if device.type == "cuda" else None
+    longest = longest_filled(found.context, device)
 
     def build(layout: Layout) -> ClosableStep:
         if layout.stream is not None:

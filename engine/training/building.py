@@ -30,6 +30,7 @@ from engine.optim.schedule import peak_rate
 from engine.training import in_step
 from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
+from engine.training.filling import longest_filled
 from engine.training.in_step import InStepStore
 from engine.training.layout import Layout
 from engine.training.memory import memory_errors
@@ -127,7 +128,7 @@ def choose_step(
                 # A state within a step is one rank's; where a window is spread, it would take all of them.
                 store=None if sharing.spreads_windows else store,
                 make=sharing.streamed,
-                fill_up_to=_longest_filled(setup),
+                fill_up_to=longest_filled(setup.context, setup.placement.device),
             )
         masters = tuning.masters
         step = WholeSequenceStep(
@@ -137,7 +138,7 @@ def choose_step(
             micro_batch=max(1, training.micro_batch),
             label_smoothing=training.label_smoothing,
             gradients=None if masters is None else masters.gradients,
-            fill_up_to=_longest_filled(setup),
+            fill_up_to=longest_filled(setup.context, setup.placement.device),
         )
         if training.micro_batch == 0 and trainable(tuning.model):
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
@@ -160,13 +161,8 @@ def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> Ze
         team=session.team,
         recompute=bool(setup.choice.plan.plan.get("checkpointing")),
         label_smoothing=training.label_smoothing,
-        fill_up_to=_longest_filled(setup),
+        fill_up_to=longest_filled(setup.context, setup.placement.device),
     )
-
-
-def _longest_filled(setup: Setup) -> int | None:
-    """Windows are filled up where kernels plan for each length: on a GPU."""
-    return setup.context if setup.placement.device.type == "cuda" else None
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:

@@ -1,8 +1,9 @@
 """Sequences of lengths that repeat: a window as the model takes it, filled up behind its last token.
 
 Windows are cut where files and definitions end, so that hardly two have the same length. cuDNN plans its attention for
-every length that it meets, and in short windows that takes longer than the step itself. What is filled up lies behind
-all tokens, so that none of them attends to it, and predicts nothing: losses and gradients stay as they are.
+every length that it meets, which is taken to be why steps of real runs were slower than steps by themselves
+(docs/benchmarks.md). What is filled up lies behind all tokens, so that none of them attends to it, and predicts
+nothing: losses and gradients stay as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ _SHARE = 16
 1% on average in windows of whole definitions."""
 _COARSEST = 1024
 _FILLER = 0
+
+
+def longest_filled(context: int, device: torch.device) -> int | None:
+    """What windows of a context are filled up to at most: on a GPU, where kernels plan for each length."""
+    return context if device.type == "cuda" else None
 
 
 def filled_length(tokens: int, most: int) -> int:

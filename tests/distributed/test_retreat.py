@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from engine.distributed import retreat
-from engine.distributed.rank_files import FOLDER
+from engine.config import RunConfig
+from engine.distributed import retreat, supervisor
+from engine.distributed.rank_files import FOLDER, write_failure
+from engine.protocol import RunFailed
 from tests.distributed.conftest import run_folder
 from tests.distributed.recipes import LARGEST_TILE
 
@@ -61,3 +65,29 @@ def test_a_damaged_wish_is_no_wish(tmp_path):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "rank-0.retreat.json").write_text('{"rank": 0')
     assert retreat.asked(tmp_path) is None
+
+
+def test_a_step_that_was_tried_is_not_tried_again(tmp_path, monkeypatch):
+    """A rank that asks for the same again would have all of them begin again for ever."""
+    attempts = []
+
+    def attempt(session, hosts, *, resuming):
+        attempts.append(resuming)
+        (tmp_path / FOLDER).mkdir(exist_ok=True)
+        retreat.ask(tmp_path, 1, {"recompute": True, "stream": None}, "tile 4 → 2", "full")
+        write_failure(tmp_path, 1, RunFailed(error="out-of-memory", message="full", hint="", exit_code=4))
+        return SimpleNamespace(exits=[], error=None), None
+
+    told = []
+    session = SimpleNamespace(
+        run=SimpleNamespace(path=tmp_path),
+        config=RunConfig(),
+        resuming=False,
+        commands=SimpleNamespace(stop_requested=False),
+        emit=told.append,
+    )
+    monkeypatch.setattr(supervisor, "_attempt", attempt)
+    supervisor.train(session)
+    assert attempts == [False, True]
+    assert isinstance(told[-1], RunFailed)
+    assert "rank 1 of" in told[-1].message

@@ -44,6 +44,7 @@ def train(session: TrainingSession) -> None:
         session.emit(EvalCompleted(step=0, loss=2.0, perplexity=7.389, tokens=100))
     session.emit(PhaseChanged(phase="training"))
     sys.stdout.write("text on stdout of the training process\n")
+    sys.stdout.write(f"threads spin {os.environ.get('GOMP_SPINCOUNT')} rounds\n")
     step = first
     while step < total:
         if not _obey(session, step):

@@ -161,3 +161,12 @@ def test_a_run_is_never_trained_by_two_processes(launch):
     with pytest.raises(EliteError) as caught:
         launch(resume=handle.run)
     assert caught.value.kind is errors.RUN_STILL_ACTIVE
+
+
+def test_threads_of_the_training_process_wait_briefly(launch, monkeypatch):
+    """Also where its launcher is the app, which computes nothing and sets nothing."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    handle = launch()
+    drain(handle)
+    assert "threads spin 3000 rounds" in handle.run.log_path.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.loss import IGNORED
-from engine.training.building import _longest_filled
-from engine.training.filling import filled, filled_length, labels_of, model_inputs
+from engine.training.filling import filled, filled_length, labels_of, longest_filled, model_inputs
 from engine.training.step import WholeSequenceStep
 from engine.training.streamed_windows import StreamedWindows
 
@@ -63,11 +61,10 @@ def test_what_is_filled_up_is_the_last_documents_end_and_predicts_nothing():
 
 @pytest.mark.parametrize(("device", "longest"), [("cuda", 8192), ("cpu", None)])
 def test_windows_are_filled_up_where_kernels_plan_for_each_length(device, longest):
-    setup = SimpleNamespace(context=8192, placement=SimpleNamespace(device=torch.device(device)))
-    assert _longest_filled(setup) == longest
+    assert longest_filled(8192, torch.device(device)) == longest
 
 
-def compare(way, plain, model, reference):
+def assert_same(way, plain, model, reference):
     found, expected = (step.run(WINDOWS, 0.01, Quiet()) for step in (way, plain))
     assert found.tokens == expected.tokens
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
@@ -88,7 +85,7 @@ def test_whole_windows_keep_their_losses_and_gradients(family, micro_batch):
     model.get_base_model().base_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    compare(
+    assert_same(
         WholeSequenceStep(model, recompute=False, micro_batch=micro_batch, fill_up_to=MOST),
         WholeSequenceStep(reference, recompute=False),
         model,
@@ -102,7 +99,7 @@ def test_whole_windows_keep_their_losses_and_gradients(family, micro_batch):
 def test_streamed_windows_keep_their_losses_and_gradients(tmp_path, tile):
     model, reference = adapted(), adapted()
     plan = StreamPlan(tile=tile, key_block=128)
-    compare(
+    assert_same(
         StreamedWindows(AdapterTuning(model), plan, device=CPU, spill_directory=tmp_path, fill_up_to=MOST),
         StreamedWindows(AdapterTuning(reference), plan, device=CPU, spill_directory=tmp_path),
         model,

@@ -135,3 +135,4 @@ async def test_what_is_due_almost_at_once_is_drawn_too():
             pacer._drawn_at = time.monotonic() - pacing.SHORTEST + number * 1e-8
             pacer.ask(str(number))
             await until(pilot, lambda number=number: str(number) in drawn, seconds=5.0)
+    assert drawn == [str(number) for number in range(200)]
