@@ -68,9 +68,19 @@ def proof(optimization: str) -> Finding | None:
     for name in ("verify-h200", "verify-cpu"):
         for verdict in (stored(name) or {"verdicts": []})["verdicts"]:
             if verdict["id"] == optimization and verdict["status"] == "passed":
-                card = stored(name)["machine"]["card"] or "a processor"
-                return Finding(measured=verdict["evidence"], how=f"`engine verify {optimization}`, {card}", verdict="")
+                card = stored(name)["machine"]["card"]
+                where = "two processes on a processor" if shared_by_processes(optimization) else card or "a processor"
+                return Finding(measured=verdict["evidence"], how=f"`engine verify {optimization}`, {where}", verdict="")
     return None
+
+
+def shared_by_processes(optimization: str) -> bool:
+    """Whether its proof starts processes, which compute on the processor also where a GPU is."""
+    sys.path.insert(0, str(ROOT))
+    from engine.plan.optimizations import optimizations
+
+    (row,) = (row for row in optimizations() if row.id == optimization)
+    return row.proof.startswith("engine.verify.distributed:")
 
 
 def proven(optimization: str, verdict: str) -> Finding:
@@ -99,15 +109,17 @@ def context_under(cap: float, context: int, card: str) -> Finding:
     how = f"`engine bench streaming`, one H100 or H200 limited to {cap:g} GiB (docs/benchmarks.md)"
     if not rows:
         return Finding(measured=NOT_YET, how=how, verdict="open")
-    row = rows[0]
-    full = row["layers"] == row["all_layers"]
-    fits = (
-        "true for GPU memory"
-        if full
-        else "true for these layers; all of them add their 4-bit weights, 0.7 GiB; the full step is open"
+    full, partial = (
+        [row["model"] for row in rows if (row["layers"] == row["all_layers"]) == whole] for whole in (True, False)
     )
+    parts = "these layers; all of them add their 4-bit weights, 0.7 GiB; the full step is open"
+    fits = f"true for GPU memory of {', '.join(full)}" if full else f"true for {parts}"
+    if full and partial:
+        fits += f"; of {', '.join(partial)} for {parts}"
     return Finding(
-        measured=step_in_words(row), how=how, verdict=f"{fits}; time on {card} itself is predicted (docs/tiers.md)"
+        measured="; ".join(map(step_in_words, rows)),
+        how=how,
+        verdict=f"{fits}; time on {card} itself is predicted (docs/tiers.md)",
     )
 
 

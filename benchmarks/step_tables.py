@@ -119,6 +119,16 @@ def ablation_table() -> str:
     return "\n".join([*lines, "", f"{_machine(found['machine'])}"])
 
 
+def filling_table() -> str:
+    """Steps over windows of their own lengths, and of a few."""
+    found = json.loads((RESULTS / "filling-h200.json").read_text())
+    lines = ["| windows | lengths | median step | tokens/s |", "|---" * 4 + "|"]
+    for row in found["rows"]:
+        speed = row["tokens"] / sum(row["seconds"])
+        lines.append(f"| {row['way']} | {row['lengths']} | {row['median_seconds']:.3f} s | {speed:,.0f} |")
+    return "\n".join([*lines, "", f"{_machine(found['machine'])} `{found['command']}`"])
+
+
 def probe_table() -> str:
     """Predicted by the rates, after a probe, and measured."""
     found = json.loads((RESULTS / "probe-h200.json").read_text())

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from step_tables import ablation_table, measured_table, probe_table, short_context_table, streaming_table
+from step_tables import ablation_table, filling_table, measured_table, probe_table, short_context_table, streaming_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,6 +146,7 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
+    (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
     (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
     (ROOT / "docs" / "benchmarks.md", "probe table", probe_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),

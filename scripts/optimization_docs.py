@@ -122,7 +122,8 @@ def proofs_section(name: str, stored: dict) -> list[str]:
         "|---|---|---|",
     ]
     lines += [f"| {v['id']} | {v['status']} | {v['evidence'] or v['reason']} |" for v in verdicts]
-    return [*lines, ""]
+    shared = ", ".join(row.id for row in optimizations() if row.proof.startswith("engine.verify.distributed:"))
+    return [*lines, "", f"Two processes on the machine's processor each: {shared}.", ""]
 
 
 def research_page(proofs: dict[str, dict]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAMES = ("plan",)
 SUMMARY = "Show which context tiers fit a machine, what each costs, and the arithmetic behind it."
 
-MEMORY_BASIS = "Predicted, not measured: memory by formula (within 1.5% of what was measured on one H100)"
+MEMORY_BASIS = "Predicted, not measured: GPU memory by formula (within 1% of what was measured on an H100 and an H200)"
 BY_DATA_SHEET = (
     "time from data-sheet rates times efficiencies that were measured on one H100 and are assumed elsewhere "
     "(`engine profile` measures this machine's)"

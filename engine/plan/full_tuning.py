@@ -17,10 +17,6 @@ SUM_BYTES = 12
 "A gradient is written in 16 bits, read, and added to its fp32 sum."
 WHOLE_SUM_BYTES = 8
 "And where autograd adds up the pieces of a whole window's loss, in 16 bits."
-HOME_BANDWIDTH = 1.5e9
-"""Bytes a second of gradients on their way to the host: 1.4 and 1.7 GB/s on the computer that the H100 was in
-(benchmarks/results/memory-h100.json). Then each step took new memory, whose pages come one by one; since
-engine.streaming.gradient_home keeps it this is too little, and is to be measured again."""
 UPDATE_BYTES = 30
 "An update reads weight, gradient and both states, and writes all but the gradient, and the 16-bit copy."
 
@@ -81,11 +77,12 @@ def masters_on_host(work: Workload) -> bool:
 def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[float, str]:
     """Time that the gradients of one window take to the host, and the formula.
 
+    They arrive in pinned memory that is kept (engine.streaming.gradient_home), so that the link is all that counts.
     Where tiles are streamed, a table that is embedding and head at once goes twice.
     """
     twice = work.spec.vocab_size * work.spec.hidden_size if streamed and work.spec.tied_embeddings else 0
-    count, rate = work.spec.parameters + twice, min(link, HOME_BANDWIDTH)
-    return 4 * count / rate, f"{count:,} gradients × 4 B at {rate / 1e9:.3g} GB/s"
+    count = work.spec.parameters + twice
+    return 4 * count / link, f"{count:,} gradients × 4 B at {link / 1e9:.3g} GB/s"
 
 
 def summing_seconds(

@@ -1,9 +1,9 @@
 """Sequences of lengths that repeat: a window as the model takes it, filled up behind its last token.
 
 Windows are cut where files and definitions end, so that hardly two have the same length. cuDNN plans its attention for
-every length that it meets, which is taken to be why steps of real runs were slower than steps by themselves
-(docs/benchmarks.md). What is filled up lies behind all tokens, so that none of them attends to it, and predicts
-nothing: losses and gradients stay as they are.
+every length that it meets: over windows as they are, steps ran at two thirds of the speed (docs/benchmarks.md,
+Ablation). What is filled up lies behind all tokens, so that none of them attends to it, and predicts nothing: losses
+and gradients stay as they are.
 """
 
 from __future__ import annotations
