@@ -4,10 +4,9 @@
 
 One process a model, random weights, a few layers each (every layer is the same work). A case runs a step and, warm, the
 step that is measured, with Adam's states in place; a short one as often as makes half a second, of which the fastest
-counts. torch's allocator may take no more than the smallest card has for
-which the planner calls the case fitting: one that runs out shows a plan that "fits" and does not, and is run again
-without the limit. With
---trace, cases marked for it also tell which lines of code hold the memory at the peak.
+counts. torch's allocator may take no more than the smallest card has for which the planner calls the case fitting: one
+that runs out shows a plan that "fits" and does not, and is run again without the limit. With --trace, cases marked for
+it also tell which lines of code hold the memory at the peak.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def masters_on_host(work: Workload) -> bool:
 def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[float, str]:
     """Time that the gradients of one window take to the host, and the formula.
 
-    They arrive in pinned memory that is kept (engine.streaming.gradient_home), so that the link is all that counts.
+    They arrive in pinned memory that is kept (engine.streaming.gradient_home), so that the link is what counts.
+    Measured for updates of one window: those of further ones are added up on the host, which is not in the formula.
     Where tiles are streamed, a table that is embedding and head at once goes twice.
     """
     twice = work.spec.vocab_size * work.spec.hidden_size if streamed and work.spec.tied_embeddings else 0
