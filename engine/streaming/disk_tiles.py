@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.streaming import copies
+from engine.streaming.copies import CopyStreams
 from engine.streaming.pinned import pinned_empty
-from engine.streaming.tiles import CopyStreams, TileArray
+from engine.streaming.tiles import TileArray
 
 _THREADS = 4
 _WRITES_AT_ONCE = 2
@@ -120,12 +122,7 @@ class DiskTiles(TileArray):
         if streams is None:
             rows.copy_(value)
         else:
-            stream = streams.to_host
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                rows.copy_(value, non_blocking=True)
-                copied = stream.record_event()
-            value.record_stream(stream)
+            copied = copies.begin_copy(streams.to_host, [(rows, value)])
 
         def save() -> None:
             try:
@@ -186,9 +183,12 @@ class _Load:
         try:
             self._arrived.result()
             self._array._check()  # a write before it may have failed
-            self._part.copy_(self._array._rows_of(buffer, self._part.shape[0]), non_blocking=True)
-            if staging.streams is not None:
-                copied = torch.cuda.current_stream().record_event()
+            rows = self._array._rows_of(buffer, self._part.shape[0])
+            if staging.streams is None:
+                self._part.copy_(rows)
+            else:
+                copied = copies.begin_copy(staging.streams.to_device, [(self._part, rows)])
+                copies.wait_for(copied)
         finally:
             staging.give(buffer, copied)
         return self._part

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.streaming.pinned import pinned_empty
-from engine.streaming.tiles import CopyStreams
+from engine.streaming import copies
+from engine.streaming.copies import CopyStreams
 
 
 def _heads_first(x: Tensor) -> Tensor:
@@ -132,31 +133,34 @@ class HostKeysValues(KeysValues):
         self._fetched: dict[tuple[int, int], tuple[int, torch.cuda.Event]] = {}
         self._queue: list[tuple[int, int]] = []
         self._turn = 0
+        self._homed: list[torch.cuda.Event] = []
         self._backward = False
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
         """See KeysValues."""
         self._backward = False
-        stream = self._streams.to_host
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for home, value in zip(self._kv, (k, v), strict=True):
-                # Contiguous first: a strided device-to-host copy is made of one transfer a row.
-                page = _tokens_first(value).contiguous()
-                home[start : start + k.shape[2]].copy_(page, non_blocking=True)
-                value.record_stream(stream)
+        self._homed = [
+            copies.begin_copy(
+                self._streams.to_host,
+                [
+                    (home[start : start + k.shape[2]], _tokens_first(value).contiguous())
+                    for home, value in zip(self._kv, (k, v), strict=True)
+                ],
+            )
+        ]
 
     def zero_gradients(self) -> None:
         """See KeysValues."""
-        self._streams.to_host.synchronize()
+        for event in self._homed:
+            event.synchronize()
         for home in self._grad:
             home.zero_()
         self._backward = True
 
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KeysValues."""
-        current = torch.cuda.current_stream()
-        current.wait_stream(self._streams.to_host)
+        for event in self._homed:
+            copies.wait_for(event)
         device = self._kv_slots[0][0].device
         dk, dv = (_heads_first(home[start:stop].to(device, non_blocking=True)) for home in self._grad)
         return dk, dv
@@ -165,8 +169,6 @@ class HostKeysValues(KeysValues):
         """See KeysValues."""
         self._queue = list(ranges)
         self._fetched.clear()
-        # All that earlier tiles appended or added has to be home first.
-        self._streams.to_device.wait_stream(self._streams.to_host)
         self._fetch_next()
 
     def _fetch_next(self) -> None:
@@ -174,22 +176,17 @@ class HostKeysValues(KeysValues):
             return
         start, stop = key = self._queue.pop(0)
         slot, self._turn = self._turn, 1 - self._turn
-        stream = self._streams.to_device
-        stream.wait_stream(torch.cuda.current_stream())  # the slot's last user
-        stream.wait_stream(self._streams.to_host)  # its gradients' way home
         pairs = list(zip(self._kv_slots[slot], self._kv, strict=True))
         if self._backward:
             pairs += zip(self._grad_slots[slot], self._grad, strict=True)
-        with torch.cuda.stream(stream):
-            for on_device, home in pairs:
-                on_device[: stop - start].copy_(home[start:stop], non_blocking=True)
-            self._fetched[key] = (slot, stream.record_event())
+        parts = [(on_device[: stop - start], home[start:stop]) for on_device, home in pairs]
+        self._fetched[key] = slot, copies.begin_copy(self._streams.to_device, parts, self._homed)
 
     def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KeysValues."""
         slot, arrived = self._fetched[(start, stop)]
         self._fetch_next()
-        torch.cuda.current_stream().wait_event(arrived)
+        copies.wait_for(arrived)
         k, v = (_heads_first(x[: stop - start]) for x in self._kv_slots[slot])
         return k, v
 
@@ -199,8 +196,5 @@ class HostKeysValues(KeysValues):
         sums = [x[: stop - start] for x in self._grad_slots[slot]]
         for total, value in zip(sums, (dk, dv), strict=True):
             total.add_(_tokens_first(value))
-        stream = self._streams.to_host
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for home, total in zip(self._grad, sums, strict=True):
-                home[start:stop].copy_(total, non_blocking=True)
+        pairs = [(home[start:stop], total) for home, total in zip(self._grad, sums, strict=True)]
+        self._homed = [copies.begin_copy(self._streams.to_host, pairs)]

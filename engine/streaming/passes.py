@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.streaming import attention as streamed_attention
+from engine.streaming import copies
 from engine.streaming.attention import KeysValuesCollected, Pass
 from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder
@@ -29,7 +30,6 @@ from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.loss import loss_and_gradient, token_losses
 from engine.streaming.sequence_run import SequenceRun
-from engine.streaming.tiles import CopyStreams
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
 from engine.streaming.workspace import Workspace
 
@@ -53,7 +53,7 @@ class LayerPasses:
         self.plan, self.device, self.model = plan, device, model
         self._label_smoothing = label_smoothing
         self.decoder = Decoder(model)
-        self._streams = CopyStreams(device) if device.type == "cuda" else None
+        self._streams = copies.copy_streams(device)
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())

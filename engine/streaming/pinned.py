@@ -27,6 +27,8 @@ class _Registered(mmap.mmap):
 def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Pinned host memory with undefined contents; freed with the last tensor on it.
 
+    Without a CUDA device the memory is the same, and not pinned: no device copies from it.
+
     Raises:
         MemoryError: the system has no more memory, or locks no more.
     """
@@ -43,6 +45,8 @@ def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     # The system hands out a page when it is first written, and clears it: with all threads, not with the one that
     # registers. Of each page one byte will do.
     torch.frombuffer(memory, dtype=torch.uint8)[:: mmap.PAGESIZE].zero_()
+    if not torch.cuda.is_available():
+        return tensor
     status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0)
     if int(status) != 0:
         raise MemoryError(f"{size:,} bytes of host memory could not be pinned (CUDA status {int(status)})")

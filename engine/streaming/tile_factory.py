@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from engine.plan.stream_plan import Home, StreamPlanError
+from engine.streaming.copies import CopyStreams
 from engine.streaming.disk_tiles import DiskStaging, DiskTiles
-from engine.streaming.tiles import CopyStreams, DeviceTiles, PinnedTiles, TileArray
+from engine.streaming.tiles import DeviceTiles, PinnedTiles, TileArray
 
 
 class TileFactory:

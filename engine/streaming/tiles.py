@@ -1,7 +1,7 @@
 """Arrays of tiles that live on the compute device or in pinned host memory, and the copies between.
 
 An array holds one row a token. While a tile is computed, the next one is on its way to the device and the last
-one on its way back: copies run on two side streams, ordered by events. On a CPU everything is a plain copy.
+one on its way back (engine/streaming/copies.py). On a CPU everything is a plain copy.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.streaming import copies
+from engine.streaming.copies import CopyStreams
 from engine.streaming.pinned import pinned_empty
-
-
-class CopyStreams:
-    """The two side streams of one CUDA device: to it and from it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.to_device = torch.cuda.Stream(device)
-        self.to_host = torch.cuda.Stream(device)
 
 
 class TileArray(ABC):
@@ -39,11 +33,18 @@ class TileArray(ABC):
 
     @abstractmethod
     def write(self, index: int, value: Tensor) -> None:
-        """Stores a tile, (tile rows, width) on the compute device. `value` may be reused at once."""
+        """Stores a tile, (tile rows, width) on the compute device.
+
+        `value` may be freed at once, but not overwritten: its copy may come later.
+        """
 
     @abstractmethod
     def begin_load(self, index: int, slot: Tensor) -> Callable[[], Tensor]:
-        """Starts to fetch a tile; calling the result waits for it. It may lie in `slot` or in the array itself."""
+        """Starts to fetch a tile; calling the result waits for it. It may lie in `slot` or in the array itself.
+
+        From this call until its wait the tile is not written, and `slot`, (tile rows or more, width), is used by nobody
+        else. A fetch that is never waited for may go on: the slot is used again by another `begin_load` only.
+        """
 
     def close(self) -> None:  # noqa: B027 - most homes have nothing to release but memory
         """Releases what garbage collection does not."""
@@ -76,28 +77,18 @@ class PinnedTiles(TileArray):
 
     def write(self, index: int, value: Tensor) -> None:
         """See TileArray."""
-        stream = self._streams.to_host
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._data[self.span(index)].copy_(value, non_blocking=True)
-            self._written[index] = stream.record_event()
-        value.record_stream(stream)
+        rows = self._data[self.span(index)]
+        self._written[index] = copies.begin_copy(self._streams.to_host, [(rows, value)])
 
     def begin_load(self, index: int, slot: Tensor) -> Callable[[], Tensor]:
         """See TileArray."""
-        stream = self._streams.to_device
-        # The slot's last user was enqueued before this call.
-        stream.wait_stream(torch.cuda.current_stream())
-        if index in self._written:
-            stream.wait_event(self._written[index])
         rows = self._data[self.span(index)]
         part = slot[: rows.shape[0]]
-        with torch.cuda.stream(stream):
-            part.copy_(rows, non_blocking=True)
-            arrived = stream.record_event()
+        written = [self._written[index]] if index in self._written else []
+        arrived = copies.begin_copy(self._streams.to_device, [(part, rows)], written)
 
         def wait() -> Tensor:
-            torch.cuda.current_stream().wait_event(arrived)
+            copies.wait_for(arrived)
             return part
 
         return wait

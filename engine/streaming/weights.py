@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.streaming import copies
+from engine.streaming.copies import CopyStreams
 from engine.streaming.pinned import pinned_empty
-from engine.streaming.tiles import CopyStreams
 
 
 class LayerWeights(ABC):
@@ -78,11 +79,8 @@ class StreamedWeights(LayerWeights):
             target.copy_(host)
             self._arrived[layer] = (number, None)
             return
-        stream = self._streams.to_device
-        stream.wait_stream(torch.cuda.current_stream())  # the buffer's last layer has been computed
-        with torch.cuda.stream(stream):
-            target.copy_(host, non_blocking=True)
-            self._arrived[layer] = (number, stream.record_event())
+        # Comes after what is computed with the buffer's last layer, as every copy does.
+        self._arrived[layer] = number, copies.begin_copy(self._streams.to_device, [(target, host)])
 
     def _idle_buffer(self) -> int:
         """The buffer that the layer being computed does not use."""
@@ -97,7 +95,7 @@ class StreamedWeights(LayerWeights):
         self.prefetch(layer)
         number, arrived = self._arrived[layer]
         if arrived is not None:
-            torch.cuda.current_stream().wait_event(arrived)
+            copies.wait_for(arrived)
         _point(self._parameters[layer], self._buffers[number])
         self._entered = layer
 

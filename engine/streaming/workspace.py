@@ -9,11 +9,12 @@ import torch
 from engine.attention.select import backend_by_name, select_backend
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.streaming.attention import Stash, TileAttention
+from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.tile_factory import TileFactory
-from engine.streaming.tiles import CopyStreams, TileArray, TileReader
+from engine.streaming.tiles import TileArray, TileReader
 
 
 class Workspace:
@@ -122,6 +123,9 @@ class Workspace:
 
     def release(self) -> None:
         """Frees all buffers; the next sequence makes them anew."""
+        if self._device.type == "cuda":
+            # Copies that were begun and never waited for still use memory that is given back here.
+            torch.cuda.synchronize(self._device)
         if self._hidden is not None:
             self._hidden.close()
         if self._attention is not None:
@@ -132,5 +136,4 @@ class Workspace:
         self._factory.release()
         self.context = 0
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()

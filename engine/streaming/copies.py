@@ -1,0 +1,57 @@
+"""Copies between a CUDA device and the host, on two side streams beside the one that computes.
+
+All copies of the streamed step begin in `begin_copy` and are awaited by `wait_for`. A test replaces the two by a
+simulation that runs every copy as early or as late as a device may (tests/support/side_streams.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class CopyStreams:
+    """The two side streams of one CUDA device: to it and from it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.to_device = torch.cuda.Stream(device)
+        self.to_host = torch.cuda.Stream(device)
+
+
+def copy_streams(device: torch.device) -> CopyStreams | None:
+    """The side streams of a device; None on a CPU, which is its own host."""
+    return CopyStreams(device) if device.type == "cuda" else None
+
+
+def begin_copy(
+    stream: torch.cuda.Stream, pairs: Sequence[tuple[Tensor, Tensor]], after: Iterable[torch.cuda.Event] = ()
+) -> torch.cuda.Event:
+    """Copies (target, source) pairs on a side stream, and returns the event of their arrival.
+
+    The copy runs at any time between this call and the wait for its event. Until then nobody reads or writes a target,
+    and nobody writes a source; the device's tensors may be freed at once.
+
+    Args:
+        stream: One of CopyStreams. Copies on one stream keep their order.
+        pairs: Of equal shapes and dtypes; one of each pair on the device, the other in pinned host memory.
+        after: Copies on the other stream that have to be done first. What the compute stream was given before this
+            call always comes first.
+    """
+    stream.wait_stream(torch.cuda.current_stream())
+    for event in after:
+        stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        for target, source in pairs:
+            target.copy_(source, non_blocking=True)
+        done: torch.cuda.Event = stream.record_event()
+    for tensor in (tensor for pair in pairs for tensor in pair):
+        if tensor.is_cuda:
+            tensor.record_stream(stream)
+    return done
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    """What is computed from now on comes after the event; the CPU goes on."""
+    torch.cuda.current_stream().wait_event(event)
