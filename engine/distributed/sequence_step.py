@@ -176,7 +176,7 @@ class SequenceStep(StreamedStep):
         if purpose is Pass.REPEAT and stash is not None:
             shared.read(stash, layer, run.spans)
         else:
-            self._collect(run, layer)
+            self._collect(run, layer, following=0)
             if purpose is Pass.FORWARD and stash is not None:
                 shared.write(stash, layer, run.spans)
         for tile in range(run.tiles):
@@ -185,12 +185,12 @@ class SequenceStep(StreamedStep):
             run.advance(layer, tile)
         shared.forget()
 
-    def _collect(self, run: SequenceRun, layer: int) -> None:
-        """Attention of all tiles, from their inputs."""
+    def _collect(self, run: SequenceRun, layer: int, following: int) -> None:
+        """Attention of all tiles, from their inputs; tile `following` is read next."""
         assert self._shared is not None
         with torch.no_grad():
             for tile in range(run.tiles):
-                x = self._read_ahead(layer, tile, tile + 1 if tile + 1 < run.tiles else 0)
+                x = self._read_ahead(layer, tile, tile + 1 if tile + 1 < run.tiles else following)
                 with contextlib.suppress(KeysValuesCollected):
                     self._leg(run, layer, tile, x, Leg.COLLECT)
         self._shared.exchange_forward()
@@ -207,7 +207,7 @@ class SequenceStep(StreamedStep):
         if stash is not None:
             shared.read(stash, layer, run.spans)
         else:
-            self._collect(run, layer)
+            self._collect(run, layer, following=run.tiles - 1)
         self._linears.want_output(wanted=False)
         for tile in reversed(range(run.tiles)):
             x = self._read_ahead(layer, tile, tile - 1 if tile else run.tiles - 1).detach().requires_grad_(needs_input)

@@ -34,19 +34,23 @@ def retile(pieces: Iterator[Tensor], rows: Sequence[int]) -> Iterator[Tensor]:
     """The same rows in pieces of other lengths: the plan may have another tile by now.
 
     Args:
-        pieces: (any, hidden), in order.
+        pieces: (any, hidden), in order; each is read before the next is asked for, which may take its place.
         rows: Length of each piece wanted; together as many rows as there are.
 
     Raises:
         ValueError: there are fewer rows.
     """
-    held: list[Tensor] = []
+    piece, used = torch.empty(0), 0
     for wanted in rows:
-        while (missing := wanted - sum(len(piece) for piece in held)) > 0:
-            piece = next(pieces, None)
-            if piece is None:
-                raise ValueError(f"the saved gradient stream is {missing} rows too short")
-            held.append(piece)
-        joined = held[0] if len(held) == 1 else torch.cat(held)
-        yield joined[:wanted]
-        held = [joined[wanted:]] if len(joined) > wanted else []
+        parts: list[Tensor] = []
+        missing = wanted
+        while missing:
+            if used == len(piece):
+                following = next(pieces, None)
+                if following is None:
+                    raise ValueError(f"the saved gradient stream is {missing} rows too short")
+                piece, used = following, 0
+            part = piece[used : used + missing]
+            parts.append(part.clone() if len(part) < missing else part)
+            used, missing = used + len(part), missing - len(part)
+        yield parts[0] if len(parts) == 1 else torch.cat(parts)

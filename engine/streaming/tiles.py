@@ -97,30 +97,33 @@ class PinnedTiles(TileArray):
 class TileReader:
     """Reads tiles of arrays of one width and dtype ahead of their use, through two slots on the compute device.
 
-    A tile that was read stays valid until the second `prefetch` after it.
+    A slot belongs to its tile from the fetch until the tile is given up or, once it was read, until the next `read`.
+    So a tile that was read is valid until another one is, whatever is fetched in between.
     """
 
     def __init__(self, width: int, dtype: torch.dtype, tile: int, device: torch.device) -> None:
         self._slots = [torch.empty((tile, width), dtype=dtype, device=device) for _ in range(2)]
-        self._next = 0
-        self._pending: dict[tuple[int, int], Callable[[], Tensor]] = {}
+        self._pending: dict[tuple[TileArray, int], tuple[int, Callable[[], Tensor]]] = {}
+        self._lent: int | None = None
 
     def prefetch(self, array: TileArray, index: int) -> None:
-        """Starts to fetch a tile; does nothing if it is on its way, or if two others are."""
-        key = (id(array), index)
-        if key in self._pending or len(self._pending) >= len(self._slots):
+        """Starts to fetch a tile; does nothing if it is on its way, or if no slot is free."""
+        if (array, index) in self._pending:
             return
-        self._pending[key] = array.begin_load(index, self._slots[self._next])
-        self._next = 1 - self._next
+        taken = {self._lent, *(slot for slot, _ in self._pending.values())}
+        free = [slot for slot in range(len(self._slots)) if slot not in taken]
+        if free:
+            self._pending[array, index] = free[0], array.begin_load(index, self._slots[free[0]])
 
     def reset(self) -> None:
-        """Forgets what was fetched ahead: an abandoned sequence must not leak into the next."""
+        """Gives up what was fetched ahead: an abandoned sequence must not leak into the next."""
         self._pending.clear()
+        self._lent = None
 
     def read(self, array: TileArray, index: int) -> Tensor:
         """The tile, (tile rows, width) on the compute device."""
-        key = (id(array), index)
-        if key not in self._pending:
+        if (array, index) not in self._pending:
             self._pending.clear()  # what was fetched ahead was guessed wrong
             self.prefetch(array, index)
-        return self._pending.pop(key)()
+        self._lent, wait = self._pending.pop((array, index))
+        return wait()

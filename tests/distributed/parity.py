@@ -12,6 +12,7 @@ from engine.distributed.sequence_step import SequenceStep
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
+from tests.support.side_streams import SCHEDULES, simulated
 
 CPU = torch.device("cpu")
 CONTEXT = 150
@@ -90,12 +91,16 @@ def relative(found, expected):
 
 
 def sequence_errors(rank, size):
-    """For each case the relative errors of loss, gradients and evaluation."""
+    """For each case the relative errors of loss, gradients and evaluation, without copies and with them."""
     team = ProcessTeam(CPU, timeout_s=60.0)
+    schedules = list(SCHEDULES)
     found = []
-    for strategy, order, starts, plan, context, model in CASES:
+    for number, (strategy, order, starts, plan, context, model) in enumerate(CASES):
         loss, predicted, expected, evaluated = alone(starts, PLANS[plan], context, **model)
-        scale = 1.0 / predicted
-        got, sums, scored = shared(team, strategy, order, starts, PLANS[plan], scale, context, **model)
-        found.append((abs(got / loss - 1), relative(sums, expected), abs(scored / evaluated - 1)))
+        case = team, strategy, order, starts, PLANS[plan], 1.0 / predicted, context
+        results = [shared(*case, **model)]
+        with simulated(schedules[(number + rank) % len(schedules)]):
+            results.append(shared(*case, **model))
+        for got, sums, scored in results:
+            found.append((abs(got / loss - 1), relative(sums, expected), abs(scored / evaluated - 1)))
     return found

@@ -11,6 +11,7 @@ from tests.distributed import parity
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_with_parts_of_a_sequence_are_one(ranks):
     for errors in run_processes(parity.sequence_errors, ranks):
-        for case, (loss, gradients, evaluated) in zip(parity.CASES, errors, strict=True):
+        cases = [(*case, where) for case in parity.CASES for where in ("in place", "copied")]
+        for case, (loss, gradients, evaluated) in zip(cases, errors, strict=True):
             assert max(loss, evaluated) < 1e-5, case
             assert gradients < 1e-5, case
