@@ -9,10 +9,10 @@ packed documents need no kernel of their own. Pure arithmetic: no tensors.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
 
 
 class Shape(Enum):
@@ -44,13 +44,14 @@ def causal_pieces(
 ) -> Iterator[Piece]:
     """Pieces that cover, each pair once, what the queries [start, stop) see.
 
-    No piece crosses `start` on the key side, so each one reads keys either from this run or from earlier ones.
-    Rectangles reach back in blocks aligned to multiples of `key_block`: few distinct shapes, so that kernels
-    which plan per shape (cuDNN) plan rarely.
+    No piece crosses `start` on the key side, so each one reads keys either from this run or from earlier ones. Earlier
+    keys of a piece lie within one block, aligned to multiples of `key_block`: few distinct shapes, so that kernels
+    which plan per shape (cuDNN) plan rarely, and a page of that many keys holds all of a piece. Several pieces may
+    read the same keys; most often blocks come in ascending order.
 
     Args:
         start, stop: Positions of the run of queries in the sequence.
-        key_block: Most keys in a rectangle.
+        key_block: Most keys in a rectangle, and in any piece that reads earlier keys.
         window: Keys a query sees, itself included; None for all (a layer without a sliding window).
         document_starts: Ascending first positions of the packed documents, beginning with 0.
     """
@@ -84,36 +85,38 @@ def trailing_documents(pieces: Sequence[Piece]) -> tuple[list[Piece], list[int]]
 
 def _documents(start: int, stop: int, document_starts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(first, last, document start) of each part of [start, stop) that lies in one document."""
-    borders = [*document_starts, stop]
-    for document, following in pairwise(borders):
-        first, last = max(start, document), min(stop, max(following, document))
+    number = bisect_right(document_starts, start) - 1  # one look-up: there are tens of thousands of documents
+    first = start
+    while first < stop:
+        following = document_starts[number + 1] if number + 1 < len(document_starts) else stop
+        last = min(stop, following)
         if first < last:
-            yield first, last, document
+            yield first, last, document_starts[number]
+        first, number = max(first, last), number + 1
 
 
 def _windowed(a: int, b: int, document: int, window: int, split: int, key_block: int) -> Iterator[Piece]:
     """Keys before `a` that the queries [a, b) see through a window at least as long as b - a."""
-    # Every query of the run sees the keys from the last one's window to a.
-    yield from _rectangles(a, b, max(document, b - window), a, split, key_block)
-    # Query a + r also sees the keys from a + r - window + 1: a mirrored triangle of side b - a - 1.
+    # Query a + r sees the keys from a + r - window + 1: up to the last query's first key that is a mirrored triangle of
+    # side b - a - 1.
     edge_start, edge_stop = a - window + 1, b - window
     first_key = max(edge_start, document)
-    if first_key >= edge_stop:
-        return
-    cut = first_key - edge_start  # rows up to here have lost their oldest keys to the document's start
-    yield from _rectangles(a, a + cut, first_key, edge_stop, split, key_block)
-    yield from _mirrored(a + cut, first_key, edge_stop - first_key, split)
+    if first_key < edge_stop:
+        cut = first_key - edge_start  # rows up to here have lost their oldest keys to the document's start
+        yield from _rectangles(a, a + cut, first_key, edge_stop, split, key_block)
+        yield from _mirrored(a + cut, first_key, edge_stop, split, key_block)
+    # From there on every query of the run sees all keys up to a.
+    yield from _rectangles(a, b, max(document, edge_stop), a, split, key_block)
 
 
-def _mirrored(query: int, key: int, side: int, split: int) -> Iterator[Piece]:
-    """ANTICAUSAL square from (query, key), cut where its keys cross `split`."""
-    if key >= split or key + side <= split:
-        yield Piece(query, query + side, key, key + side, Shape.ANTICAUSAL)
-        return
-    early = split - key
-    yield Piece(query, query + early, key, split, Shape.ANTICAUSAL)
-    yield Piece(query, query + early, split, key + side, Shape.FULL)
-    yield Piece(query + early, query + side, split, key + side, Shape.ANTICAUSAL)
+def _mirrored(query: int, key: int, last_key: int, split: int, key_block: int) -> Iterator[Piece]:
+    """ANTICAUSAL square from (query, key), cut into squares and rectangles at `split` and, before it, at blocks."""
+    while key < last_key:
+        end = _end_of_block(key, last_key, split, key_block) if key < split else last_key
+        after = query + end - key
+        yield Piece(query, after, key, end, Shape.ANTICAUSAL)
+        yield from _rectangles(query, after, end, last_key, split, key_block)
+        query, key = after, end
 
 
 def _rectangles(a: int, b: int, first_key: int, last_key: int, split: int, key_block: int) -> Iterator[Piece]:
@@ -122,8 +125,12 @@ def _rectangles(a: int, b: int, first_key: int, last_key: int, split: int, key_b
         return
     key = first_key
     while key < last_key:
-        end = min(last_key, (key // key_block + 1) * key_block)
-        if key < split < end:
-            end = split
+        end = _end_of_block(key, last_key, split, key_block)
         yield Piece(a, b, key, end, Shape.FULL)
         key = end
+
+
+def _end_of_block(key: int, last_key: int, split: int, key_block: int) -> int:
+    """Where a piece that begins at `key` has to end: at `last_key`, or at a border before it."""
+    end = min(last_key, (key // key_block + 1) * key_block)
+    return split if key < split < end else end
