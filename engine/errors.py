@@ -202,6 +202,18 @@ MODEL_NOT_AVAILABLE = _declare(
     exit_code=DOES_NOT_FIT,
     about="model.name",
 )
+MODEL_QUANTISED = _declare(
+    "model-quantised",
+    "model {path} stores its weights as {format}, which cannot be trained and exported here",
+    "pass the same model in {supported}",
+    about="model.name",
+)
+BASE_CHANGED = _declare(
+    "base-changed",
+    "model {path} is not the one that {run} was trained on: {problem}",
+    "restore the files of the base model, or train again",
+    about="model.name",
+)
 MODEL_FAMILY_UNSUPPORTED = _declare(
     "model-family-unsupported",
     "model family {family} is not supported by {feature}: {problem}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from engine import errors
 from engine.assets import asset
 from engine.models.families import FAMILIES, ConfigError, spec_from_config
+from engine.models.folder import check_quantisation
 from engine.models.spec import Linear, ModelSpec
 
 if sys.version_info >= (3, 11):
@@ -49,8 +51,8 @@ def find_model(name: str, *, download: bool = True) -> ModelSpec:
         download: Whether the few kilobytes of a hub id's config.json may be fetched if they are not cached.
 
     Raises:
-        EliteError: MODEL_UNKNOWN with the nearest names, MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE,
-            or MODEL_FAMILY_UNSUPPORTED.
+        EliteError: MODEL_UNKNOWN with the nearest names, MODEL_DIRECTORY_INVALID, MODEL_QUANTISED,
+            MODEL_NOT_AVAILABLE, or MODEL_FAMILY_UNSUPPORTED.
     """
     known = catalogue()
     key = name.strip()
@@ -148,7 +150,9 @@ def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, 
             problem=f"{source} does not name a family whose shapes are known",
             supported=", ".join(FAMILIES),
         )
+    check_quantisation(source, config)
     try:
-        return spec_from_config(config, name=name, hub_id=hub_id, path=path)
+        spec = spec_from_config(config, name=name, hub_id=hub_id, path=path)
+        return dataclasses.replace(spec, stored_in_4_bits=config.get("quantization_config") is not None)
     except ConfigError as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=error) from error

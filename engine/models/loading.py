@@ -5,19 +5,30 @@ Weights come from safetensors only and no code of a model's author is ever run (
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers import AutoModelForCausalLM as AutoModel
 from transformers.utils.logging import disable_progress_bar
 
 from engine import errors
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.folder import open_folder
 from engine.models.grouped_heads import pool_key_value_heads
+from engine.models.hub import find_folder
+from engine.models.loaded import check_loaded
+from engine.models.vocabulary import check_vocabulary
+from engine.models.weight_map import WeightMap, map_weights
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
@@ -31,7 +42,8 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     source = _source(spec)
-    _check_directory(source)
+    if Path(source).is_dir():
+        open_folder(Path(source))
     if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
         # transformers would make an empty one up.
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="it has no tokenizer.json")
@@ -45,6 +57,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
             problem="it has no fast tokenizer (tokenizer.json)",
             supported="the models that `engine plan` lists",
         )
+    check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
 
 
@@ -57,16 +70,15 @@ def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_
         changes: What to do to it before an adapter is put on it.
 
     Raises:
-        EliteError: MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
+        EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
-    source = _source(spec)
-    _check_directory(source)
-    model = _load_pretrained(spec, source, placement, changes)
+    weights, config = open_weights(spec)
+    model = _load_pretrained(spec, weights, config, placement, changes)
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
-    model.name_or_path = "demo" if spec.name == "demo" else source
+    model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
     model.config.use_cache = False
-    if placement.precision == "nf4":
+    if placement.precision == "nf4" or weights.folder.is_4_bit:
         _keep_differentiable(model)
     model.requires_grad_(requires_grad=False)
     return model
@@ -79,22 +91,18 @@ def _source(spec: ModelSpec) -> str:
     return str(spec.path) if spec.path else spec.hub_id or spec.name
 
 
-def _check_directory(source: str) -> None:
-    """Refuses a local directory that transformers would refuse in ten lines, or read with pickle."""
-    path = Path(source)
-    if not path.is_dir():
-        return
+def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
+    """Which stored tensor is which weight of a model, and its configuration; fetched from the hub where need be.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
+    """
+    folder = open_folder(find_folder(spec))
+    config = _from_library(spec, AutoConfig, str(folder.path), {})
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=f"config.json cannot be read ({error})") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem="config.json names no model_type")
-    if any(path.glob("*.safetensors")):
-        return
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
-    found = f"its weights are pickled ({pickled[0]}), which could run code" if pickled else "it holds no weights"
-    raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=found)
+        return map_weights(folder, config), config
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
+        raise _unsupported(spec, error) from error
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -108,14 +116,27 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _load_pretrained(spec: ModelSpec, source: str, placement: Placement, changes: BaseChanges) -> PreTrainedModel:
+def _load_pretrained(
+    spec: ModelSpec, weights: WeightMap, config: PreTrainedConfig, placement: Placement, changes: BaseChanges
+) -> PreTrainedModel:
     if spec.name == "demo":
         disable_progress_bar()  # its 27 MB are there before a bar is drawn
-    arguments: dict[str, Any] = {**_arguments(placement), "use_safetensors": True}
     if changes.yarn_factor is not None:
-        arguments["config"] = _from_library(spec, AutoConfig, source, {})
-        stretch_positions(arguments["config"], changes.yarn_factor)
-    return _from_library(spec, AutoModel, source, arguments)
+        stretch_positions(config, changes.yarn_factor)
+    arguments: dict[str, Any] = {
+        "config": config,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        **_arguments(placement),
+    }
+    if weights.folder.is_4_bit:
+        # How it was quantised is the file's affair; what it multiplies in is the device's.
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(placement.dtype).removeprefix("torch.")
+        arguments.pop("quantization_config", None)
+    model, info = _from_library(spec, AutoModel, str(weights.folder.path), arguments)
+    check_loaded(model, weights, info)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _arguments(placement: Placement) -> dict[str, Any]:
@@ -142,13 +163,17 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
         if Path(source).is_dir():
             raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
         raise errors.MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error
-    except (ValueError, KeyError) as error:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=spec.family,
-            feature="transformers without remote code",
-            problem=_first_line(error),
-            supported="the models that `engine plan` lists",
-        ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise _unsupported(spec, error) from error
+
+
+def _unsupported(spec: ModelSpec, error: Exception) -> errors.EliteError:
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family=spec.family,
+        feature="transformers without remote code",
+        problem=_first_line(error),
+        supported="the models that `engine plan` lists",
+    )
 
 
 def _first_line(error: Exception) -> str:

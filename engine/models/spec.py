@@ -36,6 +36,8 @@ class ModelSpec:
     path: Path | None = None
     "Local directory that the weights are in."
     published_parameters: int | None = None
+    stored_in_4_bits: bool = False
+    "Whether its files hold the linear layers in bitsandbytes' 4 bits only."
 
     hidden_size: int
     layers: int

@@ -25,6 +25,7 @@ from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
+from engine.models.folder import open_folder
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.quantities import format_bytes
 from engine.runtime.preflight import in_step_bytes, needed_bytes
@@ -169,6 +170,8 @@ def _clock(output: Path) -> Check:
 def _model(config: RunConfig) -> tuple[ModelSpec | None, Check]:
     try:
         spec = find_model(config.model.name)
+        if spec.path is not None:
+            open_folder(spec.path)
     except EliteError as error:
         return None, _refusal("model", error)
     return spec, Check(name="model", status="passed", text=f"{spec.name}, {spec.parameters:,} parameters")

@@ -128,7 +128,7 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
 
 
 def _tokenizer(config: RunConfig) -> Iterator[Check]:
-    """Every id that the tokenizer gives has a row in the model's embedding, and code survives the round trip."""
+    """The tokenizer belongs to the model, and code survives the round trip."""
     from engine.models.catalogue import find_model
     from engine.models.loading import load_tokenizer
 
@@ -137,14 +137,6 @@ def _tokenizer(config: RunConfig) -> Iterator[Check]:
     sample = "def f(x):\n\treturn {'ü': x ** 2}  # 1,5\n"
     ids = tokenizer.encode(sample, add_special_tokens=False)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= spec.vocab_size:
-        yield Check(
-            name="tokenizer",
-            status="failed",
-            text=f"it gives ids up to {highest:,}, and the model knows {spec.vocab_size:,}",
-            remedy="pass a directory whose tokenizer belongs to its model",
-        )
-        return
     if tokenizer.decode(ids) != sample:
         yield Check(
             name="tokenizer",
@@ -157,16 +149,22 @@ def _tokenizer(config: RunConfig) -> Iterator[Check]:
 
 
 def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
-    """One forward and backward of the embedded model, with an adapter, in the run's number format."""
+    """One forward and backward of the embedded model, with an adapter, in the run's number format.
+
+    Of a model in a local folder, the files are matched with its weights first.
+    """
     import torch
 
     from engine.data.windows import Window
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.catalogue import find_model
-    from engine.models.loading import load_model
+    from engine.models.loading import load_model, open_weights
     from engine.models.placement import choose_placement
     from engine.training.step import WholeSequenceStep
 
+    spec = find_model(config.model.name)
+    if spec.path is not None:
+        open_weights(spec)
     placement = choose_placement(config.model.device, precision)
     model = attach_adapter(load_model(find_model("demo"), placement), config.lora, config.training.seed)
     step = WholeSequenceStep(

@@ -13,6 +13,7 @@ from engine.distributed.strategy import choose_strategy, world_size
 from engine.hardware.inventory import take_inventory
 from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
+from engine.models.folder import open_folder
 from engine.plan.choice import choose_plan
 from engine.plan.optimizations import refuse_conflicts
 from engine.runtime.run_directory import MINIMUM_FREE, check_output
@@ -40,7 +41,9 @@ def check(config: RunConfig) -> RunConfig:
     if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
     spec = find_model(config.model.name)
-    config = with_absolute_paths(config)
+    if spec.path is not None:
+        open_folder(spec.path)
+    config = _in_stored_precision(with_absolute_paths(config), spec)
     output = Path(config.output.directory)
     check_output(output)
     tokens = estimate_data_tokens(config.data)
@@ -53,6 +56,24 @@ def check(config: RunConfig) -> RunConfig:
     if ranks > 1:
         choose_strategy(config, spec, ranks=ranks, streamed=streamed, spreads=False)
     return config
+
+
+def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
+    """The configuration with the precision that a model's files leave open.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    if not spec.stored_in_4_bits or config.model.precision == "nf4":
+        return config
+    if config.model.precision != "auto":
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="model.precision",
+            problem=f"{config.model.precision} is not what {spec.name} is stored in: 4 bits",
+            remedy="set it to nf4 or auto, or pass the same model in 16 bits",
+        )
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, precision="nf4"))
 
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:

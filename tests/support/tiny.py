@@ -39,10 +39,10 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
 }
 
 
-def tiny_model(family: str = "qwen2", seed: int = 0):
+def tiny_model(family: str = "qwen2", seed: int = 0, **shape):
     """A model of a few ten thousand fp32 weights."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](**SHAPE), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**SHAPE, **shape}), attn_implementation="sdpa")
     model.config.use_cache = False
     return model.requires_grad_(False)
 

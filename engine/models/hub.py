@@ -1,0 +1,45 @@
+"""Finds the folder that a model's files are in: the package's, a person's, or the hub's cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.models.folder import INDEX, SINGLE
+
+if TYPE_CHECKING:
+    from engine.models.spec import ModelSpec
+
+_SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
+
+
+def find_folder(spec: ModelSpec) -> Path:
+    """The folder of a model's files. Those of the hub that are not in its cache are fetched: what is read, no more.
+
+    Raises:
+        EliteError: MODEL_NOT_AVAILABLE.
+    """
+    if spec.name == "demo":
+        from engine.assets import asset
+
+        return asset("demo-model")
+    if spec.path is not None:
+        return spec.path
+    return _fetch(spec.hub_id or spec.name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Variants and other libraries' copies (model.fp16.safetensors, consolidated.safetensors) stay where they are.
+        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, SINGLE]))
+        if not (folder / SINGLE).exists() and (folder / INDEX).exists():
+            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            snapshot_download(name, allow_patterns=[*_SMALL, *files])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
+    return folder

@@ -1,0 +1,73 @@
+"""Makes sure that a loaded model has the numbers that its files hold, where engine.models.weight_map says they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from engine import errors
+from engine.models.safetensors_header import StoredTensor
+from engine.models.weight_map import WeightMap
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_COMPARED = 256
+"""Numbers of each weight that are compared: neighbours, of its middle."""
+
+
+@torch.no_grad()
+def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> None:
+    """Compares a sample of every weight with the files.
+
+    The names are matched twice, by the library and by `map_weights`: whatever release the library is of, a weight that
+    it draws at random, or takes from another tensor, is seen here.
+
+    Args:
+        model: As `from_pretrained` made it. Weights in 4 bits are left out.
+        weights: Of the same files.
+        info: What `from_pretrained` says with `output_loading_info`.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+    """
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        said = [name for name in map(_name, info.get(kind) or ()) if name in weights.shapes]
+        if said:
+            raise _refusal(weights, f"{min(said)} is among its {kind.replace('_', ' ')}")
+    parameters = dict(model.named_parameters())
+    for name, tensor in weights.whole.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise _refusal(weights, f"it made no {name}")
+        in_4_bits = hasattr(parameter, "quant_state")
+        if tensor.name in weights.folder.quant_states:
+            if not in_4_bits:
+                raise _refusal(weights, f"it read {tensor.name} as other than 4 bits")
+        elif not in_4_bits and not _agrees(parameter, tensor):
+            raise _refusal(weights, f"it put other numbers into {name} than the {tensor.name} of the files")
+
+
+def _name(said: Any) -> str:
+    return str(said[0]) if isinstance(said, tuple) else str(said)
+
+
+def _refusal(weights: WeightMap, problem: str) -> errors.EliteError:
+    return errors.MODEL_DIRECTORY_INVALID(
+        path=weights.folder.path, problem=f"transformers {transformers.__version__} reads it otherwise: {problem}"
+    )
+
+
+def _agrees(parameter: torch.Tensor, tensor: StoredTensor) -> bool:
+    dtype = _DTYPES[tensor.dtype]
+    if parameter.numel() * dtype.itemsize != tensor.size:
+        return False
+    count = min(_COMPARED, parameter.numel())
+    if not count:
+        return True
+    start = (parameter.numel() - count) // 2
+    raw = next(tensor.read([(start * dtype.itemsize, count * dtype.itemsize)]))
+    stored = torch.frombuffer(bytearray(raw), dtype=dtype).to(parameter.dtype)
+    found = parameter.detach().flatten()[start : start + count].cpu()
+    return torch.allclose(found, stored, rtol=0.0, atol=0.0, equal_nan=True)

@@ -1,0 +1,45 @@
+"""Makes sure that every token which a text can become has a row in the model's embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine import errors
+
+
+def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
+    """Refuses a tokenizer with ids beyond the model's rows.
+
+    More rows than ids are padding. A control token beyond them that nothing emits is left alone: Gemma 3's text models
+    carry one for images.
+
+    Args:
+        path: Of the model, for the message.
+        tokenizer: A fast tokenizer of transformers.
+        rows: The embedding's.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+    """
+    beyond = {number: text for text, number in tokenizer.get_vocab().items() if number >= rows}
+    if not beyond:
+        return
+    added = tokenizer.added_tokens_decoder
+    control = {number for number in beyond if number in added and added[number].special}
+    bad = sorted(number for number in beyond if number not in control or number in _emitted(tokenizer))
+    if bad:
+        problem = f"its tokenizer has {beyond[bad[0]]!r} as id {bad[0]:,}, and its model has {rows:,} rows"
+        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=problem)
+
+
+def _emitted(tokenizer: Any) -> set[int]:
+    """Control tokens that training and generation put between texts."""
+    from engine.data.encoder import Encoder
+
+    encoder = Encoder(tokenizer)
+    fim = encoder.fim
+    used = [encoder.end, encoder.file_mark, tokenizer.bos_token_id]
+    if fim is not None:
+        used += [fim.prefix, fim.suffix, fim.middle]
+    return {number for number in used if number is not None}

@@ -1,0 +1,192 @@
+"""Says which stored tensor is which weight of a model: the one answer that loading and exporting share.
+
+Names are matched by transformers' own rules for the family (a decoder saved without its head lacks "model."; experts
+are stored one by one and held together). A weight that is missing would be drawn at random, a tensor that nothing
+takes would be lost in the export: both are refused, by name, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine import errors
+from engine.models.folder import ModelFolder
+from engine.models.safetensors_header import StoredTensor
+
+_PIECE = 1 << 22
+"""Bytes of two tensors that are compared at once."""
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """The weights of a model in its files."""
+
+    folder: ModelFolder
+    whole: Mapping[str, StoredTensor]
+    "The model's name of a weight → the only tensor that it is made of."
+    joined: Mapping[str, tuple[StoredTensor, ...]]
+    "The model's name of a weight → the tensors that it is put together from (experts)."
+    shapes: Mapping[str, tuple[int, ...]]
+    "The model's name of a weight → its shape in the model."
+    tied: Mapping[str, str]
+    "Name that shares a weight → the name that it is listed under."
+
+    @property
+    def names(self) -> Mapping[str, StoredTensor]:
+        """Each stored tensor by the name that it is exported under.
+
+        That is the model's; in a model of joined weights, the stored one, which other programs know.
+        """
+        if not self.joined:
+            return self.whole
+        stored = [*self.whole.values(), *(part for parts in self.joined.values() for part in parts)]
+        return {tensor.name: tensor for tensor in stored}
+
+    def exported_as(self, name: str) -> str:
+        """The key in `names` of one of the model's weights."""
+        return self.whole[name].name if self.joined and name in self.whole else name
+
+
+def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
+    """Matches the stored tensors with the weights of the model that `config` makes.
+
+    Args:
+        folder: From `open_folder`.
+        config: Its transformers configuration.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID names a weight that is missing, is there twice or has another shape, or a
+            tensor that no weight takes.
+        ValueError, KeyError, AttributeError: transformers cannot make a model of the configuration.
+    """
+    model = _empty_model(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    groups = _targets(model, folder, expected)
+    tied = _tied(model)
+    for name, source in tied.items():
+        if name in groups:
+            _join_tied(folder, groups, name, source)
+        expected.pop(name, None)
+    _check_missing(folder, expected, groups)
+    whole, joined = {}, {}
+    for name, tensors in groups.items():
+        if len(tensors) == 1 and not tensors[0].converted:
+            whole[name] = tensors[0].tensor
+        else:
+            joined[name] = tuple(one.tensor for one in tensors)
+    _check_shapes(folder, expected, whole, joined)
+    return WeightMap(folder, whole, joined, expected, tied)
+
+
+@dataclass(frozen=True)
+class _Matched:
+    tensor: StoredTensor
+    converted: bool
+    "Whether it is a part of the weight, not all of it."
+
+
+def _empty_model(config: Any) -> Any:
+    """The model without numbers."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> dict[str, list[_Matched]]:
+    """The stored tensors by the weight that transformers makes of them."""
+    # Not in the library's documentation; it is what `from_pretrained` renames with, and PEFT uses it too.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    groups: dict[str, list[_Matched]] = {}
+    known = dict(expected)
+    strange = []
+    for name, tensor in folder.tensors.items():
+        if folder.is_part(name):
+            continue
+        target, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        if target not in expected:
+            strange.append(name)
+            continue
+        matched = groups.setdefault(target, [])
+        if matched and converter is None:
+            problem = f"{matched[0].tensor.name} and {name} are both its {target}"
+            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+        matched.append(_Matched(tensor, converter is not None))
+    if strange:
+        problem = f"{_some(strange)} of its files would be ignored: a {model.config.model_type} has no such weight"
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+    return groups
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Names of parameters that are another one → that one's name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            tied[name] = first[id(parameter)]
+    return tied
+
+
+def _join_tied(folder: ModelFolder, groups: dict[str, list[_Matched]], name: str, source: str) -> None:
+    """Leaves one of two tensors that config.json ties. They must be the same."""
+    if source not in groups:
+        groups[source] = groups.pop(name)
+        return
+    one, other = (groups[key][0].tensor for key in (source, name))
+    if not _same(one, other):
+        # transformers 5 keeps both, version 4 and llama.cpp drop the second one.
+        problem = (
+            f"{other.name} differs from {one.name}, and config.json ties them; set tie_word_embeddings to false to "
+            f"use both, or remove {other.name}"
+        )
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+    del groups[name]
+
+
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    pieces = [(start, min(_PIECE, one.size - start)) for start in range(0, one.size, _PIECE)]
+    return all(left == right for left, right in zip(one.read(pieces), other.read(pieces), strict=True))
+
+
+def _check_missing(folder: ModelFolder, expected: Mapping[str, Any], groups: Mapping[str, Any]) -> None:
+    missing = [name for name in expected if name not in groups]
+    if missing:
+        problem = f"{_some(missing)} of the model's weights {'is' if len(missing) == 1 else 'are'} missing in its files"
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+
+
+def _check_shapes(
+    folder: ModelFolder,
+    expected: Mapping[str, tuple[int, ...]],
+    whole: Mapping[str, StoredTensor],
+    joined: Mapping[str, tuple[StoredTensor, ...]],
+) -> None:
+    for name, tensor in whole.items():
+        shape = folder.shape(tensor)
+        if shape != expected[name]:
+            problem = f"{tensor.name} has shape {shape}, and config.json makes it {expected[name]}"
+            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+    for name, parts in joined.items():
+        if sum(math.prod(folder.shape(part)) for part in parts) != math.prod(expected[name]):
+            problem = f"{parts[0].name} and {len(parts) - 1} more do not fill {name} of shape {expected[name]}"
+            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+
+
+def _some(names: list[str]) -> str:
+    """A few names, and how many there are besides."""
+    shown = 2
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
