@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 
 from engine import errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
 from engine.models.families import STREAMED
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
-from engine.models.loading import load_model
+from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
 from engine.training.filling import longest_filled
@@ -208,10 +209,15 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
     """The base model with the run's adapter on it, frozen.
 
     Raises:
-        EliteError: MODEL_DIRECTORY_INVALID for an adapter that cannot be read, or that is another model's.
+        EliteError: MODEL_DIRECTORY_INVALID for an adapter that cannot be read, or that is another model's;
+            BASE_CHANGED where the base has other weights than it was trained on.
     """
     from peft import PeftModel
 
+    try:
+        compare_with_base(found.result, open_weights(found.spec)[0], "the adapter")
+    except (OSError, ValueError) as error:
+        raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {error}") from error
     base = load_base(found, config)
     try:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)

@@ -103,13 +103,14 @@ class MergedWeights:
         Raises:
             EliteError: EXPORT_DAMAGED, when the adapter is of another model.
         """
-        self._base, self._updates, self._changes, self._heads = base, updates, changes, heads
+        self._base, self._changes, self._heads = base, changes, heads
         self.dequantised = base.dequantised
-        names = [name for name in base.names() if not (tied and name == _HEAD)]
+        names = base.names()
         self._embeddings = next((name for name in _EMBEDDINGS if name in names), "") if tied else ""
         self.unties_head = bool(self._embeddings) and _HEAD in updates
         self._names = [*names, *([_HEAD] if self.unties_head else [])]
-        for name, update in updates.items():
+        self._updates = {base.exported_as(name): update for name, update in updates.items()}
+        for name, update in self._updates.items():
             shape = (update.b.shape[0], update.a.shape[1])
             if name not in self._names or self.shape(name) != shape:
                 problem = f"the adapter changes {name} of shape {shape}, which the base does not have"
@@ -118,6 +119,10 @@ class MergedWeights:
     def names(self) -> list[str]:
         """See Weights."""
         return self._names
+
+    def exported_as(self, weight: str) -> str:
+        """See Weights."""
+        return self._base.exported_as(weight)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See Weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from engine import errors
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import ModelSpec, find_model
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
+    from engine.models.weight_map import WeightMap
     from engine.runtime.run_directory import RunDirectory
 
 
@@ -37,6 +40,16 @@ class Source:
     def name(self) -> str:
         """The model's name, as files are called."""
         return self.config.output.model_name
+
+    @property
+    def weights_spec(self) -> ModelSpec:
+        """Of the files that the exported weights come from: the base under the adapter, or the whole model.
+
+        A run in 4 bits trained on a copy: these are what that copy was made of.
+        """
+        if self.is_adapter:
+            return self.spec
+        return dataclasses.replace(self.spec, name=self.result.name, path=self.result, hub_id=None)
 
 
 def open_source(run: RunDirectory, target: str) -> Source:
@@ -100,12 +113,12 @@ def merged(source: Source) -> Iterator[Merged]:
     """The run's model with the adapter folded into the base's own weights.
 
     Raises:
-        EliteError: MODEL_*, EXPORT_DAMAGED.
+        EliteError: MODEL_*, BASE_CHANGED, EXPORT_DAMAGED.
     """
-    from transformers import AutoConfig
+    from engine.models.loading import open_weights
 
-    base = _base_directory(source)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    map_, config = open_weights(source.weights_spec)
+    check_base(source, map_)
     updates = read_updates(source.result) if source.is_adapter else {}
     changes = source.changes if source.is_adapter else NO_CHANGES
     if changes.yarn_factor is not None:
@@ -114,36 +127,25 @@ def merged(source: Source) -> Iterator[Merged]:
     heads = config.num_attention_heads
     if changes.kv_heads is not None:
         config.num_key_value_heads = changes.kv_heads
-    with StoredWeights(base) as stored:
+    with StoredWeights(map_) as stored:
         weights = MergedWeights(stored, updates, changes, heads=heads, tied=config.tie_word_embeddings)
         config.tie_word_embeddings = config.tie_word_embeddings and not weights.unties_head
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        yield Merged(weights=weights, config=config, base=base)
+        yield Merged(weights=weights, config=config, base=map_.folder.path)
 
 
-def _base_directory(source: Source) -> Path:
-    """Where the files of the weights under the adapter are; fetched from the hub where they are not on disk.
+def check_base(source: Source, weights: WeightMap) -> None:
+    """Makes sure that an adapter is not folded into other weights than those that it was trained on.
 
-    The run may have trained on a 4-bit copy: this is what that copy was made of.
+    Raises:
+        EliteError: BASE_CHANGED, EXPORT_DAMAGED.
     """
-    if not source.is_adapter:
-        return source.result
-    if source.spec.name == "demo":
-        from engine.assets import asset
-
-        return asset("demo-model")
-    if source.spec.path is not None:
-        return source.spec.path
-    from huggingface_hub import snapshot_download
-
-    name = source.spec.hub_id or source.spec.name
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
+    if source.is_adapter:
+        try:
+            compare_with_base(source.result, weights, f"run {source.run.id}")
+        except (OSError, ValueError) as error:
+            raise errors.EXPORT_DAMAGED(path=source.result, problem=error) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,10 +11,14 @@ from safetensors import SafetensorError, safe_open
 from engine import errors
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_QUANTISED = ".quant_state.bitsandbytes__"
+    from engine.models.safetensors_header import StoredTensor
+    from engine.models.weight_map import WeightMap
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float32}
+"""By the format's name; what an export of it is written in by default."""
 
 
 class Weights(Protocol):
@@ -26,7 +28,10 @@ class Weights(Protocol):
     "Whether some of them were stored in 4 bits only, and are what is left of the original ones."
 
     def names(self) -> list[str]:
-        """The tensors' names in the model, in the order in which they are stored."""
+        """The names that the tensors are exported under, in the order in which they are stored."""
+
+    def exported_as(self, weight: str) -> str:
+        """The name among them of one of the model's weights."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
@@ -39,30 +44,25 @@ class Weights(Protocol):
 
 
 class StoredWeights:
-    """The weights in a directory of safetensors files, memory-mapped. bitsandbytes' 4-bit ones are dequantised."""
+    """The weights of a model's files, memory-mapped. bitsandbytes' 4-bit ones are dequantised."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, weights: WeightMap) -> None:
         """Opens every file.
 
         Raises:
             EliteError: MODEL_DIRECTORY_INVALID.
         """
-        self._path = path
+        self._map = weights
+        self._tensors = weights.names
         self._files = ExitStack()
-        self._where: dict[str, Any] = {}
-        self._states: dict[str, str] = {}
+        self._opened: dict[Path, Any] = {}
+        self.dequantised = weights.folder.is_4_bit
         try:
-            for file in weight_files(path):
-                opened = self._files.enter_context(safe_open(file, framework="pt", device="cpu"))
-                self._where.update(dict.fromkeys(opened.keys(), opened))
-        except (OSError, SafetensorError, ValueError) as error:
+            for file in {tensor.file for tensor in weights.folder.tensors.values()}:
+                self._opened[file] = self._files.enter_context(safe_open(file, framework="pt", device="cpu"))
+        except (OSError, SafetensorError) as error:
             self._files.close()
-            raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=error) from error
-        for key in self._where:
-            weight, found, _ = key.partition(_QUANTISED)
-            if found:
-                self._states[weight] = key
-        self.dequantised = bool(self._states)
+            raise errors.MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=error) from error
 
     def __enter__(self) -> StoredWeights:
         return self
@@ -74,52 +74,40 @@ class StoredWeights:
 
     def names(self) -> list[str]:
         """See Weights."""
-        parts = tuple(f"{weight}." for weight in self._states)
-        return [key for key in self._where if not (parts and key.startswith(parts))]
+        return list(self._tensors)
+
+    def exported_as(self, weight: str) -> str:
+        """See Weights."""
+        return self._map.exported_as(weight)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See Weights."""
-        if name in self._states:
-            return tuple(self._state(name).shape)
-        return tuple(self._where[name].get_slice(name).get_shape())
+        return self._map.folder.shape(self._tensors[name])
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """See Weights."""
-        return _DTYPES.get(self._where[name].get_slice(name).get_dtype(), torch.uint8)
+        return _DTYPES.get(self._tensors[name].dtype, torch.uint8)
 
     def tensor(self, name: str) -> torch.Tensor:
         """See Weights."""
-        stored: torch.Tensor = self._where[name].get_tensor(name)
-        if name not in self._states:
+        tensor = self._tensors[name]
+        stored: torch.Tensor = self._read(tensor)
+        if tensor.name not in self._map.folder.quant_states:
             return stored
-        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        whole: torch.Tensor = dequantize_4bit(stored, self._state(name))
+        parts = {
+            part: self._read(found)
+            for part, found in self._map.folder.tensors.items()
+            if part.startswith(f"{tensor.name}.")
+        }
+        state = QuantState.from_dict(parts, device=torch.device("cpu"))
+        whole: torch.Tensor = dequantize_4bit(stored, state)
         return whole.float()
 
-    def _state(self, name: str) -> Any:
-        from bitsandbytes.functional import QuantState
-
-        parts = {key: self._where[key].get_tensor(key) for key in self._where if key.startswith(f"{name}.")}
-        return QuantState.from_dict(parts, device=torch.device("cpu"))
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model's directory: those that its index names, or the only one.
-
-    Raises:
-        OSError, ValueError: the index cannot be read, or a file of it is missing, or there is none.
-    """
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [path / Path(name).name for name in dict.fromkeys(named)]
-    else:
-        files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise ValueError(f"{missing[0]} is missing" if missing else "it holds no safetensors")
-    return files
+    def _read(self, tensor: StoredTensor) -> torch.Tensor:
+        read: torch.Tensor = self._opened[tensor.file].get_tensor(tensor.name)
+        return read
 
 
 def count(shape: tuple[int, ...]) -> int:

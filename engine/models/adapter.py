@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from engine.config import LoraSection
+    from engine.models.base_fingerprint import Fingerprint
 
 ALL_LINEAR = "all-linear"
 
@@ -86,11 +87,16 @@ def adapter_config_json(model: PeftModel) -> str:
 
 
 def save_adapter(
-    model: PeftModel, path: Path, tokenizer: PreTrainedTokenizerFast, changes: BaseChanges = NO_CHANGES
+    model: PeftModel,
+    path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    changes: BaseChanges = NO_CHANGES,
+    base: Fingerprint | None = None,
 ) -> None:
     """Writes the adapter in PEFT's format and the tokenizer. The folder appears complete or not at all.
 
-    `changes` to the base model are written beside it: it is of no use on the unchanged one.
+    `changes` to the base model are written beside it: it is of no use on the unchanged one. So is `base`, the
+    fingerprint of the weights that it was trained on.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -101,5 +107,7 @@ def save_adapter(
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
     changes.save(aside)
+    if base is not None:
+        base.save(aside)
     shutil.rmtree(path, ignore_errors=True)
     aside.rename(path)

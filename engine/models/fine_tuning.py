@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from engine.models.base_fingerprint import Fingerprint
     from engine.models.master_weights import MasterWeights
 
 
@@ -83,8 +84,20 @@ class FineTuning(ABC):
         """The content of `config_file`."""
 
     @abstractmethod
-    def save(self, path: Path, tokenizer: PreTrainedTokenizerFast, changes: BaseChanges = NO_CHANGES) -> None:
+    def save(
+        self,
+        path: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        changes: BaseChanges = NO_CHANGES,
+        base: Fingerprint | None = None,
+    ) -> None:
         """Writes the result, complete or not at all.
+
+        Args:
+            path: A folder, which is replaced.
+            tokenizer: Is written beside it.
+            changes: What was done to the base before the adapter.
+            base: Fingerprint of the base's weights.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -127,9 +140,15 @@ class AdapterTuning(FineTuning):
             self._config = adapter_config_json(self.model)
         return self._config
 
-    def save(self, path: Path, tokenizer: PreTrainedTokenizerFast, changes: BaseChanges = NO_CHANGES) -> None:
+    def save(
+        self,
+        path: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        changes: BaseChanges = NO_CHANGES,
+        base: Fingerprint | None = None,
+    ) -> None:
         """See FineTuning; in PEFT's format."""
-        save_adapter(self.model, path, tokenizer, changes)
+        save_adapter(self.model, path, tokenizer, changes, base)
 
 
 class FullTuning(FineTuning):
@@ -182,6 +201,12 @@ class FullTuning(FineTuning):
         text: str = config.to_json_string()
         return text
 
-    def save(self, path: Path, tokenizer: PreTrainedTokenizerFast, changes: BaseChanges = NO_CHANGES) -> None:  # noqa: ARG002 - the model's own configuration holds them
+    def save(
+        self,
+        path: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        changes: BaseChanges = NO_CHANGES,  # noqa: ARG002 - the model's own configuration holds them
+        base: Fingerprint | None = None,  # noqa: ARG002 - it holds every weight itself
+    ) -> None:
         """See FineTuning; as `from_pretrained` reads it, in the precision that the model computes in."""
         save_model(self.model, path, tokenizer)

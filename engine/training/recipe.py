@@ -23,6 +23,7 @@ from engine.evaluation.report import RunReport, write_report
 from engine.models.loading import load_tokenizer
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.training import in_step
+from engine.training.base import identify_base
 from engine.training.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
@@ -64,6 +65,7 @@ def _train(session: TrainingSession) -> None:
     device = setup.placement.device
 
     session.emit(LogLine(level="info", text=setup.choice.note))
+    base = identify_base(session, setup.spec)
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
@@ -121,7 +123,7 @@ def _train(session: TrainingSession) -> None:
     result = session.run.result_path(session.config.training.method)
     with tuning.whole():
         if session.team.leads:
-            space.until_written(lambda: tuning.save(result, tokenizer, changes))
+            space.until_written(lambda: tuning.save(result, tokenizer, changes, base))
     finished = RunFinished(
         status=status,
         steps=progress.step,

@@ -1,0 +1,116 @@
+"""Fingerprints of the weights that a run was trained on, kept with its adapter.
+
+An adapter is a difference: added to other weights it gives a model that nobody trained. Samples of every tensor's
+bytes are hashed, with its name, shape and number format: weights that were fine-tuned once more differ everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import errors
+from engine.models.safetensors_header import StoredTensor
+from engine.models.weight_map import WeightMap
+from engine.whole_file import replace_text
+
+FILE_NAME = "base_weights.json"
+_SAMPLES, _SAMPLE = 16, 1024
+"""Of one tensor: how many, evenly spread from its first byte to its last, and the bytes of each."""
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies the weights of a model, whatever files they are in."""
+
+    parts: Mapping[str, str]
+    "Layer, or weight outside of the layers → hash."
+
+    def save(self, folder: Path) -> None:
+        """Writes it into a folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        text = json.dumps({"version": 1, "weights": dict(self.parts)}, indent=1)
+        replace_text(folder / FILE_NAME, text + "\n")
+
+    @staticmethod
+    def read(folder: Path) -> Fingerprint | None:
+        """The one in a folder; None where there is none, as in runs of earlier versions.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        path = folder / FILE_NAME
+        if not path.exists():
+            return None
+        value = json.loads(path.read_text(encoding="utf-8"))
+        parts = value.get("weights") if isinstance(value, dict) and value.get("version") == 1 else None
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise ValueError(f"{FILE_NAME} holds no fingerprint")
+        return Fingerprint(parts)
+
+    def difference(self, other: Fingerprint) -> str | None:
+        """What differs in a few words; None where nothing does."""
+        if self.parts == other.parts:
+            return None
+        changed = sorted(key for key in self.parts if self.parts[key] != other.parts.get(key))
+        new = sorted(other.parts.keys() - self.parts.keys())
+        first = (changed or new)[0]
+        count = len(changed) + len(new)
+        return f"{first} differs" if count == 1 else f"{first} and {count - 1} more parts differ"
+
+
+def fingerprint(weights: WeightMap) -> Fingerprint:
+    """Reads samples of all stored weights and hashes them.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    hashes: dict[str, hashlib._Hash] = {}
+    tensors: list[tuple[str, StoredTensor]] = list(weights.whole.items())
+    for name, parts in weights.joined.items():
+        tensors += [(f"{name}.{part.name}", part) for part in parts]
+    folder = weights.folder
+    tensors += [(name, tensor) for name, tensor in folder.tensors.items() if folder.is_part(name)]
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        layer = _LAYER.match(name)
+        found = hashes.setdefault(layer.group(1) if layer else name, hashlib.sha256())
+        found.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        for sample in tensor.read(_samples(tensor.size)):
+            found.update(sample)
+    return Fingerprint({name: found.hexdigest()[:32] for name, found in sorted(hashes.items())})
+
+
+def _samples(size: int) -> list[tuple[int, int]]:
+    if size <= _SAMPLES * _SAMPLE:
+        return [(0, size)]
+    last = size - _SAMPLE
+    return [(last * number // (_SAMPLES - 1), _SAMPLE) for number in range(_SAMPLES)]
+
+
+def compare_with_base(kept_in: Path, weights: WeightMap, run: str) -> bool:
+    """Compares a model's files with the fingerprint in a folder; tells whether there was one.
+
+    Args:
+        kept_in: The adapter's folder, or the run's.
+        weights: Of the model that is about to be used in the base's place.
+        run: Words for what was trained on it.
+
+    Raises:
+        EliteError: BASE_CHANGED.
+        OSError, ValueError: a file cannot be read.
+    """
+    kept = Fingerprint.read(kept_in)
+    if kept is None:
+        return False
+    problem = kept.difference(fingerprint(weights))
+    if problem:
+        raise errors.BASE_CHANGED(path=weights.folder.path, run=run, problem=problem)
+    return True
