@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument(
         "--check",
-        action="store_true",
-        help="Load a merged model or GGUF file again and compare its logits with the run's; takes RAM for the whole "
-        "model in fp32. An adapter is read back in any case.",
+        action=argparse.BooleanOptionalAction,
+        help="Load the export again and compare its logits with the run's; takes RAM for the whole model in fp32 "
+        "(default: where file and memory are of a size for it).",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
@@ -85,6 +85,8 @@ def _print(written: Exported) -> None:
     lines += [f"  {size / 1e6:>10,.2f} MB  {one_line(name)}" for name, size in written.files.items()]
     if written.base:
         lines.append(written.base)
+    if written.unchecked:
+        lines.append(f"not compared with the run's model: {one_line(written.unchecked)}")
     if written.difference is not None:
         found = written.difference
         lines.append(

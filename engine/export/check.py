@@ -1,7 +1,12 @@
-"""Loads an export again and compares its logits with those of the run's own model."""
+"""Loads an export again and compares its logits with those of the run's own model.
+
+The export is read by the libraries that others read it with (transformers, PEFT), the run's model by the engine. Both
+are on the CPU in fp32, one after the other.
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import errors
+from engine.hardware.limits import read_memory
+from engine.models.base_changes import NO_CHANGES
 
 if TYPE_CHECKING:
     from engine.export.source import Merged, Source
 
+MOST_BYTES = 4 << 30
+"""Of an export that is compared without being asked."""
+_COPIES = 2.5
+"""Of a model in fp32 while it is loaded and compared: reading GGUF takes it twice."""
 TOLERANCE = {"f32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "q8_0": 1e-1}
 """Largest root-mean-square difference of logits over their standard deviation, by the format of the weights.
 
@@ -38,19 +49,57 @@ class Difference:
     tokens: int
 
 
+def reason_against(parameters: int, file_bytes: int) -> str:
+    """Why a comparison that nobody asked for is left out; "" where it is not.
+
+    Args:
+        parameters: Of the model.
+        file_bytes: Of what is exported.
+    """
+    if file_bytes > MOST_BYTES:
+        return f"it is larger than {MOST_BYTES >> 30} GiB; --check compares it all the same"
+    needed, free = 4 * parameters * _COPIES, read_memory().available
+    if needed > free:
+        return f"that takes {needed / 2**30:.1f} GiB of RAM, and {free / 2**30:.1f} GiB are free"
+    return ""
+
+
+@torch.no_grad()
+def compare_adapter(source: Source, folder: Path) -> Difference:
+    """The difference between a run's model and an exported adapter on its base, by transformers and PEFT alone.
+
+    A base that was changed before training (BaseChanges) is made by the engine in both.
+
+    Raises:
+        EliteError: EXPORT_DIFFERS; MODEL_* where the base cannot be loaded.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from engine.models.hub import find_folder
+
+    ids = _sample(source)
+    expected = _logits(_trained(source), ids)
+    if source.changes == NO_CHANGES:
+        plain = AutoModelForCausalLM.from_pretrained(
+            find_folder(source.spec), dtype=torch.float32, trust_remote_code=False
+        )
+        base = _whole(plain)
+    else:
+        base = _base(source)
+    found = _logits(PeftModel.from_pretrained(base, folder), ids)
+    return _judged(found, expected, folder, "f32")
+
+
 @torch.no_grad()
 def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str | None = None) -> Difference:
     """The difference between a run's model, base and adapter in fp32, and an export of it.
-
-    Both are on the CPU in fp32, one after the other: the whole model has to fit in RAM at 4 bytes a parameter.
 
     Raises:
         EliteError: EXPORT_DIFFERS when it is more than the format explains.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     ids = _sample(source)
     expected = _logits(_trained(source), ids)
     # transformers reads only a part of a GGUF file's metadata: head sizes and rotary scalings are not in it.
@@ -58,11 +107,14 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
     if gguf and model.config.model_type != "mistral":  # which is a Llama there
         arguments["config"] = model.config
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **arguments)
-    found = _logits(exported, ids)
+    return _judged(_logits(exported, ids), expected, folder, dtype)
+
+
+def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: str) -> Difference:
     difference = Difference(
         relative=((found - expected).square().mean().sqrt() / expected.std()).item(),
         same_choice=(found.argmax(-1) == expected.argmax(-1)).float().mean().item(),
-        tokens=ids.shape[1],
+        tokens=expected.shape[1],
     )
     if not difference.relative <= TOLERANCE[dtype]:
         raise errors.EXPORT_DIFFERS(
@@ -73,23 +125,35 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
 
 def _sample(source: Source) -> torch.Tensor:
     from transformers import PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
+    # An adapted head of its own is what was trained, also where the base ties it.
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source.result)
     return torch.tensor([tokenizer(_TEXT)["input_ids"][:128]])
 
 
 def _trained(source: Source) -> Any:
-    from engine.models.loading import load_model
-    from engine.models.placement import choose_placement
-
     if not source.is_adapter:
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(source.result, dtype=torch.float32, trust_remote_code=False)
     from peft import PeftModel
 
-    base = load_model(source.spec, choose_placement("cpu", "fp32"), source.changes)
-    return PeftModel.from_pretrained(base, source.result)
+    return PeftModel.from_pretrained(_base(source), source.result)
+
+
+def _base(source: Source) -> Any:
+    from engine.models.loading import load_model
+    from engine.models.placement import choose_placement
+
+    return _whole(load_model(source.spec, choose_placement("cpu", "fp32"), source.changes))
+
+
+def _whole(model: Any) -> Any:
+    """Without 4 bits: their products are in the processor's fastest format, and an export's are in fp32."""
+    return model.dequantize() if getattr(model, "is_quantized", False) else model
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

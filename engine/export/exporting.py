@@ -12,6 +12,7 @@ from engine import errors
 from engine.export.card import render_card, render_modelfile
 from engine.export.source import Source, merged, open_source
 from engine.export.target import new_folder
+from engine.export.weights import count
 
 if TYPE_CHECKING:
     from engine.export.check import Difference
@@ -44,7 +45,9 @@ class Exported:
     files: dict[str, int]
     "Name → bytes."
     difference: Difference | None = None
-    "From the run's own model, if it was asked for."
+    "From the run's own model, where it was compared."
+    unchecked: str = ""
+    "Why it was not compared; empty where it was, or nobody wanted it."
 
 
 def default_folder(run: RunDirectory, target: Target, dtype: str | None) -> Path:
@@ -58,7 +61,7 @@ def export(
     output: Path | None = None,
     dtype: str | None = None,
     *,
-    check: bool = False,
+    check: bool | None = None,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Exported:
     """Writes an adapter, a merged model or a GGUF file of a run.
@@ -68,7 +71,8 @@ def export(
         target: What to write.
         output: A folder that does not exist yet; by default below the run's own.
         dtype: Format of the weights; by default that of the base.
-        check: Whether to load it again and to compare its logits before it appears under its name.
+        check: Whether to load it again and to compare its logits before it appears under its name. None compares
+            where file and memory are of a size for it.
         tell: Called with the tensors written and all of them.
 
     Raises:
@@ -80,7 +84,7 @@ def export(
         raise errors.EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported=supported)
     source = open_source(run, target)
     if target == "adapter":
-        return _export_adapter(source, output or default_folder(run, target, None))
+        return _export_adapter(source, output or default_folder(run, target, None), check)
     with merged(source) as model:
         chosen = dtype or model.stored_dtype
         folder = (output or default_folder(run, target, chosen)).absolute()
@@ -95,17 +99,17 @@ def export(
                 planned.write(aside / file, tell)
                 modelfile = render_modelfile(source, file, planned.tokenizer, model.config.max_position_embeddings)
                 (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
-                difference = _compare(source, model, aside, chosen, file) if check else None
-                return _finish(source, target, chosen, about, aside, folder, difference)
+                checked = _compare(source, model, aside, chosen, file, check)
+                return _finish(source, target, chosen, about, aside, folder, *checked)
         from engine.export.merged import merged_bytes, write_merged
 
         with new_folder(folder, merged_bytes(model.weights, chosen)) as aside:
             write_merged(aside, source, model, chosen, tell)
-            difference = _compare(source, model, aside, chosen, file) if check else None
-            return _finish(source, target, chosen, about, aside, folder, difference)
+            checked = _compare(source, model, aside, chosen, file, check)
+            return _finish(source, target, chosen, about, aside, folder, *checked)
 
 
-def _export_adapter(source: Source, folder: Path) -> Exported:
+def _export_adapter(source: Source, folder: Path, check: bool | None) -> Exported:
     folder = folder.absolute()
     files = [path for path in sorted(source.result.iterdir()) if path.is_file() and path.name != "README.md"]
     with new_folder(folder, sum(path.stat().st_size for path in files)) as aside:
@@ -115,13 +119,42 @@ def _export_adapter(source: Source, folder: Path) -> Exported:
         from engine.export.merging import read_updates
 
         read_updates(aside)
-        return _finish(source, "adapter", None, "", aside, folder, None)
+        return _finish(source, "adapter", None, "", aside, folder, *_compare_adapter(source, aside, check))
 
 
-def _compare(source: Source, model: Merged, aside: Path, dtype: str, gguf: str | None) -> Difference:
-    from engine.export.check import compare
+def _compare(
+    source: Source, model: Merged, aside: Path, dtype: str, gguf: str | None, check: bool | None
+) -> tuple[Difference | None, str]:
+    """What a comparison found, or why there was none."""
+    if check is False:
+        return None, ""
+    from engine.export.check import compare, reason_against
 
-    return compare(source, model, aside, dtype, gguf)
+    parameters = sum(count(model.weights.shape(name)) for name in model.weights.names())
+    against = "" if check else reason_against(parameters, sum(path.stat().st_size for path in aside.iterdir()))
+    return (None, against) if against else (compare(source, model, aside, dtype, gguf), "")
+
+
+def _compare_adapter(source: Source, aside: Path, check: bool | None) -> tuple[Difference | None, str]:
+    if check is False:
+        return None, ""
+    from engine.export.check import compare_adapter, reason_against
+    from engine.export.source import check_base
+    from engine.models.hub import find_folder
+    from engine.models.loading import open_weights
+
+    try:
+        find_folder(source.spec, download=check is True)
+        weights, _ = open_weights(source.spec)
+        check_base(source, weights)
+    except errors.EliteError as error:
+        if check:
+            raise
+        # An adapter can be taken elsewhere without its base.
+        return None, error.message
+    parameters = sum(count(shape) for shape in weights.shapes.values())
+    against = "" if check else reason_against(parameters, parameters)
+    return (None, against) if against else (compare_adapter(source, aside), "")
 
 
 def _finish(
@@ -132,12 +165,21 @@ def _finish(
     aside: Path,
     folder: Path,
     difference: Difference | None,
+    unchecked: str,
 ) -> Exported:
     """Writes the card."""
     names = sorted(path.name for path in aside.iterdir())
     (aside / "README.md").write_text(render_card(source, target, dtype, about, names), encoding="utf-8")
     files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-    return Exported(path=folder, target=target, dtype=dtype, base=about, files=files, difference=difference)
+    return Exported(
+        path=folder,
+        target=target,
+        dtype=dtype,
+        base=about,
+        files=files,
+        difference=difference,
+        unchecked=unchecked,
+    )
 
 
 def _words(source: Source, *, dequantised: bool) -> str:

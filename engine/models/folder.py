@@ -189,9 +189,12 @@ def _read_index(path: Path) -> dict[str, str] | None:
     """The file of each tensor, by the index; None where there is none."""
     if not (path / INDEX).exists():
         return None
-    where = _read_json(path / INDEX).get("weight_map")
+    index = _read_json(path / INDEX)
+    where = index.get("weight_map")
     if not (isinstance(where, dict) and where and all(isinstance(file, str) for file in where.values())):
         raise ValueError(f"{INDEX} has no weight_map of names and files")
+    if not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"{INDEX} has no metadata, without which transformers does not read it")
     for name, file in where.items():
         if re.search(r"[/\\\0]", file) or not file.endswith(".safetensors"):
             raise ValueError(f"{INDEX} has {name} in {file}, which is not a safetensors file of this folder")

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 
 
-def find_folder(spec: ModelSpec) -> Path:
+def find_folder(spec: ModelSpec, *, download: bool = True) -> Path:
     """The folder of a model's files. Those of the hub that are not in its cache are fetched: what is read, no more.
+
+    Args:
+        spec: The model.
+        download: Whether files of the hub may be fetched.
 
     Raises:
         EliteError: MODEL_NOT_AVAILABLE.
@@ -27,18 +31,18 @@ def find_folder(spec: ModelSpec) -> Path:
         return asset("demo-model")
     if spec.path is not None:
         return spec.path
-    return _fetch(spec.hub_id or spec.name)
+    return _fetch(spec.hub_id or spec.name, only_cached=not download)
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, *, only_cached: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         # Variants and other libraries' copies (model.fp16.safetensors, consolidated.safetensors) stay where they are.
-        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, SINGLE]))
+        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, SINGLE], local_files_only=only_cached))
         if not (folder / SINGLE).exists() and (folder / INDEX).exists():
             files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-            snapshot_download(name, allow_patterns=[*_SMALL, *files])
+            snapshot_download(name, allow_patterns=[*_SMALL, *files], local_files_only=only_cached)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error

@@ -168,6 +168,7 @@ FILES = {
     adapter_beside: "it holds an adapter",
     lambda path: edit_json(path, "config.json", transformers_weights="other.safetensors"): "other.safetensors",
     lambda path: (path / INDEX).write_text('{"weight_map": [1]}'): "has no weight_map",
+    lambda path: (path / INDEX).write_text('{"weight_map": {"a": "model.safetensors"}}'): "has no metadata",
     lambda path: (path / INDEX).write_text('{"weight_map":' + "[" * 99_999): "nested too deeply",
     lambda path: (path / "model.safetensors").unlink(): "it holds no weights",
 }

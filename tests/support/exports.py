@@ -16,8 +16,9 @@ from transformers import LlamaConfig, MistralConfig, Phi3Config, PreTrainedToken
 from engine.config import from_mapping
 from engine.models.adapter import attach_adapter, save_adapter, trainable
 from engine.models.base_changes import NO_CHANGES
+from engine.models.base_fingerprint import fingerprint
 from engine.models.catalogue import find_model
-from engine.models.loading import load_model, load_tokenizer
+from engine.models.loading import load_model, load_tokenizer, open_weights
 from engine.models.placement import choose_placement
 from engine.runtime.run_directory import RunDirectory
 
@@ -132,7 +133,7 @@ def finished_run(
                 parameter.normal_(std=0.05)
             elif "magnitude" in name:
                 parameter.mul_(1.1)
-    save_adapter(adapted, run.adapter_path, load_tokenizer(spec), changes)
+    save_adapter(adapted, run.adapter_path, load_tokenizer(spec), changes, fingerprint(open_weights(spec)[0]))
     return run
 
 
