@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +14,25 @@ from tokenizers import Tokenizer
 from engine.assets import asset
 from engine.data.fim import find_tokens
 from engine.data.pieces import cut
+from engine.data.plain_text import Part, PlainText
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+REVISION = 1
+"Raised when the same tokenizer gives other ids; part of every store's key."
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|end▁of▁sentence|>")
 _FILE_TOKENS = ("<|file_sep|>", "<file_sep>", "<filename>")
 
 
 class Encoder:
-    """A tokenizer made safe for files: a special token's name inside a file is text and never becomes that token.
+    """A tokenizer made safe for files: a control token's name inside a file is text and never becomes that token.
 
     Attributes:
         vocabulary: One more than the highest id.
         fim: Its tokens for fill-in-the-middle, or None where the model has none.
         newlines: Line ends in the text of each token. Shape (vocabulary,), uint8.
+        first: Ids that the tokenizer's post-processor puts before a text; often the token bos, often none.
         end: Id of the token that ends a document.
         file_mark: Id of the token that starts a file ("<|file_sep|>"), or None where the model has none.
         fingerprint: SHA-256, in hex, of all that determines the ids.
@@ -45,24 +50,29 @@ class Encoder:
         backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer")
-        serialised = backend.to_str()
-        self._tokenizer = Tokenizer.from_str(serialised)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
-        end = getattr(tokenizer, "eos_token_id", None)
-        end = self._first_of(_END_TOKENS) if end is None else int(end)
+        named = getattr(tokenizer, "eos_token_id", None)
+        end = find_end(backend) if named is None else int(named)
         if end is None:
             raise ValueError("the tokenizer has no token that ends a text")
         self.end: int = end
-        self.file_mark = self._first_of(_FILE_TOKENS)
+        self.first = first_tokens(backend)
+        self.file_mark = _first_of(backend, _FILE_TOKENS)
+        self.fim = find_tokens(backend.token_to_id)
+        serialised = backend.to_str()
+        fim = () if self.fim is None else (self.fim.prefix, self.fim.suffix, self.fim.middle)
+        marks = [*self.first, end, *([] if self.file_mark is None else [self.file_mark]), *fim]
+        self._text = PlainText(json.loads(serialised), marks)
+        self._tokenizer = self._text.tokenizer
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.fim = find_tokens(self._tokenizer.token_to_id)
         self.newlines = self._count_newlines()
-        self.fingerprint = hashlib.sha256(f"{serialised}\0{self.end}\0{self.file_mark}".encode()).hexdigest()
+        about = f"{REVISION}\0{serialised}\0{self.first}\0{self.end}\0{self.file_mark}"
+        self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
     def encode_documents(self, documents: Sequence[tuple[str, str]]) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of each (path line, text): file mark if there is one, path, line end, text, end token."""
+        """Token ids of each (path line, text).
+
+        First tokens, file mark if there is one, path, line end, text, end token.
+        """
         return self.encode_middles([(path, text, None) for path, text in documents])
 
     def encode_middles(
@@ -70,43 +80,57 @@ class Encoder:
     ) -> list[npt.NDArray[np.uint32]]:
         """Token ids of each (path line, text, cut): as `encode_documents`, the text rearranged where there is a cut.
 
-        With a cut, the text from its first position to its second stands behind the rest:
+        With a cut, the text from its first position to its second stands behind the rest: first tokens,
         path, line end, <prefix> text before it, <suffix> text after it, <middle> the text itself, end token.
 
         Raises:
             ValueError: a cut, but no tokens for it.
         """
-        pieces: list[str] = []
+        return self._encode([[*self._parts(path, text, middle), self.end] for path, text, middle in documents])
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of plain text to go on from: first tokens and the text; the end token where that is nothing."""
+        [ids] = self._encode([[text]])
+        return [int(token) for token in ids] or [self.end]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """A document's text, without its path line, from what `encode_documents` gives."""
+        begin = [*self.first, *([] if self.file_mark is None else [self.file_mark])]
+        inner = list(ids[len(begin) :] if list(ids[: len(begin)]) == begin else ids)
+        if inner[-1:] == [self.end]:
+            inner.pop()
+        return self.decode(inner).partition("\n")[2]
+
+    def _parts(self, path: str, text: str, middle: tuple[int, int] | None) -> list[int | str]:
+        head: list[int | str] = [f"# {path}\n"] if self.file_mark is None else [self.file_mark, f"{path}\n"]
+        if middle is None:
+            return [*head[:-1], f"{head[-1]}{text}"]
+        if self.fim is None:
+            raise ValueError("the tokenizer has no tokens for fill-in-the-middle")
+        begin, end = middle
+        fim = self.fim
+        return [*head, fim.prefix, text[:begin], fim.suffix, text[end:], fim.middle, text[begin:end]]
+
+    def _encode(self, documents: Sequence[Sequence[int | str]]) -> list[npt.NDArray[np.uint32]]:
+        """Token ids of documents of single tokens and texts, behind the first tokens."""
+        pieces: list[Part] = []
         plans: list[list[int | slice]] = []  # of each document: single tokens, and pieces
-        for path, text, middle in documents:
-            plan: list[int | slice] = [] if self.file_mark is None else [self.file_mark]
-            head = path if self.file_mark is not None else f"# {path}"
-            for part in self._parts(head, text, middle):
+        for document in documents:
+            plan: list[int | slice] = [*self.first]
+            for place, part in enumerate(document):
                 if isinstance(part, int):
                     plan.append(part)
-                else:
-                    first = len(pieces)
-                    pieces += cut(part)
-                    plan.append(slice(first, len(pieces)))
-            plans.append([*plan, self.end])
-        encoded = [
-            np.array(encoding.ids, dtype=np.uint32)
-            for encoding in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        ]
+                    continue
+                start = len(pieces)
+                pieces += [Part(text, place == number == 0) for number, text in enumerate(cut(part))]
+                plan.append(slice(start, len(pieces)))
+            plans.append(plan)
+        encoded = self._text.encode(pieces)
 
         def ids_of(part: int | slice) -> list[npt.NDArray[np.uint32]]:
             return encoded[part] if isinstance(part, slice) else [np.array([part], dtype=np.uint32)]
 
         return [np.concatenate([ids for part in plan for ids in ids_of(part)]) for plan in plans]
-
-    def _parts(self, head: str, text: str, middle: tuple[int, int] | None) -> list[int | str]:
-        if middle is None:
-            return [f"{head}\n{text}"]
-        if self.fim is None:
-            raise ValueError("the tokenizer has no tokens for fill-in-the-middle")
-        begin, end = middle
-        fim = self.fim
-        return [f"{head}\n", fim.prefix, text[:begin], fim.suffix, text[end:], fim.middle, text[begin:end]]
 
     def lines_to_tokens(
         self, ids: npt.NDArray[np.uint32], text: str, lines: npt.NDArray[np.uint32]
@@ -132,10 +156,18 @@ class Encoder:
 
     @functools.cached_property
     def ends(self) -> frozenset[int]:
-        """Ids behind which nothing of the same text comes: the end, a file's mark, and all other special tokens."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        marks = {self.end, *(token for token, what in added.items() if what.special)}
+        """Ids behind which nothing of the same text comes: the end, a file's mark, and all other control tokens."""
+        marks = {self.end, *self._text.control}
         return frozenset(marks if self.file_mark is None else {*marks, self.file_mark})
+
+    def ends_among(self, listed: int | list[int] | None) -> int | list[int]:
+        """What a model's settings for generation list as its ends, set right: `end`, and their other control tokens.
+
+        A class's default may stand there: an ordinary token, at which nothing ends.
+        """
+        before = listed if isinstance(listed, list) else [listed]
+        ends = list(dict.fromkeys([self.end, *(token for token in before if token in self.ends)]))
+        return ends if len(ends) > 1 else self.end
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -146,9 +178,31 @@ class Encoder:
         texts = self._tokenizer.decode_batch([[token] for token in range(self.vocabulary)], skip_special_tokens=False)
         return np.array([min(text.count("\n"), 255) for text in texts], dtype=np.uint8)
 
-    def _first_of(self, names: Sequence[str]) -> int | None:
-        found = (self._tokenizer.token_to_id(name) for name in names)
-        return next((token for token in found if token is not None), None)
+
+def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that a tokenizer's post-processor puts before a text.
+
+    It is asked, not read: there are several kinds of post-processors, and flags that contradict them.
+    """
+    if tokenizer.padding or tokenizer.truncation:
+        tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    for probe in ("a", "0", "x = 1\n"):
+        encoding = tokenizer.encode(probe, add_special_tokens=True)
+        if 0 in encoding.special_tokens_mask:
+            return tuple(encoding.ids[: encoding.special_tokens_mask.index(0)])
+    return ()
+
+
+def find_end(tokenizer: Tokenizer) -> int | None:
+    """Id of the token that ends a text, by its usual names; for tokenizers of which nobody says what it is."""
+    return _first_of(tokenizer, _END_TOKENS)
+
+
+def _first_of(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    found = (tokenizer.token_to_id(name) for name in names)
+    return next((token for token in found if token is not None), None)
 
 
 def demo_encoder() -> Encoder:

@@ -53,8 +53,4 @@ class HeldOut:
         """The files as the model reads them, secrets masked."""
         for number, file in enumerate(self.files):
             ids = self.tokens[self.offsets[number] : self.offsets[number + 1]].tolist()
-            if encoder.file_mark is not None and ids[:1] == [encoder.file_mark]:
-                ids = ids[1:]
-            if ids[-1:] == [encoder.end]:
-                ids = ids[:-1]
-            yield SourceText(file.path, file.language, encoder.decode(ids).partition("\n")[2])
+            yield SourceText(file.path, file.language, encoder.text_of(ids))

@@ -39,11 +39,10 @@ class Writer:
     def __init__(self, name: str, found: RunModels, opened: Callable[[Side], Any], sides: tuple[Side, ...]) -> None:
         self.name, self.device, self.sides = name, device_name(found.placement.device), sides
         self._opened = opened
-        self._tokenizer = load_tokenizer(found.spec)
-        self._encoder = Encoder(self._tokenizer)
+        self._encoder = Encoder(load_tokenizer(found.spec))
 
     def prompt_ids(self, request: TextRequest) -> list[int]:
-        """The tokens that ask: a file as in training, or text as the tokenizer takes it.
+        """The tokens that ask: a file as in training, or plain text. No text becomes a control token.
 
         Raises:
             EliteError: FILL_UNAVAILABLE.
@@ -58,7 +57,7 @@ class Writer:
         if request.path:
             [ids] = encoder.encode_documents([(request.path, request.prompt)])
             return [int(token) for token in ids[:-1]]
-        return list(self._tokenizer(request.prompt)["input_ids"]) or [encoder.end]
+        return encoder.encode_prompt(request.prompt)
 
     def write(self, request: TextRequest, side: Side) -> Iterator[str]:
         """The text of one of the models, a piece for each token; some pieces are empty.

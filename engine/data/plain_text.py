@@ -1,0 +1,143 @@
+"""Encodes text as text: whatever it spells, no control token comes of it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from engine.data.control_tokens import control_tokens
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of text, and whether a text begins with it."""
+
+    text: str
+    begins: bool
+    "SentencePiece puts a space before a text; what stands further inside one gets none."
+
+
+class PlainText:
+    """A tokenizer that knows no control token.
+
+    Attributes:
+        tokenizer: For decoding.
+        control: Id → text of the added tokens that are no text.
+    """
+
+    def __init__(self, stored: dict[str, Any], marks: Iterable[int] = ()) -> None:
+        """Builds the tokenizers.
+
+        Args:
+            stored: The content of a tokenizer.json.
+            marks: Ids of tokens that have a part to play, whatever they are called.
+
+        Raises:
+            ValueError: tokenizers cannot read it.
+        """
+        added = {int(token["id"]): str(token["content"]) for token in stored.get("added_tokens") or ()}
+        self.control = {**control_tokens(stored), **{token: added[token] for token in marks if token in added}}
+        stored = _flagged(stored, self.control)
+        self.tokenizer = _built(stored)
+        inner = _without_prefix(stored)
+        self._inner = self.tokenizer if inner == stored else _built(inner)
+        self._ids = np.array(sorted(self.control), dtype=np.uint32)
+        model = stored["model"]
+        name = model.get("unk_token")
+        self._unknown: int | None = model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
+
+    def encode(self, parts: Sequence[Part]) -> list[npt.NDArray[np.uint32]]:
+        """Token ids of each part. Shape (tokens,) each."""
+        found: list[npt.NDArray[np.uint32]] = [np.empty(0, dtype=np.uint32)] * len(parts)
+        for begins in (True, False):
+            numbers = [number for number, part in enumerate(parts) if part.begins is begins]
+            tokenizer = self.tokenizer if begins else self._inner
+            texts = [parts[number].text for number in numbers]
+            for number, encoding in zip(
+                numbers, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                found[number] = np.array(encoding.ids, dtype=np.uint32)
+        return [
+            self._spelled(part) if self._may_hold_control(part.text, ids) else ids
+            for part, ids in zip(parts, found, strict=True)
+        ]
+
+    def _may_hold_control(self, text: str, ids: npt.NDArray[np.uint32]) -> bool:
+        present = np.intersect1d(ids, self._ids).tolist()
+        # The unknown token also stands for characters that are not in the vocabulary.
+        return any(token != self._unknown or self.control[token] in text for token in present)
+
+    def _spelled(self, part: Part) -> npt.NDArray[np.uint32]:
+        """Encodes a part whose characters make up a token that is no text, by cutting it within that token.
+
+        The flags above keep names out of a text. A model may still hold them as words of its own: Unigram takes the
+        longest, BPE with `ignore_merges` whole words.
+        """
+        tokenizer = self.tokenizer if part.begins else self._inner
+        encoding = tokenizer.encode(part.text, add_special_tokens=False)
+        cuts = [
+            (start + stop) // 2
+            for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            if stop - start > 1 and token in self.control and self._is_named(token, part.text[start:stop])
+        ]
+        if not cuts:
+            return np.array(encoding.ids, dtype=np.uint32)
+        borders = [0, *cuts, len(part.text)]
+        texts = [part.text[start:stop] for start, stop in itertools.pairwise(borders)]
+        pieces = [Part(text, part.begins and number == 0) for number, text in enumerate(texts)]
+        return np.concatenate([self._spelled(piece) for piece in pieces])
+
+    def _is_named(self, token: int, text: str) -> bool:
+        return token != self._unknown or self.control[token] in text
+
+
+def _built(stored: dict[str, Any]) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(stored))
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise ValueError(str(error)) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _flagged(stored: dict[str, Any], control: dict[int, str]) -> dict[str, Any]:
+    """The tokenizer with exactly its control tokens flagged: `encode_special_tokens` passes over those alone."""
+    tokens = [{**token, "special": token["id"] in control} for token in stored.get("added_tokens") or ()]
+    return {**stored, "added_tokens": tokens}
+
+
+def _without_prefix(stored: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer as it is within a text: without the space that it puts before one."""
+    stored = {**stored, "normalizer": copy.deepcopy(stored.get("normalizer"))}
+    stored["pre_tokenizer"] = copy.deepcopy(stored.get("pre_tokenizer"))
+    for step in _steps(stored["normalizer"], "normalizers"):
+        if step["type"] == "Sequence":
+            step["normalizers"] = [inner for inner in step["normalizers"] if inner["type"] != "Prepend"]
+    if (stored["normalizer"] or {}).get("type") == "Prepend":
+        stored["normalizer"] = None
+    for step in _steps(stored["pre_tokenizer"], "pretokenizers"):
+        if step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
+        elif step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+    return stored
+
+
+def _steps(step: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
+    """A step and those within it."""
+    if step:
+        yield step
+        for one in step.get(inner) or ():
+            yield from _steps(one, inner)
