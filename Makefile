@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Arguments for pytest: make test ARGS='tests/plan -k reserve'
+ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu chaos check format docs claims bench-ui screenshots clean
+.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,13 +30,16 @@ run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
 test: $(STAMP) ## Run the test suite
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
+
+coverage: $(STAMP) ## Run the test suite, and say which lines it does not reach
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 test-all: $(STAMP) ## Run the test suite with the slow tests
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" --durations=15 $(ARGS)
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --durations=15 $(ARGS)
 
 chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about a quarter of an hour)
 	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
@@ -64,5 +69,14 @@ bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and pro
 screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
 	$(BIN)/python scripts/screenshots.py
 
+build: $(STAMP) ## Build wheel and sdist into dist/, and install the wheel into a new environment
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt torch numpy
+	build/wheel-check/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt dist/*.whl
+	cd build && wheel-check/bin/engine --version && wheel-check/bin/elite-tui --version
+	cd build && wheel-check/bin/engine plan --model demo --json > /dev/null
+
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
