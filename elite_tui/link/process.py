@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -17,15 +18,106 @@ from engine import errors
 REMEDY = "the command does the same without the app; plans go by predictions until then"
 
 
-class EngineProcess:
-    """One `engine` command that measures something. Make it, `run` it in a thread, `stop` it from another."""
+class EngineChild:
+    """One `engine` command. It is executed in one thread, and may be given lines and ended from others.
 
-    def __init__(self, *arguments: str) -> None:
-        self._name = arguments[0]
-        self._command = [sys.executable, "-m", "engine", *arguments, "--json"]
+    Args:
+        arguments: Of the command.
+        serves: Whether it reads lines, until there are no more.
+        patience: Seconds that it has to end once its output is closed; None waits as long as it takes.
+    """
+
+    def __init__(self, *arguments: str, serves: bool = False, patience: float | None = None) -> None:
+        self._command = [sys.executable, "-m", "engine", *arguments]
+        self._patience = patience
+        self._lines: queue.SimpleQueue[str | None] | None = queue.SimpleQueue() if serves else None
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        self._stopped = False
+        self._ended = False
+        "Whether somebody here ended it."
+        self._said = ""
+        "The last line of its standard error."
+
+    def _execute(self, hear: Callable[[dict[str, Any]], None], tell: Callable[[str], None] | None = None) -> int | None:
+        """Runs the command, and returns its exit status; None where it was ended before it began.
+
+        Args:
+            hear: Called with every JSON object that it prints.
+            tell: Called, in another thread, with every line for people.
+        """
+        with self._lock:
+            if self._ended:
+                return None
+            # A session of its own: the terminal's signals do not reach it.
+            process = self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL if self._lines is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        threads = [threading.Thread(target=self._listen, args=(process.stderr, tell), daemon=True)]
+        if self._lines is not None:
+            threads.append(threading.Thread(target=self._send, args=(process.stdin, self._lines), daemon=True))
+        for thread in threads:
+            thread.start()
+        with process.stdout:
+            for line in process.stdout:
+                if document := _document(line):
+                    hear(document)
+        status = self._wait(process)
+        self._write(None)
+        for thread in threads:
+            thread.join()
+        process.stderr.close()
+        return status
+
+    def _wait(self, process: subprocess.Popen[str]) -> int:
+        try:
+            return process.wait(self._patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _write(self, line: str | None) -> None:
+        """Hands the command a line, without waiting; None is the end of its input."""
+        if self._lines is not None:
+            self._lines.put(line)
+
+    def _send(self, stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+        # The child may have ended: its last words say why.
+        with contextlib.suppress(OSError), stream:
+            while (line := lines.get()) is not None:
+                stream.write(line + "\n")
+                stream.flush()
+
+    def _listen(self, stream: IO[str], tell: Callable[[str], None] | None) -> None:
+        for line in stream:
+            if text := errors.one_line(line.strip()):
+                self._said = text
+                if tell is not None:
+                    tell(text)
+
+    def _end(self, number: signal.Signals) -> None:
+        """Sends a signal, now or instead of the beginning."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None and self._process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(number)
+
+
+class EngineProcess(EngineChild):
+    """A command that does one thing. Make it, `run` it in a thread, `stop` it from another."""
+
+    def __init__(self, *arguments: str) -> None:
+        super().__init__(*arguments, "--json")
+        self._name = arguments[0]
 
     def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
         """Runs the command, and returns the document that it prints.
@@ -36,60 +128,23 @@ class EngineProcess:
         Raises:
             EliteError: MEASURING_FAILED, also where it was stopped.
         """
-        with self._lock:
-            if self._stopped:
-                raise self._failure("it was stopped")
-            # A session of its own: the terminal's signals do not reach it.
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            )
-        process = self._process
-        assert process.stdout is not None
-        assert process.stderr is not None
-        said: list[str] = []
-        listener = threading.Thread(target=_listen, args=(process.stderr, said, tell), daemon=True)
-        listener.start()
-        found: dict[str, Any] | None = None
-        with process.stdout:
-            for line in process.stdout:
-                found = _document(line) or found
-        status = process.wait()
-        listener.join()
-        process.stderr.close()
-        if self._stopped:
+        found: list[dict[str, Any]] = []
+        status = self._execute(found.append, tell)
+        if self._ended:
             raise self._failure("it was stopped")
-        if status != 0 or found is None:
-            told = found or {}
-            words = told.get("message") or (said[-1] if said else f"it ended with status {status}")
+        told = found[-1] if found else {}
+        if status != 0 or not found:
+            words = told.get("message") or self._said or f"it ended with status {status}"
             raise self._failure(words, told.get("remedy", ""))
-        return found
+        return told
 
     def _failure(self, problem: str, remedy: str = "") -> errors.EliteError:
         return errors.MEASURING_FAILED(command=self._name, problem=problem, remedy=remedy or REMEDY)
 
     def stop(self) -> None:
         """Ends the process and all that it started. `run` then raises."""
-        with self._lock:
-            self._stopped = True
-            if self._process is not None and self._process.poll() is None:
-                # As ctrl+c would: it then ends the measuring child, which has a session of its own.
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(signal.SIGINT)
-
-
-def _listen(stream: IO[str], said: list[str], tell: Callable[[str], None]) -> None:
-    for line in stream:
-        text = errors.one_line(line.strip())
-        if text:
-            said[:] = [text]
-            tell(text)
+        # As ctrl+c would: it then ends the measuring child, which has a session of its own.
+        self._end(signal.SIGINT)
 
 
 def _document(line: str) -> dict[str, Any] | None:
