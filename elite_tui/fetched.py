@@ -1,11 +1,14 @@
-"""Fetched: something that a worker brings, and how far that is."""
+"""Fetched: a part of the state that a worker brings, and how far that is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from elite_tui.state_part import StatePart
 
 T = TypeVar("T")
 
@@ -14,6 +17,8 @@ T = TypeVar("T")
 class Fetched(Generic[T]):
     """Something that a worker fetches: not asked for yet, on its way, there, or refused with an error."""
 
+    part: StatePart
+    "Which part of the state it is."
     value: T | None = None
     error: EliteError | None = None
     loading: bool = False

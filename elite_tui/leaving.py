@@ -12,27 +12,31 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
-    from elite_tui.app import EliteApp
     from elite_tui.runs.open_runs import OpenRun
     from elite_tui.state import AppState
 
 
-def watch_signals(app: EliteApp) -> None:
+def watch_signals(leave: Callable[[], None], save: Callable[[], None]) -> None:
     """SIGTERM leaves with the terminal restored; a second one ends the process at once. SIGHUP keeps what was typed.
 
     Must be called in the main thread, with the event loop running.
+
+    Args:
+        leave: Closes the app; called in its event loop.
+        save: Writes what was typed; called at once.
     """
     loop = asyncio.get_running_loop()
 
     def terminated(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        loop.call_soon_threadsafe(app.leave, "goes on")
+        loop.call_soon_threadsafe(leave)
 
     def hung_up(number: int, _: FrameType | None) -> None:
         # The terminal is gone: whatever waits for it to take output would wait for ever.
-        app.save_draft()
+        save()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

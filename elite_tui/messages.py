@@ -6,7 +6,7 @@ The App folds a message into its state and tells the screens with `Changed`; scr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from textual.message import Message
 
@@ -14,54 +14,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from elite_tui.fetched import Fetched
     from elite_tui.runs.followed import News
-    from elite_tui.wizard.facts import RepositoryFacts
-    from elite_tui.wizard.plans import Plans
-    from engine.config import RunConfig
+    from elite_tui.state_part import StatePart
+    from elite_tui.wizard.facts import Reading
     from engine.errors import EliteError
-    from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
     from engine.runtime.doctor import Check
     from engine.runtime.handle import RunHandle
-    from engine.runtime.run_summary import RunSummary
 
+T = TypeVar("T")
 
 # --- from workers to the App -------------------------------------------------------------------------------
 
 
-@dataclass
-class RepositoryRead(Message):
-    """A scan of the repositories ended."""
+class Latest(Message):
+    """Only the newest of its class matters: an older one that is still in the queue is dropped."""
 
-    outcome: RepositoryFacts | EliteError
-
-
-@dataclass
-class MachineFound(Message):
-    """The inventory of this machine, or the simulated one."""
-
-    outcome: Machine | EliteError
+    def can_replace(self, message: Message) -> bool:
+        """Whether this one takes the other's place."""
+        return type(message) is type(self)
 
 
 @dataclass
-class TiersPlanned(Message):
-    """The tier table for the present choices."""
+class Answered(Message, Generic[T]):
+    """The engine's answer to the question that fills a part of the state."""
 
-    outcome: Plans | EliteError
+    fetched: Fetched[T]
+    "Where the answer belongs."
+    outcome: T | EliteError
 
-
-@dataclass
-class PreflightDone(Message):
-    """Everything that can be checked before a run starts was checked."""
-
-    outcome: RunConfig | EliteError
-
-
-@dataclass
-class RunsListed(Message):
-    """The runs that this user has, newest first."""
-
-    outcome: Sequence[RunSummary] | EliteError
+    def settle(self) -> None:
+        """Writes the answer into the state."""
+        self.fetched.settle(self.outcome)
 
 
 @dataclass
@@ -75,23 +60,17 @@ class CheckMade(Message):
 
 
 @dataclass
-class Progressed(Message):
-    """How far a long question is; `what` names the attribute of AppState that holds it."""
+class MeasuringProgressed(Latest):
+    """How far the measurement under way is."""
 
-    what: str
-    progress: Any
-
-    def can_replace(self, message: Message) -> bool:
-        """Whether an older one still in the queue may be dropped."""
-        return isinstance(message, Progressed) and message.what == self.what
+    line: str
 
 
 @dataclass
-class Answered(Message):
-    """The engine's answer to one of the wizard's questions; `what` names the attribute of AppState that holds it."""
+class ReadingProgressed(Latest):
+    """How far the reading of the repositories is."""
 
-    what: str
-    outcome: Any
+    reading: Reading
 
 
 @dataclass
@@ -105,14 +84,10 @@ class RunOpened(Message):
 
 
 @dataclass
-class Sampled(Message):
-    """A new telemetry snapshot; only the newest one matters."""
+class Sampled(Latest):
+    """A new telemetry snapshot."""
 
     snapshot: Snapshot | None
-
-    def can_replace(self, message: Message) -> bool:
-        """Whether an older one still in the queue may be dropped."""
-        return isinstance(message, Sampled)
 
 
 @dataclass
@@ -156,12 +131,12 @@ class CommandSent(Message):
 
 
 class Changed(Message, bubble=False):
-    """A part of the state changed; `what` names the attribute of AppState."""
+    """A part of the state changed."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, part: StatePart) -> None:
         super().__init__()
-        self.what = what
+        self.part = part
 
     def can_replace(self, message: Message) -> bool:
-        """Screens draw from the state, so one notice of each kind is enough."""
-        return isinstance(message, Changed) and message.what == self.what
+        """Screens draw from the state, so one notice of each part is enough."""
+        return isinstance(message, Changed) and message.part is self.part

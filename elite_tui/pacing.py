@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from textual.app import App
 
+    from elite_tui.state_part import StatePart
+
 SHORTEST = 0.25
 """Seconds between two redraws."""
 Later = Callable[[float, Callable[[], None]], None]
@@ -37,17 +39,17 @@ class Pacer:
         later: Calls something after so many seconds.
     """
 
-    def __init__(self, app: App[Any], draw: Callable[[str], None], later: Later | None = None) -> None:
+    def __init__(self, app: App[Any], draw: Callable[[StatePart], None], later: Later | None = None) -> None:
         self._app = app
         self._draw = draw
         self._later = later or self._call_later
-        self._owed: dict[str, None] = {}
+        self._owed: dict[StatePart, None] = {}
         self._drawn_at = 0.0
         self._armed = False
 
-    def ask(self, what: str) -> None:
+    def ask(self, part: StatePart) -> None:
         """Draws a part of the state, now or soon."""
-        self._owed[what] = None
+        self._owed[part] = None
         if not self._armed:
             self._settle()
 
@@ -62,8 +64,8 @@ class Pacer:
             return
         self._drawn_at = time.monotonic()
         owed, self._owed = self._owed, {}
-        for what in owed:
-            self._draw(what)
+        for part in owed:
+            self._draw(part)
 
     def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         # Not by a timer of Textual's: one that is due before its task has looked at the clock for the first time never

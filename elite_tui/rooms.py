@@ -1,13 +1,8 @@
-"""The app's rooms (screens) by name. A room's module is imported when the room is first entered."""
+"""The app's rooms (screens) by name."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from elite_tui.screens.room import RoomScreen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +37,6 @@ BESIDE: tuple[Room, ...] = (
 """The rooms beside the trail."""
 
 ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, *BESIDE)}
-
-
-def build_room(name: str) -> RoomScreen:
-    """A fresh screen; everything it shows comes from the app's state."""
-    module = importlib.import_module(f"elite_tui.screens.{name}")
-    screen: RoomScreen = getattr(module, ROOMS[name].screen)()
-    return screen
 
 
 def neighbour(name: str, offset: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from elite_tui.fetched import Fetched
 from elite_tui.generation.answers import Generation
 from elite_tui.runs.open_runs import OpenRuns
+from elite_tui.state_part import StatePart
 from elite_tui.wizard.checks import Checks
 from engine.config import Problem
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from elite_tui.runs.report import RunReport
     from elite_tui.runs.view import RunView
     from elite_tui.wizard.draft import Draft
-    from elite_tui.wizard.facts import RepositoryFacts
+    from elite_tui.wizard.facts import Reading, RepositoryFacts
     from elite_tui.wizard.plans import Plans
     from elite_tui.wizard.ways import ModelOutlook, WaysToFit
     from engine.config import RunConfig
@@ -36,41 +37,33 @@ SNAPSHOTS_KEPT = 120
 "Two minutes of history at one sample a second."
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How far the reading of the repositories is."""
-
-    share: float
-    words: str
-
-
 @dataclass
 class AppState:
     """What the screens draw from."""
 
     draft: Draft
-    repository: Fetched[RepositoryFacts] = field(default_factory=Fetched)
-    machine: Fetched[Machine] = field(default_factory=Fetched)
-    tiers: Fetched[Plans] = field(default_factory=Fetched)
-    what_if: Fetched[Plans] = field(default_factory=Fetched)
+    repository: Fetched[RepositoryFacts] = field(default_factory=lambda: Fetched(StatePart.REPOSITORY))
+    machine: Fetched[Machine] = field(default_factory=lambda: Fetched(StatePart.MACHINE))
+    tiers: Fetched[Plans] = field(default_factory=lambda: Fetched(StatePart.TIERS))
+    what_if: Fetched[Plans] = field(default_factory=lambda: Fetched(StatePart.WHAT_IF))
     "The tiers of the machine that was typed beside the tier table."
-    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=Fetched)
-    ways: Fetched[WaysToFit] = field(default_factory=Fetched)
+    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=lambda: Fetched(StatePart.MODELS))
+    ways: Fetched[WaysToFit] = field(default_factory=lambda: Fetched(StatePart.WAYS))
     "What would make the context under the cursor fit."
-    preflight: Fetched[RunConfig] = field(default_factory=Fetched)
-    profile: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    preflight: Fetched[RunConfig] = field(default_factory=lambda: Fetched(StatePart.PREFLIGHT))
+    profile: Fetched[dict[str, Any]] = field(default_factory=lambda: Fetched(StatePart.PROFILE))
     "What `engine profile` measured in this session."
-    probe: Fetched[dict[str, Any]] = field(default_factory=Fetched)
+    probe: Fetched[dict[str, Any]] = field(default_factory=lambda: Fetched(StatePart.PROBE))
     "What `engine probe` measured of a tier, last."
     measuring: str = ""
     "How far the measurement under way is."
-    data: Fetched[DataReport] = field(default_factory=Fetched)
+    data: Fetched[DataReport] = field(default_factory=lambda: Fetched(StatePart.DATA))
     "The dataset of the draft's settings."
     reading: Reading | None = None
     "How far its reading is."
     checks: Checks = field(default_factory=Checks)
     "The pre-flight rows."
-    runs: Fetched[Sequence[RunSummary]] = field(default_factory=Fetched)
+    runs: Fetched[Sequence[RunSummary]] = field(default_factory=lambda: Fetched(StatePart.RUNS))
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
     open_runs: OpenRuns = field(default_factory=OpenRuns)
     launching: bool = False
@@ -78,10 +71,10 @@ class AppState:
     "Why the run that was asked for cannot be shown."
     simulated: str | None = None
     "Card named by --simulate."
-    comparison: Fetched[Comparison] = field(default_factory=Fetched)
+    comparison: Fetched[Comparison] = field(default_factory=lambda: Fetched(StatePart.COMPARISON))
     generation: Generation = field(default_factory=Generation)
     "What the models of the run on screen are asked, and answer."
-    report: Fetched[RunReport] = field(default_factory=Fetched)
+    report: Fetched[RunReport] = field(default_factory=lambda: Fetched(StatePart.REPORT))
     "What the result room shows beside the run's events."
     clock: Callable[[], float] = time.time
     "Seconds since the epoch."

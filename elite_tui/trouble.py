@@ -6,6 +6,7 @@ import datetime
 import traceback
 from pathlib import Path
 
+from engine import errors
 from engine.runtime.run_index import state_directory
 
 FILE_NAME = "elite-tui.log"
@@ -23,3 +24,9 @@ def record_trouble(error: BaseException) -> Path | None:
     except OSError:
         return None
     return path
+
+
+def internal_error(error: Exception) -> errors.EliteError:
+    """INTERNAL for an exception that nobody declared, which goes to the log."""
+    log = record_trouble(error)
+    return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")

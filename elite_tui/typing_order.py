@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def after_typing(app: App[Any], then: Callable[[], object]) -> None:
     """Calls something once the focused widget and those around it have handled what waits in their queues."""
     focused = app.focused
-    # The field twice: once for the keys, once for its own message about what they changed.
-    nodes = [] if focused is None else [focused, focused, *(node for node in focused.ancestors if node is not app)]
-    _pass_through(app, nodes, then)
+    chain = [] if focused is None else [focused, *(node for node in focused.ancestors if node is not app)]
+    # Each twice: once for what waits in its queue, once for the message of its own that this makes it post.
+    _pass_through(app, [node for node in chain for _ in range(2)], then)
 
 
 def _pass_through(app: App[Any], nodes: Sequence[DOMNode], then: Callable[[], object]) -> None:

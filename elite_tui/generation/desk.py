@@ -6,32 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
 from elite_tui.generation.answers import request_of
+from elite_tui.state_part import StatePart
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
-    from elite_tui.app import EliteApp
+    from elite_tui.generation.answers import Generation
     from elite_tui.generation.process import GenerationProcess
+    from elite_tui.host import Host
+    from elite_tui.link.calls import Engine
 
 
 class GenerationDesk:
-    """Questions of the generate room. The App owns it."""
+    """Questions of the generate room."""
 
-    def __init__(self, app: EliteApp) -> None:
-        self._app = app
+    def __init__(self, host: Host, state: Generation, engine: Engine) -> None:
+        self._host = host
+        self._state = state
+        self._engine = engine
         self._process: GenerationProcess | None = None
         self._session = 0
         "Of the process: what an earlier one still says is passed over."
 
     def write(self) -> None:
         """Asks for what the state holds; the first time it starts the process."""
-        app, state = self._app, self._app.state.generation
+        state = self._state
         if not state.reference or state.busy:
             return
         try:
             request = request_of(state)
         except EliteError as error:
             state.problem = str(error)
-            app.tell("generation")
+            self._host.tell(StatePart.GENERATION)
             return
         running = self._process is not None
         if self._process is None:
@@ -39,17 +44,17 @@ class GenerationDesk:
             session = self._session
 
             def tell(event: dict[str, Any]) -> None:
-                app.post_message(messages.GenerationSaid(session, event))
+                self._host.post_message(messages.GenerationSaid(session, event))
 
-            self._process = app.link.engine.generation(state.reference, tell)
+            self._process = self._engine.generation(state.reference, tell)
         self._process.ask({"id": state.asked(running=running), **request})
-        app.tell("generation")
+        self._host.tell(StatePart.GENERATION)
 
     def stop(self) -> None:
         """Ends the answer under way; while the models are still loading, the process."""
         if self._process is None:
             return
-        if self._app.state.generation.status == "loading":
+        if self._state.status == "loading":
             self.close()
         else:
             self._process.stop()
@@ -59,14 +64,14 @@ class GenerationDesk:
         if self._process is not None:
             self._process.close()
             self._process = None
-            self._app.state.generation.status = "closed"
-            self._app.tell("generation")
+            self._state.status = "closed"
+            self._host.tell(StatePart.GENERATION)
 
     def heard(self, message: messages.GenerationSaid) -> None:
         """The process had something to say."""
         if message.session != self._session or self._process is None:
             return
-        self._app.state.generation.hear(message.event)
+        self._state.hear(message.event)
         if message.event.get("event") == "ended":
             self._process = None
-        self._app.tell("generation")
+        self._host.tell(StatePart.GENERATION)

@@ -1,4 +1,4 @@
-"""EngineLink: the App's workers. They call the engine in threads and post messages; they own no widget.
+"""EngineLink: the workers. They call the engine in threads and post messages; they own no widget.
 
 The pump that polls a run belongs to the App: a worker of a screen would end with the screen.
 """
@@ -10,22 +10,21 @@ import functools
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from elite_tui import messages
-from elite_tui.link.calls import Engine
 from elite_tui.runs.followed import Followed
-from elite_tui.trouble import record_trouble
-from engine import errors
+from elite_tui.trouble import internal_error
 from engine.errors import EliteError
 from engine.protocol import COMMANDS
 
 if TYPE_CHECKING:
-    from textual.app import App
     from textual.message import Message
 
+    from elite_tui.fetched import Fetched
+    from elite_tui.host import Host
+    from elite_tui.link.calls import Engine
     from engine.config import RunConfig
-    from engine.hardware.machine import Machine
     from engine.runtime.handle import RunHandle
 
 T = TypeVar("T")
@@ -43,10 +42,10 @@ def existing_folder(text: str) -> Path:
 
 
 class EngineLink:
-    """Starts workers on behalf of the App. One worker of a group at a time: a newer question replaces an older."""
+    """Starts workers on behalf of controllers. One worker of a group at a time: a newer question replaces an older."""
 
-    def __init__(self, app: App[Any], engine: Engine) -> None:
-        self._app = app
+    def __init__(self, host: Host, engine: Engine) -> None:
+        self._host = host
         self.engine = engine
         self._followed: dict[str, Followed] = {}
 
@@ -57,8 +56,7 @@ class EngineLink:
             await asyncio.to_thread(self.engine.start_sampling, disk_path)
             await self._pump()
 
-        # mypy cannot choose among the three kinds of work that run_worker takes.
-        self._app.run_worker(start_then_pump, group="pump", name="pump")  # type: ignore[arg-type]
+        self._host.run_worker(start_then_pump, group="pump", name="pump")
 
     def close(self) -> None:
         """Lets go of the run, which goes on, and ends telemetry."""
@@ -71,45 +69,23 @@ class EngineLink:
         while True:
             if (latest := self.engine.latest_sample()) is not sample:
                 sample = latest
-                self._app.post_message(messages.Sampled(sample))
+                self._host.post_message(messages.Sampled(sample))
             behind = False
             for key, followed in list(self._followed.items()):
                 news = await asyncio.to_thread(followed.poll)
                 if news is not None and self._followed.get(key) is followed:
-                    self._app.post_message(messages.RunNews(key, news))
+                    self._host.post_message(messages.RunNews(key, news))
                     behind |= news.behind
             # Where a journal holds more, the screen gets a moment to draw, and the reading goes on.
             await asyncio.sleep(POLL_SECONDS / 5 if behind else POLL_SECONDS)
 
     # --- questions -----------------------------------------------------------------------------------------
 
-    def read_repositories(self, repositories: list[str], max_file_bytes: int) -> None:
-        """Answers with RepositoryRead."""
-        self._ask(
-            "repository",
-            lambda: self.engine.read_repositories(repositories, max_file_bytes),
-            messages.RepositoryRead,
-        )
-
-    def find_machine(self, disk_path: Path) -> None:
-        """Answers with MachineFound."""
-        self._ask("machine", lambda: self.engine.find_machine(disk_path), messages.MachineFound)
-
-    def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> None:
-        """Answers with TiersPlanned."""
-        self._ask("tiers", lambda: self.engine.plan_tiers(machine, mapping, tokens), messages.TiersPlanned)
-
-    def check(self, mapping: dict[str, dict[str, Any]]) -> None:
-        """Answers with PreflightDone."""
-        self._ask("preflight", lambda: self.engine.check(mapping), messages.PreflightDone)
-
-    def ask(self, what: str, call: Callable[[], T]) -> None:
-        """Answers with Answered, for the attribute of the state that `what` names."""
-        self._ask(what, call, lambda outcome: messages.Answered(what, outcome))
-
-    def list_runs(self) -> None:
-        """Answers with RunsListed."""
-        self._ask("runs", self.engine.list_runs, messages.RunsListed)
+    def ask(self, fetched: Fetched[T], call: Callable[[], T]) -> None:
+        """Fills a part of the state; answers with Answered."""
+        fetched.ask()
+        self._host.tell(fetched.part)
+        self._ask(fetched.part.value, call, lambda outcome: messages.Answered(fetched, outcome))
 
     def launch(self, config: RunConfig) -> None:
         """Answers with RunOpened."""
@@ -121,9 +97,9 @@ class EngineLink:
         async def work() -> None:
             for index, reference in enumerate(references):
                 outcome = await asyncio.to_thread(_guarded, functools.partial(self.engine.open_run, reference))
-                self._app.post_message(messages.RunOpened(outcome, launched=False, show=index == 0))
+                self._host.post_message(messages.RunOpened(outcome, launched=False, show=index == 0))
 
-        self._app.run_worker(work, group=f"open-{references[0]}", exclusive=True)  # type: ignore[arg-type]
+        self._host.run_worker(work, group=f"open-{references[0]}", exclusive=True)
 
     def follow(self, key: str, handle: RunHandle) -> None:
         """Makes this a run that the pump polls."""
@@ -161,9 +137,9 @@ class EngineLink:
         """Calls the engine in a thread, and posts its answer unless a newer question of the group was asked."""
 
         async def work() -> None:
-            self._app.post_message(answer(await asyncio.to_thread(_guarded, call)))
+            self._host.post_message(answer(await asyncio.to_thread(_guarded, call)))
 
-        self._app.run_worker(work, group=group, name=group, exclusive=True)  # type: ignore[arg-type]
+        self._host.run_worker(work, group=group, name=group, exclusive=True)
 
 
 def _guarded(call: Callable[[], T]) -> T | EliteError:
@@ -173,5 +149,4 @@ def _guarded(call: Callable[[], T]) -> T | EliteError:
     except EliteError as error:
         return error
     except Exception as error:
-        log = record_trouble(error)
-        return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")
+        return internal_error(error)

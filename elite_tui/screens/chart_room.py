@@ -10,7 +10,7 @@ from textual import on
 from elite_tui.plot.smoothing import WEIGHTS
 from elite_tui.plot.viewport import Viewport
 from elite_tui.runs.curves import Look
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import Elite, RoomScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice
 
@@ -18,8 +18,8 @@ from elite_tui.widgets.choice_bar import Choice
 class ChartRoom(RoomScreen):
     """Subclasses draw their charts in `draw_charts`. Every chart of the room shows the same stretch."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
         self.look = Look()
 
     def draw_charts(self) -> None:

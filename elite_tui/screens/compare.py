@@ -14,6 +14,7 @@ from elite_tui.runs.curves import STYLES, overlay
 from elite_tui.runs.open_runs import short_title
 from elite_tui.runs.panels import state_mark
 from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
 from elite_tui.widgets.painted import Lines
@@ -49,9 +50,9 @@ class CompareScreen(ChartRoom):
         super().on_mount()
         self.query_one(DataTable).focus()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the comparison."""
-        if what not in ("all", "comparison"):
+        if StatePart.COMPARISON not in changed:
             return
         fetched = self.state.comparison
         who = self.query_one("#who", Lines)

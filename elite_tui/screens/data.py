@@ -10,7 +10,8 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.gauge import line_bar
 from elite_tui.words import data as data_words
@@ -31,12 +32,12 @@ LABELS = {
     "data.order": "order",
 }
 "The settings that change most; the rest are in the form of the options."
-DRAWN_FROM = ("all", "draft", "data", "reading", "tiers")
+DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.DATA, StatePart.READING, StatePart.TIERS})
 PARTS = ("in", "out", "windows", "secrets", "twins")
 _BAR = 30
 
 
-class DataScreen(RoomScreen):
+class DataScreen(WizardRoom):
     """The room of the dataset."""
 
     ROOM = "data"
@@ -58,10 +59,7 @@ class DataScreen(RoomScreen):
                 yield Static(id="secrets", classes="part", markup=False)
                 yield Static(id="twins", classes="part", markup=False)
             yield Static(id="footnote", markup=False)
-        with Horizontal(classes="buttons"):
-            yield Button("Stop reading", id="stop", compact=True)
-            yield Button("Back", id="back", compact=True)
-            yield Button("Continue", id="forward", variant="primary", compact=True)
+        yield self.steps(Button("Stop reading", id="stop", compact=True))
 
     def on_mount(self) -> None:
         """The dataset is built on entering, unless it is there for these settings."""
@@ -70,9 +68,9 @@ class DataScreen(RoomScreen):
         if self.state.data.value is None and not self.state.data.loading:
             self.elite.desk.read_data()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws how far the reading is, or the report."""
-        if what not in DRAWN_FROM:
+        if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
         problems = state.problems()
@@ -83,7 +81,7 @@ class DataScreen(RoomScreen):
         self.refresh_bindings()
         report = state.data.value
         self.query_one("#report").set_class(report is None, "-empty")
-        if report is None or what == "reading":
+        if report is None or changed == {StatePart.READING}:
             return
         draft = state.draft
         plans = state.tiers.value
@@ -133,14 +131,6 @@ class DataScreen(RoomScreen):
     def _stop_pressed(self) -> None:
         self.action_stop_reading()
 
-    @on(Button.Pressed, "#forward")
-    def _forward_pressed(self) -> None:
-        self.action_forward()
-
-    @on(Button.Pressed, "#back")
-    def _back_pressed(self) -> None:
-        self.action_back()
-
     def on_resize(self) -> None:
         """Another width wraps otherwise."""
-        self.call_after_refresh(self.show, "all")
+        self.call_after_refresh(self.show, EVERYTHING)

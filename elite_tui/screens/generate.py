@@ -12,6 +12,7 @@ from textual.widgets import Button, Input, Static, TextArea
 from elite_tui.actions import bindings_for, room_actions
 from elite_tui.generation.answers import SIDES
 from elite_tui.screens.room import RoomScreen
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.words.figures import duration_in_words, printable
 from engine.errors import EliteError
 
@@ -70,9 +71,9 @@ class GenerateScreen(RoomScreen):
         """The models leave memory with the room: another run may need it."""
         self.elite.generation_desk.close()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws what was written so far."""
-        if what not in ("all", "generation"):
+        if StatePart.GENERATION not in changed:
             return
         state = self.state.generation
         self.query_one("#status", Static).update(self._status())
@@ -123,7 +124,7 @@ class GenerateScreen(RoomScreen):
         if not state.prompt:
             # An emptied prompt is no file's beginning any more.
             state.path = state.suffix = ""
-            self.show("generation")
+            self.show({StatePart.GENERATION})
 
     @on(Input.Changed)
     def _setting_typed(self, event: Input.Changed) -> None:
@@ -162,7 +163,7 @@ class GenerateScreen(RoomScreen):
             area.text = before
             area.move_cursor(area.document.end)
             area.focus()
-        self.show("generation")
+        self.show({StatePart.GENERATION})
 
     # --- actions --------------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.words.figures import printable
 from elite_tui.words.machine import inventory, libraries, measured
 from elite_tui.words.meters import devices, draw
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-DRAWN_FROM = ("all", "machine", "profile", "measuring")
+DRAWN_FROM = frozenset({StatePart.MACHINE, StatePart.PROFILE, StatePart.MEASURING})
 
 
-class HardwareScreen(RoomScreen):
+class HardwareScreen(WizardRoom):
     """The room of the machine."""
 
     ROOM = "hardware"
@@ -45,20 +46,18 @@ class HardwareScreen(RoomScreen):
                 yield Static(id="inventory", markup=False)
                 yield Static("Libraries", classes="section", markup=False)
                 yield Static(id="libraries", markup=False)
-        with Horizontal(classes="buttons"):
-            yield Button("Back", id="back", compact=True)
-            yield Button("Continue", id="forward", variant="primary", compact=True)
+        yield self.steps()
 
     def on_mount(self) -> None:
         """The scrolling part takes the keys."""
         super().on_mount()
         self.query_one("#machine").focus()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws what changed."""
-        if what in ("all", "snapshots"):
+        if StatePart.SNAPSHOTS in changed:
             self._show_levels()
-        if what not in DRAWN_FROM:
+        if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
         found = state.machine
@@ -87,11 +86,11 @@ class HardwareScreen(RoomScreen):
 
     def on_resize(self) -> None:
         """Another width has room for other things."""
-        self.call_after_refresh(self.show, "all")
+        self.call_after_refresh(self.show, EVERYTHING)
 
     def action_rescan(self) -> None:
         """Looks again."""
-        self.elite.ask_machine()
+        self.elite.desk.ask_machine()
 
     def action_measure(self) -> None:
         """Runs `engine profile`, or stops it."""
@@ -103,11 +102,3 @@ class HardwareScreen(RoomScreen):
     @on(Button.Pressed, "#measure")
     def _measure_pressed(self) -> None:
         self.action_measure()
-
-    @on(Button.Pressed, "#forward")
-    def _forward_pressed(self) -> None:
-        self.action_forward()
-
-    @on(Button.Pressed, "#back")
-    def _back_pressed(self) -> None:
-        self.action_back()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import on
@@ -13,6 +13,7 @@ from textual.widgets import DataTable, Static
 
 from elite_tui.messages import Changed
 from elite_tui.screens.room import Watching
+from elite_tui.state_part import StatePart
 from elite_tui.words.figures import context_in_words, duration_in_words
 from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in_words
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
 
-    from elite_tui.app import EliteApp
+    from elite_tui.state import AppState
+    from elite_tui.wizard.desk import WizardDesk
     from elite_tui.wizard.ways import ModelOutlook
 
 COLUMNS: tuple[tuple[str, int, bool], ...] = (
@@ -40,6 +42,11 @@ class ModelsScreen(Watching, ModalScreen[str]):
 
     CSS_PATH = "models.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
+
+    def __init__(self, state: AppState, desk: WizardDesk) -> None:
+        super().__init__()
+        self._state = state
+        self._desk = desk
 
     def compose(self) -> ComposeResult:
         """One row a model."""
@@ -61,22 +68,16 @@ class ModelsScreen(Watching, ModalScreen[str]):
             if self.app.size.width >= from_width:
                 table.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
         table.loading = True
-        self.elite.desk.ask_models()
+        self._desk.ask_models()
         self._show()
-
-    @property
-    def elite(self) -> EliteApp:
-        """The app."""
-        return cast("EliteApp", self.app)
 
     @on(Changed)
     def _changed(self, message: Changed) -> None:
-        if message.what == "models":
+        if message.part is StatePart.MODELS:
             self._show()
 
     def _show(self) -> None:
-        state = self.elite.state
-        plans, fetched = state.shown_plans, state.models
+        plans, fetched = self._state.shown_plans, self._state.models
         about = self.query_one("#about", Static)
         if fetched.error is not None:
             about.update(Content.assemble(("✗ ", "$text-error"), str(fetched.error)))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from elite_tui.runs.open_runs import OpenRun
+    from elite_tui.screens.room import Elite
+from elite_tui.state_part import Parts, StatePart
 
 SMALL_CHARTS = 4
 "Charts beneath the large one, where there is room."
@@ -41,8 +43,8 @@ class MonitorScreen(RunCommands, ChartRoom):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "monitor.tcss"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
         self._chart = CHARTS[0].name
         self._curves: dict[str, RunCurves] = {}
         self._least = LEVELS[0]
@@ -81,16 +83,16 @@ class MonitorScreen(RunCommands, ChartRoom):
 
     def on_resize(self) -> None:
         """Other sizes show other parts."""
-        self.call_after_refresh(self.show, "run")
+        self.call_after_refresh(self.show, {StatePart.RUN})
 
     # --- drawing -------------------------------------------------------------------------------------------
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the run, or the machine's levels."""
         run = self.state.open_runs.current
-        if what in ("all", "snapshots"):
+        if StatePart.SNAPSHOTS in changed:
             self._show_machine(run)
-        if what not in ("all", "run"):
+        if StatePart.RUN not in changed:
             return
         if run is None:
             self.query_one("#status", Lines).show(self._no_run())
@@ -247,7 +249,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         to_events = isinstance(self.focused, LogPane)
         self.set_class(to_events, "-events")
         self.query_one("#events" if to_events else "#log").focus()
-        self.show("run")
+        self.show({StatePart.RUN})
 
     def action_search(self) -> None:
         """Types what to look for in the log."""
@@ -280,4 +282,4 @@ class MonitorScreen(RunCommands, ChartRoom):
 
     def _filter_log(self) -> None:
         self.query_one(LogPane).look_for(self.query_one("#search", Input).value, self._least)
-        self.show("run")
+        self.show({StatePart.RUN})

@@ -11,7 +11,8 @@ from textual.widgets import Button, Input, OptionList, Static
 
 from elite_tui.actions import bindings_for, room_actions
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.presets import PRESETS
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
     from elite_tui.wizard.plans import Plans
 
-DRAWN_FROM = ("all", "draft", "repository", "machine", "tiers", "preflight")
+DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.MACHINE, StatePart.TIERS, StatePart.PREFLIGHT})
 VIEW = "options.view"
 "Under which name the draft keeps which of the two views is shown."
 
 
-class OptionsScreen(RoomScreen):
+class OptionsScreen(WizardRoom):
     """The room of what a run does beside its model and context."""
 
     ROOM = "options"
@@ -58,9 +59,7 @@ class OptionsScreen(RoomScreen):
                 with VerticalScroll(id="about", can_focus=False):
                     yield Static(id="detail", markup=False)
         yield Vertical(id="fields")
-        with Horizontal(classes="buttons"):
-            yield Button("Back", id="back", compact=True)
-            yield Button("Continue", id="forward", variant="primary", compact=True)
+        yield self.steps()
 
     def on_mount(self) -> None:
         """The view that was left last; a field with a problem is in the form."""
@@ -80,11 +79,11 @@ class OptionsScreen(RoomScreen):
         fields = self.query_one("#fields")
         await fields.remove_children()
         await fields.mount(OptionForm(self.state, PROJECT_FIELDS, id="form"))
-        self.show("all")
+        self.show(EVERYTHING)
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the verdict and the view that is open."""
-        if what not in DRAWN_FROM:
+        if changed.isdisjoint(DRAWN_FROM):
             return
         for form in self.query(OptionForm):
             form.show()
@@ -169,7 +168,7 @@ class OptionsScreen(RoomScreen):
             return
         before = self.state.tiers.value
         try:
-            self.elite.desk.switch(name)
+            self.elite.drafting.switch(name)
         except EliteError as error:
             self.notify(error.message, title=error.remedy, severity="warning", markup=False)
         else:
@@ -189,7 +188,7 @@ class OptionsScreen(RoomScreen):
         preset = next(preset for preset in PRESETS if preset.name == name)
         before = self.state.tiers.value
         try:
-            left_out = self.elite.desk.apply_preset(preset)
+            left_out = self.elite.drafting.apply_preset(preset)
         except EliteError as error:
             self.notify(error.message, title=error.remedy, severity="warning", markup=False)
             return
@@ -228,13 +227,12 @@ class OptionsScreen(RoomScreen):
         """Changes between the switches and the form."""
         fields = not self.has_class("-fields")
         self.set_class(fields, "-fields")
-        self.state.draft.keep(VIEW, "fields" if fields else "")
-        self.elite.save_soon()
+        self.elite.drafting.keep(VIEW, "fields" if fields else "")
         if fields:
             await self._mount_form()
         else:
             self.query_one(OptimizationList).focus()
-            self.show("all")
+            self.show(EVERYTHING)
         self.refresh_bindings()
 
     def action_reset_field(self) -> None:
@@ -246,7 +244,7 @@ class OptionsScreen(RoomScreen):
         name = self.query_one(OptimizationList).present
         if name is not None:
             self._before = self.state.tiers.value
-            self.elite.desk.unswitch(name)
+            self.elite.drafting.unswitch(name)
 
     async def action_next_problem(self) -> None:
         """To the next field that has a problem."""
@@ -254,21 +252,13 @@ class OptionsScreen(RoomScreen):
             await self.action_all_fields()
         self.query_one(OptionForm).next_problem()
 
-    @on(Button.Pressed, "#forward")
-    def _forward_pressed(self) -> None:
-        self.action_forward()
-
-    @on(Button.Pressed, "#back")
-    def _back_pressed(self) -> None:
-        self.action_back()
-
     @on(Input.Submitted)
     def _submitted(self) -> None:
         self.app.action_focus_next()
 
     def on_resize(self) -> None:
         """Another width shows other columns."""
-        self.call_after_refresh(self.show, "tiers")
+        self.call_after_refresh(self.show, {StatePart.TIERS})
 
 
 def _paths() -> list[str]:

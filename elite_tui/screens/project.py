@@ -8,10 +8,11 @@ from textual import on
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.suggester import SuggestFromList
-from textual.widgets import Button, Input, Static
+from textual.widgets import Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.gauge import line_bar
 from elite_tui.widgets.recent_list import RecentList
@@ -32,11 +33,12 @@ from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in
 from engine.config import field_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from textual.binding import BindingType
     from textual.widget import Widget
 
+    from elite_tui.screens.room import Elite
     from elite_tui.state import AppState
     from engine.models.spec import ModelSpec
 
@@ -48,21 +50,23 @@ LABELS = {
 }
 "The fields of this room. Several repositories are separated by commas."
 
+RECENT_DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.RUNS})
+DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.MACHINE, StatePart.TIERS, StatePart.PREFLIGHT})
 LANGUAGES_SHOWN = 6
 WIDEST = 56
 "Cells of a language's line at most."
 
 
-class ProjectScreen(RoomScreen):
+class ProjectScreen(WizardRoom):
     """The first room."""
 
     ROOM = "project"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "project.tcss"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._models: dict[str, ModelSpec] = {}
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
+        self._models: Mapping[str, ModelSpec] = {}
 
     def compose_room(self) -> Iterable[Widget]:
         """The form and what was done last; what the repository holds and what fits."""
@@ -78,8 +82,7 @@ class ProjectScreen(RoomScreen):
             with VerticalScroll(id="facts", can_focus=False):
                 yield Static(id="repository", markup=False)
                 yield Static(id="fits", markup=False)
-        with Horizontal(classes="buttons"):
-            yield Button("Continue", id="forward", variant="primary", compact=True)
+        yield self.steps(back=False)
 
     def on_mount(self) -> None:
         """The cursor stands in the first field; the catalogue is read after the first frame."""
@@ -89,18 +92,18 @@ class ProjectScreen(RoomScreen):
         self.call_after_refresh(self._read_models)
 
     def _read_models(self) -> None:
-        self._models = self.elite.link.engine.models()
+        self._models = self.elite.desk.models()
         row = self.query_one("#field-model-name", FieldRow)
         control = row.control
         if isinstance(control, Input):
             control.suggester = SuggestFromList(list(self._models), case_sensitive=False)
-        self.show("draft")
+        self.show({StatePart.DRAFT})
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws problems beside their fields, and the repository's facts."""
-        if what in ("all", "draft", "runs"):
+        if not changed.isdisjoint(RECENT_DRAWN_FROM):
             self.query_one(RecentList).show(self.state)
-        if what not in ("all", "draft", "repository", "machine", "tiers", "preflight"):
+        if changed.isdisjoint(DRAWN_FROM):
             return
         problems = self.state.problems()
         for row in self.query(FieldRow):
@@ -129,10 +132,6 @@ class ProjectScreen(RoomScreen):
             return head if repository.loading else Content("\n").join([head, Content.styled(empty, "$muted")])
         return Content("\n").join([head, *repository_lines(repository.value, min(width, WIDEST))])
 
-    @on(Button.Pressed, "#forward")
-    def _forward_pressed(self) -> None:
-        self.action_forward()
-
     @on(Input.Submitted)
     def _submitted(self) -> None:
         self.app.action_focus_next()
@@ -152,7 +151,7 @@ class ProjectScreen(RoomScreen):
         """To the next room; the project is remembered."""
         if self.state.repository.value is not None:
             remember(self.state.draft)
-            self.elite.save_soon()
+            self.elite.drafting.save_soon()
         super().action_forward()
 
     def action_recent(self) -> None:
@@ -167,12 +166,12 @@ class ProjectScreen(RoomScreen):
 
     def action_rescan(self) -> None:
         """Reads the repository and the list of runs again."""
-        self.elite.ask_repository()
-        self.elite.ask_runs()
+        self.elite.desk.ask_repository()
+        self.elite.run_desk.ask_runs()
 
     def on_resize(self) -> None:
         """Another width has room for other things."""
-        self.call_after_refresh(self.show, "all")
+        self.call_after_refresh(self.show, EVERYTHING)
 
 
 def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:

@@ -11,12 +11,15 @@ from textual.widgets import Static
 from elite_tui.actions import bindings_for, room_actions
 from elite_tui.runs import result_panels
 from elite_tui.screens.room import RoomScreen
+from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from textual.binding import BindingType
     from textual.widget import Widget
+
+DRAWN_FROM = frozenset({StatePart.RUN, StatePart.REPORT})
 
 
 class ResultScreen(RoomScreen):
@@ -57,12 +60,12 @@ class ResultScreen(RoomScreen):
 
     def on_resize(self) -> None:
         """Another width, other bars."""
-        self.call_after_refresh(self.show, "run")
+        self.call_after_refresh(self.show, {StatePart.RUN})
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the run's end."""
         run, path, report = self.state.run, self.state.run_path, self.state.report.value
-        if what not in ("all", "run", "report") or run is None or path is None:
+        if changed.isdisjoint(DRAWN_FROM) or run is None or path is None:
             return
         width = max(40, self.size.width - 6)
         half = width // 2 - 2 if self.has_class("-wide") or self.has_class("-medium") else width

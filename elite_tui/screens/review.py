@@ -12,7 +12,8 @@ from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
 from elite_tui.screens.project import LABELS as PROJECT_FIELDS
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, printable
 from engine import config
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 VIEWS = {"checks": "Checks", "yaml": "config.yaml", "deepspeed": "deepspeed.json"}
 VIEW = "review.view"
-DRAWN_FROM = ("all", "draft", "repository", "tiers", "preflight", "checks")
+DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.TIERS, StatePart.PREFLIGHT, StatePart.CHECKS})
 
 
-class ReviewScreen(RoomScreen):
+class ReviewScreen(WizardRoom):
     """The last room before the run."""
 
     ROOM = "review"
@@ -60,13 +61,13 @@ class ReviewScreen(RoomScreen):
         """The checks run on entering, unless nothing has changed since they ran."""
         super().on_mount()
         self._open(self.state.draft.kept(VIEW) or "checks")
-        self.elite.ask_preflight()
+        self.elite.desk.ask_preflight()
         if not (self.state.checks.done or self.state.checks.running):
             self.elite.desk.examine()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the verdict, the cost, the rows and the files, with problems in their places."""
-        if what not in DRAWN_FROM:
+        if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
         problems = state.problems()
@@ -74,7 +75,7 @@ class ReviewScreen(RoomScreen):
         self.query_one("#cost", Static).update(cost(state))
         width = self.query_one("#checks").content_size.width or self.size.width - 4
         self.query_one("#rows", Static).update(in_words(state.checks, max(30, width - 1)))
-        if what != "checks":
+        if changed != {StatePart.CHECKS}:
             self.query_one("#text", Static).update(annotated_yaml(yaml_text(state), problems))
             self.query_one("#deepspeed-text", Static).update(Content(deepspeed_text(state)))
         ready = self._ready
@@ -100,7 +101,7 @@ class ReviewScreen(RoomScreen):
             self.query_one(f"#view-{name}", Button).variant = "primary" if name == view else "default"
         self.state.draft.keep(VIEW, "" if view == "checks" else view)
         self.query_one(f"#{view}").focus()
-        self.call_after_refresh(self.show, "checks")
+        self.call_after_refresh(self.show, {StatePart.CHECKS})
 
     def action_next_view(self) -> None:
         """From the checks to the files, and back."""
@@ -114,7 +115,7 @@ class ReviewScreen(RoomScreen):
 
     def on_resize(self) -> None:
         """Another width wraps otherwise."""
-        self.call_after_refresh(self.show, "checks")
+        self.call_after_refresh(self.show, {StatePart.CHECKS})
 
     def _verdict(self, problems: int) -> Content:
         state = self.state
@@ -143,12 +144,12 @@ class ReviewScreen(RoomScreen):
 
     def action_start(self) -> None:
         """Launches the run; the monitor opens when its process is there."""
-        self.elite.launch()
+        self.elite.run_desk.launch()
 
     def action_rescan(self) -> None:
         """Checks again."""
-        self.elite.ask_repository()
-        self.elite.ask_preflight()
+        self.elite.desk.ask_repository()
+        self.elite.desk.ask_preflight()
         self.elite.desk.examine()
 
     def action_next_problem(self) -> None:
@@ -161,10 +162,6 @@ class ReviewScreen(RoomScreen):
     @on(Button.Pressed, "#start")
     def _start_pressed(self) -> None:
         self.action_start()
-
-    @on(Button.Pressed, "#back")
-    def _back_pressed(self) -> None:
-        self.action_back()
 
 
 def yaml_text(state: AppState) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from textual import on
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
+from textual.widgets import Button
 
 from elite_tui.messages import Changed
+from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.key_bar import KeyBar
-from elite_tui.widgets.trail import Trail
+from elite_tui.widgets.trail import Trail, TrailStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,8 +21,35 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.widget import Widget
 
-    from elite_tui.app import EliteApp
+    from elite_tui.generation.desk import GenerationDesk
+    from elite_tui.runs.desk import RunDesk
     from elite_tui.state import AppState
+    from elite_tui.wizard.desk import WizardDesk
+    from elite_tui.wizard.draft_controller import DraftController
+
+EVERYTHING = frozenset(StatePart)
+
+
+class Elite(Protocol):
+    """What rooms know of the app: its state, its controllers, and the way to other rooms."""
+
+    state: AppState
+    drafting: DraftController
+    desk: WizardDesk
+    run_desk: RunDesk
+    generation_desk: GenerationDesk
+
+    def go(self, name: str) -> None:
+        """Enters a room."""
+
+    def step(self, offset: int) -> None:
+        """Enters the room so many steps along the trail, with what was typed in this one."""
+
+    def begin_wizard(self) -> None:
+        """Enters the first room."""
+
+    def leave(self) -> None:
+        """Closes the app."""
 
 
 class Watching:
@@ -31,19 +61,14 @@ class RoomScreen(Watching, Screen[None]):
 
     ROOM: ClassVar[str]
 
-    @property
-    def elite(self) -> EliteApp:
-        """The app."""
-        return cast("EliteApp", self.app)
-
-    @property
-    def state(self) -> AppState:
-        """What there is to draw."""
-        return self.elite.state
+    def __init__(self, elite: Elite) -> None:
+        super().__init__()
+        self.elite = elite
+        self.state = elite.state
 
     def compose(self) -> ComposeResult:
         """Trail, room, footer."""
-        yield Trail(self.ROOM)
+        yield Trail(self.ROOM, has_run=self.state.run is not None)
         with Vertical(id="room"):
             yield from self.compose_room()
         yield KeyBar(show_command_palette=False)
@@ -52,19 +77,37 @@ class RoomScreen(Watching, Screen[None]):
         """The room's widgets."""
         raise NotImplementedError
 
-    def show(self, what: str) -> None:
-        """Draws what depends on one attribute of the state; "all" on entering."""
+    def show(self, changed: Parts) -> None:
+        """Draws what depends on the parts of the state that changed; on entering, on all of them."""
         raise NotImplementedError
 
     def on_mount(self) -> None:
         """Draws everything once."""
-        self.show("all")
+        self.show(EVERYTHING)
 
     @on(Changed)
     def _changed(self, message: Changed) -> None:
         if self.is_mounted:
-            self.show(message.what)
-            self.query_one(Trail).refresh_steps()
+            self.show({message.part})
+            self.query_one(Trail).show(has_run=self.state.run is not None)
+
+    @on(TrailStep.Chosen)
+    def _room_chosen(self, message: TrailStep.Chosen) -> None:
+        self.elite.go(message.room)
+
+
+class WizardRoom(RoomScreen):
+    """A room of the wizard: its fields go into the draft, its buttons along the trail."""
+
+    def steps(self, *before: Widget, back: bool = True) -> Horizontal:
+        """The buttons that lead to the rooms beside, after others."""
+        backwards = [Button("Back", id="back", compact=True)] if back else []
+        forward = Button("Continue", id="forward", variant="primary", compact=True)
+        return Horizontal(*before, *backwards, forward, classes="buttons")
+
+    @on(FieldRow.Edited)
+    def _edited(self, message: FieldRow.Edited) -> None:
+        self.elite.drafting.edit(message.path, message.text)
 
     def action_forward(self) -> None:
         """To the next room."""
@@ -73,3 +116,11 @@ class RoomScreen(Watching, Screen[None]):
     def action_back(self) -> None:
         """To the room before."""
         self.elite.step(-1)
+
+    @on(Button.Pressed, "#forward")
+    def _forward_pressed(self) -> None:
+        self.action_forward()
+
+    @on(Button.Pressed, "#back")
+    def _back_pressed(self) -> None:
+        self.action_back()

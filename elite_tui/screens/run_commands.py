@@ -9,6 +9,7 @@ from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
+    from elite_tui.screens.room import Elite
 
 COMMAND_OF_ACTION = {
     "pause": "Pause",
@@ -22,8 +23,8 @@ COMMAND_OF_ACTION = {
 class RunCommands(RoomScreen):
     """Part of a room that shows the current run."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
         self._offered: tuple[object, ...] = ()
         "What decides which keys the footer offers: it is composed anew only when this changes."
 

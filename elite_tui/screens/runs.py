@@ -17,12 +17,14 @@ from elite_tui.actions import bindings_for, room_actions
 from elite_tui.runs.comparison import LETTERS
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.room import RoomScreen
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.words.figures import context_in_words, number_in_words, printable
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
+    from elite_tui.screens.room import Elite
     from engine.runtime.run_summary import RunSummary
 
 STATUS_MARKS = {
@@ -120,8 +122,8 @@ class RunsScreen(RoomScreen):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "runs.tcss"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
         self._column = STARTED
         self._turned = False
         self._marked: dict[str, None] = {}
@@ -139,13 +141,13 @@ class RunsScreen(RoomScreen):
         super().on_mount()
         self.query_one(RunTable).focus()
         if not self.state.runs.loading:
-            self.elite.ask_runs()
+            self.elite.run_desk.ask_runs()
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the list."""
-        if what in ("all", "runs"):
+        if StatePart.RUNS in changed:
             self._fill()
-        elif what == "run":
+        elif StatePart.RUN in changed:
             self._tell()
 
     def on_resize(self) -> None:
@@ -306,4 +308,4 @@ class RunsScreen(RoomScreen):
 
     def action_rescan(self) -> None:
         """Reads the list again."""
-        self.elite.ask_runs()
+        self.elite.run_desk.ask_runs()

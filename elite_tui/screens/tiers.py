@@ -8,10 +8,11 @@ from textual import on
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.suggester import SuggestFromList
-from textual.widgets import Button, DataTable, Input, Static
+from textual.widgets import DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.room import WizardRoom
+from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.tier_table import TierTable
@@ -30,14 +31,25 @@ if TYPE_CHECKING:
     from engine.errors import EliteError
     from engine.plan.planner import TierPlan
 
-DRAWN_FROM = ("all", "machine", "repository", "tiers", "what_if", "ways", "probe", "measuring", "draft")
+DRAWN_FROM = frozenset(
+    {
+        StatePart.MACHINE,
+        StatePart.REPOSITORY,
+        StatePart.TIERS,
+        StatePart.WHAT_IF,
+        StatePart.WAYS,
+        StatePart.PROBE,
+        StatePart.MEASURING,
+        StatePart.DRAFT,
+    }
+)
 WHAT_IF_LABELS = {"card": "card", "vram": "VRAM", "ram": "RAM"}
 NARROW_BELOW = 100
 ASIDE_FROM = 160
 "Width from which on the time stands below the table, and not in the pane of the memory."
 
 
-class TiersScreen(RoomScreen):
+class TiersScreen(WizardRoom):
     """The room of the model and its context."""
 
     ROOM = "tiers"
@@ -70,9 +82,7 @@ class TiersScreen(RoomScreen):
                 yield Static(id="ways", markup=False)
                 yield Breakdown(sums, id="breakdown")
                 yield Static(id="time", markup=False)
-        with Horizontal(classes="buttons"):
-            yield Button("Back", id="back", compact=True)
-            yield Button("Continue", id="forward", variant="primary", compact=True)
+        yield self.steps()
 
     def on_mount(self) -> None:
         """The cursor stands on the chosen tier; catalogues are read after the first frame."""
@@ -85,12 +95,12 @@ class TiersScreen(RoomScreen):
 
         model = self.query_one("#field-model-name", FieldRow).control
         if isinstance(model, Input):
-            model.suggester = SuggestFromList(list(self.elite.link.engine.models()), case_sensitive=False)
+            model.suggester = SuggestFromList(list(self.elite.desk.models()), case_sensitive=False)
         self.query_one("#what-if-card", Input).suggester = SuggestFromList(list(cards()), case_sensitive=False)
 
-    def show(self, what: str) -> None:
+    def show(self, changed: Parts) -> None:
         """Draws the table for the present choices."""
-        if what not in DRAWN_FROM:
+        if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
         plans = state.shown_plans
@@ -228,17 +238,14 @@ class TiersScreen(RoomScreen):
         elif draft.get("training.tier") == plan.tier:
             self.action_forward()
         else:
-            draft.reset("training.context")
-            draft.set("training.tier", plan.tier)
-            self.elite.draft_changed("training.tier")
+            self.elite.drafting.choose_tier(plan.tier)
 
     # --- what is asked -------------------------------------------------------------------------------------
 
     @on(Input.Changed, "#what-if Input")
     def _what_if_typed(self, event: Input.Changed) -> None:
         name = (event.input.id or "").removeprefix("what-if-")
-        if event.value.strip() != self.state.draft.kept(key_of(name)):
-            self.elite.desk.type_what_if(name, event.value)
+        self.elite.drafting.type_what_if(name, event.value)
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -272,16 +279,14 @@ class TiersScreen(RoomScreen):
         """Back to this machine."""
         for name in FIELDS:
             self.query_one(f"#what-if-{name}", Input).value = ""
-            self.state.draft.keep(key_of(name), "")
-        self.elite.save_soon()
-        self.elite.desk.ask_what_if()
+        self.elite.drafting.clear_what_if()
         self.query_one(TierTable).focus()
 
     def action_models(self) -> None:
         """All models of the catalogue, with what each can do here."""
         from elite_tui.screens.models import ModelsScreen
 
-        self.app.push_screen(ModelsScreen(), self._model_chosen)
+        self.app.push_screen(ModelsScreen(self.state, self.elite.desk), self._model_chosen)
 
     def _model_chosen(self, name: str | None) -> None:
         if name is not None:
@@ -290,10 +295,7 @@ class TiersScreen(RoomScreen):
 
     def action_recommend(self) -> None:
         """Leaves the choice to the engine."""
-        draft = self.state.draft
-        draft.reset("training.tier")
-        draft.reset("training.context")
-        self.elite.draft_changed("training.tier")
+        self.elite.drafting.choose_tier(None)
         plans = self.state.shown_plans
         if plans is not None:
             table = self.query_one(TierTable)
@@ -301,19 +303,11 @@ class TiersScreen(RoomScreen):
 
     def action_rescan(self) -> None:
         """Looks at the machine and plans again."""
-        self.elite.ask_machine()
-
-    @on(Button.Pressed, "#forward")
-    def _forward_pressed(self) -> None:
-        self.action_forward()
-
-    @on(Button.Pressed, "#back")
-    def _back_pressed(self) -> None:
-        self.action_back()
+        self.elite.desk.ask_machine()
 
     def on_resize(self) -> None:
         """Another width shows other columns."""
-        self.call_after_refresh(self.show, "tiers")
+        self.call_after_refresh(self.show, {StatePart.TIERS})
 
 
 def _refused(error: EliteError) -> Content:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from textual import on
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Input, Select, Static
 
@@ -20,7 +21,6 @@ from engine.config.description import FieldSpec
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from elite_tui.app import EliteApp
     from elite_tui.wizard.draft import Draft
     from engine.config import Problem
 
@@ -40,7 +40,14 @@ def choices_of(spec: FieldSpec) -> tuple[str, ...]:
 
 
 class FieldRow(Vertical):
-    """A field of the draft. What is typed goes to the App at once; what is wrong with it is set from outside."""
+    """A field of the draft. It says at once what is typed; what is wrong with it is set from outside."""
+
+    class Edited(Message):
+        """The field was typed into, or reports the value that it was made with."""
+
+        def __init__(self, path: str, text: str) -> None:
+            super().__init__()
+            self.path, self.text = path, text
 
     def __init__(
         self, spec: FieldSpec, draft: Draft, *, label: str | None = None, suggester: Suggester | None = None
@@ -110,12 +117,12 @@ class FieldRow(Vertical):
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
         event.stop()
-        cast("EliteApp", self.app).edit(self.spec.path, event.value)
+        self.post_message(self.Edited(self.spec.path, event.value))
 
     @on(Select.Changed)
     def _chosen(self, event: Select.Changed) -> None:
         event.stop()
-        cast("EliteApp", self.app).edit(self.spec.path, str(event.value))
+        self.post_message(self.Edited(self.spec.path, str(event.value)))
 
     def on_descendant_focus(self) -> None:
         """The whole row comes into view, its note included."""

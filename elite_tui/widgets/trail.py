@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
 from elite_tui.rooms import ROOMS, TRAIL, Room
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
-
-    from elite_tui.app import EliteApp
 
 DONE, HERE, AHEAD = "✓", "●", "○"
 TITLES_FROM = 78
@@ -22,6 +21,13 @@ TITLES_FROM = 78
 
 class TrailStep(Static):
     """One room's place on the trail."""
+
+    class Chosen(Message):
+        """A room is to be entered."""
+
+        def __init__(self, room: str) -> None:
+            super().__init__()
+            self.room = room
 
     def __init__(self, room: Room) -> None:
         super().__init__(markup=False)
@@ -38,16 +44,22 @@ class TrailStep(Static):
         self.update(Content(f"{mark} {self.room.title}" if titled else mark))
 
     def on_click(self) -> None:
-        """Enters the room."""
-        cast("EliteApp", self.app).go(self.room.name)
+        """Says that the room is chosen."""
+        self.post_message(self.Chosen(self.room.name))
 
 
 class Trail(Horizontal):
-    """All rooms of the wizard, those before the present one ticked."""
+    """All rooms of the wizard, those before the present one ticked.
 
-    def __init__(self, room: str) -> None:
+    Args:
+        room: The present one.
+        has_run: Whether there is a run to show: without one the last two rooms are closed.
+    """
+
+    def __init__(self, room: str, *, has_run: bool) -> None:
         super().__init__()
         self._here = room
+        self._has_run = has_run
 
     def compose(self) -> ComposeResult:
         """The product's name and the rooms; a room beside the trail shows only its own title."""
@@ -60,19 +72,22 @@ class Trail(Horizontal):
 
     def on_mount(self) -> None:
         """Marks the rooms."""
-        self.refresh_steps()
+        self._mark()
 
     def on_resize(self) -> None:
         """Another width has room for other titles."""
-        self.refresh_steps()
+        self._mark()
 
-    def refresh_steps(self) -> None:
-        """Marks the rooms again: a run may have opened the last two."""
-        has_run = cast("EliteApp", self.app).state.run is not None
+    def show(self, *, has_run: bool) -> None:
+        """Marks the rooms again."""
+        self._has_run = has_run
+        self._mark()
+
+    def _mark(self) -> None:
         before = True
         for step in self.query(TrailStep):
             here = step.room.name == self._here
             before = before and not here
             mark = HERE if here else DONE if before else AHEAD
             titled = here or self.app.size.width >= TITLES_FROM
-            step.mark(mark, reachable=has_run or not step.room.needs_run, titled=titled)
+            step.mark(mark, reachable=self._has_run or not step.room.needs_run, titled=titled)

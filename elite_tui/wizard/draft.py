@@ -157,6 +157,14 @@ class Draft:
         """A copy, as `config.from_mapping` takes it."""
         return {section: dict(fields) for section, fields in self._values.items()}
 
+    def run_config(self) -> config.RunConfig:
+        """The configuration that it stands for.
+
+        Raises:
+            EliteError: CONFIG_INVALID.
+        """
+        return config.from_mapping(self.mapping(), source="form")
+
     def problems(self) -> dict[str, config.Problem]:
         """What is wrong, by field."""
         return {problem.field: problem for problem in config.find_problems(self.mapping())}

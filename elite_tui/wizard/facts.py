@@ -35,6 +35,14 @@ class RepositoryFacts:
     'How the files of each repository were found: "git", or how else.'
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the reading of the repositories is."""
+
+    share: float
+    words: str
+
+
 def facts_of(collection: Collection, tokens: int) -> RepositoryFacts:
     """Sums a collection up by language."""
     files: dict[str, int] = {}

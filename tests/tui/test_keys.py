@@ -142,7 +142,7 @@ async def read_for_ever(pilot) -> None:
 
 async def mistype(pilot) -> None:
     pilot.app.state.draft.set("lora.rank", "many")
-    pilot.app.draft_changed("lora.rank")
+    pilot.app.drafting.changed("lora.rank")
     await rest(pilot)
 
 
@@ -254,11 +254,11 @@ async def test_every_key_of_a_room_does_something(room):
 
 
 QUESTIONS = {
-    "help": lambda: HelpScreen("project"),
-    "models": ModelsScreen,
-    "quit": QuitScreen,
-    "confirm": lambda: ConfirmScreen("Stop?", "…", (("stop", "Stop"), ("no", "Go on")), safe="no"),
-    "typed": lambda: TypedConfirmScreen("Delete?", "…", "a2b", "Delete"),
+    "help": lambda app: HelpScreen("project"),
+    "models": lambda app: ModelsScreen(app.state, app.desk),
+    "quit": lambda app: QuitScreen(),
+    "confirm": lambda app: ConfirmScreen("Stop?", "…", (("stop", "Stop"), ("no", "Go on")), safe="no"),
+    "typed": lambda app: TypedConfirmScreen("Delete?", "…", "a2b", "Delete"),
 }
 
 
@@ -274,8 +274,8 @@ async def test_every_key_of_a_question_does_something(question):
     app = app_for("project", ended=False)
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        for key in keys_of(type(QUESTIONS[question]())):
-            app.push_screen(QUESTIONS[question]())
+        for key in keys_of(type(QUESTIONS[question](app))):
+            app.push_screen(QUESTIONS[question](app))
             await until(pilot, lambda: isinstance(app.screen, ModalScreen))
             await rest(pilot)
             before = seen(app)

@@ -12,6 +12,7 @@ from textual.widgets import Input
 
 from elite_tui.plot.viewport import Viewport
 from elite_tui.runs.curves import CHARTS
+from elite_tui.state_part import StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LogPane
@@ -203,7 +204,7 @@ async def test_a_long_step_shows_its_stages_and_the_plan_tells_the_time(tmp_path
                     event=StepProgress(step=1, stage=stage, done=5, total=8, layer=layer, tile=3 if layer else None),
                 )
             )
-        app.tell("run")
+        app.tell(StatePart.RUN)
         await until(pilot, lambda: "backward layer 12 tile 3" in text_of(app, "#progress"))
         assert "forward ✓ loss ✓ backward ● optimiser ○" in text_of(app, "#progress")
         assert "5/8 · 40s so far" in text_of(app, "#progress")

@@ -14,6 +14,7 @@ from textual.app import App
 
 from elite_tui import pacing
 from elite_tui.pacing import Pacer, terminal_takes_more
+from elite_tui.state_part import StatePart
 from tests.tui.support import half_way, make_app, settled, until
 
 
@@ -120,7 +121,7 @@ async def test_the_monitor_draws_what_it_was_told_last():
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         for _ in range(50):
-            app.tell("run")
+            app.tell(StatePart.RUN)
         await until(pilot, lambda: not app._pacer._armed)
         assert app._pacer._owed == {}
 

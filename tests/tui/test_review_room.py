@@ -83,7 +83,7 @@ async def test_rows_of_a_former_draft_are_dropped():
     async with app.run_test(size=(120, 36)) as pilot:
         await enter(pilot)
         await until(pilot, lambda: app.state.checks.running)
-        app.edit("training.epochs", "3")
+        app.drafting.edit("training.epochs", "3")
         late.set()
         await settled(pilot)
         assert app.state.checks.rows == []

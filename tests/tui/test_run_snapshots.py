@@ -13,6 +13,7 @@ from elite_tui.runs.files import PlannedRun
 from elite_tui.runs.report import RunReport, Sample
 from elite_tui.runs.view import RunView
 from elite_tui.screens.help import HelpScreen
+from elite_tui.state_part import StatePart
 from elite_tui.themes import LIGHT
 from engine import errors
 from engine.protocol import CommandAcked, RunFailed
@@ -256,7 +257,7 @@ def test_generate(look, size):
         for side, text in (("base", SAMPLES[0].before), ("tuned", SAMPLES[0].after)):
             state.hear({"event": "text", "id": number, "side": side, "text": text})
         state.hear({"event": "done", "id": number, "side": "base", "tokens": 42, "seconds": 1.5})
-        app.tell("generation")
+        app.tell(StatePart.GENERATION)
         await pilot.pause()
 
     assert look(app, size, then=written)
@@ -319,7 +320,7 @@ def test_delete_question(look, size):
         pilot.app.state.runs.value = [
             type(run)(**{**vars(run), "path": Path("/home/me/out/runs") / run.id}) for run in pilot.app.state.runs.value
         ]
-        pilot.app.tell("runs")
+        pilot.app.tell(StatePart.RUNS)
         await pilot.pause()
         await pilot.press("down", "delete")
         await until(pilot, lambda: isinstance(pilot.app.screen, ModalScreen))

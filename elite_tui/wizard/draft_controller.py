@@ -1,0 +1,164 @@
+"""DraftController: every way in which a person changes the draft, and when it is written."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from elite_tui.state_part import StatePart
+from elite_tui.wizard.presets import Preset, apply
+from elite_tui.wizard.what_if import FIELDS, key_of
+from elite_tui.words.figures import printable
+from engine import errors
+from engine.config import field_spec, to_mapping
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from textual.timer import Timer
+
+    from elite_tui.host import Host
+    from elite_tui.state import AppState
+    from elite_tui.wizard.desk import WizardDesk
+    from engine.config import RunConfig
+    from engine.plan.optimizations import OptimizationState
+
+SAVE_DELAY = 0.5
+"Seconds until what was typed is written: all that a killed app can lose."
+
+
+class DraftController:
+    """Changes the draft, saves it, and lets the wizard's desk ask again what depends on it."""
+
+    def __init__(self, host: Host, state: AppState, desk: WizardDesk) -> None:
+        self._host = host
+        self._state = state
+        self._desk = desk
+        self._save_timer: Timer | None = None
+
+    def edit(self, path: str, text: str) -> None:
+        """A field was typed into."""
+        # Controls also report the value that they were made with.
+        if self._state.draft.set_text(path, text):
+            self.changed(path)
+
+    def changed(self, path: str) -> None:
+        """What follows from another value at a path."""
+        self._desk.draft_changed(path)
+        self.save_soon()
+        self._host.tell(StatePart.DRAFT)
+
+    def keep(self, name: str, text: str) -> None:
+        """Keeps a setting of the wizard itself beside the configuration; empty forgets it."""
+        self._state.draft.keep(name, text)
+        self.save_soon()
+
+    # --- saving ---------------------------------------------------------------------------------------------
+
+    def save_soon(self) -> None:
+        """Writes the draft within a moment, also while somebody types without a pause."""
+        if self._save_timer is None:
+            self._save_timer = self._host.set_timer(SAVE_DELAY, self.save)
+
+    def save(self) -> None:
+        """Writes the draft; a state directory that cannot be written is said."""
+        self._save_timer = None
+        try:
+            self._state.draft.save()
+        except OSError as error:
+            self._host.notify(
+                f"the wizard's entries cannot be kept: {printable(str(error))}",
+                severity="warning",
+                markup=False,
+            )
+
+    def close(self) -> None:
+        """Writes the draft a last time, if that can be done."""
+        with contextlib.suppress(OSError):
+            self._state.draft.save()
+
+    # --- the tier: another one, and another machine -----------------------------------------------------------
+
+    def choose_tier(self, tier: int | None) -> None:
+        """Chooses a tier; None leaves the choice to the engine."""
+        draft = self._state.draft
+        draft.reset("training.context")
+        draft.set("training.tier", tier)
+        self.changed("training.tier")
+
+    def type_what_if(self, name: str, text: str) -> None:
+        """A field of the what-if machine was typed into."""
+        if text.strip() != self._state.draft.kept(key_of(name)):
+            self.keep(key_of(name), text.strip())
+            self._desk.what_if_typed()
+
+    def clear_what_if(self) -> None:
+        """Plans for this machine again."""
+        for name in FIELDS:
+            self.keep(key_of(name), "")
+        self._desk.ask_what_if()
+
+    # --- switches and presets -------------------------------------------------------------------------------
+
+    def switch(self, name: str) -> None:
+        """Switches one optimisation on where it is off, and off where it is on.
+
+        Raises:
+            EliteError: CONFIG_INVALID for the draft; OPTIMIZATION_CONFLICT or _UNAVAILABLE with the reason.
+        """
+        from engine.plan.optimizations import find_optimization, is_switched_on, toggle
+
+        config = self._state.draft.run_config()
+        state = next((state for state in self._states() if state.id == name), None)
+        on = state.state == "on" if state is not None else False
+        if state is not None and state.state == "unavailable":
+            on = is_switched_on(config, find_optimization(name))
+            if not on:
+                raise errors.OPTIMIZATION_UNAVAILABLE(
+                    id=name, reason=state.reason, remedy="the plan goes on without it"
+                )
+        self._take(config, toggle(config, name, on=not on))
+
+    def unswitch(self, name: str) -> None:
+        """Leaves one optimisation to its default."""
+        from engine.plan.optimizations import find_optimization
+
+        self._set({path: field_spec(path).default for path in find_optimization(name).switch_off})
+
+    def apply_preset(self, preset: Preset) -> Mapping[str, str]:
+        """Switches what a preset says; returns what cannot be had here, with the reason.
+
+        Raises:
+            EliteError: CONFIG_INVALID for the draft.
+        """
+        plans = self._state.tiers.value
+        config = self._state.draft.run_config()
+        machine = plans.machine if plans is not None else None
+        if machine is None:
+            return {}
+        applied = apply(preset, config, machine, {state.id: state for state in self._states()})
+        self._take(config, applied.config)
+        return applied.left_out
+
+    def _states(self) -> Sequence[OptimizationState]:
+        plans = self._state.tiers.value
+        return plans.states if plans is not None else ()
+
+    def _take(self, before: RunConfig, after: RunConfig) -> None:
+        """Writes the fields in which two configurations differ into the draft."""
+        old, new = to_mapping(before), to_mapping(after)
+        changed = {
+            f"{section}.{name}": value
+            for section, fields in new.items()
+            for name, value in fields.items()
+            if value != old[section][name]
+        }
+        self._set(changed)
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for path, value in values.items():
+            self._state.draft.set(path, value)
+        for path in values:
+            self.changed(path)
+        if values:
+            self._desk.ask_tiers()
