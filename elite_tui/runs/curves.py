@@ -13,13 +13,13 @@ from elite_tui.plot.smoothing import WEIGHTS, Smoother
 from elite_tui.runs.history import X_AXES
 from elite_tui.widgets.chart import Picture
 from elite_tui.widgets.event_list import SIGNS
-from elite_tui.words.figures import count_in_words, number_in_words
+from elite_tui.words.figures import count_in_words, gibibytes, number_in_words, rate_in_words
+from engine.plan.quantities import GIB
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
     from elite_tui.runs.view import RunView
 
-GIB = 1 << 30
 STYLES = ("$primary", "$accent", "$secondary", "$error", "$success", "$foreground")
 """Of overlaid runs; letters tell them apart too."""
 MARKED = {"checkpoint": "$primary", "warning": "$warning", "recovery": "$warning"}
@@ -196,16 +196,6 @@ def _plan_limit(planned: float | None) -> list[Limit]:
 
 def _device(view: RunView) -> str:
     return view.started.device if view.started is not None else "the processor"
-
-
-def gibibytes(size: float | None) -> str:
-    """A number of GiB, with the digits that matter."""
-    return number_in_words(size, 3)
-
-
-def rate_in_words(rate: float | None) -> str:
-    """A learning rate as people write it: 2.00e-04."""
-    return "n/a" if rate is None else f"{rate:.2e}"
 
 
 def marks(view: RunView, x_kind: str) -> list[Mark]:

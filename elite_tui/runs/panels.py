@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.runs.curves import planned_gpu, planned_host, rate_in_words
+from elite_tui.runs.curves import planned_gpu, planned_host
 from elite_tui.runs.outlook import projected_perplexity
 from elite_tui.words.figures import (
     bytes_in_words,
@@ -20,6 +20,7 @@ from elite_tui.words.figures import (
     number_in_words,
     percent_in_words,
     printable,
+    rate_in_words,
 )
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from elite_tui.actions import bindings_for, room_actions
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.gauge import line_bar
 from elite_tui.words import data as data_words
 from elite_tui.words.figures import printable
+from elite_tui.words.layout import line_bar
 from engine.config import field_spec
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from textual.widgets import DataTable, Static
 from elite_tui.messages import Changed
 from elite_tui.screens.room import Watching
 from elite_tui.state_part import StatePart
-from elite_tui.words.figures import context_in_words, duration_in_words
-from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in_words
+from elite_tui.words.figures import context_in_words, duration_in_words, parameters_in_words
+from elite_tui.words.tiers import epoch_seconds, machine_in_words
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult

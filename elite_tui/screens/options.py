@@ -16,8 +16,8 @@ from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.presets import PRESETS
-from elite_tui.words.figures import bytes_in_words, duration_in_words, printable
-from elite_tui.words.optimizations import detail, signed_bytes, signed_duration
+from elite_tui.words.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
+from elite_tui.words.optimizations import detail
 from elite_tui.words.tiers import summary
 from engine.errors import EliteError
 

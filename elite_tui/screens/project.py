@@ -14,7 +14,6 @@ from elite_tui.actions import bindings_for, room_actions
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.gauge import line_bar
 from elite_tui.widgets.recent_list import RecentList
 from elite_tui.wizard.draft import text_of
 from elite_tui.wizard.facts import RepositoryFacts
@@ -26,10 +25,12 @@ from elite_tui.words.figures import (
     count_in_words,
     counted,
     duration_in_words,
+    parameters_in_words,
     percent_in_words,
     printable,
 )
-from elite_tui.words.tiers import epoch_seconds, machine_in_words, parameters_in_words
+from elite_tui.words.layout import line_bar
+from elite_tui.words.tiers import epoch_seconds, machine_in_words
 from engine.config import field_spec
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
-from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, printable
+from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
 from engine import config
 
 if TYPE_CHECKING:
@@ -234,10 +234,3 @@ def cost(state: AppState) -> Content:
         f" · {hours_in_words(seconds)} in all",
         (" (predicted)", "$muted"),
     )
-
-
-def hours_in_words(seconds: float | None) -> str:
-    """A cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
-    if seconds is None:
-        return "n/a"
-    return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {duration_in_words(seconds)}"

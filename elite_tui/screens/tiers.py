@@ -17,7 +17,7 @@ from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.tier_table import TierTable
 from elite_tui.wizard.what_if import FIELDS, WhatIf, key_of
-from elite_tui.words.figures import printable
+from elite_tui.words.figures import printable, whole_gibibytes
 from elite_tui.words.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
 from engine.config import field_spec
 
@@ -125,7 +125,7 @@ class TiersScreen(WizardRoom):
             return
         gpu = machine.gpus[0] if machine.gpus else None
         for name, size in (("vram", gpu.memory_total if gpu else None), ("ram", machine.ram_total)):
-            self.query_one(f"#what-if-{name}", Input).placeholder = f"{size / 2**30:.0f} GiB" if size else "none"
+            self.query_one(f"#what-if-{name}", Input).placeholder = whole_gibibytes(size) if size else "none"
         self.query_one("#what-if-card", Input).placeholder = (
             machine.simulated or (gpu.card if gpu else None) or "this one"
         )

@@ -6,27 +6,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from elite_tui.words.figures import NOT_AVAILABLE, percent_in_words
-
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-TIGHT = 0.9
-"Share above which a gauge says 'tight' as well as changing colour."
-
-
-def bar(share: float | None, width: int) -> str:
-    """A bar of `width` cells, filled to an eighth of a cell. An unknown share is a dotted line."""
-    if share is None:
-        return "┄" * width
-    eighths = round(min(1.0, max(0.0, share)) * width * 8)
-    full, part = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(width)
-
-
-def line_bar(share: float | None, width: int) -> str:
-    """A thin bar of at most `width` cells, drawn to half a cell: beside figures in a table."""
-    halves = 0 if share is None else round(min(1.0, max(0.0, share)) * width * 2)
-    full, half = divmod(halves, 2)
-    return ("━" * full + "╸" * half).ljust(width)
-
+from elite_tui.words.layout import TIGHT, bar
 
 LABEL_WIDTH = 8
 SHARE_WIDTH = 5

@@ -11,7 +11,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from elite_tui.widgets.gauge import LABEL_WIDTH, Gauge
-from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words
+from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, share_of
+from elite_tui.words.layout import history_line
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 COMPACT_FIGURES = 14
 FIGURES = 28
 "Cells for the figures beside a gauge."
-_HISTORY = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class Level:
     figures: str
     history: tuple[float | None, ...] = ()
     "Shares, oldest first."
-
-
-def share_of(used: float | None, total: float | None) -> float | None:
-    """Used over total; None where either is unknown."""
-    return used / total if used is not None and total else None
 
 
 def levels(snapshots: Sequence[Snapshot]) -> list[Level]:
@@ -57,7 +52,7 @@ def levels(snapshots: Sequence[Snapshot]) -> list[Level]:
         memory = f"VRAM{gpu.index}" if len(now.gpus) > 1 else "VRAM"
         add(memory, lambda s, p=position: _gpu_memory(s, p), bytes_of_total(gpu.memory_used, gpu.memory_total))  # type: ignore[misc]
         add(name, lambda s, p=position: _gpu_load(s, p), _gpu_details(gpu))  # type: ignore[misc]
-    add("CPU", lambda s: _percent(s.cpu_percent), "" if now.cpu_percent is not None else NOT_AVAILABLE)
+    add("CPU", lambda s: share_of(s.cpu_percent, 100), "" if now.cpu_percent is not None else NOT_AVAILABLE)
     add("RAM", lambda s: share_of(s.ram_used, s.ram_total), bytes_of_total(now.ram_used, now.ram_total))
     used = now.disk_total - now.disk_free if now.disk_total is not None and now.disk_free is not None else None
     free = f"{bytes_in_words(now.disk_free)} free" if now.disk_free is not None else NOT_AVAILABLE
@@ -73,11 +68,7 @@ def _gpu_memory(snapshot: Snapshot, position: int) -> float | None:
 
 
 def _gpu_load(snapshot: Snapshot, position: int) -> float | None:
-    return _percent(snapshot.gpus[position].utilisation) if position < len(snapshot.gpus) else None
-
-
-def _percent(value: float | None) -> float | None:
-    return value / 100 if value is not None else None
+    return share_of(snapshot.gpus[position].utilisation, 100) if position < len(snapshot.gpus) else None
 
 
 def _gpu_details(gpu: GpuSample) -> str:
@@ -89,13 +80,6 @@ def _gpu_details(gpu: GpuSample) -> str:
     if gpu.throttled:
         parts.append(f"! held down by {' and '.join(gpu.throttled)}")
     return ", ".join(parts) or ("" if gpu.utilisation is not None else NOT_AVAILABLE)
-
-
-def history_line(history: Sequence[float | None], cells: int) -> str:
-    """The newest shares as small columns, one a sample; unknown ones are gaps."""
-    newest = list(history)[-cells:]
-    drawn = "".join(" " if share is None else _HISTORY[min(7, max(0, round(share * 8 - 0.5)))] for share in newest)
-    return drawn.rjust(cells)
 
 
 class MachineGauges(Vertical):

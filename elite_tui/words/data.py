@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.widgets.gauge import line_bar
 from elite_tui.words.figures import (
     bytes_in_words,
     context_in_words,
@@ -16,7 +15,7 @@ from elite_tui.words.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.words.machine import hanging
+from elite_tui.words.layout import hanging, line_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,8 +1,13 @@
-"""Figures in words: bytes, durations and counts for people. None is always "n/a", never 0."""
+"""Figures in words: bytes, durations, counts and shares for people: every format of the app.
+
+None is always "n/a", never 0.
+"""
 
 from __future__ import annotations
 
 import math
+
+from engine.plan.quantities import GIB, format_context
 
 NOT_AVAILABLE = "n/a"
 
@@ -34,6 +39,28 @@ def bytes_of_total(used: float | None, total: float | None) -> str:
     return f"{value:.{digits}f}/{whole} {unit}"
 
 
+def signed_bytes(count: int | None) -> str:
+    """A change of memory: −1.25 GiB; empty where it is none or unknown."""
+    if not count:
+        return ""
+    return ("−" if count < 0 else "+") + bytes_in_words(abs(count))
+
+
+def size_or_dash(count: int) -> str:
+    """Bytes, or a dash for none at all."""
+    return bytes_in_words(count) if count else "-"
+
+
+def whole_gibibytes(count: float) -> str:
+    """A size as it is sold: 24 GiB."""
+    return f"{count / GIB:.0f} GiB"
+
+
+def gibibytes(size: float | None) -> str:
+    """A number of GiB, with the digits that matter."""
+    return number_in_words(size, 3)
+
+
 def duration_in_words(seconds: float | None) -> str:
     """A duration with its two largest units: 2m 10s."""
     if seconds is None or not math.isfinite(seconds):
@@ -48,6 +75,20 @@ def duration_in_words(seconds: float | None) -> str:
             small = whole % size // small_size
             return f"{whole // size}{unit} {small}{small_unit}" if small else f"{whole // size}{unit}"
     return f"{whole}s"
+
+
+def signed_duration(seconds: float | None) -> str:
+    """A change of time: −2m 10s; empty where it is none or unknown."""
+    if not seconds:
+        return ""
+    return ("−" if seconds < 0 else "+") + duration_in_words(abs(seconds))
+
+
+def hours_in_words(seconds: float | None) -> str:
+    """A cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
+    if seconds is None:
+        return NOT_AVAILABLE
+    return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {duration_in_words(seconds)}"
 
 
 def count_in_words(count: float | None) -> str:
@@ -65,6 +106,11 @@ def count_in_words(count: float | None) -> str:
     return f"{value:.{digits}f}{suffix}"
 
 
+def parameters_in_words(count: int) -> str:
+    """A model's size as people say it: 1.54B, 494M."""
+    return count_in_words(count).replace("G", "B")
+
+
 def counted(count: int, noun: str) -> str:
     """A whole number of things: 1 file, 1,204 files."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
@@ -72,10 +118,7 @@ def counted(count: int, noun: str) -> str:
 
 def context_in_words(tokens: int) -> str:
     """A context length in binary thousands, as people say it: 128K, 1M; other lengths are written out."""
-    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
-        if tokens >= size and tokens % size == 0:
-            return f"{tokens // size}{unit}"
-    return f"{tokens:,}"
+    return format_context(tokens) if tokens else "0"  # zero is a multiple of every unit
 
 
 def number_in_words(value: float | None, digits: int = 4) -> str:
@@ -86,6 +129,16 @@ def number_in_words(value: float | None, digits: int = 4) -> str:
         return f"{value:.{max(digits - 3, 0)}e}"
     whole_digits = len(str(int(abs(value)))) if abs(value) >= 1 else 0
     return f"{value:,.{max(digits - max(whole_digits, 1), 0)}f}"
+
+
+def rate_in_words(rate: float | None) -> str:
+    """A learning rate as people write it: 2.00e-04."""
+    return NOT_AVAILABLE if rate is None else f"{rate:.2e}"
+
+
+def share_of(used: float | None, total: float | None) -> float | None:
+    """Used over total; None where either is unknown."""
+    return used / total if used is not None and total else None
 
 
 def percent_in_words(share: float | None) -> str:

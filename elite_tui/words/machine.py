@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from textual.content import Content
 
 from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, printable
+from elite_tui.words.layout import hanging
 
 if TYPE_CHECKING:
     from elite_tui.fetched import Fetched
@@ -94,13 +95,6 @@ def libraries(machine: Machine, width: int) -> Content:
             text = "of no use without a GPU" if name in GPU_ONLY and not machine.gpus else how
             lines += hanging(Content(" " * head.cell_length), Content.styled(f"→ {text}", "$text-accent"), width)
     return Content("\n").join(lines)
-
-
-def hanging(head: Content, text: Content, width: int) -> list[Content]:
-    """A head and the text beside it, whose further lines hang below its beginning."""
-    pieces = text.wrap(max(16, width - head.cell_length)) or [Content("")]
-    indent = Content(" " * head.cell_length)
-    return [(head if index == 0 else indent).append(piece) for index, piece in enumerate(pieces)]
 
 
 def measured(machine: Machine | None, fetched: Fetched[dict[str, Any]], progress: str, width: int) -> Content:

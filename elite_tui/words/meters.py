@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.widgets.gauge import TIGHT, line_bar
-from elite_tui.widgets.machine_gauges import history_line, share_of
-from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, printable
+from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, printable, share_of
+from elite_tui.words.layout import TIGHT, history_line, line_bar
 
 if TYPE_CHECKING:
     from engine.hardware.nvml import GpuSample
@@ -65,7 +64,7 @@ def devices(snapshots: Sequence[Snapshot], own_bytes: int | None) -> list[Device
         Device(
             title="Processor, memory and disk",
             levels=(
-                _level("CPU", snapshots, lambda s: _percent(s.cpu_percent), ""),
+                _level("CPU", snapshots, lambda s: share_of(s.cpu_percent, 100), ""),
                 _level(
                     "RAM",
                     snapshots,
@@ -113,7 +112,7 @@ def _gpu(snapshots: Sequence[Snapshot], place: int, own_bytes: int | None) -> De
         title=f"GPU {gpu.index}  {printable(gpu.name or NOT_AVAILABLE)}",
         levels=(
             memory,
-            _level("load", snapshots, read(lambda g: _percent(g.utilisation)), _clock(gpu)),
+            _level("load", snapshots, read(lambda g: share_of(g.utilisation, 100)), _clock(gpu)),
             _level(
                 "power",
                 snapshots,
@@ -124,7 +123,7 @@ def _gpu(snapshots: Sequence[Snapshot], place: int, own_bytes: int | None) -> De
             _level(
                 "heat",
                 snapshots,
-                read(lambda g: g.temperature / HOTTEST if g.temperature is not None else None),
+                read(lambda g: share_of(g.temperature, HOTTEST)),
                 _unit(gpu.temperature, "°C"),
                 warning="held down by heat" if gpu.throttled and "heat" in gpu.throttled else "",
             ),
@@ -162,10 +161,6 @@ def _level(
 ) -> Level:
     history = tuple(read(snapshot) for snapshot in snapshots)
     return Level(label=label, share=history[-1], figures=figures, history=history, owned=owned, warning=warning)
-
-
-def _percent(value: float | None) -> float | None:
-    return value / 100 if value is not None else None
 
 
 def _unit(value: float | None, unit: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from elite_tui.wizard.draft import text_of
-from elite_tui.words.figures import bytes_in_words, duration_in_words, printable
+from elite_tui.words.figures import printable, signed_bytes, signed_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,20 +24,6 @@ MARKS = {
 _EFFECT_WIDTH = 9
 EFFECTS_FROM = 66
 "Width of the list from which on the effects stand beside the names."
-
-
-def signed_bytes(count: int | None) -> str:
-    """A change of memory: −1.25 GiB; empty where it is none or unknown."""
-    if not count:
-        return ""
-    return ("−" if count < 0 else "+") + bytes_in_words(abs(count))
-
-
-def signed_duration(seconds: float | None) -> str:
-    """A change of time: −2m 10s; empty where it is none or unknown."""
-    if not seconds:
-        return ""
-    return ("−" if seconds < 0 else "+") + duration_in_words(abs(seconds))
 
 
 def heading(group: str, states: Iterable[OptimizationState], width: int) -> Content:

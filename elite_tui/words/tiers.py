@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from elite_tui.widgets.gauge import bar
 from elite_tui.words.figures import (
     bytes_in_words,
     context_in_words,
@@ -15,6 +14,7 @@ from elite_tui.words.figures import (
     percent_in_words,
     printable,
 )
+from elite_tui.words.layout import bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,16 +180,6 @@ def summary(plan: TierPlan, *, steps: bool = True) -> str:
     return f"{words}, {count_in_words(per_epoch)} step{'' if per_epoch == 1 else 's'} an epoch"
 
 
-def size_or_dash(count: int) -> str:
-    """Bytes, or a dash for none at all."""
-    return bytes_in_words(count) if count else "-"
-
-
 def epoch_seconds(plan: TierPlan) -> float | None:
     """Seconds of an epoch; None where the repository's size is not known."""
     return plan.steps_per_epoch * plan.step_seconds if plan.steps_per_epoch is not None else None
-
-
-def parameters_in_words(count: int) -> str:
-    """A model's size as people say it: 1.54B, 494M."""
-    return count_in_words(count).replace("G", "B")

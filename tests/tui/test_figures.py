@@ -6,8 +6,6 @@ import math
 
 import pytest
 
-from elite_tui.widgets.gauge import bar
-from elite_tui.widgets.machine_gauges import history_line
 from elite_tui.words.figures import (
     bytes_in_words,
     bytes_of_total,
@@ -18,6 +16,7 @@ from elite_tui.words.figures import (
     percent_in_words,
     printable,
 )
+from elite_tui.words.layout import bar, history_line
 
 GIB = 1024**3
 
