@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from elite_tui.link.process import EngineChild
+from elite_tui.child_process import EngineChild
 
 PATIENCE = 5.0
 "Seconds that the child has to end by itself once nobody asks any more."

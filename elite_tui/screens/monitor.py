@@ -132,7 +132,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         gauges = self.query_one(MachineGauges)
         gauges.display = self._shows_machine(run) and not self.has_class("-short")
         if gauges.display:
-            gauges.show(self.state)
+            gauges.show(self.state.snapshots)
 
     def _show_tabs(self, run: OpenRun) -> None:
         runs = self.state.open_runs

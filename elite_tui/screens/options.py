@@ -10,11 +10,11 @@ from textual.content import Content
 from textual.widgets import Button, Input, OptionList, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
+from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.wizard.presets import PRESETS
 from elite_tui.words.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
 from elite_tui.words.optimizations import detail
@@ -78,7 +78,7 @@ class OptionsScreen(WizardRoom):
     async def _mount_form(self) -> None:
         fields = self.query_one("#fields")
         await fields.remove_children()
-        await fields.mount(OptionForm(self.state, PROJECT_FIELDS, id="form"))
+        await fields.mount(OptionForm(self.state.draft, self.state.problems(), PROJECT_FIELDS, id="form"))
         self.show(EVERYTHING)
 
     def show(self, changed: Parts) -> None:
@@ -86,7 +86,7 @@ class OptionsScreen(WizardRoom):
         if changed.isdisjoint(DRAWN_FROM):
             return
         for form in self.query(OptionForm):
-            form.show()
+            form.show(self.state.problems())
         plans = self.state.tiers.value
         if plans is not None:
             from engine.plan.optimizations import optimizations

@@ -15,7 +15,7 @@ from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
-from elite_tui.wizard.draft import text_of
+from elite_tui.wizard.draft import PROJECT_FIELDS, text_of
 from elite_tui.wizard.facts import RepositoryFacts
 from elite_tui.wizard.recent import remember
 from elite_tui.wizard.suggest import FolderSuggester
@@ -43,14 +43,6 @@ if TYPE_CHECKING:
     from elite_tui.state import AppState
     from engine.models.spec import ModelSpec
 
-LABELS = {
-    "data.repositories": "Repository",
-    "model.name": "Base model",
-    "output.directory": "Output folder",
-    "output.model_name": "Name",
-}
-"The fields of this room. Several repositories are separated by commas."
-
 RECENT_DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.RUNS})
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.MACHINE, StatePart.TIERS, StatePart.PREFLIGHT})
 LANGUAGES_SHOWN = 6
@@ -76,7 +68,7 @@ class ProjectScreen(WizardRoom):
                 with VerticalScroll(id="form", can_focus=False):
                     yield Static("Fine-tune a code model on your own repository", classes="title", markup=False)
                     yield Static(id="pitch", classes="muted", markup=False)
-                    for path, label in LABELS.items():
+                    for path, label in PROJECT_FIELDS.items():
                         suggester = FolderSuggester() if path in ("data.repositories", "output.directory") else None
                         yield FieldRow(field_spec(path), self.state.draft, label=label, suggester=suggester)
                 yield RecentList(id="recent")
@@ -103,7 +95,7 @@ class ProjectScreen(WizardRoom):
     def show(self, changed: Parts) -> None:
         """Draws problems beside their fields, and the repository's facts."""
         if not changed.isdisjoint(RECENT_DRAWN_FROM):
-            self.query_one(RecentList).show(self.state)
+            self.query_one(RecentList).show(self.state.draft, self.state.runs)
         if changed.isdisjoint(DRAWN_FROM):
             return
         problems = self.state.problems()

@@ -11,10 +11,10 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.project import LABELS as PROJECT_FIELDS
 from elite_tui.screens.room import WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
+from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
 from engine import config
 

@@ -17,7 +17,6 @@ from elite_tui.words.layout import history_line
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from elite_tui.state import AppState
     from engine.hardware.nvml import GpuSample
     from engine.hardware.telemetry import Snapshot
 
@@ -94,10 +93,10 @@ class MachineGauges(Vertical):
         """Room for the gauges; the first snapshot tells how many."""
         yield Static("waiting for the first reading …", classes="muted", markup=False)
 
-    def show(self, state: AppState) -> None:
-        """Draws the newest snapshot."""
-        found = levels(state.snapshots)
-        if not state.snapshots and self._labels:
+    def show(self, snapshots: Sequence[Snapshot]) -> None:
+        """Draws the newest snapshot; they are in the order of time."""
+        found = levels(snapshots)
+        if not snapshots and self._labels:
             return
         labels = tuple(level.label for level in found)
         if labels != self._labels:

@@ -11,11 +11,12 @@ from elite_tui.widgets.field_row import FieldRow
 from engine.config import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from textual.app import ComposeResult
 
-    from elite_tui.state import AppState
+    from elite_tui.wizard.draft import Draft
+    from engine.config import Problem
 
 SECTION_TITLES = {
     "training": "Training",
@@ -30,11 +31,26 @@ SECTION_TITLES = {
 
 
 class OptionForm(VerticalScroll):
-    """One row a field, by section."""
+    """One row a field, by section.
 
-    def __init__(self, state: AppState, left_out: Collection[str], *, id: str) -> None:  # noqa: A002
+    Args:
+        draft: Whose fields.
+        problems: What is wrong with it, by field.
+        left_out: Fields that have their place elsewhere.
+        id: The widget's.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        problems: Mapping[str, Problem],
+        left_out: Collection[str],
+        *,
+        id: str,  # noqa: A002
+    ) -> None:
         super().__init__(id=id, can_focus=False)
-        self._state = state
+        self._draft = draft
+        self._problems = problems
         self._left_out = left_out
 
     def compose(self) -> ComposeResult:
@@ -46,20 +62,19 @@ class OptionForm(VerticalScroll):
             if specs:
                 yield Static(SECTION_TITLES.get(section, section), classes="section", markup=False)
             for spec in specs:
-                yield FieldRow(spec, self._state.draft)
+                yield FieldRow(spec, self._draft)
 
     def on_mount(self) -> None:
         """The cursor stands in the first field, or in the first that has a problem."""
-        self.show()
+        self.show(self._problems)
         wrong = list(self.query("FieldRow.-wrong").results(FieldRow))
         (wrong[0] if wrong else self.query(FieldRow).first()).control.focus()
 
-    def show(self) -> None:
+    def show(self, problems: Mapping[str, Problem]) -> None:
         """Draws problems beside their fields, and marks what is not its default."""
-        problems, draft = self._state.problems(), self._state.draft
         for row in self.query(FieldRow):
             row.show(problems.get(row.spec.path))
-            row.set_class(not draft.is_default(row.spec.path), "-changed")
+            row.set_class(not self._draft.is_default(row.spec.path), "-changed")
 
     def reset_field(self) -> None:
         """The field under the cursor back to its default."""

@@ -12,7 +12,11 @@ from textual.widgets.option_list import Option
 from elite_tui.wizard.recent import RUNS_SHOWN, project_line, projects, run_line
 
 if TYPE_CHECKING:
-    from elite_tui.state import AppState
+    from collections.abc import Sequence
+
+    from elite_tui.fetched import Fetched
+    from elite_tui.wizard.draft import Draft
+    from engine.runtime.run_summary import RunSummary
 
 _MARGIN = 2
 
@@ -39,11 +43,11 @@ class RecentList(OptionList):
         self._projects: list[list[str]] = []
         self._shown: tuple[object, ...] = ()
 
-    def show(self, state: AppState) -> None:
+    def show(self, draft: Draft, listed: Fetched[Sequence[RunSummary]]) -> None:
         """Draws what is known, if it changed."""
         width = max(24, self.size.width - _MARGIN)
-        found, runs = projects(state.draft), list(state.runs.value or ())[:RUNS_SHOWN]
-        shown = (repr(found), tuple(runs), width, state.runs.loading)
+        found, runs = projects(draft), list(listed.value or ())[:RUNS_SHOWN]
+        shown = (repr(found), tuple(runs), width, listed.loading)
         if shown == self._shown:
             return
         self._shown, self._projects = shown, found
@@ -54,7 +58,7 @@ class RecentList(OptionList):
         options += [Option("", disabled=True), Option(Content.styled("Recent runs", "bold $primary"), disabled=True)]
         options += [Option(run_line(run, width), id=f"run-{run.path}") for run in runs]
         if not runs:
-            words = "looking …" if state.runs.loading else "none yet"
+            words = "looking …" if listed.loading else "none yet"
             options.append(Option(Content.styled(words, "$muted"), disabled=True))
         self.clear_options()
         self.add_options(options)

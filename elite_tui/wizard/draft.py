@@ -19,6 +19,13 @@ from engine import config
 from engine.config.description import FieldSpec
 
 FILE_NAME = "wizard.json"
+PROJECT_FIELDS = {
+    "data.repositories": "Repository",
+    "model.name": "Base model",
+    "output.directory": "Output folder",
+    "output.model_name": "Name",
+}
+"The fields that the first room asks for, with their labels. Several repositories are separated by commas."
 _KEPT = "wizard"
 "Section of the file for what is no part of the configuration."
 
