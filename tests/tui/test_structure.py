@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
+@functools.cache
 def layers() -> dict[str, tuple[int, bool, str]]:
     """Module of the contract → its layer from the top, whether others of the layer may be imported, and its name."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -93,7 +93,10 @@ def test_models(look, size):
     async def ask(pilot):
         await settled(pilot)
         await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.state.models.value is not None)
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        await until(
+            pilot, lambda: app.state.models.value is not None, 120
+        )  # seconds of planning, on a slow machine more
 
     assert look(app, size, room="tiers", then=ask)
 
