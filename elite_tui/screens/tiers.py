@@ -55,6 +55,8 @@ class TiersScreen(WizardRoom):
     ROOM = "tiers"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
     CSS_PATH = "tiers.tcss"
+    AUTO_FOCUS = ""
+    "The table takes the keys once it is there: until then they would go to the first field."
 
     def compose_room(self) -> Iterable[Widget]:
         """What is asked, what was chosen, the table, and the arithmetic of the row under the cursor."""
@@ -113,6 +115,8 @@ class TiersScreen(WizardRoom):
         waiting = plans is None and (state.tiers.loading or state.what_if.loading)
         if table.loading != waiting:
             table.loading = waiting
+            if not waiting and self.focused is None:
+                table.focus()
         if plans is not None:
             table.fill(plans, state.draft.get("training.tier"))
             self._show_row(table.cursor_row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from engine.models.catalogue import catalogue
 from engine.plan.choice import planning_of
 from engine.plan.memory import Part
 from engine.plan.planner import plan_context
-from tests.tui.support import cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
 
 SIZE = (120, 36)
 SMALL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -62,6 +64,48 @@ async def test_another_card_is_planned_for_and_never_used(tmp_path):
         await pilot.press("w", *"rtx-4090")
         await pilot.press("ctrl+q")
     assert WhatIf.of(Draft.load(tmp_path / FILE_NAME)) == WhatIf(card="rtx-4090")
+
+
+class Slow(FixedEngine):
+    """Plans tiers when it is let."""
+
+    def __init__(self, planned):
+        super().__init__(gpu_machine())
+        self.planned = planned
+
+    def plan_tiers(self, machine, mapping, tokens):
+        self.planned.wait(30)
+        return super().plan_tiers(machine, mapping, tokens)
+
+
+async def test_keys_wait_for_the_table_while_its_plans_are_made():
+    planned = threading.Event()
+    app = make_app(engine=Slow(planned), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: app.state.tiers.loading)
+        app.go("tiers")
+        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        table = app.screen.query_one(DataTable)
+        await until(pilot, lambda: table.loading)
+        await pilot.press("x", "y")
+        planned.set()
+        await until(pilot, lambda: app.screen.focused is table)
+        await pilot.press("end", "enter")
+        await settled(pilot)
+        assert app.state.draft.get("model.name") == SMALL["model.name"]
+
+
+async def test_a_field_keeps_the_keys_when_the_plans_are_there():
+    planned = threading.Event()
+    app = make_app(engine=Slow(planned), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: app.state.tiers.loading)
+        app.go("tiers")
+        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        await pilot.press("w")
+        planned.set()
+        await settled(pilot)
+        assert app.screen.focused is app.screen.query_one("#what-if-card")
 
 
 async def test_a_wrong_card_or_size_is_said():
