@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from textual.events import Key
 from textual.widgets import Static
 
 from elite_tui.__main__ import enclosing_repository
+from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
 from elite_tui.wizard.draft import FILE_NAME, Draft
 from elite_tui.wizard.recent import KEPT, KEY, projects, remember
@@ -36,6 +38,25 @@ async def test_the_first_room_says_what_fits():
         await until(pilot, lambda: "tier 8, 512K tokens" in text_of(app, "#fits"))
         assert "the whole repository" in text_of(app, "#fits")
         assert "(predicted)" in text_of(app, "#fits")
+
+
+async def test_what_was_typed_before_a_key_that_leaves_is_in_the_draft():
+    app = make_app(machine=cpu_machine())
+    left = []
+    app.leave = lambda: left.append(app.state.draft.get("output.model_name"))
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settled(pilot)
+        field = app.screen.query_one("#field-output-model_name", FieldRow).control
+        field.focus()
+        await until(pilot, lambda: app.focused is field)
+        field.value = ""
+        await pilot.pause()
+        for letter in "quick":
+            field.post_message(Key(letter, letter))
+        # As a key with priority does: before the field has seen any of them.
+        await app.run_action("ask_quit")
+        await until(pilot, lambda: bool(left))
+    assert left == ["quick"]
 
 
 async def test_a_project_is_remembered_and_taken_up_again(tmp_path):
