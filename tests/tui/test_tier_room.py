@@ -137,7 +137,9 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
         await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.state.models.value is not None)
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        # Every model is planned: seconds, and on a busy machine more.
+        await until(pilot, lambda: app.state.models.value is not None, 120)
         table = app.screen.query_one(DataTable)
         await until(pilot, lambda: table.row_count == len(catalogue()))
         assert str(table.get_cell_at((table.cursor_row, 0))).startswith("●")
