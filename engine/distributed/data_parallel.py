@@ -15,6 +15,7 @@ from torch import Tensor
 from engine import errors
 from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import FineTuning
+from engine.randomness import draw_seed, keyed_numbers
 from engine.training.failures import Place
 from engine.training.layout import Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
@@ -100,11 +101,10 @@ class DataParallelStep(ReplanningStep):
         """See TrainingStep; the result is that of all ranks."""
         mine = [windows[index] for index in shares(windows, self._team.size)[self._team.rank]]
         # Drawn alike in all ranks, whose generators stay together; dropout differs from rank to rank.
-        seed = int(torch.randint(2**31, ())) + self._team.rank
+        seed = draw_seed()
         state, loss_sum, failure = _DONE, 0.0, None
         try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with keyed_numbers(self._team.device, seed, "rank", self._team.rank):
                 if mine:
                     loss_sum = super().run(mine, scale, monitor).loss_sum
         except StepAbandonedError:

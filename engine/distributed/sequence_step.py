@@ -22,6 +22,7 @@ from engine.distributed.shards import Order, Segment, rows_of, segments
 from engine.distributed.shared_attention import Leg, SharedAttention
 from engine.distributed.ulysses import UlyssesExchange
 from engine.plan.stream_plan import StreamPlan
+from engine.randomness import derive_seed
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass, Stash
 from engine.streaming.boundary import BackwardPoint
@@ -33,8 +34,6 @@ from engine.streaming.step import StreamedStep
 
 _LEAST_TOKENS = 8
 """A rank's share of a sequence that is worth spreading; shorter ones every rank computes, weighted by 1 / ranks."""
-
-_SEED_APART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ class SequenceStep(StreamedStep):
             token_ids, labels = token_ids.cpu()[own], labels.cpu()[own]
         run = super()._sequence(token_ids, labels, document_starts, progress, None, resumed)
         run.keeps = range(0)
-        if run.seed is not None and self._shard is not None:
-            run.seed += self._team.rank * _SEED_APART
+        if self._shard is not None:  # a tile's number is one of this rank's; without a shard all ranks draw alike
+            run.seed = derive_seed(run.seed, "shard", self._team.rank)
         return run
 
     def _tile_arguments(self, run: SequenceRun) -> TileArguments:

@@ -23,6 +23,7 @@ from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.head import split_head, summed_cross_entropy
 from engine.optim.gradients import GradientPipeline
+from engine.randomness import draw_seed, keyed_numbers
 from engine.training.filling import model_inputs
 from engine.training.step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
@@ -108,7 +109,7 @@ class ZeroStep:
         mine = windows[team.rank :: team.size]
         rounds = -(-len(windows) // team.size)
         self._engine.train()
-        total = 0.0
+        seed, total = draw_seed(), 0.0  # alike in all ranks, whose generators stay together
         for turn in range(rounds):
             asked = monitor.stop_requested()
             if team.agree(lambda asked=asked: asked):  # type: ignore[misc]
@@ -116,9 +117,10 @@ class ZeroStep:
             # Every rank takes part in every round: where it has no window left, with one that weighs nothing.
             window, weight = (mine[turn], 1.0) if turn < len(mine) else (windows[0], 0.0)
             self._engine.set_gradient_accumulation_boundary(is_boundary=turn + 1 == rounds)
-            loss = self._loss(window, self._label_smoothing)
-            # DeepSpeed averages over the ranks; the update wants their sum.
-            self._engine.backward(loss * (scale * team.size * weight))
+            with keyed_numbers(self._device, seed, "window", turn * team.size + team.rank):
+                loss = self._loss(window, self._label_smoothing)
+                # DeepSpeed averages over the ranks; the update wants their sum.
+                self._engine.backward(loss * (scale * team.size * weight))
             total += float(loss.detach()) * weight
             self._pending = True
             monitor.progress("windows", turn + 1, rounds)
@@ -152,6 +154,11 @@ class ZeroStep:
     def param_groups(self) -> list[dict[str, Any]]:
         """Rates and the like; DeepSpeed's shares are their parameters."""
         return self.base.param_groups
+
+    @property
+    def positions(self) -> list[list[int]]:
+        """Which of the trained weights are in each group."""
+        return [indices for _, indices in self._groups]
 
     def _update(self) -> float:
         """Clips and applies the gradient; its norm as it came."""
@@ -188,10 +195,13 @@ class ZeroStep:
 
         if state["state"]:
             self._make_states()
-            for index, entry in state["state"].items():
+            # torch numbers weights in the order of the groups, this object in that of the model.
+            numbers = [int(number) for group in state["param_groups"] for number in group["params"]]
+            places = dict(zip(numbers, (place for group in self.positions for place in group), strict=True))
+            for number, entry in state["state"].items():
                 for name in _STATES:
                     value = entry[name].to(self._device, torch.float32)
-                    safe_set_full_optimizer_state(self._parameters[int(index)], value, name)
+                    safe_set_full_optimizer_state(self._parameters[places[int(number)]], value, name)
             count = float(next(iter(state["state"].values()))["step"])
             for entry in self.base.state.values():
                 entry["step"] = torch.full_like(entry["step"], count)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from engine import errors
@@ -33,18 +33,15 @@ def tile_mlps(model: Any, tile: int = TILE) -> None:
                 problem="its layers have no plain MLP",
                 supported="models without experts",
             )
-        mlp.forward = functools.partial(_tiled, mlp, mlp.forward, tile)
+        mlp.forward = functools.partial(_tiled, mlp.forward, tile)
 
 
-def _tiled(mlp: nn.Module, forward: Callable[[Tensor], Tensor], tile: int, hidden: Tensor) -> Tensor:
+def _tiled(forward: Callable[[Tensor], Tensor], tile: int, hidden: Tensor) -> Tensor:
     """`forward` of hidden (batch, n, d), tile by tile."""
     if hidden.shape[1] <= tile:
         return forward(hidden)
     parts = hidden.split(tile, dim=1)
     if not torch.is_grad_enabled():
         return torch.cat([forward(part) for part in parts], dim=1)
-    # Dropout in an adapter draws the same numbers again; otherwise there is no random state worth keeping.
-    random = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in mlp.modules())
-    return torch.cat(
-        [checkpoint(forward, part, use_reentrant=False, preserve_rng_state=random) for part in parts], dim=1
-    )
+    # The second time draws the first one's random numbers, whichever module draws them.
+    return torch.cat([checkpoint(forward, part, use_reentrant=False, preserve_rng_state=True) for part in parts], dim=1)

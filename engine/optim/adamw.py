@@ -10,6 +10,7 @@ from torch.optim import AdamW, Optimizer
 
 from engine import errors
 from engine.models.fine_tuning import FineTuning, FullTuning
+from engine.optim.decay import spare_vectors
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 def adamw(tuning: FineTuning, config: RunConfig, learning_rate: float) -> Optimizer:
     """The optimiser of a run.
 
-    Of an adapter the decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights. Of a
-    whole model it acts on matrices, not on norms and biases, which have no scale to give up.
+    Of an adapter the decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights. Vectors
+    do not decay, of an adapter as of a whole model (engine.optim.decay).
 
     Args:
         tuning: What is trained.
@@ -30,18 +31,15 @@ def adamw(tuning: FineTuning, config: RunConfig, learning_rate: float) -> Optimi
         EliteError: OPTIMIZATION_UNAVAILABLE when bitsandbytes is needed and not installed.
     """
     kind, decay = optimizer_type(config.training.optimizer), config.training.weight_decay
-    weights = tuning.weights.values()
-    if isinstance(tuning, FullTuning):
-        groups = [
-            {"params": [p for p in weights if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return kind([group for group in groups if group["params"]], lr=learning_rate)  # type: ignore[call-arg]
-    if config.lora.plus_ratio == 1.0:
-        return kind(weights, lr=learning_rate, weight_decay=decay)  # type: ignore[call-arg]
-    made: Optimizer = create_loraplus_optimizer(
-        tuning.model, kind, lr=learning_rate, loraplus_lr_ratio=config.lora.plus_ratio, loraplus_weight_decay=decay
-    )
+    made: Optimizer
+    if isinstance(tuning, FullTuning) or config.lora.plus_ratio == 1.0:
+        made = kind(list(tuning.weights.values()), lr=learning_rate, weight_decay=decay)  # type: ignore[call-arg]
+    else:
+        ratio = config.lora.plus_ratio
+        made = create_loraplus_optimizer(
+            tuning.model, kind, lr=learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
+        )
+    spare_vectors(made)
     return made
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from engine.optim.adamw import adamw
 from engine.optim.averaging import AdapterAverage
@@ -16,7 +15,7 @@ from engine.optim.clipping import AdaptiveClipping, NormClipping
 from engine.optim.gradients import Clipping, GradientPipeline, GradientTransform
 from engine.optim.lookahead import Lookahead
 from engine.optim.noise import GradientNoise
-from engine.optim.schedule import averaging_start, make_schedule, peak_rate
+from engine.optim.schedule import Schedule, averaging_start, make_schedule, peak_rate
 
 if TYPE_CHECKING:
     from engine.config import RunConfig, TrainingSection
@@ -46,7 +45,7 @@ class Updating:
 
     optimizer: Optimizer
     "Calls the followers itself, after each update."
-    schedule: LRScheduler
+    schedule: Schedule
     gradients: GradientPipeline
     average: AdapterAverage | None
     "What is scored and kept instead of the last weights."

@@ -16,18 +16,28 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardPoint:
-    """The state of one sequence's step. The parameters' gradients so far belong to it, and are kept by their owner."""
+    """The state of one sequence's step. The parameters' gradients so far belong to it, and are kept by their owner.
+
+    G was taken at the hidden states of the forward pass before. The layers below compute these again, with the same
+    random numbers only if these are drawn for the same tiles.
+    """
 
     layer: int
     "The layers from this one up are done; G is dL/d(this layer's input). The number of layers: only the loss is done."
     loss_sum: float
     "Summed cross-entropy, in nats."
-    seed: int | None
-    "What random numbers in the layers are drawn from; None if they draw none."
+    seed: int
+    "What random numbers of the embedding and the layers follow from (engine.randomness)."
+    drawn_tile: int | None
+    "Tokens of the tiles that random numbers were drawn for; None where none were drawn, and any tile may go on."
     generator: Tensor
-    "torch's CPU generator after the seed was drawn."
+    "torch's CPU generator after the seed was drawn: the next window's seed follows. No other generator's state counts."
     gradient: Callable[[], Iterator[Tensor]]
     "Tiles of G in order, (tile, hidden), on the host; each is valid until the next is asked for."
+
+    def suits(self, tile: int, context: int) -> bool:
+        """Whether a step of such tiles over a sequence of so many tokens may go on from here."""
+        return self.drawn_tile in (None, min(tile, context))
 
 
 def retile(pieces: Iterator[Tensor], rows: Sequence[int]) -> Iterator[Tensor]:

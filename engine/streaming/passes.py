@@ -13,6 +13,7 @@ their home (StreamPlan). Related work: OOMB (arXiv 2602.02108), StreamBP (arXiv 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.randomness import KeyedGenerators
 from engine.streaming import attention as streamed_attention
 from engine.streaming import copies
 from engine.streaming.attention import KeysValuesCollected, Pass
@@ -57,7 +59,7 @@ class LayerPasses:
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
-        self._dropouts = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Dropout)]
+        self._generators = KeyedGenerators(device)
         self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
         self._owns_gradients = wide_gradients is None
@@ -97,7 +99,7 @@ class LayerPasses:
         hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):
-                hidden.write(0, tile, self.decoder.embed(run.token_ids(tile).unsqueeze(0))[0])
+                hidden.write(0, tile, self._embed(run, tile)[0])
             for layer in range(top):
                 if layer in run.keeps and purpose is Pass.FORWARD:
                     self._keep_layer(run, layer)
@@ -151,12 +153,27 @@ class LayerPasses:
         """The layer's output for a tile, (1, tile, hidden)."""
         arguments = run.arguments.of(tile, x)[layer]
         self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
-        if run.seed is not None:
-            # The same numbers in every pass over this tile.
-            torch.manual_seed(run.seed + layer * run.tiles + tile)
-        output: Any = self.decoder.layers[layer](x, **arguments)
+        with self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP)):
+            output: Any = self.decoder.layers[layer](x, **arguments)
         y: Tensor = output[0] if isinstance(output, tuple) else output
         return y
+
+    def _embed(self, run: SequenceRun, tile: int) -> Tensor:
+        """The first layer's input for a tile, (1, tile, hidden)."""
+        with self._numbers(run, "embedding", 0, tile, first=True):
+            return self.decoder.embed(run.token_ids(tile).unsqueeze(0))
+
+    @contextlib.contextmanager
+    def _numbers(self, run: SequenceRun, purpose: str, layer: int, tile: int, *, first: bool) -> Iterator[None]:
+        """Within it, random numbers follow from the key: the same in every pass over a tile, whatever draws them.
+
+        `first` says that the forward pass draws them, where it is observed whether any are drawn at all.
+        """
+        watches = first and run.watches and not run.drew
+        self._generators.seed(run.seed, purpose, layer, tile, watch=watches)
+        yield
+        if watches:
+            run.drew = self._generators.drew()
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
         """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
@@ -274,16 +291,20 @@ class LayerPasses:
                 yield self._workspace.hidden.read_gradient(tile).cpu()
 
         return BackwardPoint(
-            layer=layer, loss_sum=run.loss_sum, seed=run.seed, generator=run.generator, gradient=gradient
+            layer=layer,
+            loss_sum=run.loss_sum,
+            seed=run.seed,
+            drawn_tile=run.span(0).stop if run.drew else None,
+            generator=run.generator,
+            gradient=gradient,
         )
 
     def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):
-            ids = run.token_ids(tile).unsqueeze(0)
             gradient = self._workspace.hidden.read_gradient(tile).unsqueeze(0)
-            torch.autograd.backward(self.decoder.embed(ids), gradient)
+            torch.autograd.backward(self._embed(run, tile), gradient)
         self.wide_gradients.flush()
 
     def _draws_random_numbers(self) -> bool:
-        """Whether any layer has dropout that acts now."""
-        return self.model.training and any(module.p > 0 for module in self._dropouts)
+        """Whether random numbers are to be expected: any module may draw some while it trains."""
+        return self.model.training

@@ -30,7 +30,7 @@ class TileProgress:
 
 
 class SequenceRun:
-    """Arguments are those of `StreamedStep.run`; `seed` is for random numbers in its layers, None if they draw none."""
+    """Arguments are those of `StreamedStep.run`; from `seed` its random numbers follow."""
 
     arguments: TileArguments
 
@@ -43,13 +43,16 @@ class SequenceRun:
         device: torch.device,
         progress: Callable[[TileProgress], None] | None,
         cancelled: Callable[[], bool] | None,
-        seed: int | None,
+        seed: int,
     ) -> None:
         self._token_ids, self._labels = _ready_to_copy(token_ids, device), _ready_to_copy(labels, device)
         self.document_starts = document_starts
         self.context, self._tile, self._device = token_ids.shape[0], tile, device
         self.tiles = -(-self.context // tile)
         self.seed = seed
+        self.drew = False
+        "Whether a random number was drawn in the forward pass, where `watches`."
+        self.watches = False
         self.keeps: range = range(0)
         "Layers that keep their graph between the passes."
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}

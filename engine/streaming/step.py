@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.randomness import draw_seed
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import Pass
 from engine.streaming.boundary import BackwardPoint
@@ -84,14 +85,16 @@ class StreamedStep(LayerPasses):
             progress: Called after every tile.
             cancelled: Asked after every tile; True abandons the step.
             boundary: Called with the state after the loss and after every layer of the backward pass but the last.
-            resumed: Go on from this state of the same sequence, with the same plan and weights; the parameters'
-                gradients are as they were then.
+            resumed: Go on from this state of the same sequence, with the same weights; the parameters' gradients are
+                as they were then. The plan's tile may be another one where `resumed.suits` says so.
 
         Raises:
+            ValueError: `resumed` was drawn for other tiles.
             StepCancelled: `cancelled` returned True.
             EliteError: OUT_OF_MEMORY, after everything that this object holds was released.
         """
         run = self._sequence(token_ids, labels, document_starts, progress, cancelled, resumed)
+        run.watches = boundary is not None and self._draws_random_numbers()
         return self._run(run, scale=1.0 / max(run.predicted, 1) if scale is None else scale, boundary=boundary)
 
     def evaluate(
@@ -116,13 +119,16 @@ class StreamedStep(LayerPasses):
         resumed: BackwardPoint | None,
     ) -> SequenceRun:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
-        if resumed is not None:
+        if resumed is None:
+            seed = draw_seed()
+        elif resumed.suits(self.plan.tile, token_ids.shape[0]):
             seed = resumed.seed
             torch.set_rng_state(resumed.generator)
         else:
-            seed = int(torch.randint(2**31, ())) if self._draws_random_numbers() else None
+            raise ValueError(f"random numbers were drawn for tiles of {resumed.drawn_tile}, not of {self.plan.tile}")
         run = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
         run.resumed, run.generator = resumed, torch.get_rng_state()
+        run.drew = resumed is not None and resumed.drawn_tile is not None
         if run.tiles == 1:
             layers = len(self.decoder.layers)
             run.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
@@ -181,9 +187,8 @@ class StreamedStep(LayerPasses):
         self._workspace.attention.document_starts = run.document_starts
         self._workspace.attention.lone = run.tiles == 1
         streamed_attention.activate(self._workspace.attention)
-        random_state = torch.random.fork_rng(enabled=run.seed is not None)
         try:
-            with random_state:
+            with self._generators.restored():
                 yield
         finally:
             self._linears.leave()

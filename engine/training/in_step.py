@@ -80,8 +80,12 @@ class InStepStore:
         self._began = self._saved = self._boundary_at = clock()
         self._boundary_takes = float("inf")
 
-    def begin(self, weights: Weights, windows: Sequence[Window], scale: float) -> InStepState | None:
-        """A step begins. The state to go on from, with its gradients put into the weights; None to begin anew."""
+    def begin(self, weights: Weights, windows: Sequence[Window], scale: float, tile: int) -> InStepState | None:
+        """A step of such tiles begins.
+
+        Returns:
+            The state to go on from, with its gradients put into the weights; None to begin the step again.
+        """
         self._began = self._saved = self._boundary_at = self._clock()
         self._boundary_takes = float("inf")
         if not self._left_behind:
@@ -92,8 +96,14 @@ class InStepStore:
             found = sealed.verify(self._folder)
             if found.about["fingerprint"] != fingerprint(weights, windows, scale):
                 return None
-            state = _read(found, weights)
-        except (DamagedError, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            point = _read_point(found)
+            window = int(found.about["window"])
+            if point is None or not point.suits(tile, len(windows[window])):
+                self._emit(LogLine(level="info", text=f"the step begins again: {_why_unsuited(point, tile)}"))
+                return None
+            state = InStepState(window=window, loss_before=float.fromhex(found.about["loss_before"]), point=point)
+            _read_gradients(found, weights)
+        except (DamagedError, OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             self._emit(
                 WarningRaised(
                     code="in-step-damaged",
@@ -183,6 +193,7 @@ def _about(state: InStepState, name: str) -> dict[str, Any]:
         "layer": point.layer,
         "loss_sum": point.loss_sum.hex(),
         "seed": point.seed,
+        "drawn_tile": point.drawn_tile,
     }
 
 
@@ -202,27 +213,36 @@ def _files(weights: Weights, state: InStepState) -> Iterator[tuple[str, bytes]]:
         yield _PART.format(parts), safetensors.torch.save(part)
 
 
-def _read(found: Sealed, weights: Weights) -> InStepState:
+def _read_point(found: Sealed) -> BackwardPoint | None:
+    """The point; None where an earlier version drew random numbers by a rule that is no longer known."""
     about = found.about
-    gradients: Mapping[str, Tensor] = safetensors.torch.load(found.read(_GRADIENTS))
-    if not gradients.keys() <= weights.keys():
-        raise KeyError("it holds gradients of other weights")
-    for name, parameter in weights.items():
-        parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
+    if "drawn_tile" not in about:
+        return None
 
     def tiles() -> Iterator[Tensor]:
         for path in sorted(found.path.glob("stream-*.safetensors")):
             for _, tile in sorted(safetensors.torch.load(path.read_bytes()).items()):
                 yield tile
 
-    return InStepState(
-        window=int(about["window"]),
-        loss_before=float.fromhex(about["loss_before"]),
-        point=BackwardPoint(
-            layer=int(about["layer"]),
-            loss_sum=float.fromhex(about["loss_sum"]),
-            seed=about["seed"],
-            generator=safetensors.torch.load(found.read(_GENERATOR))["generator"],
-            gradient=tiles,
-        ),
+    return BackwardPoint(
+        layer=int(about["layer"]),
+        loss_sum=float.fromhex(about["loss_sum"]),
+        seed=int(about["seed"]),
+        drawn_tile=None if about["drawn_tile"] is None else int(about["drawn_tile"]),
+        generator=safetensors.torch.load(found.read(_GENERATOR))["generator"],
+        gradient=tiles,
     )
+
+
+def _why_unsuited(point: BackwardPoint | None, tile: int) -> str:
+    if point is None:
+        return "the state saved within it is an earlier version's, which drew random numbers by another rule"
+    return f"its random numbers were drawn for tiles of {point.drawn_tile:,} tokens, and the tiles are now {tile:,}"
+
+
+def _read_gradients(found: Sealed, weights: Weights) -> None:
+    gradients: Mapping[str, Tensor] = safetensors.torch.load(found.read(_GRADIENTS))
+    if not gradients.keys() <= weights.keys():
+        raise KeyError("it holds gradients of other weights")
+    for name, parameter in weights.items():
+        parameter.grad = gradients[name].to(parameter.device) if name in gradients else None

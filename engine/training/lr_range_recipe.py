@@ -7,11 +7,11 @@ import time
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
-from torch.optim.lr_scheduler import LambdaLR
 
 from engine.data.dataset import build_dataset
 from engine.models.loading import load_tokenizer
 from engine.optim.lr_range import FILE_NAME, range_rates, range_test
+from engine.optim.schedule import Schedule, Setting
 from engine.protocol import LogLine, PhaseChanged, RunFinished, StepCompleted
 from engine.training.building import build_learning, build_model, choose_step
 from engine.training.memory import memory_errors, memory_figures
@@ -116,7 +116,7 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     peak = min(group["initial_lr"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
-    schedule = LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)] / peak)
+    schedule = Schedule(optimizer, lambda step: Setting(factor=rates[step] / peak), len(rates))
     return Parts(
         tuning=tuning,
         step=way,
@@ -127,5 +127,6 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
         windows=windows,
         context=setup.context,
         checkpoints=setup.checkpoints,
+        seed=config.training.seed,
         evaluate=lambda: None,
     )

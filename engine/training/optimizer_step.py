@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import errors
+from engine.randomness import keyed_numbers
 from engine.training.step import count_targets
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def take_optimizer_step(parts: Parts, progress: Progress, update: Update, monito
     """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
 
     The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed
-    loss is scaled by 1 / (targets of the update), not by 1 / (number of windows).
+    loss is scaled by 1 / (targets of the update), not by 1 / (number of windows). Its random numbers follow from the
+    run's seed and the number of updates made before it, whatever ran in between.
     """
     started = time.monotonic()
     parts.optimizer.zero_grad(set_to_none=True)
@@ -42,7 +44,8 @@ def take_optimizer_step(parts: Parts, progress: Progress, update: Update, monito
     scale = 1.0 / count_targets(sequences)
     if scaler is not None:
         scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
-    result = parts.step.run(sequences, scale, monitor)
+    with keyed_numbers(parts.accelerator.device, parts.seed, progress.step, "update"):
+        result = parts.step.run(sequences, scale, monitor)
     if not math.isfinite(result.loss_sum):
         raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
     parts.accelerator.unscale_gradients()

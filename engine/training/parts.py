@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.optim.decay import with_vectors_apart
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from engine.distributed.zero_step import ZeroStep
     from engine.models.fine_tuning import FineTuning
     from engine.optim.build import Stateful
     from engine.optim.gradients import GradientPipeline
+    from engine.optim.schedule import Schedule
     from engine.training.checkpoints import CheckpointFolder
     from engine.training.step import TrainingStep, Window
     from engine.training.updates import WindowSource
@@ -28,7 +30,7 @@ class Parts:
     "What is trained."
     step: TrainingStep
     optimizer: Optimizer | ZeroStep
-    schedule: LRScheduler
+    schedule: Schedule
     gradients: GradientPipeline
     "What happens to the gradient before the optimiser sees it."
     accelerator: Accelerator
@@ -36,6 +38,8 @@ class Parts:
     context: int
     "Tokens in the longest window."
     checkpoints: CheckpointFolder
+    seed: int = 0
+    "With an update's position, what its random numbers follow from (`training.seed`)."
     evaluate: Callable[[], float | None]
     "Scores the held-out files, emits EvalCompleted, and gives the loss a token; None if a stop came in between."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
@@ -49,3 +53,11 @@ class Parts:
     def model(self) -> Any:
         """What computes."""
         return self.tuning.model
+
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Puts the optimiser where its saved state has it, of this version or an earlier one."""
+        groups = getattr(self.optimizer, "positions", None)
+        if groups is None:
+            position = {id(parameter): i for i, parameter in enumerate(self.tuning.weights.values())}
+            groups = [[position[id(p)] for p in group["params"]] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(dict(with_vectors_apart(state, groups)))

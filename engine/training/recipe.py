@@ -92,7 +92,8 @@ def _train(session: TrainingSession) -> None:
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
     learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
-    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing)
+    seed = session.config.training.seed
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing, seed)
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -216,6 +217,7 @@ def _build_parts(
     dataset: Dataset,
     score: Callable[[], HeldOutLoss],
     sharing: Sharing,
+    seed: int,
 ) -> Parts:
     """What the loop works with."""
 
@@ -240,6 +242,7 @@ def _build_parts(
         windows=dataset.train,
         context=setup.context,
         checkpoints=setup.checkpoints,
+        seed=seed,
         evaluate=score_now,
         stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,

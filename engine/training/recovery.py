@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.errors import EliteError
@@ -177,8 +177,7 @@ class Recovery:
             self._give_up(snapshot, why)
         self._keeper.go_back(snapshot)
         first = snapshot.progress.step + 1
-        for _ in range(first, failed + 1):
-            self._parts.schedule.step()
+        self._parts.schedule.step(failed - snapshot.progress.step)
         _scale_rate(self._parts, rate / snapshot.progress.rate_scale)
         progress.rollbacks += 1
         progress.rate_scale = rate
@@ -230,17 +229,4 @@ def _is_lost_rank(error: Exception) -> bool:
 
 def _scale_rate(parts: Parts, ratio: float) -> None:
     """Multiplies the learning rate, now and in all that the schedule will set."""
-    for group in parts.optimizer.param_groups:
-        for name in ("lr", "initial_lr"):
-            if name in group:
-                group[name] *= ratio
-    _scale_schedule(parts.schedule, ratio)
-
-
-def _scale_schedule(schedule: Any, ratio: float) -> None:
-    if hasattr(schedule, "base_lrs"):
-        schedule.base_lrs = [rate * ratio for rate in schedule.base_lrs]
-    if hasattr(schedule, "_last_lr"):
-        schedule._last_lr = [rate * ratio for rate in schedule._last_lr]
-    for inner in getattr(schedule, "_schedulers", ()):
-        _scale_schedule(inner, ratio)
+    parts.schedule.scale_rate(ratio)

@@ -205,9 +205,9 @@ def restore(snapshot: Snapshot, parts: Parts) -> None:
         if snapshot.weights_file != parts.tuning.weights_file:
             raise ValueError(f"it holds {snapshot.weights_file}, the run trains {parts.tuning.weights_file}")
         parts.tuning.load_state(snapshot.weights)
-        parts.optimizer.load_state_dict(tensor_tree.join(record["optimizer"], tensors[OPTIMIZER]))
+        parts.load_optimizer(tensor_tree.join(record["optimizer"], tensors[OPTIMIZER]))
         others = tensor_tree.join(record["stateful"], tensors[STATEFUL])
-        parts.schedule.load_state_dict(others["schedule"])
+        parts.schedule.load_state_dict(others["schedule"], scale=snapshot.progress.rate_scale)
         if parts.accelerator.scaler is not None and others["scaler"]:
             parts.accelerator.scaler.load_state_dict(others["scaler"])
         for name, entry in parts.stateful.items():

@@ -76,7 +76,7 @@ class StreamedWindows:
             if stopping:
                 raise StepCancelled
 
-        resumed = None if store is None else store.begin(self._weights, whole, scale)
+        resumed = None if store is None else store.begin(self._weights, whole, scale, self._step.plan.tile)
         first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
             for number in range(first, len(windows)):

@@ -161,6 +161,7 @@ class SmallRun:
             accelerator=accelerator,
             windows=source,
             context=context,
+            seed=training.seed,
             checkpoints=CheckpointFolder(self.run.checkpoints_path, Retention(newest=self.config.checkpoint.keep)),
             evaluate=self.evaluate,
             stateful=self.learning.stateful,

@@ -109,6 +109,39 @@ def test_a_state_saved_under_another_tile_goes_on(tmp_path):
     step.close()
 
 
+def test_numbers_drawn_for_other_tiles_begin_the_step_again(tmp_path):
+    """Half a gradient at one dropout mask and half at another is no function's: the step is the new tiles' own."""
+    model, way, _, _ = start(tmp_path / "whole", every=1e9)
+    finer = StreamPlan(tile=7, key_block=16)
+    other = StreamedWindows(AdapterTuning(model), finer, device=CPU, spill_directory=tmp_path)
+    torch.manual_seed(3)
+    expected, wanted = other.run(WINDOWS, 0.01, Quiet()), gradients(model)
+
+    _, way, _, _ = start(tmp_path)
+    way.run(WINDOWS, 0.01, Quiet())
+    model, way, _, events = start(tmp_path)
+    other = StreamedWindows(AdapterTuning(model), finer, device=CPU, spill_directory=tmp_path, store=way._store)
+    assert other.run(WINDOWS, 0.01, Quiet()) == expected
+    assert not [event for event in events if isinstance(event, RecoveryTaken)]
+    assert "drawn for tiles of 16 tokens, and the tiles are now 7" in saves(events)[0].text
+    for name, gradient in wanted.items():
+        assert torch.equal(gradients(model)[name], gradient), name
+
+
+def test_a_state_of_an_earlier_version_begins_the_step_again(tmp_path, monkeypatch):
+    """It drew random numbers by another rule, and said of some that there were none."""
+    import engine.training.in_step as module
+
+    written = module._about
+    monkeypatch.setattr(module, "_about", lambda *a: {k: v for k, v in written(*a).items() if k != "drawn_tile"})
+    _, way, _, _ = start(tmp_path)
+    expected = way.run(WINDOWS, 0.01, Quiet())
+    _, way, _, events = start(tmp_path)
+    assert way.run(WINDOWS, 0.01, Quiet()) == expected
+    assert not [event for event in events if isinstance(event, (RecoveryTaken, WarningRaised))]
+    assert "an earlier version's" in saves(events)[0].text
+
+
 @pytest.mark.parametrize("change", ["weights", "windows", "scale", "filling"])
 def test_a_state_of_another_step_is_not_used(tmp_path, change):
     _, way, _, _ = start(tmp_path)

@@ -148,7 +148,7 @@ def _never_recompute(original):
 
 
 def _untiled(original):
-    return lambda mlp, forward, tile, hidden: forward(hidden)
+    return lambda forward, tile, hidden: forward(hidden)
 
 
 def _own_slice_only(original):

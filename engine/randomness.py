@@ -1,0 +1,93 @@
+"""Keys every random number of training by (seed, step, window, layer, tile, purpose).
+
+Modules draw from torch's global generators, whose state is a history: of what ran before, on which device, in which
+pass. A pass that is repeated, a window after another one, a run that was resumed must not depend on that history. The
+generators are therefore seeded from a key before every draw that counts, on the CPU and on the compute device alike,
+whatever a module looks like; afterwards their state is what it was.
+
+The chain of keys: an update seeds the CPU's generator by (seed, step); each of its windows takes a number of it; a
+window's layers and its embedding derive theirs by (number, purpose, layer, tile).
+
+torch's CPU generator (mt19937) uses the lower 32 bits of a seed, a GPU's (Philox) all 64. `derive_seed` spreads a key
+over all of them, which sums such as `seed + step` or shifts such as `seed << 32` do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+
+def derive_seed(*key: int | str) -> int:
+    """Hashes a key to 64 bits (BLAKE2b, RFC 7693), the same on every platform and in every version."""
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def draw_seed() -> int:
+    """Draws 63 bits from torch's CPU generator, which names the random numbers of what follows."""
+    return int(torch.randint(2**63 - 1, ()))
+
+
+class KeyedGenerators:
+    """torch's global generators of the CPU and of one device, which modules draw from.
+
+    Seeding them neither waits for a GPU nor touches the generators of other devices, as `torch.manual_seed` does.
+
+    Args:
+        device: Where modules compute.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._of_cpu = torch.default_generator
+        self._of_device: torch.Generator | None = None
+        if device.type == "cuda":
+            torch.cuda.init()
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._of_device = torch.cuda.default_generators[index]
+        self._seeded = torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def _all(self) -> list[torch.Generator]:
+        return [self._of_cpu] if self._of_device is None else [self._of_cpu, self._of_device]
+
+    def seed(self, *key: int | str, watch: bool = False) -> None:
+        """Makes the next numbers those of a key.
+
+        Args:
+            key: See `derive_seed`.
+            watch: Whether `drew` is going to be asked.
+        """
+        value = derive_seed(*key)
+        for generator in self._all:
+            generator.manual_seed(value)
+        if watch:
+            self._seeded = self._of_cpu.get_state()
+
+    def drew(self) -> bool:
+        """Whether a number was drawn since `seed`, which was told to watch."""
+        if self._of_device is not None and self._of_device.get_offset():
+            return True
+        return not torch.equal(self._of_cpu.get_state(), self._seeded)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """On exit, the generators are in the state that they had on entry."""
+        states = [(generator, generator.get_state()) for generator in self._all]
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
+@contextlib.contextmanager
+def keyed_numbers(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Within it, random numbers on the CPU and the device follow from the key alone."""
+    generators = KeyedGenerators(device)
+    with generators.restored():
+        generators.seed(*key)
+        yield
