@@ -65,7 +65,9 @@ def test_one_tile_with_every_option(options, keep, tmp_path):
     test_one_tile.test_gradient_of_every_option("gemma3_text", options, keep, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["no stash", "every third layer, no stash", "disk", "weights streamed"])
+@pytest.mark.parametrize(
+    "name", ["no stash", "every second layer", "every third layer, no stash", "disk", "weights streamed"]
+)
 def test_killed_at_every_layer_boundary(name, tmp_path):
     test_boundary.test_killed_at_every_layer_boundary(tmp_path, name, dropout=False)
 
