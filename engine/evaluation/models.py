@@ -18,13 +18,13 @@ from engine import errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
-from engine.models.families import STREAMED
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
 from engine.models.head import check_head
 from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
+from engine.plan.planning import streaming_refusal
 from engine.training.filling import longest_filled
 from engine.training.layout import Ladder, Layout
 from engine.training.memory import memory_errors
@@ -255,7 +255,7 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
         layers=found.spec.layers,
         quantised=found.placement.precision == "nf4",
         on_gpu=device.type == "cuda",
-        streamable=found.spec.family in STREAMED,
+        streamable=streaming_refusal(found.spec, found.context) is None,
     )
     return ReplanningStep(
         tuning, found.layout, build=build, smaller=ladder.smaller, tell=lambda what, why: tell(f"{what}: {why}")

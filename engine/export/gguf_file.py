@@ -15,37 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine import errors
 from engine.export.gguf_tokenizer import read_tokenizer
 from engine.export.merged import Tell, converted
 from engine.export.weights import count
+from engine.models.families import gguf_names, refuse
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from gguf import GGMLQuantizationType, GGUFWriter
 
+    from engine.errors import EliteError
     from engine.export.source import Merged, Source
 
 _AT_ONCE = 1 << 24
 """Numbers of a tensor that are converted together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How models of one transformers `model_type` are called there."""
-
-    architecture: str
-    interleaved: bool = False
-    "Whether its rotary embedding turns neighbouring numbers, not those half a head apart: q and k are reordered."
-
-
-FAMILIES = {
-    "llama": Family(architecture="llama", interleaved=True),
-    "mistral": Family(architecture="llama", interleaved=True),
-    "phi3": Family(architecture="phi3"),
-    "qwen2": Family(architecture="qwen2"),
-    "qwen3": Family(architecture="qwen3"),
-}
 
 
 @dataclass(frozen=True)
@@ -78,9 +61,7 @@ class GgufFile:
         """
         self._source, self._model, self._dtype = source, model, dtype
         config = model.config
-        if config.model_type not in FAMILIES:
-            raise unsupported(config.model_type, "llama.cpp's names for its tensors are not known here")
-        self._family = FAMILIES[config.model_type]
+        self._family = gguf_names(config.model_type)
         _check_window(config)
         self.tokenizer = read_tokenizer(source.result, config.vocab_size)
         self._tensors = list(self._plan())
@@ -252,11 +233,9 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
-def unsupported(family: str, problem: str) -> errors.EliteError:
+def unsupported(family: str, problem: str) -> EliteError:
     """The refusal of a model that cannot be written as GGUF."""
-    return errors.MODEL_FAMILY_UNSUPPORTED(
-        family=family, feature="GGUF export", problem=problem, supported=f"{', '.join(FAMILIES)}, or --to merged"
-    )
+    return refuse(family, "gguf", problem)
 
 
 def _check_window(config: Any) -> None:

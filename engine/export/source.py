@@ -16,6 +16,7 @@ from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import ModelSpec, find_model
+from engine.models.families import require
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -67,6 +68,8 @@ def open_source(run: RunDirectory, target: str) -> Source:
             problem=f"it is {run.status()} and left no adapter",
             remedy=f"`engine train --resume {run.id}` goes on to its end",
         )
+    spec = find_model(config.model.name)
+    require(spec.family, "exported")
     is_adapter = results[0] == run.adapter_path
     if target == "adapter" and not is_adapter:
         raise errors.EXPORT_NOTHING(
@@ -79,7 +82,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
     return Source(
         run=run,
         config=config,
-        spec=find_model(config.model.name),
+        spec=spec,
         result=results[0],
         is_adapter=is_adapter,
         changes=changes,

@@ -18,7 +18,7 @@ from engine.attention.blockwise import attend
 from engine.attention.pieces import causal_pieces
 from engine.attention.select import select_backend
 from engine.generation.keys_values import PagedKeysValues
-from engine.models.families import STREAMED
+from engine.models.families import refusal, setting_refusals
 from engine.streaming import attention as streamed_attention
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 
@@ -51,7 +51,8 @@ def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAG
         EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables change with a length that tiles cannot see.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if causal.config.model_type in STREAMED:
+    settings = setting_refusals(causal.config.to_dict())
+    if refusal(causal.config.model_type, "streamed") is None and "streamed" not in settings:
         return TiledForward(model, capacity, tile=tile, page=page, among=among)
     return LibraryForward(model, tile=tile)
 
@@ -123,7 +124,7 @@ def attending(decoder: Decoder, attention: streamed_attention.AttentionState) ->
 
 
 class TiledForward:
-    """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families.STREAMED).
+    """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families).
 
     Attributes:
         decoder: The model's.

@@ -18,6 +18,7 @@ from engine.generation.request import Side, TextRequest
 from engine.generation.sampling import Sampling, generate
 from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
+from engine.models.families import require
 from engine.models.loading import load_tokenizer
 from engine.models.placement import choose_placement
 from engine.runtime.run_directory import RunDirectory
@@ -98,6 +99,7 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", tell: 
         return _open_model(reference, device or "auto", precision or "auto")
     config = run.load_config()
     found = models_of(run, config)
+    require(found.spec.family, "generated")
     if device or precision:
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
@@ -121,6 +123,7 @@ def _open_model(name: str, device: str, precision: str) -> Writer:
         context=0,
         result=Path(),
     )
+    require(found.spec.family, "generated")
     model = load_base(found, RunConfig()).eval()
     return Writer(found.spec.name, found, lambda _: contextlib.nullcontext(model), ("base",))
 

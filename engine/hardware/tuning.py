@@ -38,6 +38,7 @@ def tune_memory(device: torch.device) -> bool:
     Windows of different lengths ask for blocks of different sizes. With fixed segments a longer one finds none that
     is large enough and takes a new one; expandable segments map more pages behind the same addresses. TF32 rounds
     the factors of fp32 products to 10 bits, which the adapter's fp32 products around bf16 activations do not notice.
+    Rotary tables are kept out of it (engine.models.rope_tables).
     """
     if device.type != "cuda":
         return False

@@ -14,8 +14,11 @@ from torch import nn
 
 from engine import errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.families import adapts_mlp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from engine.config import LoraSection
@@ -32,8 +35,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
     Raises:
         EliteError: CONFIG_INVALID when `lora.targets` names layers that the model does not have.
     """
-    targets = ALL_LINEAR if ALL_LINEAR in lora.targets else list(lora.targets)
-    _check_targets(model, targets)
+    targets = _targets(model, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -52,18 +54,28 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
     return adapted
 
 
-def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
-    if isinstance(targets, str):
-        return
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [name for name in targets if name not in linear]
-    if unknown:
+def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
+    """The linear layers that get an adapter, as PEFT takes them.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    everything = adapts_mlp(model.config.model_type)
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (everything or ".self_attn." in name)
+    }
+    if ALL_LINEAR in asked:
+        return ALL_LINEAR if everything else sorted(linear)
+    if unknown := [name for name in asked if name not in linear]:
         raise errors.CONFIG_INVALID(
             source="configuration",
             field="lora.targets",
-            problem=f"this model has no linear layer named {unknown[0]}",
+            problem=f"this model has no linear layer named {unknown[0]} that takes an adapter",
             remedy=f"choose among {ALL_LINEAR}, {', '.join(sorted(linear))}",
         )
+    return list(asked)
 
 
 def without_adapter(model: Any) -> PreTrainedModel:

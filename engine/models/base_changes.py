@@ -32,7 +32,7 @@ class BaseChanges:
     @staticmethod
     def of(model: ModelSection, spec: ModelSpec, context: int) -> BaseChanges:
         """Those that a run with windows of `context` tokens makes."""
-        stretched = model.rope_scaling == "auto" and context > spec.max_context
+        stretched = model.rope_scaling == "auto" and context > spec.max_context and spec.stretches
         return BaseChanges(
             yarn_factor=context / spec.max_context if stretched else None,
             # Asking for what cannot be pooled is refused when it is tried.

@@ -9,13 +9,25 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.assets import asset
-from engine.models.families import FAMILIES, ConfigError, spec_from_config
+from engine.models.families import (
+    FAMILIES,
+    Ability,
+    ConfigError,
+    refusal,
+    refuse,
+    require,
+    setting_refusals,
+    spec_from_config,
+)
 from engine.models.folder import check_quantisation
 from engine.models.spec import Linear, ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,13 +69,13 @@ def find_model(name: str, *, download: bool = True) -> ModelSpec:
     known = catalogue()
     key = name.strip()
     if key.lower() in known:
-        return known[key.lower()]
+        return _trainable(known[key.lower()])
     directory = _as_directory(key)
     if directory:
         return _from_directory(directory)
     for spec in known.values():
         if spec.hub_id and spec.hub_id.lower() == key.lower():
-            return spec
+            return _trainable(spec)
     if _HUB_ID.fullmatch(key) and not key.startswith("."):
         return _from_hub(key, download=download)
     if "/" in key:
@@ -144,15 +156,24 @@ def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, 
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=family or "(none)",
-            feature="planning",
-            problem=f"{source} does not name a family whose shapes are known",
-            supported=", ".join(FAMILIES),
-        )
+        raise refuse(family or "(none)", "planned", f"{source} does not name a family whose shapes are known")
+    _refuse_untrainable(family, setting_refusals(config))
     check_quantisation(source, config)
     try:
         spec = spec_from_config(config, name=name, hub_id=hub_id, path=path)
         return dataclasses.replace(spec, stored_in_4_bits=config.get("quantization_config") is not None)
     except ConfigError as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=error) from error
+
+
+def _trainable(spec: ModelSpec) -> ModelSpec:
+    _refuse_untrainable(spec.family, {})
+    return spec
+
+
+def _refuse_untrainable(family: str, by_setting: Mapping[Ability, str]) -> None:
+    """Refuses, before anything else of a model is read, what no way to compute a step can train."""
+    whole, streamed = (refusal(family, way) or by_setting.get(way) for way in ("whole", "streamed"))
+    if whole and streamed:
+        raise refuse(family, "whole", whole)
+    require(family, "planned")

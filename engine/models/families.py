@@ -1,21 +1,63 @@
-"""Reads a Hugging Face config.json into a ModelSpec. Each family's keys and defaults are those of transformers 5."""
+"""The families of models, by transformers' model_type: what each can do here, and how its config.json is read.
+
+This is the one registry of families: planner, steps, generation and export ask `refusal`, `require` or `supporting`
+each time, and keep no list of their own. A proof on a small copy of a family's configuration may add a row or overrule
+one (`admit`). Keys of config.json and their defaults are those of transformers 5.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from engine import errors
+from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import ModelSpec
 
 Config = Mapping[str, Any]
+"""A config.json."""
+
+Ability = Literal["planned", "whole", "streamed", "fused", "generated", "exported", "gguf"]
+"""What can be done with a model: plan a run; train whole windows, or tile by tile; use fused kernels; generate text;
+export an adapter or a merged model; export it as GGUF."""
+
+_FEATURES: dict[Ability, tuple[str, str]] = {
+    "planned": ("planning", "its shapes are not known"),
+    "whole": ("training", "its gradient has not been shown to be right"),
+    "streamed": ("the streamed step", "its gradient has not been shown to be exact"),
+    "fused": ("fused kernels", "its gradient with them has not been shown to be right"),
+    "generated": ("generation", "its text has not been compared with transformers'"),
+    "exported": ("export", "its exported weights have not been compared with the run's"),
+    "gguf": ("GGUF export", "llama.cpp's names for its tensors are not known here"),
+}
+"""Each ability as an error names it, and why a family lacks it that gives no reason of its own."""
+
+_PROVED: frozenset[Ability] = frozenset({"planned", "whole", "streamed", "generated", "exported"})
+"""What tests show of every family that does not say otherwise (tests/models/test_families.py)."""
+_FUSED: frozenset[Ability] = _PROVED | {"fused"}
+"""Those whose gradient with fused kernels was compared on a GPU with the one without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufNames:
+    """How a family is called in a GGUF file."""
+
+    architecture: str
+    interleaved: bool = False
+    "Whether its rotary embedding turns neighbouring numbers, not those half a head apart: q and k are reordered."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the models of one transformers `model_type` share."""
+    """One row: what the models of one transformers `model_type` share."""
 
+    does: frozenset[Ability] = _PROVED
+    "What was shown to be right for it. GGUF export goes by `gguf`."
+    because: str = ""
+    "Why it lacks what is not in `does`; empty for the reason that each ability has."
+    gguf: GgufNames | None = None
     shape: Mapping[str, Any] = field(default_factory=dict)
     "ModelSpec fields that are the same for all its models."
     kv_heads: int | None = None
@@ -24,8 +66,70 @@ class Family:
     "Default of head_dim; None is hidden_size / num_attention_heads."
     tied_embeddings: bool = False
     max_context: int = 32768
+    rope_defaults: Mapping[str, Any] = field(default_factory=dict)
+    "Defaults of further keys that rotary positions depend on."
     from_config: Callable[[Config], dict[str, Any]] = lambda _: {}
     "ModelSpec fields that depend on keys of this family's config.json alone."
+
+
+def admit(model_type: str, family: Family) -> None:
+    """Adds a row to the registry, or overrules the one that is there, for the rest of the process."""
+    FAMILIES[model_type] = family
+
+
+def refusal(model_type: str, ability: Ability) -> str | None:
+    """Why a family lacks an ability, as the second half of a sentence; None where it has it."""
+    family = FAMILIES.get(model_type)
+    has = family is not None and (family.gguf is not None if ability == "gguf" else ability in family.does)
+    if has:
+        return None
+    return (family.because if family is not None else "") or _FEATURES[ability][1]
+
+
+def supporting(ability: Ability) -> tuple[str, ...]:
+    """The families that have an ability, by name."""
+    return tuple(sorted(name for name in FAMILIES if refusal(name, ability) is None))
+
+
+def refuse(model_type: str, ability: Ability, problem: str) -> errors.EliteError:
+    """The error for a model that lacks an ability, with the families that have it."""
+    others = ", ".join(supporting(ability))
+    supported = f"{others}, or --to merged" if ability == "gguf" else others
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family=model_type, feature=_FEATURES[ability][0], problem=problem, supported=supported
+    )
+
+
+def require(model_type: str, ability: Ability) -> None:
+    """Makes sure that a family has an ability.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    if (problem := refusal(model_type, ability)) is not None:
+        raise refuse(model_type, ability, problem)
+
+
+def adapts_mlp(model_type: str) -> bool:
+    """Whether adapters go on the linear layers of a family's MLPs.
+
+    Where layers can hold experts, PEFT takes the name of such a layer for that of the experts' weights, and would put
+    an adapter on every expert: what the streamed step, the plan and the export know nothing of.
+    """
+    family = FAMILIES.get(model_type)
+    return family is None or bool(family.shape.get("adapts_mlp", True))
+
+
+def gguf_names(model_type: str) -> GgufNames:
+    """How a family is called in a GGUF file.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    require(model_type, "gguf")
+    names = FAMILIES[model_type].gguf
+    assert names is not None
+    return names
 
 
 def _attention_bias(config: Config) -> dict[str, Any]:
@@ -74,21 +178,45 @@ def _starcoder2(config: Config) -> dict[str, Any]:
     return {**_windowed(None)(config), "attention_bias": bias, "output_bias": bias, "mlp_bias": bias}
 
 
+def _mixtral(config: Config) -> dict[str, Any]:
+    """Every layer's MLP is experts, each as wide as a dense one."""
+    return {**_windowed(None)(config), **_experts(config, "num_local_experts", 8, 2), **_every_layer_sparse(config)}
+
+
+def _every_layer_sparse(config: Config) -> dict[str, Any]:
+    return {"expert_size": config["intermediate_size"], "sparse_layers": config["num_hidden_layers"]}
+
+
+def _qwen3_moe(config: Config) -> dict[str, Any]:
+    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name; a window is every layer's."""
+    layers, dense = range(config["num_hidden_layers"]), config.get("mlp_only_layers") or ()
+    step = config.get("decoder_sparse_step", 1)
+    # The key was renamed within transformers 5; a file may have either.
+    name = "num_experts" if "num_experts" in config else "num_local_experts"
+    experts = _experts(config, name, 128, 8)
+    sparse = [layer for layer in layers if layer not in dense and experts["experts"] and (layer + 1) % step == 0]
+    window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
+    return {
+        **_attention_bias(config),
+        **experts,
+        "expert_size": config.get("moe_intermediate_size", 768),
+        "sparse_layers": len(sparse),
+        "sliding_window": window,
+        "full_attention_layers": 0,
+    }
+
+
+def _experts(config: Config, name: str, experts: int, chosen: int) -> dict[str, Any]:
+    return {"experts": config.get(name, experts), "experts_per_token": config.get("num_experts_per_tok", chosen)}
+
+
 _LAYER_NORM = {"norm_bias": True, "gated_mlp": False}
 _ALL_BIASES = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(max_context=2048, from_config=_llama),
-    "mistral": Family(kv_heads=8, max_context=131_072, from_config=_windowed(4096)),
-    "qwen2": Family(shape={"attention_bias": True}, kv_heads=32, from_config=_windowed_after),
-    "qwen3": Family(shape={"qk_norm": True}, kv_heads=32, head_dim=128, from_config=_qwen3),
-    "phi": Family(
-        shape={**_LAYER_NORM, **_ALL_BIASES, "head_bias": True, "norms_per_layer": 1},
-        max_context=2048,
-        from_config=lambda config: {"qk_norm": bool(config.get("qk_layernorm", False))},
-    ),
-    "phi3": Family(shape={"fused_projections": True}, max_context=4096, from_config=_windowed(None)),
     "gemma2": Family(
+        does=frozenset(),
+        because="it caps its attention scores, which flash kernels do not compute",
         shape={"norms_per_layer": 4},
         kv_heads=4,
         head_dim=256,
@@ -104,6 +232,49 @@ FAMILIES: dict[str, Family] = {
         max_context=131_072,
         from_config=_alternating(6, 4096),
     ),
+    "llama": Family(
+        does=_FUSED,
+        gguf=GgufNames(architecture="llama", interleaved=True),
+        max_context=2048,
+        from_config=_llama,
+    ),
+    "mistral": Family(
+        does=_FUSED,
+        gguf=GgufNames(architecture="llama", interleaved=True),
+        kv_heads=8,
+        max_context=131_072,
+        from_config=_windowed(4096),
+    ),
+    "mixtral": Family(shape={"adapts_mlp": False}, kv_heads=8, max_context=131_072, from_config=_mixtral),
+    "phi": Family(
+        shape={**_LAYER_NORM, **_ALL_BIASES, "head_bias": True, "norms_per_layer": 1},
+        max_context=2048,
+        from_config=lambda config: {"qk_norm": bool(config.get("qk_layernorm", False))},
+    ),
+    "phi3": Family(
+        gguf=GgufNames(architecture="phi3"),
+        # transformers takes YaRN in a file of this family for LongRoPE: what was stretched could not be loaded again.
+        shape={"fused_projections": True, "takes_yarn": False},
+        max_context=4096,
+        rope_defaults={"original_max_position_embeddings": 4096},
+        from_config=_windowed(None),
+    ),
+    "qwen2": Family(
+        does=_FUSED,
+        gguf=GgufNames(architecture="qwen2"),
+        shape={"attention_bias": True},
+        kv_heads=32,
+        from_config=_windowed_after,
+    ),
+    "qwen3": Family(
+        does=_FUSED,
+        gguf=GgufNames(architecture="qwen3"),
+        shape={"qk_norm": True},
+        kv_heads=32,
+        head_dim=128,
+        from_config=_qwen3,
+    ),
+    "qwen3_moe": Family(shape={"qk_norm": True, "adapts_mlp": False}, kv_heads=4, from_config=_qwen3_moe),
     "starcoder2": Family(
         shape={**_LAYER_NORM, **_ALL_BIASES},
         kv_heads=2,
@@ -112,38 +283,31 @@ FAMILIES: dict[str, Family] = {
         from_config=_starcoder2,
     ),
 }
-"""The supported families, by transformers' model_type."""
-
-STREAMED = (
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "mixtral",
-    "phi",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "starcoder2",
-)
-"""Families whose streamed gradient is tested against whole-sequence backpropagation."""
-
-FUSED = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose gradient with fused kernels is tested on a GPU against the one without."""
-
-POSITION_DEPENDENT_ROPE = ("dynamic", "longrope")
-"""Rotary tables that change with the length of the input, which tiles cannot see."""
+"""The rows. Every one loads, plans, trains, generates and exports as it says (tests/models/test_families.py)."""
 
 
-def _fixed_rope_context(config: Config) -> int | None:
-    """Tokens up to which the rotary tables do not depend on the input's length; None where they never do."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") if isinstance(rope, dict) else None
-    if kind not in POSITION_DEPENDENT_ROPE:
-        return None
-    names = "original_max_position_embeddings", "max_position_embeddings"
-    found = [source.get(name) for name in names for source in (rope, config)]
-    return next((length for length in found if isinstance(length, int) and length > 0), None)
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
+"""Keys of config.json for the dropout of pretraining. Fine-tuning has none of it (engine.models.loading): the streamed
+step would draw other numbers in its recomputation, and both ways to compute a step give one gradient."""
+
+
+def setting_refusals(config: Config) -> dict[Ability, str]:
+    """What a model's own settings forbid, whatever its family can do: ability → why.
+
+    Args:
+        config: config.json, or `to_dict()` of a transformers configuration.
+    """
+    denied: dict[Ability, str] = {}
+    if config.get("output_router_logits"):
+        denied["streamed"] = "the router's auxiliary loss needs all tokens at once"
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(name):
+            denied |= dict.fromkeys(
+                ("whole", "streamed"), f"{name} is not computed by flash kernels and the tiled loss"
+            )
+    if config.get("use_bidirectional_attention"):
+        denied |= dict.fromkeys(("whole", "streamed"), "it does not attend causally")
+    return denied
 
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -167,21 +331,33 @@ def spec_from_config(
     for key in _REQUIRED:
         if not (isinstance(config.get(key), int) and config[key] > 0):
             raise ConfigError(f"config.json has no valid {key}")
+    try:
+        shape = _shape(family, config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"config.json has a value of the wrong type ({error})") from error
+    return ModelSpec(name=name, family=config["model_type"], licence=licence, hub_id=hub_id, path=path, **_valid(shape))
+
+
+def _shape(family: Family, config: Config) -> dict[str, Any]:
+    """The fields of a ModelSpec that describe its architecture."""
     heads = config["num_attention_heads"]
     # config.json leaves a key out, or sets it to null, where the value is transformers' default.
-    kv_heads = config.get("num_key_value_heads", family.kv_heads) or heads
-    head_dim = config.get("head_dim") or family.head_dim or config["hidden_size"] // heads
+    kv_heads = config.get("num_key_value_heads", family.kv_heads)
+    defaults = {"max_position_embeddings": family.max_context, **family.rope_defaults}
+    positions = {**defaults, **config}
     shape: dict[str, Any] = {
         "hidden_size": config["hidden_size"],
         "layers": config["num_hidden_layers"],
         "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
+        "kv_heads": heads if kv_heads is None else kv_heads,
+        "head_dim": config.get("head_dim") or family.head_dim or config["hidden_size"] // heads,
         "intermediate_size": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
-        "tied_embeddings": config.get("tie_word_embeddings", family.tied_embeddings),
-        "max_context": config.get("max_position_embeddings", family.max_context),
-        "fixed_rope_context": _fixed_rope_context(config),
+        "tied_embeddings": bool(config.get("tie_word_embeddings", family.tied_embeddings)),
+        "max_context": positions["max_position_embeddings"],
+        "fixed_rope_context": fixed_rope_context(positions),
+        "rope_type": rope_type(positions),
+        "not_streamed": setting_refusals(config).get("streamed"),
         **family.shape,
         **family.from_config(config),
     }
@@ -190,13 +366,18 @@ def spec_from_config(
         shape["full_attention_layers"] = kinds.count("full_attention")
     if shape.get("sliding_window") is None or "full_attention_layers" not in shape:
         shape["full_attention_layers"] = config["num_hidden_layers"]
-    return ModelSpec(name=name, family=config["model_type"], licence=licence, hub_id=hub_id, path=path, **_valid(shape))
+    return shape
 
 
 def _valid(shape: dict[str, Any]) -> dict[str, Any]:
-    for key in ("kv_heads", "head_dim", "max_context"):
+    counts = ["kv_heads", "head_dim", "max_context"]
+    counts += ["sliding_window"] if shape.get("sliding_window") is not None else []
+    counts += ["experts", "experts_per_token", "expert_size"] if shape.get("sparse_layers") else []
+    for key in counts:
         if not (isinstance(shape[key], int) and shape[key] > 0):
             raise ConfigError(f"config.json gives {key} as {shape[key]!r}")
     if shape["heads"] % shape["kv_heads"]:
         raise ConfigError(f"{shape['heads']} query heads do not share {shape['kv_heads']} key heads evenly")
+    if shape.get("sparse_layers") and shape["experts_per_token"] > shape["experts"]:
+        raise ConfigError(f"a token cannot choose {shape['experts_per_token']} of {shape['experts']} experts")
     return shape

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.models.families import FUSED
+from engine.models.families import refusal
 
 
 def fuse_kernels(model: PreTrainedModel, device: torch.device) -> bool:
@@ -17,7 +17,7 @@ def fuse_kernels(model: PreTrainedModel, device: torch.device) -> bool:
     The rotary function is replaced for the whole family in this process: other models of it must be on a GPU too.
     """
     family = model.config.model_type
-    if device.type != "cuda" or family not in FUSED or importlib.util.find_spec("liger_kernel") is None:
+    if device.type != "cuda" or refusal(family, "fused") or importlib.util.find_spec("liger_kernel") is None:
         return False
     from liger_kernel.transformers import monkey_patch
 

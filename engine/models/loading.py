@@ -23,10 +23,12 @@ from transformers.utils.logging import disable_progress_bar
 from engine import errors
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.families import DROPOUTS
 from engine.models.folder import open_folder
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
 from engine.models.loaded import check_loaded
+from engine.models.rope_tables import keep_tables_exact
 from engine.models.vocabulary import check_vocabulary
 from engine.models.weight_map import WeightMap, map_weights
 
@@ -78,6 +80,7 @@ def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
     model.config.use_cache = False
+    keep_tables_exact(model)
     if placement.precision == "nf4" or weights.folder.is_4_bit:
         _keep_differentiable(model)
     model.requires_grad_(requires_grad=False)
@@ -121,6 +124,9 @@ def _load_pretrained(
 ) -> PreTrainedModel:
     if spec.name == "demo":
         disable_progress_bar()  # its 27 MB are there before a bar is drawn
+    for name in DROPOUTS:
+        if getattr(config, name, None):
+            setattr(config, name, 0.0)
     if changes.yarn_factor is not None:
         stretch_positions(config, changes.yarn_factor)
     arguments: dict[str, Any] = {

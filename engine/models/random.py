@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.models.placement import Placement
+from engine.models.rope_tables import keep_tables_exact
 from engine.models.spec import ModelSpec
 
 _STANDARD_DEVIATION = 0.02
@@ -39,6 +40,7 @@ def random_model(
                 drawn = _draw(parameter, placement).to(home)
                 setattr(module, name, nn.Parameter(drawn, requires_grad=False))
     decoder.rotary_emb = type(decoder.rotary_emb)(config).to(home)  # its tables were on the meta device
+    keep_tables_exact(model)
     model.tie_weights()
     model.config.use_cache = False
     model.requires_grad_(requires_grad=False)
@@ -57,7 +59,20 @@ def _config(spec: ModelSpec, layers: int) -> Any:
         intermediate_size=spec.intermediate_size,
         tie_word_embeddings=spec.tied_embeddings,
         max_position_embeddings=max(spec.max_context, 2**22),
+        **_experts(spec),
     )
+
+
+def _experts(spec: ModelSpec) -> dict[str, Any]:
+    """Keys of the families whose layers hold experts; none for others."""
+    if not spec.sparse_layers:
+        return {}
+    return {
+        "num_experts": spec.experts,
+        "num_local_experts": spec.experts,
+        "num_experts_per_tok": spec.experts_per_token,
+        "moe_intermediate_size": spec.expert_size,
+    }
 
 
 def _draw(like: torch.Tensor, placement: Placement) -> torch.Tensor:

@@ -55,6 +55,12 @@ class ModelSpec:
     "Tokens that a windowed layer attends to; None where every layer attends to everything before it."
     full_attention_layers: int
     "Layers without the sliding window."
+    rope_type: str = "default"
+    "Scaling of its rotary positions that its own files bring."
+    takes_yarn: bool = True
+    "Whether its family can be stretched by YaRN, where its files bring no scaling."
+    not_streamed: str | None = None
+    "Why a setting of this model keeps it from the streamed step; None where nothing does."
 
     gated_mlp: bool = True
     attention_bias: bool = False
@@ -70,45 +76,127 @@ class ModelSpec:
     "Norms on each head's queries and keys."
     fused_projections: bool = False
     "Query, key and value in one linear layer, gate and up in another."
+    sparse_layers: int = 0
+    "Layers whose MLP is experts, of which each token passes through a few."
+    experts: int = 0
+    "In each of those layers."
+    experts_per_token: int = 0
+    expert_size: int = 0
+    "Width of one expert's MLP, which is gated and has no bias."
+    adapts_mlp: bool = True
+    "Whether adapters go on the linear layers of MLPs; in families with experts they stay on attention."
+
+    @property
+    def stretches(self) -> bool:
+        """Whether YaRN can stretch its positions: it would replace a scaling of the model's own."""
+        return self.takes_yarn and self.rope_type == "default"
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
-        """The linear layers of one decoder layer, in the order in which they run."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        d, m = self.hidden_size, self.intermediate_size
-        bias, mlp_bias = self.attention_bias, self.mlp_bias
-        output_name, up_name, down_name = _NAMES.get(self.family, ("o_proj", "up_proj", "down_proj"))
-        output = Linear(name=output_name, inputs=queries, outputs=d, bias=self.output_bias)
-        down = Linear(name=down_name, inputs=m, outputs=d, bias=mlp_bias)
+        """The linear layers of a decoder layer, in the order in which they run: of one without experts, if any is.
+
+        Experts are no linear layers: transformers keeps those of a layer in two tensors, which adapters leave alone and
+        4-bit storage too.
+        """
+        return (*self._attention_linears, *(self._mlp_linears if self.sparse_layers < self.layers else ()))
+
+    @cached_property
+    def _attention_linears(self) -> tuple[Linear, ...]:
+        queries, keys, d = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden_size
+        bias = self.attention_bias
+        output = Linear(name=self._names[0], inputs=queries, outputs=d, bias=self.output_bias)
         if self.fused_projections:
-            return (
-                Linear(name="qkv_proj", inputs=d, outputs=queries + 2 * keys, bias=bias),
-                output,
-                Linear(name="gate_up_proj", inputs=d, outputs=2 * m, bias=mlp_bias),
-                down,
-            )
-        gate = (Linear(name="gate_proj", inputs=d, outputs=m, bias=mlp_bias),) if self.gated_mlp else ()
+            return Linear(name="qkv_proj", inputs=d, outputs=queries + 2 * keys, bias=bias), output
         return (
             Linear(name="q_proj", inputs=d, outputs=queries, bias=bias),
             Linear(name="k_proj", inputs=d, outputs=keys, bias=bias),
             Linear(name="v_proj", inputs=d, outputs=keys, bias=bias),
             output,
-            *gate,
-            Linear(name=up_name, inputs=d, outputs=m, bias=mlp_bias),
-            down,
         )
 
     @cached_property
+    def _mlp_linears(self) -> tuple[Linear, ...]:
+        d, m, bias = self.hidden_size, self.intermediate_size, self.mlp_bias
+        _, up, down = self._names
+        end = Linear(name=down, inputs=m, outputs=d, bias=bias)
+        if self.fused_projections:
+            return Linear(name="gate_up_proj", inputs=d, outputs=2 * m, bias=bias), end
+        gate = (Linear(name="gate_proj", inputs=d, outputs=m, bias=bias),) if self.gated_mlp else ()
+        return (*gate, Linear(name=up, inputs=d, outputs=m, bias=bias), end)
+
+    @property
+    def _names(self) -> tuple[str, str, str]:
+        return _NAMES.get(self.family, ("o_proj", "up_proj", "down_proj"))
+
+    def _over_layers(self, attention: int, mlp: int, sparse: int) -> int:
+        """Sum over all layers of what each has in attention, and in its MLP or its experts."""
+        return self.layers * attention + (self.layers - self.sparse_layers) * mlp + self.sparse_layers * sparse
+
+    @cached_property
+    def _expert_parameters(self) -> int:
+        """Of one expert: gate, up and down."""
+        return 3 * self.hidden_size * self.expert_size
+
+    @cached_property
+    def _router_parameters(self) -> int:
+        return self.experts * self.hidden_size
+
+    @cached_property
     def linear_parameters(self) -> int:
-        """Parameters of one decoder layer's linear layers: what a 4-bit model quantises."""
-        return sum(linear.parameters for linear in self.linears)
+        """Parameters of the linear layers of the decoder layer that has most: what 4-bit storage unpacks at once."""
+        return _parameters(self.linears)
+
+    @cached_property
+    def quantised_parameters(self) -> int:
+        """Parameters that a 4-bit model quantises: of all decoder layers' linear layers."""
+        return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), 0)
+
+    @cached_property
+    def multiplied_parameters(self) -> int:
+        """Parameters of all decoder layers that multiply a token: of experts, those that it passes through."""
+        sparse = self.experts_per_token * self._expert_parameters + self._router_parameters
+        return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), sparse)
+
+    @cached_property
+    def adapted_width(self) -> int:
+        """Inputs and outputs of all decoder layers' linear layers that take adapters."""
+        attention, mlp = (
+            sum(linear.inputs + linear.outputs for linear in linears)
+            for linears in (self._attention_linears, self._mlp_linears)
+        )
+        return self._over_layers(attention, mlp if self.adapts_mlp else 0, 0)
+
+    @cached_property
+    def mlp_width(self) -> int:
+        """Most numbers between the matrices of an MLP that one token has: of experts, all that it passes through."""
+        dense = self.intermediate_size if self.sparse_layers < self.layers else 0
+        return max(dense, self.experts_per_token * self.expert_size if self.sparse_layers else 0)
+
+    @cached_property
+    def largest_tensor(self) -> int:
+        """Numbers of the largest parameter of a decoder layer."""
+        largest = max(linear.parameters for linear in self.linears)
+        return max(largest, 2 * self.experts * self.expert_size * self.hidden_size if self.sparse_layers else 0)
+
+    @cached_property
+    def _norm_parameters(self) -> int:
+        """Of one decoder layer's norms."""
+        head_norms = 2 * self.head_dim if self.qk_norm else 0
+        return (self.norms_per_layer * self.hidden_size + head_norms) * (1 + self.norm_bias)
 
     @cached_property
     def layer_parameters(self) -> int:
-        """Parameters of one decoder layer."""
-        norm = self.hidden_size * (1 + self.norm_bias)
-        head_norms = 2 * self.head_dim * (1 + self.norm_bias) if self.qk_norm else 0
-        return self.linear_parameters + self.norms_per_layer * norm + head_norms
+        """Parameters of the largest decoder layer."""
+        dense = _parameters(self._mlp_linears) if self.sparse_layers < self.layers else 0
+        sparse = self.experts * self._expert_parameters + self._router_parameters if self.sparse_layers else 0
+        return _parameters(self._attention_linears) + self._norm_parameters + max(dense, sparse)
+
+    @cached_property
+    def decoder_parameters(self) -> int:
+        """Parameters of all decoder layers."""
+        attention = _parameters(self._attention_linears) + self._norm_parameters
+        sparse = self.experts * self._expert_parameters + self._router_parameters
+        return self._over_layers(attention, _parameters(self._mlp_linears), sparse)
 
     @cached_property
     def embedding_parameters(self) -> int:
@@ -120,12 +208,19 @@ class ModelSpec:
     def parameters(self) -> int:
         """All parameters of the base model."""
         final_norm = self.hidden_size * (1 + self.norm_bias)
-        return self.layers * self.layer_parameters + self.embedding_parameters + final_norm
+        return self.decoder_parameters + self.embedding_parameters + final_norm
 
     def lora_parameters(self, rank: int, targets: Sequence[str] = ("all-linear",)) -> int:
         """Parameters of a LoRA adapter: rank · (inputs + outputs) for each adapted linear layer of each layer."""
-        chosen = [linear for linear in self.linears if "all-linear" in targets or linear.name in targets]
-        return self.layers * sum(rank * (linear.inputs + linear.outputs) for linear in chosen)
+        attention, mlp = (
+            sum(rank * (e.inputs + e.outputs) for e in linears if "all-linear" in targets or e.name in targets)
+            for linears in (self._attention_linears, self._mlp_linears)
+        )
+        return self._over_layers(attention, mlp if self.adapts_mlp else 0, 0)
+
+
+def _parameters(linears: Sequence[Linear]) -> int:
+    return sum(linear.parameters for linear in linears)
 
 
 _NAMES = {

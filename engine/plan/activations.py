@@ -73,7 +73,7 @@ class Widths:
         self.hidden = spec.hidden_size * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
-        self.mlp = spec.intermediate_size * element
+        self.mlp = spec.mlp_width * element
         self.wide = 4 // element
         "fp32, in units of an activation's own width."
         # The streamed step's factors are in halves, and what they project to is there twice.
@@ -119,6 +119,20 @@ class Widths:
     def final(self) -> int:
         """The final norm's output."""
         return self.hidden * (self.wide if self.spec.norm_bias else 1)
+
+    @property
+    def expert_outputs(self) -> Held:
+        """A token's outputs of the experts that it chose, which their weights multiply: kept for those weights."""
+        return self._for_each_expert("experts' outputs", 1)
+
+    @property
+    def routed(self) -> Held:
+        """What experts hold beside their MLPs at most: inputs, outputs, and outputs times their weights."""
+        return self._for_each_expert("experts' inputs and outputs", 3)
+
+    def _for_each_expert(self, name: str, copies: int) -> Held:
+        count = copies * self.spec.experts_per_token if self.spec.sparse_layers else 0
+        return ((name, count * self.hidden),) if count else ()
 
     @property
     def mlp_saved(self) -> int:

@@ -10,6 +10,7 @@ from engine.config import RunConfig
 from engine.distributed.hosts import hosts_of
 from engine.distributed.strategy import local_ranks_of
 from engine.hardware.machine import Machine
+from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
@@ -84,8 +85,8 @@ def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         choice = _asked_tier(planning, config.training.tier)
     else:
         choice = _best_context(planning)
-    if choice.context > spec.max_context and config.model.rope_scaling == "auto":
-        factor = choice.context / spec.max_context
+    factor = BaseChanges.of(config.model, spec, choice.context).yarn_factor
+    if factor is not None:
         stretched = f"{choice.note}; YaRN stretches its positions {factor:g} times, past the trained length"
         return dataclasses.replace(choice, note=stretched)
     return choice

@@ -91,6 +91,6 @@ def summing_seconds(
 ) -> tuple[float, str]:
     """Time to add up the gradients of tiles, and of the loss's pieces for the head; and the formula."""
     table = work.spec.vocab_size * work.spec.hidden_size
-    layers = work.spec.layers * work.spec.layer_parameters
+    layers = work.spec.decoder_parameters
     moved = SUM_BYTES * tiles * (layers + table) + pieces_bytes * pieces * table
     return moved / memory, f"{tiles:,} tiles and {pieces:,} pieces, {moved:.3g} B at {memory / 1e9:.3g} GB/s"

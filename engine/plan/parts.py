@@ -115,22 +115,23 @@ def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
 def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
     """The base model as it waits for its use."""
     spec, element = work.spec, work.element
-    outside = spec.parameters - spec.layers * spec.layer_parameters
+    outside = spec.parameters - spec.decoder_parameters
     yield Line(
         name="embeddings, head and last norm",
         where=device,
         bytes=outside * element,
         words=lambda: f"{outside:,} parameters × {element} B ({'tied' if spec.tied_embeddings else 'not tied'})",
     )
-    layers = spec.layers * spec.layer_parameters
+    layers = spec.decoder_parameters
     if weights == "nf4":
-        quantised = spec.layers * spec.linear_parameters
+        quantised = spec.quantised_parameters
         rest = layers - quantised
+        others = "in norms and experts" if spec.sparse_layers else "in norms"
         yield Line(
             name="decoder layers, NF4",
             where=device,
             bytes=round(quantised * NF4_BITS / 8) + rest * element,
-            words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} in norms × {element} B",
+            words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} {others} × {element} B",
         )
     elif weights == "streamed":
         yield Line(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Machine
-from engine.models.families import STREAMED
+from engine.models.families import refuse
 from engine.models.spec import ModelSpec
 from engine.plan.memory import Part
 from engine.plan.parts import Place
@@ -18,6 +18,7 @@ from engine.plan.planning import (
     Planning,
     storage,
     streaming_refusal,
+    whole_refusal,
     workload_of,
 )
 from engine.plan.quantities import format_bytes, format_seconds
@@ -147,10 +148,8 @@ def plan_context(
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
     refusal = streaming_refusal(planning.spec, context)
-    if refusal and planning.step == "streamed":
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=planning.spec.family, feature="the streamed step", problem=refusal, supported=", ".join(STREAMED)
-        )
+    if planning.step == "streamed" and (problem := streaming_refusal(planning.spec, 0)):
+        raise refuse(planning.spec.family, "streamed", problem)
     found = _candidates(planning, work, budget, refusal)
     if not found:
         raise errors.CONFIG_INVALID(
@@ -159,7 +158,8 @@ def plan_context(
             problem="processes that share a window exchange keys and values from GPU to GPU",
             remedy="leave it out, or set distributed.strategy=data",
         )
-    fitting = [candidate for candidate in found if candidate.fits]
+    barred = _barred(planning, context)
+    fitting = [candidate for candidate in found if candidate.fits and not barred]
     windows = planning.windows_per_update(context)
     turns = windows if work.ranks > 1 else math.ceil(windows / planning.ranks)
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
@@ -168,7 +168,9 @@ def plan_context(
     tokens = planning.repository_tokens
     steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
     reason, remedy = "", ""
-    if not fitting:
+    if barred:
+        reason, remedy = barred, "a shorter context, or a model whose positions do not depend on it"
+    elif not fitting:
         reason, remedy = _explain(found, chosen, budget)
         if refusal:
             reason = f"{reason}; tile by tile it would need less, but {refusal}"
@@ -202,6 +204,13 @@ def plan_context(
     )
 
 
+def _barred(planning: Planning, context: int) -> str | None:
+    """Why no way to compute a step that is wanted takes a context, whatever the memory; None where one does."""
+    streamed, whole = streaming_refusal(planning.spec, context), whole_refusal(planning.spec, context)
+    problems = {"streamed": (streamed,), "whole": (whole,), "auto": (streamed, whole)}[planning.step]
+    return problems[0] if all(problems) else None
+
+
 def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
     """Every plan that was weighed for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
@@ -211,6 +220,8 @@ def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str
         way = "streamed"
     elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
         way = "whole"
+    if not refusal and whole_refusal(planning.spec, work.context * work.ranks):
+        way = "streamed"
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]

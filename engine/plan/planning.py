@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from engine import errors
 from engine.hardware.machine import Gpu, Machine
-from engine.models.families import FUSED, STREAMED
+from engine.models.families import refusal
 from engine.models.spec import ModelSpec
 from engine.plan.parts import BaseWeights
 from engine.plan.search import Recompute, Way
@@ -149,7 +149,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         lora_rank=planning.lora_rank if adapter else 0,
         backend=backend,
         attention=asked,
-        fused_kernels=liger and spec.family in FUSED,
+        fused_kernels=liger and refusal(spec.family, "fused") is None,
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
@@ -161,10 +161,22 @@ def workload_of(planning: Planning, context: int) -> Workload:
 
 def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
     """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
-    if spec.family not in STREAMED:
-        return f"the streamed gradient of {spec.family} has not been shown to be exact"
+    if problem := refusal(spec.family, "streamed") or spec.not_streamed:
+        return problem
     if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
         return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the length"
+    return None
+
+
+def whole_refusal(spec: ModelSpec, context: int) -> str | None:
+    """Why windows of a context are not computed whole; None where they are.
+
+    `dynamic` tables depend on the longest input so far: a document's gradient would depend on its neighbours.
+    """
+    if problem := refusal(spec.family, "whole"):
+        return problem
+    if spec.rope_type == "dynamic" and spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
+        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the longest input so far"
     return None
 
 

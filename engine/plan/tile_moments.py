@@ -51,6 +51,7 @@ def _kept_layer(w: Widths) -> Held:
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_between(w),
         ("MLP", w.mlp_saved * w.mlp),
+        *w.routed,
         ("adapters", len(w.spec.linears) * w.inner),
         ("layer output", w.hidden),
     )
@@ -120,7 +121,7 @@ def _with_gradients(moments: Iterable[Moment], w: Widths) -> Iterator[Moment]:
     Of fp32 weights the sums are the gradients that wait for the update anyway.
     """
     spec, wide = w.spec, 4 if w.element == 2 else 0
-    table, widest = spec.vocab_size * spec.hidden_size, max(linear.parameters for linear in spec.linears)
+    table, widest = spec.vocab_size * spec.hidden_size, spec.largest_tensor
     fixed: dict[Phase, Held] = {
         "forward": (),
         "loss": (("the head's gradient", w.element * table), ("its sum, fp32", wide * table)),
@@ -146,7 +147,7 @@ def _tile_embedding(w: Widths) -> Moment:
 
 def _tile_forward(w: Widths, decoded: Held) -> Moment:
     """No graph: the MLP's tensors beside the residual, the normed input and the tile before, not yet let go."""
-    held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp))
+    held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp), *w.routed)
     return Moment(phase="forward", at="in the MLP", token=held)
 
 
@@ -176,6 +177,7 @@ def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> Moment:
         *_between(w),
         ("layer output", w.hidden),
         ("MLP and its gradients", w.mlp_peak * w.mlp),
+        *w.routed,
         ("adapters", (len(w.spec.linears) + 4) * w.inner),
     )
     return Moment(phase="backward", at="in the MLP", token=held)

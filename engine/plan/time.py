@@ -168,7 +168,7 @@ def _matrix_parts(
     trains_all = work.master_home is not None
     units = forwards + (2 if trains_all else 1)
     head_products += 1 if head_products and trains_all else 0
-    weights = spec.layers * spec.linear_parameters
+    weights = spec.multiplied_parameters
     # Each adapter matrix: the forward products, and in the backward pass one for its inputs and one for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
     if refill:
@@ -197,13 +197,13 @@ def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passe
     """NF4 weights become matrices of the compute type each time they are used."""
     if weights != "nf4":
         return []
-    moved = passes * work.spec.layers * work.spec.linear_parameters * (NF4_BITS / 8 + work.element)
+    moved = passes * work.spec.quantised_parameters * (NF4_BITS / 8 + work.element)
     formula = f"{passes:,.0f} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
     return [TimePart(name="unpacking 4-bit weights", seconds=moved / speeds.memory, formula=formula)]
 
 
 def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
-    values = 8 * work.spec.hidden_size + 6 * work.query_width + 7 * work.spec.intermediate_size
+    values = 8 * work.spec.hidden_size + 6 * work.query_width + 7 * work.spec.mlp_width
     moved = passes * values * work.element * work.spec.layers * work.context
     return TimePart(
         name="norms, rotary embedding, activations",
@@ -239,8 +239,7 @@ def _summing_parts(
 def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     if not work.lora_parameters:
         return []
-    widths = sum(linear.inputs + linear.outputs for linear in work.spec.linears)
-    moved = ADAPTER_PASSES * widths * work.element * work.spec.layers * work.context
+    moved = ADAPTER_PASSES * work.spec.adapted_width * work.element * work.context
     formula = f"{ADAPTER_PASSES} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
     return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
 
@@ -321,7 +320,7 @@ def _transfer_seconds(
     home = speeds.disk if plan.hidden_home == "disk" else speeds.link
     seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
     if plan.weights == "streamed":
-        seconds += (3 + again) * spec.layers * spec.layer_parameters * e / speeds.link
+        seconds += (3 + again) * spec.decoder_parameters * e / speeds.link
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile meets all earlier keys: half of n each, on average. Backward also reads and writes fp32 gradients.

@@ -102,7 +102,7 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Mom
     gradients that wait for the update.
     """
     spec, element, wide = w.spec, w.element, 4 if w.element == 2 else 0
-    table, widest = spec.vocab_size * spec.hidden_size, max(linear.parameters for linear in spec.linears)
+    table, widest = spec.vocab_size * spec.hidden_size, spec.largest_tensor
     saved = _window_saved(w, adapted=False)
     of_a_layer = sum(size for _, size in saved)
     waiting = ("layer inputs", w.hidden) if recompute else ("what a layer keeps", of_a_layer)
@@ -148,7 +148,7 @@ def _adapter_inputs(w: Widths, *, adapted: bool = True) -> Held:
     attention_is_hidden = w.spec.heads * w.spec.head_dim == w.spec.hidden_size
     copies = projections - attention_is_hidden
     return (
-        ("copies for the adapters", copies * w.hidden + w.queries + w.mlp),
+        ("copies for the adapters", copies * w.hidden + w.queries + (w.mlp if w.spec.adapts_mlp else 0)),
         ("adapters", len(w.spec.linears) * w.inner),
     )
 
@@ -165,6 +165,7 @@ def _window_saved(w: Widths, *, adapted: bool = True) -> Held:
         *w.rotated,
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_adapter_inputs(w, adapted=adapted),
+        *w.expert_outputs,
         ("MLP", mlp * w.mlp),
     )
 
@@ -187,7 +188,8 @@ def _window_layer(w: Widths) -> Held:
         *w.rotated,
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_adapter_inputs(w),
+        *w.routed,
         ("MLP", mlp),
-        ("adapter's input, fp32", w.wide * w.mlp if w.wide > 1 and not w.wide_gelu else 0),
+        ("adapter's input, fp32", w.wide * w.mlp if w.wide > 1 and w.spec.adapts_mlp and not w.wide_gelu else 0),
         ("normed input and output", rest),
     )

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
-from engine.models.families import POSITION_DEPENDENT_ROPE
-from engine.models.families import STREAMED as FAMILIES
+from engine.models.families import DROPOUTS, require, setting_refusals
+from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
+from engine.models.rope_tables import keep_tables_exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Decoder:
         self.causal = causal
         self.config = causal.config
         _refuse_unsupported(self.config)
+        keep_tables_exact(causal)
         self._base: Any = causal.get_decoder()
         self.layers: list[nn.Module] = list(self._base.layers)
         self.head: nn.Module = causal.get_output_embeddings()
@@ -113,30 +115,14 @@ class Decoder:
 
 
 def _refuse_unsupported(config: Any) -> None:
-    family = config.model_type
-    if family not in FAMILIES:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=family,
-            feature="the streamed step",
-            problem="its gradient has not been shown to be exact",
-            supported=", ".join(FAMILIES),
-        )
-
-    def refuse(problem: str) -> None:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=family, feature="the streamed step", problem=problem, supported="a model without it"
-        )
-
-    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout"):
-        if getattr(config, name, 0.0):
-            refuse(f"{name} {getattr(config, name)} would draw other numbers in the recomputation")
-    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(config, name, None):
-            refuse(f"{name} is not computed by flash kernels")
-    if getattr(config, "output_router_logits", False):
-        refuse("the router's auxiliary loss needs all tokens at once")
-    if getattr(config, "use_bidirectional_attention", False):
-        refuse("it does not attend causally")
+    require(config.model_type, "streamed")
+    settings = config.to_dict()
+    problem = setting_refusals(settings).get("streamed")
+    for name in DROPOUTS:
+        if settings.get(name):
+            problem = f"{name} {settings[name]} would draw other numbers in the recomputation"
+    if problem is not None:
+        raise _unsupported(config, "the streamed step", problem, "a model without it")
 
 
 def refuse_position_dependent_rope(config: Any, context: int) -> None:
@@ -145,14 +131,15 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    settings = [parameters, *(p for p in parameters.values() if isinstance(p, dict))]
-    changing = sorted({str(p.get("rope_type")) for p in settings} & set(POSITION_DEPENDENT_ROPE))
-    trained = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-    if changing and context > trained:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=config.model_type,
-            feature=f"a context of {context:,} tokens",
-            problem=f"its rotary tables ({', '.join(changing)}) change with the length",
-            supported=f"a context up to {trained:,}, or a model with YaRN",
-        )
+    settings = {name: getattr(config, name, None) for name in ROPE_KEYS}
+    fixed = fixed_rope_context(settings)
+    if fixed is not None and context > fixed:
+        feature = f"a context of {context:,} tokens"
+        problem = f"its rotary tables ({rope_type(settings)}) change with the length"
+        raise _unsupported(config, feature, problem, f"a context up to {fixed:,}, or a model with YaRN")
+
+
+def _unsupported(config: Any, feature: str, problem: str, supported: str) -> errors.EliteError:
+    return errors.MODEL_FAMILY_UNSUPPORTED(
+        family=config.model_type, feature=feature, problem=problem, supported=supported
+    )

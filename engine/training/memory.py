@@ -49,7 +49,7 @@ def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> 
     product, the activation).
     """
     attention = 2 * spec.head_dim * (spec.heads + 2 * spec.kv_heads)
-    per_token = 6 * spec.hidden_size + attention + 4 * spec.intermediate_size
+    per_token = 6 * spec.hidden_size + attention + 4 * spec.mlp_width
     return context * spec.layers * per_token * bytes_per_number
 
 

@@ -23,6 +23,7 @@ from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
 from engine.models.head import piece_of, split_head, summed_cross_entropy
 from engine.models.mode import ModelMode
+from engine.models.rope_tables import keep_tables_exact
 from engine.streaming.gradients import WideGradients
 from engine.streaming.loss import token_losses
 from engine.training.filling import ModelInputs, model_inputs
@@ -130,6 +131,7 @@ class WholeSequenceStep:
         fill_up_to: int | None = None,
     ) -> None:
         base = without_adapter(model)
+        keep_tables_exact(base)
         self._mode = ModelMode(model)
         self._decoder, self._head = split_head(base)
         self._device = base.device

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.models.families import STREAMED
 from engine.plan.optimizations import may_stream
+from engine.plan.planning import streaming_refusal
 from engine.protocol import RecoveryTaken
 from engine.training.layout import Ladder, Layout
 from engine.training.replanning import ClosableStep, ReplanningStep
@@ -47,7 +47,9 @@ def replanning_step(
         layers=setup.spec.layers,
         quantised=placement.precision == "nf4",
         on_gpu=placement.device.type == "cuda",
-        streamable=setup.spec.family in STREAMED and config.training.step != "whole" and may_stream(config),
+        streamable=streaming_refusal(setup.spec, setup.context) is None
+        and config.training.step != "whole"
+        and may_stream(config),
         way=config.training.step,
         fixed=config.stream.fixed(),
     )

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from engine.models.catalogue import find_model
-from engine.models.families import FUSED
+from engine.models.families import spec_from_config, supporting
 from engine.plan.parts import window_piece
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tile_moments import tile_moments
@@ -48,7 +48,7 @@ def _predicted(spec, plan, phase, **options):
 @pytest.mark.parametrize(("model", "tile", "key_block"), SHAPES)
 def test_a_tile_through_a_layer_holds_what_the_lists_say(model, tile, key_block, stash, fused):
     spec = find_model(model)
-    if fused and spec.family not in FUSED:
+    if fused and spec.family not in supporting("fused"):
         return
     plan = StreamPlan(tile=tile, key_block=key_block, stash=stash)
     counted = count(spec, plan, fused=fused)
@@ -72,7 +72,7 @@ WINDOWS = [
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(("model", "shape"), WINDOWS)
 def test_a_window_computed_whole_holds_what_the_lists_say(model, shape, recompute, fused):
-    if fused and find_model(model).family not in FUSED:
+    if fused and find_model(model).family not in supporting("fused"):
         return
     spec = dataclasses.replace(find_model(model), **{**NARROW, **shape})
     spec = dataclasses.replace(spec, full_attention_layers=spec.layers, sliding_window=None)
@@ -85,6 +85,38 @@ def test_a_window_computed_whole_holds_what_the_lists_say(model, shape, recomput
     tables = 2 * tokens * spec.head_dim * 2
     copies = 2 * spec.lora_parameters(16)
     assert predicted + tables + copies == pytest.approx(counted, rel=0.05)
+
+
+_EXPERTS = {
+    "mixtral": {"intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "intermediate_size": 1024,
+        "num_experts": 8,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 192,
+    },
+}
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("family", _EXPERTS)
+def test_experts_hold_what_the_lists_say(family, recompute):
+    shape = {
+        "hidden_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 512,
+    }
+    spec = spec_from_config({"model_type": family, **shape, **_EXPERTS[family]}, name="tiny")
+    tokens = 512
+    counted = count_window(spec, tokens, recompute=recompute, fused=False)
+    work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=1, fused_kernels=False)
+    moments = window_moments(work, recompute=recompute, pieces=False)
+    predicted = max(moment.bytes(tokens, 0, tokens * spec.vocab_size) for moment in moments)
+    tables, copies = 2 * tokens * spec.head_dim * 2, 2 * spec.lora_parameters(16)
+    assert predicted + tables + copies == pytest.approx(counted, rel=0.08)
 
 
 @pytest.mark.parametrize("recompute", [True, False])

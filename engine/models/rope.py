@@ -1,0 +1,66 @@
+"""What a configuration says of its rotary positions, without torch: whether tables depend on the input's length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ROPE_KEYS = ("rope_parameters", "rope_scaling", "max_position_embeddings", "original_max_position_embeddings")
+"""Keys of a configuration that these functions look at."""
+
+
+def fixed_rope_context(config: Mapping[str, Any]) -> int | None:
+    """Tokens up to which the rotary tables do not depend on the input's length; None where they never do.
+
+    As transformers computes them (modeling_rope_utils): `dynamic` rescales for inputs beyond max_position_embeddings,
+    whatever else the file says; `longrope` changes its factors beyond original_max_position_embeddings, for which a key
+    of the configuration itself counts before one of its rotary settings.
+
+    Args:
+        config: config.json with the family's defaults, or the same keys of a transformers configuration.
+    """
+    lengths = []
+    trained = "max_position_embeddings"
+    original = "original_max_position_embeddings"
+    for settings in _settings(config):
+        kind = _kind(settings)
+        if "dynamic" in kind:
+            lengths.append(_first_length(config.get(trained)))
+        elif kind == "longrope":
+            lengths.append(_first_length(config.get(original), settings.get(original), config.get(trained)))
+    return min(lengths, default=None)
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """The scaling of the layers that attend to everything: default, linear, dynamic, yarn, longrope, llama3 ...
+
+    Args:
+        config: As in `fixed_rope_context`.
+    """
+    rope = _rope(config)
+    nested = rope.get("full_attention")
+    return _kind(nested if isinstance(nested, Mapping) else rope)
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The configuration's rotary settings: one, or one a layer type."""
+    rope = _rope(config)
+    yield rope
+    yield from (value for value in rope.values() if isinstance(value, Mapping))
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    # The first Phi-3 files called LongRoPE (arXiv 2402.13753) "su" or "yarn".
+    if "long_factor" in settings:
+        return "longrope"
+    return str(settings.get("rope_type") or settings.get("type") or "default")
+
+
+def _first_length(*candidates: Any) -> int:
+    """The first that is a length; 0 where none is: then no context is known to be safe."""
+    return next((value for value in candidates if isinstance(value, int) and value > 0), 0)

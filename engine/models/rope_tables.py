@@ -1,0 +1,43 @@
+"""Keeps rotary tables in full fp32, whatever matrix products are allowed to round.
+
+transformers before 5.22 makes the angles by a matrix product (inverse frequencies @ positions). With TF32, which
+`tune_memory` allows, the factors of a product are rounded to 10 bits: positions above 2,048 fall together (transformers
+issue 48428). The product runs over one element, so in full fp32 it is the rounded product that newer versions write.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+_MARK = "_elite_full_precision"
+
+
+def keep_tables_exact(model: nn.Module) -> None:
+    """Makes every rotary embedding of a model compute in fp32, outside TF32 and autocast. Again: nothing changes.
+
+    Args:
+        model: A transformers model, alone or in an adapter; its rotary modules are replaced in place.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding") and _MARK not in module.__dict__:
+            module.__dict__[_MARK] = True
+            module.forward = _in_full_precision(module.forward)
+
+
+def _in_full_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def computed(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                return forward(x, *args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return computed

@@ -1,0 +1,90 @@
+"""Tiny models of every row of the registry of families, in shapes that real files have: saved, with a tokenizer."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from support.exports import byte_level_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+_COMMON = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_ABSENT = object()
+_KINDS = ["sliding_attention", "full_attention"] * 2
+_FEW = {"num_experts_per_tok": 2}
+
+ROWS = {
+    "gemma2": [{"head_dim": 16, "sliding_window": 20}],
+    "gemma3_text": [
+        {"head_dim": 16, "sliding_window": 20, "layer_types": _KINDS},
+        {"head_dim": 24, "sliding_window": 20, "sliding_window_pattern": 2, "tie_word_embeddings": False},
+    ],
+    "llama": [
+        {"num_key_value_heads": _ABSENT},
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 24, "tie_word_embeddings": True},
+    ],
+    "mistral": [{"sliding_window": 24}, {"sliding_window": None, "head_dim": 40, "num_key_value_heads": 1}],
+    "mixtral": [
+        {"num_local_experts": 4, **_FEW},
+        {"num_local_experts": 3, **_FEW, "sliding_window": 30, "head_dim": 24},
+    ],
+    "phi": [
+        {"num_key_value_heads": _ABSENT, "partial_rotary_factor": 0.5, "resid_pdrop": 0.1},
+        {"qk_layernorm": True, "partial_rotary_factor": 0.25},
+    ],
+    "phi3": [{"sliding_window": 40}, {"num_key_value_heads": _ABSENT, "partial_rotary_factor": 0.75}],
+    "qwen2": [
+        {"tie_word_embeddings": True},
+        {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 2},
+        {"use_sliding_window": True, "sliding_window": 11, "layer_types": _KINDS},
+    ],
+    "qwen3": [{"head_dim": 24}, {"num_key_value_heads": 4, "head_dim": 16, "attention_bias": True}],
+    "qwen3_moe": [
+        {"head_dim": 16, "num_experts": 4, **_FEW, "moe_intermediate_size": 32, "norm_topk_prob": True},
+        {"head_dim": 24, "num_experts": 4, **_FEW, "moe_intermediate_size": 160, "decoder_sparse_step": 2},
+        {"head_dim": 16, "num_experts": 6, **_FEW, "moe_intermediate_size": 32, "mlp_only_layers": [0, 3]},
+        {"num_experts": 0, "moe_intermediate_size": 32, "use_sliding_window": True, "sliding_window": 30},
+    ],
+    "starcoder2": [
+        {"sliding_window": 33, "residual_dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1},
+        {"use_bias": False, "tie_word_embeddings": False, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    ],
+}
+"""Settings of each family's models; the first of each is what the longer tests take."""
+
+VARIANTS = [(family, number) for family, variants in ROWS.items() for number in range(len(variants))]
+
+
+def tiny_config(family: str, number: int = 0, **changes):
+    """The configuration of one variant."""
+    settings = {**_COMMON, "vocab_size": len(_tokenizer()), **ROWS[family][number], **changes}
+    return AutoConfig.for_model(family, **{key: value for key, value in settings.items() if value is not _ABSENT})
+
+
+@functools.cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer(), eos_token="<|endoftext|>")
+
+
+def save_family(path, family: str, number: int = 0, **changes):
+    """A folder with a model of random weights and its tokenizer. Norms and biases are drawn too."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, number, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(path)
+    _tokenizer().save_pretrained(path)
+    return path
