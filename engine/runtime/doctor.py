@@ -24,6 +24,7 @@ from engine.config import to_mapping
 from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
+from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
 from engine.plan.choice import Choice, choose_plan
@@ -101,7 +102,7 @@ def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
     yield row
     yield _memory(machine)
     yield _disk(config, spec, choice, tokens or 0, output)
-    yield _context(spec, choice)
+    yield _context(config, spec, choice)
     yield from _gpu(config, machine)
     yield library_row(machine)
     if probe:
@@ -214,16 +215,19 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     return Check(name="disk", status="passed", text=f"room for the {format_bytes(needed)} of {kinds}")
 
 
-def _context(spec: ModelSpec | None, choice: Choice | None) -> Check:
+def _context(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -> Check:
     """Rotary positions beyond those that the model was trained with are new to it."""
     if spec is None or choice is None:
         return _skip("context", "there is no plan")
     if choice.context > spec.max_context:
+        factor = BaseChanges.of(config.model, spec, choice.context).yarn_factor
+        scaled = f"YaRN stretches its positions {factor:g} times" if factor else "its positions are not rescaled"
+        if not factor and spec.rope_type != "default":
+            scaled = f"its positions keep the {spec.rope_type} scaling of its files"
         return Check(
             name="context",
             status="warning",
-            text=f"{choice.context:,} tokens, of which {spec.name} was trained with {spec.max_context:,}; "
-            "its rotary positions are not rescaled",
+            text=f"{choice.context:,} tokens, and {spec.name} was trained with {spec.max_context:,}; {scaled}",
             remedy="compare held-out perplexity before and after, or set a lower training.tier",
         )
     return Check(

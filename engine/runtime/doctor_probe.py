@@ -104,9 +104,12 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
     if config.model.device == "cpu" or not torch.cuda.is_available():
         yield Check(name="GPU memory", status="skipped", text="training runs on the processor")
         return
-    free, total = torch.cuda.mem_get_info()
+    if wanted is None:
+        yield Check(name="GPU memory", status="skipped", text="there is no plan that says how much is needed")
+        return
+    total = torch.cuda.mem_get_info()[1]
     held: list[Any] = []
-    got, goal = 0, wanted or free
+    got, goal = 0, wanted
     try:
         while got < goal:
             size = min(_CHUNK, goal - got)
@@ -120,6 +123,9 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
             remedy="end other processes on the card, or set a lower training.tier",
         )
         return
+    finally:
+        held.clear()
+        torch.cuda.empty_cache()  # the trial step needs it next
     yield Check(
         name="GPU memory",
         status="passed",

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.assets import asset
 from engine.cli import main
 from engine.config import from_mapping
 from engine.hardware.inventory import take_inventory
 from engine.hardware.machine import Gpu
-from engine.runtime import doctor
+from engine.models.base_changes import BaseChanges
+from engine.models.catalogue import find_model
+from engine.runtime import doctor, doctor_probe
 from engine.runtime.doctor import NAMES, examine
 from engine.runtime.versions import library_checks
 
@@ -70,6 +73,38 @@ def test_a_disk_that_is_too_small_fails(tmp_path, monkeypatch):
 def test_positions_past_the_trained_length_are_a_warning(tmp_path):
     row = by_name(examine(configure(tmp_path, training={"context": 40_000}), probe=False))["context"]
     assert row.status == "warning"
+
+
+@pytest.mark.parametrize("own", [None, {"rope_type": "linear", "factor": 4.0}])
+def test_the_context_row_says_of_positions_what_the_plan_does(tmp_path, own):
+    model = tmp_path / "model"
+    shutil.copytree(asset("demo-model"), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rope_parameters": None, "rope_scaling": own}))
+    settings = configure(tmp_path, training={"context": 40_960}, model={"name": str(model)})
+    rows = by_name(examine(settings, probe=False))
+    changes = BaseChanges.of(settings.model, find_model(str(model)), 40_960)
+    if own is None:
+        assert changes.yarn_factor == 5
+        assert "YaRN stretches its positions 5 times" in rows["plan"].text
+        assert "YaRN stretches its positions 5 times" in rows["context"].text
+    else:
+        assert changes.yarn_factor is None, "stretch_positions leaves a scaling of the model's own as it is"
+        assert "YaRN" not in rows["plan"].text + rows["context"].text
+        assert "linear scaling of its files" in rows["context"].text
+
+
+def test_without_a_plan_no_gpu_memory_is_asked_for(monkeypatch):
+    """It would take all there is, and leave the trial step nothing."""
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (24 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: taken.append("emptied"))
+    monkeypatch.setattr(torch, "empty", lambda size, **_: taken.append(size))
+    [row] = doctor_probe._gpu_memory(from_mapping({}), None)
+    assert (row.status, taken) == ("skipped", [])
+    [row] = doctor_probe._gpu_memory(from_mapping({}), 3 << 30)
+    assert (row.status, taken) == ("passed", [1 << 30, 1 << 30, 1 << 30, "emptied"])
 
 
 def test_a_card_that_others_use_is_a_warning(tmp_path, monkeypatch):
