@@ -32,7 +32,6 @@ import torch
 import transformers
 from msgspec.structs import replace
 
-from engine.commands.quiet import silence_imports
 from engine.config import DataSection, ModelSection, RunConfig, from_mapping
 from engine.data.dataset import build_dataset
 from engine.evaluation.ablation import Variation, measure
@@ -100,7 +99,6 @@ def main() -> None:
     parser.add_argument("--no-training", action="store_true", help="score the base model only")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    silence_imports()
     scale = SMALL if given.small else FULL
     scale = dataclasses.replace(
         scale,

@@ -30,10 +30,10 @@ GENERATED = (
 
 
 def record(name: str) -> None:
-    from engine.commands.verify import quiet_output
+    from engine.commands.quiet import libraries_logged
     from engine.verify.quiet import hush
 
-    with quiet_output():
+    with libraries_logged() as terminal:
         hush()
         from engine.benchmarking.machine import describe_machine
         from engine.models.placement import choose_placement
@@ -43,7 +43,8 @@ def record(name: str) -> None:
         verdicts = []
         for verdict in verify(optimizations(), device):
             verdicts.append(dataclasses.asdict(verdict))
-            print(f"{verdict.status} {verdict.id}: {verdict.evidence or verdict.reason}", file=sys.stderr, flush=True)
+            text = f"{verdict.status} {verdict.id}: {verdict.evidence or verdict.reason}"
+            print(text, file=terminal.err, flush=True)
         stored = {"command": "engine verify --json", "machine": describe_machine(device), "verdicts": verdicts}
     (RESULTS / f"verify-{name}.json").write_text(
         json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

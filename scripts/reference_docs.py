@@ -229,6 +229,8 @@ def troubleshooting_page() -> str:
     lines += [
         "## What is not an error",
         "",
+        "- **What libraries print, log or warn is not shown.** A run's is in its `engine.log`, that of other commands "
+        "in `libraries.log` in the state directory.",
         "- **The first step is slower than the rest.** It pins its host memory (about 1 s for 2 to 4 GB) and plans its "
         "kernels.",
         "- **A run goes on after the terminal is closed.** It is meant to: `elite-tui monitor` comes back, `engine "

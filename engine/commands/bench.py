@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import silence_imports
+from engine.commands.quiet import libraries_logged
 from engine.errors import one_line
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 
@@ -82,6 +83,12 @@ def _gib(text: str) -> float:
     return value
 
 
+Tell = Callable[[str], None]
+"""Takes a sentence for the person at the terminal."""
+Report = Callable[[], None]
+"""Prints what was measured."""
+
+
 def _minutes(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -91,38 +98,36 @@ def _minutes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, and prints a few lines or one JSON document."""
-    if args.what == "all":
-        return _run_suite(args)
-    return _run_packing(args) if args.what == "packing" else _run_streaming(args)
+    measure = {"all": _run_suite, "packing": _run_packing}.get(args.what, _run_streaming)
+    with libraries_logged() as terminal:
+        report = measure(args, terminal.speaks(_tell))
+    report()
+    return 0
 
 
-def _run_suite(args: argparse.Namespace) -> int:
+def _run_suite(args: argparse.Namespace, tell: Tell) -> Report:
     from engine.benchmarking.suite import run_suite, suite, suite_table
     from engine.hardware.target import target_machine
 
     cases = suite(target_machine("auto"), minutes=args.minutes)
     try:
-        run_suite(cases, args.output, _tell)
+        run_suite(cases, args.output, tell)
         table = suite_table(args.output)
         (args.output / "report.md").write_text(table + "\n", encoding="utf-8")
     except OSError as error:
         raise errors.OUTPUT_UNWRITABLE(path=args.output, problem=error.strerror or error) from error
-    if args.json:
-        print_json({path.stem: json.loads(path.read_text("utf-8")) for path in sorted(args.output.glob("*.json"))})
-    else:
-        _print(args, {}, lambda _: table)
-    return 0
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(args.output.glob("*.json"))}
+    return functools.partial(_print, args, found, lambda _: table)
 
 
 def _tell(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _run_packing(args: argparse.Namespace) -> int:
+def _run_packing(args: argparse.Namespace, tell: Tell) -> Report:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "demo")
-    silence_imports()
     from engine.benchmarking.packing import measure_packing
     from engine.models.placement import choose_placement
 
@@ -134,10 +139,9 @@ def _run_packing(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         rank=args.rank,
         fused=not args.no_fused,
-        tell=lambda row: _tell(_packing_row(row)),
+        tell=lambda row: tell(_packing_row(row)),
     )
-    _print(args, measured, _describe_packing)
-    return 0
+    return functools.partial(_print, args, measured, _describe_packing)
 
 
 def _describe_packing(measured: dict[str, Any]) -> str:
@@ -167,14 +171,13 @@ def _print(args: argparse.Namespace, measured: dict[str, Any], describe: Callabl
         Console(soft_wrap=True).print(describe(measured), markup=False, highlight=False)
 
 
-def _run_streaming(args: argparse.Namespace) -> int:
+def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "qwen2.5-coder-0.5b")
     context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
 
-    silence_imports()
     from engine.benchmarking.streaming import measure_floors, measure_step
     from engine.models.placement import choose_placement
 
@@ -203,8 +206,7 @@ def _run_streaming(args: argparse.Namespace) -> int:
         raise errors.PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
     if not args.no_floor:
         measured |= measure_floors(spec, context, measured, placement)
-    _print(args, measured, _describe)
-    return 0
+    return functools.partial(_print, args, measured, _describe)
 
 
 def _plan_fields(texts: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
 from engine.cli import print_json
-from engine.commands.quiet import output_kept_clean, silence_imports
+from engine.commands.quiet import libraries_logged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
     runs = [find_run(reference) for reference in args.runs or [None]]
     configs = [_config_of(found, args) for found in runs]
-    silence_imports()
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     evaluations: list[Evaluation] = []
-    with output_kept_clean():
-        for found, config in zip(runs, configs, strict=True):
+    for found, config in zip(runs, configs, strict=True):
+        with libraries_logged(found.log_path) as terminal:
+            console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)
             evaluations += _evaluate(found, config, args.repo, console)
     if args.json:
         documents = [evaluation.as_json() for evaluation in evaluations]

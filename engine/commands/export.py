@@ -43,14 +43,15 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from engine.cli import print_json
-    from engine.commands.quiet import silence_imports
-    from engine.export.exporting import export
+    from engine.commands.quiet import libraries_logged
     from engine.runtime import run_index
 
     found = run_index.find_run(args.reference)
-    silence_imports()
     tell = _Progress()
-    written = export(found, args.to, args.output, args.dtype, check=args.check, tell=tell)
+    with libraries_logged(found.log_path) as terminal:
+        from engine.export.exporting import export
+
+        written = export(found, args.to, args.output, args.dtype, check=args.check, tell=terminal.speaks(tell))
     tell.end()
     if args.json:
         print_json({"run": found.id, **dataclasses.asdict(written), "path": str(written.path)})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import output_kept_clean, silence_imports
+from engine.commands.quiet import Terminal, libraries_logged
 
 if TYPE_CHECKING:
     from engine.generation.request import Side, TextRequest
@@ -55,20 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Writes text as it comes."""
     request = None if args.serve else _request(args)
-    silence_imports()
-    with output_kept_clean():
+    with libraries_logged() as terminal:
         from engine.generation.writer import open_writer
 
-        writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=_note)
-    if request is None:
-        from engine.generation.serving import serve
+        note = terminal.speaks(_note)
+        writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=note)
+        if request is None:
+            from engine.generation.serving import serve
 
-        serve(writer, sys.stdin, _say)
-        return 0
-    sides: tuple[Side, ...] = (args.only,) if args.only else writer.sides
-    answers: dict[str, Any] = {
-        side: _write(writer, request, side, quiet=args.json, headed=len(sides) > 1) for side in sides
-    }
+            serve(writer, sys.stdin, terminal.speaks(_say))
+            return 0
+        sides: tuple[Side, ...] = (args.only,) if args.only else writer.sides
+        answers: dict[str, Any] = {
+            side: _write(writer, request, side, terminal, quiet=args.json, headed=len(sides) > 1) for side in sides
+        }
     if args.json:
         print_json({"name": writer.name, "device": writer.device, **answers})
     return 0
@@ -106,21 +106,24 @@ def _request(args: argparse.Namespace) -> TextRequest:
         raise errors.SAMPLING_INVALID(problem=error) from error
 
 
-def _write(writer: Writer, request: TextRequest, side: Side, *, quiet: bool, headed: bool) -> dict[str, Any]:
+def _write(
+    writer: Writer, request: TextRequest, side: Side, terminal: Terminal, *, quiet: bool, headed: bool
+) -> dict[str, Any]:
     from engine.generation.text import printable
 
+    out = terminal.speaks(_out)
     if headed and not quiet:
-        _out(f"── {side} ──\n")
+        out(f"── {side} ──\n")
     began, pieces, count = time.monotonic(), [], 0
     for text in writer.write(request, side):
         count += 1
         pieces.append(text)
         if not quiet:
-            _out(printable(text))
+            out(printable(text))
     seconds = time.monotonic() - began
     if not quiet:
-        _out("\n")
-        _note(f"{side}: {count:,} tokens in {seconds:.1f} s on {writer.device}")
+        out("\n")
+        terminal.speaks(_note)(f"{side}: {count:,} tokens in {seconds:.1f} s on {writer.device}")
     return {"text": "".join(pieces), "tokens": count, "seconds": seconds}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import silence_imports
+from engine.commands.quiet import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.plan.quantities import format_bytes, format_seconds
 
@@ -116,15 +116,19 @@ def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
 
 
 def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probed:
+    with libraries_logged() as terminal:
+        return _run_probe(args, planning, row, terminal)
+
+
+def _run_probe(args: argparse.Namespace, planning: Planning, row: TierPlan, terminal: Terminal) -> Probed:
     from rich.console import Console
 
-    silence_imports()
     from engine.benchmarking.probe import probe_streamed, probe_window
     from engine.models.placement import choose_placement
     from engine.plan.stream_plan import StreamPlanError
 
     placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.precision)
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)
     with console.status("running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
         if row.stream is None:
             return probe_window(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine import config
 from engine.cli import print_json
+from engine.commands.quiet import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations
 from engine.verify.quiet import hush
@@ -39,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [find_optimization(name) for name in args.ids] or list(optimizations())
     found: list[Verdict] = []
     interrupted: KeyboardInterrupt | None = None
-    with quiet_output():
+    with libraries_logged() as terminal:
         hush()
         from engine.models.placement import choose_placement
         from engine.verify.runner import verify
@@ -48,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             for verdict in verify(rows, device):
                 found.append(verdict)
-                _tell(verdict, len(found), len(rows))
+                terminal.speaks(_tell)(verdict, len(found), len(rows))
         except KeyboardInterrupt as pressed:
             interrupted = pressed
     if args.json:
@@ -64,20 +62,3 @@ def _tell(verdict: Verdict, done: int, total: int) -> None:
     mark = {"passed": "✓", "failed": "✗", "unavailable": "–"}[verdict.status]
     text = f"{mark} {verdict.id} ({verdict.seconds:.1f} s, {done}/{total}): {verdict.evidence or verdict.reason}"
     print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-@contextlib.contextmanager
-def quiet_output() -> Iterator[None]:
-    """What libraries write to standard output goes to standard error inside: a `--json` document stands alone there.
-
-    By file descriptor, because processes that are started inside, and C libraries, know nothing of sys.stdout.
-    """
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
