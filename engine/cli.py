@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from engine import __version__, errors
 from engine.errors import EliteError
 from engine.hardware.threads import wait_briefly
+from engine.hardware.visible import number_by_bus
 
 COMMAND_MODULES: tuple[str, ...] = (
     "profile",
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     wait_briefly(os.environ)  # before a command imports torch
+    number_by_bus(os.environ)
     args = build_parser().parse_args(arguments)
     try:
         status: int = args.run(args)

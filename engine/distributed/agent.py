@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,6 +26,14 @@ class RankExit:
     status: int
     "Exit status, or minus the number of the signal that ended it."
     pid: int
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it that is no answer to another rank's end.
+
+        The agent ends the ranks that are left by SIGTERM, and newer torch lists them among those that failed.
+        """
+        return self.status < 0 and self.status != -signal.SIGTERM
 
 
 class Agent:
@@ -66,8 +75,7 @@ class Agent:
             elastic_launch(self._launch, sys.executable)(*self._arguments)
         except ChildFailedError as failed:
             found = [RankExit(rank, one.exitcode, one.pid) for rank, one in failed.failures.items()]
-            # Who was killed did not do it in answer to another's end.
-            self.exits = sorted(found, key=lambda one: one.status >= 0)
+            self.exits = sorted(found, key=lambda one: (not one.was_killed, one.status < 0))
         except BaseException as error:  # it is told in the supervisor's words
             self.error = error
         finally:

@@ -26,7 +26,7 @@ def make_run(configuration: Path, team: Team) -> RunDirectory:
     """
 
     def create() -> str:
-        checked = check(run_config.load(configuration))
+        checked = check(run_config.load(configuration), team.ranks)
         return str(RunDirectory.create(checked).path)
 
     return RunDirectory.open(Path(team.agree(create)))

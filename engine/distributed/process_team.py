@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from engine import errors
+from engine.distributed.place import Ranks
 from engine.distributed.team import Team
 from engine.protocol import Envelope, RankReported, RecoveryTaken, Stop, WarningRaised
 from engine.training.commands import Actions, obey
@@ -38,7 +39,7 @@ _PATIENCE = timedelta(days=365)
 REPORT_SECONDS = 2.0
 """Shortest time between two reports of the ranks."""
 
-_OWN_WARNINGS = ("host-memory-low",)
+_OWN_WARNINGS = ("host-memory-low", "gpu-hot")
 """Codes of warnings that one rank may have and others not."""
 
 _LOST_WORDS = (
@@ -63,11 +64,17 @@ class ProcessTeam(Team):
     Args:
         device: Where this rank computes.
         timeout_s: What a rank waits for the others' tensors.
+        here: Ranks on this host; None: all of them.
+        device_name: What people are told of the device, whose number is 0 in every rank.
     """
 
-    def __init__(self, device: torch.device, timeout_s: float) -> None:
+    def __init__(
+        self, device: torch.device, timeout_s: float, *, here: int | None = None, device_name: str = ""
+    ) -> None:
         super().__init__()
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self.ranks = Ranks(here=here or self.size, all=self.size)
+        self._device_name = device_name or str(device)
         self.device = device
         self.notices: list[WarningRaised] = []
         "What other ranks than the first have to tell; goes out with the next report."
@@ -95,7 +102,7 @@ class ProcessTeam(Team):
         return [float(value) for value in sums]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in every rank."""
+        """See Team."""
         found: list[Any] = [None] * self.size
         with self.waiting():
             distributed.all_gather_object(found, value, group=self._objects)
@@ -156,7 +163,7 @@ class ProcessTeam(Team):
             step=step,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=str(self.device),
+            device=self._device_name,
             seconds=seconds,
             waited_seconds=self._waited,
             sent_bytes=self.sent_bytes,

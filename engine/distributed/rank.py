@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING
 from engine import config as run_config
 from engine import errors
 from engine.distributed.own_run import OwnRun, make_run
+from engine.distributed.place import RankPlace
 from engine.distributed.rank_files import FOLDER, log_path, write_failure
 from engine.distributed.relay import RelayJournal, SilentJournal
+from engine.hardware.visible import number_by_bus, show_one
 from engine.protocol import RunFailed, Stop
 from engine.runtime.child import describe_failure
 from engine.runtime.run_directory import RunDirectory
@@ -36,6 +38,8 @@ from engine.runtime.session import TrainingSession
 from engine.runtime.signals import watch_stop_signals
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.distributed.process_team import ProcessTeam
 
 _LET_THE_FIRST_BE_SEEN_S = 5.0
@@ -53,26 +57,31 @@ def main() -> int:
     parser.add_argument("--resuming", action="store_true")
     parser.add_argument("--recipe", default="engine.training.recipe:train")
     options = parser.parse_args()
-    rank = int(os.environ["RANK"])
-    prepare_environment()
+    try:
+        place = RankPlace.from_environment(os.environ)
+    except ValueError as error:
+        parser.error(f"{error}: ranks are started by `engine train --gpus N`, torchrun or deepspeed")
+    prepare_environment(place)
     if options.run.is_file():
         config = run_config.load(options.run)
-        team = join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        team = join(place, config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
         run = make_run(options.run, team)
-        _detach(run.path, rank)
-        return _train(options, rank, run, team)
+        _detach(run.path, place.rank)
+        return _train(options, place, run, team)
     run = RunDirectory.open(options.run)
-    _detach(run.path, rank)
-    return _train(options, rank, run, None)
+    _detach(run.path, place.rank)
+    return _train(options, place, run, None)
 
 
-def _train(options: argparse.Namespace, rank: int, run: RunDirectory, joined: ProcessTeam | None) -> int:
+def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joined: ProcessTeam | None) -> int:
+    rank = place.rank
     config = run.load_config()
     ending: RunFailed | None = None
     session: TrainingSession | None = None
     own: OwnRun | None = None
     try:
-        team = joined or join(config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        on_cpu = config.model.device == "cpu"
+        team = joined or join(place, config.distributed.timeout_minutes * 60.0, on_cpu=on_cpu)
         own = OwnRun(run) if rank == 0 and not options.relay else None
         journal = own.journal if own is not None else _journal(options.relay, run, leads=rank == 0)
         session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
@@ -125,26 +134,28 @@ def _detach(run: Path, rank: int) -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def prepare_environment() -> None:
-    """One card for this rank, threads, NCCL: before torch is imported."""
-    local, together = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Each rank sees one card, as a run on one GPU does.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = visible.split(",") if visible else [str(index) for index in range(together)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = cards[local] if local < len(cards) else ""
+def prepare_environment(place: RankPlace) -> None:
+    """Sets this rank's GPU, its threads and NCCL, before torch is imported."""
+    # Each rank sees one GPU, as a run on one GPU does.
+    show_one(os.environ, place.local_rank)
+    number_by_bus(os.environ)
     from engine.hardware.limits import count_cores
     from engine.hardware.threads import wait_briefly
 
     wait_briefly(os.environ)
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // together)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // place.local_size)))
     # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing
     # without it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
-def join(timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
-    """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors."""
+def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
+    """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors.
+
+    Raises:
+        EliteError: DEVICE_UNAVAILABLE, some ranks have a GPU and others have none.
+    """
     import torch
     from torch import distributed
 
@@ -156,11 +167,31 @@ def join(timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
     # The default group is what DeepSpeed uses.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    team = ProcessTeam(device, timeout_s)
+    team = ProcessTeam(device, timeout_s, here=place.local_size, device_name=_name_device(device))
     # accelerate would join the group by these, and take the device by LOCAL_RANK.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
+    without = [str(rank) for rank, kind in enumerate(team.gather(device.type)) if kind == "cpu"]
+    if not on_cpu and 0 < len(without) < team.size:
+        problem = f"rank {', '.join(without)} of {team.size} has no GPU; CUDA_VISIBLE_DEVICES must name one for each"
+        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem=problem)
     return team
+
+
+def _name_device(device: torch.device) -> str:
+    """This rank's GPU by the machine's number of it, "cuda:1"; torch calls it 0 in every rank."""
+    if device.type != "cuda":
+        return str(device)
+    from engine.hardware.nvml import Nvml
+
+    nvml = Nvml.open()
+    if nvml is None:
+        return str(device)
+    try:
+        found = nvml.gpus()
+    finally:
+        nvml.close()
+    return f"cuda:{found[0].index}" if len(found) == 1 else str(device)
 
 
 def _journal(address: str, run: RunDirectory, *, leads: bool) -> RelayJournal | SilentJournal:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine import errors
-from engine.distributed.hosts import hosts_of
+from engine.distributed.hosts import Host, hosts_of
+from engine.distributed.place import Ranks
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -17,45 +18,44 @@ if TYPE_CHECKING:
 Strategy = Literal["data", "zero2", "zero3", "ring", "ulysses"]
 
 
-def local_ranks(config: RunConfig) -> int:
-    """Ranks on this host.
+def ranks_to_start(config: RunConfig, machine: Machine | None = None) -> Ranks:
+    """The ranks that a launcher starts. A rank itself knows from its launcher how many there are (`Team.ranks`).
 
-    Raises:
-        EliteError: GPUS_MISSING.
-    """
-    if config.distributed.gpus == 1:
-        return 1
-    from engine.hardware.inventory import take_inventory
-
-    return local_ranks_of(config, take_inventory(Path.cwd()))
-
-
-def local_ranks_of(config: RunConfig, machine: Machine) -> int:
-    """The same on a known machine.
-
-    Raises:
-        EliteError: GPUS_MISSING.
-    """
-    asked, found = config.distributed.gpus, 0 if config.model.device == "cpu" else len(machine.gpus)
-    if asked == 0:
-        return max(1, found)
-    if found and asked > found:
-        raise errors.GPUS_MISSING(wanted=asked, found=found)
-    return asked
-
-
-def is_distributed(config: RunConfig) -> bool:
-    """Whether the run takes more than one rank."""
-    return bool(config.distributed.hostfile) or local_ranks(config) > 1
-
-
-def world_size(config: RunConfig) -> int:
-    """Ranks on all hosts.
+    Args:
+        config: The run's.
+        machine: This host with every GPU that the run may use; None: read it, where the answer depends on it.
 
     Raises:
         EliteError: GPUS_MISSING, HOSTFILE_INVALID.
     """
-    return sum(host.slots for host in hosts_of(config, local_ranks(config)))
+    hosts = hosts_to_start(config, machine)
+    return Ranks(here=hosts[0].slots, all=sum(host.slots for host in hosts))
+
+
+def hosts_to_start(config: RunConfig, machine: Machine | None = None) -> list[Host]:
+    """The same by host, this one first.
+
+    Raises:
+        EliteError: GPUS_MISSING, HOSTFILE_INVALID.
+    """
+    if machine is None and config.distributed.gpus == 1 and not config.distributed.hostfile:
+        return hosts_of(config, 1)
+    found = 0 if config.model.device == "cpu" else len((machine or _read_machine()).gpus)
+    hosts = hosts_of(config, config.distributed.gpus or max(1, found))
+    if found and hosts[0].slots > found:
+        raise errors.GPUS_MISSING(wanted=hosts[0].slots, found=found)
+    return hosts
+
+
+def _read_machine() -> Machine:
+    from engine.hardware.inventory import take_inventory
+
+    return take_inventory(Path.cwd())
+
+
+def is_distributed(config: RunConfig) -> bool:
+    """Whether a run that is about to start takes more than one rank."""
+    return bool(config.distributed.hostfile) or ranks_to_start(config).all > 1
 
 
 def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool, spreads: bool) -> Strategy:

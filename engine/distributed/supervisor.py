@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from engine import errors
 from engine.distributed import retreat
 from engine.distributed.agent import Agent, RankExit
-from engine.distributed.hosts import Host, hosts_of, join_command
+from engine.distributed.hosts import Host, join_command
 from engine.distributed.rank_files import clear_failures, log_path, read_failures
 from engine.distributed.relay import RelayServer
 from engine.distributed.retreat import Retreat
-from engine.distributed.strategy import local_ranks
+from engine.distributed.strategy import hosts_to_start
 from engine.protocol import Event, LogLine, RunFailed, RunFinished
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def train(session: TrainingSession) -> None:
     Raises:
         EliteError: RANK_DIED, RANK_FAILED, RANKS_NOT_STARTED, or what rank 0 failed with.
     """
-    hosts = hosts_of(session.config, local_ranks(session.config))
+    hosts = hosts_to_start(session.config)
     run, resuming = session.run.path, session.resuming
     retreat.forget(run)
     tried: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ def _conclude(session: TrainingSession, agent: Agent, hosts: list[Host], last: R
     # A rank that only lost touch answers another's end; whoever was killed, or failed in its own words, came first.
     first = next((one for one in failures if one.failure.error != errors.RANK_LOST.code), None)
     killed = next((one for one in agent.exits if _was_killed(one, failures)), None)
-    if first is not None and (killed is None or first.rank == killed.rank or killed.status >= 0):
+    if first is not None and (killed is None or not killed.was_killed or first.rank == killed.rank):
         session.emit(_named(session, first.rank, ranks, first.failure))
         return
     if killed is not None:

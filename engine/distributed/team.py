@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from engine.distributed.place import Ranks
+
 if TYPE_CHECKING:
     from engine.protocol import Stop
     from engine.runtime.session import TrainingSession
@@ -24,11 +26,13 @@ class Team:
     Attributes:
         rank: Number of this process, from 0.
         size: Processes.
+        ranks: The same by host, as the launcher said.
         emergency: Set by the loop: saves what can be saved without the other ranks, in whatever thread calls it.
     """
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
+        self.ranks = Ranks()
         self.emergency: Callable[[], Any] = lambda: None
 
     @property
@@ -43,6 +47,10 @@ class Team:
     def total(self, values: list[float]) -> list[float]:
         """The sums over all ranks."""
         return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in every rank."""
+        return [value]
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:

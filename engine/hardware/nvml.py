@@ -7,13 +7,14 @@ call fails alone. Without a driver, or without nvidia-ml-py, there are no GPUs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from engine.hardware.cards import match_card
 from engine.hardware.machine import Gpu
+from engine.hardware.visible import visible_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,33 @@ class Nvml:
         wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
         if wanted is None:
             return tuple(present)
-        uuids = {index: _text(self._call("nvmlDeviceGetUUID", handle)) or "" for index, handle in present}
-        return _visible(present, uuids, wanted)
+        return self._visible(present, wanted)
+
+    def _visible(self, present: list[tuple[int, Any]], wanted: str) -> tuple[tuple[int, Any], ...]:
+        """The devices that CUDA_VISIBLE_DEVICES names, in its order; a MIG device has its GPU's index."""
+        by_index = dict(present)
+        named = [(self._uuid(handle), index, handle) for index, handle in present]
+        chosen = []
+        for name in visible_names(wanted):
+            if name.isdecimal():
+                found = [(int(name), by_index[int(name)])] if int(name) in by_index else []
+            else:
+                if name.startswith("MIG-"):
+                    named += [one for pair in present for one in self._mig_devices(*pair)]
+                found = [(index, handle) for uuid, index, handle in named if uuid.startswith(name)]
+            if not found:
+                break  # as CUDA does
+            chosen.append(found[0])
+        return tuple(chosen)
+
+    def _mig_devices(self, index: int, parent: Any) -> Iterator[tuple[str, int, Any]]:
+        for place in range(self._call("nvmlDeviceGetMaxMigDeviceCount", parent) or 0):
+            handle = self._call("nvmlDeviceGetMigDeviceHandleByIndex", parent, place)
+            if handle is not None:
+                yield self._uuid(handle), index, handle
+
+    def _uuid(self, handle: Any) -> str:
+        return _text(self._call("nvmlDeviceGetUUID", handle)) or ""
 
     def _cuda_version(self) -> str | None:
         for function in ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"):
@@ -158,18 +184,6 @@ class Nvml:
             return function(*arguments)
         except (self._library.NVMLError, OSError, ValueError):
             return None
-
-
-def _visible(present: list[tuple[int, Any]], uuids: dict[int, str], wanted: str) -> tuple[tuple[int, Any], ...]:
-    """The devices that CUDA_VISIBLE_DEVICES names, in its order. CUDA stops at the first name that it does not know."""
-    by_index = dict(present)
-    chosen = []
-    for name in (part.strip() for part in wanted.split(",")):
-        index = next((i for i in by_index if str(i) == name or (name and uuids[i].startswith(name))), None)
-        if index is None:
-            break
-        chosen.append((index, by_index[index]))
-    return tuple(chosen)
 
 
 def _throttles(bits: int) -> tuple[str, ...]:

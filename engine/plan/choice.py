@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine import errors
 from engine.config import RunConfig
-from engine.distributed.hosts import hosts_of
-from engine.distributed.strategy import local_ranks_of
+from engine.distributed.place import Ranks
+from engine.distributed.strategy import ranks_to_start
 from engine.hardware.machine import Machine
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
-from engine.plan.cluster import share_of
+from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
 from engine.plan.planning import TOKENS_PER_UPDATE, Planning, storage, without_gpu
 from engine.plan.quantities import format_context, format_seconds
@@ -34,20 +34,31 @@ def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, reposit
     return choose_plan(config, machine, spec, repository_tokens).context
 
 
-def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Planning:
+def planning_of(
+    config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
+) -> Planning:
     """What a configuration asks of the planner on a machine.
 
+    Args:
+        config: The run's.
+        machine: This host with every GPU that the run may use; in a rank, what each rank of a host has at least.
+        spec: The model.
+        repository_tokens: To train on; None is unknown.
+        ranks: How many processes train together, as a rank knows it from its launcher; None: as they would be started.
+
     Raises:
-        EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+        EliteError: DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, GPUS_MISSING or HOSTFILE_INVALID.
     """
     if config.model.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
-    here, ranks = local_ranks_of(config, machine), 1
-    if here > 1 or config.distributed.hostfile:
-        ranks = sum(host.slots for host in hosts_of(config, here))
-        machine = share_of(machine, here)
+    if ranks is None:
+        ranks = ranks_to_start(config, machine)
+        if ranks.here > 1 and machine.gpus:
+            machine = least_of([replace(machine, gpus=(gpu,)) for gpu in machine.gpus[: ranks.here]])
+    if ranks.all > 1:
+        machine = share_of(machine, ranks.here)
     compute_type, weights = storage(machine, config.model.precision, config.training.method)
     return Planning(
         machine=machine,
@@ -63,22 +74,24 @@ def planning_of(config: RunConfig, machine: Machine, spec: ModelSpec, repository
         activation_bits=config.training.activation_bits,
         recompute=config.training.recompute,
         fixed=config.stream.fixed(),
-        ranks=ranks,
+        ranks=ranks.all,
         strategy=config.distributed.strategy,
         method=config.training.method,
     )
 
 
-def choose_plan(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> Choice:
+def choose_plan(
+    config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
+) -> Choice:
     """The context of a run and the plan for its step.
 
     `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
-    in reasonable time, the largest of SMALL_CONTEXTS that it can.
+    in reasonable time, the largest of SMALL_CONTEXTS that it can. Arguments as for `planning_of`.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
-    planning = planning_of(config, machine, spec, repository_tokens)
+    planning = planning_of(config, machine, spec, repository_tokens, ranks)
     if config.training.context is not None:
         choice = _asked_context(planning, config.training.context)
     elif config.training.tier is not None:

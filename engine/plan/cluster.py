@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.hardware.machine import Gpu, Machine
@@ -65,6 +65,34 @@ class StrategyPlan:
     "By a rank in an update."
     words: str
     "How the time comes about."
+
+
+def least_of(machines: Sequence[Machine]) -> Machine:
+    """What each of these machines has at least: one layout has to fit every rank.
+
+    Args:
+        machines: One for each rank, with the rank's own GPU first, or without a GPU.
+    """
+    first = machines[0]
+    cards = [machine.gpus[0] for machine in machines if machine.gpus]
+    gpus = first.gpus
+    if len(cards) == len(machines) > 1:
+        gpus = (min(cards, key=lambda gpu: (gpu.has_bf16, _free_bytes(gpu))),)
+    same = not gpus or gpus[0].name == first.gpus[0].name
+    return replace(
+        first,
+        gpus=gpus,
+        ram_total=min(machine.ram_total for machine in machines),
+        ram_available=min(machine.ram_available for machine in machines),
+        disk_free=min(machine.disk_free for machine in machines),
+        cpu_cores=min(machine.cpu_cores for machine in machines),
+        measured=first.measured if same else None,
+    )
+
+
+def _free_bytes(gpu: Gpu) -> float:
+    known = [size for size in (gpu.memory_free, gpu.memory_total) if size is not None]
+    return min(known, default=math.inf)
 
 
 def share_of(machine: Machine, ranks: int, card: int = 0) -> Machine:

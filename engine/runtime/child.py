@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from engine import errors
 from engine.errors import EliteError
 from engine.hardware.threads import wait_briefly
+from engine.hardware.visible import number_by_bus
 from engine.protocol import (
     Envelope,
     PhaseChanged,
@@ -81,6 +82,7 @@ def main(
     run = RunDirectory(Path(run_path))
     _detach(run.log_path)
     wait_briefly(os.environ)
+    number_by_bus(os.environ)
     events.cancel_join_thread()
     journal = JournalWriter(run.journal_path, run.id)
     session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)

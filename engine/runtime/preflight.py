@@ -9,7 +9,7 @@ import msgspec
 
 from engine import errors
 from engine.data.sources import estimate_data_tokens
-from engine.distributed.strategy import choose_strategy, world_size
+from engine.distributed.strategy import choose_strategy, ranks_to_start
 from engine.hardware.inventory import take_inventory
 from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
@@ -20,6 +20,7 @@ from engine.runtime.run_directory import MINIMUM_FREE, check_output
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
+    from engine.distributed.place import Ranks
     from engine.models.catalogue import ModelSpec
 
 _CHECKPOINT_BYTES = 12
@@ -28,10 +29,14 @@ _CHECKPOINT_BYTES = 12
 _TOKEN_BYTES = 4
 
 
-def check(config: RunConfig) -> RunConfig:
+def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
     """The configuration with absolute paths, once everything that it names was found usable. Leaves nothing behind.
 
     Takes as long as listing the repositories does.
+
+    Args:
+        config: What to train.
+        ranks: How many processes there are already; None: as many as would be started.
 
     Raises:
         EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
@@ -49,12 +54,13 @@ def check(config: RunConfig) -> RunConfig:
     tokens = estimate_data_tokens(config.data)
     check_output(output, needed_bytes(config, spec, tokens))
     check_pooling(config.model, spec)
-    chosen = choose_plan(config, take_inventory(output), spec, tokens)
+    machine = take_inventory(output)
+    chosen = choose_plan(config, machine, spec, tokens, ranks)
     streamed = chosen.plan.stream is not None
     refuse_conflicts(config, streamed=streamed)
-    ranks = world_size(config)
-    if ranks > 1:
-        choose_strategy(config, spec, ranks=ranks, streamed=streamed, spreads=False)
+    ranks = ranks or ranks_to_start(config, machine)
+    if ranks.all > 1:
+        choose_strategy(config, spec, ranks=ranks.all, streamed=streamed, spreads=False)
     return config
 
 

@@ -18,11 +18,13 @@ from engine.config import RunConfig
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
+from engine.hardware.machine import Machine
 from engine.hardware.tuning import keep_heap_whole, tune_memory
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
-from engine.models.placement import Placement, choose_placement
+from engine.models.placement import Placement, Precision, choose_placement
 from engine.plan.choice import Choice, choose_plan
+from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
@@ -30,6 +32,7 @@ from engine.training.sealed import DamagedError, Sealed
 from engine.training.state import Progress, read_snapshot
 
 if TYPE_CHECKING:
+    from engine.distributed.team import Team
     from engine.runtime.session import TrainingSession
 
 
@@ -72,11 +75,13 @@ def set_up(session: TrainingSession) -> Setup:
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
     team = session.team
-    choice = team.agree(lambda: _plan(session, BaseChanges.of(config.model, spec, context=0).applied_to(spec)))
+    machine = least_of(team.gather(take_inventory(session.run.path)))
+    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
+    choice = team.agree(lambda: _plan(session, machine, changed))
     refuse_conflicts(config, streamed=choice.plan.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
-    placement = choose_placement(config.model.device, planned)
+    placement = _same_in_all(team, choose_placement(config.model.device, planned))
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
     kind = CheckpointFolder if team.leads else ReadOnlyCheckpoints
@@ -112,6 +117,15 @@ def set_up(session: TrainingSession) -> Setup:
         resumed=resumed,
         started=started,
     )
+
+
+def _same_in_all(team: Team, placement: Placement) -> Placement:
+    """The placement in a format that every rank's GPU computes in: one of them may be too old for bf16."""
+    formats = team.gather(placement.compute)
+    if placement.compute == "bf16" and "fp16" in formats:
+        precision: Precision = "nf4" if placement.precision == "nf4" else "fp16"
+        return dataclasses.replace(placement, precision=precision, compute="fp16")
+    return placement
 
 
 def device_name(device: torch.device) -> str:
@@ -168,13 +182,13 @@ def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged
         )
 
 
-def _plan(session: TrainingSession, spec: ModelSpec) -> Choice:
+def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice:
     """The context and the plan of its step; also written to plan.json."""
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
         tokens = estimate_data_tokens(config.data)
-    choice = choose_plan(config, take_inventory(session.run.path), spec, tokens)
+    choice = choose_plan(config, machine, spec, tokens, session.team.ranks)
     text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
     session.run.write_deepspeed(config, choice.context, session.team.size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 
+from engine import errors
 from engine.runtime.session import TrainingSession
 from engine.streaming.workspace import Workspace
 from engine.training import loop
@@ -43,3 +45,10 @@ def _limit() -> None:
         prepare(self, context)
 
     Workspace.prepare = limited  # type: ignore[method-assign]
+
+
+def refused_by_the_first(session: TrainingSession) -> None:
+    """Rank 0 fails in its own words, while rank 1 computes on."""
+    if session.team.rank == 0:
+        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="as this test wants it")
+    time.sleep(300)

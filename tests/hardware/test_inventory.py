@@ -133,6 +133,26 @@ def test_only_visible_devices_count(visible, indexes, monkeypatch):
     assert [gpu.index for gpu in Nvml.open().gpus()] == indexes
 
 
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("MIG-b", [(1, "MIG-bbbb")]),
+        ("MIG-bbbb, MIG-aaaa", [(1, "MIG-bbbb"), (0, "MIG-aaaa")]),
+        ("MIG-c", []),
+        ("1", [(1, "GPU-2")]),
+    ],
+)
+def test_mig_devices_are_found_by_name(visible, found, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    uuids = {"handle 0": "GPU-1", "handle 1": "GPU-2", "part of handle 0": "MIG-aaaa", "part of handle 1": "MIG-bbbb"}
+    mig = {
+        "nvmlDeviceGetMaxMigDeviceCount": 7,
+        "nvmlDeviceGetMigDeviceHandleByIndex": lambda parent, place: error() if place else f"part of {parent}",
+    }
+    Driver(monkeypatch, **{**ONE_CARD, "nvmlDeviceGetCount": 2, "nvmlDeviceGetUUID": uuids.get, **mig})
+    assert [(gpu.index, gpu.uuid) for gpu in Nvml.open().gpus()] == found
+
+
 def test_a_sample(monkeypatch):
     Driver(monkeypatch, **ONE_CARD)
     (sample,) = Nvml.open().samples()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from engine.distributed.place import RankPlace
 from engine.distributed.rank import prepare_environment
 from engine.hardware.threads import wait_briefly
 
@@ -27,13 +28,13 @@ def test_what_a_user_has_set_stays(own):
 
 
 def test_a_rank_that_torchrun_started_sets_it(monkeypatch):
-    for name, value in (("LOCAL_RANK", "0"), ("CUDA_VISIBLE_DEVICES", "0"), ("OMP_NUM_THREADS", "1")):
+    for name, value in (("CUDA_VISIBLE_DEVICES", "0"), ("CUDA_DEVICE_ORDER", ""), ("OMP_NUM_THREADS", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "0")
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    prepare_environment()
+    prepare_environment(RankPlace(rank=0, size=2, local_rank=0, local_size=2))
     assert int(os.environ["GOMP_SPINCOUNT"]) > 0
 
 
