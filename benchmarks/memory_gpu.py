@@ -487,7 +487,7 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     from engine.plan.stream_plan import StreamPlan
     from engine.plan.time import streamed_time, whole_sequence_time
 
-    spec = dataclasses.replace(find_model(model), layers=case["layers"])
+    spec = find_model(model).with_layers(case["layers"])
     planning = Planning(
         machine=machine,
         spec=spec,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -90,6 +90,11 @@ class ModelSpec:
     def stretches(self) -> bool:
         """Whether YaRN can stretch its positions: it would replace a scaling of the model's own."""
         return self.takes_yarn and self.rope_type == "default"
+
+    def with_layers(self, layers: int) -> ModelSpec:
+        """The same model with so many decoder layers, of which as large a share is windowed."""
+        full = round(layers * self.full_attention_layers / self.layers)
+        return replace(self, layers=layers, full_attention_layers=full)
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:

@@ -1,0 +1,520 @@
+"""What the ranks of benchmarks/distributed_gpu.py do: each function is a part, which records its cases as they end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+K = 1024
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is measured on a kind of device."""
+
+    model: str
+    contexts: tuple[tuple[int, int], ...]
+    "Context and decoder layers of each ring case."
+    other_orders: tuple[int, int]
+    "Of the contiguous ring and Ulysses."
+    long: dict[str, tuple[str, int]]
+    "Model and context of each window that is as long as a 24 GB GPU takes."
+    zero_model: str
+    zero_layers: int | None
+    zero_context: int
+    sum_model: str
+    message: int
+    "Bytes of the link test."
+
+
+SIZES = {
+    "cuda": Sizes(
+        "qwen2.5-coder-1.5b",
+        ((256 * K, 28), (512 * K, 14)),
+        (256 * K, 7),
+        {"long-1.5b": ("qwen2.5-coder-1.5b", 1024 * K), "long-7b": ("qwen2.5-coder-7b", 512 * K)},
+        "qwen2.5-coder-7b",
+        None,
+        4 * K,
+        "qwen2.5-coder-1.5b",
+        1 << 28,
+    ),
+    "cpu": Sizes(
+        "demo",
+        ((1 * K, 2), (2 * K, 2)),
+        (1 * K, 2),
+        {"long-1.5b": ("demo", 2 * K), "long-7b": ("demo", 1 * K)},
+        "demo",
+        2,
+        256,
+        "demo",
+        1 << 20,
+    ),
+}
+
+
+# --- in a rank -----------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Results of one launch, written after every case by rank 0."""
+
+    def __init__(self, path: Path, leads: bool) -> None:
+        self._path, self._leads, self._rows = path, leads, []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if self._leads:
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._rows))
+            partial.replace(self._path)
+            print("   ", json.dumps({k: v for k, v in row.items() if k != "plan"})[:300], flush=True)
+
+
+@contextlib.contextmanager
+def case(record: Record, name: str, team: Any) -> Iterator[dict[str, Any]]:
+    """A row that is recorded with its error, if there is one; memory is given back."""
+    import torch
+
+    row: dict[str, Any] = {"case": name, "ranks": team.size}
+    if team.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    try:
+        yield row
+    except Exception:
+        row["error"] = traceback.format_exc(limit=8)
+        print(row["error"], file=sys.stderr, flush=True)
+    row["took"] = time.perf_counter() - began
+    record.add(row)
+    gc.collect()
+    if team.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if team.size > 1:  # a rank whose case failed alone must not leave the others in it
+        failed = team.total([float("error" in row)])[0]
+        if failed and "error" not in row:
+            row["error"] = "another rank failed"
+
+
+def rank_main(args: argparse.Namespace) -> int:
+    """One rank, or the only one."""
+    from engine.distributed.place import RankPlace
+    from engine.distributed.rank import join, prepare_environment
+
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.setdefault("MASTER_PORT", "29531")
+    place = RankPlace.from_environment(os.environ)
+    prepare_environment(place)
+    import torch
+
+    team = join(place, 300.0, on_cpu=args.device == "cpu")
+    record = Record(Path(args.part), team.leads)
+    sizes = SIZES[args.device]
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    for name in args.only:
+        PARTS[name](args, sizes, team, record)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def ring_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """The ring's long windows."""
+    for context, layers in sizes.contexts:
+        ring(args, team, record, sizes.model, context, layers, "ring", "zigzag")
+
+
+def orders_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """The same window by every way to share it."""
+    for strategy, order in (("ring", "zigzag"), ("ring", "contiguous"), ("ulysses", "contiguous")):
+        ring(args, team, record, sizes.model, *sizes.other_orders, strategy, order)
+
+
+def alone_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """The ring's windows on one GPU."""
+    ring(args, team, record, sizes.model, *sizes.contexts[args.number], "alone", "")
+    if args.number == 0:
+        ring(args, team, record, sizes.model, *sizes.other_orders, "alone", "")
+
+
+def long_part(name: str) -> Any:
+    """A window as long as a GPU of 24 GB takes, by the ring, all layers."""
+
+    def run(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+        from engine.models.catalogue import find_model
+
+        model, context = sizes.long[name]
+        layers = args.layers or find_model(model).layers
+        ring(args, team, record, model, args.context or context, layers, "ring", "zigzag", capped=True)
+
+    return run
+
+
+# --- exactness -----------------------------------------------------------------------------------------------
+
+
+def parity(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """Loss and gradients of one rank and of several, fp32, against plain transformers in fp64."""
+    del sizes
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    from engine.config import LoraSection
+    from engine.distributed.data_parallel import WholeSum
+    from engine.distributed.sequence_step import SequenceStep
+    from engine.models.adapter import attach_adapter, trainable
+    from engine.plan.stream_plan import StreamPlan
+    from engine.streaming.step import StreamedStep
+
+    device = team.device
+    torch.backends.cuda.matmul.allow_tf32 = False
+    heads = 4 if 4 % team.size == 0 else team.size
+    config = Qwen2Config(
+        vocab_size=512,
+        hidden_size=64 * heads,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+    )
+    plan = StreamPlan(
+        tile=256, key_block=512, loss_piece=256, attention="efficient" if device.type == "cuda" else "cpu"
+    )
+    tokens = torch.randint(0, 512, (2047,), generator=torch.Generator().manual_seed(3))
+    starts = (0, 300, 301, 1500)
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device)
+        made.config.use_cache = False
+        made = attach_adapter(made.requires_grad_(False), LoraSection(rank=8), seed=0)
+        drawn = torch.Generator().manual_seed(1)
+        made.eval()
+        for parameter in trainable(made).values():
+            parameter.data = (torch.randn(parameter.shape, generator=drawn) * 0.05).to(device)
+        return made
+
+    wanted, total, predicted = plain_gradients(model().double(), tokens, starts)
+
+    def add(row: dict[str, Any], made: Any, loss_sum: float) -> None:
+        row["loss_error"] = abs(loss_sum / total - 1)
+        gradients = [p.grad for p in trainable(made).values()]
+        row["gradient_error"] = max(
+            float((a.double() - b).norm() / b.norm()) for a, b in zip(gradients, wanted, strict=True)
+        )
+        row["ok"] = max(row["loss_error"], row["gradient_error"]) < 1e-4
+
+    for stash in (True, False):
+        used = dataclasses.replace(plan, stash=stash)
+        with case(record, f"parity one rank stash={stash}", team) as row:
+            alone = model()
+            with StreamedStep(alone, used, device=device) as step:
+                add(row, alone, step.run(tokens, document_starts=starts, scale=1.0 / predicted).loss_sum)
+        for strategy, order in (("ring", "zigzag"), ("ring", "contiguous"), ("ulysses", "contiguous")):
+            with case(record, f"parity {strategy} {order} stash={stash}", team) as row:
+                shared = model()
+                with SequenceStep(shared, used, device=device, team=team, strategy=strategy, order=order) as step:
+                    found = step.run(tokens, document_starts=starts, scale=1.0 / predicted)
+                WholeSum(team)([p.grad for p in trainable(shared).values()])
+                add(row, shared, found.loss_sum)
+
+
+def plain_gradients(model: Any, tokens: Any, starts: tuple[int, ...]) -> tuple[list[Any], float, int]:
+    """The mean loss's gradients by transformers and autograd alone, a document at a time; loss sum and targets."""
+    import torch
+
+    from engine.models.adapter import trainable
+
+    ends = (*starts[1:], len(tokens))
+    predicted = sum(end - start - 1 for start, end in zip(starts, ends, strict=True))
+    total = 0.0
+    for start, end in zip(starts, ends, strict=True):
+        if end - start < 2:
+            continue
+        ids = tokens[start:end].to(next(model.parameters()).device)[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        (loss / predicted).backward()
+        total += float(loss.detach())
+    return [p.grad for p in trainable(model).values()], total, predicted
+
+
+# --- the link ------------------------------------------------------------------------------------------------
+
+
+def link(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """Bytes a second round the ring, each way at once, and of an all-reduce."""
+    import torch
+
+    from engine.distributed.ring import Transfer
+
+    with case(record, "link", team) as row:
+        mine = torch.ones(sizes.message // 4, device=team.device)
+        theirs = torch.empty_like(mine)
+
+        def send() -> None:
+            transfer = Transfer(team)
+            transfer.start([(mine, theirs)])
+            transfer.finish()
+
+        row["send_receive_bytes_a_second"] = sizes.message / timed(send, team.device)
+        row["all_reduce_bytes_a_second"] = sizes.message / timed(lambda: team.sum_tensor(theirs), team.device)
+
+
+def timed(work: Any, device: Any, repeats: int = 5) -> float:
+    """Seconds of one call, the fastest of some."""
+    work()
+    found = []
+    for _ in range(repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- long windows --------------------------------------------------------------------------------------------
+
+
+def planned(args: argparse.Namespace, team: Any, model: str, context: int, layers: int, strategy: str) -> Any:
+    """The shortened model, and the planner's row for a rank of it; `args.cap` limits its GPU memory."""
+    import torch
+
+    from engine.hardware.inventory import take_inventory
+    from engine.models.catalogue import find_model
+    from engine.plan.cluster import share_of
+    from engine.plan.planner import plan_context
+    from engine.plan.planning import Planning, storage, without_gpu
+
+    spec = find_model(model).with_layers(layers)
+    machine = take_inventory(Path("/tmp"))
+    if team.device.type == "cpu":
+        machine = without_gpu(machine)
+    else:
+        free, _ = torch.cuda.mem_get_info()
+        first = dataclasses.replace(machine.gpus[0], memory_free=free)
+        if args.cap:
+            first = dataclasses.replace(first, memory_total=24 * GIB, memory_free=round(args.cap * GIB))
+        # A virtual machine whose memory grows as it is used says at first that it has little.
+        ram = round(args.ram_gib * GIB) or machine.ram_total
+        machine = dataclasses.replace(machine, gpus=(first,), ram_total=ram, ram_available=round(0.96 * ram))
+    compute_type, weights = storage(machine, "bf16" if team.device.type == "cuda" else "fp32")
+    planning = Planning(
+        machine=share_of(machine, team.size),
+        spec=spec,
+        compute_type=compute_type,
+        weights=tuple(w for w in weights if w == "resident" or (args.cap and w == "streamed")),
+        lora_rank=16,
+        way="streamed",
+        tokens_per_update=context,
+        ranks=team.size,
+        strategy="auto" if team.size == 1 else strategy,
+        rank_link=200e9,
+    )
+    return spec, plan_context(planning, context)
+
+
+def ring(
+    args: argparse.Namespace,
+    team: Any,
+    record: Record,
+    model: str,
+    context: int,
+    layers: int,
+    strategy: str,
+    order: str,
+    *,
+    capped: bool = False,
+) -> None:
+    """One exact step of one window by all ranks, in the planner's layout."""
+    import torch
+
+    from engine.config import LoraSection
+    from engine.distributed.data_parallel import WholeSum
+    from engine.distributed.sequence_step import SequenceStep
+    from engine.models.adapter import attach_adapter, trainable
+    from engine.models.fused import fuse_kernels
+    from engine.models.placement import choose_placement
+    from engine.models.random import random_model
+    from engine.streaming.step import StreamedStep
+
+    on_gpu = team.device.type == "cuda"
+    name = f"{strategy} {order}".strip()
+    args = argparse.Namespace(**{**vars(args), "cap": args.cap if capped else 0.0})
+    with case(record, f"{name}, {args.cap:g} GiB" if args.cap else name, team) as row:
+        if on_gpu:
+            _, total = torch.cuda.mem_get_info()
+            torch.cuda.set_per_process_memory_fraction(args.cap * GIB / total if args.cap else 1.0)
+        spec, plan_row = planned(args, team, model, context, layers, strategy)
+        plan = plan_row.stream
+        row |= {"model": model, "context": context, "layers": layers, "plan": dataclasses.asdict(plan)}
+        row |= {"predicted_seconds": plan_row.step_seconds, "predicted_gpu_bytes": plan_row.gpu_peak_bytes}
+        row |= {"predicted_host_bytes": plan_row.host_peak_bytes, "capped_gib": args.cap}
+        if team.leads:
+            print(f"    {name} {context:,} x {layers}: {plan_row.step_seconds:.1f} s predicted", flush=True)
+        placement = choose_placement(team.device.type, "bf16" if on_gpu else "fp32")
+        torch.manual_seed(0)
+        home = torch.device("cpu") if plan.weights == "streamed" else team.device
+        base = random_model(spec, placement, layers=layers, weights_device=home)
+        row["fused"] = fuse_kernels(base, team.device)
+        made = attach_adapter(base, LoraSection(rank=16), seed=0).train()
+        if team.size > 1 and home.type == team.device.type:
+            for parameter in base.parameters():  # the draws follow the GPU's generator: one rank's for all
+                torch.distributed.broadcast(parameter.data, 0, group=team.tensors)
+        tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
+        if team.size == 1:
+            step = StreamedStep(made, plan, device=team.device)
+        else:
+            step = SequenceStep(made, plan, device=team.device, team=team, strategy=strategy, order=order)
+        with step:
+            step.run(tokens[: 2 * plan.tile], scale=1.0 / context)  # kernels, connections
+            made.zero_grad(set_to_none=True)
+            synchronize(team.device)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            team.total([0.0])
+            began = time.perf_counter()
+            outcome = step.run(tokens, scale=1.0 / (context - 1))
+            if team.size > 1:
+                WholeSum(team)([p.grad for p in trainable(made).values()])
+            synchronize(team.device)
+            row["seconds"] = time.perf_counter() - began
+            row["backend"] = step.backend_name
+        row |= {"stages": outcome.seconds, "loss": outcome.loss_sum / (context - 1)}
+        row["host_peak"] = team.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        if on_gpu:
+            free, total = torch.cuda.mem_get_info()
+            mine = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), total - free]
+            row["gpu_allocated"], row["gpu_reserved"], row["gpu_used"] = map(list, zip(*team.gather(mine), strict=True))
+
+
+# --- gradients on the wire -----------------------------------------------------------------------------------
+
+
+def gradient_sums(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """Bytes and seconds of an update's gradients, whole and as low-rank factors, of an adapter and of every weight."""
+    import torch
+
+    from engine.distributed.data_parallel import WholeSum
+    from engine.distributed.low_rank_sum import LowRankSum
+    from engine.models.catalogue import find_model
+
+    spec = find_model(sizes.sum_model)
+    every = [(linear.outputs, linear.inputs) for linear in spec.linears]
+    adapter = [shape for out, inp in every for shape in ((16, inp), (out, 16))]
+    for what, shapes in (("adapter r=16", adapter), ("every weight", every)):
+        with case(record, f"gradients of {what}", team) as row:
+            made = [torch.randn(shape, device=team.device) for _ in range(spec.layers) for shape in shapes]
+            for name, add_up in (
+                ("whole", WholeSum(team)),
+                ("powersgd r=1", LowRankSum(team, 1, whole_updates=0)),
+                ("powersgd r=4", LowRankSum(team, 4, whole_updates=0)),
+            ):
+                add_up(made)
+                team.sent_bytes = 0
+                seconds = timed(lambda: add_up(made), team.device, 3)
+                row[name] = {"seconds": seconds, "bytes": team.sent_bytes // 4}
+
+
+# --- ZeRO-3 --------------------------------------------------------------------------------------------------
+
+
+def zero(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    """Steps of whole windows with the weights spread; memory of each rank against what one would need."""
+    import torch
+
+    from engine import config as run_config
+    from engine.data.windows import Window
+    from engine.distributed.zero_step import ZeroStep, ZeroTuning
+    from engine.models.adapter import attach_adapter
+    from engine.models.catalogue import find_model
+    from engine.models.placement import choose_placement
+    from engine.models.random import random_model
+    from engine.optim.adamw import adamw
+    from engine.runtime.deepspeed_config import deepspeed_config
+
+    class Patient:
+        def progress(self, *_: object, **__: object) -> None: ...
+
+        def stop_requested(self) -> bool:
+            return False
+
+    with case(record, "zero3", team) as row:
+        on_gpu = team.device.type == "cuda"
+        precision = "bf16" if on_gpu else "fp32"
+        settings = {
+            "model": {"name": sizes.zero_model, "precision": precision, "device": team.device.type},
+            "distributed": {"strategy": "zero3"},
+            "lora": {"rank": 16},
+        }
+        config = run_config.from_mapping(settings)
+        spec = find_model(sizes.zero_model)
+        placement = choose_placement(team.device.type, precision)
+        torch.manual_seed(0)
+        base = random_model(spec, placement, layers=sizes.zero_layers, weights_device=torch.device("cpu"))
+        row["weights_bytes"] = sum(p.numel() * p.element_size() for p in base.parameters())
+        tuning = ZeroTuning(attach_adapter(base, config.lora, 0))
+        folder = Path(tempfile.mkdtemp())
+        path = folder / "deepspeed.json"
+        path.write_text(json.dumps(deepspeed_config(config, sizes.zero_context, team.size)))
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        step = ZeroStep(tuning, adamw(tuning, config, 1e-4), path, device=team.device, team=team, recompute=True)
+        if on_gpu:
+            row["gpu_after_init"] = team.gather(torch.cuda.memory_allocated())
+        generator = torch.Generator().manual_seed(0)  # the same windows in every rank, which takes its own of them
+        windows = [
+            Window(torch.randint(0, spec.vocab_size, (sizes.zero_context,), generator=generator).numpy())
+            for _ in range(team.size)
+        ]
+        seconds, losses = [], []
+        for _ in range(3):
+            synchronize(team.device)
+            began = time.perf_counter()
+            targets = sum(window.targets for window in windows)
+            result = step.run(windows, 1.0 / targets, Patient())
+            row["grad_norm"] = step.pipeline.apply([], 0)
+            synchronize(team.device)
+            seconds.append(time.perf_counter() - began)
+            losses.append(result.loss_sum / result.tokens)
+        row |= {"context": sizes.zero_context, "seconds": min(seconds), "all_seconds": seconds, "losses": losses}
+        row["ok"] = losses[-1] < losses[0]
+        if on_gpu:
+            row["gpu_allocated"] = team.gather(torch.cuda.max_memory_allocated())
+
+
+PARTS: dict[str, Any] = {
+    "parity": parity,
+    "link": link,
+    "sums": gradient_sums,
+    "ring": ring_part,
+    "orders": orders_part,
+    "long-1.5b": long_part("long-1.5b"),
+    "long-7b": long_part("long-7b"),
+    "alone": alone_part,
+    "zero": zero,
+}
