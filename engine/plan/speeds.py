@@ -35,7 +35,7 @@ CPU_MEMORY_BANDWIDTH = 20e9
 WIDE_HEAD = 128
 "Head size from which on a kernel reaches its rate."
 _HOPPER_ATTENTION: dict[tuple[Backend, bool], tuple[float, float]] = {
-    ("cudnn", True): (0.70, 0.58),
+    ("cudnn", True): (0.64, 0.53),
     ("cudnn", False): (0.43, 0.46),
     # Compiled for the tensor instructions of Ampere, which reach a part of Hopper's rate.
     ("flash", True): (0.34, 0.34),
@@ -44,7 +44,13 @@ _HOPPER_ATTENTION: dict[tuple[Backend, bool], tuple[float, float]] = {
     ("efficient", False): (0.08, 0.085),
 }
 """By kernel and whether heads are wide: the attention's share of the stages of benchmarks/results/memory-h100.json,
-at 64K to 512K tokens where cuDNN computes and at 32K to 128K where another kernel was asked for."""
+at 64K to 512K tokens where cuDNN computes and at 32K to 128K where another kernel was asked for.
+
+cuDNN with wide heads reaches (0.70, 0.58) for a second or two, as in those stages of one layer, and nine tenths of that
+where it computes for longer; it draws the most power of these kernels. Attention alone, all layers of a window, took
+9.4 s at 128K and 37.6 s at 256K of the 1.5B on an H200 (docs/benchmarks.md), 1.10 times what the short rates say; with
+heads of 64 it took what they say (93.8 s at 512K of the 0.5B, 1.01 times). Steps of a run follow each other: the
+lasting rates are the ones to plan by."""
 
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue is taken to be a slow one."

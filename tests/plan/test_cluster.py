@@ -12,7 +12,7 @@ from engine.errors import EliteError
 from engine.hardware.machine import GIB
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
-from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link
+from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link, share_of
 from engine.plan.planner import plan_context
 from engine.plan.planning import Planning, storage
 
@@ -77,3 +77,40 @@ def test_the_command_prints_the_table_and_what_starts_it(capsys):
 def test_a_count_that_is_none_is_refused():
     with pytest.raises(EliteError, match=r"rtx-3090\*0"):
         target_machine("rtx-3090*0")
+
+
+MEASURED = {
+    (262_144, 28, 1): 45.3,
+    (262_144, 28, 2): 22.9,
+    (524_288, 14, 1): 82.4,
+    (524_288, 14, 2): 42.9,
+}
+"""Seconds of one step by context, layers and ranks: Qwen2.5-Coder-1.5B, bf16, LoRA r=16, two H200 with NVLink
+(267 GB/s), the ring in zigzag order (benchmarks/distributed_gpu.py)."""
+
+
+@pytest.mark.parametrize(("context", "layers", "ranks"), MEASURED)
+def test_the_ring_on_two_gpus_takes_what_was_predicted(context, layers, ranks):
+    spec = find_model("qwen2.5-coder-1.5b").with_layers(layers)
+    machine = target_machine("h200", ram=256 * GIB)
+    asked = Planning(
+        machine=share_of(machine, ranks),
+        spec=spec,
+        compute_type="bf16",
+        weights=("resident",),
+        lora_rank=16,
+        way="streamed",
+        tokens_per_update=context,
+        ranks=ranks,
+        strategy="ring" if ranks > 1 else "auto",
+        rank_link=267e9,
+    )
+    seconds = plan_context(asked, context).step_seconds
+    assert seconds == pytest.approx(MEASURED[context, layers, ranks], rel=0.1)
+
+
+def test_a_shortened_model_keeps_its_share_of_windowed_layers():
+    windowed = replace(find_model("qwen2.5-coder-1.5b"), layers=24, full_attention_layers=4)
+    assert (windowed.with_layers(12).layers, windowed.with_layers(12).full_attention_layers) == (12, 2)
+    plain = find_model("qwen2.5-coder-1.5b").with_layers(14)
+    assert plain.full_attention_layers == plain.layers == 14
