@@ -6,11 +6,14 @@ the paper on those sums, with its error feedback and its warm start:
 
     M = gradient + what was not sent before        P = sum of M Q, orthogonalised        Q = sum of Mᵀ P
     the ranks' sum ≈ P Qᵀ                           not sent: M - P (Mᵀ P)ᵀ
+
+An adapter has hundreds of small matrices of a few shapes. Those of one shape are stacked, so that an operation is
+started once a shape and not once a matrix. All left factors go out in one message, and all right ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +24,9 @@ from engine.distributed.process_team import ProcessTeam
 
 WHOLE_UPDATES = 10
 """Updates whose gradients are sent whole: the first ones are large and point everywhere (paper, appendix)."""
+
+STACK_NUMBERS = 64 << 20
+"""Most numbers in a stack: temporaries are a part of the gradients, also where every weight is trained."""
 
 
 class LowRankSum:
@@ -37,6 +43,7 @@ class LowRankSum:
         self._whole = WholeSum(team)
         self._updates = 0
         self._bases: dict[int, Tensor] = {}
+        self._drawn: dict[int, Tensor] = {}
         self._unsent: dict[int, Tensor] = {}
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
@@ -45,19 +52,42 @@ class LowRankSum:
         if self._updates <= self._whole_updates:
             self._whole(gradients)
             return
-        packed = [i for i, gradient in enumerate(gradients) if self._is_worth(gradient)]
-        self._whole([gradient for i, gradient in enumerate(gradients) if i not in set(packed)])
-        matrices = {i: gradients[i].flatten(1) + self._unsent.get(i, 0.0) for i in packed}
-        lefts = [matrices[i] @ self._basis(i, matrices[i]) for i in packed]
+        stacks = list(self._stacks(gradients))
+        packed = {i for stack in stacks for i in stack}
+        self._whole([gradient for i, gradient in enumerate(gradients) if i not in packed])
+        matrices = [self._matrices(gradients, stack) for stack in stacks]
+        lefts = [each @ self._basis(stack, gradients) for stack, each in zip(stacks, matrices, strict=True)]
         self._whole(lefts)
-        lefts = [torch.linalg.qr(left)[0] for left in lefts]
-        rights = [matrices[i].T @ left for i, left in zip(packed, lefts, strict=True)]
-        for i, left, right in zip(packed, lefts, rights, strict=True):
-            self._unsent[i] = matrices[i] - left @ right.T
+        lefts = [orthonormal_columns(left) for left in lefts]
+        rights = [each.mT @ left for each, left in zip(matrices, lefts, strict=True)]
+        for stack, each, left, right in zip(stacks, matrices, lefts, rights, strict=True):
+            unsent = each.baddbmm_(left, right.mT, alpha=-1.0)
+            self._unsent |= dict(zip(stack, unsent.unbind(0), strict=True))
         self._whole(rights)
-        for i, left, right in zip(packed, lefts, rights, strict=True):
-            self._bases[i] = right
-            gradients[i].copy_((left @ right.T).view_as(gradients[i]))
+        for stack, left, right in zip(stacks, lefts, rights, strict=True):
+            self._bases |= dict(zip(stack, right.unbind(0), strict=True))
+            sums = left @ right.mT
+            torch._foreach_copy_([gradients[i].flatten(1) for i in stack], list(sums.unbind(0)))
+
+    def _stacks(self, gradients: Sequence[Tensor]) -> Iterator[list[int]]:
+        """Numbers of matrices of one shape, those that are worth compressing, a stack at a time."""
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, gradient in enumerate(gradients):
+            # A gradient that lies otherwise in memory would not be written through its flat form.
+            if self._is_worth(gradient) and gradient.is_contiguous():
+                rows, columns = gradient.flatten(1).shape
+                groups.setdefault((rows, columns, gradient.dtype, gradient.device), []).append(index)
+        for (rows, columns, *_), indices in groups.items():
+            most = max(1, STACK_NUMBERS // (rows * columns))
+            for start in range(0, len(indices), most):
+                yield indices[start : start + most]
+
+    def _matrices(self, gradients: Sequence[Tensor], stack: Sequence[int]) -> Tensor:
+        """A copy of the gradients with what was not sent before, (matrices, rows, columns)."""
+        matrices = torch.stack([gradients[i].flatten(1) for i in stack])
+        if all(i in self._unsent for i in stack):
+            torch._foreach_add_(list(matrices.unbind(0)), [self._unsent[i] for i in stack])
+        return matrices
 
     def _is_worth(self, gradient: Tensor) -> bool:
         if gradient.dim() < 2:
@@ -65,18 +95,25 @@ class LowRankSum:
         rows, columns = gradient.flatten(1).shape
         return 2 * self._rank * (rows + columns) < rows * columns
 
-    def _basis(self, index: int, matrix: Tensor) -> Tensor:
-        """The right factor of the update before: the same in every rank, and close to this one's."""
-        if index not in self._bases:
+    def _basis(self, stack: Sequence[int], gradients: Sequence[Tensor]) -> Tensor:
+        """The right factors of the update before, (matrices, columns, rank): close to now, alike in all ranks."""
+        drawn = torch.stack([self._drawn_basis(index, gradients[index]) for index in stack])
+        kept = torch.stack([self._bases.get(index, one) for index, one in zip(stack, drawn.unbind(0), strict=True)])
+        # A column that came to nothing would stay at nothing: it looks in another direction.
+        lost = kept.norm(dim=-2, keepdim=True) == 0.0
+        return orthonormal_columns(torch.where(lost, drawn, kept))
+
+    def _drawn_basis(self, index: int, gradient: Tensor) -> Tensor:
+        if index not in self._drawn:
             generator = torch.Generator().manual_seed(index)
-            drawn = torch.randn((matrix.shape[1], self._rank), generator=generator)
-            self._bases[index] = drawn.to(matrix.device, matrix.dtype)
-        basis: Tensor = torch.linalg.qr(self._bases[index])[0]
-        return basis
+            drawn = torch.randn((gradient.flatten(1).shape[1], self._rank), generator=generator)
+            self._drawn[index] = drawn.to(gradient.device, gradient.dtype)
+        return self._drawn[index]
 
     def state_dict(self) -> dict[str, Any]:
         """The factors. What a rank has not sent yet is its own, and is given up when the run is resumed."""
-        bases = {str(index): basis.detach().cpu() for index, basis in self._bases.items()}
+        # A factor is a view into a stack: a file of it alone holds no more than itself.
+        bases = {str(index): basis.detach().cpu().clone() for index, basis in self._bases.items()}
         return {"updates": self._updates, "bases": bases}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -84,3 +121,30 @@ class LowRankSum:
         self._updates = int(state["updates"])
         self._unsent.clear()
         self._bases = {int(index): basis.to(self._team.device) for index, basis in state["bases"].items()}
+
+
+def orthonormal_columns(x: Tensor) -> Tensor:
+    """Orthonormal columns that span those of each matrix, by modified Gram-Schmidt, twice (Björck 1967).
+
+    Column after column for all matrices at once. A QR factorisation runs one matrix after another on a GPU. A column
+    that depends on those before it becomes zero and adds nothing to a product: matrices of a lower rank stay exact.
+
+    Args:
+        x: (matrices, rows, columns), with at least as many rows as columns, fp32 or wider.
+
+    Returns:
+        The same shape and type.
+    """
+    columns = list(x.unbind(-1))
+    tiny = torch.finfo(x.dtype).tiny
+    limit = 100 * torch.finfo(x.dtype).eps
+    for i, column in enumerate(columns):
+        length = column.norm(dim=-1, keepdim=True)
+        found = column / length.clamp_min(tiny)
+        # A second time: what rounding left of the columns before, where little of this one was new.
+        for _ in range(2 if i else 0):
+            for before in columns[:i]:
+                found = found - (before * found).sum(-1, keepdim=True) * before
+        new = found.norm(dim=-1, keepdim=True)
+        columns[i] = torch.where(new > limit, found / new.clamp_min(tiny), torch.zeros_like(found))
+    return torch.stack(columns, dim=-1)
