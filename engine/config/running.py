@@ -117,7 +117,10 @@ class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     ] = "auto"
     compression: Annotated[
         Literal["none", "powersgd"],
-        Meta(description="powersgd sends gradients as low-rank factors, for slow links between hosts. Approximate."),
+        Meta(
+            description="powersgd sends gradients as low-rank factors, for links between hosts of at most a few "
+            "Gbit/s. Approximate, and slower than whole gradients on a fast link."
+        ),
     ] = "none"
     compression_rank: Annotated[int, Meta(ge=1, le=256, description="Rank of PowerSGD's factors.")] = 4
     offload: Annotated[

@@ -44,7 +44,7 @@ class LowRankSum:
         self._updates = 0
         self._bases: dict[int, Tensor] = {}
         self._drawn: dict[int, Tensor] = {}
-        self._unsent: dict[int, Tensor] = {}
+        self._unsent: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """See GradientSum."""
@@ -60,9 +60,8 @@ class LowRankSum:
         self._whole(lefts)
         lefts = [orthonormal_columns(left) for left in lefts]
         rights = [each.mT @ left for each, left in zip(matrices, lefts, strict=True)]
-        for stack, each, left, right in zip(stacks, matrices, lefts, rights, strict=True):
-            unsent = each.baddbmm_(left, right.mT, alpha=-1.0)
-            self._unsent |= dict(zip(stack, unsent.unbind(0), strict=True))
+        for each, left, right in zip(matrices, lefts, rights, strict=True):
+            each.baddbmm_(left, right.mT, alpha=-1.0)
         self._whole(rights)
         for stack, left, right in zip(stacks, lefts, rights, strict=True):
             self._bases |= dict(zip(stack, right.unbind(0), strict=True))
@@ -83,11 +82,14 @@ class LowRankSum:
                 yield indices[start : start + most]
 
     def _matrices(self, gradients: Sequence[Tensor], stack: Sequence[int]) -> Tensor:
-        """A copy of the gradients with what was not sent before, (matrices, rows, columns)."""
-        matrices = torch.stack([gradients[i].flatten(1) for i in stack])
-        if all(i in self._unsent for i in stack):
-            torch._foreach_add_(list(matrices.unbind(0)), [self._unsent[i] for i in stack])
-        return matrices
+        """The gradients with what was not sent before, (matrices, rows, columns), in the place of the latter."""
+        added = [gradients[i].flatten(1) for i in stack]
+        key = tuple(stack)
+        if key not in self._unsent:
+            self._unsent[key] = torch.stack(added)
+        else:
+            torch._foreach_add_(list(self._unsent[key].unbind(0)), added)
+        return self._unsent[key]
 
     def _is_worth(self, gradient: Tensor) -> bool:
         if gradient.dim() < 2:
