@@ -1,14 +1,14 @@
 """Runs the worst of a plan for real: its last tile with the whole prefix before it, through one decoder layer.
 
 Weights are random, and keys and values of the prefix are whatever is in memory: time and bytes do not depend on them.
-Beside the last tile runs the first, which has no prefix. All that depends on the prefix grows linearly with it, so the
-mean of the two is the mean of all tiles.
+Beside the last tile runs the first, which has no prefix. All that depends on the prefix grows linearly with it, up to a
+sliding window; so the two tell the mean of all tiles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
-from engine.streaming.attention import Pass
+from engine.streaming.attention import KeysValuesCollected, Pass
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import loss_and_gradient
 from engine.streaming.sequence_run import SequenceRun
@@ -95,13 +95,27 @@ class _FirstAndLastTile(StreamedStep):
 
     def extrapolate(self, layers: int, tiles: int) -> float:
         """Seconds of a step of all layers and tiles."""
-        forward, backward = (statistics.mean(self._seconds[stage].values()) for stage in ("forward", "backward"))
+        reach = self._workspace.attention.reach(0)
+        grows = (tiles if reach is None else reach + 1) / tiles  # share of the tiles that see more than the one before
+
+        def mean(stage: str) -> float:
+            first, last = self._seconds[stage][0], self._seconds[stage][max(self._seconds[stage])]
+            return last - (last - first) * grows / 2
+
+        forward, backward = mean("forward"), mean("backward")
         again = 1 - 1 / self.plan.checkpoint_every
         return layers * tiles * ((1 + again) * forward + backward) + tiles * self._seconds["loss"][0]
 
     def _ends(self, run: SequenceRun) -> tuple[int, ...]:
         """The first tile and the last one; a lone tile is both, and its input is gone once it has been read."""
         return (0, run.tiles - 1) if run.tiles > 1 else (0,)
+
+    def _hold_keys_before(self, run: SequenceRun, tile: int) -> None:
+        """A ring hands out keys of tiles that it holds, and no others."""
+        for below in self._workspace.attention.below(0, tile, run.tiles):
+            x = self.decoder.embed(run.token_ids(below).unsqueeze(0))
+            with torch.no_grad(), contextlib.suppress(KeysValuesCollected):
+                self._call_layer(run, 0, below, x, Pass.COLLECT)
 
     def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:
         """Mean of some runs that follow one another, as tiles do."""
@@ -130,6 +144,7 @@ class _FirstAndLastTile(StreamedStep):
                     hidden.write(0, tile, embedded[0])
             self._enter(0)
             for end, tile in enumerate(self._ends(run)):
+                self._hold_keys_before(run, tile)
 
                 def work(tile: int = tile) -> None:
                     x = hidden.read(0, tile).unsqueeze(0)
@@ -169,8 +184,9 @@ class _FirstAndLastTile(StreamedStep):
         hidden = self._workspace.hidden
         self._enter(0)
         self._linears.want_output(wanted=False)
-        self._workspace.attention.zero_gradients()
+        self._workspace.attention.zero_gradients(0)
         for end, tile in reversed(list(enumerate(self._ends(run)))):
+            self._hold_keys_before(run, tile)
 
             def work(tile: int = tile) -> None:
                 x = hidden.read(0, tile).unsqueeze(0).detach().requires_grad_()

@@ -152,7 +152,8 @@ def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any
     from engine.plan.parts import NOT_ALLOCATED
     from engine.plan.planning import workload_of
 
-    spec = dataclasses.replace(planning.spec, layers=probed.layers)
+    full = min(planning.spec.full_attention_layers, probed.layers)
+    spec = dataclasses.replace(planning.spec, layers=probed.layers, full_attention_layers=full)
     work = workload_of(dataclasses.replace(planning, spec=spec), row.context)
     if row.stream is None:
         weights: BaseWeights = "nf4" if row.precision == "nf4" else "resident"

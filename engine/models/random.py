@@ -60,7 +60,17 @@ def _config(spec: ModelSpec, layers: int) -> Any:
         tie_word_embeddings=spec.tied_embeddings,
         max_position_embeddings=max(spec.max_context, 2**22),
         **_experts(spec),
+        **_windows(spec, layers),
     )
+
+
+def _windows(spec: ModelSpec, layers: int) -> dict[str, Any]:
+    """Said for every model: some families have a window by default."""
+    found: dict[str, Any] = {"sliding_window": spec.sliding_window}
+    if spec.family.startswith("qwen"):  # theirs is switched on, and begins above the layers without one
+        found |= {"use_sliding_window": spec.windowed_layers > 0}
+        found |= {"max_window_layers": min(spec.full_attention_layers, layers)}
+    return found
 
 
 def _experts(spec: ModelSpec) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class ModelSpec:
         full = round(layers * self.full_attention_layers / self.layers)
         return replace(self, layers=layers, full_attention_layers=full)
 
+    @property
+    def windowed_layers(self) -> int:
+        """Layers that attend through the sliding window."""
+        return 0 if self.sliding_window is None else max(0, self.layers - self.full_attention_layers)
+
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """The linear layers of a decoder layer, in the order in which they run: of one without experts, if any is.

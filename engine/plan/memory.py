@@ -109,10 +109,13 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *home_parts(work, plan, tile),
     ]
     # A tile's own keys come first, then blocks from the beginning: two that follow one another are held together.
-    first = min(key_block, n - tile)
-    second = min(key_block, n - tile - first)
+    before = n - tile
+    if work.spec.windowed_layers == work.spec.layers:
+        before = min(before, (work.spec.sliding_window or n) - 1)
+    first = min(key_block, before)
+    second = min(key_block, before - first)
     paged = plan.kv_home == "host" and work.on_gpu
-    longest = min(key_block if paged else FORWARD_BLOCKS * key_block, n - tile)
+    longest = min(key_block if paged else FORWARD_BLOCKS * key_block, before)
     keys: dict[Phase, int] = {"forward": max(tile, longest), "backward": first + max(tile, second)}
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0

@@ -13,6 +13,7 @@ from typing import Literal
 from engine.models.spec import ModelSpec
 from engine.plan.activations import Held
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 Place = Literal["gpu", "host", "disk"]
@@ -179,7 +180,37 @@ def factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line
 
 
 def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
-    """Keys, values and their gradients of the one layer that is computed."""
+    """Keys, values and their gradients of the one layer that is computed, and of a windowed one beside it.
+
+    Either is kept for the next layer of its kind. A ring is small, and on the device wherever whole layers' home is.
+    """
+    ringed, _ = layers_of_ring(work.spec, plan.tile, work.context)
+    if ringed < work.spec.layers:
+        yield from _whole_layer_parts(work, plan, key_block, device)
+    yield from _ring_parts(work, plan, device)
+
+
+def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
+    _, ring = layers_of_ring(work.spec, plan.tile, work.context)
+    if ring is None:
+        return
+    values, element = 2 * ring.rows * work.key_width, work.element
+    shape = f"2 × {ring.places} tiles' last {ring.kept:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
+    yield Line(
+        name="a windowed layer's keys and values",
+        where=device,
+        bytes=values * element,
+        words=lambda: f"{shape} × {element} B (window {ring.window:,}, whatever the context)",
+    )
+    yield Line(
+        name="a windowed layer's gradients of them, fp32",
+        where=device,
+        bytes=values * 4,
+        words=lambda: f"{shape} × 4 B",
+    )
+
+
+def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
     n, width, element = work.context, work.key_width, work.element
     shape = f"{n:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
     home: Place = device if plan.kv_home == "gpu" else "host"
@@ -204,6 +235,8 @@ def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> It
     spec, element = work.spec, work.element
     stored = _stored_bytes(work, plan) * spec.hidden_size
     stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
+    if plan.stash and stashes_keys_values(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
+        stashed += work.key_width * element  # of a ring's tiles keys and values come back through two buffers
     a_token = round(stored) + spec.hidden_size * element + stashed
     yield Line(
         name="tiles in flight between the homes",

@@ -14,6 +14,7 @@ from engine.plan.parts import BaseWeights, Place
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 HEADROOM = 0.12
@@ -189,11 +190,17 @@ def _streamed(
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget, _grains(fixed))
         grained = _with_grain(plan, grains[key])
+        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained):
+            continue  # nothing would be paged: the plan with the device as home is the same
         ledger = streamed_ledger(work, grained)
         yield _candidate(work, weights, grained, ledger, speeds, budget)
         keeping = _keeping_layers(work, grained, budget)
         if keeping is not None:
             yield _candidate(work, weights, keeping, streamed_ledger(work, keeping), speeds, budget)
+
+
+def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
+    return layers_of_ring(work.spec, plan.tile, work.context)[0] == work.spec.layers
 
 
 def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamPlan | None:

@@ -159,6 +159,7 @@ def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> Momen
         ("queries, keys and values", w.queries + 2 * w.keys),
         ("output so far, fp32", w.wide * w.queries + w.logsumexp),
         ("a block's output", w.queries + w.logsumexp),
+        *_reversed(w, results=w.queries, inputs=w.queries),
     )
     repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
     return Moment(phase="forward", at="in attention", token=held, key=repeated)
@@ -193,10 +194,16 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
         ("sums of gradients, fp32", w.wide * (w.queries + 2 * w.keys)),
         ("two blocks' query gradients", 2 * w.queries),
         ("adapters", 4 * w.inner),
+        *_reversed(w, results=0, inputs=3 * w.queries),
         *_ATTENTION_WORKSPACE[backend](w),
     )
     blocks = (("keys' and values' gradients", 2 * w.keys),)
     return Moment(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
+
+
+def _reversed(w: Widths, *, results: int, inputs: int) -> Held:
+    """Copies that a window's mirrored triangle is computed from (engine.attention.pieces), as if of the whole tile."""
+    return (("reversed for the window's edge", results + inputs + 2 * w.keys),) if w.spec.windowed_layers else ()
 
 
 _ATTENTION_WORKSPACE: dict[Backend, Callable[[Widths], Held]] = {

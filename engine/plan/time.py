@@ -21,6 +21,7 @@ from engine.plan.parts import NF4_BITS, BaseWeights, window_piece
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 FUSED_PASSES, PLAIN_PASSES = 6, 22
@@ -103,7 +104,8 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     passes = spec.layers * tiles
     more = ENCODED_CALLS if plan.activation_bits < 16 else 0
     if plan.kv_home == "host":
-        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2))  # a tile meets half of all blocks, on average
+        # A tile meets half of all blocks, on average.
+        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2) * _paged_layers(work, plan) / spec.layers)
     stages = [
         (forward, passes * (FORWARD_CALLS + more)),
         (sum(part.seconds for part in loss), -(-n // min(plan.loss_piece, n)) * LOSS_CALLS),
@@ -265,8 +267,10 @@ def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[Ti
 
 
 def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
-    """Every tile's backward pass adds into the fp32 key and value gradients of all tiles before it."""
-    earlier = work.spec.layers * work.context * (tiles - 1) / 2
+    """Every tile's backward pass adds into the fp32 key and value gradients of all tiles before it, or of a window."""
+    spec, half = work.spec, work.context / 2
+    window = min((spec.sliding_window or work.context) - 1, half)
+    earlier = (tiles - 1) * ((spec.layers - spec.windowed_layers) * half + spec.windowed_layers * window)
     moved = earlier * 2 * work.key_width * (2 * 4 + work.element)
     return TimePart(
         name="sums of key and value gradients",
@@ -278,11 +282,16 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
 
 def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
     """Key and value gradients at home are set to zero by the processor, while the GPU waits."""
-    if plan.kv_home != "host" or not work.on_gpu:
+    if plan.kv_home != "host" or not work.on_gpu or not _paged_layers(work, plan):
         return []
-    zeroed = work.spec.layers * 2 * work.context * work.key_width * 4
+    zeroed = _paged_layers(work, plan) * 2 * work.context * work.key_width * 4
     formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
     return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
+
+
+def _paged_layers(work: Workload, plan: StreamPlan) -> int:
+    """Layers whose keys and values would live on the host with kv_home host: those without a ring."""
+    return work.spec.layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
@@ -324,7 +333,7 @@ def _transfer_seconds(
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile meets all earlier keys: half of n each, on average. Backward also reads and writes fp32 gradients.
-        pairs = spec.layers * n * (tiles - 1) / 2 * work.key_width
+        pairs = _paged_layers(work, plan) * n * (tiles - 1) / 2 * work.key_width
         reads = (1 if plan.stash else 2 + again) + 1
         pages = pairs * 2 * (reads * e + 2 * 4) / speeds.link
     return (seconds, pages) if work.on_gpu else (0.0, 0.0)

@@ -16,6 +16,7 @@ from engine.attention.blockwise import attend, attend_backward
 from engine.attention.pieces import Piece, causal_pieces
 from engine.streaming.keys_values import KeysValues
 from engine.streaming.tiles import TileArray, TileReader
+from engine.streaming.windowed_keys_values import WindowedKeysValues
 
 IMPLEMENTATION = "elite_streamed"
 """Name under which transformers finds the function."""
@@ -55,7 +56,7 @@ class Stash:
         self._new_array, self._new_reader = new_array, new_reader
         self._arrays: dict[int, tuple[TileArray, TileArray]] = {}
         self._keys_values: dict[int, tuple[TileArray, TileArray]] = {}
-        self._readers: dict[tuple[int, torch.dtype], TileReader] = {}
+        self._readers: dict[tuple[int, torch.dtype, bool], TileReader] = {}
         self._heads: dict[int, int] = {}
 
     def write(self, layer: int, tile: int, out: Tensor, logsumexp: Tensor) -> None:
@@ -95,6 +96,22 @@ class Stash:
                     place.copy_(arrived)
         return True
 
+    def keeps_keys_values(self, layer: int) -> bool:
+        """Whether a layer's keys and values were kept."""
+        return layer in self._keys_values
+
+    def prefetch_keys_values(self, layer: int, tile: int) -> None:
+        """Starts to fetch what `read_keys_values` will return."""
+        for array in self._keys_values[layer]:
+            self._reader(array, keys=True).prefetch(array, tile)
+
+    def read_keys_values(self, layer: int, tile: int, kv_heads: int) -> tuple[Tensor, Tensor]:
+        """Kept k, v of a tile, (1, kv_heads, tile, head_dim). Valid until the next tile's are fetched."""
+        self.prefetch_keys_values(layer, tile)
+        rows = [self._reader(array, keys=True).read(array, tile) for array in self._keys_values[layer]]
+        k, v = (x.view(x.shape[0], kv_heads, -1).transpose(0, 1).unsqueeze(0) for x in rows)
+        return k, v
+
     def prefetch(self, layer: int, tile: int) -> None:
         """Starts to fetch what `read` will return."""
         for array in self._arrays.get(layer, ()):
@@ -106,10 +123,11 @@ class Stash:
         out = rows.view(rows.shape[0], self._heads[layer], -1).transpose(0, 1).unsqueeze(0)
         return out, sums.T.contiguous().unsqueeze(0)
 
-    def _reader(self, array: TileArray) -> TileReader:
-        key = (array.width, array.dtype)
+    def _reader(self, array: TileArray, *, keys: bool = False) -> TileReader:
+        """Keys and values have a reader of their own: they are fetched for another tile than the output."""
+        key = (array.width, array.dtype, keys)
         if key not in self._readers:
-            self._readers[key] = self._new_reader(*key)
+            self._readers[key] = self._new_reader(array.width, array.dtype)
         return self._readers[key]
 
     def _all_arrays(self) -> list[TileArray]:
@@ -139,6 +157,8 @@ class TileAttention:
         forward_key_block: Most keys in one call of its forward.
         new_keys_values: Makes the store for (kv_heads, head_dim, dtype), when the first layer shows them.
         stash: Where outputs are kept between the passes, or None to repeat attention.
+        new_windowed: Makes the store of layers with a window for (kv_heads, head_dim, dtype, window); None where it
+            would be no smaller than the store of a whole layer. Without it there are only those.
     """
 
     def __init__(
@@ -148,44 +168,99 @@ class TileAttention:
         forward_key_block: int,
         new_keys_values: Callable[[int, int, torch.dtype], KeysValues],
         stash: Stash | None,
+        new_windowed: Callable[[int, int, torch.dtype, int], WindowedKeysValues | None] | None = None,
     ) -> None:
         self.backend, self.stash = backend, stash
         self.key_block, self._forward_key_block = key_block, forward_key_block
-        self._new_keys_values = new_keys_values
-        self._stores: dict[tuple[int, int, torch.dtype], KeysValues] = {}
+        self._new_keys_values, self._new_windowed = new_keys_values, new_windowed
+        self._stores: dict[tuple[int, int, torch.dtype, int | None], KeysValues] = {}
+        self._windows: dict[int, int | None] = {}
+        self._of_layer: dict[int, KeysValues] = {}
         self.document_starts: Sequence[int] = (0,)
         self.lone = False
         "Whether the sequence is a single tile: nothing is before it and nothing comes after."
         self.layer = self.tile = self.start = 0
         self.purpose = Pass.FORWARD
 
+    def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
+        """Another sequence begins: its forward pass shows each layer's window anew."""
+        self.document_starts, self.lone = document_starts, lone
+        self._windows.clear()
+        self._of_layer.clear()
+
     def begin(self, purpose: Pass, layer: int, tile: int, start: int) -> None:
         """The next call of the function is for this tile of this layer."""
         self.purpose, self.layer, self.tile, self.start = purpose, layer, tile, start
 
-    def zero_gradients(self) -> None:
+    def zero_gradients(self, layer: int) -> None:
         """The backward pass of a layer begins."""
-        if self.lone:
-            return
-        for store in self._stores.values():
-            store.zero_gradients()
+        if not self.lone:
+            self._of_layer[layer].zero_gradients()
 
     def release(self) -> None:
         """Drops keys, values and their gradients."""
         self._stores.clear()
+        self._of_layer.clear()
 
     def store(self, k: Tensor) -> KeysValues:
-        """The store for keys of k's shape, made when first asked for."""
-        key = (k.shape[1], k.shape[3], k.dtype)
-        if key not in self._stores:
-            self._stores[key] = self._new_keys_values(*key)
-        return self._stores[key]
+        """The present layer's store, for keys of k's shape; made when first asked for."""
+        shape, window = (k.shape[1], k.shape[3], k.dtype), self._windows.get(self.layer)
+        store = self._stores.get((*shape, window))
+        if store is None and window is not None and self._new_windowed is not None:
+            store = self._new_windowed(*shape, window)
+        if store is None:
+            whole = (*shape, None)
+            if whole not in self._stores:
+                self._stores[whole] = self._new_keys_values(*shape)
+            store = self._stores[whole]
+        self._stores[(*shape, window)] = self._of_layer[self.layer] = store
+        return store
+
+    def _see_window(self, window: int | None) -> None:
+        """The present layer attends through this window, in every pass of a sequence.
+
+        Raises:
+            RuntimeError: it did not in an earlier pass. Its store may then lack keys that it sees.
+        """
+        if self._windows.setdefault(self.layer, window) != window:
+            raise RuntimeError(
+                f"layer {self.layer} attends through a window of {window} after one of {self._windows[self.layer]}"
+            )
+
+    # --- keys and values on their way back -------------------------------------------------------------------
+
+    def reach(self, layer: int) -> int | None:
+        """Tiles before a tile whose keys come back just ahead of it; None where the whole layer's come first."""
+        store = self._of_layer.get(layer)
+        return store.ring.reach if isinstance(store, WindowedKeysValues) else None
+
+    def collects(self, layer: int) -> bool:
+        """Whether these tiles are run again up to their keys; otherwise `restore_below` fetches them."""
+        return self.stash is None or not self.stash.keeps_keys_values(layer)
+
+    def below(self, layer: int, tile: int, tiles: int) -> range:
+        """Tiles whose keys come back just ahead of this one, where tiles go down from the last."""
+        reach = self.reach(layer) or 0
+        lowest = tile - reach
+        nearest = tile - 1 if tile == tiles - 1 else lowest  # the others came back ahead of a later tile
+        return range(nearest, max(lowest, 0) - 1, -1) if reach else range(0)
+
+    def restore_below(self, layer: int, tile: int, spans: Sequence[slice]) -> None:
+        """Fetches what `below` says from the stash, and starts to fetch what is needed ahead of the next tile."""
+        store = self._of_layer[layer]
+        assert self.stash is not None
+        assert isinstance(store, WindowedKeysValues)
+        for below in self.below(layer, tile, len(spans)):
+            store.append(spans[below].start, *self.stash.read_keys_values(layer, below, store.kv_heads))
+        for below in self.below(layer, tile - 1, len(spans)):
+            self.stash.prefetch_keys_values(layer, below)
 
     def restore_keys_values(self, layer: int, spans: Sequence[slice]) -> bool:
-        """Fills the store with a layer's keys and values from the stash, if they are there."""
-        if self.stash is None or len(self._stores) != 1:  # more than one: layers of unlike shapes
+        """Fills the store with a whole layer's keys and values from the stash, if they are there."""
+        store = self._of_layer.get(layer)
+        if self.stash is None or store is None:
             return False
-        return self.stash.restore_keys_values(layer, spans, next(iter(self._stores.values())))
+        return self.stash.restore_keys_values(layer, spans, store)
 
     def pieces(self, length: int, window: int | None, key_block: int) -> list[Piece]:
         """What the present tile's queries see."""
@@ -201,6 +276,7 @@ class TileAttention:
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Attention of the present tile; shapes as in AttentionBackend."""
+        self._see_window(window)
         if not self.lone and (
             self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT)
             or (self.purpose is Pass.REPEAT and self.stash is None)
@@ -245,6 +321,7 @@ class _TileAttentionFunction(Function):
             out, logsumexp = state.attend(q, k, v, scale, window)
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.state, ctx.scale, ctx.window, ctx.start = state, scale, window, state.start
+        ctx.store = state.store(k)
         # A view: autograd must not take the stash's buffer for a fresh output that it may overwrite.
         return out.view_as(out)
 
@@ -253,7 +330,7 @@ class _TileAttentionFunction(Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, logsumexp = ctx.saved_tensors
         state: TileAttention = ctx.state
-        store = state.store(k)
+        store: KeysValues = ctx.store
         dq, dk, dv = attend_backward(
             grad_out,
             q,

@@ -72,6 +72,14 @@ class Decoder:
         )
 
     @property
+    def widest_window(self) -> int | None:
+        """Most keys that a query of any layer sees, as the configuration has it; None where a layer sees all."""
+        if "full_attention" in (getattr(self.config, "layer_types", None) or ()):
+            return None
+        window: int | None = getattr(self.config, "sliding_window", None)
+        return window
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.config.hidden_size)

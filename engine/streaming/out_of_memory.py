@@ -10,6 +10,7 @@ from torch import nn
 from engine import errors
 from engine.errors import EliteError
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.window_ring import ring_for
 from engine.streaming.decoder import Decoder
 
 _GIB = 2**30
@@ -36,7 +37,9 @@ def out_of_memory(
     """The typed error for the home that was full, "GPU", "host" or "disk"."""
     on_gpu = place == "GPU"
     largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else _largest_between(decoder, plan, context)
-    return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=_smaller_plan(place, plan))
+    pageable = plan.kv_home == "gpu" and ring_for(decoder.widest_window, plan.tile, context) is None
+    remedy = _smaller_plan(place, plan, pageable=pageable)
+    return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy)
 
 
 def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int) -> str:
@@ -47,8 +50,10 @@ def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, contex
         "one tile's activations": 6 * min(plan.tile, context) * getattr(config, "intermediate_size", 0) * item,
         "a piece of logits": 3 * min(plan.loss_piece, context) * config.vocab_size * item,
     }
-    if plan.kv_home == "gpu":
-        parts["keys, values and their gradients"] = 2 * context * shape.kv_heads * shape.head_dim * (item + 4)
+    ring = ring_for(decoder.widest_window, plan.tile, context)
+    if plan.kv_home == "gpu" or ring is not None:
+        rows = context if ring is None else ring.rows
+        parts["keys, values and their gradients"] = 2 * rows * shape.kv_heads * shape.head_dim * (item + 4)
     return _largest(parts)
 
 
@@ -66,7 +71,8 @@ def _largest(parts: dict[str, int]) -> str:
     return f"{name} ({parts[name] / _GIB:.2f} GiB)"
 
 
-def _smaller_plan(place: str, plan: StreamPlan) -> str:
+def _smaller_plan(place: str, plan: StreamPlan, *, pageable: bool) -> str:
+    """`pageable`: whether keys and values on the host would leave room on the GPU; rings of windows stay there."""
     steps = []
     if place in ("host", "disk"):
         other = "disk" if place == "host" else "host"
@@ -76,7 +82,7 @@ def _smaller_plan(place: str, plan: StreamPlan) -> str:
             steps.append("stash=false")
         steps.append(f"checkpoint_every={plan.checkpoint_every * 2}")
     else:
-        if plan.kv_home == "gpu":
+        if pageable:
             steps.append("kv_home=host")
         if plan.tile > 256:
             steps.append(f"tile={plan.tile // 2}")

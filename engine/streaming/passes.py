@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -239,8 +240,10 @@ class LayerPasses:
                         keys_of = below if self._workspace.attention.stash is None else keys_of
                 hidden.hold_segment(layer)
                 run.stage = "backward"
-            if run.tiles > 1 and keys_of != layer:  # a lone tile needs only its own keys and values
-                if not self._workspace.attention.restore_keys_values(layer, run.spans):
+            attention = self._workspace.attention
+            # A lone tile needs only its own keys and values; those that a window sees come back tile by tile.
+            if run.tiles > 1 and keys_of != layer and attention.reach(layer) is None:
+                if not attention.restore_keys_values(layer, run.spans):
                     with torch.no_grad():
                         self._run_layer(run, layer, Pass.COLLECT)
                 keys_of = layer
@@ -253,31 +256,53 @@ class LayerPasses:
         self._enter(layer)
         self._weights.prefetch(layer - 1)
         self._linears.want_output(wanted=False)
-        self._workspace.attention.zero_gradients()
-        for tile in reversed(range(run.tiles)):
-            self._prefetch(layer, tile, Pass.GRADIENT)
-            x = hidden.read(layer, tile).unsqueeze(0).detach().requires_grad_(needs_input)
-            gradient = hidden.read_gradient(tile).unsqueeze(0)
-            if tile:
-                self._prefetch(layer, tile - 1, Pass.GRADIENT)
-                hidden.prefetch_gradient(tile - 1)
+        self._workspace.attention.zero_gradients(layer)
+        order = self._backward_order(run, layer)
+        for (purpose, tile), following in zip_longest(order, order[1:]):
+            self._prefetch(layer, tile, purpose)
+            x = hidden.read(layer, tile).unsqueeze(0)
+            if following is not None:
+                self._prefetch(layer, following[1], following[0])
             elif needs_input and layer and hidden.holds(layer - 1):
-                self._prefetch(layer - 1, run.tiles - 1, Pass.GRADIENT)
-                if run.tiles > 1:
-                    hidden.prefetch_gradient(run.tiles - 1)
-            y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
-            if y.requires_grad:
-                torch.autograd.backward(y, gradient)
-            if needs_input:
-                assert x.grad is not None
-                hidden.write_gradient(tile, x.grad[0])
+                first, of_tile = self._backward_order(run, layer - 1)[0]
+                self._prefetch(layer - 1, of_tile, first)
+            if purpose is Pass.COLLECT:
+                with torch.no_grad(), contextlib.suppress(KeysValuesCollected):
+                    self._call_layer(run, layer, tile, x, purpose)
+            else:
+                self._tile_backward(run, layer, tile, x, needs_input=needs_input)
             run.advance(layer, tile)
         self.wide_gradients.flush()
+
+    def _backward_order(self, run: SequenceRun, layer: int) -> list[tuple[Pass, int]]:
+        """Tiles of a layer's backward pass from the last, and what has to be collected ahead of each."""
+        attention, order = self._workspace.attention, []
+        for tile in reversed(range(run.tiles)):
+            if attention.collects(layer):
+                order += [(Pass.COLLECT, below) for below in attention.below(layer, tile, run.tiles)]
+            order.append((Pass.GRADIENT, tile))
+        return order
+
+    def _tile_backward(self, run: SequenceRun, layer: int, tile: int, x: Tensor, *, needs_input: bool) -> None:
+        """One tile of a layer's backward pass, from its input, (1, tile, hidden)."""
+        hidden, attention = self._workspace.hidden, self._workspace.attention
+        if attention.reach(layer) is not None and not attention.collects(layer):
+            attention.restore_below(layer, tile, run.spans)
+        x = x.detach().requires_grad_(needs_input)
+        gradient = hidden.read_gradient(tile).unsqueeze(0)
+        if run.tiles > 1 and (tile or (needs_input and layer and hidden.holds(layer - 1))):
+            hidden.prefetch_gradient((tile - 1) % run.tiles)  # after the first tile comes the last, of the layer below
+        y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
+        if y.requires_grad:
+            torch.autograd.backward(y, gradient)
+        if needs_input:
+            assert x.grad is not None
+            hidden.write_gradient(tile, x.grad[0])
 
     def _kept_backward(self, run: SequenceRun, layer: int) -> None:
         hidden = self._workspace.hidden
         self._enter(layer)
-        self._workspace.attention.zero_gradients()
+        self._workspace.attention.zero_gradients(layer)
         x, y = run.kept.pop(layer)
         torch.autograd.backward(y, hidden.read_gradient(0).unsqueeze(0))
         assert x.grad is not None

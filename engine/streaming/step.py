@@ -184,8 +184,7 @@ class StreamedStep(LayerPasses):
             if getattr(layer, "gradient_checkpointing", False):
                 checkpointing.append(layer)
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
-        self._workspace.attention.document_starts = run.document_starts
-        self._workspace.attention.lone = run.tiles == 1
+        self._workspace.attention.begin_sequence(run.document_starts, lone=run.tiles == 1)
         streamed_attention.activate(self._workspace.attention)
         try:
             with self._generators.restored():

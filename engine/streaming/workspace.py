@@ -8,6 +8,7 @@ import torch
 
 from engine.attention.select import backend_by_name, select_backend
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
+from engine.plan.window_ring import ring_for
 from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
@@ -15,6 +16,7 @@ from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
+from engine.streaming.windowed_keys_values import WindowedKeysValues
 
 
 class Workspace:
@@ -106,7 +108,9 @@ class Workspace:
         stash = Stash(new_array, new_reader) if plan.stash else None
         # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
         forward_block = plan.key_block * (1 if self._pages_keys_values else FORWARD_BLOCKS)
-        return TileAttention(backend, plan.key_block, forward_block, self._new_keys_values, stash)
+        return TileAttention(
+            backend, plan.key_block, forward_block, self._new_keys_values, stash, self._new_windowed_keys_values
+        )
 
     def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:
         if self._pages_keys_values:
@@ -115,6 +119,13 @@ class Workspace:
                 self.context, kv_heads, head_dim, dtype, self._device, self._streams, self._plan.key_block
             )
         return DeviceKeysValues(self.context, kv_heads, head_dim, dtype, self._device)
+
+    def _new_windowed_keys_values(
+        self, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int
+    ) -> WindowedKeysValues | None:
+        """On the device wherever those of whole layers live: it is small."""
+        ring = ring_for(window, self._plan.tile, self.context)
+        return None if ring is None else WindowedKeysValues(ring, kv_heads, head_dim, dtype, self._device)
 
     @property
     def _pages_keys_values(self) -> bool:

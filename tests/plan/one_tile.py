@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from unittest import mock
@@ -18,12 +18,14 @@ from engine.models.fine_tuning import AdapterTuning, FullTuning
 from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.window_ring import ring_for
 from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import Pass, Stash, TileAttention
+from engine.streaming.attention import KeysValuesCollected, Pass, Stash, TileAttention
 from engine.streaming.decoder import Decoder
 from engine.streaming.keys_values import DeviceKeysValues
 from engine.streaming.linears import FrozenLinears
 from engine.streaming.tiles import DeviceTiles, TileReader
+from engine.streaming.windowed_keys_values import WindowedKeysValues
 from engine.training.step import WholeSequenceStep
 from tests.plan.live_bytes import LiveBytes
 
@@ -94,10 +96,11 @@ def _product_as_on_a_gpu(a, b):
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes beyond what was there before: the most in each pass."""
+    """The most bytes beyond what was there before, in each pass; and those of the layer's store of keys and values."""
 
     forward: int
     backward: int
+    stores: int
 
 
 def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16) -> Counted:
@@ -127,8 +130,12 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     def new_keys_values(heads, head_dim, kv_dtype):
         return DeviceKeysValues(context, heads, head_dim, kv_dtype, META)
 
+    def new_windowed(heads, head_dim, kv_dtype, window):
+        ring = ring_for(window, plan.tile, context)
+        return None if ring is None else WindowedKeysValues(ring, heads, head_dim, kv_dtype, META)
+
     stash = Stash(new_array, new_reader) if plan.stash else None
-    attention = TileAttention(CudnnFlash(), plan.key_block, 4 * plan.key_block, new_keys_values, stash)
+    attention = TileAttention(CudnnFlash(), plan.key_block, 4 * plan.key_block, new_keys_values, stash, new_windowed)
     hidden = torch.empty((1, plan.tile, spec.hidden_size), dtype=dtype, device=META)
     gradient = torch.empty_like(hidden)
     positions = torch.arange(plan.tile, device=META).unsqueeze(0)
@@ -136,6 +143,13 @@ def _count(model, spec, plan, start, dtype) -> Counted:
         arguments = decoder.layer_arguments(hidden, positions)[0]
     decoder.config._attn_implementation = streamed_attention.IMPLEMENTATION
     layer, tile = decoder.layers[0], start // plan.tile
+
+    def hold_keys_before():
+        for below in attention.below(0, tile, tile + 1):
+            attention.begin(Pass.COLLECT, 0, below, below * plan.tile)
+            with torch.no_grad(), suppress(KeysValuesCollected):
+                layer(hidden, **arguments)
+
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -145,8 +159,9 @@ def _count(model, spec, plan, start, dtype) -> Counted:
         with LiveBytes("meta") as live:
             live.ignore(hidden, gradient, *model.parameters(), *(p.grad for p in model.parameters() if p.requires_grad))
             with torch.no_grad():  # makes the stores
-                attention.begin(Pass.FORWARD, 0, tile, start)
+                attention.begin(Pass.FORWARD, 0, 0, 0)
                 y = layer(hidden, **arguments)
+            hold_keys_before()
             peaks = {}
             del y
             before = live.now
@@ -159,6 +174,8 @@ def _count(model, spec, plan, start, dtype) -> Counted:
             linears.want_output(wanted=False)
             if stash is not None:
                 stash.read(0, tile)  # makes the readers
+            attention.zero_gradients(0)
+            hold_keys_before()
             before = live.now
             live.restart()
             x = hidden.detach().requires_grad_()
@@ -170,7 +187,12 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     finally:
         streamed_attention.activate(None)
         linears.close()
-    return Counted(forward=peaks["forward"], backward=peaks["backward"])
+    return Counted(forward=peaks["forward"], backward=peaks["backward"], stores=_held_by(attention))
+
+
+def _held_by(attention) -> int:
+    stores = set(attention._stores.values())
+    return sum(x.untyped_storage().nbytes() for store in stores for x in vars(store).values() if torch.is_tensor(x))
 
 
 class _Silent:

@@ -8,6 +8,7 @@ import pytest
 
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config, supporting
+from engine.plan.memory import streamed_ledger
 from engine.plan.parts import window_piece
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tile_moments import tile_moments
@@ -55,6 +56,30 @@ def test_a_tile_through_a_layer_holds_what_the_lists_say(model, tile, key_block,
     assert _predicted(spec, plan, "backward", fused_kernels=fused) == pytest.approx(counted.backward, rel=0.03)
     forward = _predicted(spec, plan, "forward", fused_kernels=fused) - spec.hidden_size * 2 * tile
     assert forward == pytest.approx(counted.forward, rel=0.05)
+
+
+@pytest.mark.parametrize("stash", [True, False])
+@pytest.mark.parametrize(("tile", "key_block"), [(16384, 65536), (4096, 16384), (1024, 16384)])
+def test_a_windowed_layer_holds_a_ring_and_what_the_lists_say(tile, key_block, stash):
+    spec = find_model("starcoder2-3b")
+    plan = StreamPlan(tile=tile, key_block=key_block, stash=stash)
+    counted = count(spec, plan, fused=False)
+    work = Workload(spec=spec, context=2 * key_block + tile, compute_type="bf16", lora_parameters=1)
+    ring = [line.bytes for line in streamed_ledger(work, plan).lines if line.name.startswith("a windowed layer's")]
+    assert sum(ring) == counted.stores
+    assert _predicted(spec, plan, "backward", fused_kernels=False) == pytest.approx(counted.backward, rel=0.04)
+    forward = _predicted(spec, plan, "forward", fused_kernels=False) - spec.hidden_size * 2 * tile
+    assert forward == pytest.approx(counted.forward, rel=0.05)
+
+
+@pytest.mark.parametrize("tile", [4096, 2048])
+def test_where_attention_is_the_peak_a_window_takes_no_more_than_the_lists_say(tile):
+    """Its edge is computed from reversed copies; the lists take them to be as long as the tile."""
+    spec = dataclasses.replace(find_model("starcoder2-3b"), intermediate_size=256)
+    plan = StreamPlan(tile=tile, key_block=4096)
+    counted = count(spec, plan, fused=False)
+    for phase in ("forward", "backward"):
+        assert getattr(counted, phase) <= 1.02 * _predicted(spec, plan, phase, fused_kernels=False)
 
 
 NARROW = {"hidden_size": 256, "heads": 4, "head_dim": 64, "intermediate_size": 1024, "vocab_size": 512, "layers": 3}

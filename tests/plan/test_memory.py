@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,8 @@ PLACES = ("gpu", "host", "disk")
 
 def workload(model: str, context: int, **options) -> Workload:
     spec = find_model(model)
-    defaults = {"compute_type": "bf16", "lora_parameters": spec.lora_parameters(16)}
-    return Workload(spec=spec, context=context, **{**defaults, **options})
+    defaults = {"spec": spec, "compute_type": "bf16", "lora_parameters": spec.lora_parameters(16)}
+    return Workload(context=context, **{**defaults, **options})
 
 
 models = st.sampled_from(sorted(catalogue()))
@@ -88,6 +90,37 @@ def test_with_keys_at_home_the_gpu_does_not_grow_with_context():
     plan = StreamPlan(kv_home="host")
     peaks = {streamed_ledger(workload("qwen2.5-coder-1.5b", 2**power), plan).peak("gpu") for power in range(16, 23)}
     assert max(peaks) - min(peaks) <= 1.05 * ROTARY_CACHE
+
+
+def test_the_ring_of_a_windowed_layer():
+    """By hand: StarCoder2's window is 4,096, its 2 key heads are 128 wide."""
+    plan = StreamPlan(tile=16384, key_block=65536)
+    ledgers = [streamed_ledger(workload("starcoder2-3b", n), plan) for n in (2**16, 2**20)]
+    for ledger in ledgers:
+        assert not [part for part in ledger.parts if part.name == "keys and values of one layer"]
+        assert _part(ledger, "a windowed layer's keys").bytes == 2 * 2 * 4095 * 256 * 2
+        assert _part(ledger, "a windowed layer's gradients").bytes == 2 * 2 * 4095 * 256 * 4
+        assert "window 4,096" in _part(ledger, "a windowed layer's keys").formula
+    assert ledgers[1].peak("gpu") - ledgers[0].peak("gpu") <= 1.05 * ROTARY_CACHE
+    paged = streamed_ledger(workload("starcoder2-3b", 2**20), StreamPlan(tile=16384, key_block=65536, kv_home="host"))
+    assert paged.peak("gpu") == ledgers[1].peak("gpu"), "nothing is paged"
+
+
+def test_layers_of_both_kinds_have_a_store_each():
+    spec = dataclasses.replace(find_model("starcoder2-3b"), full_attention_layers=10)
+    work = workload("starcoder2-3b", 2**20, spec=spec)
+    for home, where in (("gpu", "gpu"), ("host", "host")):
+        ledger = streamed_ledger(work, StreamPlan(kv_home=home))
+        assert _part(ledger, "keys and values of one layer").bytes == 2 * 2**20 * 256 * 2
+        assert _part(ledger, "keys and values of one layer").where == where
+        assert _part(ledger, "a windowed layer's keys").where == "gpu"
+
+
+@pytest.mark.parametrize(("context", "ring"), [(4096 + 1024, False), (3 * 4096, True)])
+def test_a_window_that_saves_nothing_changes_nothing(context, ring):
+    names = {part.name for part in streamed_ledger(workload("starcoder2-3b", context), StreamPlan(tile=1024)).parts}
+    assert ("a windowed layer's keys and values" in names) == ring
+    assert ("keys and values of one layer" in names) != ring
 
 
 def test_nf4_takes_about_a_quarter_of_bf16():

@@ -35,6 +35,16 @@ def test_anchors(card, recommended):
     assert row.step_seconds < 12 * 3600
 
 
+@pytest.mark.parametrize("tier", [7, 9, 11])
+def test_a_windowed_model_never_pages_its_keys(tier):
+    """StarCoder2 3B on 8 GB: at 1M tokens a whole layer's keys and gradients would be 3 GiB, the ring is 24 MiB."""
+    spec = find_model("starcoder2-3b")
+    row = plan_tiers(with_card("rtx-2060-super", ram=256, disk=4000), spec, precision="nf4").row(tier)
+    assert row.fits, row.remedy
+    assert row.stream is not None
+    assert row.stream.kv_home == "gpu"
+
+
 def test_tiers_are_powers_of_two_and_every_one_has_a_row():
     contexts = [tier.context for tier in tiers()]
     assert contexts == [4096 * 2**i for i in range(11)]

@@ -54,6 +54,17 @@ def test_units_of_attention():
     assert (named(whole, "attention, forward") + named(whole, "attention, backward")) / unit == pytest.approx(4.5)
 
 
+@pytest.mark.parametrize("home", ["gpu", "host"])
+def test_the_time_of_a_windowed_model_is_linear_in_the_context(home):
+    plan = StreamPlan(tile=8192, kv_home=home)
+    seconds = []
+    for n in (2**19, 2**20):
+        work = workload("starcoder2-3b", n)
+        seconds.append(streamed_time(work, plan, speeds_of(H100, work)))
+    assert total_seconds(seconds[1]) == pytest.approx(2 * total_seconds(seconds[0]), rel=0.01)
+    assert "zeroing gradients at home" not in {part.name for part in seconds[1]}, "a ring is not at home"
+
+
 def test_a_disk_home_is_slower_than_a_host_home():
     work = workload("qwen2.5-coder-1.5b", 131_072)
     seconds = [
