@@ -113,7 +113,7 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
             f"    llama-cli -m {name} -p 'def main(' -n 64\n"
             f"    ollama create {_plain(source.name)} -f Modelfile && ollama run {_plain(source.name)}"
         )
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines = ["from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
     if target == "adapter":
         lines = [
             "from peft import PeftModel",
@@ -126,7 +126,8 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
     else:
         lines.append('model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")')
     lines += [
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        # AutoTokenizer would let a class replace what tokenizer.json says.
+        'tokenizer = PreTrainedTokenizerFast.from_pretrained(".")',
         'ids = tokenizer("def main(", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))",
     ]

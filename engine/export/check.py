@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import errors
+from engine.export.source import trained_encoder
 from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES
 
@@ -124,14 +125,12 @@ def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: st
 
 
 def _sample(source: Source) -> torch.Tensor:
-    from transformers import PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     # An adapted head of its own is what was trained, also where the base ties it.
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source.result)
-    return torch.tensor([tokenizer(_TEXT)["input_ids"][:128]])
+    return torch.tensor([trained_encoder(source.result).encode_prompt(_TEXT)[:128]])
 
 
 def _trained(source: Source) -> Any:

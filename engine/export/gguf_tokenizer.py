@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
-from engine.export.source import read_json
+from engine.export.source import read_json, trained_encoder
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+
+    from engine.data.encoder import Encoder
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -93,6 +95,9 @@ def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
     model = stored.get("model") or {}
     if model.get("type") != "BPE":
         raise _unsupported(f"its tokenizer is of type {model.get('type', 'unknown')}")
+    encoder = trained_encoder(folder)
+    if len(encoder.first) > 1:
+        raise _unsupported(f"it begins texts with {len(encoder.first)} tokens, and llama.cpp puts one there")
     added = {entry["content"]: entry for entry in stored.get("added_tokens", [])}
     ids: dict[str, int] = {**model["vocab"], **{text: entry["id"] for text, entry in added.items()}}
     if max(ids.values()) >= vocabulary:
@@ -105,8 +110,8 @@ def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
     common: dict[str, Any] = {
         "tokens": tokens,
         "types": types,
-        "special": _special(settings, ids, unknown),
-        "add_bos": _adds_bos(stored, settings),
+        "special": _special(settings, ids, unknown, encoder),
+        "add_bos": bool(encoder.first),
         "fim": {key: ids[text] for key, texts in _FIM.items() for text in texts if text in added and text in ids},
         "chat_template": _chat_template(folder, settings),
     }
@@ -143,7 +148,7 @@ def _scores(pairs: list[list[str]], ids: dict[str, int], tokens: list[str]) -> l
     return [-float(ranks[text]) if text in ranks and text in ids else _UNUSED_SCORE for text in tokens]
 
 
-def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None) -> dict[str, int]:
+def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None, encoder: Encoder) -> dict[str, int]:
     named = {}
     for name in ("bos", "eos", "unk", "pad"):
         token = settings.get(f"{name}_token")
@@ -151,16 +156,11 @@ def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None)
         text = text or (unknown if name == "unk" else None)
         if text in ids:
             named[name] = ids[text]
+    # What began and ended every document in training, whatever the settings say.
+    named["eos"] = encoder.end
+    if encoder.first:
+        named["bos"] = encoder.first[0]
     return named
-
-
-def _adds_bos(stored: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a text gets a first token: its post-processor says so, or the settings for those that have none."""
-    processor = stored.get("post_processor") or {}
-    for step in processor.get("processors", [processor]):
-        if step.get("type") == "TemplateProcessing":
-            return any("SpecialToken" in piece for piece in step.get("single", [])[:1])
-    return bool(settings.get("add_bos_token", False))
 
 
 def _prefixes(stored: dict[str, Any]) -> bool:

@@ -6,13 +6,17 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 
 from engine import errors
-from engine.export.source import Merged, Source
+from engine.export.source import Merged, Source, read_json, trained_encoder
 from engine.export.weights import Weights, count
+
+if TYPE_CHECKING:
+    from engine.data.encoder import Encoder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "f32": torch.float32}
 PIECE_BYTES = 1 << 30
@@ -59,12 +63,25 @@ def write_merged(folder: Path, source: Source, model: Merged, dtype: str, tell: 
     if len(pieces) > 1:
         index = {"metadata": {"total_size": merged_bytes(model.weights, dtype)}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    encoder = trained_encoder(source.result)
     model.config.dtype = DTYPES[dtype]
+    model.config.eos_token_id = encoder.ends_among(model.config.eos_token_id)
+    if encoder.first:
+        model.config.bos_token_id = encoder.first[0]
     model.config.save_pretrained(folder)
-    generation = model.base / "generation_config.json"
-    if generation.exists():
-        shutil.copyfile(generation, folder / generation.name)
+    _write_generation(model.base / "generation_config.json", folder, encoder)
     copy_tokenizer(source.result, folder)
+
+
+def _write_generation(base: Path, folder: Path, encoder: Encoder) -> None:
+    """Writes the base's settings for generation, where it has any, with the tokens that training used."""
+    settings = read_json(base)
+    if not settings:
+        return  # transformers takes them from config.json
+    settings["eos_token_id"] = encoder.ends_among(settings.get("eos_token_id"))
+    if encoder.first:
+        settings["bos_token_id"] = encoder.first[0]
+    (folder / base.name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def converted(name: str, tensor: torch.Tensor, dtype: str, target: str) -> torch.Tensor:

@@ -20,6 +20,7 @@ from engine.models.families import require
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
+    from engine.data.encoder import Encoder
     from engine.models.weight_map import WeightMap
     from engine.runtime.run_directory import RunDirectory
 
@@ -149,6 +150,21 @@ def check_base(source: Source, weights: WeightMap) -> None:
             compare_with_base(source.result, weights, f"run {source.run.id}")
         except (OSError, ValueError) as error:
             raise errors.EXPORT_DAMAGED(path=source.result, problem=error) from error
+
+
+def trained_encoder(result: Path) -> Encoder:
+    """The tokenizer with which a run encoded its data, as it saved it.
+
+    Raises:
+        EliteError: EXPORT_DAMAGED.
+    """
+    from engine.data.encoder import Encoder
+    from engine.models.tokenizer_files import open_saved
+
+    try:
+        return Encoder(open_saved(result))
+    except (errors.EliteError, OSError, ValueError) as error:
+        raise errors.EXPORT_DAMAGED(path=result, problem=f"its tokenizer cannot be read ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Weights come from safetensors only and no code of a model's author is ever run (
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers import AutoModelForCausalLM as AutoModel
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from engine import errors
@@ -29,6 +31,15 @@ from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
 from engine.models.loaded import check_loaded
 from engine.models.rope_tables import keep_tables_exact
+from engine.models.tokenizer_files import FILE as TOKENIZER_FILE
+from engine.models.tokenizer_files import (
+    check_converted,
+    has_tokenizer,
+    name_end,
+    read_file,
+    stored_vocabulary,
+    use_file,
+)
 from engine.models.vocabulary import check_vocabulary
 from engine.models.weight_map import WeightMap, map_weights
 
@@ -38,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
-    """The model's fast tokenizer.
+    """The model's fast tokenizer, as its tokenizer.json says; converted where there is none.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
@@ -46,21 +57,37 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     source = _source(spec)
     if Path(source).is_dir():
         open_folder(Path(source))
-    if Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
-        # transformers would make an empty one up.
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="it has no tokenizer.json")
-    # For a Qwen2 model AutoTokenizer puts NFC normalisation into any tokenizer; the demo's own is lossless.
-    loader = PreTrainedTokenizerFast if spec.name == "demo" else AutoTokenizer
-    tokenizer = _from_library(spec, loader, source, {})
-    if not getattr(tokenizer, "is_fast", False):
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=spec.family,
-            feature="the tokenizer",
-            problem="it has no fast tokenizer (tokenizer.json)",
-            supported="the models that `engine plan` lists",
-        )
+    if Path(source).is_dir() and not has_tokenizer(Path(source)):
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"it has no {TOKENIZER_FILE}")
+    file = _from_library(spec, _Cached(TOKENIZER_FILE), source, {})
+    try:
+        if file:
+            own = read_file(Path(file))
+            tokenizer = _from_library(spec, PreTrainedTokenizerFast, source, {})
+            use_file(tokenizer, own)
+        else:
+            wanted = stored_vocabulary(Path(source)) if Path(source).is_dir() else {}
+            tokenizer = _from_library(spec, AutoTokenizer, source, {})
+            check_converted(tokenizer, wanted, Path(source))
+    except (AttributeError, TypeError) as error:  # transformers, of settings that are of another kind
+        problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
+    config = _from_library(spec, _Cached("config.json"), source, {})
+    name_end(tokenizer, json.loads(Path(config).read_text(encoding="utf-8")) if config else {}, source)
     check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
+
+
+class _Cached:
+    """Finds a file of a model, on disk or on the hub; None where it has no such file."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def from_pretrained(self, source: str, **_: Any) -> str | None:
+        """See _from_library."""
+        found: str | None = cached_file(source, self._name, _raise_exceptions_for_missing_entries=False)
+        return found
 
 
 def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_CHANGES) -> PreTrainedModel:

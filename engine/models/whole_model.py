@@ -6,18 +6,24 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.data.encoder import Encoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes model and tokenizer. The folder appears complete or not at all.
+    """Writes model and tokenizer, which agree on where a text ends. The folder appears complete or not at all.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
+    encoder = Encoder(tokenizer)
+    for settings in (model.config, model.generation_config):
+        if settings is not None:
+            settings.eos_token_id = encoder.ends_among(settings.eos_token_id)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""Opens a model's tokenizer as its files say. tokenizer.json is the truth; other files are converted.
+
+transformers lets a class that config.json or tokenizer_config.json names put its own normaliser and splitting in the
+place of the file's. The model was trained on the file's tokens, so only the names of special tokens, the chat template
+and the like come from the library here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from engine import errors
+from engine.data.control_tokens import control_tokens
+from engine.data.encoder import find_end
+
+FILE = "tokenizer.json"
+_CONVERTED = (("vocab.json", "merges.txt"), ("tokenizer.model",))
+"Files that transformers makes a tokenizer.json of."
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files. Without them transformers would make an empty one up."""
+    return (folder / FILE).exists() or any(all((folder / name).exists() for name in names) for names in _CONVERTED)
+
+
+def open_saved(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run saved beside its result.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+        OSError, ValueError: its settings cannot be read.
+    """
+    own = read_file(folder / FILE)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    use_file(tokenizer, own)
+    config = folder / "config.json"
+    name_end(tokenizer, json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}, str(folder))
+    return tokenizer
+
+
+def read_file(file: Path) -> Tokenizer:
+    """A tokenizer.json.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+    """
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise errors.MODEL_DIRECTORY_INVALID(path=file.parent, problem=f"{FILE} cannot be read ({error})") from error
+
+
+def use_file(tokenizer: PreTrainedTokenizerFast, own: Tokenizer) -> None:
+    """Puts the file's tokenizer in the place of whatever the library made of it.
+
+    The flags add_bos_token and add_eos_token count for nothing beside a file, here as in transformers 5: its
+    post-processor says what begins a text.
+    """
+    tokenizer._tokenizer = own  # `backend_tokenizer` cannot be set
+
+
+def name_end(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], source: str) -> None:
+    """Makes sure that the tokenizer names the token that ends a text, so that whatever is saved with it agrees.
+
+    In this order: the tokenizer's settings, config.json (which may hold a class's default: it counts only where it is
+    a control token), the usual names.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID, when nothing says which it is, or the files do not hold it.
+    """
+    own = tokenizer.backend_tokenizer
+    named = tokenizer.eos_token
+    if named is not None:
+        if own.token_to_id(str(named)) is None:
+            problem = f"the end token {str(named)!r} that its settings name is not in its tokenizer"
+            raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem)
+        return
+    control = control_tokens(json.loads(own.to_str()))
+    listed = config.get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [listed]
+    end = next((token for token in ids if token in control), None)
+    end = find_end(own) if end is None else end
+    if end is None:
+        problem = "nothing says which token ends a text (eos_token in tokenizer_config.json)"
+        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem)
+    tokenizer.eos_token = own.id_to_token(end)
+
+
+def stored_vocabulary(folder: Path) -> dict[str, int]:
+    """Text → id of the files that a tokenizer is converted of.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+    """
+    try:
+        if (folder / "vocab.json").exists():
+            found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            return found
+        # Not a dependency: nearly every model has a tokenizer.json.
+        sentencepiece = importlib.import_module("sentencepiece")
+        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        return {model.id_to_piece(token): token for token in range(model.get_piece_size())}
+    except Exception as error:  # sentencepiece raises nothing more precise
+        problem = f"it has no {FILE}, and its vocabulary cannot be read ({error})"
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
+
+
+def check_converted(tokenizer: PreTrainedTokenizerFast, wanted: Mapping[str, int], folder: Path) -> None:
+    """Holds a converted tokenizer against the vocabulary that it was made of.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID.
+    """
+    found = tokenizer.get_vocab()
+    missing = next((text for text, token in wanted.items() if found.get(text) != token), None)
+    if missing is not None:
+        problem = f"it has no {FILE}, and the one that transformers makes of its vocabulary lacks {missing!r}"
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem)
