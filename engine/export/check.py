@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import errors
+from engine.export.gguf_rope import read_table
 from engine.export.source import trained_encoder
 from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES
@@ -30,6 +31,8 @@ TOLERANCE = {"f32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "q8_0": 1e-1}
 
 bf16 keeps 8 bits of each weight and q8_0 about as many of the largest in a block; what they lose adds up over layers.
 """
+_ROTARY_TOLERANCE = 1e-4
+"""Relative; what is written in fp32 is about 1e-7 apart."""
 _TEXT = '''def merge(left: list[int], right: list[int]) -> list[int]:
     """Two sorted lists as one."""
     merged = []
@@ -102,12 +105,17 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
     from transformers import AutoModelForCausalLM
 
     ids = _sample(source)
-    expected = _logits(_trained(source), ids)
+    trained = _trained(source)
+    expected = _logits(trained, ids)
+    rotary = _rotary(trained)
+    del trained
     # transformers reads only a part of a GGUF file's metadata: head sizes and rotary scalings are not in it.
     arguments: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     if gguf and model.config.model_type != "mistral":  # which is a Llama there
         arguments["config"] = model.config
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **arguments)
+    if gguf:
+        _turn_as_written(exported, rotary, folder / gguf, ids.shape[1])
     return _judged(_logits(exported, ids), expected, folder, dtype)
 
 
@@ -122,6 +130,30 @@ def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: st
             path=folder, problem=f"they differ by {difference.relative:.2g}, and {dtype} explains {TOLERANCE[dtype]:g}"
         )
     return difference
+
+
+def _rotary(model: Any) -> Any:
+    """The module that holds the rotary frequencies."""
+    return next(module for module in model.modules() if hasattr(module, "inv_freq"))
+
+
+def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> None:
+    """Gives an exported model the rotary table that its file describes, not the one of the model's configuration.
+
+    Raises:
+        EliteError: EXPORT_DIFFERS, when it is not the one that the run trained with.
+    """
+    table = read_table(file, length)
+    frequencies = torch.from_numpy(table.frequencies)
+    before = trained.inv_freq.double()
+    apart = (frequencies / before - 1).abs().max().item() if frequencies.shape == before.shape else float("inf")
+    apart = max(apart, abs(table.magnitude / float(trained.attention_scaling) - 1))
+    if not apart <= _ROTARY_TOLERANCE:
+        raise errors.EXPORT_DIFFERS(path=file, problem=f"their rotary tables differ by {apart:.2g}, relative")
+    rotary = _rotary(exported)
+    rotary.inv_freq = frequencies.to(rotary.inv_freq)
+    rotary.attention_scaling = table.magnitude
+    rotary.rope_type = "default"  # keeps transformers from computing them again
 
 
 def _sample(source: Source) -> torch.Tensor:

@@ -6,7 +6,6 @@ come from the gguf package. Tensors are written one after the other: the largest
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from engine.export import gguf_rope
 from engine.export.gguf_tokenizer import read_tokenizer
 from engine.export.merged import Tell, converted
 from engine.export.weights import count
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1 << 24
 """Numbers of a tensor that are converted together."""
+_BUFFERS = ("rotary_emb.inv_freq",)
+"""Older conversions stored these beside the weights. llama.cpp refuses a file with tensors that it does not expect."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class GgufFile:
         config = model.config
         self._family = gguf_names(config.model_type)
         _check_window(config)
+        problem = gguf_rope.obstacle(config, self._family.architecture)
+        if problem:
+            raise unsupported(config.model_type, problem)
         self.tokenizer = read_tokenizer(source.result, config.vocab_size)
         self._tensors = list(self._plan())
 
@@ -109,7 +114,7 @@ class GgufFile:
             "bf16": LlamaFileType.MOSTLY_BF16,
             "q8_0": LlamaFileType.MOSTLY_Q8_0,
         }
-        head = _head_size(config)
+        head = gguf_rope.head_size(config)
         writer.add_name(source.name)
         if source.spec.licence != "unknown":
             writer.add_license(source.spec.licence)
@@ -125,30 +130,9 @@ class GgufFile:
         writer.add_key_length(head)
         writer.add_value_length(head)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_dimension_count(_rotated(config))
-        writer.add_rope_freq_base(_rope(config)["rope_theta"])
         if config.model_type == "phi3":
             writer.add_sliding_window(config.sliding_window or 0)
-        self._describe_scaling(writer)
-
-    def _describe_scaling(self, writer: GGUFWriter) -> None:
-        from gguf import RopeScalingType
-
-        config = self._model.config
-        rope = _rope(config)
-        kind = rope.get("rope_type", "default")
-        trained = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        if kind in ("linear", "yarn"):
-            writer.add_rope_scaling_type(RopeScalingType(kind))
-            writer.add_rope_scaling_factor(rope["factor"])
-        if kind in ("yarn", "longrope") and trained:
-            writer.add_rope_scaling_orig_ctx_len(trained)
-        if kind == "longrope" and trained:
-            stretch = config.max_position_embeddings / trained
-            factor = math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1.0
-            writer.add_rope_scaling_attn_factors(rope.get("attention_factor") or factor)
+        gguf_rope.describe(writer, config)
 
     # --- tensors -------------------------------------------------------------------------------------------
 
@@ -158,9 +142,11 @@ class GgufFile:
         config, weights = self._model.config, self._model.weights
         names = get_tensor_name_map(MODEL_ARCH[self._family.architecture.upper()], config.num_hidden_layers)
         single = GGMLQuantizationType.F32
-        for made in self._rope_factors():
+        for made in gguf_rope.divisors(config):
             yield _Planned(made[0], "", made[1].shape, single, made[1])
         for name in weights.names():
+            if name.endswith(_BUFFERS):
+                continue
             found = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if found is None:
                 raise unsupported(config.model_type, f"GGUF has no name for its {name}")
@@ -192,24 +178,6 @@ class GgufFile:
         elif self._family.interleaved and layer.endswith("k_proj"):
             tensor = interleaved(tensor, config.num_key_value_heads)
         return _in_format(planned, tensor)
-
-    def _rope_factors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-        """Divisors of the rotary frequencies, for scalings that GGUF has no formula for."""
-        config = self._model.config
-        rope = _rope(config)
-        kind = rope.get("rope_type", "default")
-        if kind == "longrope":
-            for length in ("long", "short"):
-                yield f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], dtype=np.float32)
-        elif kind == "llama3":
-            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-            scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-            size = _rotated(config)
-            plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-            yield "rope_freqs.weight", (plain / scaled.double()).float().numpy()
-        elif kind not in ("default", "linear", "yarn"):
-            raise unsupported(config.model_type, f"its rotary scaling {kind} has no counterpart there")
 
 
 def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -245,16 +213,3 @@ def _check_window(config: Any) -> None:
     windowed = config.model_type == "mistral" or (config.model_type != "phi3" and "sliding_attention" in layers)
     if window and windowed and window < config.max_position_embeddings:
         raise unsupported(config.model_type, f"its sliding window of {window} tokens would be lost")
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    return dict(config.rope_parameters or {})
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _rotated(config: Any) -> int:
-    """Numbers of each head that the rotary embedding turns."""
-    return int(_head_size(config) * _rope(config).get("partial_rotary_factor", 1.0))
