@@ -35,6 +35,8 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
+    "not a row": "lines of a data set that are no JSON object",
+    "no text": "rows of a data set without text in its column, or in any known one where none is named",
     "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."

@@ -14,17 +14,18 @@ import json
 import os
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
 from engine import errors
-from engine.data.collect import SourceFile
+from engine.data.collect import EXAMPLES, SourceFile
 from engine.data.languages import language_by_name
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
-"Tried in this order where none is named."
+"Tried in this order where none is named; a row whose text stands in another of them is read from there."
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path", "filename", "file_name", "func_path")
 _LONGEST_LINE = 64 << 20
 "Bytes of one line of JSON; longer ones are left out."
@@ -47,14 +48,25 @@ class Row(SourceFile):
 
 
 class DataSet(ABC):
-    """The rows of one data set."""
+    """The rows of one data set.
+
+    Attributes:
+        column: That the text is looked for in first; "" until the first row is read.
+        used: Column → rows whose text stands there.
+        skipped: Reason (a key of engine.data.filters.REASONS) → rows that are left out.
+        examples: Reason → the first few of them.
+    """
 
     def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
         self.path, self.files, self.column = path, files, column
+        self._named = bool(column)
+        self.used: dict[str, int] = {}
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Every row that has text, in order."""
+        """Every row that has text, in order; `skipped` counts the others. Once."""
 
     @abstractmethod
     def text(self, row: Row) -> str | None:
@@ -71,6 +83,36 @@ class DataSet(ABC):
             yield
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=error) from error
+
+    def _columns(self) -> tuple[str, ...]:
+        """Where a row's text may stand: the column that was named, or the known ones, that of the first row first."""
+        if self._named:
+            return (self.column,)
+        return (self.column, *(name for name in TEXT_COLUMNS if name != self.column))
+
+    def _text_of(self, values: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The column that holds a row's text, and the text."""
+        for name in self._columns():
+            if isinstance(text := values.get(name), str):
+                return name, text
+        return None
+
+    def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
+        """The row, counted; None where it has no text."""
+        found = self._text_of(values)
+        if found is None:
+            self._skip("no text", part, number)
+            return None
+        column, text = found
+        self.used[column] = self.used.get(column, 0) + 1
+        return self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
+
+    def _skip(self, reason: str, part: int, number: int, rows: int = 1) -> None:
+        """Counts rows, from one with a number on, that are left out."""
+        self.skipped[reason] += rows
+        named = self.examples.setdefault(reason, [])
+        if len(named) < EXAMPLES:
+            named.append(f"{self.files[part]}, row {number + 1:,}")
 
     def _row(self, part: int, number: int, position: int, values: Mapping[str, Any], size: int) -> Row:
         named = next((values[name] for name in PATH_COLUMNS if isinstance(values.get(name), str)), "")
@@ -159,25 +201,21 @@ class JsonLines(DataSet):
     def rows(self) -> Iterator[Row]:
         """See DataSet."""
         first: dict[str, Any] | None = None
-        found = False
         for part, file in enumerate(self.files):
-            position = number = 0
             with self._reading(), _opened(file) as lines:
-                while line := lines.readline(_LONGEST_LINE):
-                    begin, position = position, position + len(line)
-                    number += 1
-                    values = _object(line)
+                for number, (position, line) in enumerate(_lines(lines)):
+                    values = None if line is None else _object(line)
                     if values is None:
+                        if line is None or line.strip():
+                            self._skip("too large" if line is None else "not a row", part, number)
                         continue
                     first = values if first is None else first
                     self.column = self.column or next((name for name in TEXT_COLUMNS if name in values), "")
-                    text = values.get(self.column)
-                    if isinstance(text, str):
-                        found = True
-                        yield self._row(part, number - 1, begin, values, len(text.encode("utf-8", "replace")))
+                    if row := self._taken(part, number, position, values):
+                        yield row
         if first is None:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line of it is a JSON object")
-        if not found:
+        if not self.used:
             column = _column_of(list(first), self.column, self.path)
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no line holds text in its column {column}")
 
@@ -192,14 +230,26 @@ class JsonLines(DataSet):
             values = _object(file.readline(_LONGEST_LINE))
         except (OSError, EOFError, zlib.error):
             return None
-        text = values.get(self.column) if values is not None else None
-        return text if isinstance(text, str) else None
+        found = self._text_of(values) if values is not None else None
+        return found[1] if found else None
 
     def close(self) -> None:
         """See DataSet."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Where each line begins, and the line; None for one longer than _LONGEST_LINE."""
+    position = 0
+    while line := file.readline(_LONGEST_LINE):
+        begin, position = position, position + len(line)
+        whole = line.endswith(b"\n") or len(line) < _LONGEST_LINE
+        yield begin, line if whole else None
+        while not whole and (line := file.readline(_LONGEST_LINE)):
+            position += len(line)
+            whole = line.endswith(b"\n")
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -231,21 +281,27 @@ class Table(DataSet):
 
     def rows(self) -> Iterator[Row]:
         """See DataSet."""
+        names: dict[str, None] = {}
         for part in range(len(self.files)):
             with self._reading():
                 groups = self._groups(part)
-                self.column = _column_of(groups.names, self.column, self.path)
-                names = [self.column, *(name for name in PATH_COLUMNS if name in groups.names)]
+                names |= dict.fromkeys(groups.names)
+                self.column = self.column or next((name for name in TEXT_COLUMNS if name in groups.names), "")
+                columns = [name for name in self._columns() if name in groups.names]
+                if not columns and groups.first[-1]:
+                    self._skip("no text", part, 0, groups.first[-1])
+                wanted = dict.fromkeys([*columns, *(name for name in PATH_COLUMNS if name in groups.names)])
                 number = 0
-                for index in range(len(groups.first) - 1):
-                    table = groups.read(index, names)
+                for index in range(len(groups.first) - 1 if columns else 0):
+                    table = groups.read(index, list(wanted))
                     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
                         for values in table.slice(start, _ROWS_AT_ONCE).to_pylist():
-                            text = values[self.column]
-                            if isinstance(text, str):
-                                size = len(text.encode("utf-8", "replace"))
-                                yield self._row(part, number, number, values, size)
+                            if row := self._taken(part, number, number, values):
+                                yield row
                             number += 1
+        if not self.used:
+            column = _column_of(list(names), self.column, self.path)
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
 
     def text(self, row: Row) -> str | None:
         """See DataSet."""
@@ -253,11 +309,13 @@ class Table(DataSet):
             groups = self._groups(row.part)
             index = bisect.bisect_right(groups.first, row.position) - 1
             if self._group is None or self._group[:2] != (row.part, index):
-                self._group = row.part, index, groups.read(index, [self.column])
-            text = self._group[2].column(0)[row.position - groups.first[index]].as_py()
+                columns = [name for name in self._columns() if name in groups.names]
+                self._group = row.part, index, groups.read(index, columns)
+            table, place = self._group[2], row.position - groups.first[index]
+            found = self._text_of({name: table.column(name)[place].as_py() for name in table.column_names})
         except (OSError, ValueError, IndexError, KeyError):
             return None
-        return text if isinstance(text, str) else None
+        return found[1] if found else None
 
     def _groups(self, part: int) -> _Groups:
         if self._part is None or self._part[0] != part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import errors
-from engine.data.collect import BYTES_PER_TOKEN, Collection, SourceFile, collect, estimate_tokens
+from engine.data.collect import BYTES_PER_TOKEN, EXAMPLES, Collection, SourceFile, collect, estimate_tokens
 from engine.data.documents import Texts
 from engine.data.rows import DataSet, estimate_text_bytes, open_data_set
 
@@ -75,9 +76,21 @@ def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Col
     """The collection with every row of the data sets after its files."""
     files: list[SourceFile] = list(collection.files)
     listed_by = dict(collection.listed_by)
+    skipped = Counter(collection.skipped)
+    examples = {reason: list(named) for reason, named in collection.examples.items()}
     for path, data_set in data_sets.items():
         before = len(files)
         files += data_set.rows()
-        listed_by[path] = f"{len(files) - before:,} rows of its column {data_set.column}"
-    total = sum(file.size for file in files)
-    return replace(collection, files=tuple(files), total_bytes=total, listed_by=listed_by)
+        columns = " and ".join(data_set.used)
+        listed_by[path] = f"{len(files) - before:,} rows of its column{'s'[: len(data_set.used) - 1]} {columns}"
+        skipped.update(data_set.skipped)
+        for reason, named in data_set.examples.items():
+            examples[reason] = [*examples.get(reason, []), *named][:EXAMPLES]
+    return replace(
+        collection,
+        files=tuple(files),
+        skipped=dict(skipped.most_common()),
+        total_bytes=sum(file.size for file in files),
+        listed_by=listed_by,
+        examples={reason: tuple(named) for reason, named in examples.items()},
+    )
