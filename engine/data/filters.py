@@ -36,7 +36,8 @@ REASONS: Mapping[str, str] = {
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
     "not a row": "lines of a data set that are no JSON object",
-    "no text": "rows of a data set without text in its column, or in any known one where none is named",
+    "another column": "rows of a data set whose text stands in another column than that of its first row",
+    "no text": "rows of a data set without text in its column",
     "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
@@ -50,6 +51,7 @@ KEPT_BY: Mapping[str, str] = {
     "too large": "data.max_file_bytes",
     "near-duplicate": "data.near_duplicates=keep",
     "submodule": "a --repo of its own",
+    "another column": "data.dataset_column names the other one",
 }
 "Reason → the setting that keeps such files."
 

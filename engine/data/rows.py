@@ -25,7 +25,7 @@ from engine.data.collect import EXAMPLES, SourceFile
 from engine.data.languages import language_by_name
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
-"Tried in this order where none is named; a row whose text stands in another of them is read from there."
+"Tried in this order where none is named. The first row decides for its data set: another column may hold answers."
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path", "filename", "file_name", "func_path")
 _LONGEST_LINE = 64 << 20
 "Bytes of one line of JSON; longer ones are left out."
@@ -51,8 +51,8 @@ class DataSet(ABC):
     """The rows of one data set.
 
     Attributes:
-        column: That the text is looked for in first; "" until the first row is read.
-        used: Column → rows whose text stands there.
+        column: That holds the text; "" until the first row is read, where none is named.
+        found: Whether a row has text.
         skipped: Reason (a key of engine.data.filters.REASONS) → rows that are left out.
         examples: Reason → the first few of them.
     """
@@ -60,7 +60,7 @@ class DataSet(ABC):
     def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
         self.path, self.files, self.column = path, files, column
         self._named = bool(column)
-        self.used: dict[str, int] = {}
+        self.found = False
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
@@ -84,31 +84,20 @@ class DataSet(ABC):
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=error) from error
 
-    def _columns(self) -> tuple[str, ...]:
-        """Where a row's text may stand: the column that was named, or the known ones, that of the first row first."""
-        if self._named:
-            return (self.column,)
-        return (self.column, *(name for name in TEXT_COLUMNS if name != self.column))
-
-    def _text_of(self, values: Mapping[str, Any]) -> tuple[str, str] | None:
-        """The column that holds a row's text, and the text."""
-        for name in self._columns():
-            if isinstance(text := values.get(name), str):
-                return name, text
-        return None
-
     def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
-        """The row, counted; None where it has no text."""
-        found = self._text_of(values)
-        if found is None:
-            self._skip("no text", part, number)
+        """The row; None, and counted, where it has no text in the column."""
+        text = values.get(self.column)
+        if not isinstance(text, str):
+            elsewhere = not self._named and any(isinstance(values.get(name), str) for name in TEXT_COLUMNS)
+            self._skip("another column" if elsewhere else "no text", part, number)
             return None
-        column, text = found
-        self.used[column] = self.used.get(column, 0) + 1
+        self.found = True
         return self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
 
     def _skip(self, reason: str, part: int, number: int, rows: int = 1) -> None:
         """Counts rows, from one with a number on, that are left out."""
+        if not rows:
+            return
         self.skipped[reason] += rows
         named = self.examples.setdefault(reason, [])
         if len(named) < EXAMPLES:
@@ -215,7 +204,7 @@ class JsonLines(DataSet):
                         yield row
         if first is None:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line of it is a JSON object")
-        if not self.used:
+        if not self.found:
             column = _column_of(list(first), self.column, self.path)
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no line holds text in its column {column}")
 
@@ -230,8 +219,8 @@ class JsonLines(DataSet):
             values = _object(file.readline(_LONGEST_LINE))
         except (OSError, EOFError, zlib.error):
             return None
-        found = self._text_of(values) if values is not None else None
-        return found[1] if found else None
+        text = values.get(self.column) if values is not None else None
+        return text if isinstance(text, str) else None
 
     def close(self) -> None:
         """See DataSet."""
@@ -287,19 +276,20 @@ class Table(DataSet):
                 groups = self._groups(part)
                 names |= dict.fromkeys(groups.names)
                 self.column = self.column or next((name for name in TEXT_COLUMNS if name in groups.names), "")
-                columns = [name for name in self._columns() if name in groups.names]
-                if not columns and groups.first[-1]:
-                    self._skip("no text", part, 0, groups.first[-1])
-                wanted = dict.fromkeys([*columns, *(name for name in PATH_COLUMNS if name in groups.names)])
+                if self.column not in groups.names:
+                    elsewhere = not self._named and not set(TEXT_COLUMNS).isdisjoint(groups.names)
+                    self._skip("another column" if elsewhere else "no text", part, 0, groups.first[-1])
+                    continue
+                wanted = [self.column, *(name for name in PATH_COLUMNS if name in groups.names)]
                 number = 0
-                for index in range(len(groups.first) - 1 if columns else 0):
-                    table = groups.read(index, list(wanted))
+                for index in range(len(groups.first) - 1):
+                    table = groups.read(index, wanted)
                     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
                         for values in table.slice(start, _ROWS_AT_ONCE).to_pylist():
                             if row := self._taken(part, number, number, values):
                                 yield row
                             number += 1
-        if not self.used:
+        if not self.found:
             column = _column_of(list(names), self.column, self.path)
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
 
@@ -309,13 +299,11 @@ class Table(DataSet):
             groups = self._groups(row.part)
             index = bisect.bisect_right(groups.first, row.position) - 1
             if self._group is None or self._group[:2] != (row.part, index):
-                columns = [name for name in self._columns() if name in groups.names]
-                self._group = row.part, index, groups.read(index, columns)
-            table, place = self._group[2], row.position - groups.first[index]
-            found = self._text_of({name: table.column(name)[place].as_py() for name in table.column_names})
+                self._group = row.part, index, groups.read(index, [self.column])
+            text = self._group[2].column(0)[row.position - groups.first[index]].as_py()
         except (OSError, ValueError, IndexError, KeyError):
             return None
-        return found[1] if found else None
+        return text if isinstance(text, str) else None
 
     def _groups(self, part: int) -> _Groups:
         if self._part is None or self._part[0] != part:

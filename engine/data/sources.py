@@ -81,8 +81,7 @@ def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Col
     for path, data_set in data_sets.items():
         before = len(files)
         files += data_set.rows()
-        columns = " and ".join(data_set.used)
-        listed_by[path] = f"{len(files) - before:,} rows of its column{'s'[: len(data_set.used) - 1]} {columns}"
+        listed_by[path] = f"{len(files) - before:,} rows of its column {data_set.column}"
         skipped.update(data_set.skipped)
         for reason, named in data_set.examples.items():
             examples[reason] = [*examples.get(reason, []), *named][:EXAMPLES]
