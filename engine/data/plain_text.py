@@ -51,7 +51,8 @@ class PlainText:
         self.tokenizer = _built(stored)
         inner = _without_prefix(stored)
         self._inner = self.tokenizer if inner == stored else _built(inner)
-        self._ids = np.array(sorted(self.control), dtype=np.uint32)
+        self._is_control = np.zeros(max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=0) + 1, bool)
+        self._is_control[list(self.control)] = True
         model = stored["model"]
         name = model.get("unk_token")
         self._unknown: int | None = model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
@@ -73,7 +74,7 @@ class PlainText:
         ]
 
     def _may_hold_control(self, text: str, ids: npt.NDArray[np.uint32]) -> bool:
-        present = np.intersect1d(ids, self._ids).tolist()
+        present = np.unique(ids[self._is_control[ids]]).tolist()
         # The unknown token also stands for characters that are not in the vocabulary.
         return any(token != self._unknown or self.control[token] in text for token in present)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
-_FACTORS = {"llama": ("llama3", "longrope"), "phi3": ("longrope",)}
+_FACTORS = {"llama": ("llama3",), "phi3": ("longrope",)}
 "Architectures whose loader knows tensors of divisors, and the scalings that need them."
 
 

@@ -49,6 +49,7 @@ REFUSED = {
     "range": ("qwen3", {**YARN, "truncate": False}, "truncate"),
     "dynamic": ("llama", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, "dynamic"),
     "divisors": ("qwen2", LLAMA3, "llama3"),
+    "long divisors": ("llama", LONGROPE, "longrope"),
 }
 
 
