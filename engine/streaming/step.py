@@ -120,7 +120,7 @@ class StreamedStep(LayerPasses):
     ) -> SequenceRun:
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
         if resumed is None:
-            seed = draw_seed()
+            seed = draw_seed() if self._draws_random_numbers() else 0  # scoring leaves the generator alone
         elif resumed.suits(self.plan.tile, token_ids.shape[0]):
             seed = resumed.seed
             torch.set_rng_state(resumed.generator)
