@@ -18,6 +18,7 @@ from tests.attention.plain import Held, plain
 from tests.streaming.models import tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error
 from tests.streaming.test_adapters import _adapt
+from tests.streaming.test_randomness import Noise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = torch.device("cuda")
@@ -215,3 +216,31 @@ def test_streamed_trained_weights_follow_their_masters(home):
             gradients[weights] = {name: p.grad.cpu().clone() for name, p in tuning.weights.items()}
     for name, expected in gradients["resident"].items():
         torch.testing.assert_close(gradients["streamed"][name], expected, rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("stash", [True, False])
+def test_noise_of_the_gpu_s_generator_is_the_same_in_every_pass(stash):
+    """The reference replays what the forward pass drew on the GPU; a second window draws other numbers."""
+    tokens, tile = _tokens(1000), 300
+    model = tiny_model("llama", max_position_embeddings=2048)
+    for layer in model.model.layers:
+        layer.mlp.down_proj = Noise(layer.mlp.down_proj)
+    model.model.embed_tokens = Noise(model.model.embed_tokens)
+    model.to(GPU)
+    before = torch.cuda.get_rng_state()
+    plan = StreamPlan(tile=tile, key_block=700, attention="efficient", stash=stash)
+    noises = [module for module in model.modules() if isinstance(module, Noise)]
+    with StreamedStep(model, plan, device=GPU) as step:
+        loss, gradients = streamed(step, tokens)
+        records = [torch.cat(noise.record[:4], dim=1) for noise in noises]
+        for noise in noises:
+            noise.record.clear()
+        streamed(step, tokens)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    for noise, drawn in zip(noises, records, strict=True):
+        assert not torch.equal(noise.record[0], drawn[:, :tile])
+        noise.replay = drawn
+    expected_loss, expected = whole_sequence(model, tokens.to(GPU))
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    error, name = worst_error(gradients, {n: g.to(gradients[n].device) for n, g in expected.items()})
+    assert error < 5e-5, name
