@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -94,9 +95,7 @@ def test_gpu_memory_does_not_grow_with_the_context(stash):
     peaks = []
     for n in (2**16, 2**18):
         model = make("mistral", 1000, torch.bfloat16, num_hidden_layers=2).requires_grad_(requires_grad=False)
-        # In fp32, so that nothing of a 16-bit gradient's way home is counted.
-        norm = model.model.layers[0].input_layernorm
-        norm.weight = torch.nn.Parameter(norm.weight.float())
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
         plan = StreamPlan(tile=2048, key_block=4096, hidden_home="host", attention="flash", stash=stash)
         with StreamedStep(model, plan, device=GPU) as step:
             ids = draw(n)
@@ -107,8 +106,7 @@ def test_gpu_memory_does_not_grow_with_the_context(stash):
             peaks.append(torch.cuda.max_memory_allocated())
         del model, step
         torch.cuda.empty_cache()
-    # Rotary tables, two of 32 bf16 values a token, are kept while they are small; nothing else may grow.
-    assert peaks[1] - peaks[0] < 1.1 * 2**18 * 2 * 32 * 2
-    assert 2 * 2**18 * 2 * 32 * (2 + 4) > 4 * 2**18 * 2 * 32 * 2 / 2, (
-        "keys and gradients of the whole context would show"
-    )
+    # Rotary tables, two of 32 bf16 values a token, are kept while they are small. Nothing else may grow, least of all
+    # keys, values and gradients of the whole context.
+    rotary, whole = (2**18 - 2**16) * 2 * 32 * 2, (2**18 - 2**16) * 2 * 64 * (2 + 4)
+    assert peaks[1] - peaks[0] < 1.5 * rotary < whole / 3
