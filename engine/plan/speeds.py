@@ -46,12 +46,10 @@ _HOPPER_ATTENTION: dict[tuple[Backend, bool], tuple[float, float]] = {
 """By kernel and whether heads are wide: the attention's share of the stages of benchmarks/results/memory-h100.json,
 at 64K to 512K tokens where cuDNN computes and at 32K to 128K where another kernel was asked for.
 
-cuDNN with wide heads reaches (0.70, 0.58) for a second or two, as in those stages of one layer, and nine tenths of that
-where it computes for longer; it draws the most power of these kernels. Attention alone, all layers of a window, took
-9.4 s at 128K and 37.6 s at 256K of the 1.5B on an H200 (docs/benchmarks.md), 1.10 times what the short rates say; with
-heads of 64 it took what they say (93.8 s at 512K of the 0.5B, 1.01 times). Steps of a run follow each other: the
-lasting rates are the ones to plan by."""
-
+cuDNN with wide heads reached (0.70, 0.58) in those stages of one layer, and about nine tenths of that over a whole
+window: attention alone took 9.4 s at 128K and 37.6 s at 256K of the 1.5B on an H200 (docs/benchmarks.md), 1.10 times
+what the short rates say; with heads of 64 it took what they say (93.8 s at 512K of the 0.5B, 1.01 times). Why is not
+known; power may limit it. The rates here are calibrated to whole windows, since steps of a run follow each other."""
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue is taken to be a slow one."
 UNKNOWN_GPU_BANDWIDTH = 250e9
