@@ -50,6 +50,7 @@ cuDNN with wide heads reached (0.70, 0.58) in those stages of one layer, and abo
 window: attention alone took 9.4 s at 128K and 37.6 s at 256K of the 1.5B on an H200 (docs/benchmarks.md), 1.10 times
 what the short rates say; with heads of 64 it took what they say (93.8 s at 512K of the 0.5B, 1.01 times). Why is not
 known; power may limit it. The rates here are calibrated to whole windows, since steps of a run follow each other."""
+
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue is taken to be a slow one."
 UNKNOWN_GPU_BANDWIDTH = 250e9
