@@ -107,7 +107,7 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
     ids = _sample(source)
     trained = _trained(source)
     expected = _logits(trained, ids)
-    rotary = _rotary(trained)
+    rotary = _rotary(trained) if gguf else None
     del trained
     # transformers reads only a part of a GGUF file's metadata: head sizes and rotary scalings are not in it.
     arguments: dict[str, Any] = {"gguf_file": gguf} if gguf else {}

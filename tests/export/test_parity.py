@@ -16,8 +16,9 @@ from engine.export import merged as merged_module
 from engine.export.check import TOLERANCE
 from engine.export.exporting import DEQUANTISED, NOT_AS_TRAINED, ORIGINAL, UNTOUCHED, export
 from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.base_fingerprint import fingerprint
 from engine.models.catalogue import find_model
-from engine.models.loading import load_model
+from engine.models.loading import load_model, open_weights
 from engine.models.placement import choose_placement
 
 IDS = torch.arange(3, 131)[None]
@@ -133,6 +134,7 @@ def test_a_base_that_exists_in_4_bits_only_is_dequantised(tmp_path, tokenizers):
     )
     run = finished_run(tmp_path / "out", original)
     run.write_config(msgspec.structs.replace(run.load_config(), model=ModelSection(name=str(base), precision="nf4")))
+    fingerprint(open_weights(find_model(str(base)))[0]).save(run.adapter_path)  # as of a run that trained on these
 
     quantised = load_model(find_model(str(original)), choose_placement("cpu", "nf4"))
     expected = logits(PeftModel.from_pretrained(quantised, run.adapter_path), IDS)
