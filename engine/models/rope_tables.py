@@ -35,7 +35,9 @@ def _in_full_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            with torch.autocast(x.device.type, enabled=False):
+            # The meta device, on which memory is counted, has no autocast.
+            kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
+            with torch.autocast(kind, enabled=False):
                 return forward(x, *args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)

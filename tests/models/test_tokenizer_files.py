@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from support.tokenizer_kinds import TEXTS, added, byte_fallback
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -55,7 +57,7 @@ def folder(tmp_path):
         path = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
         path.mkdir()
         (path / "config.json").write_text(json.dumps({**SHAPE, "model_type": family, **(config or {})}))
-        (path / "model.safetensors").write_bytes(b"")
+        save_file({"model.norm.weight": torch.zeros(2)}, path / "model.safetensors")
         tokenizer.save(str(path / "tokenizer.json"))
         if settings:
             (path / "tokenizer_config.json").write_text(json.dumps(settings))
