@@ -193,7 +193,8 @@ def test_any_layout(layout):
     n, window, starts, family = (layout.pop(name) for name in ("n", "window", "starts", "family"))
     starts = tuple(start for start in starts if start < n)
     model, ids = make(family, window, hidden_size=24, intermediate_size=24, num_hidden_layers=3), draw(n)
-    check(run(model, ids, starts, **layout), at_once(model, ids, starts))
+    # Of a few tokens the keys' gradients nearly cancel, and fp32 sums leave 2.5e-6 of them.
+    check(run(model, ids, starts, **layout), at_once(model, ids, starts), tolerance=1e-5)
 
 
 def test_sequences_of_changing_length_share_the_ring(tmp_path):
