@@ -59,8 +59,8 @@ def whole(args: argparse.Namespace) -> list[dict]:
     from engine.config import from_mapping
     from engine.evaluation.ablation import measure, variations
     from engine.hardware.inventory import take_inventory
+    from engine.launch import preflight
     from engine.models.catalogue import find_model
-    from engine.runtime import preflight
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random-1.5b"

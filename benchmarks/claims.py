@@ -131,7 +131,7 @@ def ordinary_way() -> Finding:
     from engine.hardware.cards import find_card, simulate
     from engine.models.catalogue import find_model
     from engine.plan.planner import largest_context
-    from engine.plan.planning import Planning, storage
+    from engine.plan.request import Planning, storage
 
     machine = simulate(find_card("rtx-2060-super"), ram_bytes=64 * GIB, disk_bytes=500 * GIB)
     compute_type, weights = storage(machine, "auto")

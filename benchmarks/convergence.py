@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from engine.config import RunConfig, from_mapping
 from engine.evaluation.ablation import Outcome, Variation, measure, tokens_to_reach
-from engine.runtime import preflight
+from engine.launch import preflight
 
 RESULTS = ROOT / "benchmarks/results/convergence.json"
 RATES = {"lora": (3e-4, 1e-3, 3e-3, 1e-2), "lora+ 16": (3e-5, 1e-4, 3e-4, 1e-3)}

@@ -112,7 +112,7 @@ def case(record: Record, name: str, team: Any) -> Iterator[dict[str, Any]]:
 def rank_main(args: argparse.Namespace) -> int:
     """One rank, or the only one."""
     from engine.distributed.place import RankPlace
-    from engine.distributed.rank import join, prepare_environment
+    from engine.launch.rank import join, prepare_environment
 
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -174,10 +174,10 @@ def parity(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> No
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     from engine.config import LoraSection
-    from engine.distributed.data_parallel import WholeSum
-    from engine.distributed.sequence_step import SequenceStep
     from engine.models.adapter import attach_adapter, trainable
     from engine.plan.stream_plan import StreamPlan
+    from engine.steps.data_parallel import WholeSum
+    from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
     device = team.device
@@ -307,7 +307,7 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
     from engine.models.catalogue import find_model
     from engine.plan.cluster import share_of
     from engine.plan.planner import plan_context
-    from engine.plan.planning import Planning, storage, without_gpu
+    from engine.plan.request import Planning, storage, without_gpu
 
     spec = find_model(model).with_layers(layers)
     machine = take_inventory(Path("/tmp"))
@@ -353,12 +353,12 @@ def ring(
     import torch
 
     from engine.config import LoraSection
-    from engine.distributed.data_parallel import WholeSum
-    from engine.distributed.sequence_step import SequenceStep
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
+    from engine.steps.data_parallel import WholeSum
+    from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
     on_gpu = team.device.type == "cuda"
@@ -418,9 +418,9 @@ def gradient_sums(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record
     """Bytes and seconds of an update's gradients, whole and as low-rank factors, of an adapter and of every weight."""
     import torch
 
-    from engine.distributed.data_parallel import WholeSum
-    from engine.distributed.low_rank_sum import LowRankSum
+    from engine.distributed.powersgd import LowRankSum
     from engine.models.catalogue import find_model
+    from engine.steps.data_parallel import WholeSum
 
     spec = find_model(sizes.sum_model)
     every = [(linear.outputs, linear.inputs) for linear in spec.linears]
@@ -448,13 +448,13 @@ def zero(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None
 
     from engine import config as run_config
     from engine.data.windows import Window
-    from engine.distributed.zero_step import ZeroStep, ZeroTuning
     from engine.models.adapter import attach_adapter
     from engine.models.catalogue import find_model
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
     from engine.optim.adamw import adamw
-    from engine.runtime.deepspeed_config import deepspeed_config
+    from engine.runs.deepspeed_config import deepspeed_config
+    from engine.steps.zero_step import ZeroStep, ZeroTuning
 
     class Patient:
         def progress(self, *_: object, **__: object) -> None: ...

@@ -3,7 +3,7 @@
     python benchmarks/filling_gpu.py OUT.json [--repo DIR] [--context 8192] [--windows 24]
 
 The 1.5B model's shapes with random weights, NF4, LoRA r=16, streamed with all layers kept, one window an update. Each
-way takes the same windows, once each: all cut to one length, as they are, and filled up (engine.training.filling).
+way takes the same windows, once each: all cut to one length, as they are, and filled up (engine.steps.padding).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main() -> None:
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
     from engine.plan.stream_plan import StreamPlan
-    from engine.training.filling import filled_length
-    from engine.training.streamed_windows import StreamedWindows
+    from engine.steps.padding import filled_length
+    from engine.steps.streamed_windows import StreamedWindows
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)

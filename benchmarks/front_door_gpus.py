@@ -264,7 +264,7 @@ class FrontDoor:
     def rank_rows(self, name: str) -> dict[str, Any]:
         """What the monitor shows of each rank, from the journal."""
         from elite_tui.runs.view import RunView
-        from engine.runtime.journal import JournalReader
+        from engine.runs.journal import JournalReader
 
         view = RunView()
         for envelope in JournalReader(self.run_of(name) / "events.jsonl").poll():

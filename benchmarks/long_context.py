@@ -44,9 +44,9 @@ from engine.models.loading import load_model, load_tokenizer
 from engine.models.placement import choose_placement
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
-from engine.training.setup import device_name
-from engine.training.step import WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
+from engine.recipes.setup import device_name
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
 
 ORDERS = {
     "imports": {"order": "imports", "documents": "repository"},

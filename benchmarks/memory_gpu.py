@@ -282,7 +282,7 @@ class Whole(Way):
         import torch
 
         from engine.data.windows import Window
-        from engine.training.step import WholeSequenceStep
+        from engine.steps.whole_step import WholeSequenceStep
 
         self._step = WholeSequenceStep(
             tuning.model,
@@ -480,9 +480,9 @@ def attempt(model: str, case: dict[str, Any], *, limit: int | None, trace: bool)
 def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     """What the planner says of a case on this machine: bytes by place and phase, seconds by part."""
     from engine.models.catalogue import find_model
+    from engine.plan.ledger_lines import CONTEXT
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-    from engine.plan.parts import CONTEXT
-    from engine.plan.planning import Planning, workload_of
+    from engine.plan.request import Planning, workload_of
     from engine.plan.speeds import attention_efficiency, speeds_of
     from engine.plan.stream_plan import StreamPlan
     from engine.plan.time import streamed_time, whole_sequence_time

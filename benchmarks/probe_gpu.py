@@ -95,7 +95,7 @@ def step(planning: Any, row: Any) -> float:
     from engine.models.adapter import attach_adapter
     from engine.models.fused import fuse_kernels
     from engine.models.random import random_model
-    from engine.training.step import WholeSequenceStep
+    from engine.steps.whole_step import WholeSequenceStep
 
     base = random_model(planning.spec, placement)
     fuse_kernels(base, placement.device)

@@ -36,10 +36,10 @@ def in_a_rank(rank: int, count: int, model: str, links: Sequence[float]) -> dict
     import torch
     from torch import distributed
 
-    from engine.distributed.data_parallel import GradientSum, WholeSum
-    from engine.distributed.low_rank_sum import LowRankSum
+    from engine.distributed.powersgd import LowRankSum
     from engine.distributed.process_team import ProcessTeam
     from engine.models.catalogue import find_model
+    from engine.steps.data_parallel import GradientSum, WholeSum
 
     class LinkedTeam(ProcessTeam):
         """A team behind a link of so many bytes a second."""
@@ -87,7 +87,7 @@ def main() -> int:
     import slow_link  # by its name, so that a new process finds the function
     import torch
 
-    from engine.distributed.processes import run_processes
+    from engine.launch.rank_processes import run_processes
 
     links = [float("inf"), *(gbits * 1e9 / 8 for gbits in args.gbits)]
     found = run_processes(slow_link.in_a_rank, 2, args.model, links, timeout=900)[0]

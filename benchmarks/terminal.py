@@ -48,10 +48,10 @@ from engine.protocol import (
     StepCompleted,
     StepProgress,
 )
-from engine.runtime.control import ControlServer
-from engine.runtime.journal import JournalWriter
-from engine.runtime.process_record import ProcessRecord, write_record
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.control import ControlServer
+from engine.runs.journal import JournalWriter
+from engine.runs.process_record import ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 SIZES = ((80, 24), (120, 36), (200, 60))

@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         return 2
     references: list[str] = []
     if args.command == "monitor":
-        from engine.runtime.run_index import find_run
+        from engine.runs.run_index import find_run
 
         # A name that is wrong is said on the command line, not inside the app.
         references = [str(find_run(reference).path) for reference in args.runs or [None]]
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 def load_draft(repositories: Sequence[str] | None) -> Draft:
     """What was typed the last time, with the repositories of the command line; else the present folder."""
     from elite_tui.wizard.draft import FILE_NAME, Draft
-    from engine.runtime.run_index import state_directory
+    from engine.runs.run_index import state_directory
 
     draft = Draft.load(state_directory() / FILE_NAME)
     if repositories:

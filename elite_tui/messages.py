@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from elite_tui.wizard.facts import Reading
     from engine.errors import EliteError
     from engine.hardware.telemetry import Snapshot
-    from engine.runtime.doctor import Check
-    from engine.runtime.handle import RunHandle
+    from engine.launch.doctor import Check
+    from engine.launch.handle import RunHandle
 
 T = TypeVar("T")
 

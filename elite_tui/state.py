@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.errors import EliteError
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Snapshot
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 SNAPSHOTS_KEPT = 120
 "Two minutes of history at one sample a second."

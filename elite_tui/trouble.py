@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from engine import errors
-from engine.runtime.run_index import state_directory
+from engine.runs.run_index import state_directory
 
 FILE_NAME = "elite-tui.log"
 

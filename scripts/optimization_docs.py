@@ -30,7 +30,7 @@ GENERATED = (
 
 
 def record(name: str) -> None:
-    from engine.commands.quiet import libraries_logged
+    from engine.commands.quiet_libraries import libraries_logged
     from engine.verify.quiet import hush
 
     with libraries_logged() as terminal:

@@ -26,8 +26,8 @@ from elite_tui.runs.files import PlannedRun
 from elite_tui.runs.report import RunReport
 from elite_tui.themes import COLOUR_BLIND, LIGHT
 from elite_tui.wizard.recent import remember
-from engine.runtime.run_index import STATE_VARIABLE
-from engine.runtime.run_summary import RunSummary
+from engine.runs.run_index import STATE_VARIABLE
+from engine.runs.run_summary import RunSummary
 from tests.tui.recording import START
 from tests.tui.support import FixedEngine, gpu_machine, half_way, history_of, make_app, settled, still
 from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, GpuReplay, monitor, result_of, runs_engine

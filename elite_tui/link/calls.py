@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from engine.data.report import DataReport
     from engine.hardware.machine import Machine
     from engine.hardware.telemetry import Sampler, Snapshot
+    from engine.launch.doctor import Check
+    from engine.launch.handle import RunHandle
     from engine.models.spec import ModelSpec
-    from engine.runtime.doctor import Check
-    from engine.runtime.handle import RunHandle
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 
 class Engine:
@@ -122,7 +122,7 @@ class Engine:
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
         """The configuration that a run would use, after everything that can be checked before it starts."""
         from engine.config import from_mapping
-        from engine.runtime.preflight import check
+        from engine.launch.preflight import check
 
         return check(from_mapping(mapping, source="form"))
 
@@ -138,13 +138,13 @@ class Engine:
     def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
         """The pre-flight rows, each as soon as it is known; the last ones take seconds."""
         from engine.config import from_mapping
-        from engine.runtime.doctor import examine
+        from engine.launch.doctor import examine
 
         return examine(from_mapping(mapping, source="form"))
 
     def check_names(self) -> tuple[str, ...]:
         """Every pre-flight row's name, in order."""
-        from engine.runtime.doctor import NAMES
+        from engine.launch.doctor import NAMES
 
         return NAMES
 
@@ -162,27 +162,27 @@ class Engine:
 
     def launch(self, config: RunConfig) -> RunHandle:
         """A new run in a process of its own."""
-        from engine.runtime.launcher import launch
+        from engine.launch.launcher import launch
 
         return launch(config)
 
     def open_run(self, reference: str | None) -> RunHandle:
         """A run by id, prefix or path; the newest for None. Live and finished runs look the same."""
-        from engine.runtime.handle import RunHandle
-        from engine.runtime.run_index import find_run
+        from engine.launch.handle import RunHandle
+        from engine.runs.run_index import find_run
 
         return RunHandle.attach(find_run(reference))
 
     def list_runs(self) -> Sequence[RunSummary]:
         """The user's runs, newest first."""
-        from engine.runtime.run_index import list_runs
+        from engine.runs.run_index import list_runs
 
         return list_runs()
 
     def delete_run(self, path: Path) -> None:
         """Deletes a run that has ended, with everything in its folder."""
-        from engine.runtime.deletion import delete_run
-        from engine.runtime.run_directory import RunDirectory
+        from engine.runs.deletion import delete_run
+        from engine.runs.run_directory import RunDirectory
 
         delete_run(RunDirectory.open(path))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from elite_tui.host import Host
     from elite_tui.link.calls import Engine
     from engine.config import RunConfig
-    from engine.runtime.handle import RunHandle
+    from engine.launch.handle import RunHandle
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from elite_tui.runs.view import RunView
 from elite_tui.words.figures import bytes_in_words, context_in_words, count_in_words, duration_in_words, number_in_words
 from engine import config as run_config
 from engine.errors import EliteError
-from engine.runtime.journal import JournalReader
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.journal import JournalReader
+from engine.runs.run_directory import RunDirectory
 
 LETTERS = "ABCDEFGH"
 """At most so many runs are compared; a letter tells their lines apart without colour."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from elite_tui.host import Host
     from elite_tui.link.workers import EngineLink
     from elite_tui.state import AppState
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 
 class RunDesk:

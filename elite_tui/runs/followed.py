@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from elite_tui.runs.files import PlannedRun
+    from engine.launch.handle import RunHandle
     from engine.protocol import Command, Envelope
-    from engine.runtime.access import Access
-    from engine.runtime.handle import RunHandle
+    from engine.runs.access import Access
 
 LOOK_EVERY = 8
 """Polls between two looks at what changes seldom; a run that has ended is polled as seldom."""

@@ -12,7 +12,7 @@ from elite_tui.runs.view import RunView
 if TYPE_CHECKING:
     from elite_tui.runs.files import PlannedRun
     from elite_tui.runs.followed import News
-    from engine.runtime.access import Access
+    from engine.runs.access import Access
 
 _ID_DATE = len("20260102-100000-")
 

@@ -91,7 +91,7 @@ def _samples(data: Mapping[str, Any]) -> list[Sample]:
 def _reference(path: Path) -> str:
     """The run's id where that finds this folder, else the path."""
     from engine.errors import EliteError
-    from engine.runtime.run_index import find_run
+    from engine.runs.run_index import find_run
 
     try:
         return path.name if find_run(path.name).path == path else str(path)

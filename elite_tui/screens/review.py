@@ -179,7 +179,7 @@ def yaml_text(state: AppState) -> str:
 
 def deepspeed_text(state: AppState) -> str:
     """The deepspeed.json that the run will have; what to correct first where the draft is not valid."""
-    from engine.runtime.deepspeed_config import deepspeed_config
+    from engine.runs.deepspeed_config import deepspeed_config
 
     if state.draft.problems():
         return "correct the configuration first"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from elite_tui.screens.room import Elite
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 STATUS_MARKS = {
     "starting": "●",

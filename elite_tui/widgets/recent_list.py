@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from elite_tui.fetched import Fetched
     from elite_tui.wizard.draft import Draft
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 _MARGIN = 2
 

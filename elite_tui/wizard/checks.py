@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.errors import EliteError
-    from engine.runtime.doctor import Check
+    from engine.launch.doctor import Check
 
 MARKS = {
     "passed": ("✓", "$text-success"),

@@ -13,7 +13,7 @@ from elite_tui.words.figures import number_in_words, printable
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 KEY = "recent-projects"
 KEPT = 8

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.models.spec import ModelSpec
     from engine.plan.planner import TierPlan
-    from engine.plan.planning import Planning
+    from engine.plan.request import Planning
 
 RAM_SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 VRAM_SIZES = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
@@ -106,7 +106,7 @@ def ways_to_fit(
 
 
 def _other_settings(planning: Planning, context: int) -> Iterator[Way]:
-    from engine.plan.planning import storage
+    from engine.plan.request import storage
 
     if planning.way != "auto" and (row := _fitting(replace(planning, way="auto"), context)):
         yield Way(change="training.step auto", step_seconds=row.step_seconds)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.pieces import Piece, Shape, trailing_documents
+from engine.attention.mask_tiles import Piece, Shape, trailing_documents
 
 
 class KeyValueReader(Protocol):

@@ -18,13 +18,13 @@ from engine.data.dataset import build_dataset
 from engine.data.windows import Window, Windows
 from engine.models.adapter import attach_adapter
 from engine.models.fused import fuse_kernels
-from engine.models.head import split_head, summed_cross_entropy
+from engine.models.lm_head import split_head, summed_cross_entropy
 from engine.models.loading import load_model
 from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.models.spec import ModelSpec
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.loss import IGNORED
-from engine.training.step import WholeSequenceStep
 
 _SAMPLE = 4
 "Windows, or rows, that are run and timed for each way."

@@ -28,12 +28,12 @@ from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.whole_step import StepMonitor, WholeSequenceStep
 from engine.streaming.attention import KeysValuesCollected, Pass
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import loss_and_gradient
 from engine.streaming.sequence_run import SequenceRun
 from engine.streaming.step import StreamedStep
-from engine.training.step import StepMonitor, WholeSequenceStep
 
 _REPEATS, _LEAST_SECONDS, _MOST_REPEATS = 3, 0.25, 50
 """A tile is run so often that filling and draining the queue, once for all of them, hardly counts. With three runs the

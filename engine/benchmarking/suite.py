@@ -20,7 +20,7 @@ from typing import Any
 from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.planning import Planning, storage
+from engine.plan.request import Planning, storage
 from engine.whole_file import replace_text
 
 GIB = 2**30

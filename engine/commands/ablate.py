@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the baseline and one variation for each optimisation, and prints the table."""
     from engine.evaluation.ablation import measure_all, variations
     from engine.hardware.inventory import take_inventory
+    from engine.launch import preflight
     from engine.models.catalogue import find_model
-    from engine.runtime import preflight
 
     baseline = preflight.check(_baseline(args))
     machine = take_inventory(Path(baseline.output.directory))

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import libraries_logged
+from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import one_line
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 

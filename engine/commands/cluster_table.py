@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from engine.distributed.hosts import Host, deepspeed_command, join_command
+from engine.config.hosts import Host, deepspeed_command, join_command
 from engine.plan.cluster import Cluster, StrategyPlan
 from engine.plan.quantities import format_bytes, format_context, format_seconds
 

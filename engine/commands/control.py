@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 def _attach(args: argparse.Namespace) -> int:
     from engine.commands.progress_display import open_display
     from engine.commands.train import exit_code
-    from engine.runtime import run_index
-    from engine.runtime.handle import RunHandle
+    from engine.launch.handle import RunHandle
+    from engine.runs import run_index
 
     handle = RunHandle.attach(run_index.find_run(args.reference))
     with open_display(as_json=args.json) as display:
@@ -66,8 +66,8 @@ def _send(args: argparse.Namespace) -> int:
     from engine import errors
     from engine.cli import print_json
     from engine.protocol import Command, Pause, Resume, Stop
-    from engine.runtime import run_index
-    from engine.runtime.control import send_command
+    from engine.runs import run_index
+    from engine.runs.control import send_command
 
     run = run_index.find_run(args.reference)
     identity = uuid.uuid4().hex

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     """Asks for the end of the run's name, and deletes it."""
     from engine import errors
     from engine.cli import print_json
-    from engine.runtime import run_index
-    from engine.runtime.deletion import delete_run
+    from engine.runs import run_index
+    from engine.runs.deletion import delete_run
 
     found = run_index.find_run(args.reference)
     if not args.yes:

@@ -1,6 +1,6 @@
 """`engine doctor`: everything that a run needs, examined before it starts.
 
-The rows are those of `engine.runtime.doctor.examine(config)`, an iterator of Check(name, status, text, remedy);
+The rows are those of `engine.launch.doctor.examine(config)`, an iterator of Check(name, status, text, remedy);
 `NAMES` there lists every row in order, for a screen that shows them before they are known. With `--json`: a list of
 the same four fields.
 """
@@ -16,7 +16,7 @@ from engine import errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from engine.runtime.doctor import Check
+    from engine.launch.doctor import Check
 
 NAMES = ("doctor",)
 SUMMARY = "Examine everything that a run needs, each with its remedy; the exit code is 3 where something would fail."
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the rows as they are found; returns 3 if any failed."""
     from engine.cli import print_json
     from engine.commands.train import read_config
-    from engine.runtime.doctor import examine, failed
+    from engine.launch.doctor import examine, failed
 
     rows: list[Check] = []
     console = None if args.json else _console()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
 from engine.cli import print_json
-from engine.commands.quiet import libraries_logged
+from engine.commands.quiet_libraries import libraries_logged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from engine.config import RunConfig
     from engine.evaluation.result import Evaluation
-    from engine.runtime.run_directory import RunDirectory
+    from engine.runs.run_directory import RunDirectory
 
 NAMES = ("evaluate",)
 SUMMARY = (
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates each run; figures on its own files are kept in its folder, with its report."""
     from rich.console import Console
 
-    from engine.runtime.run_index import find_run
+    from engine.runs.run_index import find_run
 
     runs = [find_run(reference) for reference in args.runs or [None]]
     configs = [_config_of(found, args) for found in runs]
@@ -86,8 +86,8 @@ def _evaluate(
     found: RunDirectory, config: RunConfig, repositories: Sequence[Path], console: Console
 ) -> list[Evaluation]:
     from engine.errors import one_line
-    from engine.evaluation.keeping import keep_evaluation, rewrite_report
-    from engine.evaluation.of_run import evaluate_run
+    from engine.evaluation.evaluate_run import evaluate_run
+    from engine.evaluation.result_files import keep_evaluation, rewrite_report
 
     evaluations = []
     with console.status(f"{one_line(found.id)}: loading") as status:

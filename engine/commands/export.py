@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from engine.cli import print_json
-    from engine.commands.quiet import libraries_logged
-    from engine.runtime import run_index
+    from engine.commands.quiet_libraries import libraries_logged
+    from engine.runs import run_index
 
     found = run_index.find_run(args.reference)
     tell = _Progress()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import Terminal, libraries_logged
+from engine.commands.quiet_libraries import Terminal, libraries_logged
 
 if TYPE_CHECKING:
     from engine.generation.request import Side, TextRequest

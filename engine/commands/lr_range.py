@@ -12,7 +12,7 @@ from engine.commands.run_options import add_run_options, read_run_config
 NAMES = ("lr-range",)
 SUMMARY = "Find a learning rate: raise it over a short trial run, and see where the loss turns up."
 
-_RECIPE = "engine.training.lr_range_recipe:find_rate"
+_RECIPE = "engine.recipes.lr_range:find_rate"
 _ROWS = 15
 
 
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Runs the test in a process of its own, and prints what it found."""
     from engine.commands.train import follow
+    from engine.launch import preflight
+    from engine.launch.launcher import launch
     from engine.optim.lr_range import FILE_NAME
-    from engine.runtime import preflight
-    from engine.runtime.launcher import launch
 
     handle = launch(preflight.check(read_run_config(args)), recipe=_RECIPE)
     status = follow(handle, as_json=False)

@@ -16,8 +16,8 @@ from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
-from engine.plan.planning import Planning, storage
 from engine.plan.quantities import format_bytes, format_context, format_seconds
+from engine.plan.request import Planning, storage
 from engine.plan.search import HEADROOM, Budget
 
 if TYPE_CHECKING:

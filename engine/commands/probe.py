@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
 from engine.cli import print_json
-from engine.commands.quiet import Terminal, libraries_logged
+from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.plan.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed
     from engine.hardware.machine import Machine
-    from engine.plan.parts import BaseWeights
+    from engine.plan.ledger_lines import BaseWeights
     from engine.plan.planner import TierPlan
-    from engine.plan.planning import Planning
+    from engine.plan.request import Planning
 
 NAMES = ("probe",)
 SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measured beside predicted."
@@ -78,7 +78,7 @@ def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
     from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
     from engine.plan.planner import plan_context
-    from engine.plan.planning import Planning, storage, without_gpu
+    from engine.plan.request import Planning, storage, without_gpu
     from engine.plan.tiers import tier_of
 
     machine = take_inventory(args.output)
@@ -104,7 +104,7 @@ def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
 
     A lone tile's plan may keep layers instead of computing them again; what a probe finds of the rates holds for both.
     """
-    from engine.plan.planning import workload_of
+    from engine.plan.request import workload_of
     from engine.plan.speeds import speeds_of
     from engine.plan.time import streamed_time
 
@@ -148,9 +148,9 @@ def _existing(path: Path) -> Path:
 
 def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any]:
     """Predicted beside measured, of what ran; and of the whole step, from what ran."""
+    from engine.plan.ledger_lines import NOT_ALLOCATED
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-    from engine.plan.parts import NOT_ALLOCATED
-    from engine.plan.planning import workload_of
+    from engine.plan.request import workload_of
 
     full = min(planning.spec.full_attention_layers, probed.layers)
     spec = dataclasses.replace(planning.spec, layers=probed.layers, full_attention_layers=full)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from engine.runtime.run_directory import RunDirectory
+    from engine.runs.run_directory import RunDirectory
 
 _PLAIN_INTERVAL_S = 5.0
 """Without a terminal, at most one line of steps in this many seconds."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from engine.runtime.run_summary import RunSummary
+    from engine.runs.run_summary import RunSummary
 
 NAMES = ("runs",)
 SUMMARY = "List the runs of every output folder that was used here, newest first."
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Prints the table."""
     from engine.cli import print_json
-    from engine.runtime import run_index
+    from engine.runs import run_index
 
     summaries = run_index.list_runs(args.output)
     if args.json:

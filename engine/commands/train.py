@@ -16,8 +16,8 @@ from engine import errors
 if TYPE_CHECKING:
     from engine.commands.progress_display import Display
     from engine.config import RunConfig
-    from engine.runtime.handle import RunHandle
-    from engine.runtime.run_directory import RunDirectory
+    from engine.launch.handle import RunHandle
+    from engine.runs.run_directory import RunDirectory
 
 NAMES = ("train",)
 SUMMARY = "Fine-tune a model on repositories."
@@ -75,8 +75,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns the exit status."""
-    from engine.runtime import preflight
-    from engine.runtime.launcher import launch
+    from engine.launch import preflight
+    from engine.launch.launcher import launch
 
     if args.resume is None:
         resumed = None
@@ -117,8 +117,8 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
     Raises:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
     """
-    from engine.runtime import run_index
-    from engine.runtime.run_summary import ACTIVE
+    from engine.runs import run_index
+    from engine.runs.run_summary import ACTIVE
 
     run = run_index.find_run(None, output) if reference == NEWEST else run_index.find_run(reference)
     status = run.status()
@@ -135,8 +135,8 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     Raises:
         EliteError: RESUME_CHANGES_CONFIG where an option asks for one that it may not.
     """
-    from engine.runtime.preflight import with_absolute_paths
-    from engine.runtime.resume_changes import changes
+    from engine.launch.preflight import with_absolute_paths
+    from engine.runs.resume_changes import changes
 
     config = run.load_config()
     data = run_config.load_mapping(args.config) if args.config else run_config.to_mapping(config)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import config
 from engine.cli import print_json
-from engine.commands.quiet import libraries_logged
+from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations
 from engine.verify.quiet import hush

@@ -21,20 +21,20 @@ from torch import Tensor, distributed
 
 from engine import errors
 from engine.distributed.place import Ranks
-from engine.distributed.team import Team
 from engine.protocol import Envelope, RankReported, RecoveryTaken, Stop, WarningRaised
-from engine.training.commands import Actions, obey
+from engine.runs.commands import Actions, obey
+from engine.runs.team import Team
 from engine.training.memory import memory_figures
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from engine.runtime.session import TrainingSession
+    from engine.runs.context import TrainingSession
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=365)
-"""Of the group for objects: who dies is found out by other means (engine.distributed.watch)."""
+"""Of the group for objects: who dies is found out by other means (engine.launch.rank_watchdog)."""
 
 REPORT_SECONDS = 2.0
 """Shortest time between two reports of the ranks."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from engine.attention.pieces import Piece, Shape, causal_pieces
+from engine.attention.mask_tiles import Piece, Shape, causal_pieces
 
 Order = Literal["zigzag", "contiguous"]
 
@@ -74,7 +74,7 @@ def blocks(
         owners: What each rank keeps.
         tile: Most queries in a block.
         key_block: Most keys in a rectangle.
-        window, document_starts: As in `engine.attention.pieces.causal_pieces`.
+        window, document_starts: As in `engine.attention.mask_tiles.causal_pieces`.
     """
     found: list[list[Block]] = [[] for _ in owners]
     for segment in own:

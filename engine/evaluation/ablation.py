@@ -16,12 +16,12 @@ from itertools import pairwise
 from engine.config import RunConfig
 from engine.errors import EliteError
 from engine.hardware.machine import Machine
+from engine.launch.launcher import launch
 from engine.models.spec import ModelSpec
 from engine.plan.choice import choose_plan
 from engine.plan.optimization_states import states
 from engine.plan.optimizations import find_optimization, optimizations, toggle, with_values
 from engine.protocol import EvalCompleted, RunFailed, RunFinished, StepCompleted, Stop
-from engine.runtime.launcher import launch
 
 WARM_UP_STEPS = 2
 """First steps that do not count for the speed: they allocate, compile and plan kernels."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.protocol import Envelope, EvalCompleted, RunStarted, StepCompleted
-from engine.runtime.journal import JournalReader
+from engine.runs.journal import JournalReader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.runtime.run_directory import RunDirectory
+    from engine.runs.run_directory import RunDirectory
 
 MOST_PAST_RUNS = 20
 
@@ -71,7 +71,7 @@ def past_ratios(model: str, *, before: str, runs: Iterable[RunDirectory] | None 
         runs: To look at, newest first; all that this user has by default.
     """
     if runs is None:
-        from engine.runtime.run_index import find_runs
+        from engine.runs.run_index import find_runs
 
         runs = find_runs()
     found = []

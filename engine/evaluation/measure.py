@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.config import EvaluationSection
     from engine.data.encoder import Encoder
     from engine.evaluation.completions import Completion
-    from engine.evaluation.models import ModelPair, Scored
+    from engine.generation.run_models import ModelPair, Scored
 
 Progress = Callable[[int, int, str], None]
 """Done, total, and what is counted; may raise to abandon the evaluation."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.markdown import code, code_block, table
-from engine.evaluation.perplexity import perplexity
 from engine.evaluation.words import MARK_WORDS, TASK_WORDS, mark_row, number, perplexity_row
+from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
     from engine.evaluation.projection import Projection, Score

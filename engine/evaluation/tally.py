@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.evaluation.intervals import Floats, Interval, bootstrap
-from engine.evaluation.perplexity import choose_windows
+from engine.steps.held_out_loss import choose_windows
 
 if TYPE_CHECKING:
     from engine.data.windows import Window
@@ -22,7 +22,7 @@ FIRST_BUCKET = 1024
 _BUCKETS = 16
 
 TokenLosses = Callable[["Window"], npt.NDArray[np.float32]]
-"""See engine.training.step.ScoringStep.token_losses."""
+"""See engine.steps.whole_step.ScoringStep.token_losses."""
 
 
 @dataclass(frozen=True)

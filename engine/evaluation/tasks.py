@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
+from engine.generation.batched import TOGETHER, write_together
 from engine.generation.forward import open_forward
 from engine.generation.text import TextStream
-from engine.generation.together import TOGETHER, write_together
 
 if TYPE_CHECKING:
     from engine.data.encoder import Encoder

@@ -17,7 +17,7 @@ from engine.export.weights import count
 if TYPE_CHECKING:
     from engine.export.check import Difference
     from engine.export.source import Merged
-    from engine.runtime.run_directory import RunDirectory
+    from engine.runs.run_directory import RunDirectory
 
 Target = Literal["adapter", "merged", "gguf"]
 DTYPES: dict[Target, tuple[str, ...]] = {

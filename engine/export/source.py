@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.data.encoder import Encoder
     from engine.models.weight_map import WeightMap
-    from engine.runtime.run_directory import RunDirectory
+    from engine.runs.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)

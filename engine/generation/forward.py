@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.blockwise import attend
-from engine.attention.pieces import causal_pieces
+from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import select_backend
-from engine.generation.keys_values import PagedKeysValues
+from engine.generation.kv_cache import PagedKeysValues
 from engine.models.families import refusal, setting_refusals
 from engine.streaming import attention as streamed_attention
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope

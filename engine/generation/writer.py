@@ -12,20 +12,20 @@ from engine import errors
 from engine.config import RunConfig
 from engine.data.encoder import Encoder
 from engine.errors import EliteError
-from engine.evaluation.models import ModelPair, RunModels, load_base, load_pair, models_of
 from engine.generation.forward import open_forward
 from engine.generation.request import Side, TextRequest
+from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of
 from engine.generation.sampling import Sampling, generate
 from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
 from engine.models.families import require
 from engine.models.loading import load_tokenizer
 from engine.models.placement import choose_placement
-from engine.runtime.run_directory import RunDirectory
-from engine.runtime.run_index import find_run
-from engine.training.layout import Layout
+from engine.recipes.setup import device_name
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_index import find_run
+from engine.steps.step_builder import Layout
 from engine.training.memory import memory_errors
-from engine.training.setup import device_name
 
 
 class Writer:

@@ -1,7 +1,7 @@
 """fp32 weights behind a model that computes in 16 bits (mixed precision training, arXiv 1710.03740, section 3.1).
 
 The small updates of fine-tuning would vanish in a 16-bit weight: the optimiser works on these, and the model gets
-rounded copies. Gradients come the other way, and are summed in fp32 (engine.streaming.gradients).
+rounded copies. Gradients come the other way, and are summed in fp32 (engine.models.wide_gradients).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine.streaming.gradients import WideGradients
+from engine.models.wide_gradients import WideGradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from engine import errors
 from engine.config import RunConfig
 from engine.distributed.place import Ranks
-from engine.distributed.strategy import ranks_to_start
 from engine.hardware.machine import Machine
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
-from engine.plan.planning import TOKENS_PER_UPDATE, Planning, storage, without_gpu
 from engine.plan.quantities import format_context, format_seconds
+from engine.plan.request import TOKENS_PER_UPDATE, Planning, storage, without_gpu
+from engine.plan.strategy import ranks_to_start
 from engine.plan.tiers import tier_of
 
 

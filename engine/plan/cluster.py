@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from engine.hardware.machine import Gpu, Machine
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.planning import Planning, workload_of
 from engine.plan.quantities import format_bytes
+from engine.plan.request import Planning, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.plan.parts import CHECKPOINTS_KEPT, Line, Place
+from engine.plan.ledger_lines import CHECKPOINTS_KEPT, Line, Place
 from engine.plan.workload import Workload
 
 STATE_TO_GO_BACK_TO = "the state to go back to"
@@ -77,7 +77,7 @@ def masters_on_host(work: Workload) -> bool:
 def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[float, str]:
     """Time that the gradients of one window take to the host, and the formula.
 
-    They arrive in pinned memory that is kept (engine.streaming.gradient_home), so that the link is what counts.
+    They arrive in pinned memory that is kept (engine.models.gradient_home), so that the link is what counts.
     Measured for updates of one window: those of further ones are added up on the host, which is not in the formula.
     Where tiles are streamed, a table that is embedding and head at once goes twice.
     """

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from engine.plan.activations import Moment, Phase
 from engine.plan.full_tuning import state_parts
-from engine.plan.parts import (
+from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
     BaseWeights,
@@ -30,8 +30,8 @@ from engine.plan.parts import (
 )
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
-from engine.plan.tile_moments import tile_moments
-from engine.plan.window_moments import window_moments
+from engine.plan.tile_peaks import tile_moments
+from engine.plan.window_peaks import window_moments
 from engine.plan.workload import Workload
 
 

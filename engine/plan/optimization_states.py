@@ -13,10 +13,10 @@ from engine.config import RunConfig
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
+from engine.plan.ledger_lines import BaseWeights
 from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
-from engine.plan.parts import BaseWeights
-from engine.plan.planning import workload_of
+from engine.plan.request import workload_of
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.plan.time import streamed_time, total_seconds

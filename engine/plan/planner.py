@@ -12,16 +12,16 @@ from engine import errors
 from engine.hardware.machine import Machine
 from engine.models.families import refuse
 from engine.models.spec import ModelSpec
+from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part
-from engine.plan.parts import Place
-from engine.plan.planning import (
+from engine.plan.quantities import format_bytes, format_seconds
+from engine.plan.request import (
     Planning,
     storage,
     streaming_refusal,
     whole_refusal,
     workload_of,
 )
-from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tiers import tiers

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
+from engine.plan.ledger_lines import BaseWeights, Place
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
-from engine.plan.parts import BaseWeights, Place
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time

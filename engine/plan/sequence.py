@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.plan.parts import Line, Place
+from engine.plan.ledger_lines import Line, Place
 
 if TYPE_CHECKING:
     from engine.plan.workload import Workload

@@ -17,7 +17,7 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.parts import NF4_BITS, BaseWeights, window_piece
+from engine.plan.ledger_lines import NF4_BITS, BaseWeights, window_piece
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import StreamPlan

@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import attend, attend_backward
-from engine.attention.pieces import Piece, causal_pieces
-from engine.streaming.keys_values import KeysValues
+from engine.attention.mask_tiles import Piece, causal_pieces
+from engine.streaming.kv_cache import KeysValues
 from engine.streaming.tiles import TileArray, TileReader
-from engine.streaming.windowed_keys_values import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKeysValues
 
 IMPLEMENTATION = "elite_streamed"
 """Name under which transformers finds the function."""

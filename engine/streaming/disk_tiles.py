@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.hardware.pinned_memory import pinned_empty
 from engine.streaming import copies
 from engine.streaming.copies import CopyStreams
-from engine.streaming.pinned import pinned_empty
 from engine.streaming.tiles import TileArray
 
 _THREADS = 4

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
-from engine.streaming.codec import Codec, Plain, codec_for
+from engine.streaming.quantization import Codec, Plain, codec_for
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
 

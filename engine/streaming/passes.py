@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan, StreamPlanError
 from engine.randomness import KeyedGenerators
 from engine.streaming import attention as streamed_attention
@@ -29,7 +30,6 @@ from engine.streaming import copies
 from engine.streaming.attention import KeysValuesCollected, Pass
 from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder
-from engine.streaming.gradients import WideGradients
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.loss import loss_and_gradient, token_losses
 from engine.streaming.sequence_run import SequenceRun

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.hardware.pinned_memory import pinned_empty
 from engine.streaming import copies
 from engine.streaming.copies import CopyStreams
-from engine.streaming.pinned import pinned_empty
 
 
 class TileArray(ABC):

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.hardware.pinned_memory import pinned_empty
 from engine.streaming import copies
 from engine.streaming.copies import CopyStreams
-from engine.streaming.pinned import pinned_empty
 
 
 class LayerWeights(ABC):

@@ -13,10 +13,10 @@ from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
-from engine.streaming.keys_values import DeviceKeysValues, HostKeysValues, KeysValues
+from engine.streaming.kv_cache import DeviceKeysValues, HostKeysValues, KeysValues
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
-from engine.streaming.windowed_keys_values import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKeysValues
 
 
 class Workspace:

@@ -1,6 +1,6 @@
 """The checkpoints of one run: named by their step, and which of them are kept.
 
-What their files mean is engine.training.state's business; that they are whole is engine.training.sealed's.
+What their files mean is engine.training.state's business; that they are whole is engine.runs.atomic_dir's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import errors
-from engine.training import sealed
-from engine.training.sealed import DamagedError, Sealed
+from engine.runs import atomic_dir
+from engine.runs.atomic_dir import DamagedError, Sealed
 
 _NAME = re.compile(r"step-(\d{6,})")
 _HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
@@ -67,7 +67,7 @@ class CheckpointFolder:
         final = self.path / f"step-{step:06d}"
         about = {"step": step, "saved_at": time.time(), "held_out_loss": held_out_loss}
         try:
-            size = sealed.write(final, files, about)
+            size = atomic_dir.write(final, files, about)
         except OSError as error:
             raise writing_failed(final, error) from error
         self._prune()
@@ -83,7 +83,7 @@ class CheckpointFolder:
         for path in self._entries():
             if match := _HIDDEN.fullmatch(path.name):
                 with contextlib.suppress(OSError):
-                    sealed.heal(self.path / match[1])
+                    atomic_dir.heal(self.path / match[1])
 
     def keep_only_newest(self) -> int:
         """Deletes all but the newest valid checkpoint, for room on a full disk; returns how many went."""
@@ -116,7 +116,7 @@ class CheckpointFolder:
         last = -float("inf")
         for path in reversed(newest_first):
             try:
-                about = sealed.read_about(path)
+                about = atomic_dir.read_about(path)
             except DamagedError:
                 continue
             if about["held_out_loss"] is not None:
@@ -155,7 +155,7 @@ def verify(folder: Path) -> Sealed:
     Raises:
         DamagedError: it is not what was written.
     """
-    found = sealed.verify(folder)
+    found = atomic_dir.verify(folder)
     match = _NAME.fullmatch(folder.name)
     if match is None or found.about.get("step") != int(match[1]):
         raise DamagedError(f"it is the checkpoint of step {found.about.get('step')} under another name")

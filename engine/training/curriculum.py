@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.training.step import Window
+    from engine.steps.whole_step import Window
 
 STAGES = ((0.15, 8), (0.35, 4), (0.6, 2))
 """Up to this share of the updates, windows are cut into so many pieces; afterwards they stay whole."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.errors import EliteError
-    from engine.runtime.session import TrainingSession
+    from engine.runs.context import TrainingSession
     from engine.training.checkpoints import CheckpointFolder
 
 PAUSED = f"{PAUSED_PREFIX}disk-full"

@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from engine.evaluation.perplexity import perplexity
+from engine.data.window_source import plan_updates
 from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
-from engine.training.commands import Actions
-from engine.training.keeping import Keeper
+from engine.runs.commands import Actions
+from engine.steps.held_out_loss import perplexity
+from engine.steps.whole_step import StepAbandonedError
 from engine.training.memory import memory_figures
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.recovery import Recovery
-from engine.training.step import StepAbandonedError
-from engine.training.updates import plan_updates
+from engine.training.rollback import Keeper
 
 if TYPE_CHECKING:
-    from engine.runtime.session import TrainingSession
-    from engine.training.parts import Parts
+    from engine.data.window_source import Update
+    from engine.runs.context import TrainingSession
+    from engine.training.components import Parts
     from engine.training.state import Progress
-    from engine.training.updates import Update
 
 ETA_STEPS = 20
 """Latest steps whose speed the estimate of the time left is made from."""

@@ -15,7 +15,7 @@ from engine.streaming.out_of_memory import full_place
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
-    from engine.runtime.session import TrainingSession
+    from engine.runs.context import TrainingSession
 
 _PROCESS = psutil.Process()
 

@@ -11,13 +11,13 @@ import torch
 
 from engine import errors
 from engine.randomness import keyed_numbers
-from engine.training.step import count_targets
+from engine.steps.whole_step import count_targets
 
 if TYPE_CHECKING:
-    from engine.training.parts import Parts
+    from engine.data.window_source import Update
+    from engine.steps.whole_step import StepMonitor, StepResult
+    from engine.training.components import Parts
     from engine.training.state import Progress
-    from engine.training.step import StepMonitor, StepResult
-    from engine.training.updates import Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 | failure | what is done |
 |---|---|
-| memory full within the step | the step is re-planned and repeated (engine.training.replanning) |
-| the same in a window that ranks share | all ranks begin again, in a smaller step (engine.distributed.retreat) |
+| memory full within the step | the step is re-planned and repeated (engine.steps.oom_fallback) |
+| the same in a window that ranks share | all ranks begin again, in a smaller step (engine.steps.oom_consensus) |
 | memory full in the optimiser | a smaller step, back to the last snapshot, and the same updates again |
 | NaN or a spike of the loss | back to the last snapshot, past these updates, at a lower rate (arXiv 2204.02311 §5.1) |
 | disk full | older checkpoints go, then the run waits (engine.training.disk_space) |
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from engine import errors
 from engine.errors import EliteError
 from engine.protocol import RecoveryTaken
-from engine.training.failures import (
+from engine.steps.failures import (
     HostMemoryLowError,
     Place,
     is_divergence,
@@ -29,17 +29,17 @@ from engine.training.failures import (
     memory_place,
     release_memory,
 )
+from engine.steps.oom_fallback import ReplanningStep
 from engine.training.recovery_report import write_recovery_report
-from engine.training.replanning import ReplanningStep
 from engine.training.spikes import SpikeDetector
 from engine.training.watches import HeatWatch, HostMemoryWatch
 
 if TYPE_CHECKING:
-    from engine.runtime.session import TrainingSession
-    from engine.training.keeping import Keeper
-    from engine.training.parts import Parts
+    from engine.data.window_source import Update
+    from engine.runs.context import TrainingSession
+    from engine.training.components import Parts
+    from engine.training.rollback import Keeper
     from engine.training.state import Progress, Snapshot
-    from engine.training.updates import Update
 
 
 class Recovery:

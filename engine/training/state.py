@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.models.fine_tuning import AdapterTuning, FullTuning
+from engine.runs.atomic_dir import DamagedError, Sealed
 from engine.training import tensor_tree
-from engine.training.sealed import DamagedError, Sealed
 
 if TYPE_CHECKING:
-    from engine.training.parts import Parts
+    from engine.training.components import Parts
 
 OPTIMIZER, RANDOM, STATEFUL, STATE = (
     "optimizer.safetensors",
@@ -66,7 +66,7 @@ class Progress:
     recoveries: list[str] = field(default_factory=list)
     "What went wrong so far and what was done, one line each."
     layout: dict[str, Any] | None = None
-    "How the step is laid out, as engine.training.layout.Layout writes it; None before the first one."
+    "How the step is laid out, as engine.steps.step_builder.Layout writes it; None before the first one."
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from engine.hardware.limits import read_memory
 from engine.hardware.nvml import GpuSample, Nvml
 from engine.plan.quantities import format_bytes
 from engine.protocol import Event, WarningRaised
-from engine.training.failures import HostMemoryLowError
+from engine.steps.failures import HostMemoryLowError
 
 Clock = Callable[[], float]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import from_mapping
-from engine.distributed.processes import ProcessFailedError, run_processes
+from engine.launch.rank_processes import ProcessFailedError, run_processes
 from engine.models.adapter import trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.verify.measure import mib, relative_error
@@ -52,8 +52,8 @@ def ring_attention(_: Bench) -> str:
 
 
 def _ring_rank(_: int, __: int, length: int) -> dict[str, Any]:
-    from engine.distributed.data_parallel import WholeSum
-    from engine.distributed.sequence_step import SequenceStep
+    from engine.steps.data_parallel import WholeSum
+    from engine.steps.sequence_step import SequenceStep
 
     team, model = _team(), adapted(small_model(device=_CPU))
     plan = StreamPlan(tile=32, key_block=64, loss_piece=64)
@@ -85,8 +85,8 @@ def _data_parallel_ranks(rank: int, _: int) -> list[dict[str, Any]]:
 
 def _data_parallel(rank: int, *, compress: bool) -> dict[str, Any]:
     """Losses of some updates with half of each batch, and the bytes that the last one sent."""
-    from engine.distributed.data_parallel import WholeSum
-    from engine.distributed.low_rank_sum import LowRankSum
+    from engine.distributed.powersgd import LowRankSum
+    from engine.steps.data_parallel import WholeSum
 
     team, model = _team(), _wide_model(16)
     add_up = LowRankSum(team, 1, whole_updates=2) if compress else WholeSum(team)
@@ -154,8 +154,8 @@ def _windows(step: int) -> list[Any]:
 
 
 def _zero_rank(_: int, count: int, section: dict[str, str]) -> dict[str, Any]:
-    from engine.distributed.zero_step import ZeroStep, ZeroTuning
-    from engine.runtime.deepspeed_config import deepspeed_config
+    from engine.runs.deepspeed_config import deepspeed_config
+    from engine.steps.zero_step import ZeroStep, ZeroTuning
 
     settings: dict[str, Any] = {
         "model": {"precision": "fp32", "device": "cpu"},

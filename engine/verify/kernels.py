@@ -20,7 +20,7 @@ from engine.config import from_mapping
 from engine.hardware.tuning import tune_memory
 from engine.models.compiled import compile_layers
 from engine.models.fused import fuse_kernels
-from engine.training.step import WholeSequenceStep
+from engine.steps.whole_step import WholeSequenceStep
 from engine.verify.measure import mib, relative_error
 from engine.verify.proof import Bench, ProofFailedError, UnavailableError, demand, need_gpu, need_library
 from engine.verify.quiet import hush

@@ -18,7 +18,7 @@ from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
 from engine.models.transforms import transform
-from engine.training.step import WholeSequenceStep
+from engine.steps.whole_step import WholeSequenceStep
 from engine.verify.measure import relative_error
 from engine.verify.proof import Bench, demand, need_library
 from engine.verify.small import (

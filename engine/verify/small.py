@@ -14,18 +14,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import RunConfig, from_mapping
+from engine.data.window_source import count_updates, plan_updates
 from engine.data.windows import Window, epoch_order
-from engine.distributed.team import Team
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.fine_tuning import AdapterTuning
-from engine.runtime.run_directory import RunDirectory
-from engine.training.building import Learning, build_learning
+from engine.recipes.building import Learning, build_learning
+from engine.runs.run_directory import RunDirectory
+from engine.runs.team import Team
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention
+from engine.training.components import Parts
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
-from engine.training.parts import Parts
 from engine.training.state import Progress
-from engine.training.step import WholeSequenceStep
-from engine.training.updates import count_updates, plan_updates
 
 VOCABULARY = 211
 _SHAPE = {

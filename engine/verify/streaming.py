@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming import attention
 from engine.streaming.step import StreamedStep
-from engine.training.step import WholeSequenceStep
 from engine.verify.measure import counted_calls, mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, ProofFailedError, demand, need_gpu, need_library
 from engine.verify.small import Unbothered, adapted, gradients, random_tokens, small_model

@@ -12,13 +12,13 @@ import torch
 
 from engine.models.adapter import trainable
 from engine.protocol import RecoveryTaken
+from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit
-from engine.training.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.training.saver import Saver
 from engine.training.spikes import SpikeDetector
 from engine.training.state import STATEFUL, capture, capture_random, read_snapshot
-from engine.training.step import WholeSequenceStep
 from engine.verify.measure import mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, demand
 from engine.verify.small import SmallRun, Unbothered, adapted, gradients, patterned_tokens, random_tokens, small_model

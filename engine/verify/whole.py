@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.data.windows import Window, joined
-from engine.models import head
+from engine.models import lm_head
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.shifted_attention import shift_attention
 from engine.models.tiled_mlp import tile_mlps
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import TrainingStep, WholeSequenceStep
 from engine.streaming.step import StreamedStep
-from engine.training.step import TrainingStep, WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
 from engine.verify.measure import mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, demand
 from engine.verify.small import Unbothered, adapted, gradients, random_tokens, small_model
@@ -62,7 +62,7 @@ def fused_linear_cross_entropy(bench: Bench) -> str:
         return {"loss": loss.detach(), "gradient": torch.autograd.grad(loss, hidden)[0]}
 
     def pieces() -> dict[str, Tensor]:
-        loss = head.summed_cross_entropy(hidden, projection, targets, piece=512)
+        loss = lm_head.summed_cross_entropy(hidden, projection, targets, piece=512)
         return {"loss": loss.detach(), "gradient": torch.autograd.grad(loss, hidden)[0]}
 
     error = relative_error(pieces(), plain())

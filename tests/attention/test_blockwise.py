@@ -8,7 +8,7 @@ import torch
 from engine.attention.backend import tokens_first
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.cpu import CpuFlash
-from engine.attention.pieces import causal_pieces
+from engine.attention.mask_tiles import causal_pieces
 from tests.attention.plain import Held, plain
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.pieces import Shape, causal_pieces
+from engine.attention.mask_tiles import Shape, causal_pieces
 
 
 def _visible(n, window, document_starts):

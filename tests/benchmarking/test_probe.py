@@ -12,7 +12,7 @@ from engine.commands.probe import keeping_nothing
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.planner import plan_context
-from engine.plan.planning import Planning, storage, without_gpu
+from engine.plan.request import Planning, storage, without_gpu
 from tests.plan.machines import with_card
 
 

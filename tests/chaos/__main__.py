@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-import engine.training.recipe
+import engine.recipes.fine_tune
 from tests.chaos import app, damage, kills, memory, surroundings
 from tests.chaos.lab import BrokenError, Lab
 

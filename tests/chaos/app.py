@@ -19,8 +19,8 @@ from pathlib import Path
 
 from elite_tui.wizard.draft import FILE_NAME
 from engine.config import RunConfig, to_mapping
-from engine.runtime.run_directory import RunDirectory
-from engine.runtime.run_summary import ACTIVE
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_summary import ACTIVE
 from tests.chaos.lab import BrokenError, Lab, Reference, check_result, check_run, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ from engine import config as run_config
 from engine.data.store import StoreDamagedError, open_store
 from engine.errors import EliteError
 from engine.protocol import LogLine
-from engine.runtime.journal import JournalReader, JournalWriter
-from engine.runtime.run_directory import RunDirectory
-from engine.training import sealed
-from engine.training.sealed import DamagedError
+from engine.runs import atomic_dir
+from engine.runs.atomic_dir import DamagedError
+from engine.runs.journal import JournalReader, JournalWriter
+from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, wait_for
 
 _FRAGMENTS = (
@@ -115,7 +115,7 @@ def damage_files(lab: Lab, count: int) -> dict[str, int]:
         if wait_for_end(process):
             raise BrokenError("the run ended before it could be damaged")
     wait_for(process, 0.0)
-    sealed.heal(in_step)
+    atomic_dir.heal(in_step)
     checkpoint = max(run.checkpoints_path.glob("step-*"))
     cache = Path(config.output.directory) / "cache"
     (store,) = (path for path in cache.iterdir() if path.is_dir())
@@ -170,7 +170,7 @@ def _damage(content: bytes, rng: random.Random) -> bytes:
 
 def _is_damaged(path: Path) -> bool:
     try:
-        sealed.verify(path)
+        atomic_dir.verify(path)
     except DamagedError:
         return True
     return False

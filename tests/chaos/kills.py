@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from engine.config import DataSection
 from engine.data.dataset import build_dataset
 from engine.protocol import LogLine, StepCompleted
-from engine.runtime.journal import JournalReader, JournalWriter
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.journal import JournalReader, JournalWriter
+from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, check_result, check_run, in_fork, wait_for
 
 ROOT = Path(__file__).parents[2]

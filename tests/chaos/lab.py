@@ -1,7 +1,7 @@
 """Where runs are killed: a tiny model, a small repository, and attempts that cost a fork instead of a start.
 
 This process imports everything once and computes nothing, so that a fork of it is a training process just before its
-first statement (engine.runtime.child.main): the real journal, control socket, recipe, checkpoints.
+first statement (engine.launch.child.main): the real journal, control socket, recipe, checkpoints.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine.assets import asset
 from engine.config import RunConfig, from_mapping
+from engine.launch import child
+from engine.launch.launcher import RECIPE
 from engine.protocol import RunFailed, RunFinished, StepCompleted, StepProgress
-from engine.runtime import child
-from engine.runtime.journal import JournalReader
-from engine.runtime.launcher import RECIPE
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.atomic_dir import DamagedError
+from engine.runs.journal import JournalReader
+from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import verify
-from engine.training.sealed import DamagedError
 
 ATTEMPTS = 60
 """Starts of one run after which it must be complete."""

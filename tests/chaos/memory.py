@@ -18,8 +18,8 @@ import torch
 
 from engine.config import RunConfig, from_mapping, to_mapping
 from engine.protocol import RecoveryTaken, RunFailed
-from engine.runtime.journal import JournalReader
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.journal import JournalReader
+from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, Reference, check_result, check_run, in_fork, losses_of, train, wait_for
 
 TOLERANCE = 1e-4
@@ -29,20 +29,20 @@ Phase = tuple[str, str, int]
 """Name, "module:attribute" of what does its work, and the calls among which the one that fails is drawn."""
 
 PHASES: tuple[Phase, ...] = (
-    ("planning", "engine.training.recipe:set_up", 1),
-    ("reading the repository", "engine.training.recipe:build_dataset", 1),
-    ("loading the model", "engine.training.building:load_model", 1),
-    ("adding the adapter", "engine.training.recipe:build_learning", 1),
-    ("scoring held-out files", "engine.training.streamed_windows:StreamedWindows.loss", 6),
+    ("planning", "engine.recipes.fine_tune:set_up", 1),
+    ("reading the repository", "engine.recipes.fine_tune:build_dataset", 1),
+    ("loading the model", "engine.recipes.building:load_model", 1),
+    ("adding the adapter", "engine.recipes.fine_tune:build_learning", 1),
+    ("scoring held-out files", "engine.steps.streamed_windows:StreamedWindows.loss", 6),
     ("a step, forward", "forward", 6),
     ("a step, loss", "loss", 6),
     ("a step, backward", "backward", 6),
     ("the optimiser", "torch.optim:AdamW.step", 8),
-    ("copying what a checkpoint holds", "engine.training.keeping:capture", 8),
-    ("writing a checkpoint", "engine.training.sealed:_write_aside", 8),
-    ("saving within a step", "engine.training.in_step:_files", 8),
+    ("copying what a checkpoint holds", "engine.training.rollback:capture", 8),
+    ("writing a checkpoint", "engine.runs.atomic_dir:_write_aside", 8),
+    ("saving within a step", "engine.steps.partial_checkpoint:_files", 8),
     ("saving the adapter", "engine.models.fine_tuning:AdapterTuning.save", 1),
-    ("writing the report", "engine.training.recipe:write_report", 1),
+    ("writing the report", "engine.recipes.fine_tune:write_report", 1),
 )
 STAGES = frozenset({"forward", "loss", "backward"})
 

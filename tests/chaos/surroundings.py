@@ -11,8 +11,8 @@ from pathlib import Path
 
 from engine.config import from_mapping, to_mapping
 from engine.protocol import WarningRaised
-from engine.runtime.journal import JournalReader
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.journal import JournalReader
+from engine.runs.run_directory import RunDirectory
 from tests.chaos import hostile
 from tests.chaos.kills import MOST_A_RUN
 from tests.chaos.lab import BrokenError, Lab, check_result, check_run, wait_for

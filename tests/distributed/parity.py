@@ -8,9 +8,9 @@ from torch import distributed
 
 from engine.config import from_mapping
 from engine.distributed.process_team import ProcessTeam
-from engine.distributed.sequence_step import SequenceStep
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.sequence_step import SequenceStep
 from engine.streaming.step import StreamedStep
 from tests.support.side_streams import SCHEDULES, simulated
 

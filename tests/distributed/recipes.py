@@ -6,10 +6,10 @@ import functools
 import time
 
 from engine import errors
-from engine.runtime.session import TrainingSession
+from engine.recipes.fine_tune import train
+from engine.runs.context import TrainingSession
 from engine.streaming.workspace import Workspace
 from engine.training import loop
-from engine.training.recipe import train
 
 LARGEST_TILE = 128
 

@@ -18,13 +18,13 @@ import pytest
 from engine import config as run_config
 from engine.config import from_mapping
 from engine.distributed.place import RankPlace, Ranks
-from engine.distributed.strategy import ranks_to_start
 from engine.errors import EliteError
 from engine.hardware.target import target_machine
 from engine.hardware.visible import number_by_bus, show_one, visible_names
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan, planning_of
 from engine.plan.cluster import least_of
+from engine.plan.strategy import ranks_to_start
 from tests.distributed.conftest import run_folder
 
 TWO_CARDS = Path(__file__).parent / "two_cards"
@@ -100,7 +100,7 @@ def test_what_is_no_place_is_refused(change, word):
 
 def test_a_rank_without_a_launcher_says_so(tmp_path):
     clean = {name: text for name, text in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    words = [sys.executable, "-m", "engine.distributed.rank", str(tmp_path)]
+    words = [sys.executable, "-m", "engine.launch.rank", str(tmp_path)]
     clean["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(words, env=clean, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

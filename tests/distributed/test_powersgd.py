@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.distributed.low_rank_sum import LowRankSum, orthonormal_columns
+from engine.distributed.powersgd import LowRankSum, orthonormal_columns
 from engine.distributed.process_team import ProcessTeam
-from engine.distributed.processes import run_processes
+from engine.launch.rank_processes import run_processes
 
 SHAPES = ((12, 40), (40, 12), (12, 40), (7,), (3, 3), (30, 20, 2), (40, 12))
 PACKED = (0, 1, 2, 5, 6)

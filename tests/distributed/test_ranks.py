@@ -78,7 +78,7 @@ def test_any_rank_may_die_at_any_point(tmp_path, train, victim, moment):
         call.wait_for("PhaseChanged", phase=moment)
     supervisor = int((run_folder(tmp_path) / "process.json").read_text().partition('"pid":')[2].split(",")[0])
     pids = sorted(
-        int(line) for line in os.popen(f"pgrep -f 'engine.distributed.rank {run_folder(tmp_path)}'").read().split()
+        int(line) for line in os.popen(f"pgrep -f 'engine.launch.rank {run_folder(tmp_path)}'").read().split()
     )
     pids = [pid for pid in pids if pid != supervisor]
     began = time.monotonic()
@@ -237,7 +237,7 @@ def test_torchrun_alone_makes_and_trains_a_run(tmp_path, train):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ELITE_TUI_STATE_DIR": str(tmp_path / "state")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [*words, "-m", "engine.distributed.rank", str(own)],
+        [*words, "-m", "engine.launch.rank", str(own)],
         env=environment,
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from engine.distributed.relay import RelayJournal, RelayServer
+from engine.launch.event_relay import RelayJournal, RelayServer
 from engine.protocol import LogLine
 
 

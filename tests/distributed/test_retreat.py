@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from engine.config import RunConfig
-from engine.distributed import retreat, supervisor
-from engine.distributed.rank_files import FOLDER, write_failure
+from engine.launch import supervisor
 from engine.protocol import RunFailed
+from engine.runs.rank_files import FOLDER, write_failure
+from engine.steps import oom_consensus
 from tests.distributed.conftest import run_folder
 from tests.distributed.recipes import LARGEST_TILE
 
@@ -49,22 +50,22 @@ def test_without_recovery_the_rank_that_failed_is_named(train):
 
 def test_the_first_wish_counts_and_is_forgotten_once_taken(tmp_path):
     (tmp_path / FOLDER).mkdir()
-    assert retreat.asked(tmp_path) is None
-    retreat.ask(tmp_path, 3, {"recompute": True, "stream": None}, "tile 4 → 2", "full")
-    retreat.ask(tmp_path, 1, {"recompute": False, "stream": None}, "tile 4 → 2", "full too")
-    first = retreat.asked(tmp_path)
+    assert oom_consensus.asked(tmp_path) is None
+    oom_consensus.ask(tmp_path, 3, {"recompute": True, "stream": None}, "tile 4 → 2", "full")
+    oom_consensus.ask(tmp_path, 1, {"recompute": False, "stream": None}, "tile 4 → 2", "full too")
+    first = oom_consensus.asked(tmp_path)
     assert (first.rank, first.why) == (3, "full")
-    retreat.take(tmp_path, first)
-    assert retreat.asked(tmp_path) is None
-    assert retreat.taken(tmp_path) == first
-    retreat.forget(tmp_path)
-    assert retreat.taken(tmp_path) is None
+    oom_consensus.take(tmp_path, first)
+    assert oom_consensus.asked(tmp_path) is None
+    assert oom_consensus.taken(tmp_path) == first
+    oom_consensus.forget(tmp_path)
+    assert oom_consensus.taken(tmp_path) is None
 
 
 def test_a_damaged_wish_is_no_wish(tmp_path):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "rank-0.retreat.json").write_text('{"rank": 0')
-    assert retreat.asked(tmp_path) is None
+    assert oom_consensus.asked(tmp_path) is None
 
 
 def test_a_step_that_was_tried_is_not_tried_again(tmp_path, monkeypatch):
@@ -74,7 +75,7 @@ def test_a_step_that_was_tried_is_not_tried_again(tmp_path, monkeypatch):
     def attempt(session, hosts, *, resuming):
         attempts.append(resuming)
         (tmp_path / FOLDER).mkdir(exist_ok=True)
-        retreat.ask(tmp_path, 1, {"recompute": True, "stream": None}, "tile 4 → 2", "full")
+        oom_consensus.ask(tmp_path, 1, {"recompute": True, "stream": None}, "tile 4 → 2", "full")
         write_failure(tmp_path, 1, RunFailed(error="out-of-memory", message="full", hint="", exit_code=4))
         return SimpleNamespace(exits=[], error=None), None
 

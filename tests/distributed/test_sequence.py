@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.distributed.processes import run_processes
+from engine.launch.rank_processes import run_processes
 from tests.distributed import parity
 
 

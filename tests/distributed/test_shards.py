@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.pieces import Shape
+from engine.attention.mask_tiles import Shape
+from engine.config.hosts import Host, join_command, read_hostfile
 from engine.data.windows import Window
-from engine.distributed.data_parallel import shares
-from engine.distributed.hosts import Host, join_command, read_hostfile
 from engine.distributed.shards import blocks, rows_of, segments
 from engine.errors import EliteError
+from engine.steps.data_parallel import shares
 
 
 def pairs_of(block):

@@ -14,10 +14,10 @@ from support.session import RecordingSession
 from engine.cli import main
 from engine.config import from_mapping, to_mapping
 from engine.protocol import EvalCompleted, LogLine, StepProgress
-from engine.runtime.journal import JournalWriter
-from engine.runtime.run_directory import RunDirectory
-from engine.runtime.run_index import STATE_VARIABLE
-from engine.training.recipe import train
+from engine.recipes.fine_tune import train
+from engine.runs.journal import JournalWriter
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_index import STATE_VARIABLE
 
 ASYNCIO = Path(asyncio.__file__).parent
 

@@ -9,9 +9,9 @@ import torch
 from support.tiny import ListWindows, patterned_windows, tiny_model
 
 from engine.config import LoraSection
-from engine.evaluation.perplexity import evaluate, perplexity
 from engine.models.adapter import attach_adapter, trainable
-from engine.training.step import WholeSequenceStep
+from engine.steps.held_out_loss import evaluate, perplexity
+from engine.steps.whole_step import WholeSequenceStep
 
 WINDOWS = patterned_windows([50, 50, 50, 50, 7])
 

@@ -16,13 +16,13 @@ from engine.data.store import FileEntry
 from engine.data.windows import Window, Windows
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import bootstrap, mean_interval, paired_shares, wilson
-from engine.evaluation.perplexity import evaluate
 from engine.evaluation.tally import bucket_name, bucket_of, by_language, by_position, overall, tally_losses
 from engine.models.adapter import attach_adapter
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
-from engine.training.step import WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
+from engine.steps.held_out_loss import evaluate
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
 
 
 def packed_window():

@@ -14,16 +14,16 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engine import cli
 from engine.errors import EliteError
-from engine.evaluation.models import RunModels, load_adapted
 from engine.export import check
 from engine.export.exporting import export
 from engine.export.merging import Update
+from engine.generation.run_models import RunModels, load_adapted
 from engine.models.base_fingerprint import FILE_NAME, Fingerprint, fingerprint
 from engine.models.catalogue import find_model
 from engine.models.loading import open_weights
 from engine.models.placement import choose_placement
-from engine.training.base import identify_base
-from engine.training.layout import Layout
+from engine.recipes.base_model import identify_base
+from engine.steps.step_builder import Layout
 
 IDS = torch.arange(3, 131)[None]
 PROJECTION = "model.layers.1.mlp.down_proj.weight"

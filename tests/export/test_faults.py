@@ -47,7 +47,7 @@ import shutil, sys
 from pathlib import Path
 from engine.errors import EliteError
 from engine.export.exporting import export
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.run_directory import RunDirectory
 small, run = Path(sys.argv[1]), RunDirectory(Path({run!r}))
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # it was free when it was looked at
 for to in ("adapter", "merged", "gguf"):

@@ -7,9 +7,9 @@ import torch
 from support.tiny import SHAPE
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from engine.generation.batched import advance_together, write_together
 from engine.generation.forward import home_of, open_forward
 from engine.generation.sampling import Sampling, generate
-from engine.generation.together import advance_together, write_together
 from tests.streaming.models import FAMILIES, tiny_model
 
 LENGTHS = (83, 5, 40, 61)

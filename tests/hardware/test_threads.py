@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from engine.distributed.place import RankPlace
-from engine.distributed.rank import prepare_environment
 from engine.hardware.threads import wait_briefly
+from engine.launch.rank import prepare_environment
 
 
 def test_threads_spin_for_a_moment():

@@ -26,16 +26,16 @@ from engine.generation.sampling import Sampling, generate
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.catalogue import catalogue, find_model
-from engine.models.head import check_head
+from engine.models.lm_head import check_head
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
-from engine.plan.planning import streaming_refusal
+from engine.plan.request import streaming_refusal
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import RunFinished
-from engine.runtime.run_directory import RunDirectory
+from engine.recipes.fine_tune import train
+from engine.runs.run_directory import RunDirectory
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.step import StreamedStep
-from engine.training.recipe import train
-from engine.training.step import WholeSequenceStep
 
 CPU = torch.device("cpu")
 TRAINED = [family for family in ROWS if families.refusal(family, "planned") is None]

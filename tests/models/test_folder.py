@@ -18,11 +18,11 @@ from support.tiny import tiny_model
 from engine.assets import asset
 from engine.config import from_mapping
 from engine.errors import EliteError
+from engine.launch import preflight
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
 from engine.models.loading import load_model, load_tokenizer, open_weights
 from engine.models.placement import choose_placement
-from engine.runtime import preflight
 
 CPU = choose_placement("cpu", "fp32")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

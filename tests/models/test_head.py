@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import EliteError
-from engine.models.head import check_head
+from engine.models.lm_head import check_head
 
 SIZES = {
     "vocab_size": 53,

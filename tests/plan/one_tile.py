@@ -19,14 +19,14 @@ from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import ring_for
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attention import KeysValuesCollected, Pass, Stash, TileAttention
 from engine.streaming.decoder import Decoder
-from engine.streaming.keys_values import DeviceKeysValues
+from engine.streaming.kv_cache import DeviceKeysValues
 from engine.streaming.linears import FrozenLinears
 from engine.streaming.tiles import DeviceTiles, TileReader
-from engine.streaming.windowed_keys_values import WindowedKeysValues
-from engine.training.step import WholeSequenceStep
+from engine.streaming.windowed_kv_cache import WindowedKeysValues
 from tests.plan.live_bytes import LiveBytes
 
 META = torch.device("meta")

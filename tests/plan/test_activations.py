@@ -8,11 +8,11 @@ import pytest
 
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config, supporting
+from engine.plan.ledger_lines import window_piece
 from engine.plan.memory import streamed_ledger
-from engine.plan.parts import window_piece
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.tile_moments import tile_moments
-from engine.plan.window_moments import window_moments
+from engine.plan.tile_peaks import tile_moments
+from engine.plan.window_peaks import window_moments
 from engine.plan.workload import Workload
 from tests.plan.one_tile import count, count_window
 

@@ -14,7 +14,7 @@ from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
 from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link, share_of
 from engine.plan.planner import plan_context
-from engine.plan.planning import Planning, storage
+from engine.plan.request import Planning, storage
 
 
 def planning(hardware, **changes):

@@ -16,9 +16,9 @@ import pytest
 from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
 from engine.plan.full_tuning import STATE_TO_GO_BACK_TO
+from engine.plan.ledger_lines import CONTEXT, HOST_PROCESS
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-from engine.plan.parts import CONTEXT, HOST_PROCESS
-from engine.plan.planning import Planning, workload_of
+from engine.plan.request import Planning, workload_of
 from engine.plan.search import HEADROOM
 from engine.plan.speeds import attention_efficiency, speeds_of
 from engine.plan.stream_plan import StreamPlan

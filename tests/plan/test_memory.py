@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.models.catalogue import catalogue, find_model
+from engine.plan.ledger_lines import ROTARY_CACHE
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-from engine.plan.parts import ROTARY_CACHE
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 

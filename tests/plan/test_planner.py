@@ -15,7 +15,7 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.plan.choice import choose_context, choose_plan
 from engine.plan.planner import largest_context, plan_context, plan_tiers
-from engine.plan.planning import Planning, storage
+from engine.plan.request import Planning, storage
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
 from tests.plan.machines import with_card, without_card

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from engine.models.catalogue import find_model
-from engine.plan.planning import Planning, storage, workload_of
+from engine.plan.request import Planning, storage, workload_of
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import attention_flops, streamed_time, total_seconds, whole_sequence_time

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine import config as run_config
-from engine.runtime import launcher
-from engine.runtime.run_index import STATE_VARIABLE
+from engine.launch import launcher
+from engine.runs.run_index import STATE_VARIABLE
 from tests.runtime import recipes
 
 

@@ -25,7 +25,7 @@ from engine.protocol import (
     StepProgress,
     Stop,
 )
-from engine.runtime.session import TrainingSession
+from engine.runs.context import TrainingSession
 
 PATH = "tests.runtime.recipes:train"
 STEP_SECONDS = 0.02

@@ -6,7 +6,7 @@ import functools
 import sys
 
 from engine.cli import main
-from engine.runtime import launcher
+from engine.launch import launcher
 from tests.runtime import recipes
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import os
 import pytest
 
 from engine import config as run_config
+from engine.launch.handle import RunHandle
 from engine.protocol import LogLine, RunFinished
-from engine.runtime.access import Access, look
-from engine.runtime.control import ControlServer
-from engine.runtime.handle import RunHandle
-from engine.runtime.journal import JournalReader, JournalWriter
-from engine.runtime.process_record import ProcessRecord, write_record
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.access import Access, look
+from engine.runs.control import ControlServer
+from engine.runs.journal import JournalReader, JournalWriter
+from engine.runs.process_record import ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_half_written_line_is_not_lost_between_two_pieces(run):
 
 
 def test_a_dead_run_is_not_declared_before_its_journal_was_read(run, monkeypatch):
-    from engine.runtime import handle as handle_module
+    from engine.launch import handle as handle_module
 
     write(run, 50)
     journal = JournalWriter(run.journal_path, run.id)

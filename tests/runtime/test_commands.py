@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch.handle import RunHandle
 from engine.protocol import StepProgress, decode_event
-from engine.runtime.handle import RunHandle
-from engine.runtime.journal import JournalReader
-from engine.runtime.run_index import find_runs
+from engine.runs.journal import JournalReader
+from engine.runs.run_index import find_runs
 from tests.runtime.conftest import drain
 
 ENGINE = (sys.executable, "-m", "tests.runtime.short_engine")

@@ -13,11 +13,11 @@ import pytest
 
 from engine import errors, protocol
 from engine.errors import EliteError
+from engine.launch.handle import RunHandle
 from engine.protocol import CommandAcked, Envelope, Pause, Stop
-from engine.runtime.control import ControlServer, deliver_command, send_command, short_address
-from engine.runtime.handle import RunHandle
-from engine.runtime.process_record import ProcessRecord, write_record
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.control import ControlServer, deliver_command, send_command, short_address
+from engine.runs.process_record import ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
 from tests.runtime.conftest import drain, run_alone
 
 
@@ -170,7 +170,7 @@ def test_a_stale_socket_says_that_the_run_has_ended_and_is_replaced(run, serve):
 CONNECT_AS_ANOTHER = """
 import os, socket, sys
 from pathlib import Path
-from engine.runtime.control import short_address
+from engine.runs.control import short_address
 os.setuid(65534)
 with socket.socket(socket.AF_UNIX) as client, short_address(Path(sys.argv[1])) as address:
     client.connect(address)

@@ -14,10 +14,10 @@ import pytest
 from engine import config as run_config
 from engine.errors import EliteError
 from engine.protocol import RunFinished
-from engine.runtime.deletion import delete_run
-from engine.runtime.journal import JournalWriter
-from engine.runtime.process_record import ProcessRecord, write_record
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.deletion import delete_run
+from engine.runs.journal import JournalWriter
+from engine.runs.process_record import ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
 
 
 @pytest.fixture

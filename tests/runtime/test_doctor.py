@@ -18,11 +18,11 @@ from engine.cli import main
 from engine.config import from_mapping
 from engine.hardware.inventory import take_inventory
 from engine.hardware.machine import Gpu
+from engine.launch import doctor, doctor_probe
+from engine.launch.doctor import NAMES, examine
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
-from engine.runtime import doctor, doctor_probe
-from engine.runtime.doctor import NAMES, examine
-from engine.runtime.versions import library_checks
+from engine.runs.versions import library_checks
 
 HERE = Path(__file__).parent
 
@@ -153,7 +153,7 @@ def test_the_command_prints_json_and_exits_3_where_something_fails(tmp_path, cap
 
 def test_examining_imports_no_torch(tmp_path):
     code = (
-        "import sys\nfrom engine.config import RunConfig\nfrom engine.runtime.doctor import examine\n"
+        "import sys\nfrom engine.config import RunConfig\nfrom engine.launch.doctor import examine\n"
         "list(examine(RunConfig(), probe=False))\nassert 'torch' not in sys.modules\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

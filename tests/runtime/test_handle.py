@@ -11,10 +11,10 @@ from queue import Empty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.launch.handle import RunHandle
 from engine.protocol import LogLine, StepProgress, encode_event
-from engine.runtime.handle import RunHandle
-from engine.runtime.journal import JournalWriter
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.journal import JournalWriter
+from engine.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ APP = """
 import sys
 from textual.app import App
 from engine import config
-from engine.runtime import launcher
+from engine.launch import launcher
 from tests.runtime import recipes
 from tests.runtime.conftest import drain
 

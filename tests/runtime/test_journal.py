@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.mounts import needs_mount, run_mounted
 
 from engine.protocol import LogLine, StepCompleted, StepProgress, encode_event
-from engine.runtime.journal import JournalReader, JournalWriter, next_seq, read_ends
+from engine.runs.journal import JournalReader, JournalWriter, next_seq, read_ends
 from tests.runtime.conftest import run_alone
 
 
@@ -165,7 +165,7 @@ APPEND_TO_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from engine.protocol import PhaseChanged
-from engine.runtime.journal import JournalWriter
+from engine.runs.journal import JournalWriter
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
@@ -188,7 +188,7 @@ ON_A_FULL_DISK = """
 import shutil, sys
 from pathlib import Path
 from engine.protocol import LogLine
-from engine.runtime.journal import JournalReader, JournalWriter
+from engine.runs.journal import JournalReader, JournalWriter
 
 mount = Path(sys.argv[1])
 writer = JournalWriter(mount / "events.jsonl", "run")

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.runtime import process_record
-from engine.runtime.process_record import ProcessRecord, is_alive, process_start, read_record, write_record
-from engine.runtime.run_directory import RunDirectory
+from engine.runs import process_record
+from engine.runs.process_record import ProcessRecord, is_alive, process_start, read_record, write_record
+from engine.runs.run_directory import RunDirectory
 from tests.runtime.conftest import drain
 
 

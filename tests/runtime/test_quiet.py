@@ -58,7 +58,7 @@ def call(environment, *arguments, code="from engine.cli import main; raise Syste
 
 SCRIPT = """
 import os, sys
-from engine.commands.quiet import libraries_logged
+from engine.commands.quiet_libraries import libraries_logged
 with libraries_logged() as terminal:
     print("lost"); print("lost", file=sys.stderr); os.write(1, b"lost\\n"); os.write(2, b"lost\\n")
     os.system("echo lost; echo lost >&2")

@@ -12,6 +12,7 @@ import pytest
 from engine import errors
 from engine.errors import EliteError
 from engine.hardware import limits
+from engine.launch.handle import RunHandle
 from engine.protocol import (
     CommandAcked,
     EvaluateNow,
@@ -23,9 +24,8 @@ from engine.protocol import (
     StepProgress,
     Stop,
 )
-from engine.runtime import process_record
-from engine.runtime.handle import RunHandle
-from engine.runtime.journal import JournalReader
+from engine.runs import process_record
+from engine.runs.journal import JournalReader
 from tests.runtime.conftest import drain
 
 

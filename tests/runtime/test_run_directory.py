@@ -12,9 +12,10 @@ import pytest
 from engine import config as run_config
 from engine import errors
 from engine.errors import EliteError
-from engine.runtime import preflight, run_index
-from engine.runtime.deepspeed_config import deepspeed_config
-from engine.runtime.run_directory import RunDirectory, check_output
+from engine.launch import preflight
+from engine.runs import run_index
+from engine.runs.deepspeed_config import deepspeed_config
+from engine.runs.run_directory import RunDirectory, check_output
 from tests.runtime.conftest import drain, run_alone
 
 
@@ -52,7 +53,7 @@ CREATE = """
 import os, resource, sys
 from engine import config
 from engine.errors import EliteError
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.run_directory import RunDirectory
 data = {"data": {"repositories": ["x" * 5000]}, "output": {"directory": sys.argv[1]}}
 PREPARE
 try:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.cpu import CpuFlash
-from engine.attention.pieces import causal_pieces
+from engine.attention.mask_tiles import causal_pieces
 from engine.streaming import copies
-from engine.streaming.keys_values import HostKeysValues
+from engine.streaming.kv_cache import HostKeysValues
 from engine.streaming.tiles import PinnedTiles, TileReader
 from tests.support.side_streams import SCHEDULES, simulated
 

@@ -7,7 +7,7 @@ import torch
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import attend, attend_backward
-from engine.attention.pieces import causal_pieces
+from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import BACKENDS, time_backend, usable_backends
 from engine.attention.torch_flash import TorchFlash
 from engine.models.fine_tuning import FullTuning

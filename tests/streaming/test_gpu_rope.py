@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.hardware.tuning import tune_memory
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.decoder import Decoder
 from engine.streaming.positions import TileArguments
-from engine.training.step import WholeSequenceStep
 from tests.streaming.models import tiny_model
 from tests.streaming.test_rope import check_against_fp64
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.streaming import gradient_home
-from engine.streaming.gradient_home import GradientHome
+from engine.models import gradient_home
+from engine.models.gradient_home import GradientHome
 
 
 def _empty(shape, dtype):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.errors import EliteError
 from engine.models.families import spec_from_config
 from engine.models.rope_tables import keep_tables_exact
-from engine.plan.planning import streaming_refusal
+from engine.plan.request import streaming_refusal
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.decoder import Decoder
 from engine.streaming.positions import TileArguments

@@ -20,7 +20,7 @@ from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import WindowRing, ring_for
 from engine.streaming import workspace
 from engine.streaming.step import StepCancelled, StreamedStep
-from engine.streaming.windowed_keys_values import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKeysValues
 
 CPU = torch.device("cpu")
 WORDS = 83

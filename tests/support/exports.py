@@ -20,7 +20,7 @@ from engine.models.base_fingerprint import fingerprint
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model, load_tokenizer, open_weights
 from engine.models.placement import choose_placement
-from engine.runtime.run_directory import RunDirectory
+from engine.runs.run_directory import RunDirectory
 
 VOCABULARY = 640
 CONFIGS = {

@@ -8,15 +8,15 @@ from support.session import RecordingSession
 from support.tiny import patterned_windows, tiny_model
 
 from engine.config import from_mapping
+from engine.data.window_source import count_updates
 from engine.models.adapter import attach_adapter
 from engine.models.fine_tuning import AdapterTuning
-from engine.runtime.run_directory import RunDirectory
-from engine.training.building import build_learning
+from engine.recipes.building import build_learning
+from engine.runs.run_directory import RunDirectory
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention
-from engine.training.parts import Parts
+from engine.training.components import Parts
 from engine.training.state import Progress
-from engine.training.step import WholeSequenceStep
-from engine.training.updates import count_updates
 
 CONTEXT = 64
 WINDOWS = patterned_windows([CONTEXT] * 11 + [20, 3], seed=3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.distributed.team import Team
 from engine.protocol import CommandAcked, Stop
+from engine.runs.team import Team
 
 
 class ScriptedInbox:

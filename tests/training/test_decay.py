@@ -11,12 +11,12 @@ from support.tiny import tiny_model
 from training.test_step import Quiet
 
 from engine.config import from_mapping
+from engine.data.window_source import Update
 from engine.models.fine_tuning import FullTuning
 from engine.optim import adamw as module
 from engine.optim.adamw import adamw
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.state import capture, capture_random, restore
-from engine.training.updates import Update
 
 OPTIMIZERS = ["adamw", *(["adamw_8bit", "paged_adamw_8bit"] if importlib.util.find_spec("bitsandbytes") else [])]
 pytestmark = pytest.mark.filterwarnings("ignore")  # paged states need a GPU, and say so

@@ -17,10 +17,10 @@ from engine.data.windows import Window
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.padding import filled, filled_length, labels_of, longest_filled, model_inputs
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.loss import IGNORED
-from engine.training.filling import filled, filled_length, labels_of, longest_filled, model_inputs
-from engine.training.step import WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
 
 CPU = torch.device("cpu")
 MOST = 96

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from engine.plan.stream_plan import StreamPlan
-from engine.training.layout import Ladder, Layout
+from engine.steps.step_builder import Ladder, Layout
 
 PLAN = StreamPlan(tile=1024, key_block=4096, hidden_home="host")
 

@@ -21,11 +21,11 @@ from engine.optim.build import build_updating
 from engine.plan.choice import choose_plan
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import LogLine, Stop
+from engine.recipes.fine_tune import train
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep, count_targets
 from engine.training.checkpoints import verify
-from engine.training.recipe import train
 from engine.training.state import read_snapshot
-from engine.training.step import WholeSequenceStep, count_targets
-from engine.training.streamed_windows import StreamedWindows
 
 CPU = torch.device("cpu")
 UPDATES = [WINDOWS[at : at + 2] for at in range(0, 8, 2)]

@@ -12,11 +12,11 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import LogLine, RecoveryTaken, WarningRaised
-from engine.training.in_step import InStepStore, clear
-from engine.training.layout import Layout
-from engine.training.replanning import ReplanningStep
-from engine.training.step import StepAbandonedError
-from engine.training.streamed_windows import StreamedWindows
+from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.partial_checkpoint import InStepStore, clear
+from engine.steps.step_builder import Layout
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import StepAbandonedError
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=16, key_block=32)
@@ -130,7 +130,7 @@ def test_numbers_drawn_for_other_tiles_begin_the_step_again(tmp_path):
 
 def test_a_state_of_an_earlier_version_begins_the_step_again(tmp_path, monkeypatch):
     """It drew random numbers by another rule, and said of some that there were none."""
-    import engine.training.in_step as module
+    import engine.steps.partial_checkpoint as module
 
     written = module._about
     monkeypatch.setattr(module, "_about", lambda *a: {k: v for k, v in written(*a).items() if k != "drawn_tile"})

@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
-from engine.training import sealed, tensor_tree
+from engine.runs import atomic_dir
+from engine.runs.atomic_dir import DamagedError
+from engine.training import tensor_tree
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit
 from engine.training.saver import Saver
-from engine.training.sealed import DamagedError
 from engine.training.state import capture, capture_random, read_snapshot, restore
 
 FILES = {"state.json": b"{}"}
@@ -135,11 +136,11 @@ def test_a_planted_pickle_is_never_loaded(tmp_path, name):
     parts, progress = build(session)
     fit(session, parts, progress)
     good = verify(session.run.path / session.of(CheckpointSaved)[-1].path)
-    files = {file.name: file.read_bytes() for file in good.path.iterdir() if file.name != sealed.MANIFEST}
+    files = {file.name: file.read_bytes() for file in good.path.iterdir() if file.name != atomic_dir.MANIFEST}
     trace = tmp_path / "unpickled"
     files[name] = pickle.dumps(Planted(trace))
     path = tmp_path / "step-000006"
-    sealed.write(path, files.items(), good.about)
+    atomic_dir.write(path, files.items(), good.about)
     if name == "extra.pt":
         restore(read_snapshot(verify(path)), parts)
     else:
@@ -153,7 +154,7 @@ def test_a_planted_pickle_is_never_loaded(tmp_path, name):
 
 def saved_at(path, step, hour, loss=None):
     about = {"step": step, "saved_at": hour * 3600.0, "held_out_loss": loss}
-    sealed.write(path / f"step-{step:06d}", FILES.items(), about)
+    atomic_dir.write(path / f"step-{step:06d}", FILES.items(), about)
 
 
 def names(path):
@@ -193,7 +194,7 @@ def test_a_replacement_cut_in_half_is_put_right(tmp_path):
 
 def test_any_flipped_bit_of_a_manifest_is_noticed(tmp_path):
     saved_at(tmp_path, 3, hour=1)
-    manifest = tmp_path / "step-000003" / sealed.MANIFEST
+    manifest = tmp_path / "step-000003" / atomic_dir.MANIFEST
     content = manifest.read_bytes()
     for bit in range(len(content) * 8):
         flipped = bytearray(content)

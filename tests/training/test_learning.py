@@ -19,12 +19,12 @@ from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.optim.lr_range import range_rates, range_test
 from engine.protocol import CheckpointSaved, StepCompleted, Stop
-from engine.training.building import build_learning
+from engine.recipes.building import build_learning
+from engine.steps.micro_batch import largest_that_fits
 from engine.training.checkpoints import verify
 from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
 from engine.training.loop import fit
-from engine.training.micro_batch import largest_that_fits
 from engine.training.state import read_snapshot, restore
 
 STATEFUL = {

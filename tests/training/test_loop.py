@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.runs import WINDOWS, build, new_session
 
+from engine.data.window_source import plan_updates
 from engine.errors import EliteError
 from engine.models.adapter import trainable
 from engine.protocol import (
@@ -18,11 +19,10 @@ from engine.protocol import (
     StepCompleted,
     Stop,
 )
+from engine.steps.whole_step import StepAbandonedError, WholeSequenceStep
 from engine.training.checkpoints import verify
 from engine.training.loop import fit
 from engine.training.state import read_snapshot, restore
-from engine.training.step import StepAbandonedError, WholeSequenceStep
-from engine.training.updates import plan_updates
 
 
 def losses(session):

@@ -15,12 +15,12 @@ from engine.attention.cpu import CpuFlash
 from engine.attention.packed import AllDocuments
 from engine.config import LoraSection
 from engine.data.windows import Window
-from engine.evaluation.perplexity import evaluate
 from engine.models.adapter import attach_adapter
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
-from engine.training.step import WholeSequenceStep, count_targets
-from engine.training.streamed_windows import StreamedWindows
+from engine.steps.held_out_loss import evaluate
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep, count_targets
 
 CPU = torch.device("cpu")
 LENGTHS = (40, 2, 17, 1, 33, 5)

@@ -10,15 +10,15 @@ from support.runs import build, new_session
 from support.tiny import tiny_model
 from training.test_step import Quiet
 
+from engine.data.window_source import Update
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.tiled_mlp import tile_mlps
 from engine.models.transforms import transform
 from engine.optim.noise import GradientNoise
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.optimizer_step import take_optimizer_step
-from engine.training.step import WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
-from engine.training.updates import Update
 
 
 @pytest.mark.parametrize("step_type", [WholeSequenceStep, "streamed"])

@@ -39,9 +39,9 @@ from engine.protocol import (
     Stop,
     WarningRaised,
 )
-from engine.runtime.run_directory import RunDirectory
+from engine.recipes.fine_tune import train
+from engine.runs.run_directory import RunDirectory
 from engine.training.memory import memory_errors
-from engine.training.recipe import train
 
 ASYNCIO = Path(asyncio.__file__).parent
 EMAIL = Path(email.__file__).parent
@@ -204,7 +204,7 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
         asked.append(config.training.context)
         return choose_plan(config, *arguments)
 
-    monkeypatch.setattr("engine.training.setup.choose_plan", choose)
+    monkeypatch.setattr("engine.recipes.setup.choose_plan", choose)
     second = again(first)
     train(second)
     context = first.of(RunStarted)[0].context

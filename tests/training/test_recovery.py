@@ -15,15 +15,15 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted
+from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.step_builder import Ladder, Layout
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import verify
-from engine.training.keeping import KEEP_STEPS
-from engine.training.layout import Ladder, Layout
 from engine.training.loop import fit
-from engine.training.replanning import ReplanningStep
+from engine.training.rollback import KEEP_STEPS
 from engine.training.spikes import SpikeDetector
 from engine.training.state import read_snapshot
-from engine.training.step import WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=16, key_block=32, loss_piece=16)

@@ -17,8 +17,8 @@ from pathlib import Path
 from support.session import RecordingSession
 from engine.config import from_mapping
 from engine.protocol import Stop
-from engine.runtime.run_directory import RunDirectory
-from engine.training.recipe import train
+from engine.runs.run_directory import RunDirectory
+from engine.recipes.fine_tune import train
 
 folder, resuming = Path(sys.argv[1]), sys.argv[2] == "resumed"
 config = from_mapping({

@@ -9,8 +9,8 @@ from support.tiny import patterned_windows, tiny_model
 from engine.config import LoraSection
 from engine.errors import EliteError
 from engine.models.adapter import attach_adapter, trainable
-from engine.models.head import check_head, summed_cross_entropy
-from engine.training.step import StepAbandonedError, WholeSequenceStep, count_targets
+from engine.models.lm_head import check_head, summed_cross_entropy
+from engine.steps.whole_step import StepAbandonedError, WholeSequenceStep, count_targets
 
 FAMILIES = ("qwen2", "qwen3", "llama", "phi", "starcoder2")
 

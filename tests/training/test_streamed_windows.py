@@ -10,8 +10,8 @@ from training.test_step import Quiet, adapted, gradients
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
-from engine.training.step import StepAbandonedError, WholeSequenceStep
-from engine.training.streamed_windows import StreamedWindows
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import StepAbandonedError, WholeSequenceStep
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=16, key_block=32)

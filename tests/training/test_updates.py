@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from support.tiny import ListWindows, tiny_model
 
 from engine.config import LoraSection, TrainingSection
+from engine.data.window_source import count_updates, plan_updates, tokens_per_update
 from engine.hardware.machine import GIB, Machine
 from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config
 from engine.optim.schedule import make_schedule, warmup_cosine_factor
-from engine.plan.planning import Planning
+from engine.plan.request import Planning
+from engine.steps.whole_step import WholeSequenceStep, Window
 from engine.training.memory import whole_window_bytes
-from engine.training.step import WholeSequenceStep, Window
-from engine.training.updates import count_updates, plan_updates, tokens_per_update
 
 
 @given(

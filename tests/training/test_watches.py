@@ -12,11 +12,11 @@ from engine.hardware.nvml import GpuSample
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import RecoveryTaken, WarningRaised
-from engine.training.failures import HostMemoryLowError
-from engine.training.layout import Ladder, Layout
+from engine.steps.failures import HostMemoryLowError
+from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.step_builder import Ladder, Layout
+from engine.steps.whole_step import WholeSequenceStep
 from engine.training.loop import fit
-from engine.training.replanning import ReplanningStep
-from engine.training.step import WholeSequenceStep
 from engine.training.watches import HeatWatch, HostMemoryWatch, read_stall
 
 GIB = 1 << 30

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.runtime.run_index import STATE_VARIABLE
+from engine.runs.run_index import STATE_VARIABLE
 from tests.tui.support import settled, still
 
 

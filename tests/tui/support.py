@@ -29,12 +29,12 @@ from engine.hardware.cards import find_card, simulate
 from engine.hardware.machine import GIB, Machine
 from engine.hardware.nvml import GpuSample
 from engine.hardware.telemetry import Snapshot
+from engine.launch.doctor import Check
+from engine.launch.handle import RunHandle
 from engine.protocol import Command, CommandAcked, Envelope
-from engine.runtime.access import Access
-from engine.runtime.doctor import Check
-from engine.runtime.handle import RunHandle
-from engine.runtime.run_directory import RunDirectory
-from engine.runtime.run_summary import RunSummary
+from engine.runs.access import Access
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, RUN_ID, START, recorded
 from tests.tui.reports import REPORT
 

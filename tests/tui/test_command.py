@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from elite_tui.__main__ import build_parser, load_draft, main
-from engine.runtime.run_index import remember_output
+from engine.runs.run_index import remember_output
 from tests.tui.support import copy_recording
 
 

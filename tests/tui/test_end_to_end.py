@@ -16,8 +16,8 @@ from elite_tui.state import AppState
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.wizard.draft import Draft
-from engine.runtime.handle import RunHandle
-from engine.runtime.run_index import find_run, list_runs
+from engine.launch.handle import RunHandle
+from engine.runs.run_index import find_run, list_runs
 from tests.tui.support import make_app, room_of, settled, text_of, until
 from tests.tui.terminal import Terminal
 
@@ -175,7 +175,7 @@ def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
 async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_path, one_thread):
     """A run that another process started is watched, paused, resumed and stopped from the monitor."""
     from engine import config
-    from engine.runtime.launcher import launch
+    from engine.launch.launcher import launch
 
     values = {
         "data": {"repositories": [str(repository)]},

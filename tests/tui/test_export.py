@@ -8,7 +8,7 @@ from support.exports import byte_level_tokenizer, finished_run, save_base
 from textual.widgets import Button
 
 from elite_tui.screens.export import ExportScreen
-from engine.runtime.handle import RunHandle
+from engine.launch.handle import RunHandle
 from tests.tui.recording import RUN_ID
 from tests.tui.support import copy_recording, make_app, room_of, settled, text_of, until
 

@@ -9,9 +9,9 @@ from elite_tui.screens.confirm import ConfirmScreen, QuitScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.log_pane import LogPane
 from engine import errors
+from engine.launch.handle import RunHandle
 from engine.protocol import CommandAcked, LogLine, PhaseChanged, RunFailed, RunFinished, RunStarted, StepCompleted
-from engine.runtime.handle import RunHandle
-from engine.runtime.run_index import remember_output
+from engine.runs.run_index import remember_output
 from tests.tui.recording import HOSTILE, RUN_ID, recorded
 from tests.tui.support import (
     FixedEngine,

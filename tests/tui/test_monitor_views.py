@@ -16,6 +16,7 @@ from elite_tui.state_part import StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LogPane
+from engine.launch.handle import RunHandle
 from engine.protocol import (
     LogLine,
     PhaseChanged,
@@ -26,9 +27,8 @@ from engine.protocol import (
     StepProgress,
     WarningRaised,
 )
-from engine.runtime.access import Access
-from engine.runtime.handle import RunHandle
-from engine.runtime.process_record import STALE_S, ProcessRecord, write_record
+from engine.runs.access import Access
+from engine.runs.process_record import STALE_S, ProcessRecord, write_record
 from tests.tui.recording import RUN_ID, START, recorded
 from tests.tui.support import (
     FixedEngine,

@@ -10,7 +10,7 @@ from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
 from elite_tui.wizard.draft import FILE_NAME, Draft
 from elite_tui.wizard.recent import KEPT, KEY, projects, remember
-from engine.runtime.run_summary import RunSummary
+from engine.runs.run_summary import RunSummary
 from tests.tui.recording import RUN_ID, START
 from tests.tui.support import (
     FixedEngine,

@@ -9,8 +9,8 @@ import pytest
 from elite_tui.runs.files import read_plan
 from elite_tui.runs.report import RunReport, Sample, read_report
 from elite_tui.runs.result_panels import samples
-from engine.runtime.handle import RunHandle
-from engine.runtime.run_index import remember_output
+from engine.launch.handle import RunHandle
+from engine.runs.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
 from tests.tui.support import Replay, copy_recording, make_app, room_of, settled, text_of, until
 

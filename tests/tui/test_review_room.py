@@ -9,7 +9,7 @@ from textual.widgets import Button, Static
 from elite_tui.screens.review import hours_in_words
 from elite_tui.wizard.checks import Checks, in_words
 from engine import errors
-from engine.runtime.doctor import NAMES, Check
+from engine.launch.doctor import NAMES, Check
 from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
 
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -123,7 +123,7 @@ async def test_the_files_by_key_and_button():
 async def test_the_real_rows_are_those_of_engine_doctor(tmp_path):
     """Nothing is replaced but the trial step's child, which takes seconds."""
     from engine.config import from_mapping
-    from engine.runtime.doctor import examine
+    from engine.launch.doctor import examine
 
     engine = FixedEngine(cpu_machine())
     engine.examine = lambda mapping: examine(from_mapping(mapping), probe=False)

@@ -17,8 +17,8 @@ from elite_tui.state_part import StatePart
 from elite_tui.themes import LIGHT
 from engine import errors
 from engine.protocol import CommandAcked, RunFailed
-from engine.runtime.access import Access
-from engine.runtime.run_summary import RunSummary
+from engine.runs.access import Access
+from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START, gpu_run, recorded
 from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, room_of, until
 

@@ -15,11 +15,11 @@ from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching
 from engine import config as run_config
 from engine import errors
 from engine.protocol import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
-from engine.runtime.journal import JournalWriter
-from engine.runtime.process_record import ProcessRecord, write_record
-from engine.runtime.run_directory import RunDirectory
-from engine.runtime.run_index import remember_output
-from engine.runtime.run_summary import RunSummary
+from engine.runs.journal import JournalWriter
+from engine.runs.process_record import ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_index import remember_output
+from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START
 from tests.tui.support import make_app, room_of, settled, text_of, until
 

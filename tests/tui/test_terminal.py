@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine import config as run_config
-from engine.runtime import launcher
+from engine.launch import launcher
 from tests.runtime import recipes
 from tests.tui.terminal import ROOT, Terminal
 

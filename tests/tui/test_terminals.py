@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.runtime.run_index import STATE_VARIABLE, list_runs
+from engine.runs.run_index import STATE_VARIABLE, list_runs
 
 ROOT = Path(__file__).parents[2]
 UNWANTED = ("COLORTERM", "NO_COLOR", "TMUX", "COLUMNS", "LINES")

@@ -99,7 +99,7 @@ def _quadratic_attention(original):
 
 
 def _plain_codec(original):
-    from engine.streaming.codec import Plain
+    from engine.streaming.quantization import Plain
 
     return lambda bits, width, dtype: Plain(width, dtype)
 
@@ -192,29 +192,27 @@ MUTATIONS = {
     "activation_offload": [("engine.streaming.workspace:TileFactory", _home_on_device)],
     "weight_streaming": [("engine.streaming.passes:StreamedWeights", _resident)],
     "tiled_mlp": [("engine.models.tiled_mlp:_tiled", _untiled)],
-    "fused_linear_cross_entropy": [("engine.models.head:summed_cross_entropy", _whole_loss)],
+    "fused_linear_cross_entropy": [("engine.models.lm_head:summed_cross_entropy", _whole_loss)],
     "fused_kernels": [("engine.models.fused:refusal", lambda original: lambda *_: "none")],
     "sequence_packing": [
         ("engine.streaming.step:SequenceRun", _no_documents),
-        ("engine.training.step:packed_attention", lambda original: lambda *_: contextlib.nullcontext()),
+        ("engine.steps.whole_step:packed_attention", lambda original: lambda *_: contextlib.nullcontext()),
     ],
-    "zero3": [("engine.runtime.deepspeed_config:_of_this_run", _stage_zero)],
-    "powersgd": [
-        ("engine.distributed.low_rank_sum:LowRankSum._is_worth", lambda original: lambda self, gradient: False)
-    ],
+    "zero3": [("engine.runs.deepspeed_config:_of_this_run", _stage_zero)],
+    "powersgd": [("engine.distributed.powersgd:LowRankSum._is_worth", lambda original: lambda self, gradient: False)],
     "gqa": [("engine.models.grouped_heads:_pooled", lambda original: lambda projection, heads, kept: projection)],
     "dynamic_curriculum": [("engine.training.curriculum:STAGES", _constant(()))],
     "flash_attention": [("engine.attention.cpu:CpuFlash.forward", _quadratic_attention)],
-    "zero2_offload": [("engine.runtime.deepspeed_config:_of_this_run", _stage_zero)],
+    "zero2_offload": [("engine.runs.deepspeed_config:_of_this_run", _stage_zero)],
     "adamw_8bit": [("engine.optim.adamw:optimizer_type", lambda original: lambda name: torch.optim.AdamW)],
     "qlora": [("engine.models.loading:_arguments", _unquantised)],
-    "gradient_checkpointing": [("engine.training.step:WholeSequenceStep.__init__", _never_recompute)],
+    "gradient_checkpointing": [("engine.steps.whole_step:WholeSequenceStep.__init__", _never_recompute)],
     "one_cycle_lr": [("engine.optim.build:make_schedule", _training_without(schedule="cosine"))],
     "polynomial_lr": [("engine.optim.build:make_schedule", _training_without(schedule="cosine"))],
     "lora_plus": [("engine.optim.adamw:create_loraplus_optimizer", _plain_lora_plus)],
     "rslora": [("engine.models.adapter:LoraConfig", _without_keywords("use_rslora"))],
     "mixed_precision": [("engine.models.placement:_DTYPES", _constant({"bf16": torch.float32, "fp32": torch.float32}))],
-    "auto_batch_size": [("engine.training.step:groups_of", _one_window_at_a_time)],
+    "auto_batch_size": [("engine.steps.whole_step:groups_of", _one_window_at_a_time)],
     "gradient_accumulation": [("engine.training.optimizer_step:count_targets", lambda original: len)],
     "lr_range_test": [("engine.optim.lr_range:SAFETY", _constant(0.02))],
     "lr_scaling": [("engine.optim.build:peak_rate", lambda original: lambda training, tokens: training.learning_rate)],
@@ -227,7 +225,7 @@ MUTATIONS = {
     "gradient_noise": [("engine.optim.noise:GradientNoise.__call__", _nothing)],
     "neftune": [("engine.models.transforms:add_embedding_noise", _nothing)],
     "label_smoothing": [
-        ("engine.models.head:_piece_loss", lambda original: lambda *args: original(*args[:-1], 0.0)),
+        ("engine.models.lm_head:_piece_loss", lambda original: lambda *args: original(*args[:-1], 0.0)),
     ],
     "loss_spike_recovery": [("engine.training.recovery:Recovery.handle", _raise_again)],
     "early_stopping": [("engine.training.early_stopping:EarlyStopping.observe", _nothing)],

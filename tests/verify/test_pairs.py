@@ -13,6 +13,7 @@ import torch
 from support.session import RecordingSession
 
 from engine.config import from_mapping
+from engine.data.window_source import count_updates, plan_updates
 from engine.data.windows import Windows
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
@@ -20,14 +21,13 @@ from engine.models.catalogue import find_model
 from engine.models.placement import choose_placement
 from engine.plan.choice import choose_plan
 from engine.plan.optimizations import is_switched_on, optimizations, refuse_conflicts, toggle
-from engine.runtime.run_directory import RunDirectory
-from engine.training import building
+from engine.recipes import building
+from engine.recipes.setup import Setup
+from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import CheckpointFolder, Retention
+from engine.training.components import Parts
 from engine.training.optimizer_step import take_optimizer_step
-from engine.training.parts import Parts
-from engine.training.setup import Setup
 from engine.training.state import Progress
-from engine.training.updates import count_updates, plan_updates
 from engine.verify.small import Unbothered, patterned_tokens, small_model
 
 CONTEXT = 128

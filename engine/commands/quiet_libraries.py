@@ -1,0 +1,110 @@
+"""Keeps what libraries print, log and warn off a command's output: it goes to a log, and only the command speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TextIO, TypeVar
+
+from engine.runs.run_index import state_directory
+
+LOG_NAME = "libraries.log"
+"""In the state directory: where libraries write in a command that belongs to no run."""
+_LONGEST_LOG = 1 << 20
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Terminal:
+    """The command's own standard output and standard error, while the process's are a log.
+
+    Attributes:
+        out, err: The streams; None where the process was started without.
+    """
+
+    def __init__(self, out: TextIO | None, err: TextIO | None) -> None:
+        self.out, self.err = out, err
+
+    def speaks(self, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, with the command's own streams while it runs."""
+
+        @functools.wraps(function)
+        def spoken(*args: P.args, **kwargs: P.kwargs) -> R:
+            before = sys.stdout, sys.stderr
+            sys.stdout, sys.stderr = self.out, self.err
+            try:
+                return function(*args, **kwargs)
+            finally:
+                sys.stdout, sys.stderr = before
+
+        return spoken
+
+
+@contextlib.contextmanager
+def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
+    """Within, standard output and standard error are a log, for Python, for C and for processes that are started.
+
+    Args:
+        log: A run's engine.log; by default LOG_NAME in the state directory. Nothing is kept where it cannot be written.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if stream is not None:
+            stream.flush()
+    target = _open(log or state_directory() / LOG_NAME)
+    kept = {number: _duplicate(number) for number in (1, 2)}
+    own = [_own(stream, kept[number]) for number, stream in enumerate(before, start=1)]
+    for number in kept:
+        os.dup2(target, number)
+    # It stays open: handlers that libraries make of it write when they like.
+    sys.stdout = sys.stderr = _text(target)
+    try:
+        yield Terminal(own[0], own[1])
+    finally:
+        for stream in own:
+            if stream is not None:
+                with contextlib.suppress(OSError):  # whoever read it has gone
+                    stream.flush()
+        sys.stdout, sys.stderr = before
+        for number, descriptor in kept.items():
+            if descriptor is None:
+                os.close(number)
+            else:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def _open(log: Path) -> int:
+    """A descriptor that appends to the log, or that keeps nothing."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.name == LOG_NAME and log.exists() and log.stat().st_size > _LONGEST_LOG:
+            os.truncate(log, 0)
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def _duplicate(number: int) -> int | None:
+    try:
+        return os.dup(number)
+    except OSError:
+        return None  # the process was started without
+
+
+def _own(stream: TextIO | None, descriptor: int | None) -> TextIO | None:
+    """The stream, elsewhere if it is the process's own: what it stands on is about to become the log."""
+    try:
+        number = stream.fileno() if stream is not None else -1
+    except (OSError, ValueError):
+        number = -1
+    return _text(descriptor) if number in (1, 2) and descriptor is not None else stream
+
+
+def _text(descriptor: int) -> TextIO:
+    return open(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)

@@ -1,0 +1,91 @@
+"""Which hosts train together, and the command that each of them runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.config import RunConfig
+
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9.:_-]*)(\s+slots=(?P<slots>[1-9][0-9]*))?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine."""
+
+    name: str
+    "As the others reach it."
+    slots: int
+    "Ranks on it."
+
+
+def read_hostfile(path: Path, slots: int) -> list[Host]:
+    """The hosts of a hostfile as DeepSpeed and MPI write it: `name slots=8` a line, # begins a comment.
+
+    Args:
+        path: The file.
+        slots: Ranks on a host whose line does not say.
+
+    Raises:
+        EliteError: HOSTFILE_INVALID.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise errors.HOSTFILE_INVALID(path=path, problem=getattr(error, "strerror", None) or error) from error
+    hosts = []
+    for number, line in enumerate(lines, start=1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise errors.HOSTFILE_INVALID(path=path, problem=f"line {number} is {text!r}")
+        hosts.append(Host(match["name"], int(match["slots"] or slots)))
+    if not hosts:
+        raise errors.HOSTFILE_INVALID(path=path, problem="it names no host")
+    names = [host.name for host in hosts]
+    if len(set(names)) < len(names):
+        raise errors.HOSTFILE_INVALID(path=path, problem="it names a host twice")
+    if len({host.slots for host in hosts}) > 1:
+        raise errors.HOSTFILE_INVALID(path=path, problem="hosts with unlike numbers of slots; torchrun needs the same")
+    return hosts
+
+
+def hosts_of(config: RunConfig, gpus: int) -> list[Host]:
+    """The hosts that a configuration names; this one alone where it names none.
+
+    Args:
+        config: The run's.
+        gpus: Ranks on this host.
+
+    Raises:
+        EliteError: HOSTFILE_INVALID.
+    """
+    if not config.distributed.hostfile:
+        return [Host("localhost", gpus)]
+    return read_hostfile(Path(config.distributed.hostfile), gpus)
+
+
+def join_command(hosts: Sequence[Host], number: int, port: int, run: str, python: str = sys.executable) -> str:
+    """What host `number` runs to take part; torch's own launcher, with the run directory on a shared disk."""
+    words = [python, "-m", "torch.distributed.run"]
+    words += ["--nnodes", str(len(hosts)), "--node-rank", str(number), "--nproc-per-node", str(hosts[number].slots)]
+    words += ["--master-addr", hosts[0].name, "--master-port", str(port), "--rdzv-id", Path(run).name]
+    return shlex.join([*words, "-m", "engine.launch.rank", run])
+
+
+def deepspeed_command(hostfile: str, configuration: str, port: int) -> str:
+    """A run of a YAML file on all hosts at once, with DeepSpeed's launcher, which logs in to each by ssh."""
+    words = ["deepspeed", "--hostfile", hostfile, "--master_port", str(port), "--no_local_rank"]
+    return shlex.join([*words, "--module", "engine.launch.rank", configuration])

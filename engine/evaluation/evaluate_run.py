@@ -1,0 +1,78 @@
+"""Evaluates what a run left in its directory: on the files that it held out, or on other repositories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from engine.data.dataset import Dataset, build_dataset
+from engine.data.encoder import Encoder
+from engine.evaluation.held_out import HeldOut
+from engine.evaluation.measure import Progress, Subject, evaluate_pair
+from engine.generation.run_models import load_pair, models_of
+from engine.models.loading import load_tokenizer
+from engine.recipes.setup import device_name
+
+if TYPE_CHECKING:
+    from engine.config import DataSection, EvaluationSection, RunConfig
+    from engine.evaluation.result import Evaluation
+    from engine.runs.run_directory import RunDirectory
+
+
+def evaluate_run(
+    run: RunDirectory,
+    config: RunConfig,
+    settings: EvaluationSection,
+    *,
+    repositories: Sequence[Path] = (),
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Evaluation, Dataset]]:
+    """Loads the models of a run once, and scores them on one set of files after the other.
+
+    Args:
+        run: With a result.
+        config: Its own.
+        settings: How much is scored.
+        repositories: Scored apart from each other, with all of their files; none is the run's own held-out files.
+        progress: Told how far it is; may raise to abandon it.
+        tell: Told what a person should know.
+
+    Raises:
+        EliteError: RUN_WITHOUT_RESULT, REPOSITORY_*, MODEL_*, OUT_OF_MEMORY.
+    """
+    found = models_of(run, config)
+    tokenizer = load_tokenizer(found.spec)
+    encoder = Encoder(tokenizer)
+    wanted: list[tuple[Path | None, DataSection]] = [(path, _data_of(config.data, path)) for path in repositories]
+    wanted = wanted or [(None, config.data)]
+    cache = run.path.parent.parent / "cache"
+    datasets = [
+        (path, build_dataset(data, tokenizer=tokenizer, context=found.context, cache=cache, progress=progress))
+        for path, data in wanted
+    ]
+    pair = load_pair(found, config, tell=tell, spill=run.path)
+    for path, dataset in datasets:
+        if path is None:
+            held_out = HeldOut.of(dataset)
+            data = "files that training held out"
+        else:
+            held_out = HeldOut.whole(dataset, found.context, together=config.data.packing)
+            data = f"all files of {path}"
+        subject = Subject(
+            run=run.id,
+            model=config.model.name,
+            device=device_name(found.placement.device),
+            context=found.context,
+            data=data,
+            writes=found.resident,
+        )
+        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress), dataset
+
+
+def _data_of(data: DataSection, path: Path) -> DataSection:
+    """The same reading of another repository, as it is: nothing is rearranged, no history is added."""
+    return replace(data, repositories=[str(path)], datasets=[], history=0, fim=0.0)

@@ -1,0 +1,111 @@
+"""What an evaluation leaves in a run's directory: evaluation.json, and report.md with its pictures written anew."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.report import RunReport, write_report
+from engine.evaluation.result import FILE_NAME
+from engine.generation.run_models import models_of
+from engine.protocol import Envelope, EvalCompleted, RecoveryTaken, RunFinished, RunStarted, StepCompleted
+from engine.runs.journal import JournalReader
+from engine.training.state import Progress
+from engine.whole_file import replace_text
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.data.dataset import DatasetSummary
+    from engine.evaluation.result import Evaluation
+    from engine.runs.run_directory import RunDirectory
+
+
+def keep_evaluation(run: RunDirectory, evaluation: Evaluation) -> None:
+    """Writes evaluation.json, replacing an older one in one go.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    replace_text(run.path / FILE_NAME, json.dumps(_finite(evaluation.as_json()), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity; a perplexity beyond all numbers becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation, dataset: DatasetSummary) -> bool:
+    """Writes a run's report with an evaluation in it, from what its directory holds; False where it has not finished.
+
+    Raises:
+        EliteError: RUN_DAMAGED, RUN_WITHOUT_RESULT.
+        OSError: the disk is full or not writable.
+    """
+    events = JournalReader(run.journal_path).poll()
+    finished = _last(events, RunFinished)
+    if finished is None:
+        return False
+    found = models_of(run, config)
+    started = _last(events, RunStarted)
+    plan = json.loads(run.plan_path.read_text(encoding="utf-8"))
+    on_gpu = started is not None and started.planned_gpu_bytes is not None
+    scored = _last(events, EvalCompleted)
+    report = RunReport(
+        config=config,
+        finished=finished,
+        progress=_progress(events),
+        spec=found.spec,
+        context=found.context,
+        precision=str(plan["precision"]),
+        device=started.device if started else "unknown",
+        adapter_parameters=_parameters(found.result),
+        dataset=dataset,
+        held_out_scored=scored.tokens if scored else 0,
+        predicted_gpu_bytes=plan.get("gpu_peak_bytes") if on_gpu else None,
+        predicted_host_bytes=plan.get("host_peak_bytes"),
+        predicted_step_seconds=plan.get("step_seconds"),
+        curve=curve_of(events),
+        past=tuple(past_ratios(config.model.name, before=run.id)),
+        evaluation=evaluation,
+    )
+    write_report(run.report_path, report)
+    return True
+
+
+def _last(events: list[Envelope], kind: Any) -> Any:
+    return next((e.event for e in reversed(events) if isinstance(e.event, kind)), None)
+
+
+def _progress(events: list[Envelope]) -> Progress:
+    """How far a run came, by its journal."""
+    steps = {e.event.step: e.event for e in events if isinstance(e.event, StepCompleted)}
+    last = steps[max(steps)] if steps else None
+    return Progress(
+        step=last.step if last else 0,
+        total_steps=last.total_steps if last else 0,
+        epoch=last.epoch if last else 0.0,
+        tokens=sum(step.tokens for step in steps.values()),
+        seconds=sum(step.seconds for step in steps.values()),
+        recoveries=[f"{e.event.what}: {e.event.why}" for e in events if isinstance(e.event, RecoveryTaken)],
+    )
+
+
+def _parameters(result: Path) -> int:
+    """Numbers in the result's files."""
+    count = 0
+    for path in result.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError):
+            continue  # what cannot be read is not counted
+    return count

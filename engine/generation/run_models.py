@@ -1,0 +1,269 @@
+"""The base model and the tuned one of a run, loaded as they were trained: once, where they differ in an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+
+from engine import errors
+from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.base_fingerprint import compare_with_base
+from engine.models.catalogue import find_model
+from engine.models.fine_tuning import AdapterTuning
+from engine.models.fused import fuse_kernels
+from engine.models.lm_head import check_head
+from engine.models.loading import load_model, open_weights
+from engine.models.mode import ModelMode
+from engine.models.placement import Placement, choose_placement
+from engine.plan.request import streaming_refusal
+from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.padding import longest_filled
+from engine.steps.step_builder import Ladder, Layout
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import WholeSequenceStep
+from engine.training.memory import memory_errors
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.models.spec import ModelSpec
+    from engine.runs.run_directory import RunDirectory
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model that can be scored and asked for text."""
+
+    model: Any
+    "In evaluation mode."
+    step: ReplanningStep
+    "Scores windows. While it is open it owns the model: `close` it before the model is asked for text."
+
+
+class ModelPair(Protocol):
+    """The two models that are compared. Only one of them is in use at a time."""
+
+    def base(self) -> contextlib.AbstractContextManager[Scored]:
+        """The model before training."""
+
+    def tuned(self) -> contextlib.AbstractContextManager[Scored]:
+        """The result."""
+
+
+class AdaptedPair:
+    """One model in memory: the base is what it is with its adapter switched off."""
+
+    def __init__(self, model: Any, step: ReplanningStep) -> None:
+        self._model, self._step = model, step
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[Scored]:
+        """See ModelPair."""
+        with self._model.disable_adapter(), self.tuned() as scored:
+            yield scored
+
+    @contextlib.contextmanager
+    def tuned(self) -> Iterator[Scored]:
+        """See ModelPair."""
+        with ModelMode(self._model).evaluating():
+            yield Scored(self._model, self._step)
+
+
+class SeparatePair:
+    """Two whole models, each loaded while it is in use: the result of a run is not an adapter."""
+
+    def __init__(self, load_base: Callable[[], Scored], load_tuned: Callable[[], Scored]) -> None:
+        self._load_base, self._load_tuned = load_base, load_tuned
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[Scored]:
+        """See ModelPair."""
+        with _for_a_while(self._load_base) as scored:
+            yield scored
+
+    @contextlib.contextmanager
+    def tuned(self) -> Iterator[Scored]:
+        """See ModelPair."""
+        with _for_a_while(self._load_tuned) as scored:
+            yield scored
+
+
+@contextlib.contextmanager
+def _for_a_while(load: Callable[[], Scored]) -> Iterator[Scored]:
+    scored = load()
+    try:
+        yield scored
+    finally:
+        del scored
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# --- what a run left ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunModels:
+    """How the models of a run are laid out here."""
+
+    spec: ModelSpec
+    placement: Placement
+    layout: Layout
+    context: int
+    result: Path
+    "Folder of the adapter, or of a whole model."
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the result is an adapter for the base model."""
+        return (self.result / ADAPTER_CONFIG).is_file()
+
+    @property
+    def resident(self) -> bool:
+        """Whether all weights are on the device at once, as writing text needs it."""
+        return self.layout.stream is None or self.layout.stream.weights != "streamed"
+
+
+def result_of(run: RunDirectory) -> Path:
+    """Folder of what a run made.
+
+    Raises:
+        EliteError: RUN_WITHOUT_RESULT.
+    """
+    for path in (run.adapter_path, run.model_path):
+        if (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
+            return path
+    raise errors.RUN_WITHOUT_RESULT(run=run.id, status=run.status())
+
+
+def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
+    """What a run planned, for this machine.
+
+    Raises:
+        EliteError: RUN_WITHOUT_RESULT, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
+    """
+    try:
+        plan = json.loads(run.plan_path.read_text(encoding="utf-8"))
+        context, precision = int(plan["context"]), str(plan["precision"])
+        layout = Layout.from_json({"stream": plan["stream"], "recompute": False})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
+    planned = "nf4" if precision == "nf4" else config.model.precision
+    return RunModels(
+        spec=find_model(config.model.name),
+        placement=choose_placement(config.model.device, planned),
+        layout=layout,
+        context=context,
+        result=result_of(run),
+    )
+
+
+def load_pair(found: RunModels, config: RunConfig, *, tell: Callable[[str], None], spill: Path) -> ModelPair:
+    """The models of a run; an adapter's are loaded at once, others when they are asked for.
+
+    Args:
+        found: From `models_of`.
+        config: The run's.
+        tell: Told where the plan had to give way to a smaller one.
+        spill: Folder for hidden states on disk.
+
+    Raises:
+        EliteError: MODEL_*, OUT_OF_MEMORY.
+    """
+    if found.is_adapter:
+        model = load_adapted(found, config)
+        return AdaptedPair(model, scoring(model, found, tell=tell, spill=spill))
+
+    def ready(model: Any) -> Scored:
+        return Scored(model.eval(), scoring(model, found, tell=tell, spill=spill))
+
+    whole = dataclasses.replace(found.spec, name=found.result.name, path=found.result, hub_id=None)
+    return SeparatePair(
+        lambda: ready(load_base(found, config)),
+        lambda: ready(load_base(dataclasses.replace(found, spec=whole), config)),
+    )
+
+
+def load_base(found: RunModels, config: RunConfig) -> Any:
+    """The base model with what was done to it before training."""
+    placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
+    with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
+        model = load_model(found.spec, placement, _changes(found, config))
+        if config.model.fused_kernels:
+            fuse_kernels(model, found.placement.device)
+        check_head(model)
+    return model
+
+
+def load_adapted(found: RunModels, config: RunConfig) -> Any:
+    """The base model with the run's adapter on it, frozen.
+
+    Raises:
+        EliteError: MODEL_DIRECTORY_INVALID for an adapter that cannot be read, or that is another model's;
+            BASE_CHANGED where the base has other weights than it was trained on.
+    """
+    from peft import PeftModel
+
+    try:
+        compare_with_base(found.result, open_weights(found.spec)[0], "the adapter")
+    except (OSError, ValueError) as error:
+        raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {error}") from error
+    base = load_base(found, config)
+    try:
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
+        # Onto the base's device by name: PEFT would otherwise take the first GPU, wherever the base is.
+        return PeftModel.from_pretrained(base, found.result, torch_device=str(base.device)).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {problem}") from error
+
+
+def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
+    if found.spec.path == found.result:
+        return NO_CHANGES  # a whole model's own configuration holds them
+    if not found.is_adapter:
+        return BaseChanges.of(config.model, found.spec, found.context)
+    try:
+        return BaseChanges.read(found.result)
+    except (ValueError, TypeError):
+        return BaseChanges.of(config.model, found.spec, found.context)
+
+
+def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill: Path) -> ReplanningStep:
+    """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
+    device = found.placement.device
+    tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
+    longest = longest_filled(found.context, device)
+
+    def build(layout: Layout) -> ClosableStep:
+        if layout.stream is not None:
+            return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill, fill_up_to=longest)
+        return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement), fill_up_to=longest)
+
+    ladder = Ladder(
+        context=found.context,
+        layers=found.spec.layers,
+        quantised=found.placement.precision == "nf4",
+        on_gpu=device.type == "cuda",
+        streamable=streaming_refusal(found.spec, found.context) is None,
+    )
+    return ReplanningStep(
+        tuning, found.layout, build=build, smaller=ladder.smaller, tell=lambda what, why: tell(f"{what}: {why}")
+    )
+
+
+def _autocast(placement: Placement) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Accelerate's, without what else it would set up."""
+    if placement.mixed_precision == "no":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(placement.device.type, dtype=placement.dtype)

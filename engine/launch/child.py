@@ -1,0 +1,264 @@
+"""The training process: its own session, its own log, and a last word whatever happens.
+
+`main` is what the spawned process runs. torch and the recipe are imported in here, after the log is in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import functools
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+from pathlib import Path
+from queue import Full
+from typing import TYPE_CHECKING, Any
+
+from engine import errors
+from engine.errors import EliteError
+from engine.hardware.threads import wait_briefly
+from engine.hardware.visible import number_by_bus
+from engine.launch.signals import watch_stop_signals
+from engine.protocol import (
+    Envelope,
+    PhaseChanged,
+    ProtocolError,
+    RunFailed,
+    RunFinished,
+    Stop,
+    WarningRaised,
+    decode_command,
+    encode_event,
+)
+from engine.runs import run_index
+from engine.runs.context import TrainingSession
+from engine.runs.control import ControlServer
+from engine.runs.journal import JournalWriter
+from engine.runs.process_record import Heartbeat, ProcessRecord, write_record
+from engine.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.queues import Queue, SimpleQueue
+
+    from engine.config import RunConfig
+
+_ATOMIC_BYTES = 3500
+"""Longer events are left to the journal. A pipe takes up to 4,096 bytes in one piece, so that a process that is
+killed while it writes leaves no half message, on which the reader of the queue would wait for ever."""
+
+
+_LONGEST_TRACEBACK = 20_000
+
+
+def main(
+    run_path: str,
+    config: RunConfig,
+    resuming: bool,
+    recipe: str,
+    events: Queue[str],
+    commands: SimpleQueue[str],
+    ready: Connection,
+) -> None:
+    """Trains one run and exits with its status: 0 completed; 2, 3, 4 failed; 130 stopped.
+
+    Args:
+        run_path: The run directory, which exists.
+        config: What to train.
+        resuming: Whether to go on from the newest checkpoint.
+        recipe: "module:function" of the training recipe, called with the TrainingSession.
+        events: Takes the journal's lines; may be full or have no reader.
+        commands: Gives command lines from the launching process.
+        ready: Is closed as soon as the run is on its own and its launcher may go.
+    """
+    run = RunDirectory(Path(run_path))
+    _detach(run.log_path)
+    wait_briefly(os.environ)
+    number_by_bus(os.environ)
+    events.cancel_join_thread()
+    journal = JournalWriter(run.journal_path, run.id)
+    session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)
+    session.listen(functools.partial(_tap, events))
+    watch_stop_signals(functools.partial(_react, session, journal))
+    # The launcher writes the same record; this one is for a launcher that was killed before it could.
+    write_record(run.process_path, ProcessRecord.of_process(os.getpid(), journal.next_seq))
+    heartbeat = Heartbeat(run.process_path)
+    server = None
+    try:
+        session.emit(PhaseChanged(phase="starting"))
+        server = _open_control(session)
+        _index(session)
+        threading.Thread(target=_take_commands, args=(commands, session), name="commands", daemon=True).start()
+        ready.close()
+        _train(session, recipe)
+    finally:
+        if server is not None:
+            server.close()
+        heartbeat.close()
+        journal.close()
+        if journal.waits:
+            print("the journal's last events found no room on the disk", file=sys.stderr)  # noqa: T201 - into engine.log
+    sys.exit(_exit_code(session))
+
+
+def _detach(log_path: Path) -> None:
+    """Makes the process outlive its terminal and its launcher."""
+    # Fails where the process leads a group already, which serves as well.
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(nothing)
+    sys.stdout, sys.stderr = _log_stream(1), _log_stream(2)
+    faulthandler.enable(file=2)
+    _leave_resource_tracker()
+
+
+class _LogFile(io.FileIO):
+    """Drops what finds no room: a library's warning must not end a run whose disk is full for a while."""
+
+    def write(self, data: Any) -> int:
+        """See io.RawIOBase."""
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _log_stream(descriptor: int) -> io.TextIOWrapper:
+    raw = _LogFile(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=True
+    )
+
+
+def _leave_resource_tracker() -> None:
+    """Gives up the launcher's resource tracker; this process starts its own when it needs one.
+
+    From Python 3.12 on, a launcher that exits waits for its tracker, which lives for as long as anybody holds
+    its pipe: the launcher would wait for the end of the training.
+    """
+    tracker: Any = resource_tracker._resource_tracker
+    inherited, tracker._fd = tracker._fd, None
+    if inherited is not None:
+        os.close(inherited)
+
+
+def _tap(events: Queue[str], envelope: Envelope) -> None:
+    line = encode_event(envelope)
+    if len(line) <= _ATOMIC_BYTES:
+        # Nobody may be reading; whoever does finds in the journal what was dropped here.
+        with contextlib.suppress(Full):
+            events.put_nowait(line)
+
+
+def _react(session: TrainingSession, journal: JournalWriter, number: signal.Signals) -> None:
+    if session.ending is not None:
+        os._exit(_exit_code(session))
+    if not session.commands.stop_requested:
+        session.commands.deliver(Stop(id=f"signal-{number.name}", save=True))
+        return
+    try:
+        journal.append_last(_failure(errors.INTERRUPTED_TWICE(run=session.run.id)), timeout_s=1.0)
+    finally:
+        os._exit(errors.INTERRUPTED)
+
+
+def _open_control(session: TrainingSession) -> ControlServer | None:
+    try:
+        server = ControlServer(session.run.socket_path, session.commands.deliver)
+    except OSError as error:
+        session.emit(
+            WarningRaised(
+                code="control-unavailable",
+                text=f"no control socket in the run directory: {errors.one_line(error.strerror or error)}",
+                hint="stop and pause work from the window that started the run; elsewhere, stop it with SIGTERM "
+                f"to process {os.getpid()}",
+            )
+        )
+        return None
+    session.listen(server.answer)
+    return server
+
+
+def _index(session: TrainingSession) -> None:
+    try:
+        run_index.remember_output(session.run.path.parent.parent)
+    except OSError as error:
+        session.emit(
+            WarningRaised(
+                code="run-not-indexed",
+                text=f"this run is not in the list of runs: {errors.one_line(error)}",
+                hint=f"name it by its path: {session.run.path}",
+            )
+        )
+
+
+def _take_commands(commands: SimpleQueue[str], session: TrainingSession) -> None:
+    while True:
+        try:
+            session.commands.deliver(decode_command(commands.get()))
+        except ProtocolError as error:
+            print(f"ignored a command: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
+
+
+def _train(session: TrainingSession, recipe: str) -> None:
+    try:
+        module, _, function = recipe.partition(":")
+        train: Callable[[TrainingSession], None] = getattr(importlib.import_module(module), function)
+        train(session)
+        if session.ending is None:
+            raise RuntimeError("training returned without a result")
+    except BaseException as error:
+        # Whatever it is, the run must say so.
+        text = "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr)  # noqa: T201 - into engine.log
+        if session.ending is None:
+            _emit_failure(session, describe_failure(session.run, error, text))
+
+
+def describe_failure(run: RunDirectory, error: BaseException, text: str) -> RunFailed:
+    """The last event of a run that an exception ended; `text` is its traceback."""
+    text = text[-_LONGEST_TRACEBACK:]
+    if isinstance(error, EliteError):
+        return _failure(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _failure(errors.OUTPUT_FULL(path=run.path, free="no space", needed="more"), text)
+    return _failure(errors.INTERNAL(kind=type(error).__name__, problem=error, log=run.log_path), text)
+
+
+def _failure(error: EliteError, text: str = "") -> RunFailed:
+    return RunFailed(
+        error=error.code, message=error.message, hint=error.remedy, exit_code=error.exit_code, traceback=text
+    )
+
+
+def _emit_failure(session: TrainingSession, failure: RunFailed) -> None:
+    try:
+        session.emit(failure)
+    except OSError as error:
+        # The disk that holds the journal is full or gone. The exit status still tells the launcher.
+        session.ending = failure
+        print(f"the journal cannot be written: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
+
+
+def _exit_code(session: TrainingSession) -> int:
+    match session.ending:
+        case RunFinished(status="completed"):
+            return 0
+        case RunFinished():
+            return errors.INTERRUPTED
+        case RunFailed(exit_code=code):
+            return code
+    return errors.TRAINING_FAILED

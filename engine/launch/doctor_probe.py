@@ -1,0 +1,200 @@
+"""The part of pre-flight that needs torch, in a process of its own: a row of JSON a line on standard output.
+
+A request comes on standard input (engine.launch.doctor); `--alone` takes the demo model instead.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from engine import errors
+from engine.config import RunConfig, from_mapping
+from engine.errors import EliteError
+from engine.launch.doctor import Check
+
+_CHUNK = 1 << 30
+_TRIAL_TOKENS = 64
+
+
+def main() -> int:
+    """Answers one request."""
+    request: dict[str, Any] = {} if "--alone" in sys.argv else json.load(sys.stdin)
+    config = from_mapping(request.get("config", {}))
+    precision = str(request.get("precision") or "auto")
+    steps: dict[str, Callable[[], Iterator[Check]]] = {
+        "number formats": lambda: _formats(config, precision),
+        "GPU memory": lambda: _gpu_memory(config, request.get("gpu_bytes")),
+        "tokenizer": lambda: _tokenizer(config),
+        "trial step": lambda: _trial(config, precision),
+    }
+    for name, step in steps.items():
+        try:
+            rows = list(step())
+        except EliteError as error:
+            rows = [Check(name=name, status="failed", text=error.message, remedy=error.remedy)]
+        except Exception as error:
+            # Whatever a library throws here would end a run as well: it is this row's finding.
+            problem = errors.one_line(f"{type(error).__name__}: {error}")[:300]
+            rows = [Check(name=name, status="failed", text=problem, remedy=_REMEDIES[name])]
+        for row in rows:
+            print(json.dumps(asdict(row)), flush=True)  # noqa: T201 - the answer
+    return 0
+
+
+_REMEDIES = {
+    "number formats": "reinstall torch for this machine, with this program's versions (constraints.txt)",
+    "GPU memory": "look at nvidia-smi: the card may be held by others, or need a reset",
+    "tokenizer": "download the model again, or pass a directory saved with save_pretrained",
+    "trial step": "reinstall torch, transformers, peft and bitsandbytes together, with constraints.txt",
+}
+
+
+def _formats(config: RunConfig, precision: str) -> Iterator[Check]:
+    """The libraries load together, and one product in the run's number format is right."""
+    import torch
+
+    from engine.models.placement import choose_placement
+
+    placement = choose_placement(config.model.device, precision)
+    if placement.precision == "nf4":
+        import bitsandbytes  # noqa: F401 - its binary is built for one CUDA version: this shows whether it loads
+    a = torch.arange(256, device=placement.device, dtype=torch.float32).view(16, 16) / 256
+    product = (a.to(placement.dtype) @ a.to(placement.dtype)).float().cpu()
+    exact = a.cpu() @ a.cpu()
+    error = float((product - exact).abs().max())
+    if not error < 0.05:
+        raise RuntimeError(f"a matrix product in {placement.compute} is wrong by {error}")
+    built = torch.version.cuda
+    if placement.device.type == "cpu" and config.model.device == "auto" and built is None and _has_driver():
+        yield Check(
+            name="number formats",
+            status="warning",
+            text="there is an NVIDIA GPU, but this torch is built for the CPU alone",
+            remedy="reinstall torch from PyPI (`pip install --force-reinstall torch`), or set model.device=cpu",
+        )
+        return
+    where = f"{torch.cuda.get_device_name()}, torch for CUDA {built}" if placement.device.type == "cuda" else "cpu"
+    yield Check(
+        name="number formats",
+        status="passed",
+        text=f"weights in {placement.precision}, computing in {placement.compute} on {where}",
+    )
+
+
+def _has_driver() -> bool:
+    from engine.hardware.nvml import Nvml
+
+    nvml = Nvml.open()
+    if nvml is None:
+        return False
+    try:
+        return bool(nvml.gpus())
+    finally:
+        nvml.close()
+
+
+def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
+    """Whether what the plan counts on can be had, a GiB at a time."""
+    import torch
+
+    if config.model.device == "cpu" or not torch.cuda.is_available():
+        yield Check(name="GPU memory", status="skipped", text="training runs on the processor")
+        return
+    if wanted is None:
+        yield Check(name="GPU memory", status="skipped", text="there is no plan that says how much is needed")
+        return
+    total = torch.cuda.mem_get_info()[1]
+    held: list[Any] = []
+    got, goal = 0, wanted
+    try:
+        while got < goal:
+            size = min(_CHUNK, goal - got)
+            held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+            got += size
+    except torch.OutOfMemoryError:
+        yield Check(
+            name="GPU memory",
+            status="failed",
+            text=f"{got / 2**30:.1f} GiB could be allocated of the {goal / 2**30:.1f} GiB that the plan needs",
+            remedy="end other processes on the card, or set a lower training.tier",
+        )
+        return
+    finally:
+        held.clear()
+        torch.cuda.empty_cache()  # the trial step needs it next
+    yield Check(
+        name="GPU memory",
+        status="passed",
+        text=f"{got / 2**30:.1f} GiB allocated of {total / 2**30:.1f} GiB",
+    )
+
+
+def _tokenizer(config: RunConfig) -> Iterator[Check]:
+    """The tokenizer belongs to the model, and code survives the round trip."""
+    from engine.models.catalogue import find_model
+    from engine.models.loading import load_tokenizer
+
+    spec = find_model(config.model.name)
+    tokenizer = load_tokenizer(spec)
+    sample = "def f(x):\n\treturn {'ü': x ** 2}  # 1,5\n"
+    ids = tokenizer.encode(sample, add_special_tokens=False)
+    highest = max(tokenizer.get_vocab().values())
+    if tokenizer.decode(ids) != sample:
+        yield Check(
+            name="tokenizer",
+            status="warning",
+            text="code does not survive encoding and decoding unchanged",
+            remedy="check with `engine data` what the model will see",
+        )
+        return
+    yield Check(name="tokenizer", status="passed", text=f"{highest + 1:,} ids, the model knows {spec.vocab_size:,}")
+
+
+def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
+    """One forward and backward of the embedded model, with an adapter, in the run's number format.
+
+    Of a model in a local folder, the files are matched with its weights first.
+    """
+    import torch
+
+    from engine.data.windows import Window
+    from engine.models.adapter import attach_adapter, trainable
+    from engine.models.catalogue import find_model
+    from engine.models.loading import load_model, open_weights
+    from engine.models.placement import choose_placement
+    from engine.steps.whole_step import WholeSequenceStep
+
+    spec = find_model(config.model.name)
+    if spec.path is not None:
+        open_weights(spec)
+    placement = choose_placement(config.model.device, precision)
+    model = attach_adapter(load_model(find_model("demo"), placement), config.lora, config.training.seed)
+    step = WholeSequenceStep(
+        model, recompute=False, autocast=lambda: torch.autocast(placement.device.type, dtype=placement.dtype)
+    )
+    window = (torch.arange(_TRIAL_TOKENS) * 7 % 4096).numpy()
+    result = step.run([Window(window)], 1.0 / (_TRIAL_TOKENS - 1), _Alone())
+    gradients = [p.grad for p in trainable(model).values() if p.grad is not None]
+    norm = float(torch.stack([g.float().norm() for g in gradients]).norm()) if gradients else 0.0
+    if not (0 < norm < float("inf") and 0 < result.loss_sum < float("inf")):
+        raise RuntimeError(f"the trial's loss is {result.loss_sum} and its gradient's norm {norm}")
+    yield Check(name="trial step", status="passed", text=f"forward and backward in {placement.precision} work")
+
+
+class _Alone:
+    """A StepMonitor that nobody watches."""
+
+    def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
+        """Told to nobody."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,261 @@
+"""Follows and controls one run, from the process that launched it or from any other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from queue import Empty
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.protocol import (
+    Command,
+    Envelope,
+    PhaseChanged,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepProgress,
+    encode_command,
+)
+from engine.runs import process_record
+from engine.runs.access import Access, look
+from engine.runs.control import deliver_command
+from engine.runs.journal import JournalReader, decode_line
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+    from multiprocessing.queues import Queue, SimpleQueue
+    from pathlib import Path
+
+    from engine.runs.run_directory import RunDirectory
+    from engine.runs.run_summary import RunStatus
+
+_LOG_TAIL_BYTES = 8000
+_TAPPED_LIMIT = 1000
+_DRAIN_LIMIT = 2000
+_READ_AT_ONCE = 1 << 20
+"""Bytes of a journal that one poll of an attached run decodes: a tenth of a second."""
+
+
+class RunHandle:
+    """All events of a run in order, and a way to send it commands. Not for several threads at once.
+
+    The queue is a fast tap of the journal that may lose events; the journal is complete but for most
+    StepProgress. The handle merges them: no event twice, none missing but StepProgress, in order of `seq`.
+    It starts with the run's first event, also where the run is resumed or attached to.
+
+    Attributes:
+        run: The run.
+        first_seq: Number of the first event of the attempt that was launched; 0 for an attached run.
+        ending: The run's last event, once `poll` has returned it. A run that is resumed has none again.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        process: SpawnProcess | None = None,
+        events: Queue[str] | None = None,
+        commands: SimpleQueue[str] | None = None,
+        first_seq: int = 0,
+    ) -> None:
+        self.run = run
+        self.first_seq = first_seq
+        self.ending: RunFinished | RunFailed | None = None
+        self._process = process
+        self._events = events
+        self._commands = commands
+        self._reader = JournalReader(run.journal_path)
+        self._next = 0
+        self._tapped: set[int] = set()
+        self._presumed_dead = False
+        "Whether `ending` was made up here. On another machine a mount that is behind looks like a death."
+
+    @classmethod
+    def attach(cls, run: RunDirectory) -> RunHandle:
+        """A handle of a run that was started elsewhere; `poll` replays its journal and goes on live."""
+        return cls(run)
+
+    @property
+    def damaged_lines(self) -> int:
+        """Lines of the journal that were skipped."""
+        return self._reader.damaged
+
+    @property
+    def problem(self) -> str:
+        """Why the journal cannot be read at present, "" if it can."""
+        return self._reader.problem
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last poll left events that are already in the journal: the next one has more at once."""
+        return self._reader.behind
+
+    def poll(self) -> list[Envelope]:
+        """The events since the last call. Never blocks.
+
+        A training process that ended without a last event gets one here, a RunFailed with error "child-died",
+        which is not in the journal.
+        """
+        # Liveness before events: what a process wrote is in the journal when it is seen dead.
+        ours_alive = self._process is not None and self._process.exitcode is None
+        record = process_record.read_record(self.run.process_path)
+        alive = ours_alive or (record is not None and process_record.is_alive(self.run.process_path, record))
+        envelopes = self._merge(queue_is_fed=ours_alive)
+        if self._events is not None and not ours_alive:
+            self.close()
+        first = record.first_seq if record else 0
+        for envelope in envelopes:
+            self._follow_ending(envelope, first)
+        if not (alive or self.ending or self.problem or self.behind) and self.status() == "died":
+            self.ending = self._describe_death()
+            self._presumed_dead = True
+            envelopes.append(Envelope(run=self.run.id, seq=self._next, time=time.time(), event=self.ending))
+        return envelopes
+
+    def send(self, command: Command) -> None:
+        """Sends a command; its CommandAcked comes with the events.
+
+        Raises:
+            EliteError: RUN_NOT_ACTIVE or RUN_CONTROL_UNREACHABLE.
+        """
+        if self._commands is not None and self._process is not None and self._process.exitcode is None:
+            self._commands.put(encode_command(command))
+        else:
+            deliver_command(self.run, command)
+
+    def access(self) -> Access:
+        """Whether the run takes commands from here, and if not, why."""
+        if self._commands is not None and self._process is not None and self._process.exitcode is None:
+            return Access(here=True)
+        return look(self.run)
+
+    def status(self) -> RunStatus:
+        """What the run does now."""
+        return self.run.status()
+
+    def close(self) -> None:
+        """Lets go of the run, which goes on. `poll` then follows the journal alone."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+            self._tapped.clear()
+        if self._commands is not None:
+            self._commands.close()
+            self._commands = None
+
+    def wait_exit(self, timeout_s: float) -> bool:
+        """Whether the process, which frees its memory after the last event, has gone within `timeout_s` seconds."""
+        if self._process is not None:
+            self._process.join(timeout_s)
+            return self._process.exitcode is not None
+        deadline = time.monotonic() + timeout_s
+        while (record := process_record.read_record(self.run.process_path)) is not None:
+            if not process_record.is_alive(self.run.process_path, record):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Signals the training process: SIGTERM asks it to stop, a second one or SIGKILL ends it at once.
+
+        Raises:
+            EliteError: RUN_NOT_ACTIVE, or RUN_CONTROL_UNREACHABLE where it is on another machine.
+        """
+        record = process_record.read_record(self.run.process_path)
+        if record is None or not process_record.is_alive(self.run.process_path, record):
+            raise errors.RUN_NOT_ACTIVE(run=self.run.id, status=self.status())
+        if record.place != process_record.this_place():
+            raise errors.RUN_CONTROL_UNREACHABLE(run=self.run.id, problem="it runs on another machine")
+        with contextlib.suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                # With the processes that it started: it leads its own group.
+                os.killpg(os.getpgid(record.pid), number)
+            else:
+                os.kill(record.pid, number)
+
+    def _merge(self, queue_is_fed: bool) -> list[Envelope]:
+        if self._events is None:
+            envelopes = self._reader.poll(_READ_AT_ONCE)
+        else:
+            tapped = [envelope for envelope in self._drain(self._events) if envelope.seq >= self._next]
+            gapless = [envelope.seq for envelope in tapped] == list(range(self._next, self._next + len(tapped)))
+            if tapped and gapless and queue_is_fed and len(self._tapped) < _TAPPED_LIMIT:
+                envelopes = tapped
+            else:
+                envelopes = self._add_journal(tapped)
+            self._tapped.update(e.seq for e in tapped if not isinstance(e.event, StepProgress))
+        if envelopes:
+            self._next = max(self._next, envelopes[-1].seq + 1)
+        return envelopes
+
+    def _add_journal(self, tapped: list[Envelope]) -> list[Envelope]:
+        """The tapped events and those of the journal's new lines that were not tapped, in order."""
+        found = {envelope.seq: envelope for envelope in tapped}
+        for envelope in self._reader.poll():
+            stale = isinstance(envelope.event, StepProgress) and envelope.seq < self._next
+            if envelope.seq in self._tapped:
+                self._tapped.discard(envelope.seq)
+            elif not stale:
+                found.setdefault(envelope.seq, envelope)
+        return [found[seq] for seq in sorted(found)]
+
+    def _drain(self, events: Queue[str]) -> list[Envelope]:
+        envelopes = []
+        with contextlib.suppress(Empty):
+            for _ in range(_DRAIN_LIMIT):
+                envelope = decode_line(events.get_nowait().encode())
+                if envelope is not None:
+                    envelopes.append(envelope)
+        return envelopes
+
+    def _follow_ending(self, envelope: Envelope, first_seq: int) -> None:
+        if isinstance(envelope.event, (RunFinished, RunFailed)):
+            # The end of an earlier attempt is not the end of a run that was resumed since.
+            self.ending = envelope.event if envelope.seq >= first_seq else None
+        elif isinstance(envelope.event, (RunStarted, PhaseChanged)) or self._presumed_dead:
+            self.ending = None
+        self._presumed_dead = False
+
+    def _describe_death(self) -> RunFailed:
+        error = errors.CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
+        return RunFailed(
+            error=error.code,
+            message=error.message,
+            hint=error.remedy,
+            exit_code=error.exit_code,
+            traceback=_tail(self.run.log_path),
+        )
+
+    def _cause_of_death(self) -> str:
+        status = self._process.exitcode if self._process else None
+        if status is None and not look(self.run).here:
+            return "no sign of life for two minutes from the machine that trains, or this folder is an old copy"
+        if status in (None, -signal.SIGKILL) and self._memory_ran_out():
+            return "the kernel ended it because memory ran out: leave more RAM free, or choose a lower tier"
+        if status is None:
+            return "it is gone: killed, or the machine was restarted"
+        if status == -signal.SIGKILL:
+            return "killed by SIGKILL"
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def _memory_ran_out(self) -> bool:
+        record = process_record.read_record(self.run.process_path)
+        return record is not None and process_record.memory_ran_out(record)
+
+
+def _tail(path: Path) -> str:
+    """The end of a log, from the start of a line; "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return text if size <= _LOG_TAIL_BYTES else text.partition("\n")[2]

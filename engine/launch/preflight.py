@@ -1,0 +1,125 @@
+"""Everything about a run that can be checked before its process starts, for the command line and the wizard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine import errors
+from engine.data.sources import estimate_data_tokens
+from engine.hardware.inventory import take_inventory
+from engine.models.base_changes import check_pooling
+from engine.models.catalogue import find_model
+from engine.models.folder import open_folder
+from engine.plan.choice import choose_plan
+from engine.plan.optimizations import refuse_conflicts
+from engine.plan.strategy import choose_strategy, ranks_to_start
+from engine.runs.run_directory import MINIMUM_FREE, check_output
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.distributed.place import Ranks
+    from engine.models.catalogue import ModelSpec
+
+_CHECKPOINT_BYTES = 12
+"""A parameter of the adapter in a checkpoint: its value and AdamW's two states, fp32."""
+
+_TOKEN_BYTES = 4
+
+
+def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
+    """The configuration with absolute paths, once everything that it names was found usable. Leaves nothing behind.
+
+    Takes as long as listing the repositories does.
+
+    Args:
+        config: What to train.
+        ranks: How many processes there are already; None: as many as would be started.
+
+    Raises:
+        EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
+            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID, OPTIMIZATION_CONFLICT,
+            GPUS_MISSING, HOSTFILE_INVALID or STRATEGY_UNAVAILABLE.
+    """
+    if not (config.data.repositories or config.data.datasets):
+        raise errors.REPOSITORY_UNSET()
+    spec = find_model(config.model.name)
+    if spec.path is not None:
+        open_folder(spec.path)
+    config = _in_stored_precision(with_absolute_paths(config), spec)
+    output = Path(config.output.directory)
+    check_output(output)
+    tokens = estimate_data_tokens(config.data)
+    check_output(output, needed_bytes(config, spec, tokens))
+    check_pooling(config.model, spec)
+    machine = take_inventory(output)
+    chosen = choose_plan(config, machine, spec, tokens, ranks)
+    streamed = chosen.plan.stream is not None
+    refuse_conflicts(config, streamed=streamed)
+    ranks = ranks or ranks_to_start(config, machine)
+    if ranks.all > 1:
+        choose_strategy(config, spec, ranks=ranks.all, streamed=streamed, spreads=False)
+    return config
+
+
+def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
+    """The configuration with the precision that a model's files leave open.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    if not spec.stored_in_4_bits or config.model.precision == "nf4":
+        return config
+    if config.model.precision != "auto":
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="model.precision",
+            problem=f"{config.model.precision} is not what {spec.name} is stored in: 4 bits",
+            remedy="set it to nf4 or auto, or pass the same model in 16 bits",
+        )
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, precision="nf4"))
+
+
+def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
+    """Bytes that a run writes: tokens, adapter, checkpoints (those kept, the best, a new one), journal, log."""
+    parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
+    checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
+    return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
+
+
+def in_step_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
+    """Bytes of a long step saved within itself (engine.steps.partial_checkpoint).
+
+    It holds the gradient stream, and gradients in fp32.
+
+    Twice, as one state is written beside the one before it.
+    """
+    return 2 * (2 * context * spec.hidden_size + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets))
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration as a process with another current folder, or whoever repeats the run, can use it.
+
+    Raises:
+        EliteError: MODEL_*.
+    """
+    spec = find_model(config.model.name)
+    repositories, datasets = (
+        [str(_absolute(text)) for text in texts] for texts in (config.data.repositories, config.data.datasets)
+    )
+    name = str(spec.path.absolute()) if spec.path else config.model.name
+    return msgspec.structs.replace(
+        config,
+        model=msgspec.structs.replace(config.model, name=name),
+        data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets),
+        output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
+    )
+
+
+def _absolute(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # "~name" of a user who does not exist: a folder may well have that name
+        return Path(text).absolute()

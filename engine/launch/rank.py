@@ -1,0 +1,269 @@
+"""What each rank runs: the recipe of a run on one GPU, in a team.
+
+    python -m engine.launch.rank RUN_DIRECTORY       by the elastic agent of a run, or torchrun on another host
+    torchrun ... -m engine.launch.rank RUN.yaml      a new run, without `engine train`
+    deepspeed ... --no_local_rank --module engine.launch.rank RUN.yaml
+
+The launcher says by the environment which rank this is. Rank 0 sends its events to the run's own process, if any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import config as run_config
+from engine import errors
+from engine.distributed.place import RankPlace
+from engine.hardware.visible import number_by_bus, show_one
+from engine.launch.child import describe_failure
+from engine.launch.event_relay import RelayJournal, SilentJournal
+from engine.launch.signals import watch_stop_signals
+from engine.launch.torchrun import OwnRun, make_run
+from engine.protocol import RunFailed, Stop
+from engine.runs.context import TrainingSession
+from engine.runs.rank_files import FOLDER, log_path, write_failure
+from engine.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.distributed.process_team import ProcessTeam
+
+_LET_THE_FIRST_BE_SEEN_S = 5.0
+"""A rank that only noticed another's end stays so long, so that the agent sees the other one's end first."""
+
+_OWN_END_S = 12.0
+"""What rank 0 has to save and end by itself after the agent's SIGTERM; the agent kills after 30 s."""
+
+
+def main() -> int:
+    """Trains as one rank; the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--relay", default="")
+    parser.add_argument("--resuming", action="store_true")
+    parser.add_argument("--recipe", default="engine.recipes.fine_tune:train")
+    options = parser.parse_args()
+    try:
+        place = RankPlace.from_environment(os.environ)
+    except ValueError as error:
+        parser.error(f"{error}: ranks are started by `engine train --gpus N`, torchrun or deepspeed")
+    prepare_environment(place)
+    if options.run.is_file():
+        config = run_config.load(options.run)
+        team = join(place, config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        run = make_run(options.run, team)
+        _detach(run.path, place.rank)
+        return _train(options, place, run, team)
+    run = RunDirectory.open(options.run)
+    _detach(run.path, place.rank)
+    return _train(options, place, run, None)
+
+
+def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joined: ProcessTeam | None) -> int:
+    rank = place.rank
+    config = run.load_config()
+    ending: RunFailed | None = None
+    session: TrainingSession | None = None
+    own: OwnRun | None = None
+    try:
+        on_cpu = config.model.device == "cpu"
+        team = joined or join(place, config.distributed.timeout_minutes * 60.0, on_cpu=on_cpu)
+        own = OwnRun(run) if rank == 0 and not options.relay else None
+        journal = own.journal if own is not None else _journal(options.relay, run, leads=rank == 0)
+        session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
+        if isinstance(journal, RelayJournal):
+            journal.listen(session.commands.deliver)
+        elif own is not None:
+            own.listen(session)
+        else:
+            session.listen(team.overhear)
+        watch = _watch(session, team, config.distributed.silent_seconds)
+        if own is not None:
+            watch_stop_signals(lambda _: own.stop(session))
+        elif rank == 0:
+            watch_stop_signals(lambda _: _end_in_time(session, team))
+        else:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        module, _, function = options.recipe.partition(":")
+        getattr(importlib.import_module(module), function)(session)
+        team.agree(lambda: None)  # nobody leaves while another may still ask it something
+        watch.close()
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - into the rank's log
+        ending = describe_failure(run, error, text)
+        write_failure(run.path, rank, ending)
+        if session is not None and rank == 0:
+            session.emit(ending)
+        if ending.error == errors.RANK_LOST.code:
+            time.sleep(_LET_THE_FIRST_BE_SEEN_S)
+    if own is not None:
+        own.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Destructors of process groups wait for ranks that may be gone.
+    os._exit(ending.exit_code if ending is not None else 0)
+
+
+def _detach(run: Path, rank: int) -> None:
+    """The rank's own log; and an end with the agent's, however that comes."""
+    (run / FOLDER).mkdir(exist_ok=True)
+    log = os.open(log_path(run, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target in (1, 2):
+        os.dup2(log, target)
+    os.close(log)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    faulthandler.enable(file=2)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def prepare_environment(place: RankPlace) -> None:
+    """Sets this rank's GPU, its threads and NCCL, before torch is imported."""
+    # Each rank sees one GPU, as a run on one GPU does.
+    show_one(os.environ, place.local_rank)
+    number_by_bus(os.environ)
+    from engine.hardware.limits import count_cores
+    from engine.hardware.threads import wait_briefly
+
+    wait_briefly(os.environ)
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // place.local_size)))
+    # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing
+    # without it.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+
+
+def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
+    """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors.
+
+    Raises:
+        EliteError: DEVICE_UNAVAILABLE, some ranks have a GPU and others have none.
+    """
+    import torch
+    from torch import distributed
+
+    from engine.distributed.process_team import ProcessTeam
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() and not on_cpu else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # The default group is what DeepSpeed uses.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    team = ProcessTeam(device, timeout_s, here=place.local_size, device_name=_name_device(device))
+    # accelerate would join the group by these, and take the device by LOCAL_RANK.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    without = [str(rank) for rank, kind in enumerate(team.gather(device.type)) if kind == "cpu"]
+    if not on_cpu and 0 < len(without) < team.size:
+        problem = f"rank {', '.join(without)} of {team.size} has no GPU; CUDA_VISIBLE_DEVICES must name one for each"
+        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem=problem)
+    return team
+
+
+def _name_device(device: torch.device) -> str:
+    """This rank's GPU by the machine's number of it, "cuda:1"; torch calls it 0 in every rank."""
+    if device.type != "cuda":
+        return str(device)
+    from engine.hardware.nvml import Nvml
+
+    nvml = Nvml.open()
+    if nvml is None:
+        return str(device)
+    try:
+        found = nvml.gpus()
+    finally:
+        nvml.close()
+    return f"cuda:{found[0].index}" if len(found) == 1 else str(device)
+
+
+def _journal(address: str, run: RunDirectory, *, leads: bool) -> RelayJournal | SilentJournal:
+    return RelayJournal(address, run.id) if leads and address else SilentJournal()
+
+
+class _RankWatch:
+    """The watch over the others, and what it does when one falls silent."""
+
+    def __init__(self, session: TrainingSession, team: ProcessTeam, silent_seconds: float) -> None:
+        from engine.launch.rank_watchdog import Watch
+
+        self._session, self._team, self._seconds = session, team, silent_seconds
+        self._watch = Watch(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            rank=team.rank,
+            size=team.size,
+            silent_seconds=silent_seconds,
+            lost=self._lost,
+        )
+
+    def _lost(self, rank: int | None) -> None:
+        session, team = self._session, self._team
+        if rank is None:
+            error = errors.RANK_LOST(rank=team.rank, problem="the agents' store is gone")
+        else:
+            error = errors.RANK_DIED(
+                rank=rank,
+                ranks=team.size,
+                how=f"gave no sign of life for {self._seconds:.0f} s",
+                log=log_path(session.run.path, rank),
+                run=session.run.id,
+            )
+        failure = describe_failure(session.run, error, "")
+        print(f"{error}", file=sys.stderr, flush=True)  # noqa: T201 - into the rank's log
+        write_failure(session.run.path, team.rank if rank is None else rank, failure)
+        _save_and_end(session, team, failure)
+
+    def close(self) -> None:
+        """All is well."""
+        self._watch.close()
+
+
+def _watch(session: TrainingSession, team: ProcessTeam, silent_seconds: float) -> _RankWatch:
+    return _RankWatch(session, team, silent_seconds)
+
+
+def _end_in_time(session: TrainingSession, team: ProcessTeam) -> None:
+    """The agent ends this rank, since another one ended: the main thread may hang in a collective."""
+    if not session.commands.stop_requested:
+        # Wakes a run that is paused, and a step that would compute on for nobody: both find the other gone, and save.
+        session.commands.deliver(Stop(id="signal"))
+
+    def end() -> None:
+        time.sleep(_OWN_END_S)
+        error = errors.RANK_LOST(rank=team.rank, problem="the agent ended it after another rank's end")
+        _save_and_end(session, team, describe_failure(session.run, error, ""))
+
+    threading.Thread(target=end, name="end", daemon=True).start()
+
+
+def _save_and_end(session: TrainingSession, team: ProcessTeam, failure: RunFailed) -> None:
+    if team.leads and session.ending is None:
+        try:
+            team.emergency()
+        except Exception:  # the error that ends the run is another
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            session.emit(failure)
+    os._exit(failure.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""The lines of the memory ledger: what is held all the time, wherever it lives, each with its formula.
+
+Constants that were measured, not derived, are named here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.models.spec import ModelSpec
+from engine.plan.activations import Held
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.window_ring import layers_of_ring
+from engine.plan.workload import Workload
+
+Place = Literal["gpu", "host", "disk"]
+BaseWeights = Literal["resident", "nf4", "streamed"]
+
+MIB = 1024**2
+CUDA_CONTEXT = 850 * MIB
+"CUDA context and loaded kernels, outside the allocator: 841 to 855 MiB on an H100. Smaller cards should take less."
+HOST_PROCESS = 2048 * MIB
+"Python, torch, transformers and the CUDA libraries: 1,875 MiB measured after a step; and the loader of the data."
+HOST_PROCESS_CPU = 1024 * MIB
+"Python, torch and transformers without CUDA. Estimate."
+ALLOCATOR_SLACK = 0.04
+"Share of everything allocated that the caching allocator loses to rounding and fragmentation. Estimate."
+NF4_BITS = 4.127
+"4 bits, and one 8-bit scale for 64 weights with its own second-level scale (QLoRA, arXiv 2305.14314)."
+LORA_BYTES = 16
+"A parameter of the adapter: fp32 value, gradient and two Adam states."
+ROTARY_CACHE = 128 * MIB
+"Rotary tables of all tiles are kept if they fit in this (engine.streaming.positions)."
+CHECKPOINTS_KEPT = 3
+"Two kept, one being written."
+
+WINDOW_PIECE = 1024
+"Tokens whose logits exist at once where a window is computed whole, at least (window_piece)."
+WINDOW_LOGITS = 2**26
+"Logits that may exist at once however few the words: 256 MiB in fp32."
+
+CONTEXT = "CUDA context and libraries"
+PROCESS = "the training process itself"
+NOT_ALLOCATED = (CONTEXT, PROCESS)
+"""Lines that are not the allocator's."""
+
+
+def window_piece(vocabulary: int) -> int:
+    """Tokens whose logits exist at once where a window is computed whole (engine.models.lm_head): a power of two.
+
+    A small vocabulary takes longer pieces: short ones would cost launches and save nothing.
+    """
+    return max(WINDOW_PIECE, 1 << int(math.log2(WINDOW_LOGITS // vocabulary)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A part whose formula is put into words only when somebody reads it: a planner compares thousands."""
+
+    name: str
+    where: Place
+    bytes: int
+    words: Callable[[], str]
+
+
+def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
+    """What does not depend on how the step is laid out, but for the base weights."""
+    if work.on_gpu:
+        context = work.gpu_context or CUDA_CONTEXT
+        place = "here" if work.gpu_context else "on an H100"
+        yield Line(
+            name=CONTEXT,
+            where="gpu",
+            bytes=context,
+            words=lambda: f"{context // MIB:,} MiB, measured {place}",
+        )
+        yield Line(
+            name="matrix library's workspaces",
+            where="gpu",
+            bytes=work.workspaces,
+            words=lambda: f"2 threads × {work.workspaces // 2:,} B",
+        )
+    process = HOST_PROCESS if work.on_gpu else HOST_PROCESS_CPU
+    yield Line(
+        name="the training process itself",
+        where="host",
+        bytes=process,
+        words=lambda: f"{process // MIB:,} MiB, {'measured' if work.on_gpu else 'estimated'}",
+    )
+    tokens = 4 * work.repository_tokens
+    yield Line(
+        name="the token store",
+        where="disk",
+        bytes=tokens,
+        words=lambda: f"{work.repository_tokens:,} tokens × 4 B, memory-mapped",
+    )
+    if work.master_home is not None:
+        return
+    yield Line(
+        name="checkpoints of the adapter",
+        where="disk",
+        bytes=CHECKPOINTS_KEPT * 12 * work.lora_parameters,
+        words=lambda: f"{CHECKPOINTS_KEPT} × {work.lora_parameters:,} parameters × 12 B (value and Adam states)",
+    )
+    yield Line(
+        name="LoRA weights, gradients and Adam states",
+        where=device,
+        bytes=LORA_BYTES * work.lora_parameters,
+        words=lambda: f"{work.lora_parameters:,} parameters × {LORA_BYTES} B (4 + 4 + 8)",
+    )
+
+
+def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
+    """The base model as it waits for its use."""
+    spec, element = work.spec, work.element
+    outside = spec.parameters - spec.decoder_parameters
+    yield Line(
+        name="embeddings, head and last norm",
+        where=device,
+        bytes=outside * element,
+        words=lambda: f"{outside:,} parameters × {element} B ({'tied' if spec.tied_embeddings else 'not tied'})",
+    )
+    layers = spec.decoder_parameters
+    if weights == "nf4":
+        quantised = spec.quantised_parameters
+        rest = layers - quantised
+        others = "in norms and experts" if spec.sparse_layers else "in norms"
+        yield Line(
+            name="decoder layers, NF4",
+            where=device,
+            bytes=round(quantised * NF4_BITS / 8) + rest * element,
+            words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} {others} × {element} B",
+        )
+    elif weights == "streamed":
+        yield Line(
+            name="two decoder layers, streamed",
+            where=device,
+            bytes=2 * spec.layer_parameters * element,
+            words=lambda: f"2 × {spec.layer_parameters:,} parameters × {element} B",
+        )
+        yield Line(
+            name="decoder layers at home",
+            where="host",
+            bytes=layers * element,
+            words=lambda: f"{layers:,} parameters × {element} B, pinned",
+        )
+    else:
+        yield Line(
+            name=f"decoder layers, {work.compute_type}",
+            where=device,
+            bytes=layers * element,
+            words=lambda: f"{layers:,} parameters × {element} B",
+        )
+
+
+def unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
+    """The streamed step unpacks 4-bit matrices a layer at a time, for all its tiles."""
+    if plan.weights == "nf4":
+        unpacked, element = work.spec.linear_parameters, work.element
+        yield Line(
+            name="one layer's matrices, unpacked",
+            where=device,
+            bytes=unpacked * element,
+            words=lambda: f"{unpacked:,} weights × {element} B",
+        )
+
+
+def factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line]:
+    """Adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
+    ready, each = layers * work.lora_parameters // work.spec.layers, 4
+    yield Line(
+        name="adapters ready to multiply",
+        where=device,
+        bytes=ready * each,
+        words=lambda: f"{ready:,} parameters × {each} B ({layers} of {work.spec.layers} layers)",
+    )
+
+
+def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
+    """Keys, values and their gradients of the one layer that is computed, and of a windowed one beside it.
+
+    Either is kept for the next layer of its kind. A ring is small, and on the device wherever whole layers' home is.
+    """
+    ringed, _ = layers_of_ring(work.spec, plan.tile, work.context)
+    if ringed < work.spec.layers:
+        yield from _whole_layer_parts(work, plan, key_block, device)
+    yield from _ring_parts(work, plan, device)
+
+
+def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
+    _, ring = layers_of_ring(work.spec, plan.tile, work.context)
+    if ring is None:
+        return
+    values, element = 2 * ring.rows * work.key_width, work.element
+    shape = f"2 × {ring.places} tiles' last {ring.kept:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
+    yield Line(
+        name="a windowed layer's keys and values",
+        where=device,
+        bytes=values * element,
+        words=lambda: f"{shape} × {element} B (window {ring.window:,}, whatever the context)",
+    )
+    yield Line(
+        name="a windowed layer's gradients of them, fp32",
+        where=device,
+        bytes=values * 4,
+        words=lambda: f"{shape} × 4 B",
+    )
+
+
+def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
+    n, width, element = work.context, work.key_width, work.element
+    shape = f"{n:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
+    home: Place = device if plan.kv_home == "gpu" else "host"
+    yield Line(
+        name="keys and values of one layer",
+        where=home,
+        bytes=2 * n * width * element,
+        words=lambda: f"2 × {shape} × {element} B",
+    )
+    yield Line(name="their gradients, fp32", where=home, bytes=2 * n * width * 4, words=lambda: f"2 × {shape} × 4 B")
+    if plan.kv_home == "host" and work.on_gpu:
+        yield Line(
+            name="key blocks in flight",
+            where="gpu",
+            bytes=2 * 2 * key_block * width * (element + 4),
+            words=lambda: f"2 buffers × 2 × {key_block:,} keys × {width:,} × ({element} + 4) B",
+        )
+
+
+def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
+    """Where tiles arrive on the device, and what stays there for each position."""
+    spec, element = work.spec, work.element
+    stored = _stored_bytes(work, plan) * spec.hidden_size
+    stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
+    if plan.stash and stashes_keys_values(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
+        stashed += work.key_width * element  # of a ring's tiles keys and values come back through two buffers
+    a_token = round(stored) + spec.hidden_size * element + stashed
+    yield Line(
+        name="tiles in flight between the homes",
+        where=device,
+        bytes=2 * tile * a_token,
+        words=lambda: f"2 buffers × {tile:,} tokens × {a_token:,} B (hidden states, gradients, stash)",
+    )
+    tables = 2 * spec.head_dim * element + 8  # and the positions themselves
+    kept = work.context if tables * work.context <= ROTARY_CACHE else tile
+    yield Line(name="rotary tables", where=device, bytes=tables * kept, words=lambda: f"{kept:,} tokens × {tables} B")
+
+
+def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
+    """Of one stored value of hidden states. Quantised ones carry one fp32 scale for a block of 64."""
+    return work.element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
+
+
+def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
+    """Hidden states, gradient stream and stash, wherever they live between the passes."""
+    spec, n, element = work.spec, work.context, work.element
+    home: Place = plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host"
+    every = plan.checkpoint_every
+    kept = stored_layers(spec.layers, every)
+    per_value = _stored_bytes(work, plan)
+    counted = f"{spec.layers} layers" if every == 1 else f"⌈{spec.layers} / {every}⌉ + {every} - 1 layers"
+    yield Line(
+        name="hidden states",
+        where=home,
+        bytes=round(kept * n * spec.hidden_size * per_value),
+        words=lambda: f"({counted}) × {n:,} tokens × {spec.hidden_size:,} × {per_value:g} B",
+    )
+    yield Line(
+        name="gradient stream",
+        where=home,
+        bytes=n * spec.hidden_size * element,
+        words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
+    )
+    if plan.stash:
+        per_token = work.query_width * element + spec.heads * 4
+        yield Line(
+            name="stash: attention outputs and logsumexp",
+            where=home,
+            bytes=spec.layers * n * per_token,
+            words=lambda: (
+                f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
+            ),
+        )
+        if stashes_keys_values(spec):
+            yield Line(
+                name="stash: keys and values",
+                where=home,
+                bytes=spec.layers * n * 2 * work.key_width * element,
+                words=lambda: f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+            )
+    if home == "disk":
+        yield staging_part(work, plan, tile)
+
+
+def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
+    """Of each kind of file four tiles are on the host at most: two being read, two being written."""
+    spec, element = work.spec, work.element
+    a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
+    if plan.stash:
+        keys = work.key_width * element if stashes_keys_values(spec) else 0
+        a_token += work.query_width * element + 4 * spec.heads + keys
+    return Line(
+        name="tiles on their way to and from the disk",
+        where="host",
+        bytes=4 * tile * a_token,
+        words=lambda: f"4 × {tile:,} tokens × {a_token:,} B (a row of each kind of file)",
+    )
+
+
+def stashes_keys_values(spec: ModelSpec) -> bool:
+    """Whether keys and values are kept beside the attention output: where the two are no larger than it."""
+    return 2 * spec.kv_heads <= spec.heads
+
+
+def stored_layers(layers: int, every: int) -> int:
+    """Layer inputs that exist at once: every k-th layer's, and the k - 1 after one of them, computed again.
+
+    The last layer's output is not among them: the gradient stream takes its place tile by tile.
+    """
+    return -(-layers // every) + min(every, layers) - 1
+
+
+def in_words(held: Held) -> str:
+    """Names with their bytes."""
+    return " + ".join(f"{name} {size:,}" for name, size in held if size)

@@ -1,0 +1,226 @@
+"""What a plan is asked for: machine, model and settings, the same for every context of a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from engine import errors
+from engine.hardware.machine import Gpu, Machine
+from engine.models.families import refusal
+from engine.models.spec import ModelSpec
+from engine.plan.ledger_lines import BaseWeights
+from engine.plan.search import Recompute, Way
+from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.workload import Backend, ComputeType, Workload
+
+PATIENCE_GPU = 10 * 3600.0
+"Seconds that one window of the recommended tier may take on a GPU: a night."
+PATIENCE_CPU = 60.0
+"And without a GPU, where long contexts are a demonstration."
+TOKENS_PER_UPDATE = 8192
+"Default of training.tokens_per_update, unless one window is larger."
+LEAST_SHARE = 4096
+"Tokens of a window for each rank, from which on auto spreads it: with fewer, a layer's messages cost too much."
+Method = Literal["lora", "full"]
+"""What is trained: an adapter, or every weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """What stays the same for every context of one table."""
+
+    machine: Machine
+    spec: ModelSpec
+    compute_type: ComputeType
+    weights: tuple[BaseWeights, ...]
+    lora_rank: int
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    repository_tokens: int | None = None
+    held_out_fraction: float = 0.1
+    tokens_per_update: int = TOKENS_PER_UPDATE
+    way: Way = "auto"
+    activation_bits: Literal[16, 8, 4] = 16
+    recompute: Recompute = "auto"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    "Fields of StreamPlan that are not the planner's to choose, and their values."
+    method: Method = "lora"
+    "What is trained: an adapter, or every weight."
+    ranks: int = 1
+    "Processes on all hosts; `machine` is then what one of them may use."
+    strategy: str = "auto"
+    "distributed.strategy."
+    rank_link: float = 10e9
+    "Bytes a second from a rank to the next."
+
+    @property
+    def step(self) -> Way:
+        """`way`; streamed where a choice of the streamed step was taken from the planner."""
+        return "streamed" if self.fixed and self.way == "auto" else self.way
+
+    def window_ranks(self, context: int) -> int:
+        """Ranks that share one window: all of them, or one."""
+        if self.way == "whole":
+            return 1
+        if self.strategy in ("ring", "ulysses"):
+            return self.ranks
+        spread = (
+            self.strategy == "auto"
+            and self.windows_per_update(context) < self.ranks
+            and context // self.ranks >= LEAST_SHARE
+        )
+        return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
+
+    def windows_per_update(self, context: int) -> int:
+        """Full windows of an update: as near to `tokens_per_update` as they come (engine.data.window_source)."""
+        return max(1, math.floor(self.tokens_per_update / context + 0.5))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the first GPU does the work."""
+        return bool(self.machine.gpus)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that one window of the recommended tier may take."""
+        return PATIENCE_GPU if self.on_gpu else PATIENCE_CPU
+
+
+def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[ComputeType, tuple[BaseWeights, ...]]:
+    """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
+
+    Raises:
+        EliteError: PRECISION_UNAVAILABLE; of weights that are trained themselves, in 4 bits.
+    """
+    if method == "full" and precision == "nf4":
+        raise errors.PRECISION_UNAVAILABLE(
+            precision="nf4",
+            problem="weights stored in 4 bits cannot be trained themselves",
+            remedy="use bf16 or auto, or training.method=lora",
+        )
+    compute_type, weights = _storages(machine, precision)
+    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
+
+
+def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
+    if not machine.gpus:
+        if precision == "fp16":
+            raise errors.PRECISION_UNAVAILABLE(
+                precision="fp16", problem="processors do not train in it", remedy="use fp32, bf16 or auto"
+            )
+        return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
+    gpu = machine.gpus[0]
+    if precision == "bf16" and not gpu.has_bf16:
+        raise errors.PRECISION_UNAVAILABLE(
+            precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
+        )
+    half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
+    if precision == "nf4":
+        return half, ("nf4",)
+    if precision == "auto":
+        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        installed = machine.libraries.get("bitsandbytes", "unknown") is not None
+        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
+    own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
+    return own, ("resident", "streamed")
+
+
+def workload_of(planning: Planning, context: int) -> Workload:
+    """What windows of `context` tokens ask of the machine."""
+    spec, adapter = planning.spec, planning.method == "lora"
+    gpu = planning.machine.gpus[0] if planning.on_gpu else None
+    # A simulated machine has no list of libraries, and is taken to have what it needs.
+    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
+    ranks = planning.window_ranks(context)
+    asked = planning.fixed.get("attention")
+    backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
+    return Workload(
+        spec=spec,
+        context=math.ceil(context / ranks),
+        ranks=ranks,
+        exchange="ulysses" if planning.strategy == "ulysses" else "ring",
+        rank_link=planning.rank_link,
+        compute_type=planning.compute_type,
+        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
+        on_gpu=planning.on_gpu,
+        lora_rank=planning.lora_rank if adapter else 0,
+        backend=backend,
+        attention=asked,
+        fused_kernels=liger and refusal(spec.family, "fused") is None,
+        fused_loss=liger,
+        workspaces=_matrix_workspaces(gpu),
+        gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
+        attention_efficiency=attention_efficiency(gpu, spec.head_dim, backend) if gpu else CPU_ATTENTION_EFFICIENCY,
+        repository_tokens=planning.repository_tokens or 0,
+        activation_bits=planning.activation_bits,
+    )
+
+
+def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
+    """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
+    if problem := refusal(spec.family, "streamed") or spec.not_streamed:
+        return problem
+    if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
+        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the length"
+    return None
+
+
+def whole_refusal(spec: ModelSpec, context: int) -> str | None:
+    """Why windows of a context are not computed whole; None where they are.
+
+    `dynamic` tables depend on the longest input so far: a document's gradient would depend on its neighbours.
+    """
+    if problem := refusal(spec.family, "whole"):
+        return problem
+    if spec.rope_type == "dynamic" and spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
+        return f"beyond {spec.fixed_rope_context:,} tokens its rotary tables change with the longest input so far"
+    return None
+
+
+def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
+    """The kernel that is taken to win the race of `engine.attention.select` on a card."""
+    if gpu is None:
+        return "cpu"
+    capability = gpu.compute_capability or (8, 0)
+    if capability < (8, 0):
+        return "efficient"
+    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+
+
+def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
+    """The kernel that takes the memory of one that was asked for.
+
+    Raises:
+        EliteError: CONFIG_INVALID; it cannot serve the device.
+    """
+    problem = None
+    if gpu is None and name != "cpu":
+        problem, others = "it serves GPUs, and here the processor trains", "cpu"
+    elif gpu is not None and name == "cpu":
+        problem, others = "it serves processors, and here a GPU trains", "efficient, flash or cudnn"
+    elif gpu is not None and name != "efficient" and (gpu.compute_capability or (8, 0)) < (8, 0):
+        problem, others = f"it needs an Ampere card or newer, and {gpu.name} is older", "efficient"
+    if problem is not None:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.attention",
+            problem=f"{name}: {problem}",
+            remedy=f"leave it out, or use {others}",
+        )
+    kernels: dict[str, Backend] = {"cudnn": "cudnn", "flash": "flash", "flash-attn": "flash", "cpu": "cpu"}
+    return kernels.get(name, "efficient")
+
+
+def _matrix_workspaces(gpu: Gpu | None) -> int:
+    """Of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
+    if gpu is None:
+        return 0
+    return 2 * (32 * 1024 if (gpu.compute_capability or (8, 0)) >= (9, 0) else 8320) * 1024
+
+
+def without_gpu(machine: Machine) -> Machine:
+    """The same machine, as a run with model.device cpu sees it."""
+    return dataclasses.replace(machine, gpus=())

@@ -1,0 +1,229 @@
+"""Moments of the streamed step that can set the peak: see engine.plan.activations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from engine.models.spec import ModelSpec
+from engine.plan.activations import LOGIT_BYTES, Held, Moment, Phase, Widths
+from engine.plan.workload import Backend, Workload
+
+
+def tile_moments(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[Moment, ...]:
+    """Moments of the streamed step, beyond what its buffers hold all the time.
+
+    Args:
+        work: Model and kernels.
+        stash: Whether the attention output is fetched instead of computed again.
+        encoded: Whether hidden states are stored in fewer bits, and so decoded before use.
+        keep: Layers that a lone tile does not compute again.
+    """
+    return _tile_moments(
+        work.spec,
+        work.element,
+        work.lora_rank,
+        work.fused_kernels,
+        work.fused_loss,
+        work.backend,
+        stash,
+        encoded,
+        min(keep, work.spec.layers),
+        work.master_home is not None,
+    )
+
+
+def _between(w: Widths) -> Held:
+    """What is kept between attention and MLP."""
+    if w.one_norm:
+        return ()
+    copies = w.norm_copies(w.spec.norms_per_layer - 1) or (("residual", w.hidden),)
+    return (*copies, ("normed residual", w.hidden))
+
+
+def _kept_layer(w: Widths) -> Held:
+    """What the streamed step leaves of a layer that a lone tile does not compute again (`keep_layers`)."""
+    return (
+        ("normed input", w.hidden),
+        *w.norm_copies(1),
+        *w.rotated,
+        ("attention output and logsumexp", w.queries + w.logsumexp),
+        *_between(w),
+        ("MLP", w.mlp_saved * w.mlp),
+        *w.routed,
+        ("adapters", len(w.spec.linears) * w.inner),
+        ("layer output", w.hidden),
+    )
+
+
+@functools.cache
+def _tile_moments(
+    spec: ModelSpec,
+    element: int,
+    rank: int,
+    fused: bool,
+    fused_loss: bool,
+    backend: Backend,
+    stash: bool,
+    encoded: bool,
+    keep: int,
+    trained: bool,
+) -> tuple[Moment, ...]:
+    w = Widths(spec, element, rank, fused=fused, autocast=False)
+    decoded: Held = (("decoded input", w.hidden),) if encoded else ()
+    entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
+    attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *(() if stash else (("attention output", w.queries),)))
+    moments: list[Moment] = []
+    if keep < spec.layers:
+        moments += [
+            _tile_attention_forward(w, decoded, backend),
+            _tile_forward(w, decoded),
+            _tile_mlp_backward(w, entry, attention),
+            _tile_attention_backward(w, entry, attention, backend),
+        ]
+    loss = _tile_loss(w, fused_loss=fused_loss)
+    moments += _keeping(w, loss, keep, encoded=encoded, backend=backend) if keep else (loss,)
+    if trained:
+        moments = [*_with_gradients(moments, w), _tile_embedding(w)]
+    return tuple(moments)
+
+
+def _keeping(w: Widths, loss: Moment, keep: int, *, encoded: bool, backend: Backend) -> Iterator[Moment]:
+    """Moments at which the last `keep` layers are kept: from their forward pass to the first one's backward pass.
+
+    A layer's output is the next one's input, so only the lowest has an input of its own; decoded ones are copies.
+    """
+    layer = _kept_layer(w)
+    inputs = (("their inputs", (keep if encoded else 1) * w.hidden),)
+    kept: Held = (*((name, keep * size) for name, size in layer), *inputs)
+    yield Moment(phase="forward", at="in the last layer kept", token=(("output before its sum", w.hidden),), kept=kept)
+    # The tile before, which the loss of several tiles has not let go of, is the last layer's output here.
+    yield replace(loss, token=(("final norm and its gradient", 2 * w.hidden), *w.norm_copies(1)), kept=kept)
+    gradient = ("gradient of its output", w.hidden)
+    more = (w.mlp_peak - w.mlp_saved) * w.mlp + 4 * w.inner
+    yield Moment(
+        phase="backward",
+        at="in the MLP of a layer kept",
+        token=(gradient, ("gradients in the MLP", more)),
+        kept=kept,
+    )
+    others: Held = (*((name, (keep - 1) * size) for name, size in layer), *inputs)
+    entry: Held = (("normed input", w.hidden), *w.norm_copies(1))
+    attention: Held = (*w.rotated, ("attention output and logsumexp", w.queries + w.logsumexp))
+    own = _tile_attention_backward(w, (gradient, *entry), attention, backend)
+    yield replace(own, at="in the attention of a layer kept", kept=others)
+
+
+def _with_gradients(moments: Iterable[Moment], w: Widths) -> Iterator[Moment]:
+    """Weights that are trained have gradients: as they come, and until a layer is done the sums of its tiles in fp32.
+
+    Of fp32 weights the sums are the gradients that wait for the update anyway.
+    """
+    spec, wide = w.spec, 4 if w.element == 2 else 0
+    table, widest = spec.vocab_size * spec.hidden_size, spec.largest_tensor
+    fixed: dict[Phase, Held] = {
+        "forward": (),
+        "loss": (("the head's gradient", w.element * table), ("its sum, fp32", wide * table)),
+        "backward": (
+            ("a matrix's gradient", w.element * widest),
+            ("the layer's sums, fp32", wide * spec.layer_parameters),
+        ),
+    }
+    for moment in moments:
+        yield replace(moment, fixed=(*moment.fixed, *fixed[moment.phase]))
+
+
+def _tile_embedding(w: Widths) -> Moment:
+    table = w.spec.vocab_size * w.spec.hidden_size
+    sums = (("its sum, fp32", 4 * table),) if w.element == 2 else ()
+    return Moment(
+        phase="backward",
+        at="at the embedding",
+        token=(("embedded tokens", w.hidden),),
+        fixed=(("the embedding's gradient", w.element * table), *sums),
+    )
+
+
+def _tile_forward(w: Widths, decoded: Held) -> Moment:
+    """No graph: the MLP's tensors beside the residual, the normed input and the tile before, not yet let go."""
+    held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp), *w.routed)
+    return Moment(phase="forward", at="in the MLP", token=held)
+
+
+def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> Moment:
+    """A block's output is folded into the sum of those before it."""
+    held = (
+        *decoded,
+        ("residual, norm and the tile before", 3 * w.hidden),
+        ("queries, keys and values", w.queries + 2 * w.keys),
+        ("output so far, fp32", w.wide * w.queries + w.logsumexp),
+        ("a block's output", w.queries + w.logsumexp),
+        *_reversed(w, results=w.queries, inputs=w.queries),
+    )
+    repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
+    return Moment(phase="forward", at="in attention", token=held, key=repeated)
+
+
+def _tile_loss(w: Widths, *, fused_loss: bool) -> Moment:
+    """The final norm's output, its gradient, and the one of the tile before; a piece's own are small."""
+    held = (("final norm and its gradients", 3 * w.hidden), *w.norm_copies(1))
+    return Moment(phase="loss", at="at the head", token=held, logit=w.element if fused_loss else LOGIT_BYTES)
+
+
+def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> Moment:
+    held = (
+        *entry,
+        *attention,
+        *_between(w),
+        ("layer output", w.hidden),
+        ("MLP and its gradients", w.mlp_peak * w.mlp),
+        *w.routed,
+        ("adapters", (len(w.spec.linears) + 4) * w.inner),
+    )
+    return Moment(phase="backward", at="in the MLP", token=held)
+
+
+def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: Backend) -> Moment:
+    """A block's gradients are made while those of the block before are still held."""
+    held = (
+        *entry,
+        *attention,
+        ("layer output and residual gradient", 2 * w.hidden),
+        ("output gradient", w.queries),
+        ("sums of gradients, fp32", w.wide * (w.queries + 2 * w.keys)),
+        ("two blocks' query gradients", 2 * w.queries),
+        ("adapters", 4 * w.inner),
+        *_reversed(w, results=0, inputs=3 * w.queries),
+        *_ATTENTION_WORKSPACE[backend](w),
+    )
+    blocks = (("keys' and values' gradients", 2 * w.keys),)
+    return Moment(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
+
+
+def _reversed(w: Widths, *, results: int, inputs: int) -> Held:
+    """Copies that a window's mirrored triangle is computed from (engine.attention.mask_tiles), for a whole tile."""
+    return (("reversed for the window's edge", results + inputs + 2 * w.keys),) if w.spec.windowed_layers else ()
+
+
+_ATTENTION_WORKSPACE: dict[Backend, Callable[[Widths], Held]] = {
+    "cudnn": lambda w: (("kernel's query gradients, fp32", w.wide * w.queries), ("row sums", w.logsumexp)),
+    "flash": lambda w: (("kernel's query gradients, fp32", w.wide * w.queries), ("row sums", w.logsumexp)),
+    "efficient": lambda w: (("row sums", w.logsumexp),),
+    "cpu": lambda w: (("row sums", w.logsumexp),),
+}
+"""What a kernel's backward pass takes for itself, a query."""
+
+
+def _repeats_keys(w: Widths, backend: Backend) -> bool:
+    """Whether the kernel has no groups of heads, and gets each key and value once for every query head."""
+    return backend in ("efficient", "cpu") and w.spec.heads != w.spec.kv_heads
+
+
+def _key_workspace(w: Widths, backend: Backend) -> Held:
+    """What it takes a key; of two blocks that follow one another one is being computed, so half of it counts."""
+    if w.spec.heads == w.spec.kv_heads:
+        return ()
+    if _repeats_keys(w, backend):
+        return (("repeated keys, values and their gradients", 2 * w.queries),)
+    return (("gradients of each query head's keys and values", w.queries),)

@@ -1,0 +1,265 @@
+"""Builds what a run trains with: the model, the way to compute its step, and the way to update it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from engine import errors
+from engine.data.window_source import tokens_per_update
+from engine.data.windows import Windows
+from engine.distributed.process_team import ProcessTeam
+from engine.models.adapter import attach_adapter, trainable
+from engine.models.base_changes import BaseChanges
+from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
+from engine.models.fused import fuse_kernels
+from engine.models.lm_head import check_head
+from engine.models.loading import load_model
+from engine.models.transforms import transform
+from engine.optim.adamw import adamw
+from engine.optim.build import Stateful, Updating, build_updating
+from engine.optim.schedule import peak_rate
+from engine.recipes.rank_data import ALONE, Sharing
+from engine.recipes.step_choice import replanning_step
+from engine.steps import partial_checkpoint
+from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
+from engine.steps.oom_fallback import ClosableStep
+from engine.steps.padding import longest_filled
+from engine.steps.partial_checkpoint import InStepStore
+from engine.steps.step_builder import Layout
+from engine.steps.streamed_windows import StreamedWindows
+from engine.steps.whole_step import TrainingStep, WholeSequenceStep
+from engine.steps.zero_step import ZeroStep, ZeroTuning
+from engine.training.curriculum import Curriculum
+from engine.training.early_stopping import EarlyStopping
+from engine.training.memory import memory_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from engine.config import RunConfig, TrainingSection
+    from engine.recipes.setup import Setup
+    from engine.runs.context import TrainingSession
+    from engine.steps.whole_step import Window
+    from engine.training.state import Progress
+
+_CPU = torch.device("cpu")
+Tell = Callable[[str], None]
+"""Takes a sentence for the log."""
+
+
+def build_model(
+    config: RunConfig, setup: Setup, tell: Tell, sharing: Sharing = ALONE
+) -> tuple[FineTuning, Accelerator]:
+    """The base model, ready to be trained as a whole or in a fresh adapter, and accelerate's view of the device.
+
+    Raises:
+        EliteError: OUT_OF_MEMORY, MODEL_*, or the refusal of a technique that the model does not allow.
+    """
+    placement = setup.placement
+    accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
+    with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
+        stream = setup.choice.plan.stream
+        streams_weights = stream is not None and stream.weights == "streamed"
+        on_host = streams_weights or sharing.strategy == "zero3"
+        home = dataclasses.replace(placement, device=_CPU) if on_host else placement
+        model = load_model(setup.spec, home, base_changes(config, setup))
+        fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
+        check_head(model)
+        tuning = _tuning(model, config, setup, sharing)
+    techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
+    count = sum(parameter.numel() for parameter in tuning.weights.values())
+    if isinstance(tuning, FullTuning):
+        tell(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.master_home}")
+    else:
+        tell(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
+    if techniques:
+        tell(f"the model runs with {', '.join(techniques)}")
+    return tuning, accelerator
+
+
+def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup, sharing: Sharing) -> FineTuning:
+    if config.training.method == "full":
+        on_gpu = setup.choice.plan.master_home == "gpu"
+        return FullTuning(model, setup.placement.device if on_gpu else _CPU)
+    kind = ZeroTuning if sharing.uses_zero else AdapterTuning
+    return kind(attach_adapter(model, config.lora, config.training.seed))
+
+
+def base_changes(config: RunConfig, setup: Setup) -> BaseChanges:
+    """What is done to the base model before it is trained."""
+    return BaseChanges.of(config.model, setup.spec, setup.context)
+
+
+def choose_step(
+    session: TrainingSession,
+    setup: Setup,
+    tuning: FineTuning,
+    accelerator: Accelerator,
+    windows: Windows,
+    progress: Progress,
+    tell: Tell,
+    sharing: Sharing = ALONE,
+) -> TrainingStep:
+    """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
+    config, placement = session.config, setup.placement
+    training, plan = config.training, setup.choice.plan.stream
+    if isinstance(tuning, ZeroTuning):
+        return _zero_step(session, setup, tuning)
+    folder = partial_checkpoint.folder_of(session.run.path, session.team.rank)
+    store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
+
+    def build(layout: Layout) -> ClosableStep:
+        if layout.stream is not None:
+            tell(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
+            return StreamedWindows(
+                tuning,
+                layout.stream,
+                device=placement.device,
+                spill_directory=session.run.path,
+                label_smoothing=training.label_smoothing,
+                # A state within a step is one rank's; where a window is spread, it would take all of them.
+                store=None if sharing.spreads_windows else store,
+                make=sharing.streamed,
+                fill_up_to=longest_filled(setup.context, setup.placement.device),
+            )
+        masters = tuning.masters
+        step = WholeSequenceStep(
+            tuning.model,
+            recompute=layout.recompute,
+            autocast=accelerator.autocast,
+            micro_batch=max(1, training.micro_batch),
+            label_smoothing=training.label_smoothing,
+            gradients=None if masters is None else masters.gradients,
+            fill_up_to=longest_filled(setup.context, setup.placement.device),
+        )
+        if training.micro_batch == 0 and trainable(tuning.model):
+            step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
+            tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
+        return step
+
+    planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
+    return replanning_step(session, setup, tuning, progress, planned, build, sharing.make, sharing.came_to)
+
+
+def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
+    training = session.config.training
+    assert isinstance(session.team, ProcessTeam)
+    rate = peak_rate(training, tokens_per_update(training, setup.context))
+    return ZeroStep(
+        tuning,
+        adamw(tuning, session.config, rate),
+        session.run.deepspeed_path,
+        device=setup.placement.device,
+        team=session.team,
+        recompute=bool(setup.choice.plan.plan.get("checkpointing")),
+        label_smoothing=training.label_smoothing,
+        fill_up_to=longest_filled(setup.context, setup.placement.device),
+    )
+
+
+def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:
+    """The largest micro-batch that fits, tried on a GPU, by formula on a CPU. At least one: the loop says what fails.
+
+    No larger than one update: more windows never come together.
+    """
+    placement = setup.placement
+    most = min(setup.choice.plan.windows_per_step, len(windows))
+    if placement.device.type != "cuda":
+        free = psutil.virtual_memory().available
+        fits = fits_in_ram(setup.spec, setup.context, placement.dtype.itemsize, free)
+        return max(1, largest_that_fits(fits, most))
+    longest: Window = windows[0]
+
+    def tried(count: int) -> bool:
+        step.micro_batch = count
+        return fits_on_gpu(step, longest, placement.device)(count)
+
+    found = max(1, largest_that_fits(tried, most))
+    for parameter in tuning.weights.values():
+        parameter.grad = None
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How a run learns from its gradients, and when it ends."""
+
+    tuning: FineTuning
+    updating: Updating
+    curriculum: Curriculum | None
+    early_stopping: EarlyStopping | None
+
+    @property
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint has to bring back besides the optimiser and the schedule."""
+        entries: dict[str, Stateful] = dict(self.updating.stateful)
+        if self.early_stopping is not None:
+            entries["early_stopping"] = self.early_stopping
+        return entries
+
+    def sequences(self, windows: Sequence[Window], step: int) -> Sequence[Window]:
+        """What the update after `step` updates trains on, of its windows."""
+        return windows if self.curriculum is None else self.curriculum.cut(windows, step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the weights are those to be scored: the average, where there is one."""
+        if (average := self.updating.average) is None:
+            yield
+            return
+        with average.applied():
+            self.tuning.publish()
+            yield
+        self.tuning.publish()
+
+    def observe(self, loss: float) -> None:
+        """The weights that `averaged` shows scored this loss on the held-out files."""
+        if self.early_stopping is not None:
+            self.early_stopping.observe(loss)
+
+    def early_end(self) -> str | None:
+        """Why the run should end now, or None."""
+        return None if self.early_stopping is None else self.early_stopping.reason
+
+    def keep_result(self) -> None:
+        """Leaves in the model what is to be saved: the best weights, or their average, or the last ones."""
+        if self.updating.average is not None:
+            self.updating.average.keep()
+        if self.early_stopping is not None:
+            self.early_stopping.keep_best()
+        self.tuning.publish()
+
+
+def build_learning(tuning: FineTuning, config: RunConfig, *, context: int, total_steps: int) -> Learning:
+    """What a configuration asks for.
+
+    Raises:
+        EliteError: CONFIG_INVALID when early stopping has no evaluations to watch; OPTIMIZATION_UNAVAILABLE.
+    """
+    training = config.training
+    _check_early_stopping(training)
+    tokens = tokens_per_update(training, context)
+    return Learning(
+        tuning=tuning,
+        updating=build_updating(tuning, config, total_steps=total_steps, tokens_per_update=tokens),
+        curriculum=Curriculum(context=context, total_steps=total_steps) if training.curriculum else None,
+        early_stopping=EarlyStopping(tuning.weights, training.early_stopping) if training.early_stopping else None,
+    )
+
+
+def _check_early_stopping(training: TrainingSection) -> None:
+    if training.early_stopping and not training.evaluate_every:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="training.early_stopping",
+            problem="there are no evaluations during the run to watch",
+            remedy="set training.evaluate_every, for example to 10",
+        )

@@ -1,0 +1,73 @@
+"""The evaluation at the end of a training run, by the process that trained, with the model that it has in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.data.encoder import Encoder
+from engine.evaluation.held_out import HeldOut
+from engine.evaluation.measure import Progress, Subject, evaluate_pair
+from engine.evaluation.result_files import keep_evaluation
+from engine.generation.run_models import AdaptedPair
+from engine.models.fine_tuning import AdapterTuning
+from engine.protocol import LogLine
+from engine.recipes.setup import device_name
+from engine.steps.oom_fallback import ReplanningStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from engine.data.dataset import Dataset
+    from engine.evaluation.result import Evaluation
+    from engine.models.fine_tuning import FineTuning
+    from engine.recipes.setup import Setup
+    from engine.runs.context import TrainingSession
+    from engine.steps.whole_step import TrainingStep
+
+
+def evaluate_at_end(
+    session: TrainingSession,
+    setup: Setup,
+    tuning: FineTuning,
+    step: TrainingStep,
+    tokenizer: PreTrainedTokenizerFast,
+    dataset: Dataset,
+    progress: Progress,
+) -> Evaluation | None:
+    """Measures what `engine evaluate` would, and keeps it in the run's directory; None where only that can do it.
+
+    With an adapter the base model is still there. Where every weight was trained, or weights are spread over
+    processes, both models have to be loaded for it.
+
+    Args:
+        session: Whose run it is.
+        setup: What it decided.
+        tuning: What was trained, as it is kept.
+        step: Scores windows.
+        tokenizer: The model's.
+        dataset: Its held-out windows.
+        progress: Told how far it is; may raise to abandon it.
+    """
+    if not (isinstance(tuning, AdapterTuning) and isinstance(step, ReplanningStep) and session.team.size == 1):
+        text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
+        session.emit(LogLine(level="info", text=text))
+        return None
+    stream = setup.choice.plan.stream
+    subject = Subject(
+        run=session.run.id,
+        model=session.config.model.name,
+        device=device_name(setup.placement.device),
+        context=setup.context,
+        data="files that training held out",
+        writes=stream is None or stream.weights != "streamed",
+    )
+    evaluation = evaluate_pair(
+        AdaptedPair(tuning.model, step),
+        HeldOut.of(dataset),
+        Encoder(tokenizer),
+        session.config.evaluation,
+        subject,
+        progress,
+    )
+    keep_evaluation(session.run, evaluation)
+    return evaluation

@@ -1,0 +1,311 @@
+"""The run, top to bottom: setup, data, model, baseline, training, evaluation, saving.
+
+`train` is what the child process calls. Everything that a person sees of it goes through `session.emit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.data.dataset import Dataset, build_dataset
+from engine.data.window_source import count_updates, tokens_per_update
+from engine.evaluation.curve import past_ratios, read_curve
+from engine.evaluation.report import RunReport, write_report
+from engine.models.loading import load_tokenizer
+from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.recipes.base_model import identify_base
+from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
+from engine.recipes.final_eval import evaluate_at_end
+from engine.recipes.rank_data import Sharing, choose_sharing
+from engine.recipes.setup import Setup, device_name, set_up
+from engine.steps import partial_checkpoint
+from engine.steps.data_parallel import DataParallelStep
+from engine.steps.held_out_loss import HeldOutLoss, perplexity
+from engine.steps.rank_scoring import evaluate_together
+from engine.steps.whole_step import TrainingStep
+from engine.steps.zero_step import ZeroStep
+from engine.training.components import Parts
+from engine.training.disk_space import DiskSpace
+from engine.training.loop import PROGRESS_SECONDS, fit
+from engine.training.memory import gpu_peak, host_peak, memory_errors, memory_errors_by_phase
+from engine.training.state import Progress, read_snapshot, restore
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedTokenizerFast
+
+    from engine.models.fine_tuning import FineTuning
+    from engine.runs.context import TrainingSession
+
+
+class StopRequestedError(Exception):
+    """A stop was asked for before the first update or after the last: the loop is not there to save."""
+
+
+def train(session: TrainingSession) -> None:
+    """Trains as `session.config` says, and leaves the result in the run's directory with a report.
+
+    Raises:
+        EliteError: anything that a person can meet, with its remedy. Other exceptions are bugs.
+    """
+    started = time.monotonic()
+    try:
+        with memory_errors_by_phase(session):
+            _train(session)
+    except StopRequestedError:
+        _stop_outside_the_loop(session, started)
+
+
+def _train(session: TrainingSession) -> None:
+    setup = set_up(session)
+    device = setup.placement.device
+
+    session.emit(LogLine(level="info", text=setup.choice.note))
+    base = identify_base(session, setup.spec)
+
+    _enter(session, "data", "reading the repositories")
+    tokenizer = load_tokenizer(setup.spec)
+    with session.team.leader_first():  # the others find the token store that it has made
+        dataset = _read_data(session, setup, tokenizer)
+    progress = _open_progress(session, setup, dataset)
+
+    _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
+
+    def tell(text: str) -> None:
+        session.emit(LogLine(level="info", text=text))
+
+    sharing = choose_sharing(session, setup)
+    tuning, accelerator = build_model(session.config, setup, tell, sharing)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell, sharing)
+
+    def score() -> HeldOutLoss:
+        return _score(session, step, dataset, progress.step)
+
+    if progress.loss_before is None:
+        _enter(session, "baseline", "the base model on the held-out files")
+        with tuning.untrained():
+            before = score()
+        progress.loss_before, progress.held_out_scored = before.loss, before.tokens
+
+    learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
+    seed = session.config.training.seed
+    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing, seed)
+    if setup.resumed:
+        restore(read_snapshot(setup.resumed.checkpoint), parts)
+    _enter(session, "training", _describe_training(session, setup, progress))
+    with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
+        status = fit(session, parts, progress)
+    if status == "completed":
+        partial_checkpoint.clear(partial_checkpoint.folder_of(session.run.path, session.team.rank))
+
+    learning.keep_result()
+    after = None
+    if status == "completed":
+        try:
+            _enter(session, "evaluation", "the fine-tuned model on the held-out files")
+            after = score()
+        except StopRequestedError:
+            status = "stopped"
+
+    evaluation = None
+    if status == "completed" and session.config.evaluation.at_end:
+        try:
+            evaluation = evaluate_at_end(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+        except StopRequestedError:
+            status = "stopped"
+
+    _enter(session, "saving")
+    space = DiskSpace(session, setup.checkpoints)
+    changes = base_changes(session.config, setup)
+    result = session.run.result_path(session.config.training.method)
+    with tuning.whole():
+        if session.team.leads:
+            space.until_written(lambda: tuning.save(result, tokenizer, changes, base))
+    finished = RunFinished(
+        status=status,
+        steps=progress.step,
+        seconds=time.monotonic() - setup.started,
+        adapter=result.relative_to(session.run.path).as_posix(),
+        perplexity_before=perplexity(progress.loss_before),
+        perplexity_after=after.perplexity if after else None,
+        tokens=progress.tokens,
+        gpu_peak=gpu_peak(device),
+        host_peak=host_peak(),
+    )
+    report = RunReport(
+        config=session.config,
+        finished=finished,
+        progress=progress,
+        spec=setup.spec,
+        context=setup.context,
+        precision=setup.placement.precision,
+        device=device_name(device),
+        adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
+        dataset=dataset.summary,
+        predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
+        predicted_host_bytes=setup.choice.plan.host_peak_bytes,
+        predicted_step_seconds=setup.choice.plan.step_seconds,
+        held_out_scored=progress.held_out_scored,
+        curve=read_curve(session.run.journal_path),
+        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        evaluation=evaluation,
+    )
+    if session.team.leads:
+        space.until_written(lambda: write_report(session.run.report_path, report))
+    _enter(session, "finished")
+    session.emit(finished)
+
+
+# --- the stages --------------------------------------------------------------------------------------------
+
+
+def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+    """The windows to train on and those held out, from the cache when nothing has changed."""
+    data = session.config.data
+    dataset = build_dataset(
+        data,
+        tokenizer=tokenizer,
+        context=setup.context,
+        cache=session.run.path.parent.parent / "cache",
+        progress=_phase_progress(session),
+    )
+    summary = dataset.summary
+    if not (len(dataset.train) and len(dataset.held_out)):
+        raise errors.REPOSITORY_TOO_SMALL(
+            path=", ".join((*data.repositories, *data.datasets)), tokens=summary.tokens, files=len(summary.files)
+        )
+    train_files = len(summary.files) - summary.held_out_files
+    text = (
+        f"{train_files:,} files with {summary.train_tokens:,} tokens to train on, "
+        f"{summary.held_out_files:,} with {summary.held_out_tokens:,} held out"
+        + (" (tokenised before, unchanged)" if summary.reused else "")
+    )
+    for line in (*summary.notes, text):
+        session.emit(LogLine(level="info", text=line))
+    return dataset
+
+
+def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
+    """A fresh record, or the one of the checkpoint that the run goes on from."""
+    training = session.config.training
+    total_steps = count_updates(dataset.train, training, setup.context)
+    data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
+    if setup.resumed is None:
+        return Progress(total_steps=total_steps, data=data)
+    progress = setup.resumed.progress
+    if progress.data != data:
+        session.emit(
+            WarningRaised(
+                code="data-changed",
+                text=f"the repositories changed since the run began: {progress.data} then, {data} now",
+                hint="some files may be learnt twice and others not at all; a new run learns them evenly",
+            )
+        )
+    return dataclasses.replace(progress, total_steps=total_steps, data=data)
+
+
+def _build_parts(
+    setup: Setup,
+    learning: Learning,
+    tuning: FineTuning,
+    step: TrainingStep,
+    accelerator: Accelerator,
+    dataset: Dataset,
+    score: Callable[[], HeldOutLoss],
+    sharing: Sharing,
+    seed: int,
+) -> Parts:
+    """What the loop works with."""
+
+    def score_now() -> float | None:
+        try:
+            with learning.averaged():
+                loss = score().loss
+                learning.observe(loss)
+        except StopRequestedError:
+            return None
+        return loss
+
+    updating = learning.updating
+    zero = step if isinstance(step, ZeroStep) else None
+    return Parts(
+        tuning=tuning,
+        step=step,
+        optimizer=zero or accelerator.prepare(updating.optimizer),
+        schedule=updating.schedule,
+        gradients=updating.gradients if zero is None else zero.pipeline,
+        accelerator=accelerator,
+        windows=dataset.train,
+        context=setup.context,
+        checkpoints=setup.checkpoints,
+        seed=seed,
+        evaluate=score_now,
+        stateful={**learning.stateful, **sharing.stateful},
+        sequences=learning.sequences,
+        early_end=learning.early_end,
+    )
+
+
+def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
+    """Scores the held-out files and tells."""
+    report = _phase_progress(session, step)
+    found = evaluate_together(
+        session.team,
+        way.loss,
+        dataset.held_out,
+        shared=isinstance(way, DataParallelStep),
+        max_tokens=session.config.training.evaluate_tokens,
+        progress=lambda done, total: report(done, total, "windows"),
+        stopping=StopRequestedError,
+    )
+    session.emit(
+        EvalCompleted(
+            step=step, loss=found.loss, perplexity=found.perplexity, tokens=found.tokens, seconds=found.seconds
+        )
+    )
+    return found
+
+
+# --- words, progress and stopping --------------------------------------------------------------------------
+
+
+def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
+    if session.team.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
+        raise StopRequestedError
+    session.emit(PhaseChanged(phase=phase, detail=detail))
+
+
+def _phase_progress(session: TrainingSession, step: int = 0) -> Callable[[int, int, str], None]:
+    """Reports done, total and what is counted, not too often; raises StopRequestedError when asked to stop."""
+    told_at = 0.0
+
+    def report(done: int, total: int, stage: str) -> None:
+        nonlocal told_at
+        if session.commands.stop_requested:
+            raise StopRequestedError
+        now = time.monotonic()
+        if done == total or now - told_at >= PROGRESS_SECONDS:
+            told_at = now
+            session.emit(StepProgress(step=step, stage=stage, done=done, total=total))
+
+    return report
+
+
+def _describe_training(session: TrainingSession, setup: Setup, progress: Progress) -> str:
+    tokens = tokens_per_update(session.config.training, setup.context)
+    left = progress.total_steps - progress.step
+    after = f" after step {progress.step:,}" if progress.step else ""
+    return f"{left:,} steps{after} of {tokens:,} tokens, windows of {setup.context:,}"
+
+
+def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
+    """Ends a run that was told to stop before its first update. An earlier checkpoint stays as it is."""
+    while (command := session.commands.poll()) is not None:
+        stop = isinstance(command, Stop)
+        session.acknowledge(command, accepted=stop, text="stopping" if stop else "the run is stopping")
+    session.emit(LogLine(level="info", text="stopped before the next update: there is nothing new to save"))
+    session.emit(RunFinished(status="stopped", steps=0, seconds=time.monotonic() - started))

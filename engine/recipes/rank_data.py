@@ -1,0 +1,105 @@
+"""Which kind of step a run takes, by its team and strategy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.distributed.powersgd import LowRankSum
+from engine.distributed.process_team import ProcessTeam
+from engine.optim.build import Stateful
+from engine.plan.strategy import Strategy, choose_strategy
+from engine.protocol import LogLine
+from engine.steps import oom_consensus
+from engine.steps.data_parallel import DataParallelStep
+from engine.steps.oom_consensus import Retreat
+from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.sequence_parallel import SequenceParallelStep
+from engine.steps.sequence_step import SequenceStep
+from engine.streaming.step import StreamedStep
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.recipes.setup import Setup
+    from engine.runs.context import TrainingSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """How a run's ranks share the work."""
+
+    strategy: Strategy | None
+    "None alone."
+    make: Callable[..., ReplanningStep]
+    "Makes what the loop calls."
+    streamed: Callable[..., StreamedStep]
+    "Makes the streamed step under it."
+    came_to: Retreat | None = None
+    "What all ranks begin with, where one ran out of memory in a window that they share."
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    "What a checkpoint has to bring back besides."
+
+    @property
+    def spreads_windows(self) -> bool:
+        """Whether all ranks compute the same window together."""
+        return self.strategy in ("ring", "ulysses")
+
+    @property
+    def uses_zero(self) -> bool:
+        """Whether DeepSpeed owns the weights."""
+        return self.strategy in ("zero2", "zero3")
+
+
+ALONE = Sharing(strategy=None, make=ReplanningStep, streamed=StreamedStep)
+
+
+def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
+    """The strategy of a run.
+
+    Raises:
+        EliteError: STRATEGY_UNAVAILABLE.
+    """
+    team, config = session.team, session.config
+    if not isinstance(team, ProcessTeam):
+        return ALONE
+    strategy = choose_strategy(
+        config,
+        setup.spec,
+        ranks=team.size,
+        streamed=setup.choice.plan.stream is not None,
+        spreads=setup.choice.plan.plan.get("window_ranks", 1) > 1,
+    )
+    session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
+    if strategy == "ring" or strategy == "ulysses":
+        order = config.distributed.ring_order
+        run = session.run.path
+        return Sharing(
+            strategy=strategy,
+            make=functools.partial(
+                SequenceParallelStep, team=team, ask=functools.partial(oom_consensus.ask, run, team.rank)
+            ),
+            streamed=functools.partial(SequenceStep, team=team, strategy=strategy, order=order),
+            came_to=oom_consensus.taken(run),
+        )
+    packed = LowRankSum(team, config.distributed.compression_rank) if _compresses(config) else None
+    return Sharing(
+        strategy=strategy,
+        make=functools.partial(DataParallelStep, team=team, add_up=packed),
+        streamed=StreamedStep,
+        stateful={} if packed is None else {"compression": packed},
+    )
+
+
+def _compresses(config: RunConfig) -> bool:
+    return config.distributed.compression == "powersgd"
+
+
+_DESCRIPTIONS: dict[Strategy, str] = {
+    "data": "each takes windows of its own",
+    "zero2": "each takes windows of its own, gradients and optimiser states are spread (ZeRO-2)",
+    "zero3": "each takes windows of its own, weights, gradients and optimiser states are spread (ZeRO-3)",
+    "ring": "each takes a part of every window, keys and values go round",
+    "ulysses": "each takes a part of every window, and for attention a part of the heads",
+}

@@ -1,0 +1,213 @@
+"""What is decided before anything large is read: model, device, number formats, context, where to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import set_seed
+from msgspec.structs import replace
+
+from engine import __version__, errors
+from engine.config import RunConfig
+from engine.data.sources import estimate_data_tokens
+from engine.hardware.inventory import take_inventory
+from engine.hardware.limits import count_cores
+from engine.hardware.machine import Machine
+from engine.hardware.tuning import keep_heap_whole, tune_memory
+from engine.models.base_changes import BaseChanges
+from engine.models.catalogue import ModelSpec, find_model
+from engine.models.placement import Placement, Precision, choose_placement
+from engine.plan.choice import Choice, choose_plan
+from engine.plan.cluster import least_of
+from engine.plan.optimizations import refuse_conflicts
+from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
+from engine.runs.atomic_dir import DamagedError, Sealed
+from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
+from engine.training.state import Progress, read_snapshot
+
+if TYPE_CHECKING:
+    from engine.runs.context import TrainingSession
+    from engine.runs.team import Team
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where a run goes on from. Its tensors, which were found whole, are read again when they are needed."""
+
+    checkpoint: Sealed
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The decisions."""
+
+    spec: ModelSpec
+    placement: Placement
+    choice: Choice
+    "The context and the plan for it."
+    checkpoints: CheckpointFolder
+    resumed: Resumption | None
+    started: float
+    "time.monotonic() when the run began."
+
+    @property
+    def context(self) -> int:
+        """Tokens a window."""
+        return self.choice.context
+
+
+def set_up(session: TrainingSession) -> Setup:
+    """Decides, seeds the generators, and announces the run.
+
+    Raises:
+        EliteError: MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, TIER_DOES_NOT_FIT, NOTHING_TO_RESUME.
+    """
+    started = time.monotonic()
+    config = session.config
+    _use_cores()
+    set_seed(config.training.seed)
+    spec = find_model(config.model.name)
+    team = session.team
+    machine = least_of(team.gather(take_inventory(session.run.path)))
+    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
+    choice = team.agree(lambda: _plan(session, machine, changed))
+    refuse_conflicts(config, streamed=choice.plan.stream is not None)
+    # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
+    planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
+    placement = _same_in_all(team, choose_placement(config.model.device, planned))
+    kept = config.checkpoint
+    retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
+    kind = CheckpointFolder if team.leads else ReadOnlyCheckpoints
+    checkpoints = kind(session.run.checkpoints_path, retention)
+    checkpoints.heal()
+    resumed, damaged = team.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
+    if resumed is None and damaged:
+        raise errors.NOTHING_TO_RESUME(run=session.run.id)
+    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
+    session.emit(
+        RunStarted(
+            model=config.model.name,
+            context=choice.context,
+            total_steps=total_steps,
+            first_step=resumed.progress.step if resumed else 0,
+            device=device_name(placement.device),
+            pid=os.getpid(),
+            engine_version=__version__,
+            planned_gpu_bytes=choice.plan.gpu_peak_bytes if placement.device.type == "cuda" else None,
+            planned_host_bytes=choice.plan.host_peak_bytes,
+        )
+    )
+    _report_damage(session, resumed, damaged)
+    _warn_of_long_context(session, spec, choice.context)
+    keep_heap_whole()
+    if config.training.memory_tuning:
+        tune_memory(placement.device)
+    return Setup(
+        spec=spec,
+        placement=placement,
+        choice=choice,
+        checkpoints=checkpoints,
+        resumed=resumed,
+        started=started,
+    )
+
+
+def _same_in_all(team: Team, placement: Placement) -> Placement:
+    """The placement in a format that every rank's GPU computes in: one of them may be too old for bf16."""
+    formats = team.gather(placement.compute)
+    if placement.compute == "bf16" and "fp16" in formats:
+        precision: Precision = "nf4" if placement.precision == "nf4" else "fp16"
+        return dataclasses.replace(placement, precision=precision, compute="fp16")
+    return placement
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, list[str]]:
+    """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
+    damaged: list[str] = []
+    for path in checkpoints.newest_first():
+        try:
+            checkpoint = verify(path)
+            return Resumption(checkpoint=checkpoint, progress=read_snapshot(checkpoint).progress), damaged
+        except DamagedError as error:
+            damaged.append(f"{path.name}: {error}")
+    return None, damaged
+
+
+def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: int) -> None:
+    """Positions that the base model never saw are untrained: fine-tuning has to teach them."""
+    if context > spec.max_context:
+        session.emit(
+            WarningRaised(
+                code="context-past-trained-length",
+                text=f"windows of {context:,} tokens are longer than the {spec.max_context:,} that {spec.name} was "
+                f"trained with; {_positions(session, spec, context)}",
+                hint="compare held-out perplexity before and after; set a lower training.tier if it does not fall",
+            )
+        )
+
+
+def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
+    """What is done about it."""
+    factor = BaseChanges.of(session.config.model, spec, context).yarn_factor
+    return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
+
+
+def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged: list[str]) -> None:
+    for text in damaged:
+        session.emit(
+            WarningRaised(
+                code="checkpoint-damaged",
+                text=f"checkpoint {text}",
+                hint="the disk may be failing: the run goes on from an older checkpoint",
+            )
+        )
+    if damaged and resumed:
+        what = f"went on from step-{resumed.progress.step:06d}"
+        session.emit(RecoveryTaken(what=what, why="a newer checkpoint is damaged"))
+    if session.resuming and resumed is None:
+        session.emit(
+            LogLine(level="info", text="the run ended before its first checkpoint: it starts from its beginning")
+        )
+
+
+def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice:
+    """The context and the plan of its step; also written to plan.json."""
+    config = _as_planned_before(session) if session.resuming else session.config
+    tokens = None
+    if config.training.context is None and config.training.tier is None:
+        tokens = estimate_data_tokens(config.data)
+    choice = choose_plan(config, machine, spec, tokens, session.team.ranks)
+    text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
+    session.run.plan_path.write_text(text + "\n", encoding="utf-8")
+    session.run.write_deepspeed(config, choice.context, session.team.size)
+    return choice
+
+
+def _as_planned_before(session: TrainingSession) -> RunConfig:
+    """The configuration with what the first plan chose: the free memory of today must not change the run."""
+    config = session.config
+    try:
+        plan = json.loads(session.run.plan_path.read_text(encoding="utf-8"))
+        context, precision = int(plan["context"]), str(plan["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # no plan was made before the run ended
+    model = replace(config.model, precision=precision) if config.model.precision == "auto" else config.model
+    return replace(config, model=model, training=replace(config.training, tier=None, context=context))
+
+
+def _use_cores() -> None:
+    """As many threads as this process may use cores: torch counts the host's, also where a container allows two."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))

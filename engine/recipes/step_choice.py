@@ -1,0 +1,76 @@
+"""The way in which a run computes its steps: as planned, until memory says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.plan.optimizations import may_stream
+from engine.plan.request import streaming_refusal
+from engine.protocol import RecoveryTaken
+from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.step_builder import Ladder, Layout
+
+if TYPE_CHECKING:
+    from engine.models.fine_tuning import FineTuning
+    from engine.recipes.setup import Setup
+    from engine.runs.context import TrainingSession
+    from engine.steps.oom_consensus import Retreat
+    from engine.training.state import Progress
+
+
+def replanning_step(
+    session: TrainingSession,
+    setup: Setup,
+    tuning: FineTuning,
+    progress: Progress,
+    planned: Layout,
+    build: Callable[[Layout], ClosableStep],
+    make: Callable[..., ReplanningStep] = ReplanningStep,
+    came_to: Retreat | None = None,
+) -> ReplanningStep:
+    """The step in the planned layout, or in the one that the run had come to before it was resumed.
+
+    Args:
+        session: Is told of re-plans; `recovery.enabled` allows them.
+        setup: What the ways down depend on.
+        tuning: What is trained.
+        progress: Remembers the layout, for the run to resume in.
+        planned: The planner's layout.
+        build: Makes the way to compute a step in a layout.
+        make: ReplanningStep, or one that works in a team.
+        came_to: The layout in which all ranks begin again, since one ran out of memory.
+    """
+    config, placement = session.config, setup.placement
+    ladder = Ladder(
+        context=setup.context,
+        layers=setup.spec.layers,
+        quantised=placement.precision == "nf4",
+        on_gpu=placement.device.type == "cuda",
+        streamable=streaming_refusal(setup.spec, setup.context) is None
+        and config.training.step != "whole"
+        and may_stream(config),
+        way=config.training.step,
+        fixed=config.stream.fixed(),
+    )
+
+    def tell(what: str, why: str) -> None:
+        progress.layout = step.layout.as_json()
+        progress.recoveries.append(f"{what}: {why}")
+        session.emit(RecoveryTaken(what=what, why=why))
+
+    # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+    if came_to is not None:
+        progress.layout = came_to.layout
+    if not progress.layout or not ladder.allows(Layout.from_json(progress.layout)):
+        progress.layout = planned.as_json()
+    step = make(
+        tuning,
+        Layout.from_json(progress.layout),
+        build=build,
+        smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
+        tell=tell,
+    )
+    if came_to is not None:
+        tell(f"re-planned the step: {came_to.what}", came_to.why)
+    return step

@@ -1,0 +1,1 @@
+"""A run on disk and its context: directory, index, journal, control socket, commands."""

@@ -1,0 +1,61 @@
+"""Carries out, between two updates, what was asked of the run since the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.protocol import Command, EvaluateNow, LogLine, Pause, Resume, SaveNow, Stop
+
+if TYPE_CHECKING:
+    from engine.runs.context import TrainingSession
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """What a command can make the loop do. Each returns one line about it."""
+
+    save: Callable[[], str]
+    evaluate: Callable[[], str]
+
+
+def obey(session: TrainingSession, actions: Actions) -> Stop | None:
+    """Empties the inbox, waiting in it for as long as the run is paused.
+
+    Returns:
+        The Stop that ends the run, acknowledged; None to go on.
+    """
+    inbox = session.commands
+    paused = False
+    while True:
+        # A Stop is announced a moment before it is in the inbox.
+        waits = paused or inbox.stop_requested
+        command = inbox.wait(POLL_SECONDS) if waits else inbox.poll()
+        if isinstance(command, Stop):
+            session.acknowledge(command, accepted=True, text="stopping")
+            return command
+        if command is not None:
+            paused = _carry_out(session, actions, command, paused)
+        elif not waits:
+            return None
+
+
+def _carry_out(session: TrainingSession, actions: Actions, command: Command, paused: bool) -> bool:
+    """Does what one command says; returns whether the run is paused after it."""
+    accepted, text = True, ""
+    if isinstance(command, Pause):
+        accepted, paused, text = not paused, True, "already paused" if paused else "paused; memory is kept"
+    elif isinstance(command, Resume):
+        accepted, paused, text = paused, False, "going on" if paused else "not paused"
+    elif isinstance(command, SaveNow):
+        text = actions.save()
+    elif isinstance(command, EvaluateNow):
+        text = actions.evaluate()
+    else:
+        accepted, text = False, f"{type(command).__name__} is not known to this engine"
+    session.acknowledge(command, accepted=accepted, text=text)
+    session.emit(LogLine(level="info", text=f"{type(command).__name__}: {text}"))
+    return paused

@@ -1,1 +1,0 @@
-"""The training process: run directory, journal, queue, control socket, launcher."""

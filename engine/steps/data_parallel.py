@@ -1,0 +1,142 @@
+"""Data parallel: every rank computes the gradient of its own windows of an update, and the sums are added up.
+
+The step is that of one process: each window's loss is scaled by 1 / (targets of the whole update), so that the sum of
+the ranks' gradients is the gradient of one big batch, however unequal the ranks' shares are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine import errors
+from engine.distributed.process_team import ProcessTeam
+from engine.models.fine_tuning import FineTuning
+from engine.randomness import draw_seed, keyed_numbers
+from engine.steps.failures import Place
+from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.step_builder import Layout
+from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
+
+BUCKET_NUMBERS = 16 << 20
+"""Numbers that go out in one message."""
+
+_DONE, _ABANDONED, _FAILED = 0, 1, 2
+
+
+class GradientSum(Protocol):
+    """Replaces gradients by their sum over the ranks, exactly or nearly."""
+
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """In place; the same tensors in the same order in every rank."""
+
+
+class WholeSum:
+    """The exact sum, many gradients in one message: a collective for each would pay its latency hundreds of times."""
+
+    def __init__(self, team: ProcessTeam) -> None:
+        self._team = team
+
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """See GradientSum."""
+        bucket: list[Tensor] = []
+        for gradient in gradients:
+            if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET_NUMBERS:
+                self._send(bucket)
+                bucket = []
+            bucket.append(gradient)
+        if bucket:
+            self._send(bucket)
+
+    def _send(self, bucket: Sequence[Tensor]) -> None:
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            self._team.sum_tensor(bucket[0])
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        self._team.sum_tensor(flat)
+        for gradient, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def shares(windows: Sequence[Window], ranks: int) -> list[list[int]]:
+    """Which windows each rank takes: the longest first, each to the rank with least to do.
+
+    Work is counted as length × (length + 4,096): linear layers grow with a window's length, attention with its square.
+    """
+    work = [len(window) * (len(window) + 4096) for window in windows]
+    loads, taken = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[int]]]
+    for index in sorted(range(len(windows)), key=lambda i: (-work[i], i)):
+        rank = min(range(ranks), key=lambda r: (loads[r], r))
+        loads[rank] += work[index]
+        taken[rank].append(index)
+    return [sorted(indices) for indices in taken]
+
+
+class DataParallelStep(ReplanningStep):
+    """A ReplanningStep over this rank's windows, whose gradients are then everybody's. Each rank finds its own layout.
+
+    Args:
+        team: The ranks.
+        add_up: How gradients are summed.
+    """
+
+    def __init__(
+        self,
+        tuning: FineTuning,
+        layout: Layout,
+        *,
+        build: Callable[[Layout], ClosableStep],
+        smaller: Callable[[Layout, Place], Layout | None],
+        tell: Callable[[str, str], None],
+        team: ProcessTeam,
+        add_up: GradientSum | None = None,
+    ) -> None:
+        super().__init__(tuning, layout, build=build, smaller=smaller, tell=tell)
+        self._team, self._add_up = team, add_up or WholeSum(team)
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """See TrainingStep; the result is that of all ranks."""
+        mine = [windows[index] for index in shares(windows, self._team.size)[self._team.rank]]
+        # Drawn alike in all ranks, whose generators stay together; dropout differs from rank to rank.
+        seed = draw_seed()
+        state, loss_sum, failure = _DONE, 0.0, None
+        try:
+            with keyed_numbers(self._team.device, seed, "rank", self._team.rank):
+                if mine:
+                    loss_sum = super().run(mine, scale, monitor).loss_sum
+        except StepAbandonedError:
+            state = _ABANDONED
+        except Exception as error:
+            state, failure = _FAILED, error
+        problem = "" if failure is None else errors.one_line(failure)[:500]
+        outcomes = self._team.gather((state, loss_sum, problem))
+        if failure is not None:
+            raise failure
+        _raise_others(outcomes, self._team.size)
+        self._add_up(gradients_of(self._tuning))
+        return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
+
+
+def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:
+    for rank, (state, _, problem) in enumerate(outcomes):
+        if state == _FAILED:
+            raise errors.RANK_FAILED(
+                rank=rank,
+                ranks=ranks,
+                problem=problem,
+                remedy="then continue with `engine train --resume`",
+                log=f"ranks/rank-{rank}.log",
+            )
+    if any(state == _ABANDONED for state, _, _ in outcomes):
+        raise StepAbandonedError
+
+
+def gradients_of(tuning: FineTuning) -> list[Tensor]:
+    """Gradients of all that is trained; zeros where this rank had nothing to do."""
+    for parameter in tuning.weights.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in tuning.weights.values() if parameter.grad is not None]

@@ -1,0 +1,65 @@
+"""How many windows go through the model together: the search for the most that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.steps.whole_step import TrainingStep, count_targets
+from engine.streaming.out_of_memory import full_place
+from engine.training.memory import whole_window_bytes
+
+if TYPE_CHECKING:
+    from engine.data.windows import Window
+    from engine.models.spec import ModelSpec
+
+MOST = 256
+"""Windows tried together at most."""
+CPU_SHARE = 1 / 3
+"""Share of the free RAM that a micro-batch may take on a CPU, where trying is not safe: the system kills."""
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:
+    """The largest k up to `most` for which `fits(k)`, which is monotone; 0 if not even 1 fits."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, high * 2
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Callable[[int], bool]:
+    """Tries one step on k copies of a window, and gives everything back."""
+
+    class Patient:
+        def progress(self, *_: object, **__: object) -> None: ...
+
+        def stop_requested(self) -> bool:
+            return False
+
+    def fits(count: int) -> bool:
+        batch = [window] * count
+        try:
+            # A scale of zero leaves the gradients as they are: None becomes zeros, which the first update clears.
+            step.run(batch, 0.0 / count_targets(batch), Patient())
+        except (RuntimeError, MemoryError) as error:
+            if full_place(error) is None:
+                raise
+            return False
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    return fits
+
+
+def fits_in_ram(spec: ModelSpec, context: int, bytes_per_number: int, free: int) -> Callable[[int], bool]:
+    """Compares what k windows keep, by formula, with a share of the free RAM."""
+    one = whole_window_bytes(spec, context, bytes_per_number)
+    return lambda count: count * one <= CPU_SHARE * free

@@ -1,0 +1,54 @@
+"""Sequence parallel in a run: every rank goes through the same windows, with its share of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.distributed.process_team import ProcessTeam
+from engine.errors import one_line
+from engine.models.fine_tuning import FineTuning
+from engine.steps.data_parallel import WholeSum, gradients_of
+from engine.steps.failures import Place, memory_place
+from engine.steps.oom_fallback import ClosableStep, ReplanningStep, T, difference
+from engine.steps.step_builder import Layout
+from engine.steps.whole_step import StepMonitor, StepResult, Window
+
+
+class SequenceParallelStep(ReplanningStep):
+    """A ReplanningStep over SequenceSteps. It does not re-plan: the layout is one for all ranks.
+
+    Args:
+        team: The ranks.
+        ask: Told of the layout in which all ranks might begin again, what it changes, and why; the step fails then.
+    """
+
+    def __init__(
+        self,
+        tuning: FineTuning,
+        layout: Layout,
+        *,
+        build: Callable[[Layout], ClosableStep],
+        smaller: Callable[[Layout, Place], Layout | None],
+        tell: Callable[[str, str], None],
+        team: ProcessTeam,
+        ask: Callable[[dict[str, Any], str, str], None],
+    ) -> None:
+        super().__init__(tuning, layout, build=build, smaller=lambda *_: None, tell=tell)
+        self._add_up, self._for_all, self._ask = WholeSum(team), smaller, ask
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """See TrainingStep; the result is that of all ranks."""
+        result = super().run(windows, scale, monitor)
+        self._add_up(gradients_of(self._tuning))
+        return result
+
+    def _until_it_fits(self, attempt: Callable[[ClosableStep], T], *, trains: bool) -> T:
+        try:
+            return super()._until_it_fits(attempt, trains=trains)
+        except Exception as error:
+            place = memory_place(error)
+            layout = None if place is None else self._for_all(self.layout, place)
+            if layout is not None:
+                self._ask(layout.as_json(), difference(self.layout, layout), one_line(error))
+            raise

@@ -1,0 +1,117 @@
+"""The streamed way to compute a step: windows longer than the GPU could hold, tile by tile (engine.streaming)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.models.fine_tuning import FineTuning
+from engine.models.mode import ModelMode
+from engine.plan.stream_plan import StreamPlan
+from engine.steps.padding import filled, labels_of
+from engine.steps.partial_checkpoint import InStepState, InStepStore
+from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
+from engine.streaming.boundary import BackwardPoint
+from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
+
+
+class StreamedWindows:
+    """A TrainingStep over a StreamedStep, which owns the model from now on.
+
+    Args:
+        tuning: What is trained.
+        plan: The layout.
+        device: Where to compute.
+        spill_directory: For hidden states on disk.
+        store: Keeps a long step's state; None to keep none.
+        make: StreamedStep, or one by several ranks.
+        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.steps.padding).
+    """
+
+    def __init__(
+        self,
+        tuning: FineTuning,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path,
+        label_smoothing: float = 0.0,
+        store: InStepStore | None = None,
+        make: Callable[..., StreamedStep] = StreamedStep,
+        fill_up_to: int | None = None,
+    ) -> None:
+        self._mode = ModelMode(tuning.model)
+        self._weights, self._store, self._fill_up_to = tuning.weights, store, fill_up_to
+        masters = tuning.masters
+        self._step = make(
+            tuning.model,
+            plan,
+            device=device,
+            spill_directory=spill_directory,
+            label_smoothing=label_smoothing,
+            wide_gradients=None if masters is None else masters.gradients,
+        )
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
+        self._mode.train()
+        store, whole = self._store, [filled(window, self._fill_up_to) for window in windows]
+
+        def report(progress: TileProgress) -> None:
+            monitor.progress(progress.stage, progress.done, progress.total, layer=progress.layer, tile=progress.tile)
+
+        def cancelled() -> bool:
+            return monitor.stop_requested() and not (store is not None and store.boundary_is_near())
+
+        def keep(number: int, loss_before: float, point: BackwardPoint) -> None:
+            assert store is not None
+            state = InStepState(window=number, loss_before=loss_before, point=point)
+            stopping = monitor.stop_requested()
+            store.at_boundary(self._weights, whole, scale, state, stopping=stopping)
+            if stopping:
+                raise StepCancelled
+
+        resumed = None if store is None else store.begin(self._weights, whole, scale, self._step.plan.tile)
+        first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
+        try:
+            for number in range(first, len(windows)):
+                outcome = self._step.run(
+                    torch.as_tensor(whole[number].ids),
+                    scale=scale,
+                    labels=labels_of(windows[number], len(whole[number])),
+                    document_starts=whole[number].starts,
+                    progress=report,
+                    cancelled=cancelled,
+                    boundary=None if store is None else functools.partial(keep, number, loss_sum),
+                    resumed=resumed.point if resumed is not None and number == first else None,
+                )
+                loss_sum += outcome.loss_sum
+        except StepCancelled:
+            raise StepAbandonedError from None
+        return StepResult(loss_sum=loss_sum, tokens=count_targets(windows))
+
+    def loss(self, window: Window) -> float:
+        """See TrainingStep."""
+        return self._evaluated(window).loss_sum
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        found = self._evaluated(window).token_losses
+        assert found is not None
+        losses: npt.NDArray[np.float32] = found.numpy()[: len(window) - 1]
+        return losses
+
+    def _evaluated(self, window: Window) -> StepOutcome:
+        whole = filled(window, self._fill_up_to)
+        labels = labels_of(window, len(whole))
+        with self._mode.evaluating():
+            return self._step.evaluate(torch.as_tensor(whole.ids), labels=labels, document_starts=whole.starts)
+
+    def close(self) -> None:
+        """Frees all buffers and leaves the model as it was found."""
+        self._step.close()

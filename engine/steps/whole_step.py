@@ -1,0 +1,199 @@
+"""One step: the gradient of some windows' loss. The whole-sequence way, and the interface that every way shares.
+
+A way of computing a step differs in memory and time, never in what it computes: the gradient of
+`scale` times the sum of the cross-entropies of all targets, added to the `.grad` of the trained fp32 weights.
+The loop owns everything else (accumulation, clipping, the optimiser, checkpoints), so that a way that
+streams a long window through the GPU in tiles takes this one's place without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.attention.packed import packed_attention
+from engine.data.windows import Window, joined
+from engine.models.adapter import without_adapter
+from engine.models.lm_head import piece_of, split_head, summed_cross_entropy
+from engine.models.mode import ModelMode
+from engine.models.rope_tables import keep_tables_exact
+from engine.models.wide_gradients import WideGradients
+from engine.steps.padding import ModelInputs, model_inputs
+from engine.streaming.loss import token_losses
+
+__all__ = [
+    "ScoringStep",
+    "StepAbandonedError",
+    "StepMonitor",
+    "StepResult",
+    "TrainingStep",
+    "WholeSequenceStep",
+    "Window",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step has to tell."""
+
+    loss_sum: float
+    "Sum of what is trained on (cross-entropies, smoothed if so asked), in nats, not scaled. May be infinite or NaN."
+    tokens: int
+    "Targets summed over: one fewer than tokens in each document of each window."
+
+
+class StepAbandonedError(Exception):
+    """A stop was asked for in mid-step. The gradients are incomplete and must be thrown away."""
+
+
+class StepMonitor(Protocol):
+    """What a step may tell and ask while it runs. Both calls are cheap enough for every tile."""
+
+    def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
+        """Reports that `done` of `total` units of a stage ("forward", "loss", "backward") are done."""
+
+    def stop_requested(self) -> bool:
+        """Whether the step should raise StepAbandonedError at the next point where it can."""
+
+
+class TrainingStep(Protocol):
+    """A way to compute one step."""
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """Adds the gradient of `scale` times loss_sum to the trained weights' `.grad`, and returns the loss_sum.
+
+        Args:
+            windows: At least one; their lengths may differ.
+            scale: 1 / (targets of the whole update), times the loss scale of fp16 where there is one.
+            monitor: Told of the progress, asked whether to go on.
+
+        Raises:
+            StepAbandonedError: the monitor asked for it.
+        """
+
+    def loss(self, window: Window) -> float:
+        """Sum of the cross-entropies of one window, in nats, by the model as it is: no dropout, no gradient."""
+
+
+class ScoringStep(Protocol):
+    """A way to score a window token by token."""
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """Cross-entropy of each token of a window after its first, in nats, by the model as it is. Shape (tokens - 1,).
+
+        0 at the first token of each document, which is not predicted.
+        """
+
+
+def count_targets(windows: Sequence[Window]) -> int:
+    """Tokens that are predicted: all but each document's first."""
+    return sum(window.targets for window in windows)
+
+
+def groups_of(windows: Sequence[Window], most: int) -> Iterator[Sequence[Window]]:
+    """The windows in order, up to `most` neighbours at a time."""
+    for start in range(0, len(windows), most):
+        yield windows[start : start + most]
+
+
+class WholeSequenceStep:
+    """Ordinary backpropagation, some windows at a time: for what fits as a whole, and the reference for the rest.
+
+    Attributes:
+        micro_batch: Windows that go through the model together, as documents of one sequence.
+        recompute: Whether each layer's activations are computed again in the backward pass instead of kept
+            (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
+
+    Args:
+        model: A causal language model, alone or in an adapter.
+        autocast: Entered for every forward pass.
+        label_smoothing: Of the loss that gradients are taken of.
+        gradients: Takes the gradients of 16-bit parameters (engine.models.master_weights).
+        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.steps.padding).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        recompute: bool,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        micro_batch: int = 1,
+        label_smoothing: float = 0.0,
+        gradients: WideGradients | None = None,
+        fill_up_to: int | None = None,
+    ) -> None:
+        base = without_adapter(model)
+        keep_tables_exact(base)
+        self._mode = ModelMode(model)
+        self._decoder, self._head = split_head(base)
+        self._device = base.device
+        self._autocast = autocast
+        self._label_smoothing = label_smoothing
+        self._base, self._gradients, self._fill_up_to = base, gradients, fill_up_to
+        self.recompute, self.micro_batch = recompute, micro_batch
+        if recompute:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
+        """See TrainingStep."""
+        self._mode.train()
+        loss_sum = torch.zeros((), device=self._device)
+        done = 0
+        for group in groups_of(windows, self.micro_batch):
+            if monitor.stop_requested():
+                raise StepAbandonedError
+            with self._attending(joined(group)) as inputs:
+                loss = self._summed_loss(inputs, self._label_smoothing)
+                (loss * scale).backward()
+            if self._gradients is not None:
+                self._gradients.flush()
+            loss_sum += loss.detach()
+            done += len(group)
+            monitor.progress("windows", done, len(windows))
+        return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def close(self) -> None:
+        """Leaves the model as it was found."""
+        if self.recompute:
+            self._base.gradient_checkpointing_disable()
+
+    def loss(self, window: Window) -> float:
+        """See TrainingStep."""
+        with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
+            return self._summed_loss(inputs).item()
+
+    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+        """See ScoringStep."""
+        with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
+            hidden = self._hidden(inputs)
+            losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+        found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
+        return found
+
+    @contextlib.contextmanager
+    def _attending(self, window: Window) -> Iterator[ModelInputs]:
+        """What the model takes of a window; within, its documents do not see each other."""
+        most = None if self._fill_up_to is None else self._fill_up_to * self.micro_batch
+        inputs = model_inputs(window, most, self._device)
+        with packed_attention(self._decoder.config, inputs.starts, len(inputs)):
+            yield inputs
+
+    def _summed_loss(self, inputs: ModelInputs, label_smoothing: float = 0.0) -> Tensor:
+        with self._autocast():
+            hidden = self._hidden(inputs)
+            return summed_cross_entropy(hidden, self._head, inputs.labels, label_smoothing=label_smoothing)
+
+    def _hidden(self, inputs: ModelInputs) -> Tensor:
+        """Final hidden states, (tokens, hidden)."""
+        positions = None if inputs.positions is None else inputs.positions[None]
+        found = self._decoder(input_ids=inputs.ids[None], position_ids=positions, use_cache=False)
+        hidden: Tensor = found.last_hidden_state[0]
+        return hidden

@@ -1,0 +1,273 @@
+"""Keys, values and their gradients of the one layer that is being computed.
+
+Stored token by token, (context, kv_heads, head_dim), so that any run of tokens is one piece of memory.
+Gradients are fp32: tens of thousands of contributions are added to each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from engine.hardware.pinned_memory import pinned_empty
+from engine.streaming import copies
+from engine.streaming.copies import CopyStreams
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """(n, kv_heads, head_dim) seen as (1, kv_heads, n, head_dim)."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """(1, kv_heads, n, head_dim) seen as (n, kv_heads, head_dim)."""
+    return x.squeeze(0).transpose(0, 1)
+
+
+class KeysValues(ABC):
+    """A KeyValueSource (engine.attention.blockwise) over one layer, filled tile by tile."""
+
+    @abstractmethod
+    def append(self, start: int, k: Tensor, v: Tensor) -> None:
+        """Stores k, v (1, kv_heads, tile, head_dim) of the tile that begins at `start`."""
+
+    def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Where keys and values of [start, stop) may be copied to, each (stop - start, kv_heads * head_dim)."""
+        return None
+
+    @abstractmethod
+    def zero_gradients(self) -> None:
+        """Begins the backward pass of a layer."""
+
+    @abstractmethod
+    def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """What later tiles added for positions [start, stop): dk, dv (1, kv_heads, stop - start, head_dim), fp32."""
+
+    @abstractmethod
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """See KeyValueSource."""
+
+    @abstractmethod
+    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeyValueSource."""
+
+    @abstractmethod
+    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
+        """See KeyValueSource."""
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class DeviceKeysValues(KeysValues):
+    """All of it on the compute device: 2·n·Hkv·D·(2 + 4) bytes in bf16."""
+
+    def __init__(self, context: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (context, kv_heads, head_dim)
+        self._k, self._v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        self._dk, self._dv = (torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2))
+
+    def append(self, start: int, k: Tensor, v: Tensor) -> None:
+        """See KeysValues."""
+        stop = start + k.shape[2]
+        self._k[start:stop].copy_(_tokens_first(k))
+        self._v[start:stop].copy_(_tokens_first(v))
+
+    def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        return self._k[start:stop].flatten(1), self._v[start:stop].flatten(1)
+
+    def zero_gradients(self) -> None:
+        """See KeysValues."""
+        self._dk.zero_()
+        self._dv.zero_()
+
+    def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        return _heads_first(self._dk[start:stop]), _heads_first(self._dv[start:stop])
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Nothing to fetch."""
+
+    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        return _heads_first(self._k[start:stop]), _heads_first(self._v[start:stop])
+
+    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
+        """See KeysValues."""
+        self._dk[start:stop] += _tokens_first(dk)
+        self._dv[start:stop] += _tokens_first(dv)
+
+
+class _Page:
+    """Room for one page on the device: keys and values, and their gradients.
+
+    Args:
+        shape: (tokens, kv_heads, head_dim).
+        dtype: Of keys and values; gradients are fp32 or wider.
+        device: The compute device.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.keys_values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
+        self.gradients = [torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2)]
+        self.number = -1
+        self.rows = slice(0, 0)
+        "Positions of the page's tokens."
+        self.arrived: torch.cuda.Event | None = None
+        self.changed = False
+        "Whether gradients were added that are not at home."
+
+
+class HostKeysValues(KeysValues):
+    """Pages in pinned host memory: GPU memory does not grow with the context.
+
+    A page is an aligned run of `page` tokens. There is room for two on the device: while attention reads one, the next
+    is fetched. Any number of pieces may read a page and add to its gradients while it is there; then its gradients go
+    home, once, before anybody fetches them again.
+
+    Args:
+        context: Tokens at most.
+        kv_heads, head_dim: Of keys and values.
+        dtype: Of keys and values; gradients are fp32 or wider.
+        device: The compute device.
+        streams: Its side streams.
+        page: Tokens a page, the `key_block` of the pieces that will read it (engine/attention/mask_tiles.py).
+    """
+
+    def __init__(
+        self,
+        context: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        streams: CopyStreams,
+        page: int,
+    ) -> None:
+        shape = (context, kv_heads, head_dim)
+        self._context, self._page, self._device, self._streams = context, page, device, streams
+        self._kv = [pinned_empty(shape, dtype) for _ in range(2)]
+        self._grad = [pinned_empty(shape, _wide(dtype)) for _ in range(2)]
+        self._room = [_Page((min(page, context), kv_heads, head_dim), dtype, device) for _ in range(2)]
+        self._visits: deque[int] = deque()
+        "Pages that will be read, in order, from the one after the next."
+        self._present: _Page | None = None
+        self._next: _Page | None = None
+        self._homed: list[torch.cuda.Event] = []
+        "The last copy home, which comes after all before it; empty before the first."
+        self._summed: set[int] = set()
+        "Pages whose gradients at home are this layer's; those of others are zero."
+        self._backward = False
+
+    def append(self, start: int, k: Tensor, v: Tensor) -> None:
+        """See KeysValues."""
+        self._forget()
+        self._backward = False
+        rows = slice(start, start + k.shape[2])
+        # Contiguous first: a strided device-to-host copy is made of one transfer a row.
+        values = (_tokens_first(x.detach()).contiguous() for x in (k, v))
+        self._copy_home([(home[rows], value) for home, value in zip(self._kv, values, strict=True)])
+
+    def zero_gradients(self) -> None:
+        """See KeysValues. Writes nothing: gradients that nobody has added to are zeroed where they are used."""
+        self._forget()
+        self._summed.clear()
+        self._backward = True
+
+    def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        self._send_gradients_home()
+        shape = (stop - start, *self._grad[0].shape[1:])
+        found = [torch.zeros(shape, dtype=home.dtype, device=self._device) for home in self._grad]
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for number in range(start // self._page, -(-stop // self._page)):
+            if number in self._summed:
+                first, last = max(start, number * self._page), min(stop, (number + 1) * self._page)
+                parts = [x[first - start : last - start] for x in found]
+                pairs += zip(parts, (home[first:last] for home in self._grad), strict=True)
+        if pairs:
+            copies.wait_for(copies.begin_copy(self._streams.to_device, pairs, self._homed))
+        return _heads_first(found[0]), _heads_first(found[1])
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """See KeyValueSource. Each range lies within a page."""
+        self._send_gradients_home()
+        self._forget()
+        self._visits.extend(number for number, _ in groupby(start // self._page for start, _ in ranges))
+        self._fetch_next()
+
+    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KeysValues."""
+        page = self._enter(start, stop)
+        rows = slice(start - page.rows.start, stop - page.rows.start)
+        k, v = (_heads_first(x[rows]) for x in page.keys_values)
+        return k, v
+
+    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
+        """See KeysValues."""
+        page = self._enter(start, stop)
+        rows = slice(start - page.rows.start, stop - page.rows.start)
+        for total, value in zip(page.gradients, (dk, dv), strict=True):
+            total[rows] += _tokens_first(value)
+        page.changed = True
+
+    def _enter(self, start: int, stop: int) -> _Page:
+        """The page of a range, which is the present one or the next."""
+        number = start // self._page
+        if self._present is None or self._present.number != number:
+            page = self._next
+            if page is None or page.number != number:
+                raise RuntimeError(f"keys {start} to {stop} are not the next that were announced")
+            assert page.arrived is not None
+            copies.wait_for(page.arrived)
+            if self._backward and number not in self._summed:
+                for total in page.gradients:
+                    total.zero_()
+            self._present, self._next = page, None
+            self._fetch_next()
+        if stop > self._present.rows.stop:
+            raise RuntimeError(f"keys {start} to {stop} are not within a page of {self._page}")
+        return self._present
+
+    def _fetch_next(self) -> None:
+        """Starts to fetch the next page to where the one before the present was."""
+        if not self._visits:
+            return
+        page = self._room[1 if self._present is self._room[0] else 0]
+        self._send_gradients_home(page)
+        page.number = self._visits.popleft()
+        page.rows = slice(page.number * self._page, min((page.number + 1) * self._page, self._context))
+        pairs = list(zip(page.keys_values, self._kv, strict=True))
+        if self._backward and page.number in self._summed:
+            pairs += zip(page.gradients, self._grad, strict=True)
+        tokens = page.rows.stop - page.rows.start
+        parts = [(there[:tokens], home[page.rows]) for there, home in pairs]
+        page.arrived = copies.begin_copy(self._streams.to_device, parts, self._homed)
+        self._next = page
+
+    def _send_gradients_home(self, *pages: _Page) -> None:
+        """Copies what was added to these pages, or to both, to the host."""
+        for page in pages or self._room:
+            if page.changed:
+                tokens = page.rows.stop - page.rows.start
+                pairs = zip(self._grad, page.gradients, strict=True)
+                self._copy_home([(home[page.rows], there[:tokens]) for home, there in pairs])
+                self._summed.add(page.number)
+                page.changed = False
+
+    def _copy_home(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self._homed = [copies.begin_copy(self._streams.to_host, pairs)]
+
+    def _forget(self) -> None:
+        """What is on the device is no longer read."""
+        self._visits.clear()
+        self._present = self._next = None
+        for page in self._room:
+            page.number, page.changed = -1, False

@@ -1,0 +1,191 @@
+"""What a run can go back to: a snapshot in memory, a few updates old at most, and its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.errors import EliteError
+from engine.protocol import CheckpointSaved
+from engine.runs.atomic_dir import DamagedError
+from engine.steps.failures import is_disk_full
+from engine.training.checkpoints import SavedCheckpoint, verify
+from engine.training.disk_space import DiskSpace
+from engine.training.saver import Saver
+from engine.training.state import Progress, Snapshot, capture, capture_random, read_snapshot, restore
+
+if TYPE_CHECKING:
+    from engine.runs.context import TrainingSession
+    from engine.training.components import Parts
+
+KEEP_STEPS = 10
+KEEP_SECONDS = 600.0
+"""A snapshot is taken after this many updates or seconds, whichever comes first."""
+
+
+_JOURNAL_BYTES = 1 << 20
+
+
+class Keeper:
+    """Takes snapshots and writes checkpoints of one run. `close` it at the end.
+
+    Args:
+        session: Is told of checkpoints.
+        parts: Whose state is kept.
+        progress: Kept with it.
+    """
+
+    def __init__(self, session: TrainingSession, parts: Parts, progress: Progress) -> None:
+        self._session, self._parts, self._progress = session, parts, progress
+        self._recovers = session.config.recovery.enabled
+        self._space = DiskSpace(session, parts.checkpoints)
+        self._saver = Saver(parts.checkpoints, self._announce)
+        self._team = session.team
+        self._generators = capture_random()
+        self.snapshot = self._take()
+        "The newest in memory."
+        self._kept_at = self._saved_at = time.monotonic()
+        self._team.emergency = self.save_snapshot
+
+    # --- in memory ------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """The next update is about to draw its first random number: what is saved from now on draws it again."""
+        self._generators = capture_random()
+
+    def keep(self) -> None:
+        """Takes a snapshot."""
+        self.snapshot = self._take()
+        self._kept_at = time.monotonic()
+
+    def keep_if_due(self) -> None:
+        """Takes a snapshot if the last one is old."""
+        steps = self._progress.step - self.snapshot.progress.step
+        if steps >= KEEP_STEPS or self._team.agree(lambda: time.monotonic() - self._kept_at >= KEEP_SECONDS):
+            self.keep()
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """Puts the run where a snapshot has it: weights, optimiser, schedule, generators, position in the data.
+
+        What is known of failures stays known.
+        """
+        restore(snapshot, self._parts)
+        now, then = self._progress, snapshot.progress
+        now.step, now.epoch, now.windows, now.tokens = then.step, then.epoch, then.windows, then.tokens
+        self._parts.optimizer.zero_grad(set_to_none=True)
+
+    def checkpoint_before(self, step: int) -> Snapshot | None:
+        """The newest valid checkpoint of an earlier step than this."""
+        self._saver.wait()
+        path = self._team.agree(lambda: self._path_before(step))
+        return None if path is None else read_snapshot(verify(path))
+
+    def _path_before(self, step: int) -> Path | None:
+        for path in self._parts.checkpoints.newest_first():
+            try:
+                found = read_snapshot(verify(path))
+            except DamagedError:
+                continue
+            if found.progress.step < step:
+                return path
+        return None
+
+    def _take(self) -> Snapshot:
+        return capture(self._parts, self._progress, self._generators)
+
+    # --- on disk --------------------------------------------------------------------------------------------
+
+    def save_if_due(self, held_out_loss: float | None = None) -> None:
+        """Starts to write a checkpoint, if it is time or if these weights are the best so far.
+
+        Raises:
+            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
+        """
+        self._check()
+        if held_out_loss is None and not self._team.agree(self._is_due):
+            return
+        self.keep()
+        self._write(self.snapshot, held_out_loss)
+        self._saved_at = time.monotonic()
+
+    def _is_due(self) -> bool:
+        is_time = time.monotonic() - self._saved_at >= self._session.config.checkpoint.every_minutes * 60
+        return is_time and not self._saver.busy
+
+    def save_now(self) -> str:
+        """Writes a checkpoint, waits until it is complete, and says where it is.
+
+        Raises:
+            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
+        """
+        saved = self._write(self._take(), None, wait=True)
+        assert saved is not None
+        return f"checkpoint {saved.path.relative_to(self._session.run.path).as_posix()}"
+
+    def save_snapshot(self) -> SavedCheckpoint | None:
+        """Writes the snapshot in memory unless that or a later state is on disk; returns the newest on disk.
+
+        For a GPU that is gone: it touches nothing on the card.
+        """
+        self._settle()
+        if self._saver.last is None or self._saver.last.step < self.snapshot.progress.step:
+            self._write(self.snapshot, None, wait=True)
+        return self._saver.last
+
+    def await_journal(self) -> None:
+        """Waits while the disk has no room even for events.
+
+        Raises:
+            EliteError: OUTPUT_FULL, without recovery or at a Stop.
+        """
+        if self._session.journal_waits:
+            error = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its journal")
+            if not self._recovers:
+                raise error
+            self._space.wait(_JOURNAL_BYTES, error)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._saver.close()
+
+    def _write(self, snapshot: Snapshot, held_out_loss: float | None, *, wait: bool = False) -> SavedCheckpoint | None:
+        while True:
+            try:
+                self._saver.begin(snapshot, held_out_loss)
+                if wait:
+                    self._saver.wait()
+            except EliteError as error:
+                self._find_room(snapshot, error)
+            else:
+                return self._saver.last
+
+    def _check(self) -> None:
+        """Meets what the last writing in the background met: with room again, it is written again."""
+        if self._team.agree(self._had_no_room):
+            self.keep()
+            self._write(self.snapshot, None)
+
+    def _had_no_room(self) -> bool:
+        try:
+            self._saver.check()
+        except EliteError as error:
+            self._find_room(self.snapshot, error)
+            return True
+        return False
+
+    def _settle(self) -> None:
+        try:
+            self._saver.wait()
+        except EliteError as error:
+            self._find_room(self.snapshot, error)
+
+    def _find_room(self, snapshot: Snapshot, error: EliteError) -> None:
+        if not (self._recovers and is_disk_full(error)):
+            raise error
+        self._space.make(snapshot.size, error)
+
+    def _announce(self, saved: SavedCheckpoint) -> None:
+        path = saved.path.relative_to(self._session.run.path).as_posix()
+        self._session.emit(CheckpointSaved(step=saved.step, path=path, bytes=saved.bytes, seconds=saved.seconds))
