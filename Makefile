@@ -49,6 +49,7 @@ check: $(STAMP) ## Format, lint, strict types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/lint-imports --config layers.toml
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff format .

@@ -111,7 +111,7 @@ def case(record: Record, name: str, team: Any) -> Iterator[dict[str, Any]]:
 
 def rank_main(args: argparse.Namespace) -> int:
     """One rank, or the only one."""
-    from engine.distributed.place import RankPlace
+    from engine.hardware.rank_place import RankPlace
     from engine.launch.rank import join, prepare_environment
 
     if "RANK" not in os.environ:
@@ -174,9 +174,9 @@ def parity(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> No
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     from engine.config import LoraSection
+    from engine.distributed.gradient_sum import WholeSum
     from engine.models.adapter import attach_adapter, trainable
     from engine.plan.stream_plan import StreamPlan
-    from engine.steps.data_parallel import WholeSum
     from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
@@ -353,11 +353,11 @@ def ring(
     import torch
 
     from engine.config import LoraSection
+    from engine.distributed.gradient_sum import WholeSum
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
-    from engine.steps.data_parallel import WholeSum
     from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
@@ -418,9 +418,9 @@ def gradient_sums(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record
     """Bytes and seconds of an update's gradients, whole and as low-rank factors, of an adapter and of every weight."""
     import torch
 
+    from engine.distributed.gradient_sum import WholeSum
     from engine.distributed.powersgd import LowRankSum
     from engine.models.catalogue import find_model
-    from engine.steps.data_parallel import WholeSum
 
     spec = find_model(sizes.sum_model)
     every = [(linear.outputs, linear.inputs) for linear in spec.linears]

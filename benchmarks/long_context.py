@@ -41,10 +41,9 @@ from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.loading import load_model, load_tokenizer
-from engine.models.placement import choose_placement
+from engine.models.placement import choose_placement, device_name
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
-from engine.recipes.setup import device_name
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
 

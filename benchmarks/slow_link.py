@@ -36,10 +36,10 @@ def in_a_rank(rank: int, count: int, model: str, links: Sequence[float]) -> dict
     import torch
     from torch import distributed
 
+    from engine.distributed.gradient_sum import GradientSum, WholeSum
     from engine.distributed.powersgd import LowRankSum
     from engine.distributed.process_team import ProcessTeam
     from engine.models.catalogue import find_model
-    from engine.steps.data_parallel import GradientSum, WholeSum
 
     class LinkedTeam(ProcessTeam):
         """A team behind a link of so many bytes a second."""

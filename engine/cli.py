@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 
 from engine import __version__, errors
+from engine.commands.output import print_json
 from engine.errors import EliteError
 from engine.hardware.threads import wait_briefly
 from engine.hardware.visible import number_by_bus
@@ -80,11 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
-
-
-def print_json(value: object) -> None:
-    """The one JSON document of a `--json` call, on standard output."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

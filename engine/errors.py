@@ -21,6 +21,10 @@ TRAINING_FAILED = 4
 INTERRUPTED = 130
 
 
+class StreamPlanError(ValueError):
+    """The options contradict each other, the model or the machine; the message says how."""
+
+
 class EliteError(Exception):
     """One clear line: what is wrong, where, and what to do about it.
 

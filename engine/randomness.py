@@ -16,9 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(*key: int | str) -> int:
@@ -91,3 +96,34 @@ def keyed_numbers(device: torch.device, *key: int | str) -> Iterator[None]:
     with generators.restored():
         generators.seed(*key)
         yield
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators' states at one moment."""
+
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+
+
+def capture_random() -> RandomState:
+    """The states of torch's (CPU and every GPU), numpy's and Python's generators."""
+    tensors = {"torch.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"torch.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
+    return RandomState(tensors, {"numpy": numpy_state, "python": random.getstate()})
+
+
+def restore_random(state: RandomState) -> None:
+    """Puts the generators back. States of GPUs that are no longer there are left out."""
+    torch.set_rng_state(state.tensors["torch.cpu"])
+    for device in range(torch.cuda.device_count()):
+        if (name := f"torch.cuda.{device}") in state.tensors:
+            torch.cuda.set_rng_state(state.tensors[name], device)
+    numpy_state = dict(state.numbers["numpy"])
+    numpy_state["state"] = {**numpy_state["state"], "key": np.array(numpy_state["state"]["key"], dtype=np.uint32)}
+    np.random.set_state(numpy_state)
+    version, internal, gauss = state.numbers["python"]
+    random.setstate((version, tuple(internal), gauss))

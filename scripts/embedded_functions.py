@@ -20,13 +20,13 @@ sys.path.insert(0, str(ROOT))
 
 from engine.config import DataSection
 from engine.data.dataset import build_dataset
-from engine.data.encoder import Encoder
 from engine.evaluation.functions import choose_functions
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.tasks import complete
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model, load_tokenizer
 from engine.models.placement import choose_placement
+from engine.tokenization.encoder import Encoder
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from engine.attention.cudnn import CudnnFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.torch_flash import TorchFlash
-from engine.plan.stream_plan import StreamPlanError
+from engine.errors import StreamPlanError
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, FlashAttnPackage, MemoryEfficient, CpuFlash)
 

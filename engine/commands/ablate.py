@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_mapping
 from engine.errors import TRAINING_FAILED
 from engine.plan.quantities import format_bytes

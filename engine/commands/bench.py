@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import config, errors
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
-from engine.errors import one_line
-from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.errors import StreamPlanError, one_line
+from engine.plan.stream_plan import StreamPlan
 
 NAMES = ("bench",)
 SUMMARY = "Measure on this machine: an exact streamed step with random weights, or what packing gains."

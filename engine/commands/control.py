@@ -64,7 +64,7 @@ def _send(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from engine import errors
-    from engine.cli import print_json
+    from engine.commands.output import print_json
     from engine.protocol import Command, Pause, Resume, Stop
     from engine.runs import run_index
     from engine.runs.control import send_command

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.plan.tiers import tiers
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Asks for the end of the run's name, and deletes it."""
     from engine import errors
-    from engine.cli import print_json
+    from engine.commands.output import print_json
     from engine.runs import run_index
     from engine.runs.deletion import delete_run
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the rows as they are found; returns 3 if any failed."""
-    from engine.cli import print_json
+    from engine.commands.output import print_json
     from engine.commands.train import read_config
     from engine.launch.doctor import examine, failed
 

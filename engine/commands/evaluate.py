@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 
 if TYPE_CHECKING:

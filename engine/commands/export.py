@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports, and says what was written."""
     import dataclasses
 
-    from engine.cli import print_json
+    from engine.commands.output import print_json
     from engine.commands.quiet_libraries import libraries_logged
     from engine.runs import run_index
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 
 if TYPE_CHECKING:

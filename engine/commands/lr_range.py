@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_config
 
 NAMES = ("lr-range",)

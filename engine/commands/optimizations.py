@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_config
 from engine.errors import EliteError
 from engine.hardware.target import target_machine

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
-from engine.cli import print_json
 from engine.commands.cluster_table import describe_cluster, print_cluster
+from engine.commands.output import print_json
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.hardware.machine import GIB, Machine
 from engine.hardware.target import target_machine

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.plan.quantities import format_bytes, format_seconds
@@ -124,8 +124,8 @@ def _run_probe(args: argparse.Namespace, planning: Planning, row: TierPlan, term
     from rich.console import Console
 
     from engine.benchmarking.probe import probe_streamed, probe_window
+    from engine.errors import StreamPlanError
     from engine.models.placement import choose_placement
-    from engine.plan.stream_plan import StreamPlanError
 
     placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.precision)
     console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)

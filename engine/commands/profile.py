@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.hardware import measured_files
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
 from engine.plan.quantities import format_bytes

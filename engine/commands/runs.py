@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table."""
-    from engine.cli import print_json
+    from engine.commands.output import print_json
     from engine.runs import run_index
 
     summaries = run_index.list_runs(args.output)

@@ -236,7 +236,7 @@ def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
 
 
 def _report_detached(handle: RunHandle, *, as_json: bool) -> None:
-    from engine.cli import print_json
+    from engine.commands.output import print_json
 
     run = handle.run
     if as_json:

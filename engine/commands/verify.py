@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine import config
-from engine.cli import print_json
+from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations

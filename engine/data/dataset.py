@@ -15,7 +15,6 @@ from engine import errors
 from engine.data.cache import prune
 from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
 from engine.data.documents import Texts, edited, path_line
-from engine.data.encoder import Encoder
 from engine.data.fim import REVISION as FIM_REVISION
 from engine.data.fim import cut_points
 from engine.data.history import LANGUAGE as DIFF
@@ -38,6 +37,7 @@ from engine.data.store import (
 )
 from engine.data.syntax import REVISION as SYNTAX_REVISION
 from engine.data.windows import Windows
+from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
     from engine.config import DataSection

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rensa import RMinHash
 
-from engine.data.pieces import cut
+from engine.tokenization.pieces import cut
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from engine.assets import asset
-from engine.data.pieces import cut
+from engine.tokenization.pieces import cut
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.steps.whole_step import Window
+from engine.data.windows import Window
 
 if TYPE_CHECKING:
     from engine.config import TrainingSection

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.distributed.gradient_sum import WholeSum
 from engine.distributed.process_team import ProcessTeam
-from engine.steps.data_parallel import WholeSum
 
 WHOLE_UPDATES = 10
 """Updates whose gradients are sent whole: the first ones are large and point everywhere (paper, appendix)."""

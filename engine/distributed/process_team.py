@@ -20,16 +20,14 @@ import torch
 from torch import Tensor, distributed
 
 from engine import errors
-from engine.distributed.place import Ranks
-from engine.protocol import Envelope, RankReported, RecoveryTaken, Stop, WarningRaised
-from engine.runs.commands import Actions, obey
+from engine.hardware.process_memory import memory_figures
+from engine.hardware.rank_place import Ranks
+from engine.protocol import Envelope, Event, RankReported, RecoveryTaken, WarningRaised
 from engine.runs.team import Team
-from engine.training.memory import memory_figures
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from engine.runs.context import TrainingSession
 
 T = TypeVar("T")
 
@@ -125,33 +123,7 @@ class ProcessTeam(Team):
         if self.leads:
             self.agree(lambda: None)
 
-    def decide(self, session: TrainingSession, actions: Actions) -> Stop | None:
-        """See Team. Rank 0 obeys; the others repeat what changes the run."""
-        if not self.leads:
-            return self._follow(actions)
-
-        def shared(name: str, action: Callable[[], str]) -> Callable[[], str]:
-            def run() -> str:
-                self.agree(lambda: (name, None))
-                return action()
-
-            return run
-
-        stop = obey(session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate)))
-        self.agree(lambda: ("go", stop))
-        return stop
-
-    def _follow(self, actions: Actions) -> Stop | None:
-        while True:
-            name, stop = self.agree(lambda: ("", None))
-            if name == "save":
-                actions.save()
-            elif name == "evaluate":
-                actions.evaluate()
-            else:
-                return stop
-
-    def report(self, session: TrainingSession, step: int, seconds: float) -> None:
+    def report(self, emit: Callable[[Event], None], step: int, seconds: float) -> None:
         """See Team."""
         now = time.monotonic()
         if not self.agree(lambda: now - self._reported_at >= REPORT_SECONDS):
@@ -173,9 +145,9 @@ class ProcessTeam(Team):
         rows = self.gather((row, notices))
         if self.leads:
             for one, told in rows:
-                session.emit(one)
+                emit(one)
                 for notice in told:
-                    session.emit(notice)
+                    emit(notice)
 
     def overhear(self, envelope: Envelope) -> None:
         """Keeps what only this rank has met until the next report; the rest all ranks say alike. A Listener."""

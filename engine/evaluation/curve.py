@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.protocol import Envelope, EvalCompleted, RunStarted, StepCompleted
 from engine.runs.journal import JournalReader
+from engine.runs.run_index import find_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,8 +72,6 @@ def past_ratios(model: str, *, before: str, runs: Iterable[RunDirectory] | None 
         runs: To look at, newest first; all that this user has by default.
     """
     if runs is None:
-        from engine.runs.run_index import find_runs
-
         runs = find_runs()
     found = []
     for run in runs:

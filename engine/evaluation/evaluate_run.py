@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.encoder import Encoder
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.generation.run_models import load_pair, models_of
 from engine.models.loading import load_tokenizer
-from engine.recipes.setup import device_name
+from engine.models.placement import device_name
+from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
     from engine.config import DataSection, EvaluationSection, RunConfig

@@ -14,8 +14,8 @@ from engine.evaluation.functions import SourceText
 
 if TYPE_CHECKING:
     from engine.data.dataset import Dataset
-    from engine.data.encoder import Encoder
     from engine.data.store import FileEntry
+    from engine.tokenization.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from engine.evaluation.tasks import Task, complete, tasks_of
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
-    from engine.data.encoder import Encoder
     from engine.evaluation.completions import Completion
     from engine.generation.run_models import ModelPair, Scored
+    from engine.tokenization.encoder import Encoder
 
 Progress = Callable[[int, int, str], None]
 """Done, total, and what is counted; may raise to abandon the evaluation."""

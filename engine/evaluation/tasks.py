@@ -13,7 +13,7 @@ from engine.generation.forward import open_forward
 from engine.generation.text import TextStream
 
 if TYPE_CHECKING:
-    from engine.data.encoder import Encoder
+    from engine.tokenization.encoder import Encoder
 
 Task = Literal["completion", "fill-in-the-middle"]
 

@@ -18,6 +18,8 @@ from engine.export.gguf_rope import read_table
 from engine.export.source import trained_encoder
 from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES
+from engine.models.hub import find_folder
+from engine.models.placement import choose_placement
 
 if TYPE_CHECKING:
     from engine.export.source import Merged, Source
@@ -79,8 +81,6 @@ def compare_adapter(source: Source, folder: Path) -> Difference:
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    from engine.models.hub import find_folder
 
     ids = _sample(source)
     expected = _logits(_trained(source), ids)
@@ -177,7 +177,6 @@ def _trained(source: Source) -> Any:
 
 def _base(source: Source) -> Any:
     from engine.models.loading import load_model
-    from engine.models.placement import choose_placement
 
     return _whole(load_model(source.spec, choose_placement("cpu", "fp32"), source.changes))
 

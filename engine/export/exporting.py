@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from engine import errors
 from engine.export.card import render_card, render_modelfile
-from engine.export.source import Source, merged, open_source
+from engine.export.merged import merged_bytes, write_merged
+from engine.export.merging import read_updates
+from engine.export.source import Source, check_base, merged, open_source
 from engine.export.target import new_folder
 from engine.export.weights import count
+from engine.models.hub import find_folder
 
 if TYPE_CHECKING:
     from engine.export.check import Difference
@@ -101,7 +104,6 @@ def export(
                 (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
                 checked = _compare(source, model, aside, chosen, file, check)
                 return _finish(source, target, chosen, about, aside, folder, *checked)
-        from engine.export.merged import merged_bytes, write_merged
 
         with new_folder(folder, merged_bytes(model.weights, chosen)) as aside:
             write_merged(aside, source, model, chosen, tell)
@@ -116,7 +118,6 @@ def _export_adapter(source: Source, folder: Path, check: bool | None) -> Exporte
         for path in files:
             shutil.copyfile(path, aside / path.name)
         # Read again: an adapter that was damaged on the disk must not be passed on.
-        from engine.export.merging import read_updates
 
         read_updates(aside)
         return _finish(source, "adapter", None, "", aside, folder, *_compare_adapter(source, aside, check))
@@ -139,8 +140,6 @@ def _compare_adapter(source: Source, aside: Path, check: bool | None) -> tuple[D
     if check is False:
         return None, ""
     from engine.export.check import compare_adapter, reason_against
-    from engine.export.source import check_base
-    from engine.models.hub import find_folder
     from engine.models.loading import open_weights
 
     try:

@@ -16,7 +16,7 @@ from engine.export.source import read_json, trained_encoder
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from engine.data.encoder import Encoder
+    from engine.tokenization.encoder import Encoder
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"

@@ -16,7 +16,7 @@ from engine.export.source import Merged, Source, read_json, trained_encoder
 from engine.export.weights import Weights, count
 
 if TYPE_CHECKING:
-    from engine.data.encoder import Encoder
+    from engine.tokenization.encoder import Encoder
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "f32": torch.float32}
 PIECE_BYTES = 1 << 30

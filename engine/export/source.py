@@ -20,9 +20,9 @@ from engine.models.families import require
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
-    from engine.data.encoder import Encoder
     from engine.models.weight_map import WeightMap
     from engine.runs.run_directory import RunDirectory
+    from engine.tokenization.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +158,8 @@ def trained_encoder(result: Path) -> Encoder:
     Raises:
         EliteError: EXPORT_DAMAGED.
     """
-    from engine.data.encoder import Encoder
     from engine.models.tokenizer_files import open_saved
+    from engine.tokenization.encoder import Encoder
 
     try:
         return Encoder(open_saved(result))

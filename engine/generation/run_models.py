@@ -25,12 +25,12 @@ from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
 from engine.plan.request import streaming_refusal
+from engine.steps.failures import memory_errors
 from engine.steps.oom_fallback import ClosableStep, ReplanningStep
 from engine.steps.padding import longest_filled
 from engine.steps.step_builder import Ladder, Layout
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
-from engine.training.memory import memory_errors
 
 if TYPE_CHECKING:
     from engine.config import RunConfig

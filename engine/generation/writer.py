@@ -10,7 +10,6 @@ from typing import Any
 
 from engine import errors
 from engine.config import RunConfig
-from engine.data.encoder import Encoder
 from engine.errors import EliteError
 from engine.generation.forward import open_forward
 from engine.generation.request import Side, TextRequest
@@ -20,12 +19,12 @@ from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
 from engine.models.families import require
 from engine.models.loading import load_tokenizer
-from engine.models.placement import choose_placement
-from engine.recipes.setup import device_name
+from engine.models.placement import choose_placement, device_name
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import find_run
+from engine.steps.failures import memory_errors
 from engine.steps.step_builder import Layout
-from engine.training.memory import memory_errors
+from engine.tokenization.encoder import Encoder
 
 
 class Writer:

@@ -14,7 +14,9 @@ from typing import Any
 from engine import errors
 from engine.config import RunConfig, from_mapping
 from engine.errors import EliteError
+from engine.hardware.nvml import Nvml
 from engine.launch.doctor import Check
+from engine.models.catalogue import find_model
 
 _CHUNK = 1 << 30
 _TRIAL_TOKENS = 64
@@ -86,8 +88,6 @@ def _formats(config: RunConfig, precision: str) -> Iterator[Check]:
 
 
 def _has_driver() -> bool:
-    from engine.hardware.nvml import Nvml
-
     nvml = Nvml.open()
     if nvml is None:
         return False
@@ -135,7 +135,6 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
 
 def _tokenizer(config: RunConfig) -> Iterator[Check]:
     """The tokenizer belongs to the model, and code survives the round trip."""
-    from engine.models.catalogue import find_model
     from engine.models.loading import load_tokenizer
 
     spec = find_model(config.model.name)
@@ -163,7 +162,6 @@ def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
 
     from engine.data.windows import Window
     from engine.models.adapter import attach_adapter, trainable
-    from engine.models.catalogue import find_model
     from engine.models.loading import load_model, open_weights
     from engine.models.placement import choose_placement
     from engine.steps.whole_step import WholeSequenceStep

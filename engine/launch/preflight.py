@@ -20,7 +20,7 @@ from engine.runs.run_directory import MINIMUM_FREE, check_output
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
-    from engine.distributed.place import Ranks
+    from engine.hardware.rank_place import Ranks
     from engine.models.catalogue import ModelSpec
 
 _CHECKPOINT_BYTES = 12

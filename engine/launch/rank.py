@@ -26,7 +26,10 @@ from typing import TYPE_CHECKING
 
 from engine import config as run_config
 from engine import errors
-from engine.distributed.place import RankPlace
+from engine.hardware.limits import count_cores
+from engine.hardware.nvml import Nvml
+from engine.hardware.rank_place import RankPlace
+from engine.hardware.threads import wait_briefly
 from engine.hardware.visible import number_by_bus, show_one
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
@@ -139,8 +142,6 @@ def prepare_environment(place: RankPlace) -> None:
     # Each rank sees one GPU, as a run on one GPU does.
     show_one(os.environ, place.local_rank)
     number_by_bus(os.environ)
-    from engine.hardware.limits import count_cores
-    from engine.hardware.threads import wait_briefly
 
     wait_briefly(os.environ)
 
@@ -182,7 +183,6 @@ def _name_device(device: torch.device) -> str:
     """This rank's GPU by the machine's number of it, "cuda:1"; torch calls it 0 in every rank."""
     if device.type != "cuda":
         return str(device)
-    from engine.hardware.nvml import Nvml
 
     nvml = Nvml.open()
     if nvml is None:

@@ -16,6 +16,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from engine.models.adapter import adapter_config_json, save_adapter, trainable
 from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.master_weights import MasterWeights
 from engine.models.whole_model import save_model
 
 if TYPE_CHECKING:
@@ -162,8 +163,6 @@ class FullTuning(FineTuning):
     weights_file, config_file = "model.safetensors", "config.json"
 
     def __init__(self, model: PreTrainedModel, home: device) -> None:
-        from engine.models.master_weights import MasterWeights
-
         model.requires_grad_(requires_grad=True)
         self.model: PreTrainedModel = model
         self._masters = MasterWeights(model, home)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import errors
+from engine.assets import asset
 from engine.models.folder import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ def find_folder(spec: ModelSpec, *, download: bool = True) -> Path:
         EliteError: MODEL_NOT_AVAILABLE.
     """
     if spec.name == "demo":
-        from engine.assets import asset
-
         return asset("demo-model")
     if spec.path is not None:
         return spec.path

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from engine import errors
-from engine.plan.ledger_lines import window_piece
+from engine.models.head_pieces import window_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

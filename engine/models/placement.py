@@ -83,3 +83,8 @@ def _require_bitsandbytes() -> None:
             problem="the package bitsandbytes is not installed",
             remedy="run `pip install 'elite-tui[quant]'`, or use another precision",
         )
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

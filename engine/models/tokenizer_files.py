@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine import errors
-from engine.data.control_tokens import control_tokens
-from engine.data.encoder import find_end
+from engine.tokenization.control_tokens import control_tokens
+from engine.tokenization.encoder import find_end
 
 FILE = "tokenizer.json"
 _CONVERTED = (("vocab.json", "merges.txt"), ("tokenizer.model",))

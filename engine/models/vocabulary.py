@@ -35,7 +35,7 @@ def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
 
 def _emitted(tokenizer: Any) -> set[int]:
     """Control tokens that training and generation put between texts."""
-    from engine.data.encoder import Encoder
+    from engine.tokenization.encoder import Encoder
 
     encoder = Encoder(tokenizer)
     fim = encoder.fim

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from engine import errors
 from engine.config import RunConfig
-from engine.distributed.place import Ranks
 from engine.hardware.machine import Machine
+from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of

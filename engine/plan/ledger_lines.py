@@ -5,7 +5,6 @@ Constants that were measured, not derived, are named here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -37,23 +36,10 @@ ROTARY_CACHE = 128 * MIB
 CHECKPOINTS_KEPT = 3
 "Two kept, one being written."
 
-WINDOW_PIECE = 1024
-"Tokens whose logits exist at once where a window is computed whole, at least (window_piece)."
-WINDOW_LOGITS = 2**26
-"Logits that may exist at once however few the words: 256 MiB in fp32."
-
 CONTEXT = "CUDA context and libraries"
 PROCESS = "the training process itself"
 NOT_ALLOCATED = (CONTEXT, PROCESS)
 """Lines that are not the allocator's."""
-
-
-def window_piece(vocabulary: int) -> int:
-    """Tokens whose logits exist at once where a window is computed whole (engine.models.lm_head): a power of two.
-
-    A small vocabulary takes longer pieces: short ones would cost launches and save nothing.
-    """
-    return max(WINDOW_PIECE, 1 << int(math.log2(WINDOW_LOGITS // vocabulary)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from engine.models.head_pieces import window_piece
 from engine.plan.activations import Moment, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
@@ -26,7 +27,6 @@ from engine.plan.ledger_lines import (
     slot_parts,
     unpacked_parts,
     weight_parts,
-    window_piece,
 )
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan

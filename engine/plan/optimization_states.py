@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config import RunConfig
+from engine.errors import StreamPlanError
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, planning_of
@@ -18,7 +19,7 @@ from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.request import workload_of
 from engine.plan.speeds import speeds_of
-from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import streamed_time, total_seconds
 from engine.plan.workload import Workload
 

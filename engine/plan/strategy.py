@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine import errors
 from engine.config.hosts import Host, hosts_of
-from engine.distributed.place import Ranks
+from engine.hardware.rank_place import Ranks
 
 if TYPE_CHECKING:
     from engine.config import RunConfig

@@ -6,14 +6,12 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from engine.errors import StreamPlanError
+
 Home = Literal["gpu", "host", "disk"]
 
 FORWARD_BLOCKS = 4
 "Key blocks that one attention call of the forward pass may see where keys and values are on the device."
-
-
-class StreamPlanError(ValueError):
-    """The options contradict each other, the model or the machine; the message says how."""
 
 
 @dataclass(frozen=True, kw_only=True)

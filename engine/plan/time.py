@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.hardware.measured import correction_key
+from engine.models.head_pieces import window_piece
 from engine.plan.full_tuning import (
     SUM_BYTES,
     WHOLE_SUM_BYTES,
@@ -17,7 +18,7 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, BaseWeights, window_piece
+from engine.plan.ledger_lines import NF4_BITS, BaseWeights
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import StreamPlan

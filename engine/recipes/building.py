@@ -29,6 +29,7 @@ from engine.optim.schedule import peak_rate
 from engine.recipes.rank_data import ALONE, Sharing
 from engine.recipes.step_choice import replanning_step
 from engine.steps import partial_checkpoint
+from engine.steps.failures import memory_errors
 from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.steps.oom_fallback import ClosableStep
 from engine.steps.padding import longest_filled
@@ -39,7 +40,6 @@ from engine.steps.whole_step import TrainingStep, WholeSequenceStep
 from engine.steps.zero_step import ZeroStep, ZeroTuning
 from engine.training.curriculum import Curriculum
 from engine.training.early_stopping import EarlyStopping
-from engine.training.memory import memory_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.data.encoder import Encoder
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.result_files import keep_evaluation
 from engine.generation.run_models import AdaptedPair
 from engine.models.fine_tuning import AdapterTuning
+from engine.models.placement import device_name
 from engine.protocol import LogLine
-from engine.recipes.setup import device_name
 from engine.steps.oom_fallback import ReplanningStep
+from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

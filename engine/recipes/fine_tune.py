@@ -15,15 +15,18 @@ from engine.data.dataset import Dataset, build_dataset
 from engine.data.window_source import count_updates, tokens_per_update
 from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.report import RunReport, write_report
+from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
+from engine.models.placement import device_name
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.recipes.base_model import identify_base
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import evaluate_at_end
 from engine.recipes.rank_data import Sharing, choose_sharing
-from engine.recipes.setup import Setup, device_name, set_up
+from engine.recipes.setup import Setup, set_up
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
+from engine.steps.failures import memory_errors, memory_errors_by_phase
 from engine.steps.held_out_loss import HeldOutLoss, perplexity
 from engine.steps.rank_scoring import evaluate_together
 from engine.steps.whole_step import TrainingStep
@@ -31,7 +34,6 @@ from engine.steps.zero_step import ZeroStep
 from engine.training.components import Parts
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
-from engine.training.memory import gpu_peak, host_peak, memory_errors, memory_errors_by_phase
 from engine.training.state import Progress, read_snapshot, restore
 
 if TYPE_CHECKING:

@@ -10,15 +10,16 @@ from msgspec.structs import replace
 
 from engine.data.dataset import build_dataset
 from engine.data.window_source import plan_updates
+from engine.hardware.process_memory import memory_figures
 from engine.models.loading import load_tokenizer
 from engine.optim.lr_range import FILE_NAME, range_rates, range_test
 from engine.optim.schedule import Schedule, Setting
 from engine.protocol import LogLine, PhaseChanged, RunFinished, StepCompleted
 from engine.recipes.building import build_learning, build_model, choose_step
 from engine.recipes.setup import Setup, set_up
+from engine.steps.failures import memory_errors
 from engine.steps.whole_step import StepAbandonedError
 from engine.training.components import Parts
-from engine.training.memory import memory_errors, memory_figures
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.state import Progress
 

@@ -22,7 +22,7 @@ from engine.hardware.machine import Machine
 from engine.hardware.tuning import keep_heap_whole, tune_memory
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
-from engine.models.placement import Placement, Precision, choose_placement
+from engine.models.placement import Placement, Precision, choose_placement, device_name
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
@@ -126,11 +126,6 @@ def _same_in_all(team: Team, placement: Placement) -> Placement:
         precision: Precision = "nf4" if placement.precision == "nf4" else "fp16"
         return dataclasses.replace(placement, precision=precision, compute="fp16")
     return placement
-
-
-def device_name(device: torch.device) -> str:
-    """The card's name, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, list[str]]:

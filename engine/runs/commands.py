@@ -10,6 +10,7 @@ from engine.protocol import Command, EvaluateNow, LogLine, Pause, Resume, SaveNo
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
+    from engine.runs.team import Team
 
 POLL_SECONDS = 1.0
 
@@ -20,6 +21,41 @@ class Actions:
 
     save: Callable[[], str]
     evaluate: Callable[[], str]
+
+
+def decide(session: TrainingSession, actions: Actions) -> Stop | None:
+    """Executes the commands that came since the last call, in all ranks alike.
+
+    Rank 0 has the inbox; the others repeat what changes the run. A single process agrees with itself.
+
+    Returns:
+        The Stop that ends the run, acknowledged; None to go on.
+    """
+    team = session.team
+    if not team.leads:
+        return _follow(team, actions)
+
+    def shared(name: str, action: Callable[[], str]) -> Callable[[], str]:
+        def run() -> str:
+            team.agree(lambda: (name, None))
+            return action()
+
+        return run
+
+    stop = obey(session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate)))
+    team.agree(lambda: ("go", stop))
+    return stop
+
+
+def _follow(team: Team, actions: Actions) -> Stop | None:
+    while True:
+        name, stop = team.agree(lambda: ("", None))
+        if name == "save":
+            actions.save()
+        elif name == "evaluate":
+            actions.evaluate()
+        else:
+            return stop
 
 
 def obey(session: TrainingSession, actions: Actions) -> Stop | None:

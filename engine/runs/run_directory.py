@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Literal
 from engine import config as run_config
 from engine import errors
 from engine.runs.deepspeed_config import deepspeed_config
+from engine.runs.run_summary import RunStatus, RunSummary, read_status, read_summary
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.config import RunConfig
-    from engine.runs.run_summary import RunStatus, RunSummary
 
 MINIMUM_FREE = 64 * 1024**2
 """Bytes that must be free for any run: journal, log, and the adapter and checkpoints of a small model."""
@@ -177,15 +177,11 @@ class RunDirectory:
 
     def status(self) -> RunStatus:
         """What the run does now, from its journal's end and its process."""
-        from engine.runs import run_summary
-
-        return run_summary.read_status(self)
+        return read_status(self)
 
     def summary(self) -> RunSummary:
         """The run in one line of a table."""
-        from engine.runs import run_summary
-
-        return run_summary.read_summary(self)
+        return read_summary(self)
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:

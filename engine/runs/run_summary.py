@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from engine.errors import EliteError
 from engine.protocol import (
@@ -28,8 +28,8 @@ from engine.runs import process_record
 from engine.runs.journal import read_ends
 
 if TYPE_CHECKING:
+    from engine.config import RunConfig
     from engine.runs.process_record import ProcessRecord
-    from engine.runs.run_directory import RunDirectory
 
 RunStatus = Literal["starting", "running", "paused", "completed", "stopped", "failed", "died"]
 
@@ -39,6 +39,33 @@ ACTIVE: tuple[RunStatus, ...] = ("starting", "running", "paused")
 _END_BYTES = 1 << 18
 _START_GRACE_S = 30.0
 """A run directory without a process record is being started if it is younger than this."""
+
+
+class RunFiles(Protocol):
+    """What a summary reads of a run (engine.runs.run_directory.RunDirectory)."""
+
+    @property
+    def id(self) -> str:
+        """Name of the run."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run."""
+
+    @property
+    def config_path(self) -> Path:
+        """Its configuration."""
+
+    @property
+    def journal_path(self) -> Path:
+        """Its events."""
+
+    @property
+    def process_path(self) -> Path:
+        """Which process trains it."""
+
+    def load_config(self) -> RunConfig:
+        """Reads the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +99,12 @@ class _Observation:
     tail: list[Envelope]
 
 
-def read_status(run: RunDirectory) -> RunStatus:
+def read_status(run: RunFiles) -> RunStatus:
     """What the run does now. A journal that cannot be read counts as an empty one."""
     return _status(run, _observe(run))
 
 
-def read_summary(run: RunDirectory) -> RunSummary:
+def read_summary(run: RunFiles) -> RunSummary:
     """The run's line in the table."""
     seen = _observe(run)
     head, tail = seen.head, seen.tail
@@ -105,7 +132,7 @@ def read_summary(run: RunDirectory) -> RunSummary:
     )
 
 
-def _observe(run: RunDirectory) -> _Observation:
+def _observe(run: RunFiles) -> _Observation:
     # The process first: a run that ends in between is then seen with its last event.
     record = process_record.read_record(run.process_path)
     alive = record is not None and process_record.is_alive(run.process_path, record)
@@ -116,7 +143,7 @@ def _observe(run: RunDirectory) -> _Observation:
     return _Observation(alive, record, head, tail)
 
 
-def _status(run: RunDirectory, seen: _Observation) -> RunStatus:
+def _status(run: RunFiles, seen: _Observation) -> RunStatus:
     first = seen.record.first_seq if seen.record else 0
     attempt = [envelope.event for envelope in seen.tail if envelope.seq >= first]
     ending = next((e for e in reversed(attempt) if isinstance(e, (RunFinished, RunFailed))), None)
@@ -148,14 +175,14 @@ def _shows_work(event: Event) -> bool:
     return isinstance(event, (RunStarted, StepProgress, StepCompleted, EvalCompleted))
 
 
-def _is_new(run: RunDirectory) -> bool:
+def _is_new(run: RunFiles) -> bool:
     try:
         return time.time() - run.config_path.stat().st_mtime < _START_GRACE_S
     except OSError:
         return False
 
 
-def _names(run: RunDirectory) -> tuple[str, str]:
+def _names(run: RunFiles) -> tuple[str, str]:
     try:
         config = run.load_config()
     except EliteError:

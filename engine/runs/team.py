@@ -10,12 +10,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine.distributed.place import Ranks
+from engine.hardware.rank_place import Ranks
 
 if TYPE_CHECKING:
-    from engine.protocol import Stop
-    from engine.runs.commands import Actions
-    from engine.runs.context import TrainingSession
+    from engine.protocol import Event
 
 T = TypeVar("T")
 
@@ -57,11 +55,5 @@ class Team:
         """Rank 0 runs the block alone; the others after it, when what it left on disk is complete."""
         yield
 
-    def decide(self, session: TrainingSession, actions: Actions) -> Stop | None:
-        """Carries out the commands that came since the last call (engine.runs.commands.obey)."""
-        from engine.runs.commands import obey
-
-        return obey(session, actions)
-
-    def report(self, session: TrainingSession, step: int, seconds: float) -> None:
+    def report(self, emit: Callable[[Event], None], step: int, seconds: float) -> None:
         """An update is done: tells how each rank fares, not too often."""

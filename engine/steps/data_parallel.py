@@ -7,12 +7,12 @@ the ranks' gradients is the gradient of one big batch, however unequal the ranks
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine import errors
+from engine.distributed.gradient_sum import GradientSum, WholeSum
 from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import FineTuning
 from engine.randomness import draw_seed, keyed_numbers
@@ -21,44 +21,7 @@ from engine.steps.oom_fallback import ClosableStep, ReplanningStep
 from engine.steps.step_builder import Layout
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
-BUCKET_NUMBERS = 16 << 20
-"""Numbers that go out in one message."""
-
 _DONE, _ABANDONED, _FAILED = 0, 1, 2
-
-
-class GradientSum(Protocol):
-    """Replaces gradients by their sum over the ranks, exactly or nearly."""
-
-    def __call__(self, gradients: Sequence[Tensor]) -> None:
-        """In place; the same tensors in the same order in every rank."""
-
-
-class WholeSum:
-    """The exact sum, many gradients in one message: a collective for each would pay its latency hundreds of times."""
-
-    def __init__(self, team: ProcessTeam) -> None:
-        self._team = team
-
-    def __call__(self, gradients: Sequence[Tensor]) -> None:
-        """See GradientSum."""
-        bucket: list[Tensor] = []
-        for gradient in gradients:
-            if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET_NUMBERS:
-                self._send(bucket)
-                bucket = []
-            bucket.append(gradient)
-        if bucket:
-            self._send(bucket)
-
-    def _send(self, bucket: Sequence[Tensor]) -> None:
-        if len(bucket) == 1 and bucket[0].is_contiguous():
-            self._team.sum_tensor(bucket[0])
-            return
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        self._team.sum_tensor(flat)
-        for gradient, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
 
 
 def shares(windows: Sequence[Window], ranks: int) -> list[list[int]]:

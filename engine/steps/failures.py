@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from engine import errors
 from engine.errors import EliteError
 from engine.streaming.out_of_memory import full_place
+
+if TYPE_CHECKING:
+    from engine.runs.context import TrainingSession
 
 Place = Literal["GPU", "host", "disk"]
 
@@ -63,3 +68,41 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
+    """Turns running out of memory, which torch reports in several ways, into one typed error.
+
+    Args:
+        phase: Named in the error.
+        largest: What takes most of the memory in this phase.
+        remedy: What to do about it.
+
+    Raises:
+        EliteError: OUT_OF_MEMORY.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        place = full_place(error)
+        if place is None:
+            raise
+        raise errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy) from error
+
+
+@contextlib.contextmanager
+def memory_errors_by_phase(session: TrainingSession) -> Iterator[None]:
+    """The same for a whole run: what no phase of it has foreseen is named by the phase alone.
+
+    Raises:
+        EliteError: MEMORY_FULL.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        place = full_place(error)
+        if place is None:
+            raise
+        problem = errors.one_line(error) or type(error).__name__
+        raise errors.MEMORY_FULL(place=place, phase=session.phase, problem=problem, run=session.run.id) from error

@@ -9,7 +9,6 @@ import torch
 
 from engine.steps.whole_step import TrainingStep, count_targets
 from engine.streaming.out_of_memory import full_place
-from engine.training.memory import whole_window_bytes
 
 if TYPE_CHECKING:
     from engine.data.windows import Window
@@ -57,6 +56,18 @@ def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Cal
         return True
 
     return fits
+
+
+def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> int:
+    """Activations kept by ordinary backpropagation without recomputing, over one window.
+
+    Per token and layer, what autograd saves: input, norm, residual and attention output (6 of the hidden size),
+    queries, keys and values before and after the rotation, and 4 of the feed-forward size (gate, up, their
+    product, the activation).
+    """
+    attention = 2 * spec.head_dim * (spec.heads + 2 * spec.kv_heads)
+    per_token = 6 * spec.hidden_size + attention + 4 * spec.mlp_width
+    return context * spec.layers * per_token * bytes_per_number
 
 
 def fits_in_ram(spec: ModelSpec, context: int, bytes_per_number: int, free: int) -> Callable[[int], bool]:

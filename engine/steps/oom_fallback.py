@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import errors
-from engine.errors import EliteError
+from engine.errors import EliteError, StreamPlanError
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import FineTuning
-from engine.plan.stream_plan import StreamPlanError
+from engine.randomness import capture_random, restore_random
 from engine.steps.failures import Place, memory_place, release_memory
 from engine.steps.step_builder import Layout
 from engine.steps.whole_step import ScoringStep, StepMonitor, StepResult, TrainingStep, Window
-from engine.training.state import capture_random, restore_random
 
 T = TypeVar("T")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.distributed.gradient_sum import WholeSum
 from engine.distributed.process_team import ProcessTeam
 from engine.errors import one_line
 from engine.models.fine_tuning import FineTuning
-from engine.steps.data_parallel import WholeSum, gradients_of
+from engine.steps.data_parallel import gradients_of
 from engine.steps.failures import Place, memory_place
 from engine.steps.oom_fallback import ClosableStep, ReplanningStep, T, difference
 from engine.steps.step_builder import Layout

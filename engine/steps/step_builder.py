@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine.errors import StreamPlanError
 from engine.plan.search import Way
-from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.plan.stream_plan import StreamPlan
 from engine.steps.failures import Place
 
 _LEAST_TILE = 128

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.errors import StreamPlanError
 from engine.models.wide_gradients import WideGradients
-from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.plan.stream_plan import StreamPlan
 from engine.randomness import KeyedGenerators
 from engine.streaming import attention as streamed_attention
 from engine.streaming import copies

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.plan.stream_plan import StreamPlanError
+from engine.errors import StreamPlanError
 
 _BLOCK = 64
 

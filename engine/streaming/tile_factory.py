@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from engine.plan.stream_plan import Home, StreamPlanError
+from engine.errors import StreamPlanError
+from engine.plan.stream_plan import Home
 from engine.streaming.copies import CopyStreams
 from engine.streaming.disk_tiles import DiskStaging, DiskTiles
 from engine.streaming.tiles import DeviceTiles, PinnedTiles, TileArray

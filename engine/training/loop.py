@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from engine.data.window_source import plan_updates
+from engine.hardware.process_memory import memory_figures
 from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
-from engine.runs.commands import Actions
+from engine.runs.commands import Actions, decide
 from engine.steps.held_out_loss import perplexity
 from engine.steps.whole_step import StepAbandonedError
-from engine.training.memory import memory_figures
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.recovery import Recovery
 from engine.training.rollback import Keeper
@@ -59,13 +59,13 @@ def _fit(
     pace = _Pace()
     while progress.step < len(updates):
         keeper.mark()
-        stop = session.team.decide(session, actions)
+        stop = decide(session, actions)
         if stop is None:
             monitor = _Monitor(session, progress.step + 1, recovery.watch)
             try:
                 done = take_optimizer_step(parts, progress, updates[progress.step], monitor)
             except StepAbandonedError:
-                stop = session.team.decide(session, actions) or Stop(id="")
+                stop = decide(session, actions) or Stop(id="")
             except Exception as error:
                 recovery.handle(error)
                 continue
@@ -78,7 +78,7 @@ def _fit(
         if not recovery.accept(done.result.loss_sum / done.result.tokens):
             continue
         session.emit(_completed(parts, progress, done, pace))
-        session.team.report(session, progress.step, done.seconds)
+        session.team.report(session.emit, progress.step, done.seconds)
         keeper.keep_if_due()
         keeper.save_if_due(_score_if_due(parts, progress, session.config.training.evaluate_every))
         if (reason := parts.early_end()) is not None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from engine import errors
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
+from engine.randomness import capture_random
 from engine.runs.atomic_dir import DamagedError
 from engine.steps.failures import is_disk_full
 from engine.training.checkpoints import SavedCheckpoint, verify
 from engine.training.disk_space import DiskSpace
 from engine.training.saver import Saver
-from engine.training.state import Progress, Snapshot, capture, capture_random, read_snapshot, restore
+from engine.training.state import Progress, Snapshot, capture, read_snapshot, restore
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.models.fine_tuning import AdapterTuning, FullTuning
+from engine.randomness import RandomState, restore_random
 from engine.runs.atomic_dir import DamagedError, Sealed
 from engine.training import tensor_tree
 
@@ -67,37 +65,6 @@ class Progress:
     "What went wrong so far and what was done, one line each."
     layout: dict[str, Any] | None = None
     "How the step is laid out, as engine.steps.step_builder.Layout writes it; None before the first one."
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """The generators' states at one moment."""
-
-    tensors: Mapping[str, Tensor]
-    numbers: Mapping[str, Any]
-
-
-def capture_random() -> RandomState:
-    """The states of torch's (CPU and every GPU), numpy's and Python's generators."""
-    tensors = {"torch.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"torch.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
-    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
-    return RandomState(tensors, {"numpy": numpy_state, "python": random.getstate()})
-
-
-def restore_random(state: RandomState) -> None:
-    """Puts the generators back. States of GPUs that are no longer there are left out."""
-    torch.set_rng_state(state.tensors["torch.cpu"])
-    for device in range(torch.cuda.device_count()):
-        if (name := f"torch.cuda.{device}") in state.tensors:
-            torch.cuda.set_rng_state(state.tensors[name], device)
-    numpy_state = dict(state.numbers["numpy"])
-    numpy_state["state"] = {**numpy_state["state"], "key": np.array(numpy_state["state"]["key"], dtype=np.uint32)}
-    np.random.set_state(numpy_state)
-    version, internal, gauss = state.numbers["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 @dataclass(frozen=True, kw_only=True)

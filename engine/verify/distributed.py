@@ -12,9 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import from_mapping
+from engine.distributed.gradient_sum import WholeSum
+from engine.distributed.powersgd import LowRankSum
+from engine.distributed.process_team import ProcessTeam
 from engine.launch.rank_processes import ProcessFailedError, run_processes
 from engine.models.adapter import trainable
 from engine.plan.stream_plan import StreamPlan
+from engine.runs.deepspeed_config import deepspeed_config
+from engine.steps.sequence_step import SequenceStep
+from engine.steps.zero_step import ZeroStep, ZeroTuning
 from engine.verify.measure import mib, relative_error
 from engine.verify.proof import Bench, UnavailableError, demand, need_library
 from engine.verify.small import adapted, gradients, patterned_tokens, random_tokens, small_model
@@ -24,8 +30,6 @@ _UPDATES = 12
 
 
 def _team() -> Any:
-    from engine.distributed.process_team import ProcessTeam
-
     return ProcessTeam(_CPU, timeout_s=60.0)
 
 
@@ -52,9 +56,6 @@ def ring_attention(_: Bench) -> str:
 
 
 def _ring_rank(_: int, __: int, length: int) -> dict[str, Any]:
-    from engine.steps.data_parallel import WholeSum
-    from engine.steps.sequence_step import SequenceStep
-
     team, model = _team(), adapted(small_model(device=_CPU))
     plan = StreamPlan(tile=32, key_block=64, loss_piece=64)
     with SequenceStep(model, plan, device=_CPU, team=team, strategy="ring") as step:
@@ -85,9 +86,6 @@ def _data_parallel_ranks(rank: int, _: int) -> list[dict[str, Any]]:
 
 def _data_parallel(rank: int, *, compress: bool) -> dict[str, Any]:
     """Losses of some updates with half of each batch, and the bytes that the last one sent."""
-    from engine.distributed.powersgd import LowRankSum
-    from engine.steps.data_parallel import WholeSum
-
     team, model = _team(), _wide_model(16)
     add_up = LowRankSum(team, 1, whole_updates=2) if compress else WholeSum(team)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
@@ -154,9 +152,6 @@ def _windows(step: int) -> list[Any]:
 
 
 def _zero_rank(_: int, count: int, section: dict[str, str]) -> dict[str, Any]:
-    from engine.runs.deepspeed_config import deepspeed_config
-    from engine.steps.zero_step import ZeroStep, ZeroTuning
-
     settings: dict[str, Any] = {
         "model": {"precision": "fp32", "device": "cpu"},
         "training": {"max_grad_norm": 1e9},

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from engine.models.adapter import trainable
+from engine.models.catalogue import find_model
 from engine.protocol import RecoveryTaken
+from engine.randomness import capture_random
 from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit
 from engine.training.saver import Saver
 from engine.training.spikes import SpikeDetector
-from engine.training.state import STATEFUL, capture, capture_random, read_snapshot
+from engine.training.state import STATEFUL, capture, read_snapshot
 from engine.verify.measure import mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, demand
 from engine.verify.small import SmallRun, Unbothered, adapted, gradients, patterned_tokens, random_tokens, small_model
@@ -86,7 +88,6 @@ def _tried_for_real(bench: Bench, step: WholeSequenceStep, window: Any) -> str:
             return fits_on_gpu(step, window, bench.device)(count)
 
         return f"this GPU takes at least {largest_that_fits(fits, most=64)}"
-    from engine.models.catalogue import find_model
 
     found = largest_that_fits(fits_in_ram(find_model("demo"), 2048, 4, 8 * 2**30))
     return f"the demo model at 2,048 tokens: {found} in 8 GiB of free RAM, by formula"

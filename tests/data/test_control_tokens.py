@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.tokenizer_kinds import KINDS, added, byte_fallback, byte_level, unigram, word_piece
 from tokenizers import Tokenizer
 
-from engine.data.control_tokens import is_plain_text
-from engine.data.encoder import Encoder
+from engine.tokenization.control_tokens import is_plain_text
+from engine.tokenization.encoder import Encoder
 
 TEXT = "def f(x):\n    return {'a': x ** 2}  # <b> naive\n\n\tif  x :\n"
 
@@ -82,7 +82,7 @@ def test_parts_for_filling_in_come_back_exactly(kind: str, text: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["legacy", "always", "first", "never"])
 def test_a_long_text_gets_no_space_where_it_is_cut(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.data.pieces._PIECE", 20)
+    monkeypatch.setattr("engine.tokenization.pieces._PIECE", 20)
     encoder = Encoder(byte_fallback(scheme=scheme))
     text = "x = 1\n  y = 22\n" * 20
     [ids] = encoder.encode_documents([("a.py", text)])

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.documents import Document, Texts
-from engine.data.encoder import demo_encoder
 from engine.errors import EliteError
+from engine.tokenization.encoder import demo_encoder
 
 ENCODER = demo_encoder()
 Build = Callable[..., Dataset]

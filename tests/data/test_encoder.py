@@ -9,8 +9,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.assets import asset
-from engine.data import pieces
-from engine.data.encoder import Encoder, demo_encoder
+from engine.tokenization import pieces
+from engine.tokenization.encoder import Encoder, demo_encoder
 
 ENCODER = demo_encoder()
 

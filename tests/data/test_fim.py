@@ -10,9 +10,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.encoder import Encoder, demo_encoder
-from engine.data.fim import cut_points, find_tokens
+from engine.data.fim import cut_points
 from engine.errors import EliteError
+from engine.tokenization.encoder import Encoder, demo_encoder
+from engine.tokenization.fim_tokens import find_tokens
 
 ENCODER = demo_encoder()
 

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.encoder import demo_encoder
 from engine.data.git import GitError
 from engine.data.history import has_history, read_commit, read_patches
 from engine.data.split import is_held_out
+from engine.tokenization.encoder import demo_encoder
 
 ENCODER = demo_encoder()
 TRAIN = [f"m{i}.py" for i in range(40) if not is_held_out(PurePosixPath(f"m{i}.py"), 0.1)][:8]

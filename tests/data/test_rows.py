@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.encoder import demo_encoder
 from engine.data.rows import open_data_set
 from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
+from engine.tokenization.encoder import demo_encoder
 
 ROWS = [{"path": f"src/a{i}.py", "content": module(f"a{i}"), "stars": i} for i in range(700)]
 

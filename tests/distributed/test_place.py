@@ -17,8 +17,8 @@ import pytest
 
 from engine import config as run_config
 from engine.config import from_mapping
-from engine.distributed.place import RankPlace, Ranks
 from engine.errors import EliteError
+from engine.hardware.rank_place import RankPlace, Ranks
 from engine.hardware.target import target_machine
 from engine.hardware.visible import number_by_bus, show_one, visible_names
 from engine.models.catalogue import find_model

@@ -7,10 +7,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine.config import EvaluationSection
-from engine.data.encoder import demo_encoder
 from engine.evaluation.functions import SourceText, choose_functions
 from engine.evaluation.result import evaluation_from_json, samples_of, task_result
 from engine.evaluation.tasks import complete, prompt_of, tasks_of
+from engine.tokenization.encoder import demo_encoder
 
 FILE = SourceText(
     "shop/prices.py",

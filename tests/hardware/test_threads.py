@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from engine.distributed.place import RankPlace
+from engine.hardware.rank_place import RankPlace
 from engine.hardware.threads import wait_briefly
 from engine.launch.rank import prepare_environment
 

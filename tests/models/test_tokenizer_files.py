@@ -11,10 +11,10 @@ from support.tokenizer_kinds import TEXTS, added, byte_fallback
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from engine.data.encoder import Encoder, first_tokens
 from engine.errors import EliteError
 from engine.models.catalogue import catalogue, find_model
 from engine.models.loading import load_tokenizer
+from engine.tokenization.encoder import Encoder, first_tokens
 
 FAMILIES = sorted(
     {spec.family for spec in catalogue().values()} | {"mistral", "phi3", "gemma2", "mixtral", "qwen3_moe"}

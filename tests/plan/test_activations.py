@@ -8,7 +8,7 @@ import pytest
 
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config, supporting
-from engine.plan.ledger_lines import window_piece
+from engine.models.head_pieces import window_piece
 from engine.plan.memory import streamed_ledger
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.tile_peaks import tile_moments

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.plan.stream_plan import StreamPlan, StreamPlanError
+from engine.errors import StreamPlanError
+from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
 from tests.streaming.models import FAMILIES, tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error

@@ -15,8 +15,9 @@ from engine.data.window_source import Update
 from engine.models.fine_tuning import FullTuning
 from engine.optim import adamw as module
 from engine.optim.adamw import adamw
+from engine.randomness import capture_random
 from engine.training.optimizer_step import take_optimizer_step
-from engine.training.state import capture, capture_random, restore
+from engine.training.state import capture, restore
 
 OPTIMIZERS = ["adamw", *(["adamw_8bit", "paged_adamw_8bit"] if importlib.util.find_spec("bitsandbytes") else [])]
 pytestmark = pytest.mark.filterwarnings("ignore")  # paged states need a GPU, and say so

@@ -18,13 +18,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
+from engine.randomness import capture_random
 from engine.runs import atomic_dir
 from engine.runs.atomic_dir import DamagedError
 from engine.training import tensor_tree
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit
 from engine.training.saver import Saver
-from engine.training.state import capture, capture_random, read_snapshot, restore
+from engine.training.state import capture, read_snapshot, restore
 
 FILES = {"state.json": b"{}"}
 ROOT = Path(__file__).parents[2]
@@ -258,7 +259,8 @@ from support.runs import build, new_session
 from engine.protocol import WarningRaised, RecoveryTaken, StepCompleted, CheckpointSaved
 from engine.training.loop import fit
 from engine.training.checkpoints import verify
-from engine.training.state import capture, capture_random
+from engine.training.state import capture
+from engine.randomness import capture_random
 
 mount = Path(sys.argv[1])
 often = {"every_minutes": 1e-9, "keep": 50}

@@ -41,7 +41,7 @@ from engine.protocol import (
 )
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
-from engine.training.memory import memory_errors
+from engine.steps.failures import memory_errors
 
 ASYNCIO = Path(asyncio.__file__).parent
 EMAIL = Path(email.__file__).parent

@@ -17,8 +17,8 @@ from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config
 from engine.optim.schedule import make_schedule, warmup_cosine_factor
 from engine.plan.request import Planning
+from engine.steps.micro_batch import whole_window_bytes
 from engine.steps.whole_step import WholeSequenceStep, Window
-from engine.training.memory import whole_window_bytes
 
 
 @given(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine.data.control_tokens import control_tokens
+from engine.tokenization.control_tokens import control_tokens
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,9 +12,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.assets import asset
-from engine.data.fim import find_tokens
-from engine.data.pieces import cut
-from engine.data.plain_text import Part, PlainText
+from engine.tokenization.fim_tokens import find_tokens
+from engine.tokenization.pieces import cut
+from engine.tokenization.plain_text import Part, PlainText
 
 if TYPE_CHECKING:
     import numpy.typing as npt
