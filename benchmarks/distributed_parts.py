@@ -369,7 +369,7 @@ def ring(
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction(args.cap * GIB / total if args.cap else 1.0)
         spec, plan_row = planned(args, team, model, context, layers, strategy)
-        plan = plan_row.stream
+        plan = plan_row.layout.stream
         row |= {"model": model, "context": context, "layers": layers, "plan": dataclasses.asdict(plan)}
         row |= {"predicted_seconds": plan_row.step_seconds, "predicted_gpu_bytes": plan_row.gpu_peak_bytes}
         row |= {"predicted_host_bytes": plan_row.host_peak_bytes, "capped_gib": args.cap}

@@ -62,7 +62,7 @@ def run(case: dict[str, Any], pipe: Any) -> None:
         _, planning, row = planned(context)
         result = {
             "model": planning.spec.name,
-            "plan": row.plan,
+            "plan": row.layout.as_json(),
             "probed_at": case["at"],
             "probe": found["window_seconds"],
             "context": context,
@@ -85,9 +85,9 @@ def step(planning: Any, row: Any) -> float:
     from engine.benchmarking.streaming import measure_step, timed
     from engine.models.placement import choose_placement
 
-    placement = choose_placement("cuda", row.precision)
-    if row.stream is not None:
-        taken = measure_step(planning.spec, row.context, row.stream, placement, repeats=2)
+    placement = choose_placement("cuda", row.layout.precision)
+    if row.layout.stream is not None:
+        taken = measure_step(planning.spec, row.context, row.layout.stream, placement, repeats=2)
         return taken["seconds"]["total"]
     from engine.benchmarking.probe import _autocast, _Silent
     from engine.config import LoraSection
@@ -100,7 +100,7 @@ def step(planning: Any, row: Any) -> float:
     base = random_model(planning.spec, placement)
     fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(), seed=0)
-    whole = WholeSequenceStep(model, recompute=row.plan["checkpointing"], autocast=lambda: _autocast(placement))
+    whole = WholeSequenceStep(model, recompute=row.layout.recompute, autocast=lambda: _autocast(placement))
     window = Window(torch.randint(0, planning.spec.vocab_size, (row.context,)).numpy())
     return timed(lambda: whole.run([window], 1.0 / row.context, _Silent()), placement.device)
 

@@ -52,6 +52,8 @@ class RunStarted(Event):
     planned_gpu_bytes: int | None = None
     "Peak that the plan predicts, for the gauge."
     planned_host_bytes: int | None = None
+    layout: dict[str, Any] | None = None
+    "How the plan computes a step (engine.plan.step_layout); None in journals of earlier versions."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,7 @@ def _tier_cell(table: TierTable, number: int) -> str:
     row = table.row(number)
     if not row.fits:
         return "–"
-    home = row.stream.hidden_home if row.stream else "gpu"
+    home = row.layout.stream.hidden_home if row.layout.stream else "gpu"
     where = {"gpu": "", "host": ", RAM", "disk": ", disk"}[home]
     return f"{format_seconds(row.step_seconds / row.windows_per_step)}{where}"
 

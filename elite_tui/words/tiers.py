@@ -54,10 +54,10 @@ def short_places(plan: TierPlan, plans: Plans) -> list[str]:
 def title(plan: TierPlan) -> Content:
     """What a tier is, in one line."""
     name = f"Tier {plan.tier}" if plan.tier is not None else "Context"
-    head = Content.styled(f"{name} · {plan.context:,} tokens · {plan.precision}", "bold")
-    if plan.stream is not None:
-        exact = "exact" if plan.stream.exact else "approximate"
-        head = head.append(Content.styled(f" · streamed in tiles of {plan.stream.tile:,}, {exact}", "$muted"))
+    head = Content.styled(f"{name} · {plan.context:,} tokens · {plan.layout.precision}", "bold")
+    if plan.layout.stream is not None:
+        exact = "exact" if plan.layout.stream.exact else "approximate"
+        head = head.append(Content.styled(f" · streamed in tiles of {plan.layout.stream.tile:,}, {exact}", "$muted"))
     return head
 
 

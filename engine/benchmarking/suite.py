@@ -83,7 +83,7 @@ def _streamed_cases(machine: Machine) -> Iterator[Case]:
                 way="streamed",
             )
             row = plan_context(planning, context)
-            if row.fits and row.stream is not None:
+            if row.fits and row.layout.stream is not None:
                 yield Case(
                     name=f"streaming-{model}-{context}",
                     arguments=(*_streaming(model, context, row), "--repeats", str(STEPS_A_CASE), "--json"),
@@ -93,9 +93,9 @@ def _streamed_cases(machine: Machine) -> Iterator[Case]:
 
 def _streaming(model: str, context: int, row: TierPlan) -> Iterator[str]:
     """The planner's layout as options."""
-    assert row.stream is not None
-    yield from ("bench", "streaming", "--model", model, "--context", str(context), "--precision", row.precision)
-    for name, value in dataclasses.asdict(row.stream).items():
+    assert row.layout.stream is not None
+    yield from ("bench", "streaming", "--model", model, "--context", str(context), "--precision", row.layout.precision)
+    for name, value in dataclasses.asdict(row.layout.stream).items():
         yield from ("--plan", f"{name}={value}")
 
 

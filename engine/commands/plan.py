@@ -198,11 +198,11 @@ def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, 
         },
         "repo_tokens": planning.repository_tokens,
         "recommended": table.recommended,
-        "tiers": [_describe_row(row) for row in table.tiers],
+        "tiers": [row.as_json() for row in table.tiers],
         "assumptions": _assumptions(planning.machine),
     }
     if asked:
-        document["max_context"] = _describe_row(largest) if largest else None
+        document["max_context"] = largest.as_json() if largest else None
     return document
 
 
@@ -218,12 +218,6 @@ def _describe_machine(machine: Machine) -> dict[str, Any]:
         "disk_free_bytes": machine.disk_free,
         "usable": {"gpu": budget.gpu, "host": budget.host, "disk": budget.disk},
     }
-
-
-def _describe_row(row: TierPlan) -> dict[str, Any]:
-    described = asdict(row)
-    del described["stream"]
-    return described
 
 
 # --- for people --------------------------------------------------------------------------------------------
@@ -322,7 +316,7 @@ def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:
 
     verdict = "fits" if row.fits else f"does not fit: {row.reason}; {row.remedy}"
     console.print(f"tier {row.tier}, {row.context:,} tokens: {verdict}", style="bold")
-    console.print(", ".join(f"{name} {value}" for name, value in row.plan.items()))
+    console.print(", ".join(f"{name} {value}" for name, value in row.layout.as_json().items()))
     grid = Table("where", "part", box=None, header_style="bold", pad_edge=False)
     grid.add_column("size", justify="right", no_wrap=True)
     grid.add_column("how")

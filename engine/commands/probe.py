@@ -18,7 +18,6 @@ from engine.plan.quantities import format_bytes, format_seconds
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed
     from engine.hardware.machine import Machine
-    from engine.plan.ledger_lines import BaseWeights
     from engine.plan.planner import TierPlan
     from engine.plan.request import Planning
 
@@ -108,11 +107,11 @@ def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
     from engine.plan.speeds import speeds_of
     from engine.plan.time import streamed_time
 
-    if row.stream is None or not row.stream.keep_layers:
+    if row.layout.stream is None or not row.layout.stream.keep_layers:
         return row
-    stream, work = dataclasses.replace(row.stream, keep_layers=0), workload_of(planning, row.context)
+    stream, work = dataclasses.replace(row.layout.stream, keep_layers=0), workload_of(planning, row.context)
     time_parts = streamed_time(work, stream, speeds_of(planning.machine, work))
-    return dataclasses.replace(row, stream=stream, plan={**row.plan, "keep_layers": 0}, time=time_parts)
+    return dataclasses.replace(row, layout=dataclasses.replace(row.layout, stream=stream), time=time_parts)
 
 
 def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probed:
@@ -127,16 +126,14 @@ def _run_probe(args: argparse.Namespace, planning: Planning, row: TierPlan, term
     from engine.errors import StreamPlanError
     from engine.models.placement import choose_placement
 
-    placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.precision)
+    placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.layout.precision)
     console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)
     with console.status("running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
-        if row.stream is None:
-            return probe_window(
-                planning.spec, row.context, placement, rank=args.rank, recompute=row.plan["checkpointing"]
-            )
+        if row.layout.stream is None:
+            return probe_window(planning.spec, row.context, placement, rank=args.rank, recompute=row.layout.recompute)
         try:
             return probe_streamed(
-                planning.spec, row.context, row.stream, placement, rank=args.rank, spill_directory=Path(spill)
+                planning.spec, row.context, row.layout.stream, placement, rank=args.rank, spill_directory=Path(spill)
             )
         except StreamPlanError as error:
             raise errors.PLAN_INVALID(text=f"the plan for {row.context:,} tokens", problem=error) from error
@@ -155,11 +152,10 @@ def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any
     full = min(planning.spec.full_attention_layers, probed.layers)
     spec = dataclasses.replace(planning.spec, layers=probed.layers, full_attention_layers=full)
     work = workload_of(dataclasses.replace(planning, spec=spec), row.context)
-    if row.stream is None:
-        weights: BaseWeights = "nf4" if row.precision == "nf4" else "resident"
-        ledger = whole_sequence_ledger(work, weights, recompute=row.plan["checkpointing"])
+    if row.layout.stream is None:
+        ledger = whole_sequence_ledger(work, row.layout.weights, recompute=row.layout.recompute)
     else:
-        ledger = streamed_ledger(work, row.stream)
+        ledger = streamed_ledger(work, row.layout.stream)
     # Nothing is optimised: the adapter has no Adam states. The process was there before.
     adam = 8 * work.lora_parameters
     device = "gpu" if planning.on_gpu else "host"
@@ -170,7 +166,7 @@ def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any
     return {
         "model": planning.spec.name,
         "context": row.context,
-        "plan": row.plan,
+        "plan": row.layout.as_json(),
         "layers_run": probed.layers,
         "gpu_allocated": {"predicted": predicted["gpu"], "measured": probed.gpu_allocated},
         "host": {"predicted": predicted["host"], "measured": probed.host},
@@ -191,10 +187,10 @@ def _keep(machine: Machine, planning: Planning, row: TierPlan, found: dict[str, 
     from engine.hardware import measured_files
     from engine.hardware.measured import Measured, correction_key
 
-    if row.stream is not None and row.stream.hidden_home == "disk":
+    if row.layout.stream is not None and row.layout.stream.hidden_home == "disk":
         return  # two tiles tell little of a disk that a whole step waits for
     seconds = found["window_seconds"]
-    key = correction_key(planning.spec.name, row.precision, streamed=row.stream is not None)
+    key = correction_key(planning.spec.name, row.layout.precision, streamed=row.layout.stream is not None)
     before = machine.measured or Measured(time=time.time(), torch=str(machine.libraries.get("torch")))
     corrections = {**before.corrections, key: seconds["measured"] / seconds["predicted"]}
     with contextlib.suppress(OSError):
@@ -206,11 +202,11 @@ def _print(row: TierPlan, found: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, emoji=False)
-    ran = "the last tile" if row.stream is not None else "the window"
+    ran = "the last tile" if row.layout.stream is not None else "the window"
     console.print(
         f"{found['model']}, {row.context:,} tokens: {ran} through {found['layers_run']} of the layers", style="bold"
     )
-    console.print(", ".join(f"{name} {value}" for name, value in row.plan.items()))
+    console.print(", ".join(f"{name} {value}" for name, value in row.layout.as_json().items()))
     grid = Table("", "predicted", "measured", "off by", box=None, header_style="bold", pad_edge=False)
     for label, name, words in (
         ("GPU, allocated", "gpu_allocated", format_bytes),

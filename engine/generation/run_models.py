@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,10 +25,11 @@ from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
 from engine.plan.request import streaming_refusal
+from engine.plan.step_layout import StepLayout
 from engine.steps.failures import memory_errors
+from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ClosableStep, ReplanningStep
 from engine.steps.padding import longest_filled
-from engine.steps.step_builder import Ladder, Layout
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
 
@@ -118,7 +119,7 @@ class RunModels:
 
     spec: ModelSpec
     placement: Placement
-    layout: Layout
+    layout: StepLayout
     context: int
     result: Path
     "Folder of the adapter, or of a whole model."
@@ -155,7 +156,7 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
     try:
         plan = json.loads(run.plan_path.read_text(encoding="utf-8"))
         context, precision = int(plan["context"]), str(plan["precision"])
-        layout = Layout.from_json({"stream": plan["stream"], "recompute": False})
+        layout = _read_layout(plan)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
     planned = "nf4" if precision == "nf4" else config.model.precision
@@ -166,6 +167,15 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
         context=context,
         result=result_of(run),
     )
+
+
+def _read_layout(plan: Mapping[str, Any]) -> StepLayout:
+    """The layout in a plan.json, which had its streamed choices beside the others in earlier versions."""
+    if "stream" in plan:
+        precision = StepLayout(precision=str(plan["precision"]))
+        return StepLayout.from_json({"stream": plan["stream"], "recompute": False}, like=precision)
+    # Scoring has no backward pass.
+    return dataclasses.replace(StepLayout.from_json(plan["plan"]), recompute=False)
 
 
 def load_pair(found: RunModels, config: RunConfig, *, tell: Callable[[str], None], spill: Path) -> ModelPair:
@@ -245,12 +255,12 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
     tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
     longest = longest_filled(found.context, device)
 
-    def build(layout: Layout) -> ClosableStep:
+    def build(layout: StepLayout) -> ClosableStep:
         if layout.stream is not None:
             return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill, fill_up_to=longest)
         return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement), fill_up_to=longest)
 
-    ladder = Ladder(
+    ladder = FallbackPolicy(
         context=found.context,
         layers=found.spec.layers,
         quantised=found.placement.precision == "nf4",

@@ -20,10 +20,10 @@ from engine.models.catalogue import catalogue, find_model
 from engine.models.families import require
 from engine.models.loading import load_tokenizer
 from engine.models.placement import choose_placement, device_name
+from engine.plan.step_layout import StepLayout
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import find_run
 from engine.steps.failures import memory_errors
-from engine.steps.step_builder import Layout
 from engine.tokenization.encoder import Encoder
 
 
@@ -103,7 +103,7 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", tell: 
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
     # Text is written token by token: all weights have to be there, whatever training did.
-    pair = load_pair(dataclasses.replace(found, layout=Layout()), config, tell=tell, spill=run.path)
+    pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, tell=tell, spill=run.path)
     return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
 
 
@@ -118,7 +118,7 @@ def _open_model(name: str, device: str, precision: str) -> Writer:
     found = RunModels(
         spec=find_model(name),
         placement=choose_placement(device, precision),
-        layout=Layout(),
+        layout=StepLayout(),
         context=0,
         result=Path(),
     )

@@ -202,7 +202,7 @@ def _memory(machine: Machine) -> Check:
 def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, tokens: int, output: Path) -> Check:
     if spec is None:
         return _skip("disk", "what the run writes depends on the model")
-    stream = choice.plan.stream if choice is not None else None
+    stream = choice.plan.layout.stream if choice is not None else None
     spills = stream is not None and stream.hidden_home == "disk"
     needed = needed_bytes(config, spec, tokens) + (choice.plan.disk_bytes if choice is not None and spills else 0)
     if choice is not None and stream is not None:
@@ -282,7 +282,7 @@ def _probe(config: RunConfig, choice: Choice | None) -> Iterator[Check]:
         {
             "config": to_mapping(config),
             "gpu_bytes": choice.plan.gpu_peak_bytes if choice is not None else None,
-            "precision": choice.plan.precision if choice is not None else config.model.precision,
+            "precision": choice.plan.layout.precision if choice is not None else config.model.precision,
         }
     )
     told: set[str] = set()

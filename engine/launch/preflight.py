@@ -56,7 +56,7 @@ def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
     check_pooling(config.model, spec)
     machine = take_inventory(output)
     chosen = choose_plan(config, machine, spec, tokens, ranks)
-    streamed = chosen.plan.stream is not None
+    streamed = chosen.plan.layout.stream is not None
     refuse_conflicts(config, streamed=streamed)
     ranks = ranks or ranks_to_start(config, machine)
     if ranks.all > 1:

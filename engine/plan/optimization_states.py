@@ -43,12 +43,12 @@ class Situation:
     @property
     def stream(self) -> StreamPlan | None:
         """The streamed step's plan; None where whole windows are trained on, or nothing is chosen yet."""
-        return self.choice.plan.stream if self.choice else None
+        return self.choice.plan.layout.stream if self.choice else None
 
     @property
     def precision(self) -> str:
         """Storage of the base weights."""
-        return self.choice.plan.precision if self.choice else self.config.model.precision
+        return self.choice.plan.layout.precision if self.choice else self.config.model.precision
 
     @functools.cached_property
     def work(self) -> Workload | None:
@@ -56,7 +56,7 @@ class Situation:
         if self.choice is None:
             return None
         work = workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
-        return dataclasses.replace(work, master_home=self.choice.plan.master_home)
+        return dataclasses.replace(work, master_home=self.choice.plan.layout.master_home)
 
 
 # --- what a row needs of the machine and the model -----------------------------------------------------------
@@ -162,7 +162,7 @@ def _recomputing(situation: Situation) -> tuple[bool, str]:
         return way == "always", "switched on" if way == "always" else "switched off"
     if situation.choice is None:
         return True, "where keeping all activations does not fit"
-    on = bool(situation.choice.plan.plan.get("checkpointing"))
+    on = situation.choice.plan.layout.recompute
     return on, "keeping all activations does not fit" if on else "all activations fit"
 
 

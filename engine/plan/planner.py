@@ -23,7 +23,7 @@ from engine.plan.request import (
     workload_of,
 )
 from engine.plan.search import HEADROOM, Budget, Candidate, search
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.step_layout import StepLayout
 from engine.plan.tiers import tiers
 from engine.plan.time import TimePart
 from engine.plan.workload import Workload
@@ -57,22 +57,19 @@ class TierPlan:
     steps_per_epoch: int | None
     "None where the repository's size is not known."
     holds_repository: bool
-    precision: str
-    plan: dict[str, Any]
-    "The choices, as JSON values."
-    stream: StreamPlan | None
-    "The streamed step's choices; None for the ordinary path."
+    layout: StepLayout
+    "The choices."
     parts: tuple[Part, ...]
     time: tuple[TimePart, ...]
     "Of one window."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
 
-    @property
-    def master_home(self) -> Literal["gpu", "host"] | None:
-        """Where every weight is trained: the home of the fp32 ones; None for an adapter."""
-        home: Literal["gpu", "host"] | None = self.plan.get("master_home")
-        return home
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON values; `plan` holds the layout."""
+        described = dataclasses.asdict(self)
+        del described["layout"]
+        return {**described, "precision": self.layout.precision, "plan": self.layout.as_json()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +192,7 @@ def plan_context(
         windows_per_step=windows,
         steps_per_epoch=steps,
         holds_repository=tokens is not None and context >= tokens,
-        precision=chosen.precision,
-        plan={**chosen.describe(), **({"window_ranks": work.ranks} if planning.ranks > 1 else {})},
-        stream=chosen.stream,
+        layout=chosen.layout,
         parts=chosen.ledger.parts,
         time=chosen.time,
         in_time=bool(in_time),
@@ -231,7 +226,7 @@ def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str
         for candidate in search(each, planning.machine, budget, weights, way, planning.recompute, planning.fixed)
     ]
     if work.ranks > 1:  # exchanged from where they are computed
-        found = [c for c in found if c.stream is None or c.stream.kv_home == "gpu"]
+        found = [c for c in found if (stream := c.layout.stream) is None or stream.kv_home == "gpu"]
     return found
 
 

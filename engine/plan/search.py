@@ -12,6 +12,7 @@ from engine.hardware.machine import Machine
 from engine.plan.ledger_lines import BaseWeights, Place
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
 from engine.plan.speeds import Speeds, speeds_of
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.window_ring import layers_of_ring
@@ -67,13 +68,7 @@ def _left(total: int, free: int) -> int:
 class Candidate:
     """One way to lay out a step, with its ledger and its time."""
 
-    precision: str
-    "bf16, fp16, fp32 or nf4."
-    weights: BaseWeights
-    stream: StreamPlan | None
-    "None: the whole sequence at once."
-    recompute: bool = True
-    "Of the whole sequence: whether each layer is computed again in the backward pass (gradient checkpointing)."
+    layout: StepLayout
     ledger: Ledger
     work: Workload
     speeds: Speeds
@@ -88,9 +83,10 @@ class Candidate:
     @cached_property
     def time(self) -> tuple[TimePart, ...]:
         """Where one window's time goes."""
-        if self.stream is None:
-            return whole_sequence_time(self.work, self.weights, self.speeds, recompute=self.recompute)
-        return streamed_time(self.work, self.stream, self.speeds)
+        layout = self.layout
+        if layout.stream is None:
+            return whole_sequence_time(self.work, layout.weights, self.speeds, recompute=layout.recompute)
+        return streamed_time(self.work, layout.stream, self.speeds)
 
     @cached_property
     def seconds(self) -> float:
@@ -100,37 +96,15 @@ class Candidate:
     @property
     def score(self) -> float:
         """Seconds, weighted by what the plan costs besides time: the lowest is preferred."""
-        score = self.seconds * {"resident": 1.0, "nf4": FOUR_BIT_WEIGHTS, "streamed": STREAMED_WEIGHTS}[self.weights]
-        if self.stream is not None:
-            score *= STREAMED_STEP * (DISK_HOME if self.stream.hidden_home == "disk" else 1.0)
+        costs = {"resident": 1.0, "nf4": FOUR_BIT_WEIGHTS, "streamed": STREAMED_WEIGHTS}
+        score = self.seconds * costs[self.layout.weights]
+        if (stream := self.layout.stream) is not None:
+            score *= STREAMED_STEP * (DISK_HOME if stream.hidden_home == "disk" else 1.0)
         return score
 
     def short_of(self, where: Place) -> int:
         """Bytes missing in one place."""
         return dict(self.shortages).get(where, 0)
-
-    def describe(self) -> dict[str, Any]:
-        """The choices as JSON values."""
-        common = {"precision": self.precision, "weights": self.weights}
-        if self.work.master_home is not None:
-            common["master_home"] = self.work.master_home
-        if self.stream is None:
-            return {"order": "whole-sequence", **common, "checkpointing": self.recompute}
-        plan = self.stream
-        return {
-            "order": "layer-major",
-            **common,
-            "tile": plan.tile,
-            "key_block": plan.key_block,
-            "stash": plan.stash,
-            "checkpoint_every": plan.checkpoint_every,
-            "kv_home": plan.kv_home,
-            "hidden_home": plan.hidden_home,
-            "activation_bits": plan.activation_bits,
-            "keep_layers": plan.keep_layers,
-            "loss_piece": plan.loss_piece,
-            "attention": plan.attention,
-        }
 
 
 Way = Literal["auto", "whole", "streamed"]
@@ -176,7 +150,7 @@ def _whole_sequence(
     work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, *, recompute: bool
 ) -> Candidate:
     ledger = whole_sequence_ledger(work, weights, recompute=recompute)
-    return replace(_candidate(work, weights, None, ledger, speeds, budget), recompute=recompute)
+    return _candidate(_layout(work, weights, recompute=recompute), ledger, work, speeds, budget)
 
 
 def _streamed(
@@ -192,11 +166,10 @@ def _streamed(
         grained = _with_grain(plan, grains[key])
         if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained):
             continue  # nothing would be paged: the plan with the device as home is the same
-        ledger = streamed_ledger(work, grained)
-        yield _candidate(work, weights, grained, ledger, speeds, budget)
-        keeping = _keeping_layers(work, grained, budget)
-        if keeping is not None:
-            yield _candidate(work, weights, keeping, streamed_ledger(work, keeping), speeds, budget)
+        for each in (grained, _keeping_layers(work, grained, budget)):
+            if each is not None:
+                layout = _layout(work, weights, stream=each)
+                yield _candidate(layout, streamed_ledger(work, each), work, speeds, budget)
 
 
 def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
@@ -279,20 +252,23 @@ def _with_grain(plan: StreamPlan, grain: tuple[int, int, int]) -> StreamPlan:
     return replace(plan, tile=tile, key_block=key_block, loss_piece=loss_piece)
 
 
-def _candidate(
-    work: Workload,
-    weights: BaseWeights,
-    stream: StreamPlan | None,
-    ledger: Ledger,
-    speeds: Speeds,
-    budget: Budget,
-) -> Candidate:
+def _layout(
+    work: Workload, weights: BaseWeights, *, stream: StreamPlan | None = None, recompute: bool = False
+) -> StepLayout:
+    return StepLayout(
+        stream=stream,
+        recompute=recompute,
+        precision="nf4" if weights == "nf4" else work.compute_type,
+        master_home=work.master_home,
+        window_ranks=work.ranks,
+    )
+
+
+def _candidate(layout: StepLayout, ledger: Ledger, work: Workload, speeds: Speeds, budget: Budget) -> Candidate:
     places: tuple[Place, ...] = ("gpu", "host", "disk")
     missing = [(where, ledger.peak(where) - budget.limit(where)) for where in places]
     return Candidate(
-        precision="nf4" if weights == "nf4" else work.compute_type,
-        weights=weights,
-        stream=stream,
+        layout=layout,
         ledger=ledger,
         work=work,
         speeds=speeds,

@@ -26,6 +26,7 @@ from engine.models.transforms import transform
 from engine.optim.adamw import adamw
 from engine.optim.build import Stateful, Updating, build_updating
 from engine.optim.schedule import peak_rate
+from engine.plan.step_layout import StepLayout
 from engine.recipes.rank_data import ALONE, Sharing
 from engine.recipes.step_choice import replanning_step
 from engine.steps import partial_checkpoint
@@ -34,7 +35,6 @@ from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.steps.oom_fallback import ClosableStep
 from engine.steps.padding import longest_filled
 from engine.steps.partial_checkpoint import InStepStore
-from engine.steps.step_builder import Layout
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import TrainingStep, WholeSequenceStep
 from engine.steps.zero_step import ZeroStep, ZeroTuning
@@ -66,7 +66,7 @@ def build_model(
     placement = setup.placement
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        stream = setup.choice.plan.stream
+        stream = setup.choice.plan.layout.stream
         streams_weights = stream is not None and stream.weights == "streamed"
         on_host = streams_weights or sharing.strategy == "zero3"
         home = dataclasses.replace(placement, device=_CPU) if on_host else placement
@@ -77,7 +77,7 @@ def build_model(
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
     count = sum(parameter.numel() for parameter in tuning.weights.values())
     if isinstance(tuning, FullTuning):
-        tell(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.master_home}")
+        tell(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.layout.master_home}")
     else:
         tell(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
     if techniques:
@@ -87,7 +87,7 @@ def build_model(
 
 def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup, sharing: Sharing) -> FineTuning:
     if config.training.method == "full":
-        on_gpu = setup.choice.plan.master_home == "gpu"
+        on_gpu = setup.choice.plan.layout.master_home == "gpu"
         return FullTuning(model, setup.placement.device if on_gpu else _CPU)
     kind = ZeroTuning if sharing.uses_zero else AdapterTuning
     return kind(attach_adapter(model, config.lora, config.training.seed))
@@ -110,13 +110,13 @@ def choose_step(
 ) -> TrainingStep:
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
     config, placement = session.config, setup.placement
-    training, plan = config.training, setup.choice.plan.stream
+    training = config.training
     if isinstance(tuning, ZeroTuning):
         return _zero_step(session, setup, tuning)
     folder = partial_checkpoint.folder_of(session.run.path, session.team.rank)
     store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
 
-    def build(layout: Layout) -> ClosableStep:
+    def build(layout: StepLayout) -> ClosableStep:
         if layout.stream is not None:
             tell(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
             return StreamedWindows(
@@ -145,8 +145,7 @@ def choose_step(
             tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step
 
-    planned = Layout(stream=plan, recompute=bool(setup.choice.plan.plan.get("checkpointing")))
-    return replanning_step(session, setup, tuning, progress, planned, build, sharing.make, sharing.came_to)
+    return replanning_step(session, setup, tuning, progress, build, sharing.make, sharing.came_to)
 
 
 def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
@@ -159,7 +158,7 @@ def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> Ze
         session.run.deepspeed_path,
         device=setup.placement.device,
         team=session.team,
-        recompute=bool(setup.choice.plan.plan.get("checkpointing")),
+        recompute=setup.choice.plan.layout.recompute,
         label_smoothing=training.label_smoothing,
         fill_up_to=longest_filled(setup.context, setup.placement.device),
     )

@@ -52,7 +52,7 @@ def evaluate_at_end(
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
         session.emit(LogLine(level="info", text=text))
         return None
-    stream = setup.choice.plan.stream
+    stream = setup.choice.plan.layout.stream
     subject = Subject(
         run=session.run.id,
         model=session.config.model.name,

@@ -68,8 +68,8 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
         config,
         setup.spec,
         ranks=team.size,
-        streamed=setup.choice.plan.stream is not None,
-        spreads=setup.choice.plan.plan.get("window_ranks", 1) > 1,
+        streamed=setup.choice.plan.layout.stream is not None,
+        spreads=setup.choice.plan.layout.window_ranks > 1,
     )
     session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
     if strategy == "ring" or strategy == "ulysses":

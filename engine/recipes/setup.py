@@ -78,9 +78,9 @@ def set_up(session: TrainingSession) -> Setup:
     machine = least_of(team.gather(take_inventory(session.run.path)))
     changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
     choice = team.agree(lambda: _plan(session, machine, changed))
-    refuse_conflicts(config, streamed=choice.plan.stream is not None)
+    refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
-    planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
+    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
     placement = _same_in_all(team, choose_placement(config.model.device, planned))
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
@@ -102,6 +102,7 @@ def set_up(session: TrainingSession) -> Setup:
             engine_version=__version__,
             planned_gpu_bytes=choice.plan.gpu_peak_bytes if placement.device.type == "cuda" else None,
             planned_host_bytes=choice.plan.host_peak_bytes,
+            layout=choice.plan.layout.as_json(),
         )
     )
     _report_damage(session, resumed, damaged)
@@ -184,7 +185,7 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
     if config.training.context is None and config.training.tier is None:
         tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, machine, spec, tokens, session.team.ranks)
-    text = json.dumps({"note": choice.note, **dataclasses.asdict(choice.plan)}, indent=1)
+    text = json.dumps({"note": choice.note, **choice.plan.as_json()}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
     session.run.write_deepspeed(config, choice.context, session.team.size)
     return choice

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from engine.plan.optimizations import may_stream
 from engine.plan.request import streaming_refusal
+from engine.plan.step_layout import StepLayout
 from engine.protocol import RecoveryTaken
+from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ClosableStep, ReplanningStep
-from engine.steps.step_builder import Ladder, Layout
 
 if TYPE_CHECKING:
     from engine.models.fine_tuning import FineTuning
@@ -24,8 +25,7 @@ def replanning_step(
     setup: Setup,
     tuning: FineTuning,
     progress: Progress,
-    planned: Layout,
-    build: Callable[[Layout], ClosableStep],
+    build: Callable[[StepLayout], ClosableStep],
     make: Callable[..., ReplanningStep] = ReplanningStep,
     came_to: Retreat | None = None,
 ) -> ReplanningStep:
@@ -33,16 +33,15 @@ def replanning_step(
 
     Args:
         session: Is told of re-plans; `recovery.enabled` allows them.
-        setup: What the ways down depend on.
+        setup: Has the planner's layout, and what the ways down depend on.
         tuning: What is trained.
         progress: Remembers the layout, for the run to resume in.
-        planned: The planner's layout.
         build: Makes the way to compute a step in a layout.
         make: ReplanningStep, or one that works in a team.
         came_to: The layout in which all ranks begin again, since one ran out of memory.
     """
     config, placement = session.config, setup.placement
-    ladder = Ladder(
+    policy = FallbackPolicy(
         context=setup.context,
         layers=setup.spec.layers,
         quantised=placement.precision == "nf4",
@@ -62,13 +61,16 @@ def replanning_step(
     # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
     if came_to is not None:
         progress.layout = came_to.layout
-    if not progress.layout or not ladder.allows(Layout.from_json(progress.layout)):
-        progress.layout = planned.as_json()
+    planned = setup.choice.plan.layout
+    layout = StepLayout.from_json(progress.layout, like=planned) if progress.layout else planned
+    if not policy.allows(layout):
+        layout = planned
+    progress.layout = layout.as_json()
     step = make(
         tuning,
-        Layout.from_json(progress.layout),
+        layout,
         build=build,
-        smaller=ladder.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
+        smaller=policy.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
         tell=tell,
     )
     if came_to is not None:

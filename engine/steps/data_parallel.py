@@ -15,10 +15,10 @@ from engine import errors
 from engine.distributed.gradient_sum import GradientSum, WholeSum
 from engine.distributed.process_team import ProcessTeam
 from engine.models.fine_tuning import FineTuning
+from engine.plan.step_layout import StepLayout
 from engine.randomness import draw_seed, keyed_numbers
 from engine.steps.failures import Place
 from engine.steps.oom_fallback import ClosableStep, ReplanningStep
-from engine.steps.step_builder import Layout
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
 _DONE, _ABANDONED, _FAILED = 0, 1, 2
@@ -49,10 +49,10 @@ class DataParallelStep(ReplanningStep):
     def __init__(
         self,
         tuning: FineTuning,
-        layout: Layout,
+        layout: StepLayout,
         *,
-        build: Callable[[Layout], ClosableStep],
-        smaller: Callable[[Layout, Place], Layout | None],
+        build: Callable[[StepLayout], ClosableStep],
+        smaller: Callable[[StepLayout, Place], StepLayout | None],
         tell: Callable[[str, str], None],
         team: ProcessTeam,
         add_up: GradientSum | None = None,

@@ -29,7 +29,7 @@ class Retreat:
     "Who asks for it."
     time: float
     layout: dict[str, Any]
-    "engine.steps.step_builder.Layout.as_json()."
+    "engine.plan.step_layout.StepLayout.as_json()."
     what: str
     "What changes, in the plan's own words."
     why: str

@@ -12,9 +12,9 @@ from engine import errors
 from engine.errors import EliteError, StreamPlanError
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import FineTuning
+from engine.plan.step_layout import StepLayout, difference
 from engine.randomness import capture_random, restore_random
 from engine.steps.failures import Place, memory_place, release_memory
-from engine.steps.step_builder import Layout
 from engine.steps.whole_step import ScoringStep, StepMonitor, StepResult, TrainingStep, Window
 
 T = TypeVar("T")
@@ -44,10 +44,10 @@ class ReplanningStep:
     def __init__(
         self,
         tuning: FineTuning,
-        layout: Layout,
+        layout: StepLayout,
         *,
-        build: Callable[[Layout], ClosableStep],
-        smaller: Callable[[Layout, Place], Layout | None],
+        build: Callable[[StepLayout], ClosableStep],
+        smaller: Callable[[StepLayout, Place], StepLayout | None],
         tell: Callable[[str, str], None],
     ) -> None:
         self.layout, self.first_layout = layout, layout
@@ -120,7 +120,7 @@ class ReplanningStep:
             self._way = self._build(self.layout)
         return self._way
 
-    def _change(self, layout: Layout, why: str) -> None:
+    def _change(self, layout: StepLayout, why: str) -> None:
         self.close()
         release_memory()
         before, self.layout = self.layout, layout
@@ -130,18 +130,6 @@ class ReplanningStep:
 def _first(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def difference(before: Layout, after: Layout) -> str:
-    """What changed, in the plan's own words."""
-    if before.stream is None or after.stream is None:
-        return f"{before.describe()} → {after.describe()}"
-    changed = [
-        f"{name} {getattr(before.stream, name)} → {getattr(after.stream, name)}"
-        for name in before.stream.__dataclass_fields__
-        if getattr(before.stream, name) != getattr(after.stream, name)
-    ]
-    return ", ".join(changed)
 
 
 def _out_of_ways(error: Exception, place: Place) -> Exception:

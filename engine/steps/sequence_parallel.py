@@ -9,10 +9,10 @@ from engine.distributed.gradient_sum import WholeSum
 from engine.distributed.process_team import ProcessTeam
 from engine.errors import one_line
 from engine.models.fine_tuning import FineTuning
+from engine.plan.step_layout import StepLayout, difference
 from engine.steps.data_parallel import gradients_of
 from engine.steps.failures import Place, memory_place
-from engine.steps.oom_fallback import ClosableStep, ReplanningStep, T, difference
-from engine.steps.step_builder import Layout
+from engine.steps.oom_fallback import ClosableStep, ReplanningStep, T
 from engine.steps.whole_step import StepMonitor, StepResult, Window
 
 
@@ -27,10 +27,10 @@ class SequenceParallelStep(ReplanningStep):
     def __init__(
         self,
         tuning: FineTuning,
-        layout: Layout,
+        layout: StepLayout,
         *,
-        build: Callable[[Layout], ClosableStep],
-        smaller: Callable[[Layout, Place], Layout | None],
+        build: Callable[[StepLayout], ClosableStep],
+        smaller: Callable[[StepLayout, Place], StepLayout | None],
         tell: Callable[[str, str], None],
         team: ProcessTeam,
         ask: Callable[[dict[str, Any], str, str], None],

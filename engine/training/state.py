@@ -64,7 +64,7 @@ class Progress:
     recoveries: list[str] = field(default_factory=list)
     "What went wrong so far and what was done, one line each."
     layout: dict[str, Any] | None = None
-    "How the step is laid out, as engine.steps.step_builder.Layout writes it; None before the first one."
+    "How the step is laid out, as engine.plan.step_layout.StepLayout writes it; None before the first one."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,10 +70,10 @@ def test_a_plan_that_keeps_layers_is_probed_without():
     spec = find_model("qwen2.5-coder-1.5b")
     planning = Planning(machine=machine, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16)
     row = plan_context(planning, 8192)
-    assert row.stream.keep_layers > 0
+    assert row.layout.stream.keep_layers > 0
     probed = keeping_nothing(planning, row)
-    assert probed.stream == dataclasses.replace(row.stream, keep_layers=0)
-    assert probed.plan["keep_layers"] == 0
+    assert probed.layout.stream == dataclasses.replace(row.layout.stream, keep_layers=0)
+    assert probed.layout.as_json()["keep_layers"] == 0
     assert sum(part.seconds for part in probed.time) > 1.1 * sum(part.seconds for part in row.time)
     assert keeping_nothing(planning, probed) == probed
 

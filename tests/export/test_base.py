@@ -22,8 +22,8 @@ from engine.models.base_fingerprint import FILE_NAME, Fingerprint, fingerprint
 from engine.models.catalogue import find_model
 from engine.models.loading import open_weights
 from engine.models.placement import choose_placement
+from engine.plan.step_layout import StepLayout
 from engine.recipes.base_model import identify_base
-from engine.steps.step_builder import Layout
 
 IDS = torch.arange(3, 131)[None]
 PROJECTION = "model.layers.1.mlp.down_proj.weight"
@@ -81,7 +81,7 @@ def test_an_adapter_is_not_used_on_other_weights(run):
     found = RunModels(
         spec=find_model(str(base_of(run))),
         placement=choose_placement("cpu", "fp32"),
-        layout=Layout(stream=None, recompute=False),
+        layout=StepLayout(stream=None, recompute=False),
         context=64,
         result=run.adapter_path,
     )

@@ -58,7 +58,7 @@ def test_a_share_of_a_window_needs_less_memory_than_all_of_it():
     made = planning("rtx-3090*4", way="streamed")
     alone = plan_context(replace(made, machine=replace(made.machine, gpus=made.machine.gpus[:1])), 1 << 19)
     spread = plan_context(replace(made, ranks=4, strategy="ring"), 1 << 19)
-    assert spread.plan["window_ranks"] == 4
+    assert spread.layout.window_ranks == 4
     assert spread.host_peak_bytes + spread.gpu_peak_bytes < alone.host_peak_bytes + alone.gpu_peak_bytes
     assert any("on their way round" in part.name for part in spread.parts)
 

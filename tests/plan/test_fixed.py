@@ -50,27 +50,27 @@ def test_a_plan_is_as_it_was_asked_for(layout):
         return
     plan = chosen(layout)
     if layout:
-        assert plan.stream is not None
+        assert plan.layout.stream is not None
     for name, value in layout.items():
-        got = getattr(plan.stream, name)
+        got = getattr(plan.layout.stream, name)
         assert (got != "streamed") if (name, value) == ("weights", "resident") else got == value
 
 
 @pytest.mark.parametrize("home", ["gpu", "host", "disk"])
 def test_a_processor_follows_as_well(home):
     plan = chosen({"hidden_home": home}, context=512, model={"name": "demo", "device": "cpu"})
-    assert plan.stream.hidden_home == home
+    assert plan.layout.stream.hidden_home == home
 
 
 def test_a_tile_longer_than_the_window_is_the_window():
     plan = chosen({"tile": 16_384, "key_block": 32_768}, context=5000)
-    assert (plan.stream.tile, plan.stream.key_block) == (5000, 5000)
+    assert (plan.layout.stream.tile, plan.layout.stream.key_block) == (5000, 5000)
 
 
 def test_no_tier_is_planned_otherwise():
     config = from_mapping({"model": {"name": MODEL}, "stream": {"hidden_home": "host", "stash": True}})
     table = tier_table(planning_of(config, target_machine(CARD), find_model(MODEL), None))
-    assert {(row.stream.hidden_home, row.stream.stash) for row in table.tiers} == {("host", True)}
+    assert {(row.layout.stream.hidden_home, row.layout.stream.stash) for row in table.tiers} == {("host", True)}
     free = tier_table(planning_of(from_mapping({"model": {"name": MODEL}}), *_here(), None))
     assert table.recommended <= free.recommended
 

@@ -25,20 +25,20 @@ def test_the_states_live_where_there_is_room():
     count = find_model("qwen2.5-coder-0.5b").parameters
     for card, home in (("rtx-4090", "gpu"), ("rtx-2060-super", "host")):
         _, choice = choose("qwen2.5-coder-0.5b", card, 64)
-        assert choice.plan.master_home == home
+        assert choice.plan.layout.master_home == home
         parts = {part.name: part for part in choice.plan.parts}
         states = parts["fp32 weights, gradients and Adam states"]
         assert (states.where, states.bytes) == (home, 16 * count)
         assert parts["the state to go back to"].bytes == 12 * count
         assert not any("adapter" in name or "LoRA" in name for name in parts)
         assert any(part.name == "updating every weight" for part in choice.plan.time)
-        assert choice.plan.precision != "nf4"
+        assert choice.plan.layout.precision != "nf4"
 
 
 def test_a_7b_model_streams_its_weights_under_a_24_gb_card():
     """14 GB of weights and 112 GB of states: neither fits, layers and states wait on the host."""
     _, choice = choose("qwen2.5-coder-7b", "rtx-4090", 320, context=16384)
-    assert choice.plan.master_home == "host"
+    assert choice.plan.layout.master_home == "host"
     assert choice.plan.gpu_peak_bytes < 24 * 2**30
 
 

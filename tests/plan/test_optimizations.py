@@ -142,8 +142,8 @@ def test_every_row_has_a_state_with_its_reason(card, model):
     found = {state.id: state for state in states(config, machine, spec, choice)}
     assert list(found) == [row.id for row in ROWS]
     assert all(state.reason for state in found.values())
-    assert (found["streamed_backprop"].state == "on") == (choice.plan.stream is not None)
-    if choice.plan.stream is not None:
+    assert (found["streamed_backprop"].state == "on") == (choice.plan.layout.stream is not None)
+    if choice.plan.layout.stream is not None:
         assert found["attention_stash"].host_bytes > 0
         assert found["attention_stash"].step_seconds < 0
         assert found["activation_4bit"].host_bytes < 0

@@ -41,8 +41,8 @@ def test_a_windowed_model_never_pages_its_keys(tier):
     spec = find_model("starcoder2-3b")
     row = plan_tiers(with_card("rtx-2060-super", ram=256, disk=4000), spec, precision="nf4").row(tier)
     assert row.fits, row.remedy
-    assert row.stream is not None
-    assert row.stream.kv_home == "gpu"
+    assert row.layout.stream is not None
+    assert row.layout.stream.kv_home == "gpu"
 
 
 def test_tiers_are_powers_of_two_and_every_one_has_a_row():
@@ -164,7 +164,7 @@ def test_without_a_gpu_a_small_repository_keeps_some_updates():
 def test_without_bitsandbytes_auto_does_not_plan_with_4_bits():
     machine = dataclasses.replace(with_card("rtx-2060"), libraries={"bitsandbytes": None})
     rows = plan_tiers(machine, find_model("qwen2.5-coder-7b")).tiers
-    assert all(row.precision == "fp16" for row in rows)
+    assert all(row.layout.precision == "fp16" for row in rows)
 
 
 def test_the_largest_context_fits_and_the_next_does_not():

@@ -6,14 +6,15 @@ import dataclasses
 
 import pytest
 
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
-from engine.steps.step_builder import Ladder, Layout
+from engine.steps.fallback_policy import FallbackPolicy
 
 PLAN = StreamPlan(tile=1024, key_block=4096, hidden_home="host")
 
 
 def ladder(way="auto", **fixed):
-    return Ladder(
+    return FallbackPolicy(
         context=8192, layers=4, quantised=False, on_gpu=True, streamable=True, way=way, fixed=fixed
     )  # fmt: skip
 
@@ -32,14 +33,14 @@ def ladder(way="auto", **fixed):
     ],
 )
 def test_a_resumed_run_keeps_a_layout_that_is_still_asked_for(way, fixed, allowed):
-    found = {"whole": Layout(recompute=True), "streamed": Layout(stream=PLAN)}
+    found = {"whole": StepLayout(recompute=True), "streamed": StepLayout(stream=PLAN)}
     assert {name for name, layout in found.items() if ladder(way, **fixed).allows(layout)} == allowed
 
 
 def test_weights_in_four_bits_count_as_resident():
-    assert ladder(weights="resident").allows(Layout(stream=dataclasses.replace(PLAN, weights="nf4")))
+    assert ladder(weights="resident").allows(StepLayout(stream=dataclasses.replace(PLAN, weights="nf4")))
 
 
 def test_what_is_longer_than_the_window_is_the_window():
     plan = dataclasses.replace(PLAN, tile=8192, key_block=8192, checkpoint_every=4)
-    assert ladder(tile=16_384, key_block=65_536, checkpoint_every=9).allows(Layout(stream=plan))
+    assert ladder(tile=16_384, key_block=65_536, checkpoint_every=9).allows(StepLayout(stream=plan))

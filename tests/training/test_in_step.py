@@ -10,11 +10,11 @@ from training.test_step import Quiet, adapted, gradients
 
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import LogLine, RecoveryTaken, WarningRaised
 from engine.steps.oom_fallback import ReplanningStep
 from engine.steps.partial_checkpoint import InStepStore, clear
-from engine.steps.step_builder import Layout
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import StepAbandonedError
 
@@ -96,9 +96,9 @@ def test_a_state_saved_under_another_tile_goes_on(tmp_path):
 
     step = ReplanningStep(
         AdapterTuning(model),
-        Layout(stream=PLAN),
+        StepLayout(stream=PLAN),
         build=build_way,
-        smaller=lambda layout, place: Layout(stream=StreamPlan(tile=7, key_block=16)),
+        smaller=lambda layout, place: StepLayout(stream=StreamPlan(tile=7, key_block=16)),
         tell=lambda what, why: None,
     )
     found = step.run(WINDOWS, 0.01, Failing())

@@ -13,10 +13,11 @@ from support.runs import WINDOWS, build, new_session
 from engine.errors import EliteError
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted
+from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ReplanningStep
-from engine.steps.step_builder import Ladder, Layout
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import verify
@@ -144,10 +145,10 @@ def undisturbed(tmp_path):
 @pytest.mark.parametrize("step", [1, 4])
 def test_memory_that_runs_out_in_a_stage_repeats_the_same_step(tmp_path, undisturbed, stage, step):
     """With a re-plan that changes nothing, to compare bit for bit: dropout draws what it would have drawn."""
-    expected, expected_weights = undisturbed(Layout(stream=PLAN))
+    expected, expected_weights = undisturbed(StepLayout(stream=PLAN))
     session = new_session(tmp_path / "run")
     faults = Faults({(step, stage): out_of_memory()})
-    parts, progress = with_faults(session, faults, layout=Layout(stream=PLAN), smaller=same_layout)
+    parts, progress = with_faults(session, faults, layout=StepLayout(stream=PLAN), smaller=same_layout)
     assert fit(session, parts, progress) == "completed"
     assert faults.met == [stage]
     assert losses(session) == expected
@@ -162,9 +163,9 @@ def test_memory_that_runs_out_in_a_stage_repeats_the_same_step(tmp_path, undistu
 def test_memory_that_runs_out_in_the_optimiser_repeats_the_updates_since_the_snapshot(
     tmp_path, undisturbed, moment, step
 ):
-    expected, expected_weights = undisturbed(Layout(stream=PLAN))
+    expected, expected_weights = undisturbed(StepLayout(stream=PLAN))
     session = new_session(tmp_path / "run")
-    parts, progress = with_faults(session, Faults(), layout=Layout(stream=PLAN), smaller=same_layout)
+    parts, progress = with_faults(session, Faults(), layout=StepLayout(stream=PLAN), smaller=same_layout)
     fails = [step]
 
     def hook(optimizer, *_):
@@ -184,7 +185,7 @@ def test_memory_that_runs_out_in_the_optimiser_repeats_the_updates_since_the_sna
 def test_memory_that_runs_out_while_scoring_repeats_the_scoring(tmp_path):
     session = new_session(tmp_path)
     faults = Faults({(0, "scoring"): out_of_memory()})
-    parts, _ = with_faults(session, faults, layout=Layout(), smaller=lambda layout, place: Layout(stream=PLAN))
+    parts, _ = with_faults(session, faults, layout=StepLayout(), smaller=lambda layout, place: StepLayout(stream=PLAN))
     with parts.model.disable_adapter():
         base = parts.step.loss(WINDOWS[0])
         assert faults.met == ["scoring"]
@@ -203,9 +204,9 @@ def test_whole_windows_give_way_to_recomputing_and_then_to_tiles(tmp_path):
     reference = new_session(tmp_path / "reference", lora={"dropout": 0.0})
     parts, progress = build(reference)
     fit(reference, parts, progress)
-    ladder = Ladder(context=64, layers=2, quantised=False, on_gpu=False, streamable=True)
+    ladder = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=False, streamable=True)
     faults = Faults({(2, "windows"): out_of_memory(), (3, "windows"): out_of_memory(), (4, "backward"): MemoryError()})
-    parts, progress = with_faults(session, faults, layout=Layout(), smaller=ladder.smaller)
+    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=ladder.smaller)
     assert fit(session, parts, progress) == "completed"
     told = [event.what for event in session.of(RecoveryTaken)]
     assert "activations computed twice" in told[0]
@@ -217,7 +218,7 @@ def test_whole_windows_give_way_to_recomputing_and_then_to_tiles(tmp_path):
 def test_when_nothing_smaller_is_left_the_run_ends_with_a_checkpoint_and_the_remedy(tmp_path):
     session = new_session(tmp_path)
     faults = Faults({(3, "windows"): out_of_memory()})
-    parts, progress = with_faults(session, faults, layout=Layout(), smaller=lambda layout, place: None)
+    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=lambda layout, place: None)
     with pytest.raises(EliteError) as caught:
         fit(session, parts, progress)
     assert caught.value.code == "out-of-memory"
@@ -315,7 +316,7 @@ def test_a_gpu_that_is_gone_leaves_the_snapshot_as_the_last_checkpoint(tmp_path)
     session = new_session(tmp_path, training={"epochs": 4})
     lost = RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
     faults = Faults({(14, "windows"): lost})
-    parts, progress = with_faults(session, faults, layout=Layout(), smaller=same_layout)
+    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=same_layout)
     with pytest.raises(EliteError) as caught:
         fit(session, parts, progress)
     assert caught.value.code == "gpu-lost"
@@ -340,7 +341,7 @@ def test_a_gpu_that_goes_between_two_steps_leaves_the_snapshot_too(tmp_path):
 def test_an_error_that_nobody_foresaw_is_not_swallowed(tmp_path):
     session = new_session(tmp_path)
     faults = Faults({(2, "windows"): ZeroDivisionError("a defect")})
-    parts, progress = with_faults(session, faults, layout=Layout(), smaller=same_layout)
+    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=same_layout)
     with pytest.raises(ZeroDivisionError):
         fit(session, parts, progress)
 
@@ -361,27 +362,27 @@ PLANS = st.builds(
 
 
 @given(
-    layout=st.one_of(st.builds(Layout, recompute=st.booleans()), st.builds(Layout, stream=PLANS)),
+    layout=st.one_of(st.builds(StepLayout, recompute=st.booleans()), st.builds(StepLayout, stream=PLANS)),
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
     on_gpu=st.booleans(),
     fixed=st.sets(st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "kv_home", "weights"])),
 )
 @example(
-    layout=Layout(stream=replace(PLAN, tile=128, key_block=16384, hidden_home="gpu")),
+    layout=StepLayout(stream=replace(PLAN, tile=128, key_block=16384, hidden_home="gpu")),
     places=["GPU"],
     on_gpu=True,
     fixed={"hidden_home", "tile"},
 )
 def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, on_gpu, fixed):
     asked = {name: getattr(layout.stream, name) for name in fixed} if layout.stream is not None else {}
-    ladder = Ladder(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True, fixed=asked)
+    ladder = FallbackPolicy(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True, fixed=asked)
     seen = [layout]
     for place in places[:1] * 40:
         below = ladder.smaller(seen[-1], place)
         if below is None:
             break
         assert below not in seen
-        assert Layout.from_json(below.as_json()) == below
+        assert StepLayout.from_json(below.as_json()) == below
         assert below.stream is None or below.stream.exact
         assert all(getattr(below.stream, name) == value for name, value in asked.items())
         seen.append(below)
@@ -403,7 +404,7 @@ def test_a_falling_loss_is_no_spike():
 
 def test_a_kernel_that_cannot_serve_here_ends_the_run_in_one_line(tmp_path):
     session = new_session(tmp_path)
-    layout = Layout(stream=replace(PLAN, attention="flash"))
+    layout = StepLayout(stream=replace(PLAN, attention="flash"))
     parts, progress = with_faults(session, Faults(), layout=layout, smaller=same_layout)
     with pytest.raises(EliteError, match="attention backend flash cannot be used: needs an NVIDIA GPU") as caught:
         fit(session, parts, progress)

@@ -10,11 +10,12 @@ from support.runs import build, new_session
 
 from engine.hardware.nvml import GpuSample
 from engine.models.fine_tuning import AdapterTuning
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import RecoveryTaken, WarningRaised
 from engine.steps.failures import HostMemoryLowError
+from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ReplanningStep
-from engine.steps.step_builder import Ladder, Layout
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.loop import fit
 from engine.training.watches import HeatWatch, HostMemoryWatch, read_stall
@@ -115,10 +116,10 @@ def test_memory_that_runs_short_within_a_step_makes_the_step_smaller(tmp_path):
             pass
 
     def step_type(model, recompute):
-        ladder = Ladder(context=64, layers=2, quantised=False, on_gpu=True, streamable=True)
+        ladder = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=True, streamable=True)
         return ReplanningStep(
             AdapterTuning(model),
-            Layout(stream=StreamPlan()),
+            StepLayout(stream=StreamPlan()),
             build=lambda layout: Pressed(model, recompute=False),
             smaller=ladder.smaller,
             tell=lambda what, why: session.emit(RecoveryTaken(what=what, why=why)),

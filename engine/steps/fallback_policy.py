@@ -6,13 +6,13 @@ of an update.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.errors import StreamPlanError
 from engine.plan.search import Way
+from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.failures import Place
 
@@ -22,41 +22,7 @@ _FIRST_TILE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """One way to compute a step."""
-
-    stream: StreamPlan | None = None
-    "Tile by tile; None for whole windows."
-    recompute: bool = False
-    "Whole windows: whether activations are computed again in the backward pass (arXiv 1604.06174)."
-
-    def as_json(self) -> dict[str, Any]:
-        """The layout as JSON values."""
-        return {"stream": None if self.stream is None else dataclasses.asdict(self.stream), "recompute": self.recompute}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Layout:
-        """The layout that `as_json` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: it did not.
-        """
-        stream = data["stream"]
-        return cls(stream=None if stream is None else StreamPlan(**stream), recompute=bool(data["recompute"]))
-
-    def describe(self) -> str:
-        """The layout in words."""
-        if self.stream is None:
-            return "whole windows" + (", activations computed twice" if self.recompute else "")
-        plan = self.stream
-        return (
-            f"tiles of {plan.tile:,}, hidden states on {plan.hidden_home}, keys on {plan.kv_home}, "
-            f"weights {plan.weights}, stash {'on' if plan.stash else 'off'}, every {plan.checkpoint_every} layers kept"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ladder:
+class FallbackPolicy:
     """What the ways down depend on."""
 
     context: int
@@ -74,38 +40,38 @@ class Ladder:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     "Fields of StreamPlan that the configuration asks for."
 
-    def smaller(self, layout: Layout, place: Place) -> Layout | None:
+    def smaller(self, layout: StepLayout, place: Place) -> StepLayout | None:
         """The fastest layout that needs less of a place than this one, and is as was asked for; None for none."""
         return _smaller(layout, "GPU" if place == "host" and not self.on_gpu else place, self)
 
-    def allows(self, layout: Layout) -> bool:
+    def allows(self, layout: StepLayout) -> bool:
         """Whether a layout is one that the configuration asks for."""
         if layout.stream is None:
             return self.way != "streamed" and not self.fixed
         return self.way != "whole" and _with(layout.stream, self) == layout.stream
 
 
-def _smaller(layout: Layout, place: Place, ladder: Ladder) -> Layout | None:
+def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLayout | None:
     if layout.stream is None:
         if place != "GPU":
             return None  # whole windows keep nothing elsewhere
         if not layout.recompute:
-            return Layout(recompute=True)
-        return Layout(stream=_first_plan(ladder)) if ladder.streamable else None
-    for notch in _notches(layout.stream, place, ladder):
-        plan = _with(notch, ladder)
+            return replace(layout, recompute=True)
+        return replace(layout, stream=_first_plan(policy), recompute=False) if policy.streamable else None
+    for level in _leveles(layout.stream, place, policy):
+        plan = _with(level, policy)
         if plan is not None and plan != layout.stream:
-            return Layout(stream=plan)
+            return replace(layout, stream=plan)
     return None
 
 
-def _with(plan: StreamPlan, ladder: Ladder) -> StreamPlan | None:
+def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
     """The plan with what is fixed as it was asked for; None where the rest does not allow that."""
-    fixed = dict(ladder.fixed)
+    fixed = dict(policy.fixed)
     weights = fixed.pop("weights", plan.weights)
     if (weights == "streamed") != (plan.weights == "streamed"):
         return None
-    for name, most in (("tile", ladder.context), ("key_block", ladder.context), ("checkpoint_every", ladder.layers)):
+    for name, most in (("tile", policy.context), ("key_block", policy.context), ("checkpoint_every", policy.layers)):
         if name in fixed:
             fixed[name] = min(fixed[name], most)
     try:
@@ -114,19 +80,19 @@ def _with(plan: StreamPlan, ladder: Ladder) -> StreamPlan | None:
         return None
 
 
-def _notches(plan: StreamPlan, place: Place, ladder: Ladder) -> Iterator[StreamPlan]:
+def _leveles(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[StreamPlan]:
     if place == "disk":
-        yield from _on_disk(plan, ladder.layers)
+        yield from _on_disk(plan, policy.layers)
         return
     if place == "GPU":
-        yield from _on_device(plan, on_gpu=ladder.on_gpu)
-    if place == "host" or not ladder.on_gpu:
-        yield from _between(plan, ladder.layers)
+        yield from _on_device(plan, on_gpu=policy.on_gpu)
+    if place == "host" or not policy.on_gpu:
+        yield from _between(plan, policy.layers)
 
 
-def _first_plan(ladder: Ladder) -> StreamPlan:
-    tile = max(_LEAST_TILE, min(_FIRST_TILE, ladder.context))
-    return StreamPlan(tile=tile, key_block=max(tile, 16384), weights="nf4" if ladder.quantised else "resident")
+def _first_plan(policy: FallbackPolicy) -> StreamPlan:
+    tile = max(_LEAST_TILE, min(_FIRST_TILE, policy.context))
+    return StreamPlan(tile=tile, key_block=max(tile, 16384), weights="nf4" if policy.quantised else "resident")
 
 
 def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:

@@ -1,0 +1,94 @@
+"""StepLayout: how a step is computed, as one value from the planner to the step and into the journal. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.plan.ledger_lines import BaseWeights
+from engine.plan.stream_plan import StreamPlan
+
+_WHOLE, _STREAMED = "whole-sequence", "layer-major"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLayout:
+    """One way to compute a step."""
+
+    stream: StreamPlan | None = None
+    "Tile by tile; None for whole windows."
+    recompute: bool = False
+    "Whole windows: whether activations are computed again in the backward pass (arXiv 1604.06174)."
+    precision: str = "bf16"
+    "How base weights are stored: bf16, fp16, fp32 or nf4."
+    master_home: Literal["gpu", "host"] | None = None
+    "Where every weight is trained: the home of the fp32 ones; None for an adapter."
+    window_ranks: int = 1
+    "Processes that share a window."
+
+    @property
+    def weights(self) -> BaseWeights:
+        """Where base weights are while a step is computed."""
+        if self.stream is not None:
+            return self.stream.weights
+        return "nf4" if self.precision == "nf4" else "resident"
+
+    def as_json(self) -> dict[str, Any]:
+        """The layout as one flat object of JSON values, as `engine plan --json` shows it."""
+        common: dict[str, Any] = {"precision": self.precision, "weights": self.weights}
+        if self.master_home is not None:
+            common["master_home"] = self.master_home
+        if self.window_ranks > 1:
+            common["window_ranks"] = self.window_ranks
+        if self.stream is None:
+            return {"order": _WHOLE, **common, "checkpointing": self.recompute}
+        return {"order": _STREAMED, **common, **dataclasses.asdict(self.stream)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], *, like: StepLayout | None = None) -> StepLayout:
+        """Reads what `as_json` wrote, now or in an earlier version.
+
+        Earlier versions kept `{"stream": {...} or null, "recompute": bool}` in checkpoints.
+
+        Args:
+            data: The object.
+            like: Gives what the object does not say.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        known = like or cls()
+        if "order" not in data:
+            stream = data["stream"]
+            plan = None if stream is None else StreamPlan(**stream)
+            return dataclasses.replace(known, stream=plan, recompute=bool(data["recompute"]))
+        plan = None
+        if data["order"] == _STREAMED:
+            plan = StreamPlan(**{f.name: data[f.name] for f in dataclasses.fields(StreamPlan) if f.name in data})
+        return cls(
+            stream=plan,
+            recompute=plan is None and bool(data["checkpointing"]),
+            precision=str(data["precision"]),
+            master_home=data.get("master_home"),
+            window_ranks=int(data.get("window_ranks", 1)),
+        )
+
+    def describe(self) -> str:
+        """The layout in words."""
+        if self.stream is None:
+            return "whole windows" + (", activations computed twice" if self.recompute else "")
+        plan = self.stream
+        return (
+            f"tiles of {plan.tile:,}, hidden states on {plan.hidden_home}, keys on {plan.kv_home}, "
+            f"weights {plan.weights}, stash {'on' if plan.stash else 'off'}, every {plan.checkpoint_every} layers kept"
+        )
+
+
+def difference(before: StepLayout, after: StepLayout) -> str:
+    """What changed, in the plan's own words."""
+    if before.stream is None or after.stream is None:
+        return f"{before.describe()} → {after.describe()}"
+    was, now = dataclasses.asdict(before.stream), dataclasses.asdict(after.stream)
+    return ", ".join(f"{name} {was[name]} → {now[name]}" for name in was if was[name] != now[name])
