@@ -126,25 +126,16 @@ def context_under(cap: float, context: int, card: str) -> Finding:
 def ordinary_way() -> Finding:
     """The longest context of each way by the planner's sum, on the card that the announcement names."""
     sys.path.insert(0, str(ROOT))
-    from dataclasses import replace
 
+    from engine.config import TrainingSection
     from engine.hardware.cards import find_card, simulate
     from engine.models.catalogue import find_model
     from engine.plan.planner import largest_context
-    from engine.plan.request import Planning, storage
+    from engine.plan.request import PlanRequest
 
     machine = simulate(find_card("rtx-2060-super"), ram_bytes=64 * GIB, disk_bytes=500 * GIB)
-    compute_type, weights = storage(machine, "auto")
-    planning = Planning(
-        machine=machine,
-        spec=find_model("qwen2.5-coder-1.5b"),
-        compute_type=compute_type,
-        weights=weights,
-        lora_rank=16,
-        way="whole",
-        recompute="always",
-    )
-    whole, tiled = (largest_context(replace(planning, way=way)) for way in ("whole", "streamed"))
+    planning = PlanRequest.of(machine, find_model("qwen2.5-coder-1.5b"), training=TrainingSection(recompute="always"))
+    whole, tiled = (largest_context(planning.stepping(way)) for way in ("whole", "streamed"))
     assert whole is not None
     assert tiled is not None
     factor = tiled.context / whole.context

@@ -303,11 +303,12 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
     """The shortened model, and the planner's row for a rank of it; `args.cap` limits its GPU memory."""
     import torch
 
+    from engine.config import DistributedSection, TrainingSection
     from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
     from engine.plan.cluster import share_of
     from engine.plan.planner import plan_context
-    from engine.plan.request import Planning, storage, without_gpu
+    from engine.plan.request import PlanRequest, storage, without_gpu
 
     spec = find_model(model).with_layers(layers)
     machine = take_inventory(Path("/tmp"))
@@ -322,16 +323,14 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
         ram = round(args.ram_gib * GIB) or machine.ram_total
         machine = dataclasses.replace(machine, gpus=(first,), ram_total=ram, ram_available=round(0.96 * ram))
     compute_type, weights = storage(machine, "bf16" if team.device.type == "cuda" else "fp32")
-    planning = Planning(
+    planning = PlanRequest(
         machine=share_of(machine, team.size),
         spec=spec,
         compute_type=compute_type,
         weights=tuple(w for w in weights if w == "resident" or (args.cap and w == "streamed")),
-        lora_rank=16,
-        way="streamed",
-        tokens_per_update=context,
+        training=TrainingSection(step="streamed", tokens_per_update=context),
         ranks=team.size,
-        strategy="auto" if team.size == 1 else strategy,
+        distributed=DistributedSection(strategy="auto" if team.size == 1 else strategy),
         rank_link=200e9,
     )
     return spec, plan_context(planning, context)

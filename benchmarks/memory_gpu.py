@@ -479,22 +479,23 @@ def attempt(model: str, case: dict[str, Any], *, limit: int | None, trace: bool)
 
 def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     """What the planner says of a case on this machine: bytes by place and phase, seconds by part."""
+    from engine.config import LoraSection, TrainingSection
     from engine.models.catalogue import find_model
     from engine.plan.ledger_lines import CONTEXT
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-    from engine.plan.request import Planning, workload_of
+    from engine.plan.request import PlanRequest, workload_of
     from engine.plan.speeds import attention_efficiency, speeds_of
     from engine.plan.stream_plan import StreamPlan
     from engine.plan.time import streamed_time, whole_sequence_time
 
     spec = find_model(model).with_layers(case["layers"])
-    planning = Planning(
+    planning = PlanRequest(
         machine=machine,
         spec=spec,
         compute_type="bf16",
         weights=("resident",),
-        lora_rank=case["rank"],
-        method="full" if case["full"] else "lora",
+        lora=LoraSection(rank=case["rank"]),
+        training=TrainingSection(method="full" if case["full"] else "lora"),
     )
     work = dataclasses.replace(workload_of(planning, case["context"]), master_home=case["full"])
     if not case["fused"]:

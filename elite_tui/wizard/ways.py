@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engine.hardware.machine import Machine
     from engine.models.spec import ModelSpec
     from engine.plan.planner import TierPlan
-    from engine.plan.request import Planning
+    from engine.plan.request import PlanRequest
 
 RAM_SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 VRAM_SIZES = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
@@ -105,22 +105,25 @@ def ways_to_fit(
     return WaysToFit(context=context, ways=tuple(ways))
 
 
-def _other_settings(planning: Planning, context: int) -> Iterator[Way]:
+def _other_settings(planning: PlanRequest, context: int) -> Iterator[Way]:
+    from msgspec import structs
+
     from engine.plan.request import storage
 
-    if planning.way != "auto" and (row := _fitting(replace(planning, way="auto"), context)):
+    if planning.training.step != "auto" and (row := _fitting(planning.stepping("auto"), context)):
         yield Way(change="training.step auto", step_seconds=row.step_seconds)
     if "nf4" not in planning.weights:
         compute_type, weights = storage(planning.machine, "nf4")
         if row := _fitting(replace(planning, compute_type=compute_type, weights=weights), context):
             yield Way(change="model.precision nf4", step_seconds=row.step_seconds, note="4-bit base weights (QLoRA)")
     for rank in (8, 4):
-        if rank < planning.lora_rank and (row := _fitting(replace(planning, lora_rank=rank), context)):
+        smaller = replace(planning, lora=structs.replace(planning.lora, rank=rank))
+        if rank < planning.lora.rank and (row := _fitting(smaller, context)):
             yield Way(change=f"lora.rank {rank}", step_seconds=row.step_seconds)
             return
 
 
-def _smaller_models(planning: Planning, models: Sequence[ModelSpec], context: int) -> Iterator[Way]:
+def _smaller_models(planning: PlanRequest, models: Sequence[ModelSpec], context: int) -> Iterator[Way]:
     smaller = [spec for spec in models if spec.parameters < planning.spec.parameters and spec.name != "demo"]
     for spec in sorted(smaller, key=lambda spec: -spec.parameters):
         if row := _fitting(replace(planning, spec=spec), context):
@@ -132,7 +135,7 @@ def _smaller_models(planning: Planning, models: Sequence[ModelSpec], context: in
             return
 
 
-def _more_of_one(planning: Planning, context: int) -> list[Way]:
+def _more_of_one(planning: PlanRequest, context: int) -> list[Way]:
     machine = planning.machine
     found = []
     for label, sizes, grown in (
@@ -150,7 +153,7 @@ def _more_of_one(planning: Planning, context: int) -> list[Way]:
     return found
 
 
-def _more_of_both(planning: Planning, context: int) -> list[Way]:
+def _more_of_both(planning: PlanRequest, context: int) -> list[Way]:
     """The smallest card, and with it the least RAM, for what neither alone lets fit."""
     machine = planning.machine
     for vram in VRAM_SIZES if machine.gpus else ():
@@ -196,7 +199,7 @@ def _had(machine: Machine, label: str) -> str:
     return f"now {bytes_in_words(had)}"
 
 
-def _fitting(planning: Planning, context: int) -> TierPlan | None:
+def _fitting(planning: PlanRequest, context: int) -> TierPlan | None:
     from engine.plan.planner import plan_context
 
     row = plan_context(planning, context)

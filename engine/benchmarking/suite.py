@@ -20,7 +20,7 @@ from typing import Any
 from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.request import Planning, storage
+from engine.plan.request import PlanRequest
 from engine.whole_file import replace_text
 
 GIB = 2**30
@@ -72,17 +72,8 @@ def _packing(machine: Machine) -> tuple[str, ...]:
 def _streamed_cases(machine: Machine) -> Iterator[Case]:
     on_gpu = bool(machine.gpus)
     for model in MODELS if on_gpu else ("demo",):
-        compute_type, weights = storage(machine, "auto")
         for context in GPU_CONTEXTS if on_gpu else CPU_CONTEXTS:
-            planning = Planning(
-                machine=machine,
-                spec=find_model(model),
-                compute_type=compute_type,
-                weights=weights,
-                lora_rank=16,
-                way="streamed",
-            )
-            row = plan_context(planning, context)
+            row = plan_context(PlanRequest.of(machine, find_model(model)).stepping("streamed"), context)
             if row.fits and row.layout.stream is not None:
                 yield Case(
                     name=f"streaming-{model}-{context}",

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from engine import config, errors
 from engine.commands.cluster_table import describe_cluster, print_cluster
 from engine.commands.output import print_json
@@ -17,7 +19,7 @@ from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
 from engine.plan.quantities import format_bytes, format_context, format_seconds
-from engine.plan.request import Planning, storage
+from engine.plan.request import PlanRequest
 from engine.plan.search import HEADROOM, Budget
 
 if TYPE_CHECKING:
@@ -121,16 +123,14 @@ def run(args: argparse.Namespace) -> int:
     """Prints the tier table, or one tier's sum."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
     spec = find_model(args.model)
-    compute_type, weights = storage(machine, args.precision, args.method)
-    planning = Planning(
-        machine=machine,
-        spec=spec,
-        compute_type=compute_type,
-        weights=weights,
-        lora_rank=args.rank,
+    planning = PlanRequest.of(
+        machine,
+        spec,
+        args.precision,
+        lora=config.LoraSection(rank=args.rank),
+        training=config.TrainingSection(method=args.method),
+        stream=read_stream_options(args),
         repository_tokens=_repository_tokens(args.repo),
-        method=args.method,
-        fixed=read_stream_options(args),
     )
     table = tier_table(planning)
     largest = largest_context(planning) if args.max_context else None
@@ -164,11 +164,14 @@ def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
     )
 
 
-def _strategies(args: argparse.Namespace, planning: Planning, cluster: Cluster, table: TierTable) -> list[StrategyPlan]:
+def _strategies(
+    args: argparse.Namespace, planning: PlanRequest, cluster: Cluster, table: TierTable
+) -> list[StrategyPlan]:
     """Of the tier that was asked for, or the one that is recommended on one card, or the lowest."""
     context = table.row(args.tier or table.recommended or 1).context
     if args.windows is not None:
-        planning = replace(planning, tokens_per_update=args.windows * context)
+        training = structs.replace(planning.training, tokens_per_update=args.windows * context)
+        planning = replace(planning, training=training)
     return cluster_plans(planning, cluster, context)
 
 
@@ -183,7 +186,7 @@ def _repository_tokens(repositories: list[str]) -> int | None:
 # --- JSON --------------------------------------------------------------------------------------------------
 
 
-def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, asked: bool) -> dict[str, Any]:
+def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, *, asked: bool) -> dict[str, Any]:
     """The document of `engine plan --json`. Bytes and seconds; null is unknown."""
     spec = planning.spec
     document = {
@@ -194,7 +197,7 @@ def describe(planning: Planning, table: TierTable, largest: TierPlan | None, *, 
             "family": spec.family,
             "licence": spec.licence,
             "parameters": spec.parameters,
-            "trainable": spec.parameters if planning.method == "full" else spec.lora_parameters(planning.lora_rank),
+            "trainable": planning.adapter_parameters if planning.trains_adapter else spec.parameters,
         },
         "repo_tokens": planning.repository_tokens,
         "recommended": table.recommended,
@@ -224,7 +227,7 @@ def _describe_machine(machine: Machine) -> dict[str, Any]:
 
 
 def _print_plan(
-    planning: Planning, table: TierTable, tier: int | None, largest: TierPlan | None, *, asked: bool
+    planning: PlanRequest, table: TierTable, tier: int | None, largest: TierPlan | None, *, asked: bool
 ) -> None:
     from rich.console import Console
 
@@ -263,7 +266,7 @@ def _bytes(count: int | None) -> str:
     return "n/a" if count is None else format_bytes(count)
 
 
-def _print_table(console: Console, planning: Planning, table: TierTable) -> None:
+def _print_table(console: Console, planning: PlanRequest, table: TierTable) -> None:
     from rich.table import Table
 
     grid = Table("tier", "context", "fits", box=None, header_style="bold", pad_edge=False)
@@ -299,7 +302,7 @@ def _print_table(console: Console, planning: Planning, table: TierTable) -> None
     console.print(_verdict(planning, table))
 
 
-def _verdict(planning: Planning, table: TierTable) -> str:
+def _verdict(planning: PlanRequest, table: TierTable) -> str:
     if table.recommended is None:
         return "No tier is recommended here. A smaller model, or `--hardware NAME`, shows what would change that."
     row = table.row(table.recommended)

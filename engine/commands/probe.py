@@ -13,13 +13,14 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
+from engine.config import LoraSection, TrainingSection
 from engine.plan.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed
     from engine.hardware.machine import Machine
     from engine.plan.planner import TierPlan
-    from engine.plan.request import Planning
+    from engine.plan.request import PlanRequest
 
 NAMES = ("probe",)
 SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measured beside predicted."
@@ -73,32 +74,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _planned(args: argparse.Namespace) -> tuple[Planning, TierPlan]:
+def _planned(args: argparse.Namespace) -> tuple[PlanRequest, TierPlan]:
     from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
     from engine.plan.planner import plan_context
-    from engine.plan.request import Planning, storage, without_gpu
+    from engine.plan.request import PlanRequest, without_gpu
     from engine.plan.tiers import tier_of
 
     machine = take_inventory(args.output)
     if args.device == "cuda" and not machine.gpus:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     machine = without_gpu(machine) if args.device == "cpu" else machine
-    compute_type, weights = storage(machine, args.precision)
-    planning = Planning(
-        machine=machine,
-        spec=find_model(args.model),
-        compute_type=compute_type,
-        weights=weights,
-        lora_rank=args.rank,
-        way=args.step,
-        fixed=read_stream_options(args),
+    planning = PlanRequest.of(
+        machine,
+        find_model(args.model),
+        args.precision,
+        lora=LoraSection(rank=args.rank),
+        training=TrainingSection(step=args.step),
+        stream=read_stream_options(args),
     )
     context = args.context or tier_of(args.tier).context
     return planning, keeping_nothing(planning, plan_context(planning, context, tier=args.tier))
 
 
-def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
+def keeping_nothing(planning: PlanRequest, row: TierPlan) -> TierPlan:
     """The row as it can be probed: one layer, forward and again with its backward.
 
     A lone tile's plan may keep layers instead of computing them again; what a probe finds of the rates holds for both.
@@ -114,12 +113,12 @@ def keeping_nothing(planning: Planning, row: TierPlan) -> TierPlan:
     return dataclasses.replace(row, layout=dataclasses.replace(row.layout, stream=stream), time=time_parts)
 
 
-def _probe(args: argparse.Namespace, planning: Planning, row: TierPlan) -> Probed:
+def _probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan) -> Probed:
     with libraries_logged() as terminal:
         return _run_probe(args, planning, row, terminal)
 
 
-def _run_probe(args: argparse.Namespace, planning: Planning, row: TierPlan, terminal: Terminal) -> Probed:
+def _run_probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan, terminal: Terminal) -> Probed:
     from rich.console import Console
 
     from engine.benchmarking.probe import probe_streamed, probe_window
@@ -143,7 +142,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
-def _compare(planning: Planning, row: TierPlan, probed: Probed) -> dict[str, Any]:
+def _compare(planning: PlanRequest, row: TierPlan, probed: Probed) -> dict[str, Any]:
     """Predicted beside measured, of what ran; and of the whole step, from what ran."""
     from engine.plan.ledger_lines import NOT_ALLOCATED
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
@@ -180,7 +179,7 @@ def _uncorrected(row: TierPlan) -> float:
     return sum(part.seconds for part in row.time if part.name != "correction by a probe")
 
 
-def _keep(machine: Machine, planning: Planning, row: TierPlan, found: dict[str, Any]) -> None:
+def _keep(machine: Machine, planning: PlanRequest, row: TierPlan, found: dict[str, Any]) -> None:
     """Later plans on this machine take the correction. A cache that cannot be written costs nothing else."""
     import contextlib
 

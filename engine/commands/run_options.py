@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config
-from engine.config import RunConfig
+from engine.config import RunConfig, StreamSection
 
 _FLAGS = {"--model": "model.name", "--output": "output.directory"}
 
@@ -36,8 +36,8 @@ def add_stream_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_stream_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What --stream takes from the planner, by the names that StreamPlan has for it.
+def read_stream_options(args: argparse.Namespace) -> StreamSection:
+    """What --stream takes from the planner.
 
     Raises:
         EliteError: CONFIG_INVALID or OVERRIDE_MALFORMED.
@@ -48,7 +48,7 @@ def read_stream_options(args: argparse.Namespace) -> dict[str, Any]:
     }
     for text in args.stream:
         config.apply_override(data, f"stream.{text}")
-    return config.from_mapping(data, source="--stream").stream.fixed()
+    return config.from_mapping(data, source="--stream").stream
 
 
 def read_run_mapping(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
 from engine.plan.quantities import format_context, format_seconds
-from engine.plan.request import TOKENS_PER_UPDATE, Planning, storage, without_gpu
+from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.strategy import ranks_to_start
 from engine.plan.tiers import tier_of
 
@@ -36,7 +36,7 @@ def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, reposit
 
 def planning_of(
     config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
-) -> Planning:
+) -> PlanRequest:
     """What a configuration asks of the planner on a machine.
 
     Args:
@@ -59,24 +59,17 @@ def planning_of(
             machine = least_of([replace(machine, gpus=(gpu,)) for gpu in machine.gpus[: ranks.here]])
     if ranks.all > 1:
         machine = share_of(machine, ranks.here)
-    compute_type, weights = storage(machine, config.model.precision, config.training.method)
-    return Planning(
-        machine=machine,
-        spec=spec,
-        compute_type=compute_type,
-        weights=weights,
-        lora_rank=config.lora.rank,
-        lora_targets=tuple(config.lora.targets),
+    return PlanRequest.of(
+        machine,
+        spec,
+        config.model.precision,
+        lora=config.lora,
+        training=config.training,
+        stream=config.stream,
+        data=config.data,
+        distributed=config.distributed,
         repository_tokens=repository_tokens,
-        held_out_fraction=config.data.held_out_fraction,
-        tokens_per_update=config.training.tokens_per_update or TOKENS_PER_UPDATE,
-        way=config.training.step,
-        activation_bits=config.training.activation_bits,
-        recompute=config.training.recompute,
-        fixed=config.stream.fixed(),
         ranks=ranks.all,
-        strategy=config.distributed.strategy,
-        method=config.training.method,
     )
 
 
@@ -105,7 +98,7 @@ def choose_plan(
     return choice
 
 
-def _best_context(planning: Planning) -> Choice:
+def _best_context(planning: PlanRequest) -> Choice:
     table = tier_table(planning)
     if table.recommended is not None:
         row = table.row(table.recommended)
@@ -113,14 +106,14 @@ def _best_context(planning: Planning) -> Choice:
     return _small_context(planning)
 
 
-def _asked_context(planning: Planning, context: int) -> Choice:
+def _asked_context(planning: PlanRequest, context: int) -> Choice:
     row = plan_context(planning, context)
     if not row.fits:
         raise errors.CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
     return Choice(context=context, plan=row, note=f"context {context:,}, as configured")
 
 
-def _asked_tier(planning: Planning, number: int) -> Choice:
+def _asked_tier(planning: PlanRequest, number: int) -> Choice:
     tier = tier_of(number)
     row = plan_context(planning, tier.context, tier=number, sees=tier.sees, extreme=tier.extreme)
     if not row.fits:
@@ -128,7 +121,7 @@ def _asked_tier(planning: Planning, number: int) -> Choice:
     return Choice(context=tier.context, plan=row, note=f"tier {number}, as configured")
 
 
-def _small_context(planning: Planning) -> Choice:
+def _small_context(planning: PlanRequest) -> Choice:
     rows = [plan_context(planning, context) for context in SMALL_CONTEXTS]
     fitting = [row for row in rows if row.fits]
     if not fitting:
@@ -141,7 +134,7 @@ def _small_context(planning: Planning) -> Choice:
     return Choice(context=row.context, plan=row, note=_why(planning, row))
 
 
-def _why(planning: Planning, row: TierPlan) -> str:
+def _why(planning: PlanRequest, row: TierPlan) -> str:
     where = f"tier {row.tier}" if row.tier else f"context {row.context:,}"
     takes = f"a step takes about {format_seconds(row.step_seconds)} (predicted)"
     if not planning.on_gpu:

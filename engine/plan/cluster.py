@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from engine.hardware.machine import Gpu, Machine
 from engine.plan.planner import TierPlan, plan_context
 from engine.plan.quantities import format_bytes
-from engine.plan.request import Planning, workload_of
+from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
@@ -142,7 +144,7 @@ def _gigabytes(text: str) -> float:
     return value * 1e9
 
 
-def cluster_plans(planning: Planning, cluster: Cluster, context: int) -> list[StrategyPlan]:
+def cluster_plans(planning: PlanRequest, cluster: Cluster, context: int) -> list[StrategyPlan]:
     """Every strategy for windows of `context` tokens, the fastest that fits first.
 
     Args:
@@ -157,18 +159,18 @@ def cluster_plans(planning: Planning, cluster: Cluster, context: int) -> list[St
     return sorted(found, key=lambda plan: (not plan.fits, plan.seconds))
 
 
-def _of_card(planning: Planning, cluster: Cluster, card: int, ranks: int, strategy: str) -> Planning:
+def _of_card(planning: PlanRequest, cluster: Cluster, card: int, ranks: int, strategy: str) -> PlanRequest:
     cards = max(1, len(cluster.machine.gpus))
     return dataclasses.replace(
         planning,
         machine=share_of(cluster.machine, cards if ranks > 1 else 1, card),
         ranks=ranks,
-        strategy=strategy,
+        distributed=structs.replace(planning.distributed, strategy=strategy),
         rank_link=cluster.link,
     )
 
 
-def _slowest(planning: Planning, cluster: Cluster, context: int, strategy: str) -> TierPlan:
+def _slowest(planning: PlanRequest, cluster: Cluster, context: int, strategy: str) -> TierPlan:
     """The plan of the card that is worst off: the others wait for it."""
     cards = max(1, len(cluster.machine.gpus))
     distinct: list[int] = []
@@ -180,12 +182,12 @@ def _slowest(planning: Planning, cluster: Cluster, context: int, strategy: str) 
     return max(rows, key=lambda row: (not row.fits, row.step_seconds))
 
 
-def _strategies(planning: Planning, cluster: Cluster, context: int, reference: float | None) -> Iterator[StrategyPlan]:
+def _strategies(
+    planning: PlanRequest, cluster: Cluster, context: int, reference: float | None
+) -> Iterator[StrategyPlan]:
     ranks, rate = cluster.ranks, cluster.link * LINK_SHARE
     spec = planning.spec
-    gradients = 4.0 * spec.lora_parameters(planning.lora_rank, planning.lora_targets)
-    if planning.method == "full":
-        gradients = 4.0 * spec.parameters
+    gradients = 4.0 * (planning.adapter_parameters if planning.trains_adapter else spec.parameters)
     sum_bytes = 2 * (ranks - 1) / ranks * gradients
     windows = planning.windows_per_update(context)
 
@@ -221,12 +223,12 @@ def _strategies(planning: Planning, cluster: Cluster, context: int, reference: f
         beside, between = exchange_bytes(workload_of(_of_card(planning, cluster, 0, ranks, strategy), context))
         sent = sum_bytes + windows * (beside + between)
         yield made(strategy, row, row.step_seconds + sum_bytes / rate, sent, words)
-    if planning.method == "lora" and spec.parameters and ranks > 1:
+    if planning.trains_adapter and spec.parameters and ranks > 1:
         yield _zero3(planning, cluster, context, made, turns, rate)
 
 
 def _zero3(
-    planning: Planning,
+    planning: PlanRequest,
     cluster: Cluster,
     context: int,
     made: Callable[..., StrategyPlan],
@@ -234,7 +236,7 @@ def _zero3(
     rate: float,
 ) -> StrategyPlan:
     """Whole windows; every layer's weights are gathered before they are used, forward, again and backward."""
-    whole = dataclasses.replace(planning, way="whole", weights=("resident",))
+    whole = dataclasses.replace(planning.stepping("whole"), weights=("resident",))
     row = _slowest(whole, cluster, context, "data")
     element = 4 if planning.compute_type == "fp32" else 2
     weights = element * planning.spec.parameters

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msgspec import structs
+
 from engine import errors
 from engine.hardware.machine import Machine
 from engine.models.families import refuse
@@ -16,8 +18,7 @@ from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part
 from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.request import (
-    Planning,
-    storage,
+    PlanRequest,
     streaming_refusal,
     whole_refusal,
     workload_of,
@@ -94,7 +95,6 @@ def plan_tiers(
     spec: ModelSpec,
     *,
     precision: str = "auto",
-    lora_rank: int = 16,
     repository_tokens: int | None = None,
 ) -> TierTable:
     """The tier table, with defaults for all that it does not take.
@@ -102,20 +102,10 @@ def plan_tiers(
     Raises:
         EliteError: PRECISION_UNAVAILABLE.
     """
-    compute_type, weights = storage(machine, precision)
-    return tier_table(
-        Planning(
-            machine=machine,
-            spec=spec,
-            compute_type=compute_type,
-            weights=weights,
-            lora_rank=lora_rank,
-            repository_tokens=repository_tokens,
-        )
-    )
+    return tier_table(PlanRequest.of(machine, spec, precision, repository_tokens=repository_tokens))
 
 
-def tier_table(planning: Planning) -> TierTable:
+def tier_table(planning: PlanRequest) -> TierTable:
     """The best plan for each tier, and which tier to recommend."""
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
@@ -123,7 +113,7 @@ def tier_table(planning: Planning) -> TierTable:
     return TierTable(recommended=_recommend(planning, rows), tiers=rows)
 
 
-def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
+def _recommend(planning: PlanRequest, rows: tuple[TierPlan, ...]) -> int | None:
     best = None
     for row in rows:
         too_few = not planning.on_gpu and row.steps_per_epoch is not None and row.steps_per_epoch < UPDATES_CPU
@@ -135,7 +125,7 @@ def _recommend(planning: Planning, rows: tuple[TierPlan, ...]) -> int | None:
 
 
 def plan_context(
-    planning: Planning, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
+    planning: PlanRequest, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
 ) -> TierPlan:
     """The best plan for windows of `context` tokens, or the one that is nearest to fitting.
 
@@ -163,7 +153,7 @@ def plan_context(
     chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
     seconds = turns * chosen.seconds
     tokens = planning.repository_tokens
-    steps = None if tokens is None else _steps(tokens * (1 - planning.held_out_fraction), windows * context)
+    steps = None if tokens is None else _steps(tokens * (1 - planning.data.held_out_fraction), windows * context)
     reason, remedy = "", ""
     if barred:
         reason, remedy = barred, "a shorter context, or a model whose positions do not depend on it"
@@ -199,21 +189,21 @@ def plan_context(
     )
 
 
-def _barred(planning: Planning, context: int) -> str | None:
+def _barred(planning: PlanRequest, context: int) -> str | None:
     """Why no way to compute a step that is wanted takes a context, whatever the memory; None where one does."""
     streamed, whole = streaming_refusal(planning.spec, context), whole_refusal(planning.spec, context)
     problems = {"streamed": (streamed,), "whole": (whole,), "auto": (streamed, whole)}[planning.step]
     return problems[0] if all(problems) else None
 
 
-def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
+def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
     """Every plan that was weighed for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
     if (asked := planning.fixed.get("weights")) is not None:
         weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
     if work.ranks > 1:  # only the streamed step is spread
         way = "streamed"
-    elif planning.ranks > 1 and planning.strategy in ("zero2", "zero3") and way == "auto":
+    elif planning.ranks > 1 and planning.distributed.strategy in ("zero2", "zero3") and way == "auto":
         way = "whole"
     if not refusal and whole_refusal(planning.spec, work.context * work.ranks):
         way = "streamed"
@@ -223,19 +213,20 @@ def _candidates(planning: Planning, work: Workload, budget: Budget, refusal: str
     found = [
         candidate
         for each in works
-        for candidate in search(each, planning.machine, budget, weights, way, planning.recompute, planning.fixed)
+        for candidate in search(
+            each, planning.machine, budget, weights, way, planning.training.recompute, planning.fixed
+        )
     ]
     if work.ranks > 1:  # exchanged from where they are computed
         found = [c for c in found if (stream := c.layout.stream) is None or stream.kv_home == "gpu"]
     return found
 
 
-def _in_the_way(planning: Planning, work: Workload, budget: Budget, refusal: str | None) -> str:
+def _in_the_way(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> str:
     """What was taken from the planner and keeps every plan from fitting: one choice if it is one, else all; or ""."""
 
     def fits_without(names: Collection[str]) -> bool:
-        left = {name: value for name, value in planning.fixed.items() if name not in names}
-        free = dataclasses.replace(planning, fixed=left)
+        free = dataclasses.replace(planning, stream=structs.replace(planning.stream, **dict.fromkeys(names)))
         return any(candidate.fits for candidate in _candidates(free, work, budget, refusal))
 
     if not planning.fixed or not fits_without(planning.fixed):
@@ -245,9 +236,9 @@ def _in_the_way(planning: Planning, work: Workload, budget: Budget, refusal: str
     return " and ".join(f"stream.{name}={str(value).lower()}" for name, value in names.items())
 
 
-def _master_homes(planning: Planning) -> tuple[Literal["gpu", "host"] | None, ...]:
+def _master_homes(planning: PlanRequest) -> tuple[Literal["gpu", "host"] | None, ...]:
     """Where the fp32 weights may live; none where an adapter is trained."""
-    if planning.method == "lora":
+    if planning.trains_adapter:
         return (None,)
     return ("gpu", "host") if planning.on_gpu else ("host",)
 
@@ -291,7 +282,7 @@ def _lacking(candidate: Candidate, where: Place) -> str:
     return format_bytes(candidate.short_of(where) / (1 - HEADROOM))
 
 
-def largest_context(planning: Planning, *, step: int = 1024) -> TierPlan | None:
+def largest_context(planning: PlanRequest, *, step: int = 1024) -> TierPlan | None:
     """The largest context, in multiples of `step` and at most twice the highest tier, that fits; None if none does."""
     low, high = 0, 2 * tiers()[-1].context // step
     best = None

@@ -1,19 +1,23 @@
-"""What a plan is asked for: machine, model and settings, the same for every context of a table."""
+"""What the planner is asked for: machine, model and settings, the same for every context of a table."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from msgspec import structs
+
 from engine import errors
+from engine.config import DataSection, DistributedSection, LoraSection, StreamSection, TrainingSection
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import ModelSpec
 from engine.plan.ledger_lines import BaseWeights
-from engine.plan.search import Recompute, Way
+from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
 from engine.plan.workload import Backend, ComputeType, Workload
 
@@ -30,53 +34,78 @@ Method = Literal["lora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planning:
-    """What stays the same for every context of one table."""
+class PlanRequest:
+    """What stays the same for every context of one table. The sections are a run's configuration."""
 
     machine: Machine
+    "Where it trains; of several processes, what one of them may use."
     spec: ModelSpec
     compute_type: ComputeType
     weights: tuple[BaseWeights, ...]
-    lora_rank: int
-    lora_targets: tuple[str, ...] = ("all-linear",)
+    "Storages of the base weights that the planner chooses from."
+    lora: LoraSection = field(default_factory=LoraSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    stream: StreamSection = field(default_factory=StreamSection)
+    data: DataSection = field(default_factory=DataSection)
+    distributed: DistributedSection = field(default_factory=DistributedSection)
     repository_tokens: int | None = None
-    held_out_fraction: float = 0.1
-    tokens_per_update: int = TOKENS_PER_UPDATE
-    way: Way = "auto"
-    activation_bits: Literal[16, 8, 4] = 16
-    recompute: Recompute = "auto"
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    "Fields of StreamPlan that are not the planner's to choose, and their values."
-    method: Method = "lora"
-    "What is trained: an adapter, or every weight."
+    "To train on; None where it is not known."
     ranks: int = 1
-    "Processes on all hosts; `machine` is then what one of them may use."
-    strategy: str = "auto"
-    "distributed.strategy."
+    "Processes on all hosts."
     rank_link: float = 10e9
     "Bytes a second from a rank to the next."
 
+    @classmethod
+    def of(cls, machine: Machine, spec: ModelSpec, precision: str = "auto", **changes: Any) -> PlanRequest:
+        """The request for a precision on a machine; `changes` are fields.
+
+        Raises:
+            EliteError: PRECISION_UNAVAILABLE.
+        """
+        compute_type, weights = storage(machine, precision, changes.get("training", TrainingSection()).method)
+        return cls(machine=machine, spec=spec, **{"compute_type": compute_type, "weights": weights, **changes})
+
+    def stepping(self, way: Way) -> PlanRequest:
+        """The same with another `training.step`."""
+        return dataclasses.replace(self, training=structs.replace(self.training, step=way))
+
+    @functools.cached_property
+    def fixed(self) -> Mapping[str, Any]:
+        """Fields of StreamPlan that are not the planner's to choose, and their values."""
+        return self.stream.fixed()
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether an adapter is trained; otherwise every weight is."""
+        return self.training.method == "lora"
+
+    @functools.cached_property
+    def adapter_parameters(self) -> int:
+        """Numbers in the adapter; 0 where every weight is trained."""
+        return self.spec.lora_parameters(self.lora.rank, tuple(self.lora.targets)) if self.trains_adapter else 0
+
     @property
     def step(self) -> Way:
-        """`way`; streamed where a choice of the streamed step was taken from the planner."""
-        return "streamed" if self.fixed and self.way == "auto" else self.way
+        """`training.step`; streamed where a choice of the streamed step was taken from the planner."""
+        way = self.training.step
+        return "streamed" if self.fixed and way == "auto" else way
 
     def window_ranks(self, context: int) -> int:
         """Ranks that share one window: all of them, or one."""
-        if self.way == "whole":
+        if self.training.step == "whole":
             return 1
-        if self.strategy in ("ring", "ulysses"):
+        if self.distributed.strategy in ("ring", "ulysses"):
             return self.ranks
         spread = (
-            self.strategy == "auto"
+            self.distributed.strategy == "auto"
             and self.windows_per_update(context) < self.ranks
             and context // self.ranks >= LEAST_SHARE
         )
         return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
 
     def windows_per_update(self, context: int) -> int:
-        """Full windows of an update: as near to `tokens_per_update` as they come (engine.data.window_source)."""
-        return max(1, math.floor(self.tokens_per_update / context + 0.5))
+        """Full windows of an update, as near to its wanted tokens as they come (engine.data.window_source)."""
+        return max(1, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
 
     @property
     def on_gpu(self) -> bool:
@@ -128,9 +157,9 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
     return own, ("resident", "streamed")
 
 
-def workload_of(planning: Planning, context: int) -> Workload:
+def workload_of(planning: PlanRequest, context: int) -> Workload:
     """What windows of `context` tokens ask of the machine."""
-    spec, adapter = planning.spec, planning.method == "lora"
+    spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries, and is taken to have what it needs.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
@@ -141,12 +170,12 @@ def workload_of(planning: Planning, context: int) -> Workload:
         spec=spec,
         context=math.ceil(context / ranks),
         ranks=ranks,
-        exchange="ulysses" if planning.strategy == "ulysses" else "ring",
+        exchange="ulysses" if planning.distributed.strategy == "ulysses" else "ring",
         rank_link=planning.rank_link,
         compute_type=planning.compute_type,
-        lora_parameters=spec.lora_parameters(planning.lora_rank, planning.lora_targets) if adapter else 0,
+        lora_parameters=planning.adapter_parameters,
         on_gpu=planning.on_gpu,
-        lora_rank=planning.lora_rank if adapter else 0,
+        lora_rank=planning.lora.rank if planning.trains_adapter else 0,
         backend=backend,
         attention=asked,
         fused_kernels=liger and refusal(spec.family, "fused") is None,
@@ -155,7 +184,7 @@ def workload_of(planning: Planning, context: int) -> Workload:
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
         attention_efficiency=attention_efficiency(gpu, spec.head_dim, backend) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
-        activation_bits=planning.activation_bits,
+        activation_bits=planning.training.activation_bits,
     )
 
 

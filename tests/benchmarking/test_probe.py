@@ -12,7 +12,7 @@ from engine.commands.probe import keeping_nothing
 from engine.hardware.inventory import take_inventory
 from engine.models.catalogue import find_model
 from engine.plan.planner import plan_context
-from engine.plan.request import Planning, storage, without_gpu
+from engine.plan.request import PlanRequest, without_gpu
 from tests.plan.machines import with_card
 
 
@@ -23,11 +23,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 def _planned(way):
     machine = without_gpu(take_inventory("."))
-    compute_type, weights = storage(machine, "auto")
-    planning = Planning(
-        machine=machine, spec=find_model("demo"), compute_type=compute_type, weights=weights, lora_rank=16, way=way
-    )
-    return plan_context(planning, 3000)
+    return plan_context(PlanRequest.of(machine, find_model("demo")).stepping(way), 3000)
 
 
 @pytest.mark.parametrize("way", ["streamed", "whole"])
@@ -66,9 +62,8 @@ def test_a_probe_computes_layers_again_only_where_the_plan_does(capsys, tmp_path
 def test_a_plan_that_keeps_layers_is_probed_without():
     """What runs computes its layer again, so what it is held against must too."""
     machine = with_card("rtx-4090")
-    compute_type, weights = storage(machine, "nf4")
     spec = find_model("qwen2.5-coder-1.5b")
-    planning = Planning(machine=machine, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16)
+    planning = PlanRequest.of(machine, spec, "nf4")
     row = plan_context(planning, 8192)
     assert row.layout.stream.keep_layers > 0
     probed = keeping_nothing(planning, row)

@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 
 from engine import cli
+from engine.config import DistributedSection, TrainingSection
 from engine.errors import EliteError
 from engine.hardware.machine import GIB
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
 from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link, share_of
 from engine.plan.planner import plan_context
-from engine.plan.request import Planning, storage
+from engine.plan.request import PlanRequest
 
 
 def planning(hardware, **changes):
     machine = target_machine(hardware, ram=512 * GIB)
-    compute_type, weights = storage(machine, "auto")
     spec = find_model("qwen2.5-coder-1.5b")
-    return Planning(machine=machine, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16, **changes)
+    return PlanRequest.of(machine, spec, **changes)
 
 
 def plans_of(hardware, context, hosts=1, link="nvlink", **changes):
@@ -36,7 +36,7 @@ def test_a_long_window_is_spread_and_many_short_ones_are_shared_out():
     assert next(iter(long)) == "ring"
     assert 6.0 < long["ring"].speed_up < 9.0
     assert long["data"].speed_up < 1.1  # one window: seven ranks have nothing to do
-    many = plans_of("h100-sxm*2", 8192, tokens_per_update=16 * 8192)
+    many = plans_of("h100-sxm*2", 8192, training=TrainingSection(tokens_per_update=16 * 8192))
     assert many["data"].speed_up == pytest.approx(2.0, rel=0.05)
     assert "ulysses" in many
     assert "ulysses" not in long  # two key heads do not divide by eight
@@ -48,16 +48,16 @@ def test_a_slow_link_is_waited_for():
 
 
 def test_all_wait_for_the_slowest_card():
-    both = plans_of("rtx-3090,rtx-4090", 1 << 15, tokens_per_update=4 << 15)["data"].seconds
-    slow = plans_of("rtx-3090*2", 1 << 15, tokens_per_update=4 << 15)["data"].seconds
-    quick = plans_of("rtx-4090*2", 1 << 15, tokens_per_update=4 << 15)["data"].seconds
+    both = plans_of("rtx-3090,rtx-4090", 1 << 15, training=TrainingSection(tokens_per_update=4 << 15))["data"].seconds
+    slow = plans_of("rtx-3090*2", 1 << 15, training=TrainingSection(tokens_per_update=4 << 15))["data"].seconds
+    quick = plans_of("rtx-4090*2", 1 << 15, training=TrainingSection(tokens_per_update=4 << 15))["data"].seconds
     assert both == pytest.approx(max(slow, quick), rel=0.01)
 
 
 def test_a_share_of_a_window_needs_less_memory_than_all_of_it():
-    made = planning("rtx-3090*4", way="streamed")
+    made = planning("rtx-3090*4").stepping("streamed")
     alone = plan_context(replace(made, machine=replace(made.machine, gpus=made.machine.gpus[:1])), 1 << 19)
-    spread = plan_context(replace(made, ranks=4, strategy="ring"), 1 << 19)
+    spread = plan_context(replace(made, ranks=4, distributed=DistributedSection(strategy="ring")), 1 << 19)
     assert spread.layout.window_ranks == 4
     assert spread.host_peak_bytes + spread.gpu_peak_bytes < alone.host_peak_bytes + alone.gpu_peak_bytes
     assert any("on their way round" in part.name for part in spread.parts)
@@ -93,16 +93,14 @@ MEASURED = {
 def test_the_ring_on_two_gpus_takes_what_was_predicted(context, layers, ranks):
     spec = find_model("qwen2.5-coder-1.5b").with_layers(layers)
     machine = target_machine("h200", ram=256 * GIB)
-    asked = Planning(
+    asked = PlanRequest(
         machine=share_of(machine, ranks),
         spec=spec,
         compute_type="bf16",
         weights=("resident",),
-        lora_rank=16,
-        way="streamed",
-        tokens_per_update=context,
+        training=TrainingSection(step="streamed", tokens_per_update=context),
         ranks=ranks,
-        strategy="ring" if ranks > 1 else "auto",
+        distributed=DistributedSection(strategy="ring" if ranks > 1 else "auto"),
         rank_link=267e9,
     )
     seconds = plan_context(asked, context).step_seconds

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import from_mapping
+from engine.config import DistributedSection, from_mapping
 from engine.errors import EliteError
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
@@ -114,6 +114,8 @@ def test_a_kernel_of_gpus_is_refused_on_a_processor():
 
 def test_a_shared_window_keeps_its_keys_on_the_gpu():
     config = from_mapping({"model": {"name": MODEL}, "stream": {"kv_home": "host"}})
-    planning = dataclasses.replace(planning_of(config, *_here(), None), ranks=2, strategy="ring")
+    planning = dataclasses.replace(
+        planning_of(config, *_here(), None), ranks=2, distributed=DistributedSection(strategy="ring")
+    )
     with pytest.raises(EliteError, match=r"stream\.kv_home.*exchange"):
         plan_context(planning, 65_536)

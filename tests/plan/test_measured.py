@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import LoraSection, TrainingSection
 from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
 from engine.plan.full_tuning import STATE_TO_GO_BACK_TO
 from engine.plan.ledger_lines import CONTEXT, HOST_PROCESS
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
-from engine.plan.request import Planning, workload_of
+from engine.plan.request import PlanRequest, workload_of
 from engine.plan.search import HEADROOM
 from engine.plan.speeds import attention_efficiency, speeds_of
 from engine.plan.stream_plan import StreamPlan
@@ -37,13 +38,13 @@ STEPS = json.loads((RESULTS / "streaming.json").read_text())
 
 def _workload(case):
     spec = dataclasses.replace(find_model(case["model"]), layers=case["layers"], full_attention_layers=case["layers"])
-    planning = Planning(
+    planning = PlanRequest(
         machine=CARDS[case["card"]],
         spec=spec,
         compute_type="bf16",
         weights=("resident",),
-        lora_rank=case.get("rank", 16),
-        method="full" if case.get("full") else "lora",
+        lora=LoraSection(rank=case.get("rank", 16)),
+        training=TrainingSection(method="full" if case.get("full") else "lora"),
     )
     work = workload_of(planning, case["context"])
     fused = case.get("fused", case.get("fused_kernels"))

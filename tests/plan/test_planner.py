@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import config
+from engine.config import StreamSection
 from engine.errors import EliteError
 from engine.hardware.cards import cards
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.plan.choice import choose_context, choose_plan
 from engine.plan.planner import largest_context, plan_context, plan_tiers
-from engine.plan.request import Planning, storage
+from engine.plan.request import PlanRequest
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
 from tests.plan.machines import with_card, without_card
@@ -133,10 +134,10 @@ def test_a_card_that_is_too_small_says_so():
 
 def test_precision():
     old, new = with_card("rtx-2060-super"), with_card("rtx-4090")
-    assert plan_tiers(old, CODER).row(1).precision == "fp16"
-    assert plan_tiers(new, CODER).row(1).precision == "bf16"
-    assert plan_tiers(new, CODER, precision="nf4").row(1).precision == "nf4"
-    assert plan_tiers(without_card(), DEMO).row(1).precision == "fp32"
+    assert plan_tiers(old, CODER).row(1).layout.precision == "fp16"
+    assert plan_tiers(new, CODER).row(1).layout.precision == "bf16"
+    assert plan_tiers(new, CODER, precision="nf4").row(1).layout.precision == "nf4"
+    assert plan_tiers(without_card(), DEMO).row(1).layout.precision == "fp32"
     assert plan_tiers(with_card("rtx-3060-12gb"), find_model("qwen2.5-coder-7b")).row(1).precision == "nf4"
     with pytest.raises(EliteError) as caught:
         plan_tiers(old, CODER, precision="bf16")
@@ -169,8 +170,7 @@ def test_without_bitsandbytes_auto_does_not_plan_with_4_bits():
 
 def test_the_largest_context_fits_and_the_next_does_not():
     machine = with_card("rtx-2060-super", ram=16, disk=0)
-    compute_type, weights = storage(machine, "auto")
-    planning = Planning(machine=machine, spec=CODER, compute_type=compute_type, weights=weights, lora_rank=16)
+    planning = PlanRequest.of(machine, CODER)
     row = largest_context(planning)
     assert row is None or row.fits
     roomy = dataclasses.replace(planning, machine=with_card("rtx-2060-super", ram=16, disk=10))
@@ -240,10 +240,7 @@ def test_a_choice_that_was_taken_from_the_planner_is_named_where_it_is_what_does
 
 
 def _remedy(machine, **fixed):
-    compute_type, weights = storage(machine, "auto")
-    planning = Planning(
-        machine=machine, spec=CODER, compute_type=compute_type, weights=weights, lora_rank=16, fixed=fixed
-    )
+    planning = PlanRequest.of(machine, CODER, stream=StreamSection(**fixed))
     row = plan_context(planning, 524_288)
     assert not row.fits
     return row.remedy

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from engine.models.catalogue import find_model
-from engine.plan.request import Planning, storage, workload_of
+from engine.plan.request import PlanRequest, workload_of
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import attention_flops, streamed_time, total_seconds, whole_sequence_time
@@ -17,9 +17,8 @@ H100 = with_card("h100-sxm", ram=512)
 
 
 def workload(model: str, context: int):
-    compute_type, weights = storage(H100, "bf16")
     spec = find_model(model)
-    planning = Planning(machine=H100, spec=spec, compute_type=compute_type, weights=weights, lora_rank=16)
+    planning = PlanRequest.of(H100, spec, "bf16")
     return workload_of(planning, context)
 
 

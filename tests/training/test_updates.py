@@ -16,7 +16,7 @@ from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config
 from engine.optim.schedule import make_schedule, warmup_cosine_factor
-from engine.plan.request import Planning
+from engine.plan.request import PlanRequest
 from engine.steps.micro_batch import whole_window_bytes
 from engine.steps.whole_step import WholeSequenceStep, Window
 
@@ -54,13 +54,12 @@ def test_windows_that_fall_short_of_the_context_do_not_make_an_update_larger():
 
 @given(context=st.integers(2, 300), wanted=st.integers(1, 2000))
 def test_the_planner_counts_the_windows_of_an_update_as_training_does(context, wanted):
-    planning = Planning(
+    planning = PlanRequest(
         machine=Machine(cpu_cores=4, ram_total=GIB, ram_available=GIB, disk_total=GIB, disk_free=GIB),
         spec=find_model("demo"),
         compute_type="fp32",
         weights=("fp32",),
-        lora_rank=4,
-        tokens_per_update=wanted,
+        training=TrainingSection(tokens_per_update=wanted),
     )
     windows = ListWindows([np.zeros(context)] * 2000)
     first = next(plan_updates(windows, TrainingSection(tokens_per_update=wanted), context))
