@@ -138,7 +138,7 @@ def test_precision():
     assert plan_tiers(new, CODER).row(1).layout.precision == "bf16"
     assert plan_tiers(new, CODER, precision="nf4").row(1).layout.precision == "nf4"
     assert plan_tiers(without_card(), DEMO).row(1).layout.precision == "fp32"
-    assert plan_tiers(with_card("rtx-3060-12gb"), find_model("qwen2.5-coder-7b")).row(1).precision == "nf4"
+    assert plan_tiers(with_card("rtx-3060-12gb"), find_model("qwen2.5-coder-7b")).row(1).layout.precision == "nf4"
     with pytest.raises(EliteError) as caught:
         plan_tiers(old, CODER, precision="bf16")
     assert (caught.value.code, caught.value.exit_code) == ("precision-unavailable", 3)
