@@ -85,12 +85,12 @@ class Record:
 
 
 @contextlib.contextmanager
-def case(record: Record, name: str, team: Any) -> Iterator[dict[str, Any]]:
+def case(record: Record, name: str, group: Any) -> Iterator[dict[str, Any]]:
     """A row that is recorded with its error, if there is one; memory is given back."""
     import torch
 
-    row: dict[str, Any] = {"case": name, "ranks": team.size}
-    if team.device.type == "cuda":
+    row: dict[str, Any] = {"case": name, "ranks": group.size}
+    if group.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
@@ -101,10 +101,10 @@ def case(record: Record, name: str, team: Any) -> Iterator[dict[str, Any]]:
     row["took"] = time.perf_counter() - began
     record.add(row)
     gc.collect()
-    if team.device.type == "cuda":
+    if group.device.type == "cuda":
         torch.cuda.empty_cache()
-    if team.size > 1:  # a rank whose case failed alone must not leave the others in it
-        failed = team.total([float("error" in row)])[0]
+    if group.size > 1:  # a rank whose case failed alone must not leave the others in it
+        failed = group.total([float("error" in row)])[0]
         if failed and "error" not in row:
             row["error"] = "another rank failed"
 
@@ -121,45 +121,45 @@ def rank_main(args: argparse.Namespace) -> int:
     prepare_environment(place)
     import torch
 
-    team = join(place, 300.0, on_cpu=args.device == "cpu")
-    record = Record(Path(args.part), team.leads)
+    group = join(place, 300.0, on_cpu=args.device == "cpu")
+    record = Record(Path(args.part), group.leads)
     sizes = SIZES[args.device]
     if args.device == "cpu":
         torch.set_num_threads(1)
     for name in args.only:
-        PARTS[name](args, sizes, team, record)
+        PARTS[name](args, sizes, group, record)
     sys.stdout.flush()
     os._exit(0)
 
 
-def ring_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def ring_part(args: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """The ring's long windows."""
     for context, layers in sizes.contexts:
-        ring(args, team, record, sizes.model, context, layers, "ring", "zigzag")
+        ring(args, group, record, sizes.model, context, layers, "ring", "zigzag")
 
 
-def orders_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def orders_part(args: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """The same window by every way to share it."""
     for strategy, order in (("ring", "zigzag"), ("ring", "contiguous"), ("ulysses", "contiguous")):
-        ring(args, team, record, sizes.model, *sizes.other_orders, strategy, order)
+        ring(args, group, record, sizes.model, *sizes.other_orders, strategy, order)
 
 
-def alone_part(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def alone_part(args: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """The ring's windows on one GPU."""
-    ring(args, team, record, sizes.model, *sizes.contexts[args.number], "alone", "")
+    ring(args, group, record, sizes.model, *sizes.contexts[args.number], "alone", "")
     if args.number == 0:
-        ring(args, team, record, sizes.model, *sizes.other_orders, "alone", "")
+        ring(args, group, record, sizes.model, *sizes.other_orders, "alone", "")
 
 
 def long_part(name: str) -> Any:
     """A window as long as a GPU of 24 GB takes, by the ring, all layers."""
 
-    def run(args: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+    def run(args: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
         from engine.models.catalogue import find_model
 
         model, context = sizes.long[name]
         layers = args.layers or find_model(model).layers
-        ring(args, team, record, model, args.context or context, layers, "ring", "zigzag", capped=True)
+        ring(args, group, record, model, args.context or context, layers, "ring", "zigzag", capped=True)
 
     return run
 
@@ -167,22 +167,22 @@ def long_part(name: str) -> Any:
 # --- exactness -----------------------------------------------------------------------------------------------
 
 
-def parity(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def parity(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """Loss and gradients of one rank and of several, fp32, against plain transformers in fp64."""
     del sizes
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     from engine.config import LoraSection
-    from engine.distributed.gradient_sum import WholeSum
+    from engine.distributed.gradient_sum import AllReduceSum
     from engine.models.adapter import attach_adapter, trainable
     from engine.plan.stream_plan import StreamPlan
     from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
-    device = team.device
+    device = group.device
     torch.backends.cuda.matmul.allow_tf32 = False
-    heads = 4 if 4 % team.size == 0 else team.size
+    heads = 4 if 4 % group.size == 0 else group.size
     config = Qwen2Config(
         vocab_size=512,
         hidden_size=64 * heads,
@@ -221,16 +221,16 @@ def parity(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> No
 
     for stash in (True, False):
         used = dataclasses.replace(plan, stash=stash)
-        with case(record, f"parity one rank stash={stash}", team) as row:
+        with case(record, f"parity one rank stash={stash}", group) as row:
             alone = model()
             with StreamedStep(alone, used, device=device) as step:
                 add(row, alone, step.run(tokens, document_starts=starts, scale=1.0 / predicted).loss_sum)
         for strategy, order in (("ring", "zigzag"), ("ring", "contiguous"), ("ulysses", "contiguous")):
-            with case(record, f"parity {strategy} {order} stash={stash}", team) as row:
+            with case(record, f"parity {strategy} {order} stash={stash}", group) as row:
                 shared = model()
-                with SequenceStep(shared, used, device=device, team=team, strategy=strategy, order=order) as step:
+                with SequenceStep(shared, used, device=device, group=group, strategy=strategy, order=order) as step:
                     found = step.run(tokens, document_starts=starts, scale=1.0 / predicted)
-                WholeSum(team)([p.grad for p in trainable(shared).values()])
+                AllReduceSum(group)([p.grad for p in trainable(shared).values()])
                 add(row, shared, found.loss_sum)
 
 
@@ -257,23 +257,23 @@ def plain_gradients(model: Any, tokens: Any, starts: tuple[int, ...]) -> tuple[l
 # --- the link ------------------------------------------------------------------------------------------------
 
 
-def link(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def link(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """Bytes a second round the ring, each way at once, and of an all-reduce."""
     import torch
 
     from engine.distributed.ring import Transfer
 
-    with case(record, "link", team) as row:
-        mine = torch.ones(sizes.message // 4, device=team.device)
+    with case(record, "link", group) as row:
+        mine = torch.ones(sizes.message // 4, device=group.device)
         theirs = torch.empty_like(mine)
 
         def send() -> None:
-            transfer = Transfer(team)
+            transfer = Transfer(group)
             transfer.start([(mine, theirs)])
             transfer.finish()
 
-        row["send_receive_bytes_a_second"] = sizes.message / timed(send, team.device)
-        row["all_reduce_bytes_a_second"] = sizes.message / timed(lambda: team.sum_tensor(theirs), team.device)
+        row["send_receive_bytes_a_second"] = sizes.message / timed(send, group.device)
+        row["all_reduce_bytes_a_second"] = sizes.message / timed(lambda: group.sum_tensor(theirs), group.device)
 
 
 def timed(work: Any, device: Any, repeats: int = 5) -> float:
@@ -299,7 +299,7 @@ def synchronize(device: Any) -> None:
 # --- long windows --------------------------------------------------------------------------------------------
 
 
-def planned(args: argparse.Namespace, team: Any, model: str, context: int, layers: int, strategy: str) -> Any:
+def planned(args: argparse.Namespace, group: Any, model: str, context: int, layers: int, strategy: str) -> Any:
     """The shortened model, and the planner's row for a rank of it; `args.cap` limits its GPU memory."""
     import torch
 
@@ -312,7 +312,7 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
 
     spec = find_model(model).with_layers(layers)
     machine = take_inventory(Path("/tmp"))
-    if team.device.type == "cpu":
+    if group.device.type == "cpu":
         machine = without_gpu(machine)
     else:
         free, _ = torch.cuda.mem_get_info()
@@ -322,15 +322,15 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
         # A virtual machine whose memory grows as it is used says at first that it has little.
         ram = round(args.ram_gib * GIB) or machine.ram_total
         machine = dataclasses.replace(machine, gpus=(first,), ram_total=ram, ram_available=round(0.96 * ram))
-    compute_type, weights = storage(machine, "bf16" if team.device.type == "cuda" else "fp32")
+    compute_type, weights = storage(machine, "bf16" if group.device.type == "cuda" else "fp32")
     planning = PlanRequest(
-        machine=share_of(machine, team.size),
+        machine=share_of(machine, group.size),
         spec=spec,
         compute_type=compute_type,
         weights=tuple(w for w in weights if w == "resident" or (args.cap and w == "streamed")),
         training=TrainingSection(step="streamed", tokens_per_update=context),
-        ranks=team.size,
-        distributed=DistributedSection(strategy="auto" if team.size == 1 else strategy),
+        ranks=group.size,
+        distributed=DistributedSection(strategy="auto" if group.size == 1 else strategy),
         rank_link=200e9,
     )
     return spec, plan_context(planning, context)
@@ -338,7 +338,7 @@ def planned(args: argparse.Namespace, team: Any, model: str, context: int, layer
 
 def ring(
     args: argparse.Namespace,
-    team: Any,
+    group: Any,
     record: Record,
     model: str,
     context: int,
@@ -352,7 +352,7 @@ def ring(
     import torch
 
     from engine.config import LoraSection
-    from engine.distributed.gradient_sum import WholeSum
+    from engine.distributed.gradient_sum import AllReduceSum
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
@@ -360,88 +360,90 @@ def ring(
     from engine.steps.sequence_step import SequenceStep
     from engine.streaming.step import StreamedStep
 
-    on_gpu = team.device.type == "cuda"
+    on_gpu = group.device.type == "cuda"
     name = f"{strategy} {order}".strip()
     args = argparse.Namespace(**{**vars(args), "cap": args.cap if capped else 0.0})
-    with case(record, f"{name}, {args.cap:g} GiB" if args.cap else name, team) as row:
+    with case(record, f"{name}, {args.cap:g} GiB" if args.cap else name, group) as row:
         if on_gpu:
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction(args.cap * GIB / total if args.cap else 1.0)
-        spec, plan_row = planned(args, team, model, context, layers, strategy)
+        spec, plan_row = planned(args, group, model, context, layers, strategy)
         plan = plan_row.layout.stream
         row |= {"model": model, "context": context, "layers": layers, "plan": dataclasses.asdict(plan)}
         row |= {"predicted_seconds": plan_row.step_seconds, "predicted_gpu_bytes": plan_row.gpu_peak_bytes}
         row |= {"predicted_host_bytes": plan_row.host_peak_bytes, "capped_gib": args.cap}
-        if team.leads:
+        if group.leads:
             print(f"    {name} {context:,} x {layers}: {plan_row.step_seconds:.1f} s predicted", flush=True)
-        placement = choose_placement(team.device.type, "bf16" if on_gpu else "fp32")
+        placement = choose_placement(group.device.type, "bf16" if on_gpu else "fp32")
         torch.manual_seed(0)
-        home = torch.device("cpu") if plan.weights == "streamed" else team.device
+        home = torch.device("cpu") if plan.weights == "streamed" else group.device
         base = random_model(spec, placement, layers=layers, weights_device=home)
-        row["fused"] = fuse_kernels(base, team.device)
+        row["fused"] = fuse_kernels(base, group.device)
         made = attach_adapter(base, LoraSection(rank=16), seed=0).train()
-        if team.size > 1 and home.type == team.device.type:
+        if group.size > 1 and home.type == group.device.type:
             for parameter in base.parameters():  # the draws follow the GPU's generator: one rank's for all
-                torch.distributed.broadcast(parameter.data, 0, group=team.tensors)
+                torch.distributed.broadcast(parameter.data, 0, group=group.tensors)
         tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
-        if team.size == 1:
-            step = StreamedStep(made, plan, device=team.device)
+        if group.size == 1:
+            step = StreamedStep(made, plan, device=group.device)
         else:
-            step = SequenceStep(made, plan, device=team.device, team=team, strategy=strategy, order=order)
+            step = SequenceStep(made, plan, device=group.device, group=group, strategy=strategy, order=order)
         with step:
             step.run(tokens[: 2 * plan.tile], scale=1.0 / context)  # kernels, connections
             made.zero_grad(set_to_none=True)
-            synchronize(team.device)
+            synchronize(group.device)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            team.total([0.0])
+            group.total([0.0])
             began = time.perf_counter()
             outcome = step.run(tokens, scale=1.0 / (context - 1))
-            if team.size > 1:
-                WholeSum(team)([p.grad for p in trainable(made).values()])
-            synchronize(team.device)
+            if group.size > 1:
+                AllReduceSum(group)([p.grad for p in trainable(made).values()])
+            synchronize(group.device)
             row["seconds"] = time.perf_counter() - began
             row["backend"] = step.backend_name
         row |= {"stages": outcome.seconds, "loss": outcome.loss_sum / (context - 1)}
-        row["host_peak"] = team.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        row["host_peak"] = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         if on_gpu:
             free, total = torch.cuda.mem_get_info()
             mine = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), total - free]
-            row["gpu_allocated"], row["gpu_reserved"], row["gpu_used"] = map(list, zip(*team.gather(mine), strict=True))
+            row["gpu_allocated"], row["gpu_reserved"], row["gpu_used"] = map(
+                list, zip(*group.gather(mine), strict=True)
+            )
 
 
 # --- gradients on the wire -----------------------------------------------------------------------------------
 
 
-def gradient_sums(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def gradient_sums(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """Bytes and seconds of an update's gradients, whole and as low-rank factors, of an adapter and of every weight."""
     import torch
 
-    from engine.distributed.gradient_sum import WholeSum
-    from engine.distributed.powersgd import LowRankSum
+    from engine.distributed.gradient_sum import AllReduceSum
+    from engine.distributed.powersgd import PowerSgd
     from engine.models.catalogue import find_model
 
     spec = find_model(sizes.sum_model)
     every = [(linear.outputs, linear.inputs) for linear in spec.linears]
     adapter = [shape for out, inp in every for shape in ((16, inp), (out, 16))]
     for what, shapes in (("adapter r=16", adapter), ("every weight", every)):
-        with case(record, f"gradients of {what}", team) as row:
-            made = [torch.randn(shape, device=team.device) for _ in range(spec.layers) for shape in shapes]
+        with case(record, f"gradients of {what}", group) as row:
+            made = [torch.randn(shape, device=group.device) for _ in range(spec.layers) for shape in shapes]
             for name, add_up in (
-                ("whole", WholeSum(team)),
-                ("powersgd r=1", LowRankSum(team, 1, whole_updates=0)),
-                ("powersgd r=4", LowRankSum(team, 4, whole_updates=0)),
+                ("whole", AllReduceSum(group)),
+                ("powersgd r=1", PowerSgd(group, 1, whole_updates=0)),
+                ("powersgd r=4", PowerSgd(group, 4, whole_updates=0)),
             ):
                 add_up(made)
-                team.sent_bytes = 0
-                seconds = timed(lambda: add_up(made), team.device, 3)
-                row[name] = {"seconds": seconds, "bytes": team.sent_bytes // 4}
+                group.sent_bytes = 0
+                seconds = timed(lambda: add_up(made), group.device, 3)
+                row[name] = {"seconds": seconds, "bytes": group.sent_bytes // 4}
 
 
 # --- ZeRO-3 --------------------------------------------------------------------------------------------------
 
 
-def zero(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None:
+def zero(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """Steps of whole windows with the weights spread; memory of each rank against what one would need."""
     import torch
 
@@ -461,49 +463,49 @@ def zero(_: argparse.Namespace, sizes: Sizes, team: Any, record: Record) -> None
         def stop_requested(self) -> bool:
             return False
 
-    with case(record, "zero3", team) as row:
-        on_gpu = team.device.type == "cuda"
+    with case(record, "zero3", group) as row:
+        on_gpu = group.device.type == "cuda"
         precision = "bf16" if on_gpu else "fp32"
         settings = {
-            "model": {"name": sizes.zero_model, "precision": precision, "device": team.device.type},
+            "model": {"name": sizes.zero_model, "precision": precision, "device": group.device.type},
             "distributed": {"strategy": "zero3"},
             "lora": {"rank": 16},
         }
         config = run_config.from_mapping(settings)
         spec = find_model(sizes.zero_model)
-        placement = choose_placement(team.device.type, precision)
+        placement = choose_placement(group.device.type, precision)
         torch.manual_seed(0)
         base = random_model(spec, placement, layers=sizes.zero_layers, weights_device=torch.device("cpu"))
         row["weights_bytes"] = sum(p.numel() * p.element_size() for p in base.parameters())
         tuning = ZeroTuning(attach_adapter(base, config.lora, 0))
         folder = Path(tempfile.mkdtemp())
         path = folder / "deepspeed.json"
-        path.write_text(json.dumps(deepspeed_config(config, sizes.zero_context, team.size)))
+        path.write_text(json.dumps(deepspeed_config(config, sizes.zero_context, group.size)))
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        step = ZeroStep(tuning, adamw(tuning, config, 1e-4), path, device=team.device, team=team, recompute=True)
+        step = ZeroStep(tuning, adamw(tuning, config, 1e-4), path, device=group.device, group=group, recompute=True)
         if on_gpu:
-            row["gpu_after_init"] = team.gather(torch.cuda.memory_allocated())
+            row["gpu_after_init"] = group.gather(torch.cuda.memory_allocated())
         generator = torch.Generator().manual_seed(0)  # the same windows in every rank, which takes its own of them
         windows = [
             Window(torch.randint(0, spec.vocab_size, (sizes.zero_context,), generator=generator).numpy())
-            for _ in range(team.size)
+            for _ in range(group.size)
         ]
         seconds, losses = [], []
         for _ in range(3):
-            synchronize(team.device)
+            synchronize(group.device)
             began = time.perf_counter()
             targets = sum(window.targets for window in windows)
             result = step.run(windows, 1.0 / targets, Patient())
             row["grad_norm"] = step.pipeline.apply([], 0)
-            synchronize(team.device)
+            synchronize(group.device)
             seconds.append(time.perf_counter() - began)
             losses.append(result.loss_sum / result.tokens)
         row |= {"context": sizes.zero_context, "seconds": min(seconds), "all_seconds": seconds, "losses": losses}
         row["ok"] = losses[-1] < losses[0]
         if on_gpu:
-            row["gpu_allocated"] = team.gather(torch.cuda.max_memory_allocated())
+            row["gpu_allocated"] = group.gather(torch.cuda.max_memory_allocated())
 
 
 PARTS: dict[str, Any] = {

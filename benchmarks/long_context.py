@@ -70,7 +70,7 @@ class Scale:
     orders: tuple[str, ...] = tuple(ORDERS)
 
 
-class Parts(NamedTuple):
+class TrainerComponents(NamedTuple):
     train: Path
     scored: Path
 
@@ -232,9 +232,9 @@ class Bench:
         dataset = build_dataset(section, tokenizer=self._tokenizer, context=context, cache=self.folder / "cache")
         return HeldOut.whole(dataset, context, together=DataSection().packing)
 
-    def parts(self, package: Path) -> Parts:
+    def parts(self, package: Path) -> TrainerComponents:
         """Copies of a package's files: what is scored (as many as make the tokens), and what may be trained on."""
-        parts = Parts(self.folder / "train" / package.name, self.folder / "packages" / package.name)
+        parts = TrainerComponents(self.folder / "train" / package.name, self.folder / "packages" / package.name)
         if parts.scored.exists():
             return parts
         left = self._scale.tokens

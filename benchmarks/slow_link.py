@@ -36,12 +36,12 @@ def in_a_rank(rank: int, count: int, model: str, links: Sequence[float]) -> dict
     import torch
     from torch import distributed
 
-    from engine.distributed.gradient_sum import GradientSum, WholeSum
-    from engine.distributed.powersgd import LowRankSum
-    from engine.distributed.process_team import ProcessTeam
+    from engine.distributed.gradient_sum import AllReduceSum, GradientSum
+    from engine.distributed.powersgd import PowerSgd
+    from engine.distributed.torch_process_group import TorchProcessGroup
     from engine.models.catalogue import find_model
 
-    class LinkedTeam(ProcessTeam):
+    class LinkedTeam(TorchProcessGroup):
         """A team behind a link of so many bytes a second."""
 
         link = float("inf")
@@ -52,27 +52,27 @@ def in_a_rank(rank: int, count: int, model: str, links: Sequence[float]) -> dict
             moved = 2 * (self.size - 1) / self.size * tensor.numel() * tensor.element_size()
             time.sleep(max(0.0, moved / self.link - (time.perf_counter() - began)))
 
-    team = LinkedTeam(torch.device("cpu"), 600.0)
+    group = LinkedTeam(torch.device("cpu"), 600.0)
     spec = find_model(model)
     shapes = [shape for linear in spec.linears for shape in ((16, linear.inputs), (linear.outputs, 16))]
     generator = torch.Generator().manual_seed(rank)
     gradients = [torch.randn(shape, generator=generator) for _ in range(spec.layers) for shape in shapes]
     found: dict[str, Any] = {}
     for name, columns in WAYS:
-        add_up: GradientSum = LowRankSum(team, columns, whole_updates=0) if columns else WholeSum(team)
-        team.link = float("inf")
+        add_up: GradientSum = PowerSgd(group, columns, whole_updates=0) if columns else AllReduceSum(group)
+        group.link = float("inf")
         add_up([gradient.clone() for gradient in gradients])  # factors exist from the second sum on
         for link in links:
-            team.link, seconds = link, []
+            group.link, seconds = link, []
             for _ in range(REPEATS):
                 given = [gradient.clone() for gradient in gradients]
                 distributed.barrier()
-                team.sent_bytes = 0
+                group.sent_bytes = 0
                 began = time.perf_counter()
                 add_up(given)
                 seconds.append(time.perf_counter() - began)
             key = "own" if link == float("inf") else f"{link * 8 / 1e9:g}"
-            found.setdefault(name, {"bytes": team.sent_bytes * 2 * (count - 1) // count})[key] = min(seconds)
+            found.setdefault(name, {"bytes": group.sent_bytes * 2 * (count - 1) // count})[key] = min(seconds)
     return found
 
 

@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     resource_tracker.ensure_running()
 
     from elite_tui.app import EliteApp
-    from elite_tui.link.calls import Engine
+    from elite_tui.client.calls import Engine
     from elite_tui.state import AppState
 
     app = EliteApp(

@@ -11,21 +11,21 @@ from textual.app import App, SystemCommand
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
-from elite_tui.generation.desk import GenerationDesk
-from elite_tui.leaving import farewell, watch_signals
-from elite_tui.link.workers import EngineLink
+from elite_tui.client.workers import EngineClient
+from elite_tui.crash_log import record_crash
+from elite_tui.format.figures import printable
+from elite_tui.generation.controller import GenerationController
 from elite_tui.messages import Changed
-from elite_tui.pacing import Pacer
+from elite_tui.redraw_throttle import RedrawThrottle
 from elite_tui.rooms import ROOMS, neighbour
-from elite_tui.runs.desk import RunDesk
+from elite_tui.runs.controller import RunController
 from elite_tui.screens.room import Watching
+from elite_tui.shutdown import farewell, watch_signals
 from elite_tui.state_part import StatePart
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
-from elite_tui.trouble import record_trouble
 from elite_tui.typing_order import after_typing
-from elite_tui.wizard.desk import WizardDesk
+from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft_controller import DraftController
-from elite_tui.words.figures import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.screen import Screen
 
-    from elite_tui.link.calls import Engine
+    from elite_tui.client.calls import Engine
     from elite_tui.screens.room import Elite, RoomScreen
     from elite_tui.state import AppState
 
 THEME = "theme"
 "Under which name the draft keeps the theme."
 PACED = frozenset({StatePart.RUN, StatePart.SNAPSHOTS})
-"Parts of the state that change by themselves, and are drawn no more often than Pacer says."
+"Parts of the state that change by themselves, and are drawn no more often than RedrawThrottle says."
 
 
 def build_room(name: str, elite: Elite) -> RoomScreen:
@@ -77,12 +77,12 @@ class EliteApp(App[str]):
             self.register_theme(theme)
         self.theme = theme_named(state.draft.kept(THEME))
         self.state = state
-        self.link = EngineLink(self, engine)
-        self.desk = WizardDesk(self, state, self.link)
-        self.drafting = DraftController(self, state, self.desk)
-        self.run_desk = RunDesk(self, state, self.link)
-        self.generation_desk = GenerationDesk(self, state.generation, engine)
-        self._pacer = Pacer(self, self._draw)
+        self.client = EngineClient(self, engine)
+        self.controller = WizardController(self, state, self.client)
+        self.drafting = DraftController(self, state, self.controller)
+        self.run_desk = RunController(self, state, self.client)
+        self.generation_desk = GenerationController(self, state.generation, engine)
+        self._throttle = RedrawThrottle(self, self._draw)
         self._first_room = first_room
         self._runs = runs
         "References of the runs to open, where the first room is the monitor; None is the newest."
@@ -100,12 +100,12 @@ class EliteApp(App[str]):
         return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
 
     def _begin(self) -> None:
-        self.link.start(self.desk.disk_path)
+        self.client.start(self.controller.disk_path)
         if self._first_room == "monitor":
             self.run_desk.open(self._runs)
             return
         if self._first_room != "runs":
-            self.desk.begin()
+            self.controller.begin()
         self.run_desk.ask_runs()
 
     # --- rooms ---------------------------------------------------------------------------------------------
@@ -129,12 +129,12 @@ class EliteApp(App[str]):
     def begin_wizard(self) -> None:
         """Enters the first room, asking what a wizard asks if this is the first time."""
         self.go("project")
-        self.desk.begin()
+        self.controller.begin()
 
     def tell(self, part: StatePart) -> None:
         """Tells the screens on the stack that watch the state that a part of it changed."""
         if part in PACED:
-            self._pacer.ask(part)
+            self._throttle.ask(part)
         else:
             self._draw(part)
 
@@ -150,11 +150,11 @@ class EliteApp(App[str]):
     def _answered(self, message: messages.Answered[Any]) -> None:
         message.settle()
         self.tell(message.fetched.part)
-        self.desk.answered(message.fetched.part)
+        self.controller.answered(message.fetched.part)
 
     @on(messages.CheckMade)
     def _check_made(self, message: messages.CheckMade) -> None:
-        self.desk.check_made(message)
+        self.controller.check_made(message)
 
     @on(messages.MeasuringProgressed)
     def _measuring_progressed(self, message: messages.MeasuringProgressed) -> None:
@@ -238,9 +238,9 @@ class EliteApp(App[str]):
     def on_unmount(self) -> None:
         """Lets go of the run and the telemetry, and of nothing that was typed."""
         self.drafting.close()
-        self.desk.close()
+        self.controller.close()
         self.generation_desk.close()
-        self.link.close()
+        self.client.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: the actions that can be taken here and now."""
@@ -255,7 +255,7 @@ class EliteApp(App[str]):
     def _fatal_error(self) -> None:
         """A failure of the app itself: the traceback goes to a log, the terminal gets three lines."""
         error = self._exception
-        log = record_trouble(error) if error is not None else None
+        log = record_crash(error) if error is not None else None
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]
         if log is not None:
             lines.append(f"the details are in {log}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from elite_tui.fetched import Fetched
+    from elite_tui.remote_data import RemoteData
     from elite_tui.runs.followed import News
     from elite_tui.state_part import StatePart
     from elite_tui.wizard.facts import Reading
@@ -40,7 +40,7 @@ class Latest(Message):
 class Answered(Message, Generic[T]):
     """The engine's answer to the question that fills a part of the state."""
 
-    fetched: Fetched[T]
+    fetched: RemoteData[T]
     "Where the answer belongs."
     outcome: T | EliteError
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from elite_tui.fetched import Fetched
 from elite_tui.generation.answers import Generation
+from elite_tui.remote_data import RemoteData
 from elite_tui.runs.open_runs import OpenRuns
 from elite_tui.state_part import StatePart
 from elite_tui.wizard.checks import Checks
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
     from elite_tui.wizard.facts import Reading, RepositoryFacts
     from elite_tui.wizard.plans import Plans
-    from elite_tui.wizard.ways import ModelOutlook, WaysToFit
+    from elite_tui.wizard.remedies import ModelOutlook, WaysToFit
     from engine.config import RunConfig
     from engine.data.report import DataReport
     from engine.errors import EliteError
@@ -42,28 +42,28 @@ class AppState:
     """What the screens draw from."""
 
     draft: Draft
-    repository: Fetched[RepositoryFacts] = field(default_factory=lambda: Fetched(StatePart.REPOSITORY))
-    machine: Fetched[Machine] = field(default_factory=lambda: Fetched(StatePart.MACHINE))
-    tiers: Fetched[Plans] = field(default_factory=lambda: Fetched(StatePart.TIERS))
-    what_if: Fetched[Plans] = field(default_factory=lambda: Fetched(StatePart.WHAT_IF))
+    repository: RemoteData[RepositoryFacts] = field(default_factory=lambda: RemoteData(StatePart.REPOSITORY))
+    machine: RemoteData[Machine] = field(default_factory=lambda: RemoteData(StatePart.MACHINE))
+    tiers: RemoteData[Plans] = field(default_factory=lambda: RemoteData(StatePart.TIERS))
+    what_if: RemoteData[Plans] = field(default_factory=lambda: RemoteData(StatePart.WHAT_IF))
     "The tiers of the machine that was typed beside the tier table."
-    models: Fetched[Sequence[ModelOutlook]] = field(default_factory=lambda: Fetched(StatePart.MODELS))
-    ways: Fetched[WaysToFit] = field(default_factory=lambda: Fetched(StatePart.WAYS))
+    models: RemoteData[Sequence[ModelOutlook]] = field(default_factory=lambda: RemoteData(StatePart.MODELS))
+    ways: RemoteData[WaysToFit] = field(default_factory=lambda: RemoteData(StatePart.WAYS))
     "What would make the context under the cursor fit."
-    preflight: Fetched[RunConfig] = field(default_factory=lambda: Fetched(StatePart.PREFLIGHT))
-    profile: Fetched[dict[str, Any]] = field(default_factory=lambda: Fetched(StatePart.PROFILE))
+    preflight: RemoteData[RunConfig] = field(default_factory=lambda: RemoteData(StatePart.PREFLIGHT))
+    profile: RemoteData[dict[str, Any]] = field(default_factory=lambda: RemoteData(StatePart.PROFILE))
     "What `engine profile` measured in this session."
-    probe: Fetched[dict[str, Any]] = field(default_factory=lambda: Fetched(StatePart.PROBE))
+    probe: RemoteData[dict[str, Any]] = field(default_factory=lambda: RemoteData(StatePart.PROBE))
     "What `engine probe` measured of a tier, last."
     measuring: str = ""
     "How far the measurement under way is."
-    data: Fetched[DataReport] = field(default_factory=lambda: Fetched(StatePart.DATA))
+    data: RemoteData[DataReport] = field(default_factory=lambda: RemoteData(StatePart.DATA))
     "The dataset of the draft's settings."
     reading: Reading | None = None
     "How far its reading is."
     checks: Checks = field(default_factory=Checks)
     "The pre-flight rows."
-    runs: Fetched[Sequence[RunSummary]] = field(default_factory=lambda: Fetched(StatePart.RUNS))
+    runs: RemoteData[Sequence[RunSummary]] = field(default_factory=lambda: RemoteData(StatePart.RUNS))
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
     open_runs: OpenRuns = field(default_factory=OpenRuns)
     launching: bool = False
@@ -71,10 +71,10 @@ class AppState:
     "Why the run that was asked for cannot be shown."
     simulated: str | None = None
     "Card named by --simulate."
-    comparison: Fetched[Comparison] = field(default_factory=lambda: Fetched(StatePart.COMPARISON))
+    comparison: RemoteData[Comparison] = field(default_factory=lambda: RemoteData(StatePart.COMPARISON))
     generation: Generation = field(default_factory=Generation)
     "What the models of the run on screen are asked, and answer."
-    report: Fetched[RunReport] = field(default_factory=lambda: Fetched(StatePart.REPORT))
+    report: RemoteData[RunReport] = field(default_factory=lambda: RemoteData(StatePart.REPORT))
     "What the result room shows beside the run's events."
     clock: Callable[[], float] = time.time
     "Seconds since the epoch."

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from engine import __version__, errors
 from engine.commands.output import print_json
 from engine.errors import EliteError
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 from engine.hardware.visible import number_by_bus
 
 COMMAND_MODULES: tuple[str, ...] = (
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    wait_briefly(os.environ)  # before a command imports torch
+    limit_omp_spin(os.environ)  # before a command imports torch
     number_by_bus(os.environ)
     args = build_parser().parse_args(arguments)
     try:

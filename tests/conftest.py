@@ -7,10 +7,10 @@ import tempfile
 
 from hypothesis import settings
 
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-wait_briefly(os.environ)
+limit_omp_spin(os.environ)
 
 # What was measured on the machine that runs the tests would change what they plan.
 _CACHE = tempfile.mkdtemp(prefix="elite-tests-")

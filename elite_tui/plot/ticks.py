@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from elite_tui.words.figures import count_in_words, duration_in_words
+from elite_tui.format.figures import count_in_words, duration_in_words
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _SECONDS = (

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elite_tui.format.figures import (
+    bytes_in_words,
+    context_in_words,
+    count_in_words,
+    duration_in_words,
+    number_in_words,
+)
 from elite_tui.runs.files import PlannedRun, read_plan
 from elite_tui.runs.view import RunView
-from elite_tui.words.figures import bytes_in_words, context_in_words, count_in_words, duration_in_words, number_in_words
 from engine import config as run_config
 from engine.errors import EliteError
 from engine.runs.journal import JournalReader

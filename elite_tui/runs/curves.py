@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elite_tui.format.figures import count_in_words, gibibytes, number_in_words, rate_in_words
 from elite_tui.plot.series import Limit, Mark, Series, Values, values
 from elite_tui.plot.smoothing import WEIGHTS, Smoother
 from elite_tui.runs.history import X_AXES
 from elite_tui.widgets.chart import Picture
 from elite_tui.widgets.event_list import SIGNS
-from elite_tui.words.figures import count_in_words, gibibytes, number_in_words, rate_in_words
 from engine.plan.quantities import GIB
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.runs.curves import planned_gpu, planned_host
-from elite_tui.runs.outlook import projected_perplexity
-from elite_tui.words.figures import (
+from elite_tui.format.figures import (
     bytes_in_words,
     bytes_of_total,
     context_in_words,
@@ -22,6 +20,8 @@ from elite_tui.words.figures import (
     printable,
     rate_in_words,
 )
+from elite_tui.runs.curves import planned_gpu, planned_host
+from elite_tui.runs.projection import projected_perplexity
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
@@ -109,7 +109,7 @@ def _time_left(run: OpenRun) -> Sequence[str]:
         return ("ETA n/a",)
     planned = run.planned.step_seconds if run.planned is not None else None
     now = view.updated_at if not view.paused else None
-    left = view.pace.left(total - view.done_steps, now, planned)
+    left = view.eta.left(total - view.done_steps, now, planned)
     if left is None:
         return ("ETA n/a", "n/a")
     eta = f"ETA {duration_in_words(left.seconds)}"
@@ -126,7 +126,7 @@ def _inner_line(view: RunView, inner: StepProgress, width: int) -> Content:
     share = inner.done / inner.total if inner.total else None
     counted = f"{inner.done:,}/{inner.total:,}"
     tails = [counted]
-    each, began = view.pace.step_seconds, view.pace.step_began
+    each, began = view.eta.step_seconds, view.eta.step_began
     if inner.stage in STREAMED_STAGES and began is not None and view.updated_at is not None:
         spent = duration_in_words(view.updated_at - began)
         tails.insert(0, f"{counted} · {spent}" + (f" of about {duration_in_words(each)}" if each else " so far"))
@@ -198,7 +198,7 @@ def _work(run: OpenRun) -> list[Figure]:
     step = run.view.step
     return [
         (1, "tokens/s", (count_in_words(step.tokens_per_second if step else None),)),
-        (4, "step time", (duration_in_words(run.view.pace.step_seconds),)),
+        (4, "step time", (duration_in_words(run.view.eta.step_seconds),)),
         (2, "epoch", (f"{step.epoch:.2f}" if step else "n/a",)),
         (5, "tokens", (count_in_words(run.view.history.tokens if step else None),)),
     ]

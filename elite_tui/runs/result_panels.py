@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, chop_cells, set_cell_size
 from textual.content import Content
 
-from elite_tui.runs.panels import state_mark
-from elite_tui.words.figures import (
+from elite_tui.format.figures import (
     NOT_AVAILABLE,
     bytes_in_words,
     count_in_words,
@@ -19,6 +18,7 @@ from elite_tui.words.figures import (
     number_in_words,
     printable,
 )
+from elite_tui.runs.panels import state_mark
 
 if TYPE_CHECKING:
     from elite_tui.runs.report import RunReport

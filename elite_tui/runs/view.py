@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from elite_tui.runs.eta import Eta
 from elite_tui.runs.history import RunHistory
-from elite_tui.runs.pace import Pace
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -41,7 +41,7 @@ class LogEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Happening:
+class RunEvent:
     """Something that a person wants to find again: a checkpoint, a recovery, a warning. Its text is untrusted."""
 
     time: float
@@ -69,7 +69,7 @@ class RunView:
     step: StepCompleted | None = None
     "The latest completed step."
     history: RunHistory = field(default_factory=RunHistory)
-    pace: Pace = field(default_factory=Pace)
+    eta: Eta = field(default_factory=Eta)
     first_evaluation: EvalCompleted | None = None
     latest_evaluation: EvalCompleted | None = None
     checkpoint: CheckpointSaved | None = None
@@ -85,7 +85,7 @@ class RunView:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     log_count: int = 0
     "Lines ever logged; a pane compares it with what it has drawn."
-    happenings: deque[Happening] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
+    happenings: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
     happening_count: int = 0
 
     @property
@@ -143,7 +143,7 @@ class RunView:
             # A step after Pause was accepted: the run went on by itself.
             self.step, self.paused = event, False
             self._leave_stage()
-            self.pace.completed(event, envelope.time)
+            self.eta.completed(event, envelope.time)
             self.history.step_completed(event, envelope.time)
         elif isinstance(event, EvalCompleted):
             self._evaluated(envelope, event)
@@ -157,7 +157,7 @@ class RunView:
         elif isinstance(event, CheckpointSaved):
             self.checkpoint = event
             # Saving, like scoring, stands between two steps and is no part of the next one.
-            self.pace.begin(envelope.time)
+            self.eta.begin(envelope.time)
             self._tell(envelope, "checkpoint", f"checkpoint saved: {event.path}")
         elif isinstance(event, WarningRaised):
             self.warnings += 1
@@ -199,7 +199,7 @@ class RunView:
     def _enter(self, envelope: Envelope, event: PhaseChanged) -> None:
         self.phase, self.phase_detail = event.phase, event.detail
         self._leave_stage()
-        self.pace.begin(envelope.time)
+        self.eta.begin(envelope.time)
         # A phase after the last event: the run was resumed.
         self.finished = self.failed = None
         self._tell(envelope, "phase", f"{event.phase}: {event.detail}" if event.detail else event.phase)
@@ -217,7 +217,7 @@ class RunView:
         self.history.evaluated(event, envelope.time)
         self.latest_evaluation = event
         self._leave_stage()
-        self.pace.begin(envelope.time)
+        self.eta.begin(envelope.time)
         if event.step == 0:
             self.first_evaluation = event
         perplexity = "n/a" if event.perplexity is None else f"{event.perplexity:,.3f}"
@@ -227,14 +227,14 @@ class RunView:
         self.pending.pop(event.command_id, None)
         if event.accepted and event.command in ("Pause", "Resume"):
             self.paused = event.command == "Pause"
-            self.pace.begin(envelope.time)
+            self.eta.begin(envelope.time)
         verdict = "accepted" if event.accepted else "refused"
         text = f"{event.command} {verdict}" + (f": {event.text}" if event.text else "")
         self._tell(envelope, "command" if event.accepted else "warning", text)
 
     def _tell(self, envelope: Envelope, kind: str, text: str, remedy: str = "") -> None:
         """Something for the list of events; the log has it too."""
-        self.happenings.append(Happening(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
+        self.happenings.append(RunEvent(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
         self.happening_count += 1
         level = "error" if self.failed is not None else "warning" if kind in ("warning", "recovery") else "info"
         self._log(envelope, level, f"{text} ({remedy})" if remedy else text)

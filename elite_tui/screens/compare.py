@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.widgets import DataTable
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import printable
 from elite_tui.runs.curves import STYLES, overlay
 from elite_tui.runs.open_runs import short_title
 from elite_tui.runs.panels import state_mark
@@ -17,8 +18,7 @@ from elite_tui.screens.chart_room import ChartRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
-from elite_tui.widgets.painted import Lines
-from elite_tui.words.figures import printable
+from elite_tui.widgets.diff_widget import Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

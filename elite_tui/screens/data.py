@@ -10,12 +10,12 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format import data as data_words
+from elite_tui.format.figures import printable
+from elite_tui.format.layout import line_bar
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.words import data as data_words
-from elite_tui.words.figures import printable
-from elite_tui.words.layout import line_bar
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class DataScreen(WizardRoom):
         super().on_mount()
         self.query_one("#report").focus()
         if self.state.data.value is None and not self.state.data.loading:
-            self.elite.desk.read_data()
+            self.elite.controller.read_data()
 
     def show(self, changed: Parts) -> None:
         """Draws how far the reading is, or the report."""
@@ -121,11 +121,11 @@ class DataScreen(WizardRoom):
 
     def action_stop_reading(self) -> None:
         """Gives up the reading; what was read so far is kept for the next time."""
-        self.elite.desk.stop_reading()
+        self.elite.controller.stop_reading()
 
     def action_rescan(self) -> None:
         """Reads again."""
-        self.elite.desk.read_data()
+        self.elite.controller.read_data()
 
     @on(Button.Pressed, "#stop")
     def _stop_pressed(self) -> None:

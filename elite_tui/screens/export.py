@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
-from elite_tui.words.figures import printable
+from elite_tui.format.figures import printable
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
 
-    from elite_tui.link.process import EngineProcess
+    from elite_tui.client.process import EngineProcess
 
 FORMS = (
     ("adapter", "Adapter", "for use with the base model, by PEFT"),
@@ -74,7 +74,7 @@ class ExportScreen(ModalScreen[None]):
             self._begin(event.button.id)
 
     def _begin(self, form: str) -> None:
-        from elite_tui.link.process import EngineProcess
+        from elite_tui.client.process import EngineProcess
 
         process = EngineProcess("export", str(self._run), "--to", form)
         self._process = process

@@ -10,10 +10,10 @@ from textual.content import Content
 from textual.widgets import Button, Input, Static, TextArea
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import duration_in_words, printable
 from elite_tui.generation.answers import SIDES
 from elite_tui.screens.room import RoomScreen
 from elite_tui.state_part import Parts, StatePart
-from elite_tui.words.figures import duration_in_words, printable
 from engine.errors import EliteError
 
 if TYPE_CHECKING:

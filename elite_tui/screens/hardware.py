@@ -10,11 +10,11 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import printable
+from elite_tui.format.machine import inventory, libraries, measured
+from elite_tui.format.meters import devices, draw
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
-from elite_tui.words.figures import printable
-from elite_tui.words.machine import inventory, libraries, measured
-from elite_tui.words.meters import devices, draw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,14 +90,14 @@ class HardwareScreen(WizardRoom):
 
     def action_rescan(self) -> None:
         """Looks again."""
-        self.elite.desk.ask_machine()
+        self.elite.controller.ask_machine()
 
     def action_measure(self) -> None:
         """Runs `engine profile`, or stops it."""
         if self.state.profile.loading:
-            self.elite.desk.stop_measuring()
+            self.elite.controller.stop_measuring()
         else:
-            self.elite.desk.run_profile()
+            self.elite.controller.run_profile()
 
     @on(Button.Pressed, "#measure")
     def _measure_pressed(self) -> None:

@@ -11,19 +11,19 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
+from elite_tui.format.figures import context_in_words, duration_in_words, parameters_in_words
+from elite_tui.format.tiers import epoch_seconds, machine_in_words
 from elite_tui.messages import Changed
 from elite_tui.screens.room import Watching
 from elite_tui.state_part import StatePart
-from elite_tui.words.figures import context_in_words, duration_in_words, parameters_in_words
-from elite_tui.words.tiers import epoch_seconds, machine_in_words
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
 
     from elite_tui.state import AppState
-    from elite_tui.wizard.desk import WizardDesk
-    from elite_tui.wizard.ways import ModelOutlook
+    from elite_tui.wizard.controller import WizardController
+    from elite_tui.wizard.remedies import ModelOutlook
 
 COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("model", 0, False),
@@ -43,10 +43,10 @@ class ModelsScreen(Watching, ModalScreen[str]):
     CSS_PATH = "models.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
 
-    def __init__(self, state: AppState, desk: WizardDesk) -> None:
+    def __init__(self, state: AppState, controller: WizardController) -> None:
         super().__init__()
         self._state = state
-        self._desk = desk
+        self._controller = controller
 
     def compose(self) -> ComposeResult:
         """One row a model."""
@@ -68,7 +68,7 @@ class ModelsScreen(Watching, ModalScreen[str]):
             if self.app.size.width >= from_width:
                 table.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
         table.loading = True
-        self._desk.ask_models()
+        self._controller.ask_models()
         self._show()
 
     @on(Changed)
@@ -98,15 +98,15 @@ class ModelsScreen(Watching, ModalScreen[str]):
         table.loading = False
         table.clear()
         present = plans.spec.name
-        for outlook in fetched.value:
-            cells = self._cells(outlook, present)
-            table.add_row(*(cells[str(column.key.value)] for column in table.ordered_columns), key=outlook.spec.name)
-        names = [outlook.spec.name for outlook in fetched.value]
+        for projection in fetched.value:
+            cells = self._cells(projection, present)
+            table.add_row(*(cells[str(column.key.value)] for column in table.ordered_columns), key=projection.spec.name)
+        names = [projection.spec.name for projection in fetched.value]
         table.move_cursor(row=names.index(present) if present in names else 0)
         table.focus()
 
-    def _cells(self, outlook: ModelOutlook, present: str) -> dict[str, Text]:
-        spec, best, highest = outlook.spec, outlook.recommended, outlook.highest
+    def _cells(self, projection: ModelOutlook, present: str) -> dict[str, Text]:
+        spec, best, highest = projection.spec, projection.recommended, projection.highest
         colours = self.app.theme_variables
         mark = "●" if spec.name == present else " "
         style = "" if highest is not None else colours["faint"]

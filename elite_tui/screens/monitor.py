@@ -17,10 +17,10 @@ from elite_tui.screens.chart_room import ChartRoom
 from elite_tui.screens.run_commands import RunCommands
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice, ChoiceBar
+from elite_tui.widgets.diff_widget import Fitted, Lines
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LEVELS, LogPane
 from elite_tui.widgets.machine_gauges import Level, MachineGauges, levels
-from elite_tui.widgets.painted import Fitted, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,15 +10,15 @@ from textual.content import Content
 from textual.widgets import Button, Input, OptionList, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
+from elite_tui.format.optimizations import detail
+from elite_tui.format.tiers import summary
 from elite_tui.screens.room import EVERYTHING, WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.wizard.presets import PRESETS
-from elite_tui.words.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
-from elite_tui.words.optimizations import detail
-from elite_tui.words.tiers import summary
 from engine.errors import EliteError
 
 if TYPE_CHECKING:

@@ -11,15 +11,7 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
-from elite_tui.screens.room import EVERYTHING, WizardRoom
-from elite_tui.state_part import Parts, StatePart
-from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.recent_list import RecentList
-from elite_tui.wizard.draft import PROJECT_FIELDS, text_of
-from elite_tui.wizard.facts import RepositoryFacts
-from elite_tui.wizard.recent import remember
-from elite_tui.wizard.suggest import FolderSuggester
-from elite_tui.words.figures import (
+from elite_tui.format.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
@@ -29,8 +21,16 @@ from elite_tui.words.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.words.layout import line_bar
-from elite_tui.words.tiers import epoch_seconds, machine_in_words
+from elite_tui.format.layout import line_bar
+from elite_tui.format.tiers import epoch_seconds, machine_in_words
+from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.recent_list import RecentList
+from elite_tui.wizard.draft import PROJECT_FIELDS, text_of
+from elite_tui.wizard.facts import RepositoryFacts
+from elite_tui.wizard.recent import remember
+from elite_tui.wizard.suggest import FolderSuggester
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ProjectScreen(WizardRoom):
         self.call_after_refresh(self._read_models)
 
     def _read_models(self) -> None:
-        self._models = self.elite.desk.models()
+        self._models = self.elite.controller.models()
         row = self.query_one("#field-model-name", FieldRow)
         control = row.control
         if isinstance(control, Input):
@@ -159,7 +159,7 @@ class ProjectScreen(WizardRoom):
 
     def action_rescan(self) -> None:
         """Reads the repository and the list of runs again."""
-        self.elite.desk.ask_repository()
+        self.elite.controller.ask_repository()
         self.elite.run_desk.ask_runs()
 
     def on_resize(self) -> None:

@@ -11,11 +11,11 @@ from textual.content import Content
 from textual.widgets import Button, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
 from elite_tui.screens.room import WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
-from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
 from engine import config
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class ReviewScreen(WizardRoom):
         """The checks run on entering, unless nothing has changed since they ran."""
         super().on_mount()
         self._open(self.state.draft.kept(VIEW) or "checks")
-        self.elite.desk.ask_preflight()
+        self.elite.controller.ask_preflight()
         if not (self.state.checks.done or self.state.checks.running):
-            self.elite.desk.examine()
+            self.elite.controller.examine()
 
     def show(self, changed: Parts) -> None:
         """Draws the verdict, the cost, the rows and the files, with problems in their places."""
@@ -148,9 +148,9 @@ class ReviewScreen(WizardRoom):
 
     def action_rescan(self) -> None:
         """Checks again."""
-        self.elite.desk.ask_repository()
-        self.elite.desk.ask_preflight()
-        self.elite.desk.examine()
+        self.elite.controller.ask_repository()
+        self.elite.controller.ask_preflight()
+        self.elite.controller.examine()
 
     def action_next_problem(self) -> None:
         """To the room of the first problem."""

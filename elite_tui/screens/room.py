@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.widget import Widget
 
-    from elite_tui.generation.desk import GenerationDesk
-    from elite_tui.runs.desk import RunDesk
+    from elite_tui.generation.controller import GenerationController
+    from elite_tui.runs.controller import RunController
     from elite_tui.state import AppState
-    from elite_tui.wizard.desk import WizardDesk
+    from elite_tui.wizard.controller import WizardController
     from elite_tui.wizard.draft_controller import DraftController
 
 EVERYTHING = frozenset(StatePart)
@@ -35,9 +35,9 @@ class Elite(Protocol):
 
     state: AppState
     drafting: DraftController
-    desk: WizardDesk
-    run_desk: RunDesk
-    generation_desk: GenerationDesk
+    controller: WizardController
+    run_desk: RunController
+    generation_desk: GenerationController
 
     def go(self, name: str) -> None:
         """Enters a room."""

@@ -14,11 +14,11 @@ from textual.content import Content
 from textual.widgets import DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import context_in_words, number_in_words, printable
 from elite_tui.runs.comparison import LETTERS
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.room import RoomScreen
 from elite_tui.state_part import Parts, StatePart
-from elite_tui.words.figures import context_in_words, number_in_words, printable
 
 if TYPE_CHECKING:
     from textual.binding import BindingType

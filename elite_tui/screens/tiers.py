@@ -11,14 +11,14 @@ from textual.suggester import SuggestFromList
 from textual.widgets import DataTable, Input, Static
 
 from elite_tui.actions import bindings_for, room_actions
+from elite_tui.format.figures import printable, whole_gibibytes
+from elite_tui.format.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
 from elite_tui.screens.room import WizardRoom
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.tier_table import TierTable
 from elite_tui.wizard.what_if import FIELDS, WhatIf, key_of
-from elite_tui.words.figures import printable, whole_gibibytes
-from elite_tui.words.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class TiersScreen(WizardRoom):
 
         model = self.query_one("#field-model-name", FieldRow).control
         if isinstance(model, Input):
-            model.suggester = SuggestFromList(list(self.elite.desk.models()), case_sensitive=False)
+            model.suggester = SuggestFromList(list(self.elite.controller.models()), case_sensitive=False)
         self.query_one("#what-if-card", Input).suggester = SuggestFromList(list(cards()), case_sensitive=False)
 
     def show(self, changed: Parts) -> None:
@@ -220,7 +220,7 @@ class TiersScreen(WizardRoom):
         if self._ways_of != asked:
             self._ways_of = asked
             ways.settle_nothing()
-            self.elite.desk.ask_ways(plans, plan.context)
+            self.elite.controller.ask_ways(plans, plan.context)
         words = ways_in_words(plan, ways)
         for name in ("#ways", "#ways-aside"):
             self.query_one(name, Static).update(words)
@@ -267,11 +267,11 @@ class TiersScreen(WizardRoom):
         """Runs the worst part of the plan under the cursor, or stops that."""
         plans = self.state.tiers.value
         if self.state.probe.loading:
-            self.elite.desk.stop_measuring()
+            self.elite.controller.stop_measuring()
         elif plans is not None:
             plan = plans.table.tiers[self.query_one(TierTable).cursor_row]
             if plan.fits:
-                self.elite.desk.run_probe(plan)
+                self.elite.controller.run_probe(plan)
             else:
                 self.notify("a plan that does not fit cannot be run", severity="warning", markup=False)
 
@@ -290,7 +290,7 @@ class TiersScreen(WizardRoom):
         """All models of the catalogue, with what each can do here."""
         from elite_tui.screens.models import ModelsScreen
 
-        self.app.push_screen(ModelsScreen(self.state, self.elite.desk), self._model_chosen)
+        self.app.push_screen(ModelsScreen(self.state, self.elite.controller), self._model_chosen)
 
     def _model_chosen(self, name: str | None) -> None:
         if name is not None:
@@ -307,7 +307,7 @@ class TiersScreen(WizardRoom):
 
     def action_rescan(self) -> None:
         """Looks at the machine and plans again."""
-        self.elite.desk.ask_machine()
+        self.elite.controller.ask_machine()
 
     def on_resize(self) -> None:
         """Another width shows other columns."""

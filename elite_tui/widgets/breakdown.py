@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.words.figures import bytes_in_words, bytes_of_total, percent_in_words, printable
+from elite_tui.format.figures import bytes_in_words, bytes_of_total, percent_in_words, printable
 
 if TYPE_CHECKING:
     from engine.plan.memory import Part

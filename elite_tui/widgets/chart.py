@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 from textual.message import Message
 
+from elite_tui.format.figures import number_in_words
 from elite_tui.plot import ticks
 from elite_tui.plot.picture import Scale, draw, joined, scale_of
 from elite_tui.plot.series import Limit, Mark, Series
 from elite_tui.plot.viewport import Viewport
-from elite_tui.widgets.painted import Painted
-from elite_tui.words.figures import number_in_words
+from elite_tui.widgets.diff_widget import DiffWidget
 
 if TYPE_CHECKING:
     from textual.events import Leave, MouseMove, MouseScrollDown, MouseScrollLeft, MouseScrollRight, MouseScrollUp
@@ -51,7 +51,7 @@ class Picture:
     "How a value is written in the legend."
 
 
-class LineChart(Painted):
+class LineChart(DiffWidget):
     """Series over a shared x axis, with axis labels and a legend that carries the latest values.
 
     The mouse wheel zooms at the pointer, sideways it moves; the legend then tells the values under the pointer.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.widgets.painted import Painted
+from elite_tui.widgets.diff_widget import DiffWidget
 
 if TYPE_CHECKING:
     from textual.events import Click
@@ -28,7 +28,7 @@ class Choice:
 GAP = 2
 
 
-class ChoiceBar(Painted):
+class ChoiceBar(DiffWidget):
     """Shows choices; a click takes the action of the one that it hits. Where there is no room, the right gives way."""
 
     can_focus = False

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
-from elite_tui.runs.view import HAPPENINGS_KEPT, Happening, RunView
+from elite_tui.runs.view import HAPPENINGS_KEPT, RunEvent, RunView
 from elite_tui.widgets.line_pane import LinePane, Row
 
 SIGNS = {
@@ -57,7 +57,7 @@ class EventList(LinePane):
             self._drawn = self._run.happening_count
             self.replace(self._rows_of(self._run.happenings))
 
-    def _rows_of(self, happenings: Iterable[Happening]) -> Iterable[Row]:
+    def _rows_of(self, happenings: Iterable[RunEvent]) -> Iterable[Row]:
         for one in happenings:
             clock = time.strftime("%H:%M:%S", time.localtime(one.time))
             gutter = f"{clock} {SIGNS.get(one.kind, '·')} "

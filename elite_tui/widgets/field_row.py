@@ -14,8 +14,8 @@ from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Input, Select, Static
 
+from elite_tui.format.figures import printable
 from elite_tui.wizard.draft import text_of
-from elite_tui.words.figures import printable
 from engine.config.description import FieldSpec
 
 if TYPE_CHECKING:

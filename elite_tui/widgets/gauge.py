@@ -5,8 +5,8 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widget import Widget
 
-from elite_tui.words.figures import NOT_AVAILABLE, percent_in_words
-from elite_tui.words.layout import TIGHT, bar
+from elite_tui.format.figures import NOT_AVAILABLE, percent_in_words
+from elite_tui.format.layout import TIGHT, bar
 
 LABEL_WIDTH = 8
 SHARE_WIDTH = 5

@@ -13,7 +13,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from elite_tui.words.figures import printable
+from elite_tui.format.figures import printable
 
 if TYPE_CHECKING:
     from textual.binding import BindingType

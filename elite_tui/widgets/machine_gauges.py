@@ -10,9 +10,9 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from elite_tui.format.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, share_of
+from elite_tui.format.layout import history_line
 from elite_tui.widgets.gauge import LABEL_WIDTH, Gauge
-from elite_tui.words.figures import NOT_AVAILABLE, bytes_in_words, bytes_of_total, percent_in_words, share_of
-from elite_tui.words.layout import history_line
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult

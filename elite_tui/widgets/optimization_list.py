@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from elite_tui.words.optimizations import GROUPS, heading, row_line
+from elite_tui.format.optimizations import GROUPS, heading, row_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

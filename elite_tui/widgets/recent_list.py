@@ -14,7 +14,7 @@ from elite_tui.wizard.recent import RUNS_SHOWN, project_line, projects, run_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from elite_tui.fetched import Fetched
+    from elite_tui.remote_data import RemoteData
     from elite_tui.wizard.draft import Draft
     from engine.runs.run_summary import RunSummary
 
@@ -43,7 +43,7 @@ class RecentList(OptionList):
         self._projects: list[list[str]] = []
         self._shown: tuple[object, ...] = ()
 
-    def show(self, draft: Draft, listed: Fetched[Sequence[RunSummary]]) -> None:
+    def show(self, draft: Draft, listed: RemoteData[Sequence[RunSummary]]) -> None:
         """Draws what is known, if it changed."""
         width = max(24, self.size.width - _MARGIN)
         found, runs = projects(draft), list(listed.value or ())[:RUNS_SHOWN]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.widgets import DataTable
 
-from elite_tui.words.figures import context_in_words, count_in_words, duration_in_words, size_or_dash
-from elite_tui.words.layout import line_bar
-from elite_tui.words.tiers import epoch_seconds, short_places
+from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, size_or_dash
+from elite_tui.format.layout import line_bar
+from elite_tui.format.tiers import epoch_seconds, short_places
 
 if TYPE_CHECKING:
     from elite_tui.wizard.plans import Plans

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.words.figures import printable
-from elite_tui.words.layout import hanging
+from elite_tui.format.figures import printable
+from elite_tui.format.layout import hanging
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from elite_tui.format.figures import printable
 from elite_tui.state_part import StatePart
 from elite_tui.wizard.presets import Preset, apply
 from elite_tui.wizard.what_if import FIELDS, key_of
-from elite_tui.words.figures import printable
 from engine import errors
 from engine.config import field_spec, to_mapping
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from elite_tui.host import Host
     from elite_tui.state import AppState
-    from elite_tui.wizard.desk import WizardDesk
+    from elite_tui.wizard.controller import WizardController
     from engine.config import RunConfig
     from engine.plan.optimizations import OptimizationState
 
@@ -30,10 +30,10 @@ SAVE_DELAY = 0.5
 class DraftController:
     """Changes the draft, saves it, and lets the wizard's desk ask again what depends on it."""
 
-    def __init__(self, host: Host, state: AppState, desk: WizardDesk) -> None:
+    def __init__(self, host: Host, state: AppState, controller: WizardController) -> None:
         self._host = host
         self._state = state
-        self._desk = desk
+        self._controller = controller
         self._save_timer: Timer | None = None
 
     def edit(self, path: str, text: str) -> None:
@@ -44,7 +44,7 @@ class DraftController:
 
     def changed(self, path: str) -> None:
         """What follows from another value at a path."""
-        self._desk.draft_changed(path)
+        self._controller.draft_changed(path)
         self.save_soon()
         self._host.tell(StatePart.DRAFT)
 
@@ -90,13 +90,13 @@ class DraftController:
         """A field of the what-if machine was typed into."""
         if text.strip() != self._state.draft.kept(key_of(name)):
             self.keep(key_of(name), text.strip())
-            self._desk.what_if_typed()
+            self._controller.what_if_typed()
 
     def clear_what_if(self) -> None:
         """Plans for this machine again."""
         for name in FIELDS:
             self.keep(key_of(name), "")
-        self._desk.ask_what_if()
+        self._controller.ask_what_if()
 
     # --- switches and presets -------------------------------------------------------------------------------
 
@@ -161,4 +161,4 @@ class DraftController:
         for path in values:
             self.changed(path)
         if values:
-            self._desk.ask_tiers()
+            self._controller.ask_tiers()

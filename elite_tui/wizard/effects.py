@@ -24,7 +24,7 @@ def with_planned_effects(
     states: Sequence[OptimizationState], config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
 ) -> tuple[OptimizationState, ...]:
     """The states, with the effects of PLANNED at the chosen context; of a plan that does not fit, the leanest's."""
-    from engine.plan.choice import planning_of
+    from engine.plan.choice import request_of_run
     from engine.plan.optimizations import toggle
     from engine.plan.planner import plan_context
 
@@ -35,7 +35,7 @@ def with_planned_effects(
         if state.id in PLANNED and state.state != "unavailable":
             try:
                 off, on = (
-                    plan_context(planning_of(toggle(config, state.id, on=on), machine, spec, None), choice.context)
+                    plan_context(request_of_run(toggle(config, state.id, on=on), machine, spec, None), choice.context)
                     for on in (False, True)
                 )
             except EliteError:

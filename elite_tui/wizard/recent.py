@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from elite_tui.words.figures import number_in_words, printable
+from elite_tui.format.figures import number_in_words, printable
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft

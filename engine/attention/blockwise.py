@@ -22,9 +22,9 @@ class KeyValueReader(Protocol):
     """Keys and values of the tiles before the present one."""
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Announces the ranges that `keys_values` will be asked for, in order, so that they can be fetched ahead."""
+        """Announces the ranges that `kv_cache` will be asked for, in order, so that they can be fetched ahead."""
 
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
 
 
@@ -206,7 +206,7 @@ def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyVal
     if piece.key_start >= start:
         keys = slice(piece.key_start - start, piece.key_stop - start)
         return k[:, :, keys], v[:, :, keys]
-    return earlier.keys_values(piece.key_start, piece.key_stop)
+    return earlier.kv_cache(piece.key_start, piece.key_stop)
 
 
 def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:

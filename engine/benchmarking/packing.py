@@ -47,7 +47,7 @@ def measure_packing(
     repeats: int = 1,
     rank: int = 16,
     fused: bool = True,
-    tell: Callable[[dict[str, Any]], None] = lambda _row: None,
+    notify: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> dict[str, Any]:
     """Steps (forward, loss, backward, adapter gradients) over the files of a repository, each file a document.
 
@@ -78,7 +78,7 @@ def measure_packing(
         rows = []
         for context in contexts:
             rows.append(_measure(step, model, dataset.train.with_context(context), device, repeats))
-            tell(rows[-1])
+            notify(rows[-1])
     return {
         "kind": "packing",
         "model": spec.name,

@@ -29,7 +29,7 @@ from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import StepMonitor, WholeSequenceStep
-from engine.streaming.attention import KeysValuesCollected, Pass
+from engine.streaming.attention import KvCollected, Pass
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import loss_and_gradient
 from engine.streaming.sequence_run import SequenceRun
@@ -114,7 +114,7 @@ class _FirstAndLastTile(StreamedStep):
         """A ring hands out keys of tiles that it holds, and no others."""
         for below in self._workspace.attention.below(0, tile, run.tiles):
             x = self.decoder.embed(run.token_ids(below).unsqueeze(0))
-            with torch.no_grad(), contextlib.suppress(KeysValuesCollected):
+            with torch.no_grad(), contextlib.suppress(KvCollected):
                 self._call_layer(run, 0, below, x, Pass.COLLECT)
 
     def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:

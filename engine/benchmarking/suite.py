@@ -90,7 +90,7 @@ def _streaming(model: str, context: int, row: TierPlan) -> Iterator[str]:
         yield from ("--plan", f"{name}={value}")
 
 
-def run_suite(cases: list[Case], folder: Path, tell: Callable[[str], None]) -> None:
+def run_suite(cases: list[Case], folder: Path, notify: Callable[[str], None]) -> None:
     """Runs the cases that have no result yet, each in a child, and writes folder/NAME.json.
 
     A failure is a result too: {"failed": what the command said}.
@@ -102,9 +102,9 @@ def run_suite(cases: list[Case], folder: Path, tell: Callable[[str], None]) -> N
     for number, case in enumerate(cases, 1):
         path = folder / f"{case.name}.json"
         if path.exists():
-            tell(f"{number} of {len(cases)}  {case.name}: measured before")
+            notify(f"{number} of {len(cases)}  {case.name}: measured before")
             continue
-        tell(f"{number} of {len(cases)}  {case.name}, about {case.seconds:,.0f} s")
+        notify(f"{number} of {len(cases)}  {case.name}, about {case.seconds:,.0f} s")
         began = time.monotonic()
         result = _measure(case)
         result |= {"command": "engine " + " ".join(case.arguments), "wall_seconds": time.monotonic() - began}

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         for variation in todo:
             print(f"{variation.id} {'on' if variation.on else 'off'}, seed {variation.seed}")  # noqa: T201
         return 0
-    outcomes = measure_all(todo, _tell)
+    outcomes = measure_all(todo, _notify)
     rows = summarise(outcomes)
     if args.json:
         print_json({"baseline": run_config.to_mapping(baseline), "rows": rows, "runs": _plain(outcomes)})
@@ -72,7 +72,7 @@ def _baseline(args: argparse.Namespace) -> RunConfig:
     return run_config.from_mapping(data, source=str(args.config or "command line"))
 
 
-def _tell(number: int, total: int, outcome: Outcome) -> None:
+def _notify(number: int, total: int, outcome: Outcome) -> None:
     loss = "failed: " + outcome.problem if outcome.problem else f"held-out loss {outcome.held_out_loss:.4f}"
     state = "on" if outcome.on else "off"
     text = f"{number}/{total} {outcome.id} {state} (seed {outcome.seed}, {outcome.seconds:.0f} s): {loss}"

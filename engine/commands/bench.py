@@ -100,18 +100,18 @@ def run(args: argparse.Namespace) -> int:
     """Measures, and prints a few lines or one JSON document."""
     measure = {"all": _run_suite, "packing": _run_packing}.get(args.what, _run_streaming)
     with libraries_logged() as terminal:
-        report = measure(args, terminal.speaks(_tell))
+        report = measure(args, terminal.speaks(_notify))
     report()
     return 0
 
 
-def _run_suite(args: argparse.Namespace, tell: Tell) -> Report:
+def _run_suite(args: argparse.Namespace, notify: Tell) -> Report:
     from engine.benchmarking.suite import run_suite, suite, suite_table
     from engine.hardware.target import target_machine
 
     cases = suite(target_machine("auto"), minutes=args.minutes)
     try:
-        run_suite(cases, args.output, tell)
+        run_suite(cases, args.output, notify)
         table = suite_table(args.output)
         (args.output / "report.md").write_text(table + "\n", encoding="utf-8")
     except OSError as error:
@@ -120,11 +120,11 @@ def _run_suite(args: argparse.Namespace, tell: Tell) -> Report:
     return functools.partial(_print, args, found, lambda _: table)
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     print(one_line(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _run_packing(args: argparse.Namespace, tell: Tell) -> Report:
+def _run_packing(args: argparse.Namespace, notify: Tell) -> Report:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "demo")
@@ -139,7 +139,7 @@ def _run_packing(args: argparse.Namespace, tell: Tell) -> Report:
         repeats=args.repeats,
         rank=args.rank,
         fused=not args.no_fused,
-        tell=lambda row: tell(_packing_row(row)),
+        notify=lambda row: notify(_packing_row(row)),
     )
     return functools.partial(_print, args, measured, _describe_packing)
 

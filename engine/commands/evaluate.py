@@ -91,17 +91,17 @@ def _evaluate(
 
     evaluations = []
     with console.status(f"{one_line(found.id)}: loading") as status:
-        told = ""
+        message = ""
 
         def progress(done: int, total: int, what: str) -> None:
-            nonlocal told
+            nonlocal message
             status.update(f"{one_line(found.id)}: {done:,} of {total:,} {what}")
-            if not console.is_terminal and what != told:
-                told = what
+            if not console.is_terminal and what != message:
+                message = what
                 console.print(f"{total:,} {what}")
 
         for evaluation, dataset in evaluate_run(
-            found, config, config.evaluation, repositories=repositories, progress=progress, tell=console.print
+            found, config, config.evaluation, repositories=repositories, progress=progress, notify=console.print
         ):
             evaluations.append(evaluation)
             if not repositories:

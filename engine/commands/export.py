@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from engine.runs import run_index
 
     found = run_index.find_run(args.reference)
-    tell = _Progress()
+    notify = _Progress()
     with libraries_logged(found.log_path) as terminal:
         from engine.export.exporting import export
 
-        written = export(found, args.to, args.output, args.dtype, check=args.check, tell=terminal.speaks(tell))
-    tell.end()
+        written = export(found, args.to, args.output, args.dtype, check=args.check, notify=terminal.speaks(notify))
+    notify.end()
     if args.json:
         print_json({"run": found.id, **dataclasses.asdict(written), "path": str(written.path)})
     else:

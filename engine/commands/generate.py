@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         from engine.generation.writer import open_writer
 
         note = terminal.speaks(_note)
-        writer = open_writer(args.reference, device=args.device, precision=args.precision, tell=note)
+        writer = open_writer(args.reference, device=args.device, precision=args.precision, notify=note)
         if request is None:
             from engine.generation.serving import serve
 

@@ -54,13 +54,13 @@ def _measure(machine: Machine, output: Path) -> Measured:
     folder = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
     with console.status("starting") as status:
 
-        def tell(progress: ProfileProgress) -> None:
+        def notify(progress: ProfileProgress) -> None:
             line = f"{progress.what} ({progress.done + 1} of {progress.total})"
             status.update(line)
             if not console.is_terminal:
                 console.print(line)
 
-        found = profile_machine(machine, folder, tell)
+        found = profile_machine(machine, folder, notify)
     try:
         measured_files.store(machine, found)
     except OSError as error:

@@ -12,7 +12,7 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations
-from engine.verify.quiet import hush
+from engine.verify.quiet import quieten
 
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     found: list[Verdict] = []
     interrupted: KeyboardInterrupt | None = None
     with libraries_logged() as terminal:
-        hush()
+        quieten()
         from engine.models.placement import choose_placement
         from engine.verify.runner import verify
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             for verdict in verify(rows, device):
                 found.append(verdict)
-                terminal.speaks(_tell)(verdict, len(found), len(rows))
+                terminal.speaks(_notify)(verdict, len(found), len(rows))
         except KeyboardInterrupt as pressed:
             interrupted = pressed
     if args.json:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return TRAINING_FAILED if counts["failed"] else 0
 
 
-def _tell(verdict: Verdict, done: int, total: int) -> None:
+def _notify(verdict: Verdict, done: int, total: int) -> None:
     mark = {"passed": "✓", "failed": "✗", "unavailable": "–"}[verdict.status]
     text = f"{mark} {verdict.id} ({verdict.seconds:.1f} s, {done}/{total}): {verdict.evidence or verdict.reason}"
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.torch_process_group import TorchProcessGroup
 
 BUCKET_NUMBERS = 16 << 20
 """Numbers that go out in one message."""
@@ -21,11 +21,11 @@ class GradientSum(Protocol):
         """In place; the same tensors in the same order in every rank."""
 
 
-class WholeSum:
+class AllReduceSum:
     """The exact sum, many gradients in one message: a collective for each would pay its latency hundreds of times."""
 
-    def __init__(self, team: ProcessTeam) -> None:
-        self._team = team
+    def __init__(self, group: TorchProcessGroup) -> None:
+        self._group = group
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """See GradientSum."""
@@ -40,9 +40,9 @@ class WholeSum:
 
     def _send(self, bucket: Sequence[Tensor]) -> None:
         if len(bucket) == 1 and bucket[0].is_contiguous():
-            self._team.sum_tensor(bucket[0])
+            self._group.sum_tensor(bucket[0])
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        self._team.sum_tensor(flat)
+        self._group.sum_tensor(flat)
         for gradient, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.distributed.gradient_sum import WholeSum
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.gradient_sum import AllReduceSum
+from engine.distributed.torch_process_group import TorchProcessGroup
 
 WHOLE_UPDATES = 10
 """Updates whose gradients are sent whole: the first ones are large and point everywhere (paper, appendix)."""
@@ -29,7 +29,7 @@ STACK_NUMBERS = 64 << 20
 """Most numbers in a stack: temporaries are a part of the gradients, also where every weight is trained."""
 
 
-class LowRankSum:
+class PowerSgd:
     """A GradientSum that sends rank · (a + b) numbers for a matrix of a × b, where that is less than half of it.
 
     Args:
@@ -38,9 +38,9 @@ class LowRankSum:
         whole_updates: Updates before the compression begins.
     """
 
-    def __init__(self, team: ProcessTeam, rank: int, whole_updates: int = WHOLE_UPDATES) -> None:
-        self._team, self._rank, self._whole_updates = team, rank, whole_updates
-        self._whole = WholeSum(team)
+    def __init__(self, group: TorchProcessGroup, rank: int, whole_updates: int = WHOLE_UPDATES) -> None:
+        self._group, self._rank, self._whole_updates = group, rank, whole_updates
+        self._whole = AllReduceSum(group)
         self._updates = 0
         self._bases: dict[int, Tensor] = {}
         self._drawn: dict[int, Tensor] = {}
@@ -122,7 +122,7 @@ class LowRankSum:
         """See `state_dict`."""
         self._updates = int(state["updates"])
         self._unsent.clear()
-        self._bases = {int(index): basis.to(self._team.device) for index, basis in state["bases"].items()}
+        self._bases = {int(index): basis.to(self._group.device) for index, basis in state["bases"].items()}
 
 
 def orthonormal_columns(x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
 from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
-from engine.distributed.process_team import ProcessTeam
 from engine.distributed.shards import Block, Segment, blocks, rows_of
+from engine.distributed.torch_process_group import TorchProcessGroup
 
 
 class RingExchange:
@@ -31,7 +31,7 @@ class RingExchange:
 
     def __init__(
         self,
-        team: ProcessTeam,
+        group: TorchProcessGroup,
         kept: Sequence[Sequence[Segment]],
         backend: AttentionBackend,
         *,
@@ -39,7 +39,7 @@ class RingExchange:
         key_block: int,
         document_starts: Sequence[int],
     ) -> None:
-        self._team, self._kept, self._backend = team, kept, backend
+        self._group, self._kept, self._backend = group, kept, backend
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
         self._blocks: dict[tuple[int | None, int], list[list[Block]]] = {}
 
@@ -47,7 +47,7 @@ class RingExchange:
         key = window, key_block
         if key not in self._blocks:
             self._blocks[key] = blocks(
-                self._kept[self._team.rank],
+                self._kept[self._group.rank],
                 self._kept,
                 tile=self._tile,
                 key_block=key_block,
@@ -58,13 +58,13 @@ class RingExchange:
 
     def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
         """See Exchange."""
-        rank, size = self._team.rank, self._team.size
+        rank, size = self._group.rank, self._group.size
         seen = self._seen(window, FORWARD_BLOCKS * self._key_block)
         running = RunningAttention(q, self._backend, scale)
         held = kv
         for turn in range(size):
             owner = (rank - turn) % size
-            transfer = Transfer(self._team)
+            transfer = Transfer(self._group)
             following = held
             if turn + 1 < size:
                 following = self._like(kv, owner - 1, kv.dtype)
@@ -78,13 +78,13 @@ class RingExchange:
         self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
     ) -> tuple[Tensor, Tensor]:
         """See Exchange."""
-        rank, size = self._team.rank, self._team.size
+        rank, size = self._group.rank, self._group.size
         seen, sums_type = self._seen(window, self._key_block), wide(q.dtype)
         dq = torch.zeros(q.shape, dtype=sums_type, device=q.device)
         held, sums = kv, torch.empty(0)
         for turn in range(size):
             owner = (rank - turn) % size
-            transfer = Transfer(self._team)
+            transfer = Transfer(self._group)
             pairs: list[tuple[Tensor, Tensor]] = []
             following, arriving = held, sums
             if turn + 1 < size:
@@ -99,7 +99,7 @@ class RingExchange:
             sums = part if turn == 0 else arriving.add_(part)
             held = following
         if size > 1:
-            transfer = Transfer(self._team)
+            transfer = Transfer(self._group)
             arriving = self._like(kv, rank, sums_type)
             transfer.start([(sums, arriving)])
             transfer.finish()
@@ -107,15 +107,15 @@ class RingExchange:
         return dq, sums
 
     def _like(self, kv: Tensor, owner: int, dtype: torch.dtype) -> Tensor:
-        rows = rows_of(self._kept[owner % self._team.size])
+        rows = rows_of(self._kept[owner % self._group.size])
         return torch.empty((2, rows, *kv.shape[2:]), dtype=dtype, device=kv.device)
 
 
 class Transfer:
     """Tensors on their way to the next rank and from the one before; they live until `finish`."""
 
-    def __init__(self, team: ProcessTeam) -> None:
-        self._team = team
+    def __init__(self, group: TorchProcessGroup) -> None:
+        self._group = group
         self._pairs: Sequence[tuple[Tensor, Tensor]] = ()
         self._requests: list[distributed.Work] = []
 
@@ -123,17 +123,17 @@ class Transfer:
         """Sends the first of each pair on, and receives into the second. All ranks give as many pairs."""
         if not pairs:
             return
-        team = self._team
-        after, before = (team.rank + 1) % team.size, (team.rank - 1) % team.size
-        send = [distributed.P2POp(distributed.isend, x, after, group=team.tensors) for x, _ in pairs]
-        receive = [distributed.P2POp(distributed.irecv, x, before, group=team.tensors) for _, x in pairs]
+        group = self._group
+        after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+        send = [distributed.P2POp(distributed.isend, x, after, group=group.tensors) for x, _ in pairs]
+        receive = [distributed.P2POp(distributed.irecv, x, before, group=group.tensors) for _, x in pairs]
         self._pairs = pairs
-        with team.waiting():
+        with group.waiting():
             self._requests = distributed.batch_isend_irecv([*send, *receive])
 
     def finish(self) -> None:
         """Returns when what was received may be used, and what was sent be given back."""
-        with self._team.waiting():
+        with self._group.waiting():
             for request in self._requests:
                 request.wait()
         self._pairs, self._requests = (), []

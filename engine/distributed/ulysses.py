@@ -12,8 +12,8 @@ from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
 from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
-from engine.distributed.process_team import ProcessTeam
 from engine.distributed.shards import Block, Segment, blocks, rows_of
+from engine.distributed.torch_process_group import TorchProcessGroup
 
 
 class UlyssesExchange:
@@ -21,7 +21,7 @@ class UlyssesExchange:
 
     def __init__(
         self,
-        team: ProcessTeam,
+        group: TorchProcessGroup,
         kept: Sequence[Sequence[Segment]],
         backend: AttentionBackend,
         *,
@@ -29,7 +29,7 @@ class UlyssesExchange:
         key_block: int,
         document_starts: Sequence[int],
     ) -> None:
-        self._team, self._backend = team, backend
+        self._group, self._backend = group, backend
         self._rows = [rows_of(one) for one in kept]
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
         self._blocks: dict[tuple[int | None, int], list[Block]] = {}
@@ -74,29 +74,29 @@ class UlyssesExchange:
 
     def _gather(self, x: Tensor) -> Tensor:
         """(own tokens, heads, d) of this rank to (all tokens, its share of the heads, d)."""
-        size = self._team.size
+        size = self._group.size
         parts = torch.cat([part.reshape(-1) for part in x.chunk(size, dim=1)])
         width = x.shape[1] // size * x.shape[2]
         found = x.new_empty(sum(self._rows) * width)
-        mine = self._rows[self._team.rank] * width
-        with self._team.waiting():
+        mine = self._rows[self._group.rank] * width
+        with self._group.waiting():
             distributed.all_to_all_single(
-                found, parts, [rows * width for rows in self._rows], [mine] * size, group=self._team.tensors
+                found, parts, [rows * width for rows in self._rows], [mine] * size, group=self._group.tensors
             )
         return found.view(-1, x.shape[1] // size, x.shape[2])
 
     def _scatter(self, x: Tensor) -> Tensor:
         """The way back: (all tokens, a share of the heads, d) to (own tokens, heads, d)."""
-        size, mine = self._team.size, self._rows[self._team.rank]
+        size, mine = self._group.size, self._rows[self._group.rank]
         width = x.shape[1] * x.shape[2]
         found = x.new_empty(size * mine * width)
-        with self._team.waiting():
+        with self._group.waiting():
             distributed.all_to_all_single(
                 found,
                 x.reshape(-1),
                 [mine * width] * size,
                 [rows * width for rows in self._rows],
-                group=self._team.tensors,
+                group=self._group.tensors,
             )
         shares = found.view(size, mine, x.shape[1], x.shape[2]).unbind(0)
         return torch.cat(shares, dim=1)

@@ -170,11 +170,11 @@ def tokens_to_reach(curve: Sequence[tuple[int, float]], loss: float) -> float | 
 
 
 def measure_all(
-    todo: Sequence[Variation], tell: Callable[[int, int, Outcome], None] = lambda *_: None
+    todo: Sequence[Variation], notify: Callable[[int, int, Outcome], None] = lambda *_: None
 ) -> list[Outcome]:
-    """Runs the variations one after the other; `tell` hears of each with its number and how many there are."""
+    """Runs the variations one after the other; `notify` hears of each with its number and how many there are."""
     outcomes = []
     for number, variation in enumerate(todo, start=1):
         outcomes.append(measure(variation))
-        tell(number, len(todo), outcomes[-1])
+        notify(number, len(todo), outcomes[-1])
     return outcomes

@@ -29,7 +29,7 @@ def evaluate_run(
     *,
     repositories: Sequence[Path] = (),
     progress: Progress,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Iterator[tuple[Evaluation, Dataset]]:
     """Loads the models of a run once, and scores them on one set of files after the other.
 
@@ -54,7 +54,7 @@ def evaluate_run(
         (path, build_dataset(data, tokenizer=tokenizer, context=found.context, cache=cache, progress=progress))
         for path, data in wanted
     ]
-    pair = load_pair(found, config, tell=tell, spill=run.path)
+    pair = load_pair(found, config, notify=notify, spill=run.path)
     for path, dataset in datasets:
         if path is None:
             held_out = HeldOut.of(dataset)

@@ -68,10 +68,10 @@ def complete(
     found: list[Completion] = []
     for start in range(0, len(functions), TOGETHER):
         group = functions[start : start + TOGETHER]
-        tell = functools.partial(progress, len(found), len(functions), f"functions ({task})")
-        tell()
+        notify = functools.partial(progress, len(found), len(functions), f"functions ({task})")
+        notify()
         prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
-        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None, tell)
+        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None, notify)
         found += [judge(function, text, ends=ends) for function, (text, ends) in zip(group, texts, strict=True)]
     progress(len(functions), len(functions), f"functions ({task})")
     return found
@@ -83,7 +83,7 @@ def _write(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     functions: Sequence[HeldOutFunction] | None,
-    tell: Callable[[], None],
+    notify: Callable[[], None],
 ) -> list[tuple[str, bool]]:
     """What the model writes, up to a token that ends a text; up to the function's end where that is all we want.
 
@@ -93,7 +93,7 @@ def _write(
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
 
     def take(number: int, token: int) -> bool:
-        tell()
+        notify()
         counts[number] += 1
         piece = streams[number].push(token)
         texts[number] += piece

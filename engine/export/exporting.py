@@ -65,7 +65,7 @@ def export(
     dtype: str | None = None,
     *,
     check: bool | None = None,
-    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    notify: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Exported:
     """Writes an adapter, a merged model or a GGUF file of a run.
 
@@ -99,14 +99,14 @@ def export(
             planned = GgufFile(source, model, chosen)
             file = f"{source.name}-{chosen}.gguf"
             with new_folder(folder, planned.bytes) as aside:
-                planned.write(aside / file, tell)
+                planned.write(aside / file, notify)
                 modelfile = render_modelfile(source, file, planned.tokenizer, model.config.max_position_embeddings)
                 (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
                 checked = _compare(source, model, aside, chosen, file, check)
                 return _finish(source, target, chosen, about, aside, folder, *checked)
 
         with new_folder(folder, merged_bytes(model.weights, chosen)) as aside:
-            write_merged(aside, source, model, chosen, tell)
+            write_merged(aside, source, model, chosen, notify)
             checked = _compare(source, model, aside, chosen, file, check)
             return _finish(source, target, chosen, about, aside, folder, *checked)
 

@@ -76,7 +76,7 @@ class GgufFile:
         """Of all tensors."""
         return sum(tensor.bytes for tensor in self._tensors)
 
-    def write(self, path: Path, tell: Tell) -> None:
+    def write(self, path: Path, notify: Tell) -> None:
         """Writes the file.
 
         Raises:
@@ -98,7 +98,7 @@ class GgufFile:
             writer.write_ti_data_to_file()
             for number, tensor in enumerate(self._tensors, start=1):
                 writer.write_tensor_data(self._content(tensor))
-                tell(number, len(self._tensors))
+                notify(number, len(self._tensors))
         finally:
             writer.close()
 

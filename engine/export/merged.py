@@ -40,7 +40,7 @@ def merged_bytes(weights: Weights, dtype: str) -> int:
     return sum(count(weights.shape(name)) for name in weights.names()) * DTYPES[dtype].itemsize
 
 
-def write_merged(folder: Path, source: Source, model: Merged, dtype: str, tell: Tell) -> None:
+def write_merged(folder: Path, source: Source, model: Merged, dtype: str, notify: Tell) -> None:
     """Writes everything but the card into an existing folder.
 
     Raises:
@@ -58,7 +58,7 @@ def write_merged(folder: Path, source: Source, model: Merged, dtype: str, tell: 
         for name in piece:
             tensors[name] = converted(name, model.weights.tensor(name), dtype, "merged")
             where[name] = file
-            tell(len(where), total)
+            notify(len(where), total)
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(pieces) > 1:
         index = {"metadata": {"total_size": merged_bytes(model.weights, dtype)}, "weight_map": where}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engine.attention.blockwise import attend
 from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import select_backend
-from engine.generation.kv_cache import PagedKeysValues
+from engine.generation.kv_cache import PagedKvCache
 from engine.models.families import refusal, setting_refusals
 from engine.streaming import attention as streamed_attention
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
@@ -67,7 +67,7 @@ class CachedAttention:
         layers = len(decoder.layers)
         size = 2 * layers * capacity * shape.kv_heads * shape.head_dim * dtype.itemsize
         self.home = home_of(size * among, device)
-        self._stores: dict[int, PagedKeysValues] = {}
+        self._stores: dict[int, PagedKvCache] = {}
         self.layer = self.start = 0
 
     def at_layer(self, number: int) -> None:
@@ -77,7 +77,7 @@ class CachedAttention:
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Keeps keys and values, and attends; shapes as in AttentionBackend."""
         if self.layer not in self._stores:
-            self._stores[self.layer] = PagedKeysValues(self._capacity, self._page, self.home, self._device)
+            self._stores[self.layer] = PagedKvCache(self._capacity, self._page, self.home, self._device)
         store = self._stores[self.layer]
         store.append(self.start, k, v)
         pieces = causal_pieces(self.start, self.start + q.shape[2], key_block=self._page, window=window)

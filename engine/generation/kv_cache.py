@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.hardware.pinned_memory import pinned_empty
 
 
-class PagedKeysValues:
+class PagedKvCache:
     """A KeyValueReader (engine.attention.blockwise) of one layer that grows to a known length.
 
     A page is (tokens, kv_heads, head_dim). Attention mostly asks for ranges that do not cross a multiple of `page`
@@ -49,7 +49,7 @@ class PagedKeysValues:
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Pages are fetched when they are asked for, on the stream that computes."""
 
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KeyValueReader."""
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         at = start

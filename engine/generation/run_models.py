@@ -28,7 +28,7 @@ from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
 from engine.steps.failures import memory_errors
 from engine.steps.fallback_policy import FallbackPolicy
-from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.oom_fallback import ClosableStep, FallbackStep
 from engine.steps.padding import longest_filled
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
@@ -47,7 +47,7 @@ class Scored:
 
     model: Any
     "In evaluation mode."
-    step: ReplanningStep
+    step: FallbackStep
     "Scores windows. While it is open it owns the model: `close` it before the model is asked for text."
 
 
@@ -64,7 +64,7 @@ class ModelPair(Protocol):
 class AdaptedPair:
     """One model in memory: the base is what it is with its adapter switched off."""
 
-    def __init__(self, model: Any, step: ReplanningStep) -> None:
+    def __init__(self, model: Any, step: FallbackStep) -> None:
         self._model, self._step = model, step
 
     @contextlib.contextmanager
@@ -178,7 +178,7 @@ def _read_layout(plan: Mapping[str, Any]) -> StepLayout:
     return dataclasses.replace(StepLayout.from_json(plan["plan"]), recompute=False)
 
 
-def load_pair(found: RunModels, config: RunConfig, *, tell: Callable[[str], None], spill: Path) -> ModelPair:
+def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], None], spill: Path) -> ModelPair:
     """The models of a run; an adapter's are loaded at once, others when they are asked for.
 
     Args:
@@ -192,10 +192,10 @@ def load_pair(found: RunModels, config: RunConfig, *, tell: Callable[[str], None
     """
     if found.is_adapter:
         model = load_adapted(found, config)
-        return AdaptedPair(model, scoring(model, found, tell=tell, spill=spill))
+        return AdaptedPair(model, scoring(model, found, notify=notify, spill=spill))
 
     def ready(model: Any) -> Scored:
-        return Scored(model.eval(), scoring(model, found, tell=tell, spill=spill))
+        return Scored(model.eval(), scoring(model, found, notify=notify, spill=spill))
 
     whole = dataclasses.replace(found.spec, name=found.result.name, path=found.result, hub_id=None)
     return SeparatePair(
@@ -249,7 +249,7 @@ def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
         return BaseChanges.of(config.model, found.spec, found.context)
 
 
-def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill: Path) -> ReplanningStep:
+def scoring(model: Any, found: RunModels, *, notify: Callable[[str], None], spill: Path) -> FallbackStep:
     """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
     device = found.placement.device
     tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
@@ -260,15 +260,15 @@ def scoring(model: Any, found: RunModels, *, tell: Callable[[str], None], spill:
             return StreamedWindows(tuning, layout.stream, device=device, spill_directory=spill, fill_up_to=longest)
         return WholeSequenceStep(model, recompute=False, autocast=_autocast(found.placement), fill_up_to=longest)
 
-    ladder = FallbackPolicy(
+    policy = FallbackPolicy(
         context=found.context,
         layers=found.spec.layers,
         quantised=found.placement.precision == "nf4",
         on_gpu=device.type == "cuda",
         streamable=streaming_refusal(found.spec, found.context) is None,
     )
-    return ReplanningStep(
-        tuning, found.layout, build=build, smaller=ladder.smaller, tell=lambda what, why: tell(f"{what}: {why}")
+    return FallbackStep(
+        tuning, found.layout, build=build, smaller=policy.smaller, notify=lambda what, why: notify(f"{what}: {why}")
     )
 
 

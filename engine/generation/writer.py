@@ -81,7 +81,7 @@ class Writer:
             yield from stream_text(self._encoder.tokenizer, tokens, prompt)
 
 
-def open_writer(reference: str, *, device: str = "", precision: str = "", tell: Callable[[str], None]) -> Writer:
+def open_writer(reference: str, *, device: str = "", precision: str = "", notify: Callable[[str], None]) -> Writer:
     """Loads what a person names: a run by id, its beginning or folder; or a model by name, folder or hub id.
 
     Args:
@@ -103,7 +103,7 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", tell: 
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
     # Text is written token by token: all weights have to be there, whatever training did.
-    pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, tell=tell, spill=run.path)
+    pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, notify=notify, spill=run.path)
     return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
 
 

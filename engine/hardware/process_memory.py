@@ -10,7 +10,7 @@ import torch
 _PROCESS = psutil.Process()
 
 
-def memory_figures(device: torch.device) -> dict[str, int | None]:
+def memory_usage(device: torch.device) -> dict[str, int | None]:
     """The memory fields of StepCompleted, in bytes; None for a GPU that is not there."""
     gpu = device.type == "cuda"
     return {

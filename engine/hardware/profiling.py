@@ -21,7 +21,7 @@ from engine import errors
 from engine.errors import one_line
 from engine.hardware.machine import Machine
 from engine.hardware.measured import Measured
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 
 CHILD = "engine.benchmarking.profile_child"
 LOOK_SECONDS = 0.5
@@ -90,7 +90,7 @@ def _problem(status: int, output: str, time_limit: float) -> str | None:
 def _child(arguments: list[str], time_limit: float) -> Iterator[tuple[Iterator[str], Callable[[], tuple[int, str]]]]:
     """The lines that the child writes, and its exit status with its last words once they are read."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    wait_briefly(environment)  # as in training: threads that spin measure each other on a busy machine
+    limit_omp_spin(environment)  # as in training: threads that spin measure each other on a busy machine
     process = subprocess.Popen(
         [sys.executable, "-m", CHILD, *arguments],
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ _POLICY, _SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _ROUNDS = 3000
 
 
-def wait_briefly(environment: MutableMapping[str, str]) -> None:
+def limit_omp_spin(environment: MutableMapping[str, str]) -> None:
     """Lets threads of processes with this environment spin for a moment before they sleep, unless it says otherwise.
 
     Threads that spin as long as they like (ACTIVE) make torch seven times slower when other processes want the same

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.errors import EliteError
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 from engine.hardware.visible import number_by_bus
 from engine.launch.signals import watch_stop_signals
 from engine.protocol import (
@@ -81,7 +81,7 @@ def main(
     """
     run = RunDirectory(Path(run_path))
     _detach(run.log_path)
-    wait_briefly(os.environ)
+    limit_omp_spin(os.environ)
     number_by_bus(os.environ)
     events.cancel_join_thread()
     journal = JournalWriter(run.journal_path, run.id)

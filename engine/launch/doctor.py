@@ -24,7 +24,7 @@ from engine.config import to_mapping
 from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
-from engine.launch.preflight import in_step_bytes, needed_bytes
+from engine.launch.preflight import needed_bytes, partial_checkpoint_bytes
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
@@ -206,7 +206,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     spills = stream is not None and stream.hidden_home == "disk"
     needed = needed_bytes(config, spec, tokens) + (choice.plan.disk_bytes if choice is not None and spills else 0)
     if choice is not None and stream is not None:
-        needed += in_step_bytes(config, spec, choice.context)
+        needed += partial_checkpoint_bytes(config, spec, choice.context)
     try:
         check_output(output, needed)
     except EliteError as error:
@@ -285,14 +285,14 @@ def _probe(config: RunConfig, choice: Choice | None) -> Iterator[Check]:
             "precision": choice.plan.layout.precision if choice is not None else config.model.precision,
         }
     )
-    told: set[str] = set()
+    message: set[str] = set()
     with _child() as ask:
         rows, problem = ask(request)
     for row in rows:
-        told.add(row.name)
+        message.add(row.name)
         yield row
     for name in PROBED:
-        if name not in told:
+        if name not in message:
             yield Check(
                 name=name,
                 status="failed",

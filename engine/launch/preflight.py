@@ -89,7 +89,7 @@ def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> 
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
-def in_step_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
+def partial_checkpoint_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
     """Bytes of a long step saved within itself (engine.steps.partial_checkpoint).
 
     It holds the gradient stream, and gradients in fp32.

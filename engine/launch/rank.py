@@ -29,12 +29,12 @@ from engine import errors
 from engine.hardware.limits import count_cores
 from engine.hardware.nvml import Nvml
 from engine.hardware.rank_place import RankPlace
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 from engine.hardware.visible import number_by_bus, show_one
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
 from engine.launch.signals import watch_stop_signals
-from engine.launch.torchrun import OwnRun, make_run
+from engine.launch.torchrun import TorchrunRun, make_run
 from engine.protocol import RunFailed, Stop
 from engine.runs.context import TrainingSession
 from engine.runs.rank_files import FOLDER, log_path, write_failure
@@ -43,7 +43,7 @@ from engine.runs.run_directory import RunDirectory
 if TYPE_CHECKING:
     import torch
 
-    from engine.distributed.process_team import ProcessTeam
+    from engine.distributed.torch_process_group import TorchProcessGroup
 
 _LET_THE_FIRST_BE_SEEN_S = 5.0
 """A rank that only noticed another's end stays so long, so that the agent sees the other one's end first."""
@@ -67,44 +67,44 @@ def main() -> int:
     prepare_environment(place)
     if options.run.is_file():
         config = run_config.load(options.run)
-        team = join(place, config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
-        run = make_run(options.run, team)
+        group = join(place, config.distributed.timeout_minutes * 60.0, on_cpu=config.model.device == "cpu")
+        run = make_run(options.run, group)
         _detach(run.path, place.rank)
-        return _train(options, place, run, team)
+        return _train(options, place, run, group)
     run = RunDirectory.open(options.run)
     _detach(run.path, place.rank)
     return _train(options, place, run, None)
 
 
-def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joined: ProcessTeam | None) -> int:
+def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joined: TorchProcessGroup | None) -> int:
     rank = place.rank
     config = run.load_config()
     ending: RunFailed | None = None
     session: TrainingSession | None = None
-    own: OwnRun | None = None
+    own: TorchrunRun | None = None
     try:
         on_cpu = config.model.device == "cpu"
-        team = joined or join(place, config.distributed.timeout_minutes * 60.0, on_cpu=on_cpu)
-        own = OwnRun(run) if rank == 0 and not options.relay else None
+        group = joined or join(place, config.distributed.timeout_minutes * 60.0, on_cpu=on_cpu)
+        own = TorchrunRun(run) if rank == 0 and not options.relay else None
         journal = own.journal if own is not None else _journal(options.relay, run, leads=rank == 0)
-        session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, team=team)
+        session = TrainingSession(config=config, run=run, resuming=options.resuming, journal=journal, group=group)
         if isinstance(journal, RelayJournal):
             journal.listen(session.commands.deliver)
         elif own is not None:
             own.listen(session)
         else:
-            session.listen(team.overhear)
-        watch = _watch(session, team, config.distributed.silent_seconds)
+            session.listen(group.keep_notice)
+        watch = _watch(session, group, config.distributed.silent_seconds)
         if own is not None:
             watch_stop_signals(lambda _: own.stop(session))
         elif rank == 0:
-            watch_stop_signals(lambda _: _end_in_time(session, team))
+            watch_stop_signals(lambda _: _end_in_time(session, group))
         else:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         module, _, function = options.recipe.partition(":")
         getattr(importlib.import_module(module), function)(session)
-        team.agree(lambda: None)  # nobody leaves while another may still ask it something
+        group.agree(lambda: None)  # nobody leaves while another may still ask it something
         watch.close()
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
@@ -143,7 +143,7 @@ def prepare_environment(place: RankPlace) -> None:
     show_one(os.environ, place.local_rank)
     number_by_bus(os.environ)
 
-    wait_briefly(os.environ)
+    limit_omp_spin(os.environ)
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // place.local_size)))
     # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing
@@ -151,7 +151,7 @@ def prepare_environment(place: RankPlace) -> None:
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
-def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
+def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGroup:
     """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors.
 
     Raises:
@@ -160,7 +160,7 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
     import torch
     from torch import distributed
 
-    from engine.distributed.process_team import ProcessTeam
+    from engine.distributed.torch_process_group import TorchProcessGroup
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not on_cpu else torch.device("cpu")
     if device.type == "cuda":
@@ -168,15 +168,15 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> ProcessTeam:
     # The default group is what DeepSpeed uses.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    team = ProcessTeam(device, timeout_s, here=place.local_size, device_name=_name_device(device))
+    group = TorchProcessGroup(device, timeout_s, here=place.local_size, device_name=_name_device(device))
     # accelerate would join the group by these, and take the device by LOCAL_RANK.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    without = [str(rank) for rank, kind in enumerate(team.gather(device.type)) if kind == "cpu"]
-    if not on_cpu and 0 < len(without) < team.size:
-        problem = f"rank {', '.join(without)} of {team.size} has no GPU; CUDA_VISIBLE_DEVICES must name one for each"
+    without = [str(rank) for rank, kind in enumerate(group.gather(device.type)) if kind == "cpu"]
+    if not on_cpu and 0 < len(without) < group.size:
+        problem = f"rank {', '.join(without)} of {group.size} has no GPU; CUDA_VISIBLE_DEVICES must name one for each"
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem=problem)
-    return team
+    return group
 
 
 def _name_device(device: torch.device) -> str:
@@ -201,46 +201,46 @@ def _journal(address: str, run: RunDirectory, *, leads: bool) -> RelayJournal | 
 class _RankWatch:
     """The watch over the others, and what it does when one falls silent."""
 
-    def __init__(self, session: TrainingSession, team: ProcessTeam, silent_seconds: float) -> None:
+    def __init__(self, session: TrainingSession, group: TorchProcessGroup, silent_seconds: float) -> None:
         from engine.launch.rank_watchdog import Watch
 
-        self._session, self._team, self._seconds = session, team, silent_seconds
+        self._session, self._group, self._seconds = session, group, silent_seconds
         self._watch = Watch(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
-            rank=team.rank,
-            size=team.size,
+            rank=group.rank,
+            size=group.size,
             silent_seconds=silent_seconds,
             lost=self._lost,
         )
 
     def _lost(self, rank: int | None) -> None:
-        session, team = self._session, self._team
+        session, group = self._session, self._group
         if rank is None:
-            error = errors.RANK_LOST(rank=team.rank, problem="the agents' store is gone")
+            error = errors.RANK_LOST(rank=group.rank, problem="the agents' store is gone")
         else:
             error = errors.RANK_DIED(
                 rank=rank,
-                ranks=team.size,
+                ranks=group.size,
                 how=f"gave no sign of life for {self._seconds:.0f} s",
                 log=log_path(session.run.path, rank),
                 run=session.run.id,
             )
         failure = describe_failure(session.run, error, "")
         print(f"{error}", file=sys.stderr, flush=True)  # noqa: T201 - into the rank's log
-        write_failure(session.run.path, team.rank if rank is None else rank, failure)
-        _save_and_end(session, team, failure)
+        write_failure(session.run.path, group.rank if rank is None else rank, failure)
+        _save_and_end(session, group, failure)
 
     def close(self) -> None:
         """All is well."""
         self._watch.close()
 
 
-def _watch(session: TrainingSession, team: ProcessTeam, silent_seconds: float) -> _RankWatch:
-    return _RankWatch(session, team, silent_seconds)
+def _watch(session: TrainingSession, group: TorchProcessGroup, silent_seconds: float) -> _RankWatch:
+    return _RankWatch(session, group, silent_seconds)
 
 
-def _end_in_time(session: TrainingSession, team: ProcessTeam) -> None:
+def _end_in_time(session: TrainingSession, group: TorchProcessGroup) -> None:
     """The agent ends this rank, since another one ended: the main thread may hang in a collective."""
     if not session.commands.stop_requested:
         # Wakes a run that is paused, and a step that would compute on for nobody: both find the other gone, and save.
@@ -248,16 +248,16 @@ def _end_in_time(session: TrainingSession, team: ProcessTeam) -> None:
 
     def end() -> None:
         time.sleep(_OWN_END_S)
-        error = errors.RANK_LOST(rank=team.rank, problem="the agent ended it after another rank's end")
-        _save_and_end(session, team, describe_failure(session.run, error, ""))
+        error = errors.RANK_LOST(rank=group.rank, problem="the agent ended it after another rank's end")
+        _save_and_end(session, group, describe_failure(session.run, error, ""))
 
     threading.Thread(target=end, name="end", daemon=True).start()
 
 
-def _save_and_end(session: TrainingSession, team: ProcessTeam, failure: RunFailed) -> None:
-    if team.leads and session.ending is None:
+def _save_and_end(session: TrainingSession, group: TorchProcessGroup, failure: RunFailed) -> None:
+    if group.leads and session.ending is None:
         try:
-            team.emergency()
+            group.emergency()
         except Exception:  # the error that ends the run is another
             traceback.print_exc()
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from engine.plan.strategy import hosts_to_start
 from engine.protocol import Event, LogLine, RunFailed, RunFinished
 from engine.runs.rank_files import clear_failures, log_path, read_failures
 from engine.steps import oom_consensus
-from engine.steps.oom_consensus import Retreat
+from engine.steps.oom_consensus import FallbackRequest
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
@@ -57,7 +57,7 @@ def train(session: TrainingSession) -> None:
         session.emit(LogLine(level="warning", text=f"{why}: all ranks begin again, with a smaller step"))
 
 
-def _taken(run: Path, smaller: Retreat) -> bool:
+def _taken(run: Path, smaller: FallbackRequest) -> bool:
     """Whether all ranks will find the step; where the disk is full, the run ends with what it failed of."""
     try:
         oom_consensus.take(run, smaller)
@@ -92,7 +92,7 @@ def _attempt(
     return agent, last[-1] if last else None
 
 
-def _smaller_step(session: TrainingSession, hosts: list[Host]) -> Retreat | None:
+def _smaller_step(session: TrainingSession, hosts: list[Host]) -> FallbackRequest | None:
     """The step in which the ranks may begin again, where one ended because its memory was full.
 
     Ranks of other hosts are not this process's to start.

@@ -13,12 +13,12 @@ from engine.runs import run_index
 from engine.runs.context import TrainingSession
 from engine.runs.control import ControlServer
 from engine.runs.journal import JournalWriter
+from engine.runs.process_group import ProcessGroup
 from engine.runs.process_record import Heartbeat, ProcessRecord, write_record
 from engine.runs.run_directory import RunDirectory
-from engine.runs.team import Team
 
 
-def make_run(configuration: Path, team: Team) -> RunDirectory:
+def make_run(configuration: Path, group: ProcessGroup) -> RunDirectory:
     """A new run of a YAML file, made and checked by rank 0.
 
     Raises:
@@ -26,13 +26,13 @@ def make_run(configuration: Path, team: Team) -> RunDirectory:
     """
 
     def create() -> str:
-        checked = check(run_config.load(configuration), team.ranks)
+        checked = check(run_config.load(configuration), group.ranks)
         return str(RunDirectory.create(checked).path)
 
-    return RunDirectory.open(Path(team.agree(create)))
+    return RunDirectory.open(Path(group.agree(create)))
 
 
-class OwnRun:
+class TorchrunRun:
     """The run's journal, its process record and its control socket, in rank 0."""
 
     def __init__(self, run: RunDirectory) -> None:

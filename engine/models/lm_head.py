@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from engine import errors
-from engine.models.head_pieces import window_piece
+from engine.models.loss_chunk import loss_chunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
 
 def piece_of(head: nn.Module) -> int:
     """Tokens whose logits exist at once, as the plan counts them."""
-    return window_piece(int(head.out_features))  # type: ignore[arg-type]
+    return loss_chunk(int(head.out_features))  # type: ignore[arg-type]
 
 
 def summed_cross_entropy(

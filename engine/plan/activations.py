@@ -22,7 +22,7 @@ LOGIT_BYTES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class PeakCandidate:
     """Tensors that are alive together."""
 
     phase: Phase

@@ -34,7 +34,7 @@ def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, reposit
     return choose_plan(config, machine, spec, repository_tokens).context
 
 
-def planning_of(
+def request_of_run(
     config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
 ) -> PlanRequest:
     """What a configuration asks of the planner on a machine.
@@ -79,12 +79,12 @@ def choose_plan(
     """The context of a run and the plan for its step.
 
     `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
-    in reasonable time, the largest of SMALL_CONTEXTS that it can. Arguments as for `planning_of`.
+    in reasonable time, the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
-    planning = planning_of(config, machine, spec, repository_tokens, ranks)
+    planning = request_of_run(config, machine, spec, repository_tokens, ranks)
     if config.training.context is not None:
         choice = _asked_context(planning, config.training.context)
     elif config.training.tier is not None:

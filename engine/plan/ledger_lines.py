@@ -221,7 +221,7 @@ def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> It
     spec, element = work.spec, work.element
     stored = _stored_bytes(work, plan) * spec.hidden_size
     stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
-    if plan.stash and stashes_keys_values(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
+    if plan.stash and stashes_kv(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
         stashed += work.key_width * element  # of a ring's tiles keys and values come back through two buffers
     a_token = round(stored) + spec.hidden_size * element + stashed
     yield Line(
@@ -270,7 +270,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
                 f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
             ),
         )
-        if stashes_keys_values(spec):
+        if stashes_kv(spec):
             yield Line(
                 name="stash: keys and values",
                 where=home,
@@ -286,7 +286,7 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     spec, element = work.spec, work.element
     a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
     if plan.stash:
-        keys = work.key_width * element if stashes_keys_values(spec) else 0
+        keys = work.key_width * element if stashes_kv(spec) else 0
         a_token += work.query_width * element + 4 * spec.heads + keys
     return Line(
         name="tiles on their way to and from the disk",
@@ -296,7 +296,7 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     )
 
 
-def stashes_keys_values(spec: ModelSpec) -> bool:
+def stashes_kv(spec: ModelSpec) -> bool:
     """Whether keys and values are kept beside the attention output: where the two are no larger than it."""
     return 2 * spec.kv_heads <= spec.heads
 

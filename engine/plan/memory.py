@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.models.head_pieces import window_piece
-from engine.plan.activations import Moment, Phase
+from engine.models.loss_chunk import loss_chunk
+from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
@@ -30,8 +30,8 @@ from engine.plan.ledger_lines import (
 )
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
-from engine.plan.tile_peaks import tile_moments
-from engine.plan.window_peaks import window_moments
+from engine.plan.tile_peaks import tile_peaks
+from engine.plan.window_peaks import window_peaks
 from engine.plan.workload import Workload
 
 
@@ -88,8 +88,8 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
             words=lambda: f"2 × {n:,} tokens × {work.spec.head_dim} × {element} B",
         ),
     ]
-    piece = min(window_piece(work.spec.vocab_size), n)
-    moments = window_moments(work, recompute=recompute, four_bit=weights == "nf4", pieces=piece < n)
+    piece = min(loss_chunk(work.spec.vocab_size), n)
+    moments = window_peaks(work, recompute=recompute, four_bit=weights == "nf4", pieces=piece < n)
     return _close(parts, device, moments, work, n, {}, piece)
 
 
@@ -119,7 +119,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     keys: dict[Phase, int] = {"forward": max(tile, longest), "backward": first + max(tile, second)}
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0
-    moments = tile_moments(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
+    moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
     return _close(parts, device, moments, work, tile, keys, piece)
 
 
@@ -129,7 +129,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
 def _close(
     parts: list[Line],
     device: Place,
-    moments: Sequence[Moment],
+    moments: Sequence[PeakCandidate],
     work: Workload,
     tokens: int,
     keys: Mapping[Phase, int],
@@ -156,7 +156,9 @@ def _close(
     return Ledger(lines=tuple(part for part in parts if part.bytes), phases=tuple(phases.items()))
 
 
-def _moment_parts(moment: Moment, device: Place, work: Workload, tokens: int, keys: int, piece: int) -> Iterator[Line]:
+def _moment_parts(
+    moment: PeakCandidate, device: Place, work: Workload, tokens: int, keys: int, piece: int
+) -> Iterator[Line]:
     when = f"{moment.phase} pass, {moment.at}" if moment.phase != "loss" else "loss"
     yield Line(
         name=f"activations at the peak ({when})",

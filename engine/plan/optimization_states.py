@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from engine.errors import StreamPlanError
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
-from engine.plan.choice import Choice, planning_of
+from engine.plan.choice import Choice, request_of_run
 from engine.plan.ledger_lines import BaseWeights
 from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
@@ -27,7 +27,7 @@ Word = Literal["on", "off", "unavailable"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
+class RunContext:
     """A run on a machine, as far as it is decided. Arguments of `states`."""
 
     config: RunConfig
@@ -55,39 +55,39 @@ class Situation:
         """What one window asks of the machine; None before a context is chosen."""
         if self.choice is None:
             return None
-        work = workload_of(planning_of(self.config, self.machine, self.spec, None), self.choice.context)
+        work = workload_of(request_of_run(self.config, self.machine, self.spec, None), self.choice.context)
         return dataclasses.replace(work, master_home=self.choice.plan.layout.master_home)
 
 
 # --- what a row needs of the machine and the model -----------------------------------------------------------
 
 
-def _needs_gpu(situation: Situation) -> str | None:
-    return None if situation.on_gpu else "it works on a GPU; here the processor trains"
+def _needs_gpu(run_context: RunContext) -> str | None:
+    return None if run_context.on_gpu else "it works on a GPU; here the processor trains"
 
 
-def _needs_several_gpus(situation: Situation) -> str | None:
-    count = len(situation.machine.gpus)
+def _needs_several_gpus(run_context: RunContext) -> str | None:
+    count = len(run_context.machine.gpus)
     return None if count > 1 else f"it works across processes with a GPU each; this machine has {count or 'none'}"
 
 
-def _needs_library(name: str, extra: str) -> Callable[[Situation], str | None]:
-    def check(situation: Situation) -> str | None:
+def _needs_library(name: str, extra: str) -> Callable[[RunContext], str | None]:
+    def check(run_context: RunContext) -> str | None:
         # A simulated machine has no list of libraries, and is taken to have what it needs.
-        installed = situation.machine.libraries.get(name, "unknown") is not None
+        installed = run_context.machine.libraries.get(name, "unknown") is not None
         return None if installed else f"the package {name} is not installed: pip install 'elite-tui[{extra}]'"
 
     return check
 
 
-def _needs_compiler(situation: Situation) -> str | None:
-    if situation.machine.simulated or any(map(shutil.which, ("cc", "gcc", "clang"))):
+def _needs_compiler(run_context: RunContext) -> str | None:
+    if run_context.machine.simulated or any(map(shutil.which, ("cc", "gcc", "clang"))):
         return None
     return "it compiles with a C compiler, and none was found: install gcc"
 
 
-def _needs_separate_heads(situation: Situation) -> str | None:
-    spec = situation.spec
+def _needs_separate_heads(run_context: RunContext) -> str | None:
+    spec = run_context.spec
     if spec.kv_heads == spec.heads and not spec.fused_projections:
         return None
     if spec.kv_heads < spec.heads:
@@ -95,16 +95,16 @@ def _needs_separate_heads(situation: Situation) -> str | None:
     return f"{spec.name} projects queries, keys and values in one layer"
 
 
-def _needs_adapter(situation: Situation) -> str | None:
-    full = situation.config.training.method == "full"
+def _needs_adapter(run_context: RunContext) -> str | None:
+    full = run_context.config.training.method == "full"
     return "training.method=full trains every weight: there is no adapter" if full else None
 
 
-def _needs_whole_windows(situation: Situation) -> str | None:
-    return None if situation.stream is None else "the streamed step computes a tile at a time again, by itself"
+def _needs_whole_windows(run_context: RunContext) -> str | None:
+    return None if run_context.stream is None else "the streamed step computes a tile at a time again, by itself"
 
 
-NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
+NEEDS: Mapping[str, Callable[[RunContext], str | None]] = {
     "adapter": _needs_adapter,
     "gpu": _needs_gpu,
     "several_gpus": _needs_several_gpus,
@@ -123,67 +123,67 @@ NEEDS: Mapping[str, Callable[[Situation], str | None]] = {
 
 def _by_stream(
     field: str, test: Callable[[StreamPlan], bool], used: str, unused: str
-) -> Callable[[Situation], tuple[bool, str]]:
-    def decide(situation: Situation) -> tuple[bool, str]:
-        if situation.stream is None:
+) -> Callable[[RunContext], tuple[bool, str]]:
+    def decide(run_context: RunContext) -> tuple[bool, str]:
+        if run_context.stream is None:
             return False, "whole windows fit: the step is not streamed"
-        on = test(situation.stream)
-        if getattr(situation.config.stream, field) is not None:
+        on = test(run_context.stream)
+        if getattr(run_context.config.stream, field) is not None:
             return on, "switched on" if on else "switched off"
         return on, used if on else unused
 
     return decide
 
 
-def _streamed(situation: Situation) -> tuple[bool, str]:
-    if situation.stream is None:
-        asked = situation.config.training.step == "whole"
+def _streamed(run_context: RunContext) -> tuple[bool, str]:
+    if run_context.stream is None:
+        asked = run_context.config.training.step == "whole"
         return False, "switched off" if asked else "the plan takes whole windows, which are faster here"
-    asked = situation.config.training.step == "streamed"
+    asked = run_context.config.training.step == "streamed"
     return True, "switched on" if asked else "the plan streams the step"
 
 
-def _quantised(situation: Situation) -> tuple[bool, str]:
-    on = situation.precision == "nf4"
-    asked = situation.config.model.precision == "nf4"
+def _quantised(run_context: RunContext) -> tuple[bool, str]:
+    on = run_context.precision == "nf4"
+    asked = run_context.config.model.precision == "nf4"
     return on, "switched on" if asked else "the plan stores the weights in 4 bits" if on else "16 or 32 bits are stored"
 
 
-def _mixed(situation: Situation) -> tuple[bool, str]:
-    work = situation.work
-    kind = work.compute_type if work else situation.precision
-    on = kind in ("bf16", "fp16") or (situation.on_gpu and kind in ("auto", "nf4"))
+def _mixed(run_context: RunContext) -> tuple[bool, str]:
+    work = run_context.work
+    kind = work.compute_type if work else run_context.precision
+    on = kind in ("bf16", "fp16") or (run_context.on_gpu and kind in ("auto", "nf4"))
     return on, f"computes in {kind}" if kind != "fp32" else "the processor computes in fp32"
 
 
-def _recomputing(situation: Situation) -> tuple[bool, str]:
-    way = situation.config.training.recompute
+def _recomputing(run_context: RunContext) -> tuple[bool, str]:
+    way = run_context.config.training.recompute
     if way != "auto":
         return way == "always", "switched on" if way == "always" else "switched off"
-    if situation.choice is None:
+    if run_context.choice is None:
         return True, "where keeping all activations does not fit"
-    on = situation.choice.plan.layout.recompute
+    on = run_context.choice.plan.layout.recompute
     return on, "keeping all activations does not fit" if on else "all activations fit"
 
 
-def _stretched(situation: Situation) -> tuple[bool, str]:
-    trained = situation.spec.max_context
-    if situation.choice is None or situation.choice.context <= trained:
+def _stretched(run_context: RunContext) -> tuple[bool, str]:
+    trained = run_context.spec.max_context
+    if run_context.choice is None or run_context.choice.context <= trained:
         return False, f"windows are no longer than the {trained:,} tokens that the model was trained with"
-    factor = situation.choice.context / trained
-    asked = situation.config.model.rope_scaling == "auto"
+    factor = run_context.choice.context / trained
+    asked = run_context.config.model.rope_scaling == "auto"
     return asked, f"positions are stretched {factor:g} times" if asked else "switched off"
 
 
-def _grouped(situation: Situation) -> tuple[bool, str]:
-    spec = situation.spec
+def _grouped(run_context: RunContext) -> tuple[bool, str]:
+    spec = run_context.spec
     if spec.kv_heads < spec.heads:
         return True, f"the model has {spec.kv_heads} key heads for {spec.heads} query heads"
-    wanted = situation.config.model.kv_heads
+    wanted = run_context.config.model.kv_heads
     return wanted is not None, f"pooled to {wanted} heads" if wanted else "switched off"
 
 
-_DECIDED: Mapping[str, Callable[[Situation], tuple[bool, str]]] = {
+_DECIDED: Mapping[str, Callable[[RunContext], tuple[bool, str]]] = {
     "streamed_backprop": _streamed,
     "paged_kv": _by_stream(
         "kv_home", lambda p: p.kv_home == "host", "pages are on the host", "the GPU has room for one layer's"
@@ -242,18 +242,18 @@ def _state_bytes(row: Optimization, parameters: int) -> int | None:
     return copies[row.id] * parameters if row.id in copies else None
 
 
-def _effects(row: Optimization, situation: Situation) -> tuple[int | None, int | None, float | None]:
+def _effects(row: Optimization, run_context: RunContext) -> tuple[int | None, int | None, float | None]:
     """GPU bytes, host bytes and seconds an update, on against off."""
-    work, choice = situation.work, situation.choice
+    work, choice = run_context.work, run_context.choice
     if work is None or choice is None:
         return None, None, None
     if (extra := _state_bytes(row, work.lora_parameters or work.spec.parameters)) is not None:
-        return (extra, None, None) if situation.on_gpu else (None, extra, None)
-    if row.id == "weight_streaming" and situation.stream is not None:
-        resident, streamed = _weights_pair(situation.stream)
-        return _difference(work, situation, streamed, resident, choice.plan.windows_per_step)
-    pair = _plan_pair(row.id, situation.stream) if situation.stream is not None else None
-    return (None, None, None) if pair is None else _difference(work, situation, *pair, choice.plan.windows_per_step)
+        return (extra, None, None) if run_context.on_gpu else (None, extra, None)
+    if row.id == "weight_streaming" and run_context.stream is not None:
+        resident, streamed = _weights_pair(run_context.stream)
+        return _difference(work, run_context, streamed, resident, choice.plan.windows_per_step)
+    pair = _plan_pair(row.id, run_context.stream) if run_context.stream is not None else None
+    return (None, None, None) if pair is None else _difference(work, run_context, *pair, choice.plan.windows_per_step)
 
 
 def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
@@ -262,10 +262,10 @@ def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
 
 
 def _difference(
-    work: Workload, situation: Situation, on: StreamPlan, off: StreamPlan, windows: int
+    work: Workload, run_context: RunContext, on: StreamPlan, off: StreamPlan, windows: int
 ) -> tuple[int, int, float]:
     with_it, without = streamed_ledger(work, on), streamed_ledger(work, off)
-    speeds = speeds_of(situation.machine, work)
+    speeds = speeds_of(run_context.machine, work)
     seconds = [total_seconds(streamed_time(work, plan, speeds)) for plan in (on, off)]
     return (
         with_it.peak("gpu") - without.peak("gpu"),
@@ -288,48 +288,48 @@ def states(
         spec: Its model.
         choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
     """
-    situation = Situation(config=config, machine=machine, spec=spec, choice=choice)
-    return tuple(state_of(row, situation) for row in optimizations())
+    run_context = RunContext(config=config, machine=machine, spec=spec, choice=choice)
+    return tuple(state_of(row, run_context) for row in optimizations())
 
 
-def state_of(row: Optimization, situation: Situation) -> OptimizationState:
+def state_of(row: Optimization, run_context: RunContext) -> OptimizationState:
     """What becomes of one row."""
-    on, reason = _decide(row, situation)
-    lacking = None if on and row.id == "gqa" else _lacking(row, situation)
+    on, reason = _decide(row, run_context)
+    lacking = None if on and row.id == "gqa" else _lacking(row, run_context)
     if lacking is not None:
         return OptimizationState(id=row.id, state="unavailable", reason=lacking)
-    gpu, host, seconds = _effects(row, situation)
+    gpu, host, seconds = _effects(row, run_context)
     word: Word = "on" if on else "off"
     return OptimizationState(id=row.id, state=word, reason=reason, gpu_bytes=gpu, host_bytes=host, step_seconds=seconds)
 
 
-def _decide(row: Optimization, situation: Situation) -> tuple[bool, str]:
+def _decide(row: Optimization, run_context: RunContext) -> tuple[bool, str]:
     if row.id in _DECIDED:
-        return _DECIDED[row.id](situation)
+        return _DECIDED[row.id](run_context)
     if not row.switch_on:
         return True, "always at work"
-    on = is_switched_on(situation.config, row)
+    on = is_switched_on(run_context.config, row)
     return on, "switched on" if on else "switched off"
 
 
-def _acts(row: Optimization, situation: Situation) -> bool:
+def _acts(row: Optimization, run_context: RunContext) -> bool:
     """Whether the row is on and has what it needs."""
-    return _decide(row, situation)[0] and all(NEEDS[need](situation) is None for need in row.needs)
+    return _decide(row, run_context)[0] and all(NEEDS[need](run_context) is None for need in row.needs)
 
 
-def _lacking(row: Optimization, situation: Situation) -> str | None:
+def _lacking(row: Optimization, run_context: RunContext) -> str | None:
     """Why the row cannot act in this situation, or None."""
     for need in row.needs:
-        if (reason := NEEDS[need](situation)) is not None:
+        if (reason := NEEDS[need](run_context)) is not None:
             return reason
-    if situation.choice is not None:
-        if "streamed_backprop" in row.requires and situation.stream is None:
+    if run_context.choice is not None:
+        if "streamed_backprop" in row.requires and run_context.stream is None:
             return "it is a part of the streamed step, and the plan takes whole windows"
-        if "streamed_backprop" in row.conflicts and situation.stream is not None:
+        if "streamed_backprop" in row.conflicts and run_context.stream is not None:
             return row.conflict_reasons["streamed_backprop"]
     for other in row.conflicts:
         if other == "streamed_backprop":
             continue
-        if _acts(find_optimization(other), situation) and not _decide(row, situation)[0]:
+        if _acts(find_optimization(other), run_context) and not _decide(row, run_context)[0]:
             return f"{row.conflict_reasons[other]} ({other} is on)"
     return None

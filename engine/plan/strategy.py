@@ -19,7 +19,7 @@ Strategy = Literal["data", "zero2", "zero3", "ring", "ulysses"]
 
 
 def ranks_to_start(config: RunConfig, machine: Machine | None = None) -> Ranks:
-    """The ranks that a launcher starts. A rank itself knows from its launcher how many there are (`Team.ranks`).
+    """The ranks that a launcher starts. A rank knows from its launcher how many there are (`ProcessGroup.ranks`).
 
     Args:
         config: The run's.

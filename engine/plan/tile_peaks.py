@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from engine.models.spec import ModelSpec
-from engine.plan.activations import LOGIT_BYTES, Held, Moment, Phase, Widths
+from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Widths
 from engine.plan.workload import Backend, Workload
 
 
-def tile_moments(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[Moment, ...]:
+def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[PeakCandidate, ...]:
     """Moments of the streamed step, beyond what its buffers hold all the time.
 
     Args:
@@ -69,12 +69,12 @@ def _tile_moments(
     encoded: bool,
     keep: int,
     trained: bool,
-) -> tuple[Moment, ...]:
+) -> tuple[PeakCandidate, ...]:
     w = Widths(spec, element, rank, fused=fused, autocast=False)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
     entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
     attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *(() if stash else (("attention output", w.queries),)))
-    moments: list[Moment] = []
+    moments: list[PeakCandidate] = []
     if keep < spec.layers:
         moments += [
             _tile_attention_forward(w, decoded, backend),
@@ -89,7 +89,7 @@ def _tile_moments(
     return tuple(moments)
 
 
-def _keeping(w: Widths, loss: Moment, keep: int, *, encoded: bool, backend: Backend) -> Iterator[Moment]:
+def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backend: Backend) -> Iterator[PeakCandidate]:
     """Moments at which the last `keep` layers are kept: from their forward pass to the first one's backward pass.
 
     A layer's output is the next one's input, so only the lowest has an input of its own; decoded ones are copies.
@@ -97,12 +97,14 @@ def _keeping(w: Widths, loss: Moment, keep: int, *, encoded: bool, backend: Back
     layer = _kept_layer(w)
     inputs = (("their inputs", (keep if encoded else 1) * w.hidden),)
     kept: Held = (*((name, keep * size) for name, size in layer), *inputs)
-    yield Moment(phase="forward", at="in the last layer kept", token=(("output before its sum", w.hidden),), kept=kept)
+    yield PeakCandidate(
+        phase="forward", at="in the last layer kept", token=(("output before its sum", w.hidden),), kept=kept
+    )
     # The tile before, which the loss of several tiles has not let go of, is the last layer's output here.
     yield replace(loss, token=(("final norm and its gradient", 2 * w.hidden), *w.norm_copies(1)), kept=kept)
     gradient = ("gradient of its output", w.hidden)
     more = (w.mlp_peak - w.mlp_saved) * w.mlp + 4 * w.inner
-    yield Moment(
+    yield PeakCandidate(
         phase="backward",
         at="in the MLP of a layer kept",
         token=(gradient, ("gradients in the MLP", more)),
@@ -115,7 +117,7 @@ def _keeping(w: Widths, loss: Moment, keep: int, *, encoded: bool, backend: Back
     yield replace(own, at="in the attention of a layer kept", kept=others)
 
 
-def _with_gradients(moments: Iterable[Moment], w: Widths) -> Iterator[Moment]:
+def _with_gradients(moments: Iterable[PeakCandidate], w: Widths) -> Iterator[PeakCandidate]:
     """Weights that are trained have gradients: as they come, and until a layer is done the sums of its tiles in fp32.
 
     Of fp32 weights the sums are the gradients that wait for the update anyway.
@@ -134,10 +136,10 @@ def _with_gradients(moments: Iterable[Moment], w: Widths) -> Iterator[Moment]:
         yield replace(moment, fixed=(*moment.fixed, *fixed[moment.phase]))
 
 
-def _tile_embedding(w: Widths) -> Moment:
+def _tile_embedding(w: Widths) -> PeakCandidate:
     table = w.spec.vocab_size * w.spec.hidden_size
     sums = (("its sum, fp32", 4 * table),) if w.element == 2 else ()
-    return Moment(
+    return PeakCandidate(
         phase="backward",
         at="at the embedding",
         token=(("embedded tokens", w.hidden),),
@@ -145,13 +147,13 @@ def _tile_embedding(w: Widths) -> Moment:
     )
 
 
-def _tile_forward(w: Widths, decoded: Held) -> Moment:
+def _tile_forward(w: Widths, decoded: Held) -> PeakCandidate:
     """No graph: the MLP's tensors beside the residual, the normed input and the tile before, not yet let go."""
     held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp), *w.routed)
-    return Moment(phase="forward", at="in the MLP", token=held)
+    return PeakCandidate(phase="forward", at="in the MLP", token=held)
 
 
-def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> Moment:
+def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> PeakCandidate:
     """A block's output is folded into the sum of those before it."""
     held = (
         *decoded,
@@ -162,16 +164,16 @@ def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> Momen
         *_reversed(w, results=w.queries, inputs=w.queries),
     )
     repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
-    return Moment(phase="forward", at="in attention", token=held, key=repeated)
+    return PeakCandidate(phase="forward", at="in attention", token=held, key=repeated)
 
 
-def _tile_loss(w: Widths, *, fused_loss: bool) -> Moment:
+def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
     """The final norm's output, its gradient, and the one of the tile before; a piece's own are small."""
     held = (("final norm and its gradients", 3 * w.hidden), *w.norm_copies(1))
-    return Moment(phase="loss", at="at the head", token=held, logit=w.element if fused_loss else LOGIT_BYTES)
+    return PeakCandidate(phase="loss", at="at the head", token=held, logit=w.element if fused_loss else LOGIT_BYTES)
 
 
-def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> Moment:
+def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> PeakCandidate:
     held = (
         *entry,
         *attention,
@@ -181,10 +183,10 @@ def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> Moment:
         *w.routed,
         ("adapters", (len(w.spec.linears) + 4) * w.inner),
     )
-    return Moment(phase="backward", at="in the MLP", token=held)
+    return PeakCandidate(phase="backward", at="in the MLP", token=held)
 
 
-def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: Backend) -> Moment:
+def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: Backend) -> PeakCandidate:
     """A block's gradients are made while those of the block before are still held."""
     held = (
         *entry,
@@ -198,7 +200,7 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
         *_ATTENTION_WORKSPACE[backend](w),
     )
     blocks = (("keys' and values' gradients", 2 * w.keys),)
-    return Moment(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
+    return PeakCandidate(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
 
 
 def _reversed(w: Widths, *, results: int, inputs: int) -> Held:

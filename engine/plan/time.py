@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.hardware.measured import correction_key
-from engine.models.head_pieces import window_piece
+from engine.models.loss_chunk import loss_chunk
 from engine.plan.full_tuning import (
     SUM_BYTES,
     WHOLE_SUM_BYTES,
@@ -72,7 +72,7 @@ def whole_sequence_time(
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         *_adapter_parts(work, speeds),
     ]
-    pieces = -(-work.context // window_piece(work.spec.vocab_size))
+    pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
     calls = matrices / 3 * LAYER_CALLS
     found = _with_launches(parts, [(sum(part.seconds for part in parts), calls)], speeds)

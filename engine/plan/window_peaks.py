@@ -6,13 +6,13 @@ import functools
 from collections.abc import Iterator
 
 from engine.models.spec import ModelSpec
-from engine.plan.activations import LOGIT_BYTES, Held, Moment, Widths
+from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Widths
 from engine.plan.workload import Workload
 
 
-def window_moments(
+def window_peaks(
     work: Workload, *, recompute: bool, four_bit: bool = False, pieces: bool = True
-) -> tuple[Moment, ...]:
+) -> tuple[PeakCandidate, ...]:
     """Moments of a window computed whole.
 
     Args:
@@ -45,7 +45,7 @@ def _window_moments(
     adapter: int,
     pieces: bool,
     trained: bool,
-) -> tuple[Moment, ...]:
+) -> tuple[PeakCandidate, ...]:
     """PEFT's own forward under autocast: the adapters' inputs go to fp32 and back."""
     w = Widths(spec, element, rank, fused=fused, autocast=True)
     if trained:
@@ -62,7 +62,7 @@ def _window_moments(
         loss_fixed: Held = ()
         layer_fixed: Held = (("adapters' 16-bit copies", casts // spec.layers), *unpacked)
         beside: Held = (("gradients of hidden states", (1 if w.wide_gelu else 2) * w.hidden),)
-        layer = Moment(
+        layer = PeakCandidate(
             phase="backward",
             at="in a layer computed again",
             token=(inputs, *beside, *_window_layer(w)),
@@ -72,7 +72,7 @@ def _window_moments(
         saved = sum(size for _, size in _window_saved(w))
         kept = (("what the layers keep", spec.layers * saved), ("final hidden states", w.final))
         loss_fixed = (("adapters' 16-bit copies", casts),)
-        layer = Moment(
+        layer = PeakCandidate(
             phase="backward" if w.wide_gelu else "forward",
             at="in the last layer's MLP",
             token=(
@@ -85,7 +85,7 @@ def _window_moments(
         )
     norm_input = w.norm_copies(1) or ((("final norm's input", w.hidden),) if recompute else ())
     at_head: Held = (*norm_input, *_of_pieces(w, pieces))
-    loss = Moment(phase="loss", at="at the head", token=(*kept, *at_head), logit=LOGIT_BYTES, fixed=loss_fixed)
+    loss = PeakCandidate(phase="loss", at="at the head", token=(*kept, *at_head), logit=LOGIT_BYTES, fixed=loss_fixed)
     return loss, layer
 
 
@@ -94,7 +94,7 @@ def _of_pieces(w: Widths, pieces: bool) -> Held:
     return (("its gradient", w.hidden),) if pieces else ()
 
 
-def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Moment]:
+def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[PeakCandidate]:
     """Every weight is trained: no adapters, and gradients wait for the end of the backward pass.
 
     16-bit weights have theirs summed in fp32 once they are complete (engine.models.wide_gradients): the head's when
@@ -110,10 +110,14 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Mom
     norm_input = w.norm_copies(1) or (("final norm's input", w.hidden),)
     at_head: Held = (*kept, *norm_input, *_of_pieces(w, pieces))
     ours = ("the head's gradient", element * table)
-    yield Moment(phase="loss", at="at the head", token=at_head, logit=LOGIT_BYTES, fixed=(ours,) if pieces else ())
+    yield PeakCandidate(
+        phase="loss", at="at the head", token=at_head, logit=LOGIT_BYTES, fixed=(ours,) if pieces else ()
+    )
     head: Held = (ours,)
     if not spec.tied_embeddings:
-        yield Moment(phase="loss", at="at the head's gradient", token=at_head, fixed=(ours, ("in fp32", wide * table)))
+        yield PeakCandidate(
+            phase="loss", at="at the head's gradient", token=at_head, fixed=(ours, ("in fp32", wide * table))
+        )
         head = (("the head's gradient, fp32", wide * table),)
     matrix = ("a matrix's gradient", element * widest)
     between: Held = (*saved[:-1], ("gradients of hidden states", 2 * w.hidden))
@@ -126,13 +130,13 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Mom
         ("in the first layer's MLP", 0, last, inside),
         ("after the first layer's MLP", 0, spec.layers, between),
     ):
-        yield Moment(
+        yield PeakCandidate(
             phase="backward",
             at=at,
             token=((waiting[0], waits * waiting[1]), *token),
             fixed=(*head, matrix, ("layers' gradients, fp32", wide * done * spec.layer_parameters)),
         )
-    yield Moment(
+    yield PeakCandidate(
         phase="backward",
         at="at the embedding",
         token=(("gradients of hidden states", 2 * w.hidden),),

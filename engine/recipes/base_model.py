@@ -25,7 +25,7 @@ def identify_base(session: TrainingSession, spec: ModelSpec) -> Fingerprint:
     weights, _ = open_weights(spec)
     run = session.run
     try:
-        if not compare_with_base(run.path, weights, f"run {run.id}") and session.team.leads:
+        if not compare_with_base(run.path, weights, f"run {run.id}") and session.group.leads:
             fingerprint(weights).save(run.path)
     except ValueError as error:
         raise errors.RUN_DAMAGED(path=run.path, problem=error) from error

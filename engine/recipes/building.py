@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from engine import errors
 from engine.data.window_source import tokens_per_update
 from engine.data.windows import Windows
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
@@ -28,13 +28,13 @@ from engine.optim.build import Stateful, Updating, build_updating
 from engine.optim.schedule import peak_rate
 from engine.plan.step_layout import StepLayout
 from engine.recipes.rank_data import ALONE, Sharing
-from engine.recipes.step_choice import replanning_step
+from engine.recipes.step_choice import fallback_step
 from engine.steps import partial_checkpoint
 from engine.steps.failures import memory_errors
 from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.steps.oom_fallback import ClosableStep
 from engine.steps.padding import longest_filled
-from engine.steps.partial_checkpoint import InStepStore
+from engine.steps.partial_checkpoint import PartialCheckpointStore
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import TrainingStep, WholeSequenceStep
 from engine.steps.zero_step import ZeroStep, ZeroTuning
@@ -56,7 +56,7 @@ Tell = Callable[[str], None]
 
 
 def build_model(
-    config: RunConfig, setup: Setup, tell: Tell, sharing: Sharing = ALONE
+    config: RunConfig, setup: Setup, notify: Tell, sharing: Sharing = ALONE
 ) -> tuple[FineTuning, Accelerator]:
     """The base model, ready to be trained as a whole or in a fresh adapter, and accelerate's view of the device.
 
@@ -77,11 +77,11 @@ def build_model(
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
     count = sum(parameter.numel() for parameter in tuning.weights.values())
     if isinstance(tuning, FullTuning):
-        tell(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.layout.master_home}")
+        notify(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.layout.master_home}")
     else:
-        tell(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
+        notify(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
     if techniques:
-        tell(f"the model runs with {', '.join(techniques)}")
+        notify(f"the model runs with {', '.join(techniques)}")
     return tuning, accelerator
 
 
@@ -105,7 +105,7 @@ def choose_step(
     accelerator: Accelerator,
     windows: Windows,
     progress: Progress,
-    tell: Tell,
+    notify: Tell,
     sharing: Sharing = ALONE,
 ) -> TrainingStep:
     """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
@@ -113,12 +113,12 @@ def choose_step(
     training = config.training
     if isinstance(tuning, ZeroTuning):
         return _zero_step(session, setup, tuning)
-    folder = partial_checkpoint.folder_of(session.run.path, session.team.rank)
-    store = InStepStore(folder, config.checkpoint.every_minutes * 60, session.emit)
+    folder = partial_checkpoint.folder_of(session.run.path, session.group.rank)
+    store = PartialCheckpointStore(folder, config.checkpoint.every_minutes * 60, session.emit)
 
     def build(layout: StepLayout) -> ClosableStep:
         if layout.stream is not None:
-            tell(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
+            notify(f"the step is streamed: {setup.context:,} tokens in tiles of {layout.stream.tile:,}")
             return StreamedWindows(
                 tuning,
                 layout.stream,
@@ -142,22 +142,22 @@ def choose_step(
         )
         if training.micro_batch == 0 and trainable(tuning.model):
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
-            tell(f"windows that go through the model together: {step.micro_batch}, the most that fit")
+            notify(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step
 
-    return replanning_step(session, setup, tuning, progress, build, sharing.make, sharing.came_to)
+    return fallback_step(session, setup, tuning, progress, build, sharing.make, sharing.came_to)
 
 
 def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
     training = session.config.training
-    assert isinstance(session.team, ProcessTeam)
+    assert isinstance(session.group, TorchProcessGroup)
     rate = peak_rate(training, tokens_per_update(training, setup.context))
     return ZeroStep(
         tuning,
         adamw(tuning, session.config, rate),
         session.run.deepspeed_path,
         device=setup.placement.device,
-        team=session.team,
+        group=session.group,
         recompute=setup.choice.plan.layout.recompute,
         label_smoothing=training.label_smoothing,
         fill_up_to=longest_filled(setup.context, setup.placement.device),

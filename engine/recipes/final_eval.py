@@ -11,7 +11,7 @@ from engine.generation.run_models import AdaptedPair
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.placement import device_name
 from engine.protocol import LogLine
-from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.oom_fallback import FallbackStep
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.steps.whole_step import TrainingStep
 
 
-def evaluate_at_end(
+def final_eval(
     session: TrainingSession,
     setup: Setup,
     tuning: FineTuning,
@@ -48,7 +48,7 @@ def evaluate_at_end(
         dataset: Its held-out windows.
         progress: Told how far it is; may raise to abandon it.
     """
-    if not (isinstance(tuning, AdapterTuning) and isinstance(step, ReplanningStep) and session.team.size == 1):
+    if not (isinstance(tuning, AdapterTuning) and isinstance(step, FallbackStep) and session.group.size == 1):
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
         session.emit(LogLine(level="info", text=text))
         return None

@@ -21,7 +21,7 @@ from engine.models.placement import device_name
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.recipes.base_model import identify_base
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
-from engine.recipes.final_eval import evaluate_at_end
+from engine.recipes.final_eval import final_eval
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, set_up
 from engine.steps import partial_checkpoint
@@ -31,7 +31,7 @@ from engine.steps.held_out_loss import HeldOutLoss, perplexity
 from engine.steps.rank_scoring import evaluate_together
 from engine.steps.whole_step import TrainingStep
 from engine.steps.zero_step import ZeroStep
-from engine.training.components import Parts
+from engine.training.components import TrainerComponents
 from engine.training.disk_space import DiskSpace
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.state import Progress, read_snapshot, restore
@@ -71,18 +71,18 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
-    with session.team.leader_first():  # the others find the token store that it has made
+    with session.group.leader_first():  # the others find the token store that it has made
         dataset = _read_data(session, setup, tokenizer)
     progress = _open_progress(session, setup, dataset)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
-    def tell(text: str) -> None:
+    def notify(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
     sharing = choose_sharing(session, setup)
-    tuning, accelerator = build_model(session.config, setup, tell, sharing)
-    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, tell, sharing)
+    tuning, accelerator = build_model(session.config, setup, notify, sharing)
+    step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, notify, sharing)
 
     def score() -> HeldOutLoss:
         return _score(session, step, dataset, progress.step)
@@ -102,7 +102,7 @@ def _train(session: TrainingSession) -> None:
     with memory_errors("training", f"one window of {setup.context:,} tokens", "set a lower tier or training.context"):
         status = fit(session, parts, progress)
     if status == "completed":
-        partial_checkpoint.clear(partial_checkpoint.folder_of(session.run.path, session.team.rank))
+        partial_checkpoint.clear(partial_checkpoint.folder_of(session.run.path, session.group.rank))
 
     learning.keep_result()
     after = None
@@ -116,7 +116,7 @@ def _train(session: TrainingSession) -> None:
     evaluation = None
     if status == "completed" and session.config.evaluation.at_end:
         try:
-            evaluation = evaluate_at_end(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+            evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
         except StopRequestedError:
             status = "stopped"
 
@@ -125,7 +125,7 @@ def _train(session: TrainingSession) -> None:
     changes = base_changes(session.config, setup)
     result = session.run.result_path(session.config.training.method)
     with tuning.whole():
-        if session.team.leads:
+        if session.group.leads:
             space.until_written(lambda: tuning.save(result, tokenizer, changes, base))
     finished = RunFinished(
         status=status,
@@ -156,7 +156,7 @@ def _train(session: TrainingSession) -> None:
         past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
         evaluation=evaluation,
     )
-    if session.team.leads:
+    if session.group.leads:
         space.until_written(lambda: write_report(session.run.report_path, report))
     _enter(session, "finished")
     session.emit(finished)
@@ -220,7 +220,7 @@ def _build_parts(
     score: Callable[[], HeldOutLoss],
     sharing: Sharing,
     seed: int,
-) -> Parts:
+) -> TrainerComponents:
     """What the loop works with."""
 
     def score_now() -> float | None:
@@ -234,7 +234,7 @@ def _build_parts(
 
     updating = learning.updating
     zero = step if isinstance(step, ZeroStep) else None
-    return Parts(
+    return TrainerComponents(
         tuning=tuning,
         step=step,
         optimizer=zero or accelerator.prepare(updating.optimizer),
@@ -256,7 +256,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
     """Scores the held-out files and tells."""
     report = _phase_progress(session, step)
     found = evaluate_together(
-        session.team,
+        session.group,
         way.loss,
         dataset.held_out,
         shared=isinstance(way, DataParallelStep),
@@ -276,7 +276,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
 
 
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
-    if session.team.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
+    if session.group.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
     session.emit(PhaseChanged(phase=phase, detail=detail))
 

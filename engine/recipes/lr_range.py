@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from engine.data.dataset import build_dataset
 from engine.data.window_source import plan_updates
-from engine.hardware.process_memory import memory_figures
+from engine.hardware.process_memory import memory_usage
 from engine.models.loading import load_tokenizer
 from engine.optim.lr_range import FILE_NAME, range_rates, range_test
 from engine.optim.schedule import Schedule, Setting
@@ -19,7 +19,7 @@ from engine.recipes.building import build_learning, build_model, choose_step
 from engine.recipes.setup import Setup, set_up
 from engine.steps.failures import memory_errors
 from engine.steps.whole_step import StepAbandonedError
-from engine.training.components import Parts
+from engine.training.components import TrainerComponents
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.state import Progress
 
@@ -74,7 +74,7 @@ def find_rate(session: TrainingSession) -> None:
                 tokens=done.result.tokens,
                 tokens_per_second=done.result.tokens / max(done.seconds, 1e-9),
                 seconds=done.seconds,
-                **memory_figures(parts.accelerator.device),
+                **memory_usage(parts.accelerator.device),
             )
         )
         return loss
@@ -98,11 +98,11 @@ def find_rate(session: TrainingSession) -> None:
     session.emit(RunFinished(status="stopped" if stopped else "completed", steps=progress.step, seconds=seconds))
 
 
-def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: list[float]) -> Parts:
+def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: list[float]) -> TrainerComponents:
     """What one update works with: the run's own, but for a schedule that follows the rates."""
     config = session.config
 
-    def tell(text: str) -> None:
+    def notify(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
     session.emit(PhaseChanged(phase="data", detail="reading the repositories"))
@@ -110,15 +110,15 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     tokenizer = load_tokenizer(setup.spec)
     windows = build_dataset(config.data, tokenizer=tokenizer, context=setup.context, cache=cache).train
     session.emit(PhaseChanged(phase="model", detail=setup.spec.name))
-    tuning, accelerator = build_model(config, setup, tell)
-    way = choose_step(session, setup, tuning, accelerator, windows, progress, tell)
+    tuning, accelerator = build_model(config, setup, notify)
+    way = choose_step(session, setup, tuning, accelerator, windows, progress, notify)
     learning = build_learning(tuning, config, context=setup.context, total_steps=len(rates))
     optimizer = learning.updating.optimizer
     peak = min(group["initial_lr"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     schedule = Schedule(optimizer, lambda step: Setting(factor=rates[step] / peak), len(rates))
-    return Parts(
+    return TrainerComponents(
         tuning=tuning,
         step=way,
         optimizer=accelerator.prepare(optimizer),

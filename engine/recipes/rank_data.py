@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.distributed.powersgd import LowRankSum
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.powersgd import PowerSgd
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.optim.build import Stateful
 from engine.plan.strategy import Strategy, choose_strategy
 from engine.protocol import LogLine
 from engine.steps import oom_consensus
 from engine.steps.data_parallel import DataParallelStep
-from engine.steps.oom_consensus import Retreat
-from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.oom_consensus import FallbackRequest
+from engine.steps.oom_fallback import FallbackStep
 from engine.steps.sequence_parallel import SequenceParallelStep
 from engine.steps.sequence_step import SequenceStep
 from engine.streaming.step import StreamedStep
@@ -32,11 +32,11 @@ class Sharing:
 
     strategy: Strategy | None
     "None alone."
-    make: Callable[..., ReplanningStep]
+    make: Callable[..., FallbackStep]
     "Makes what the loop calls."
     streamed: Callable[..., StreamedStep]
     "Makes the streamed step under it."
-    came_to: Retreat | None = None
+    came_to: FallbackRequest | None = None
     "What all ranks begin with, where one ran out of memory in a window that they share."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
     "What a checkpoint has to bring back besides."
@@ -52,7 +52,7 @@ class Sharing:
         return self.strategy in ("zero2", "zero3")
 
 
-ALONE = Sharing(strategy=None, make=ReplanningStep, streamed=StreamedStep)
+ALONE = Sharing(strategy=None, make=FallbackStep, streamed=StreamedStep)
 
 
 def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
@@ -61,32 +61,32 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
     Raises:
         EliteError: STRATEGY_UNAVAILABLE.
     """
-    team, config = session.team, session.config
-    if not isinstance(team, ProcessTeam):
+    group, config = session.group, session.config
+    if not isinstance(group, TorchProcessGroup):
         return ALONE
     strategy = choose_strategy(
         config,
         setup.spec,
-        ranks=team.size,
+        ranks=group.size,
         streamed=setup.choice.plan.layout.stream is not None,
         spreads=setup.choice.plan.layout.window_ranks > 1,
     )
-    session.emit(LogLine(level="info", text=f"{team.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
+    session.emit(LogLine(level="info", text=f"{group.size} ranks share the work: {_DESCRIPTIONS[strategy]}"))
     if strategy == "ring" or strategy == "ulysses":
         order = config.distributed.ring_order
         run = session.run.path
         return Sharing(
             strategy=strategy,
             make=functools.partial(
-                SequenceParallelStep, team=team, ask=functools.partial(oom_consensus.ask, run, team.rank)
+                SequenceParallelStep, group=group, ask=functools.partial(oom_consensus.ask, run, group.rank)
             ),
-            streamed=functools.partial(SequenceStep, team=team, strategy=strategy, order=order),
+            streamed=functools.partial(SequenceStep, group=group, strategy=strategy, order=order),
             came_to=oom_consensus.taken(run),
         )
-    packed = LowRankSum(team, config.distributed.compression_rank) if _compresses(config) else None
+    packed = PowerSgd(group, config.distributed.compression_rank) if _compresses(config) else None
     return Sharing(
         strategy=strategy,
-        make=functools.partial(DataParallelStep, team=team, add_up=packed),
+        make=functools.partial(DataParallelStep, group=group, add_up=packed),
         streamed=StreamedStep,
         stateful={} if packed is None else {"compression": packed},
     )

@@ -27,20 +27,20 @@ from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
-from engine.runs.atomic_dir import DamagedError, Sealed
+from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
 from engine.training.state import Progress, read_snapshot
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
-    from engine.runs.team import Team
+    from engine.runs.process_group import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
     """Where a run goes on from. Its tensors, which were found whole, are read again when they are needed."""
 
-    checkpoint: Sealed
+    checkpoint: AtomicDir
     progress: Progress
 
 
@@ -74,20 +74,20 @@ def set_up(session: TrainingSession) -> Setup:
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
-    team = session.team
-    machine = least_of(team.gather(take_inventory(session.run.path)))
+    group = session.group
+    machine = least_of(group.gather(take_inventory(session.run.path)))
     changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
-    choice = team.agree(lambda: _plan(session, machine, changed))
+    choice = group.agree(lambda: _plan(session, machine, changed))
     refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
     # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
     planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
-    placement = _same_in_all(team, choose_placement(config.model.device, planned))
+    placement = _same_in_all(group, choose_placement(config.model.device, planned))
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
-    kind = CheckpointFolder if team.leads else ReadOnlyCheckpoints
+    kind = CheckpointFolder if group.leads else ReadOnlyCheckpoints
     checkpoints = kind(session.run.checkpoints_path, retention)
     checkpoints.heal()
-    resumed, damaged = team.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
+    resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
     total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
@@ -120,9 +120,9 @@ def set_up(session: TrainingSession) -> Setup:
     )
 
 
-def _same_in_all(team: Team, placement: Placement) -> Placement:
+def _same_in_all(group: ProcessGroup, placement: Placement) -> Placement:
     """The placement in a format that every rank's GPU computes in: one of them may be too old for bf16."""
-    formats = team.gather(placement.compute)
+    formats = group.gather(placement.compute)
     if placement.compute == "bf16" and "fp16" in formats:
         precision: Precision = "nf4" if placement.precision == "nf4" else "fp16"
         return dataclasses.replace(placement, precision=precision, compute="fp16")
@@ -184,10 +184,10 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
     tokens = None
     if config.training.context is None and config.training.tier is None:
         tokens = estimate_data_tokens(config.data)
-    choice = choose_plan(config, machine, spec, tokens, session.team.ranks)
+    choice = choose_plan(config, machine, spec, tokens, session.group.ranks)
     text = json.dumps({"note": choice.note, **choice.plan.as_json()}, indent=1)
     session.run.plan_path.write_text(text + "\n", encoding="utf-8")
-    session.run.write_deepspeed(config, choice.context, session.team.size)
+    session.run.write_deepspeed(config, choice.context, session.group.size)
     return choice
 
 

@@ -10,25 +10,25 @@ from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
 from engine.protocol import RecoveryTaken
 from engine.steps.fallback_policy import FallbackPolicy
-from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.oom_fallback import ClosableStep, FallbackStep
 
 if TYPE_CHECKING:
     from engine.models.fine_tuning import FineTuning
     from engine.recipes.setup import Setup
     from engine.runs.context import TrainingSession
-    from engine.steps.oom_consensus import Retreat
+    from engine.steps.oom_consensus import FallbackRequest
     from engine.training.state import Progress
 
 
-def replanning_step(
+def fallback_step(
     session: TrainingSession,
     setup: Setup,
     tuning: FineTuning,
     progress: Progress,
     build: Callable[[StepLayout], ClosableStep],
-    make: Callable[..., ReplanningStep] = ReplanningStep,
-    came_to: Retreat | None = None,
-) -> ReplanningStep:
+    make: Callable[..., FallbackStep] = FallbackStep,
+    came_to: FallbackRequest | None = None,
+) -> FallbackStep:
     """The step in the planned layout, or in the one that the run had come to before it was resumed.
 
     Args:
@@ -37,7 +37,7 @@ def replanning_step(
         tuning: What is trained.
         progress: Remembers the layout, for the run to resume in.
         build: Makes the way to compute a step in a layout.
-        make: ReplanningStep, or one that works in a team.
+        make: FallbackStep, or one that works in a team.
         came_to: The layout in which all ranks begin again, since one ran out of memory.
     """
     config, placement = session.config, setup.placement
@@ -53,7 +53,7 @@ def replanning_step(
         fixed=config.stream.fixed(),
     )
 
-    def tell(what: str, why: str) -> None:
+    def notify(what: str, why: str) -> None:
         progress.layout = step.layout.as_json()
         progress.recoveries.append(f"{what}: {why}")
         session.emit(RecoveryTaken(what=what, why=why))
@@ -71,8 +71,8 @@ def replanning_step(
         layout,
         build=build,
         smaller=policy.smaller if config.recovery.enabled else lambda layout, place: None,  # noqa: ARG005
-        tell=tell,
+        notify=notify,
     )
     if came_to is not None:
-        tell(f"re-planned the step: {came_to.what}", came_to.why)
+        notify(f"re-planned the step: {came_to.what}", came_to.why)
     return step

@@ -26,7 +26,7 @@ class DamagedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sealed:
+class AtomicDir:
     """A folder whose files are what its manifest says."""
 
     path: Path
@@ -98,7 +98,7 @@ def read_about(folder: Path) -> Mapping[str, Any]:
     return dict(_read_manifest(folder)["about"])
 
 
-def verify(folder: Path) -> Sealed:
+def verify(folder: Path) -> AtomicDir:
     """The folder, after every byte of it was compared with its manifest.
 
     Raises:
@@ -111,7 +111,7 @@ def verify(folder: Path) -> Sealed:
             raise DamagedError(f"{name} has {size} bytes instead of {entry['bytes']}")
         if digest != entry["sha256"]:
             raise DamagedError(f"{name} has another SHA-256 than when it was written")
-    return Sealed(path=folder, about=manifest["about"])
+    return AtomicDir(path=folder, about=manifest["about"])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

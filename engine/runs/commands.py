@@ -10,7 +10,7 @@ from engine.protocol import Command, EvaluateNow, LogLine, Pause, Resume, SaveNo
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
-    from engine.runs.team import Team
+    from engine.runs.process_group import ProcessGroup
 
 POLL_SECONDS = 1.0
 
@@ -31,25 +31,27 @@ def decide(session: TrainingSession, actions: Actions) -> Stop | None:
     Returns:
         The Stop that ends the run, acknowledged; None to go on.
     """
-    team = session.team
-    if not team.leads:
-        return _follow(team, actions)
+    group = session.group
+    if not group.leads:
+        return _follow(group, actions)
 
     def shared(name: str, action: Callable[[], str]) -> Callable[[], str]:
         def run() -> str:
-            team.agree(lambda: (name, None))
+            group.agree(lambda: (name, None))
             return action()
 
         return run
 
-    stop = obey(session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate)))
-    team.agree(lambda: ("go", stop))
+    stop = execute_commands(
+        session, Actions(save=shared("save", actions.save), evaluate=shared("evaluate", actions.evaluate))
+    )
+    group.agree(lambda: ("go", stop))
     return stop
 
 
-def _follow(team: Team, actions: Actions) -> Stop | None:
+def _follow(group: ProcessGroup, actions: Actions) -> Stop | None:
     while True:
-        name, stop = team.agree(lambda: ("", None))
+        name, stop = group.agree(lambda: ("", None))
         if name == "save":
             actions.save()
         elif name == "evaluate":
@@ -58,7 +60,7 @@ def _follow(team: Team, actions: Actions) -> Stop | None:
             return stop
 
 
-def obey(session: TrainingSession, actions: Actions) -> Stop | None:
+def execute_commands(session: TrainingSession, actions: Actions) -> Stop | None:
     """Empties the inbox, waiting in it for as long as the run is paused.
 
     Returns:

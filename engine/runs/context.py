@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from engine.protocol import Command, CommandAcked, Envelope, Event, PhaseChanged, RunFailed, RunFinished, Stop
-from engine.runs.team import Team
+from engine.runs.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -86,7 +86,7 @@ class TrainingSession:
         run: RunDirectory,
         resuming: bool,
         journal: Journal,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.config = config
         self.run = run
@@ -94,7 +94,7 @@ class TrainingSession:
         self.commands = CommandInbox()
         self.ending: RunFinished | RunFailed | None = None
         self.phase = ""
-        self.team = team or Team()
+        self.group = group or ProcessGroup()
         self._journal = journal
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from engine import errors
-from engine.distributed.gradient_sum import GradientSum, WholeSum
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.gradient_sum import AllReduceSum, GradientSum
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.fine_tuning import FineTuning
 from engine.plan.step_layout import StepLayout
 from engine.randomness import draw_seed, keyed_numbers
 from engine.steps.failures import Place
-from engine.steps.oom_fallback import ClosableStep, ReplanningStep
+from engine.steps.oom_fallback import ClosableStep, FallbackStep
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 
 _DONE, _ABANDONED, _FAILED = 0, 1, 2
@@ -38,8 +38,8 @@ def shares(windows: Sequence[Window], ranks: int) -> list[list[int]]:
     return [sorted(indices) for indices in taken]
 
 
-class DataParallelStep(ReplanningStep):
-    """A ReplanningStep over this rank's windows, whose gradients are then everybody's. Each rank finds its own layout.
+class DataParallelStep(FallbackStep):
+    """A FallbackStep over this rank's windows, whose gradients are then everybody's. Each rank finds its own layout.
 
     Args:
         team: The ranks.
@@ -53,21 +53,21 @@ class DataParallelStep(ReplanningStep):
         *,
         build: Callable[[StepLayout], ClosableStep],
         smaller: Callable[[StepLayout, Place], StepLayout | None],
-        tell: Callable[[str, str], None],
-        team: ProcessTeam,
+        notify: Callable[[str, str], None],
+        group: TorchProcessGroup,
         add_up: GradientSum | None = None,
     ) -> None:
-        super().__init__(tuning, layout, build=build, smaller=smaller, tell=tell)
-        self._team, self._add_up = team, add_up or WholeSum(team)
+        super().__init__(tuning, layout, build=build, smaller=smaller, notify=notify)
+        self._group, self._add_up = group, add_up or AllReduceSum(group)
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks."""
-        mine = [windows[index] for index in shares(windows, self._team.size)[self._team.rank]]
+        mine = [windows[index] for index in shares(windows, self._group.size)[self._group.rank]]
         # Drawn alike in all ranks, whose generators stay together; dropout differs from rank to rank.
         seed = draw_seed()
         state, loss_sum, failure = _DONE, 0.0, None
         try:
-            with keyed_numbers(self._team.device, seed, "rank", self._team.rank):
+            with keyed_numbers(self._group.device, seed, "rank", self._group.rank):
                 if mine:
                     loss_sum = super().run(mine, scale, monitor).loss_sum
         except StepAbandonedError:
@@ -75,10 +75,10 @@ class DataParallelStep(ReplanningStep):
         except Exception as error:
             state, failure = _FAILED, error
         problem = "" if failure is None else errors.one_line(failure)[:500]
-        outcomes = self._team.gather((state, loss_sum, problem))
+        outcomes = self._group.gather((state, loss_sum, problem))
         if failure is not None:
             raise failure
-        _raise_others(outcomes, self._team.size)
+        _raise_others(outcomes, self._group.size)
         self._add_up(gradients_of(self._tuning))
         return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
 

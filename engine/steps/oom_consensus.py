@@ -22,7 +22,7 @@ _TAKEN = "layout.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retreat:
+class FallbackRequest:
     """One notch down."""
 
     rank: int
@@ -38,16 +38,16 @@ class Retreat:
 def ask(run: Path, rank: int, layout: Mapping[str, Any], what: str, why: str) -> None:
     """Leaves a rank's wish in the run directory, before it ends."""
     with contextlib.suppress(OSError):  # the run ends as it would have
-        _write(_path(run, rank), Retreat(rank=rank, time=time.time(), layout=dict(layout), what=what, why=why))
+        _write(_path(run, rank), FallbackRequest(rank=rank, time=time.time(), layout=dict(layout), what=what, why=why))
 
 
-def asked(run: Path) -> Retreat | None:
+def asked(run: Path) -> FallbackRequest | None:
     """The first rank's wish, if any has one."""
     found = [wish for path in (run / FOLDER).glob("rank-*.retreat.json") if (wish := _read(path)) is not None]
     return min(found, key=lambda wish: wish.time, default=None)
 
 
-def take(run: Path, wish: Retreat) -> None:
+def take(run: Path, wish: FallbackRequest) -> None:
     """All ranks find it when they begin again; the wishes are forgotten.
 
     Raises:
@@ -57,7 +57,7 @@ def take(run: Path, wish: Retreat) -> None:
     _write(run / FOLDER / _TAKEN, wish)
 
 
-def taken(run: Path) -> Retreat | None:
+def taken(run: Path) -> FallbackRequest | None:
     """What all ranks begin with."""
     return _read(run / FOLDER / _TAKEN)
 
@@ -72,11 +72,11 @@ def _path(run: Path, rank: int) -> Path:
     return run / FOLDER / f"rank-{rank}.retreat.json"
 
 
-def _write(path: Path, wish: Retreat) -> None:
+def _write(path: Path, wish: FallbackRequest) -> None:
     replace_text(path, json.dumps(asdict(wish)))
 
 
-def _read(path: Path) -> Retreat | None:
+def _read(path: Path) -> FallbackRequest | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Retreat(**json.loads(path.read_text(encoding="utf-8")))
+        return FallbackRequest(**json.loads(path.read_text(encoding="utf-8")))
     return None

@@ -27,7 +27,7 @@ class ClosableStep(TrainingStep, ScoringStep, Protocol):
         """Frees all buffers and leaves the model as it was found."""
 
 
-class ReplanningStep:
+class FallbackStep:
     """A TrainingStep over whichever layout fits.
 
     An attempt that ran out of memory leaves nothing behind: its gradients are dropped, its buffers freed, and the
@@ -48,10 +48,10 @@ class ReplanningStep:
         *,
         build: Callable[[StepLayout], ClosableStep],
         smaller: Callable[[StepLayout, Place], StepLayout | None],
-        tell: Callable[[str, str], None],
+        notify: Callable[[str, str], None],
     ) -> None:
         self.layout, self.first_layout = layout, layout
-        self._tuning, self._build, self._smaller, self._tell = tuning, build, smaller, tell
+        self._tuning, self._build, self._smaller, self._notify = tuning, build, smaller, notify
         self._way: ClosableStep | None = build(layout)
         self._trains = True
 
@@ -124,7 +124,7 @@ class ReplanningStep:
         self.close()
         release_memory()
         before, self.layout = self.layout, layout
-        self._tell(f"re-planned the step: {difference(before, layout)}", why)
+        self._notify(f"re-planned the step: {difference(before, layout)}", why)
 
 
 def _first(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.protocol import Event, LogLine, RecoveryTaken, WarningRaised
 from engine.runs import atomic_dir
-from engine.runs.atomic_dir import DamagedError, Sealed
+from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.streaming.boundary import BackwardPoint
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _GRACE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class InStepState:
+class PartialState:
     """Where a step over several windows stood."""
 
     window: int
@@ -57,7 +57,7 @@ class InStepState:
     point: BackwardPoint
 
 
-class InStepStore:
+class PartialCheckpointStore:
     """Writes and finds the state of the present step.
 
     Args:
@@ -80,7 +80,7 @@ class InStepStore:
         self._began = self._saved = self._boundary_at = clock()
         self._boundary_takes = float("inf")
 
-    def begin(self, weights: Weights, windows: Sequence[Window], scale: float, tile: int) -> InStepState | None:
+    def begin(self, weights: Weights, windows: Sequence[Window], scale: float, tile: int) -> PartialState | None:
         """A step of such tiles begins.
 
         Returns:
@@ -101,7 +101,7 @@ class InStepStore:
             if point is None or not point.suits(tile, len(windows[window])):
                 self._emit(LogLine(level="info", text=f"the step begins again: {_why_unsuited(point, tile)}"))
                 return None
-            state = InStepState(window=window, loss_before=float.fromhex(found.about["loss_before"]), point=point)
+            state = PartialState(window=window, loss_before=float.fromhex(found.about["loss_before"]), point=point)
             _read_gradients(found, weights)
         except (DamagedError, OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             self._emit(
@@ -126,7 +126,7 @@ class InStepStore:
         weights: Weights,
         windows: Sequence[Window],
         scale: float,
-        state: InStepState,
+        state: PartialState,
         *,
         stopping: bool,
     ) -> None:
@@ -184,7 +184,7 @@ def fingerprint(weights: Weights, windows: Sequence[Window], scale: float) -> st
     return digest.hexdigest()
 
 
-def _about(state: InStepState, name: str) -> dict[str, Any]:
+def _about(state: PartialState, name: str) -> dict[str, Any]:
     point = state.point
     return {
         "fingerprint": name,
@@ -197,7 +197,7 @@ def _about(state: InStepState, name: str) -> dict[str, Any]:
     }
 
 
-def _files(weights: Weights, state: InStepState) -> Iterator[tuple[str, bytes]]:
+def _files(weights: Weights, state: PartialState) -> Iterator[tuple[str, bytes]]:
     gradients = {name: p.grad.detach().cpu() for name, p in weights.items() if p.grad is not None}
     yield _GRADIENTS, safetensors.torch.save(gradients)
     yield _GENERATOR, safetensors.torch.save({"generator": state.point.generator})
@@ -213,7 +213,7 @@ def _files(weights: Weights, state: InStepState) -> Iterator[tuple[str, bytes]]:
         yield _PART.format(parts), safetensors.torch.save(part)
 
 
-def _read_point(found: Sealed) -> BackwardPoint | None:
+def _read_point(found: AtomicDir) -> BackwardPoint | None:
     """The point; None where an earlier version drew random numbers by a rule that is no longer known."""
     about = found.about
     if "drawn_tile" not in about:
@@ -240,7 +240,7 @@ def _why_unsuited(point: BackwardPoint | None, tile: int) -> str:
     return f"its random numbers were drawn for tiles of {point.drawn_tile:,} tokens, and the tiles are now {tile:,}"
 
 
-def _read_gradients(found: Sealed, weights: Weights) -> None:
+def _read_gradients(found: AtomicDir, weights: Weights) -> None:
     gradients: Mapping[str, Tensor] = safetensors.torch.load(found.read(_GRADIENTS))
     if not gradients.keys() <= weights.keys():
         raise KeyError("it holds gradients of other weights")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.distributed.gradient_sum import WholeSum
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.gradient_sum import AllReduceSum
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.errors import one_line
 from engine.models.fine_tuning import FineTuning
 from engine.plan.step_layout import StepLayout, difference
 from engine.steps.data_parallel import gradients_of
 from engine.steps.failures import Place, memory_place
-from engine.steps.oom_fallback import ClosableStep, ReplanningStep, T
+from engine.steps.oom_fallback import ClosableStep, FallbackStep, T
 from engine.steps.whole_step import StepMonitor, StepResult, Window
 
 
-class SequenceParallelStep(ReplanningStep):
-    """A ReplanningStep over SequenceSteps. It does not re-plan: the layout is one for all ranks.
+class SequenceParallelStep(FallbackStep):
+    """A FallbackStep over SequenceSteps. It does not re-plan: the layout is one for all ranks.
 
     Args:
         team: The ranks.
@@ -31,12 +31,12 @@ class SequenceParallelStep(ReplanningStep):
         *,
         build: Callable[[StepLayout], ClosableStep],
         smaller: Callable[[StepLayout, Place], StepLayout | None],
-        tell: Callable[[str, str], None],
-        team: ProcessTeam,
+        notify: Callable[[str, str], None],
+        group: TorchProcessGroup,
         ask: Callable[[dict[str, Any], str, str], None],
     ) -> None:
-        super().__init__(tuning, layout, build=build, smaller=lambda *_: None, tell=tell)
-        self._add_up, self._for_all, self._ask = WholeSum(team), smaller, ask
+        super().__init__(tuning, layout, build=build, smaller=lambda *_: None, notify=notify)
+        self._add_up, self._for_all, self._ask = AllReduceSum(group), smaller, ask
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks."""

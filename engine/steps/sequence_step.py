@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from engine.distributed.process_team import ProcessTeam
 from engine.distributed.ring import RingExchange
 from engine.distributed.shards import Order, Segment, rows_of, segments
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.distributed.ulysses import UlyssesExchange
 from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan
 from engine.randomness import derive_seed
 from engine.steps.shared_attention import Leg, SharedAttention
 from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import KeysValuesCollected, Pass, Stash
+from engine.streaming.attention import KvCollected, Pass, Stash
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.decoder import refuse_position_dependent_rope
 from engine.streaming.positions import TileArguments
@@ -75,7 +75,7 @@ class SequenceStep(StreamedStep):
         plan: StreamPlan,
         *,
         device: torch.device,
-        team: ProcessTeam,
+        group: TorchProcessGroup,
         strategy: Literal["ring", "ulysses"],
         order: Order = "zigzag",
         spill_directory: Path | None = None,
@@ -90,7 +90,7 @@ class SequenceStep(StreamedStep):
             label_smoothing=label_smoothing,
             wide_gradients=wide_gradients,
         )
-        self._team, self._strategy = team, strategy
+        self._group, self._strategy = group, strategy
         self._order: Order = order if strategy == "ring" else "contiguous"
         self._shard: Shard | None = None
         self._shared: SharedAttention | None = None
@@ -111,9 +111,9 @@ class SequenceStep(StreamedStep):
         refuse_position_dependent_rope(self.decoder.config, context)
         labels = next_token_labels(token_ids, document_starts) if labels is None else labels
         self._stops, self._shard = cancelled, None
-        if context >= _LEAST_TOKENS * self._team.size:
-            kept = segments(context, self._team.size, self._order)
-            own = torch.cat([torch.arange(part.start, part.stop) for part in kept[self._team.rank]])
+        if context >= _LEAST_TOKENS * self._group.size:
+            kept = segments(context, self._group.size, self._order)
+            own = torch.cat([torch.arange(part.start, part.stop) for part in kept[self._group.rank]])
             starts = torch.tensor(list(document_starts))
             in_document = own - starts[torch.bucketize(own, starts, right=True) - 1]
             self._shard = Shard(kept, in_document.to(self.device))
@@ -121,7 +121,7 @@ class SequenceStep(StreamedStep):
         run = super()._sequence(token_ids, labels, document_starts, progress, None, resumed)
         run.keeps = range(0)
         if self._shard is not None:  # a tile's number is one of this rank's; without a shard all ranks draw alike
-            run.seed = derive_seed(run.seed, "shard", self._team.rank)
+            run.seed = derive_seed(run.seed, "shard", self._group.rank)
         return run
 
     def _tile_arguments(self, run: SequenceRun) -> TileArguments:
@@ -139,14 +139,14 @@ class SequenceStep(StreamedStep):
                     RingExchange if self._strategy == "ring" else UlyssesExchange
                 )
                 exchange = kind(
-                    self._team,
+                    self._group,
                     self._shard.kept,
                     self._workspace.attention.backend,
                     tile=self.plan.tile,
                     key_block=self.plan.key_block,
                     document_starts=run.document_starts,
                 )
-                self._shared = SharedAttention(exchange, rows_of(self._shard.kept[self._team.rank]))
+                self._shared = SharedAttention(exchange, rows_of(self._shard.kept[self._group.rank]))
                 streamed_attention.activate(self._shared)
             try:
                 yield
@@ -155,8 +155,8 @@ class SequenceStep(StreamedStep):
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
         if self._shard is None:  # every rank computes all of it
-            return super()._loss(run, None if scale is None else scale / self._team.size)
-        return self._team.total([super()._loss(run, scale)])[0]
+            return super()._loss(run, None if scale is None else scale / self._group.size)
+        return self._group.total([super()._loss(run, scale)])[0]
 
     # --- one layer -------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class SequenceStep(StreamedStep):
         with torch.no_grad():
             for tile in range(run.tiles):
                 x = self._read_ahead(layer, tile, tile + 1 if tile + 1 < run.tiles else following)
-                with contextlib.suppress(KeysValuesCollected):
+                with contextlib.suppress(KvCollected):
                     self._leg(run, layer, tile, x, Leg.COLLECT)
         self._shared.exchange_forward()
 
@@ -219,7 +219,7 @@ class SequenceStep(StreamedStep):
         shared.exchange_backward()
         for tile in reversed(range(run.tiles)):
             x = self._read_ahead(layer, tile, tile - 1 if tile else None).detach().requires_grad_(needs_input)
-            with contextlib.suppress(KeysValuesCollected):
+            with contextlib.suppress(KvCollected):
                 self._leg(run, layer, tile, x, Leg.ABOVE)
             shared.backward_above()
             if needs_input:
@@ -257,5 +257,5 @@ class SequenceStep(StreamedStep):
         if stops is None:
             return
         asked = stops()  # in every rank: it also looks after the machine
-        if self._team.agree(lambda: asked):
+        if self._group.agree(lambda: asked):
             raise StepCancelled

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed.exchange import Attended, Exchange, heads_first
-from engine.streaming.attention import KeysValuesCollected, Stash
+from engine.streaming.attention import KvCollected, Stash
 
 
 class Leg(Enum):
@@ -55,16 +55,16 @@ class SharedAttention:
         """Attention of the present tile; shapes as in AttentionBackend.
 
         Raises:
-            KeysValuesCollected: the rest of the layer is not needed.
+            KvCollected: the rest of the layer is not needed.
         """
         self._scale, self._window = scale, window
         if self._leg is Leg.ABOVE:
             self._inputs = (q, k, v)
-            raise KeysValuesCollected
+            raise KvCollected
         if self._leg in (Leg.COLLECT, Leg.BELOW):
             self._keep(q, k, v)
         if self._leg is Leg.COLLECT:
-            raise KeysValuesCollected
+            raise KvCollected
         assert self._attended is not None
         out = heads_first(self._attended.out[self._tile])
         if self._leg is Leg.OUTPUT:

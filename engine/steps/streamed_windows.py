@@ -14,7 +14,7 @@ from engine.models.fine_tuning import FineTuning
 from engine.models.mode import ModelMode
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.padding import filled, labels_of
-from engine.steps.partial_checkpoint import InStepState, InStepStore
+from engine.steps.partial_checkpoint import PartialCheckpointStore, PartialState
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
@@ -41,7 +41,7 @@ class StreamedWindows:
         device: torch.device,
         spill_directory: Path,
         label_smoothing: float = 0.0,
-        store: InStepStore | None = None,
+        store: PartialCheckpointStore | None = None,
         make: Callable[..., StreamedStep] = StreamedStep,
         fill_up_to: int | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class StreamedWindows:
 
         def keep(number: int, loss_before: float, point: BackwardPoint) -> None:
             assert store is not None
-            state = InStepState(window=number, loss_before=loss_before, point=point)
+            state = PartialState(window=number, loss_before=loss_before, point=point)
             stopping = monitor.stop_requested()
             store.at_boundary(self._weights, whole, scale, state, stopping=stopping)
             if stopping:

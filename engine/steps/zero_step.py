@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from engine.attention.packed import packed_attention
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.lm_head import split_head, summed_cross_entropy
 from engine.optim.gradients import GradientPipeline
@@ -68,19 +68,19 @@ class ZeroStep:
         config: Path,
         *,
         device: torch.device,
-        team: ProcessTeam,
+        group: TorchProcessGroup,
         recompute: bool = False,
         label_smoothing: float = 0.0,
         fill_up_to: int | None = None,
     ) -> None:
         # One card a rank is visible, so that DeepSpeed's number of it is 0.
-        os.environ |= {"RANK": str(team.rank), "WORLD_SIZE": str(team.size), "LOCAL_RANK": "0"}
+        os.environ |= {"RANK": str(group.rank), "WORLD_SIZE": str(group.size), "LOCAL_RANK": "0"}
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
 
         model = tuning.model
-        self._model, self._device, self._team = model, device, team
+        self._model, self._device, self._group = model, device, group
         self._label_smoothing, self._fill_up_to = label_smoothing, fill_up_to
         self._parameters = list(tuning.weights.values())
         self._groups = [
@@ -105,26 +105,26 @@ class ZeroStep:
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep; the result is that of all ranks. The gradient stays in DeepSpeed's engine."""
-        team = self._team
-        mine = windows[team.rank :: team.size]
-        rounds = -(-len(windows) // team.size)
+        group = self._group
+        mine = windows[group.rank :: group.size]
+        rounds = -(-len(windows) // group.size)
         self._engine.train()
         seed, total = draw_seed(), 0.0  # alike in all ranks, whose generators stay together
         for turn in range(rounds):
             asked = monitor.stop_requested()
-            if team.agree(lambda asked=asked: asked):  # type: ignore[misc]
+            if group.agree(lambda asked=asked: asked):  # type: ignore[misc]
                 raise StepAbandonedError
             # Every rank takes part in every round: where it has no window left, with one that weighs nothing.
             window, weight = (mine[turn], 1.0) if turn < len(mine) else (windows[0], 0.0)
             self._engine.set_gradient_accumulation_boundary(is_boundary=turn + 1 == rounds)
-            with keyed_numbers(self._device, seed, "window", turn * team.size + team.rank):
+            with keyed_numbers(self._device, seed, "window", turn * group.size + group.rank):
                 loss = self._loss(window, self._label_smoothing)
                 # DeepSpeed averages over the ranks; the update wants their sum.
-                self._engine.backward(loss * (scale * team.size * weight))
+                self._engine.backward(loss * (scale * group.size * weight))
             total += float(loss.detach()) * weight
             self._pending = True
             monitor.progress("windows", turn + 1, rounds)
-        return StepResult(loss_sum=team.total([total])[0], tokens=count_targets(windows))
+        return StepResult(loss_sum=group.total([total])[0], tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
         """See TrainingStep; every rank computes the same window, whose weights they hold together."""

@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.mask_tiles import Piece, causal_pieces
-from engine.streaming.kv_cache import KeysValues
+from engine.streaming.kv_cache import KvCache
 from engine.streaming.tiles import TileArray, TileReader
-from engine.streaming.windowed_kv_cache import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKvCache
 
 IMPLEMENTATION = "elite_streamed"
 """Name under which transformers finds the function."""
@@ -33,7 +33,7 @@ class Pass(Enum):
     KEEP = "compute outputs for the first time, with a graph that the backward pass will find; a single tile"
 
 
-class KeysValuesCollected(Exception):  # noqa: N818 - not an error: ends a layer early
+class KvCollected(Exception):  # noqa: N818 - not an error: ends a layer early
     """Raised inside a layer in Pass.COLLECT once keys and values are kept; the rest of the layer is not needed."""
 
 
@@ -72,7 +72,7 @@ class Stash:
         for array, value in zip(self._arrays[layer], (rows, sums), strict=True):
             array.write(tile, value)
 
-    def write_keys_values(self, layer: int, tile: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def write_kv(self, layer: int, tile: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Keeps k, v (1, kv_heads, tile, head_dim), if they are small beside q."""
         if 2 * k.shape[1] > q.shape[1]:
             return
@@ -82,7 +82,7 @@ class Stash:
         for array, value in zip(self._keys_values[layer], (k, v), strict=True):
             array.write(tile, value[0].transpose(0, 1).reshape(-1, width))
 
-    def restore_keys_values(self, layer: int, spans: Sequence[slice], store: KeysValues) -> bool:
+    def restore_kv(self, layer: int, spans: Sequence[slice], store: KvCache) -> bool:
         """Fetches a whole layer's keys and values into the store; tells whether they had been kept."""
         if layer not in self._keys_values:
             return False
@@ -96,18 +96,18 @@ class Stash:
                     place.copy_(arrived)
         return True
 
-    def keeps_keys_values(self, layer: int) -> bool:
+    def keeps_kv(self, layer: int) -> bool:
         """Whether a layer's keys and values were kept."""
         return layer in self._keys_values
 
-    def prefetch_keys_values(self, layer: int, tile: int) -> None:
-        """Starts to fetch what `read_keys_values` will return."""
+    def prefetch_kv(self, layer: int, tile: int) -> None:
+        """Starts to fetch what `read_kv` will return."""
         for array in self._keys_values[layer]:
             self._reader(array, keys=True).prefetch(array, tile)
 
-    def read_keys_values(self, layer: int, tile: int, kv_heads: int) -> tuple[Tensor, Tensor]:
+    def read_kv(self, layer: int, tile: int, kv_heads: int) -> tuple[Tensor, Tensor]:
         """Kept k, v of a tile, (1, kv_heads, tile, head_dim). Valid until the next tile's are fetched."""
-        self.prefetch_keys_values(layer, tile)
+        self.prefetch_kv(layer, tile)
         rows = [self._reader(array, keys=True).read(array, tile) for array in self._keys_values[layer]]
         k, v = (x.view(x.shape[0], kv_heads, -1).transpose(0, 1).unsqueeze(0) for x in rows)
         return k, v
@@ -166,16 +166,16 @@ class TileAttention:
         backend: AttentionBackend,
         key_block: int,
         forward_key_block: int,
-        new_keys_values: Callable[[int, int, torch.dtype], KeysValues],
+        new_keys_values: Callable[[int, int, torch.dtype], KvCache],
         stash: Stash | None,
-        new_windowed: Callable[[int, int, torch.dtype, int], WindowedKeysValues | None] | None = None,
+        new_windowed: Callable[[int, int, torch.dtype, int], WindowedKvCache | None] | None = None,
     ) -> None:
         self.backend, self.stash = backend, stash
         self.key_block, self._forward_key_block = key_block, forward_key_block
         self._new_keys_values, self._new_windowed = new_keys_values, new_windowed
-        self._stores: dict[tuple[int, int, torch.dtype, int | None], KeysValues] = {}
+        self._stores: dict[tuple[int, int, torch.dtype, int | None], KvCache] = {}
         self._windows: dict[int, int | None] = {}
-        self._of_layer: dict[int, KeysValues] = {}
+        self._of_layer: dict[int, KvCache] = {}
         self.document_starts: Sequence[int] = (0,)
         self.lone = False
         "Whether the sequence is a single tile: nothing is before it and nothing comes after."
@@ -202,7 +202,7 @@ class TileAttention:
         self._stores.clear()
         self._of_layer.clear()
 
-    def store(self, k: Tensor) -> KeysValues:
+    def store(self, k: Tensor) -> KvCache:
         """The present layer's store, for keys of k's shape; made when first asked for."""
         shape, window = (k.shape[1], k.shape[3], k.dtype), self._windows.get(self.layer)
         store = self._stores.get((*shape, window))
@@ -232,11 +232,11 @@ class TileAttention:
     def reach(self, layer: int) -> int | None:
         """Tiles before a tile whose keys come back just ahead of it; None where the whole layer's come first."""
         store = self._of_layer.get(layer)
-        return store.ring.reach if isinstance(store, WindowedKeysValues) else None
+        return store.ring.reach if isinstance(store, WindowedKvCache) else None
 
     def collects(self, layer: int) -> bool:
         """Whether these tiles are run again up to their keys; otherwise `restore_below` fetches them."""
-        return self.stash is None or not self.stash.keeps_keys_values(layer)
+        return self.stash is None or not self.stash.keeps_kv(layer)
 
     def below(self, layer: int, tile: int, tiles: int) -> range:
         """Tiles whose keys come back just ahead of this one, where tiles go down from the last."""
@@ -249,18 +249,18 @@ class TileAttention:
         """Fetches what `below` says from the stash, and starts to fetch what is needed ahead of the next tile."""
         store = self._of_layer[layer]
         assert self.stash is not None
-        assert isinstance(store, WindowedKeysValues)
+        assert isinstance(store, WindowedKvCache)
         for below in self.below(layer, tile, len(spans)):
-            store.append(spans[below].start, *self.stash.read_keys_values(layer, below, store.kv_heads))
+            store.append(spans[below].start, *self.stash.read_kv(layer, below, store.kv_heads))
         for below in self.below(layer, tile - 1, len(spans)):
-            self.stash.prefetch_keys_values(layer, below)
+            self.stash.prefetch_kv(layer, below)
 
-    def restore_keys_values(self, layer: int, spans: Sequence[slice]) -> bool:
+    def restore_kv(self, layer: int, spans: Sequence[slice]) -> bool:
         """Fills the store with a whole layer's keys and values from the stash, if they are there."""
         store = self._of_layer.get(layer)
         if self.stash is None or store is None:
             return False
-        return self.stash.restore_keys_values(layer, spans, store)
+        return self.stash.restore_kv(layer, spans, store)
 
     def pieces(self, length: int, window: int | None, key_block: int) -> list[Piece]:
         """What the present tile's queries see."""
@@ -283,9 +283,9 @@ class TileAttention:
         ):
             self.store(k).append(self.start, k, v)
         if self.purpose is Pass.FORWARD and self.stash is not None and not self.lone:
-            self.stash.write_keys_values(self.layer, self.tile, q, k, v)
+            self.stash.write_kv(self.layer, self.tile, q, k, v)
         if self.purpose is Pass.COLLECT:
-            raise KeysValuesCollected
+            raise KvCollected
         if self.purpose is Pass.REPEAT and self.stash is not None:
             return self.stash.read(self.layer, self.tile)[0]
         if self.purpose in (Pass.GRADIENT, Pass.KEEP):
@@ -330,7 +330,7 @@ class _TileAttentionFunction(Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, logsumexp = ctx.saved_tensors
         state: TileAttention = ctx.state
-        store: KeysValues = ctx.store
+        store: KvCache = ctx.store
         dq, dk, dv = attend_backward(
             grad_out,
             q,

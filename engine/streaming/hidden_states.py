@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
-from engine.streaming.quantization import Codec, Plain, codec_for
+from engine.streaming.quantization import Plain, Quantizer, quantizer_for
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
 
@@ -40,7 +40,7 @@ class HiddenStates:
     ) -> None:
         self._layers, self._every = layers, plan.checkpoint_every
         tile = min(plan.tile, context)
-        self._codec: Codec = codec_for(plan.activation_bits, width, dtype)
+        self._codec: Quantizer = quantizer_for(plan.activation_bits, width, dtype)
 
         def stored() -> _StoredStates:
             return _StoredStates([factory.array(context, w, d, plan.tile) for w, d in self._codec.components])

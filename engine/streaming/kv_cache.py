@@ -29,7 +29,7 @@ def _tokens_first(x: Tensor) -> Tensor:
     return x.squeeze(0).transpose(0, 1)
 
 
-class KeysValues(ABC):
+class KvCache(ABC):
     """A KeyValueSource (engine.attention.blockwise) over one layer, filled tile by tile."""
 
     @abstractmethod
@@ -53,7 +53,7 @@ class KeysValues(ABC):
         """See KeyValueSource."""
 
     @abstractmethod
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KeyValueSource."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class DeviceKeysValues(KeysValues):
+class DeviceKvCache(KvCache):
     """All of it on the compute device: 2·n·Hkv·D·(2 + 4) bytes in bf16."""
 
     def __init__(self, context: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -74,33 +74,33 @@ class DeviceKeysValues(KeysValues):
         self._dk, self._dv = (torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2))
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         stop = start + k.shape[2]
         self._k[start:stop].copy_(_tokens_first(k))
         self._v[start:stop].copy_(_tokens_first(v))
 
     def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues."""
+        """See KvCache."""
         return self._k[start:stop].flatten(1), self._v[start:stop].flatten(1)
 
     def zero_gradients(self) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         self._dk.zero_()
         self._dv.zero_()
 
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues."""
+        """See KvCache."""
         return _heads_first(self._dk[start:stop]), _heads_first(self._dv[start:stop])
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing to fetch."""
 
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues."""
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KvCache."""
         return _heads_first(self._k[start:stop]), _heads_first(self._v[start:stop])
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         self._dk[start:stop] += _tokens_first(dk)
         self._dv[start:stop] += _tokens_first(dv)
 
@@ -115,7 +115,7 @@ class _Page:
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self.keys_values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
+        self.kv_cache = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
         self.gradients = [torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2)]
         self.number = -1
         self.rows = slice(0, 0)
@@ -125,7 +125,7 @@ class _Page:
         "Whether gradients were added that are not at home."
 
 
-class HostKeysValues(KeysValues):
+class HostKvCache(KvCache):
     """Pages in pinned host memory: GPU memory does not grow with the context.
 
     A page is an aligned run of `page` tokens. There is room for two on the device: while attention reads one, the next
@@ -167,7 +167,7 @@ class HostKeysValues(KeysValues):
         self._backward = False
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         self._forget()
         self._backward = False
         rows = slice(start, start + k.shape[2])
@@ -176,13 +176,13 @@ class HostKeysValues(KeysValues):
         self._copy_home([(home[rows], value) for home, value in zip(self._kv, values, strict=True)])
 
     def zero_gradients(self) -> None:
-        """See KeysValues. Writes nothing: gradients that nobody has added to are zeroed where they are used."""
+        """See KvCache. Writes nothing: gradients that nobody has added to are zeroed where they are used."""
         self._forget()
         self._summed.clear()
         self._backward = True
 
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues."""
+        """See KvCache."""
         self._send_gradients_home()
         shape = (stop - start, *self._grad[0].shape[1:])
         found = [torch.zeros(shape, dtype=home.dtype, device=self._device) for home in self._grad]
@@ -203,15 +203,15 @@ class HostKeysValues(KeysValues):
         self._visits.extend(number for number, _ in groupby(start // self._page for start, _ in ranges))
         self._fetch_next()
 
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues."""
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KvCache."""
         page = self._enter(start, stop)
         rows = slice(start - page.rows.start, stop - page.rows.start)
-        k, v = (_heads_first(x[rows]) for x in page.keys_values)
+        k, v = (_heads_first(x[rows]) for x in page.kv_cache)
         return k, v
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         page = self._enter(start, stop)
         rows = slice(start - page.rows.start, stop - page.rows.start)
         for total, value in zip(page.gradients, (dk, dv), strict=True):
@@ -244,7 +244,7 @@ class HostKeysValues(KeysValues):
         self._send_gradients_home(page)
         page.number = self._visits.popleft()
         page.rows = slice(page.number * self._page, min((page.number + 1) * self._page, self._context))
-        pairs = list(zip(page.keys_values, self._kv, strict=True))
+        pairs = list(zip(page.kv_cache, self._kv, strict=True))
         if self._backward and page.number in self._summed:
             pairs += zip(page.gradients, self._grad, strict=True)
         tokens = page.rows.stop - page.rows.start

@@ -28,7 +28,7 @@ from engine.plan.stream_plan import StreamPlan
 from engine.randomness import KeyedGenerators
 from engine.streaming import attention as streamed_attention
 from engine.streaming import copies
-from engine.streaming.attention import KeysValuesCollected, Pass
+from engine.streaming.attention import KvCollected, Pass
 from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.decoder import Decoder
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
@@ -122,7 +122,7 @@ class LayerPasses:
                 self._prefetch(layer + 1, 0, purpose)  # written long ago: the next layer begins without a wait
             try:
                 y = self._call_layer(run, layer, tile, x.unsqueeze(0), purpose)
-            except KeysValuesCollected:
+            except KvCollected:
                 pass
             else:
                 hidden.write(layer + 1, tile, y[0])
@@ -244,7 +244,7 @@ class LayerPasses:
             attention = self._workspace.attention
             # A lone tile needs only its own keys and values; those that a window sees come back tile by tile.
             if run.tiles > 1 and keys_of != layer and attention.reach(layer) is None:
-                if not attention.restore_keys_values(layer, run.spans):
+                if not attention.restore_kv(layer, run.spans):
                     with torch.no_grad():
                         self._run_layer(run, layer, Pass.COLLECT)
                 keys_of = layer
@@ -268,7 +268,7 @@ class LayerPasses:
                 first, of_tile = self._backward_order(run, layer - 1)[0]
                 self._prefetch(layer - 1, of_tile, first)
             if purpose is Pass.COLLECT:
-                with torch.no_grad(), contextlib.suppress(KeysValuesCollected):
+                with torch.no_grad(), contextlib.suppress(KvCollected):
                     self._call_layer(run, layer, tile, x, purpose)
             else:
                 self._tile_backward(run, layer, tile, x, needs_input=needs_input)

@@ -14,7 +14,7 @@ from engine.errors import StreamPlanError
 _BLOCK = 64
 
 
-class Codec(ABC):
+class Quantizer(ABC):
     """Encodes a tile (tokens, width) into components (tokens, component width), a row a token."""
 
     components: list[tuple[int, torch.dtype]]
@@ -29,7 +29,7 @@ class Codec(ABC):
         """The tile back."""
 
 
-class Plain(Codec):
+class Plain(Quantizer):
     """16 bits (or what the model computes in): exact."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -44,7 +44,7 @@ class Plain(Codec):
         return parts[0]
 
 
-class EightBit(Codec):
+class EightBit(Quantizer):
     """8-bit dynamic quantisation of bitsandbytes (arXiv 2110.02861), one fp32 scale a block of 64."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -74,7 +74,7 @@ class EightBit(Codec):
         return value.view(codes.shape)
 
 
-class FourBit(Codec):
+class FourBit(Quantizer):
     """NF4 (arXiv 2305.14314), one fp32 scale a block of 64."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
@@ -114,7 +114,7 @@ def _check_width(width: int) -> None:
         )
 
 
-def codec_for(bits: Literal[16, 8, 4], width: int, dtype: torch.dtype) -> Codec:
+def quantizer_for(bits: Literal[16, 8, 4], width: int, dtype: torch.dtype) -> Quantizer:
     """The codec of `activation_bits`."""
     kinds: dict[int, type[Plain | EightBit | FourBit]] = {16: Plain, 8: EightBit, 4: FourBit}
     return kinds[bits](width, dtype)

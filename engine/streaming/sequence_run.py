@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.streaming.boundary import BackwardPoint
+from engine.streaming.launch_throttle import LaunchThrottle
 from engine.streaming.loss import IGNORED
-from engine.streaming.pace import Pace
 from engine.streaming.positions import TileArguments
 
 
@@ -66,7 +66,7 @@ class SequenceRun:
         self.generator = torch.empty(0, dtype=torch.uint8)
         self.stage, self._total, self._done = "preparation", 0, 0
         self._progress, self._cancelled = progress, cancelled
-        self._pace = Pace(device)
+        self._pace = LaunchThrottle(device)
 
     def span(self, tile: int) -> slice:
         """Positions of a tile."""

@@ -154,9 +154,9 @@ class StreamedStep(LayerPasses):
             place = full_place(error)
             if place is None:
                 raise
-            told = out_of_memory(place, state.stage, self.model, self.decoder, self.plan, state.context)
+            message = out_of_memory(place, state.stage, self.model, self.decoder, self.plan, state.context)
             self._workspace.release()
-            raise told from None
+            raise message from None
         return StepOutcome(
             loss_sum=state.loss_sum,
             predicted=state.predicted,

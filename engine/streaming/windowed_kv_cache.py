@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from engine.plan.window_ring import WindowRing
-from engine.streaming.kv_cache import KeysValues
+from engine.streaming.kv_cache import KvCache
 
 
-class WindowedKeysValues(KeysValues):
+class WindowedKvCache(KvCache):
     """Places of the last `ring.kept` tokens of the `ring.places` newest tiles: 2·rows·Hkv·D·(2 + 4) bytes in bf16.
 
     Args:
@@ -35,7 +35,7 @@ class WindowedKeysValues(KeysValues):
         self._held: list[int | None] = [None] * ring.places
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
-        """See KeysValues. The tile takes the place of an older one, or going backward of a later one."""
+        """See KvCache. The tile takes the place of an older one, or going backward of a later one."""
         tile, ring = start // self.ring.tile, self.ring
         place = tile % ring.places
         rows, skipped = self._own(start, start + k.shape[2])
@@ -46,13 +46,13 @@ class WindowedKeysValues(KeysValues):
         self._held[place] = tile
 
     def zero_gradients(self) -> None:
-        """See KeysValues. Nothing is held: the tiles are brought back as they are needed."""
+        """See KvCache. Nothing is held: the tiles are brought back as they are needed."""
         self._dk.zero_()
         self._dv.zero_()
         self._held = [None] * self.ring.places
 
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues. Later tiles add nothing to tokens that are out of their windows."""
+        """See KvCache. Later tiles add nothing to tokens that are out of their windows."""
         rows, skipped = self._own(start, stop)
         dk, dv = (F.pad(_heads_first(home[rows]), (0, 0, skipped, 0)) for home in (self._dk, self._dv))
         return dk, dv
@@ -60,8 +60,8 @@ class WindowedKeysValues(KeysValues):
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing to fetch."""
 
-    def keys_values(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeysValues. Copied only where the range goes on at the ring's beginning."""
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See KvCache. Copied only where the range goes on at the ring's beginning."""
         parts = self._rows(start, stop)
         k, v = (
             _heads_first(home[parts[0]] if len(parts) == 1 else torch.cat([home[part] for part in parts]))
@@ -70,7 +70,7 @@ class WindowedKeysValues(KeysValues):
         return k, v
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
-        """See KeysValues."""
+        """See KvCache."""
         for home, value in ((self._dk, dk), (self._dv, dv)):
             first = 0
             for part in self._rows(start, stop):

@@ -13,10 +13,10 @@ from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
-from engine.streaming.kv_cache import DeviceKeysValues, HostKeysValues, KeysValues
+from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
-from engine.streaming.windowed_kv_cache import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKvCache
 
 
 class Workspace:
@@ -112,20 +112,20 @@ class Workspace:
             backend, plan.key_block, forward_block, self._new_keys_values, stash, self._new_windowed_keys_values
         )
 
-    def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeysValues:
+    def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KvCache:
         if self._pages_keys_values:
             assert self._streams is not None
-            return HostKeysValues(
+            return HostKvCache(
                 self.context, kv_heads, head_dim, dtype, self._device, self._streams, self._plan.key_block
             )
-        return DeviceKeysValues(self.context, kv_heads, head_dim, dtype, self._device)
+        return DeviceKvCache(self.context, kv_heads, head_dim, dtype, self._device)
 
     def _new_windowed_keys_values(
         self, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int
-    ) -> WindowedKeysValues | None:
+    ) -> WindowedKvCache | None:
         """On the device wherever those of whole layers live: it is small."""
         ring = ring_for(window, self._plan.tile, self.context)
-        return None if ring is None else WindowedKeysValues(ring, kv_heads, head_dim, dtype, self._device)
+        return None if ring is None else WindowedKvCache(ring, kv_heads, head_dim, dtype, self._device)
 
     @property
     def _pages_keys_values(self) -> bool:

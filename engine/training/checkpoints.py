@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine import errors
 from engine.runs import atomic_dir
-from engine.runs.atomic_dir import DamagedError, Sealed
+from engine.runs.atomic_dir import AtomicDir, DamagedError
 
 _NAME = re.compile(r"step-(\d{6,})")
 _HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
@@ -149,7 +149,7 @@ class ReadOnlyCheckpoints(CheckpointFolder):
         return 0
 
 
-def verify(folder: Path) -> Sealed:
+def verify(folder: Path) -> AtomicDir:
     """A checkpoint, after every byte of it was compared with its manifest, and its name with its step.
 
     Raises:

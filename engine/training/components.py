@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainerComponents:
     """What the loop works with, all of it ready for the next update."""
 
     tuning: FineTuning

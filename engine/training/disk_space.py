@@ -50,10 +50,10 @@ class DiskSpace:
             except Exception as error:
                 if not _found_no_room(error):
                     raise
-                told = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its result")
+                message = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its result")
                 if not self._session.config.recovery.enabled:
-                    raise told from error
-                self.make(_RESULT_BYTES, told)
+                    raise message from error
+                self.make(_RESULT_BYTES, message)
             else:
                 return
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from engine.data.window_source import plan_updates
-from engine.hardware.process_memory import memory_figures
+from engine.hardware.process_memory import memory_usage
 from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
 from engine.runs.commands import Actions, decide
 from engine.steps.held_out_loss import perplexity
 from engine.steps.whole_step import StepAbandonedError
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.recovery import Recovery
-from engine.training.rollback import Keeper
+from engine.training.rollback import RollbackStore
 
 if TYPE_CHECKING:
     from engine.data.window_source import Update
     from engine.runs.context import TrainingSession
-    from engine.training.components import Parts
+    from engine.training.components import TrainerComponents
     from engine.training.state import Progress
 
 ETA_STEPS = 20
@@ -31,34 +31,34 @@ PROGRESS_SECONDS = 0.2
 """Shortest time between two reports from inside a step."""
 
 
-def fit(session: TrainingSession, parts: Parts, progress: Progress) -> Literal["completed", "stopped"]:
+def fit(session: TrainingSession, parts: TrainerComponents, progress: Progress) -> Literal["completed", "stopped"]:
     """Trains from where `progress` stands to its end, or until told to stop. Leaves a checkpoint either way.
 
     Raises:
         EliteError: what engine.training.recovery could not deal with, after saving what is good.
     """
     updates = list(plan_updates(parts.windows, session.config.training, parts.context))
-    keeper = Keeper(session, parts, progress)
-    recovery = Recovery(session, parts, progress, keeper, updates)
+    rollback = RollbackStore(session, parts, progress)
+    recovery = Recovery(session, parts, progress, rollback, updates)
     try:
         with recovery.keep_what_is_left():
-            return _fit(session, parts, progress, keeper, recovery, updates)
+            return _fit(session, parts, progress, rollback, recovery, updates)
     finally:
-        keeper.close()
+        rollback.close()
 
 
 def _fit(
     session: TrainingSession,
-    parts: Parts,
+    parts: TrainerComponents,
     progress: Progress,
-    keeper: Keeper,
+    rollback: RollbackStore,
     recovery: Recovery,
     updates: list[Update],
 ) -> Literal["completed", "stopped"]:
-    actions = Actions(save=keeper.save_now, evaluate=lambda: _told(parts.evaluate()))
+    actions = Actions(save=rollback.save_now, evaluate=lambda: _told(parts.evaluate()))
     pace = _Pace()
     while progress.step < len(updates):
-        keeper.mark()
+        rollback.mark()
         stop = decide(session, actions)
         if stop is None:
             monitor = _Monitor(session, progress.step + 1, recovery.watch)
@@ -72,24 +72,24 @@ def _fit(
         if stop is not None:
             # The keeper's generators are from before an abandoned step, so that resuming draws what it drew.
             if stop.save:
-                keeper.save_now()
+                rollback.save_now()
             return "stopped"
-        keeper.mark()
+        rollback.mark()
         if not recovery.accept(done.result.loss_sum / done.result.tokens):
             continue
         session.emit(_completed(parts, progress, done, pace))
-        session.team.report(session.emit, progress.step, done.seconds)
-        keeper.keep_if_due()
-        keeper.save_if_due(_score_if_due(parts, progress, session.config.training.evaluate_every))
+        session.group.report(session.emit, progress.step, done.seconds)
+        rollback.keep_if_due()
+        rollback.save_if_due(_score_if_due(parts, progress, session.config.training.evaluate_every))
         if (reason := parts.early_end()) is not None:
             session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
             break
         recovery.between_steps()
-    keeper.save_now()
+    rollback.save_now()
     return "completed"
 
 
-def _score_if_due(parts: Parts, progress: Progress, every: int) -> float | None:
+def _score_if_due(parts: TrainerComponents, progress: Progress, every: int) -> float | None:
     """The held-out loss, every so many steps but not at the end, where it is scored anyway."""
     if every and progress.step % every == 0 < progress.total_steps - progress.step:
         return parts.evaluate()
@@ -130,7 +130,7 @@ class _Pace:
         return steps_left * sum(self._seconds) / len(self._seconds)
 
 
-def _completed(parts: Parts, progress: Progress, done: StepFigures, pace: _Pace) -> StepCompleted:
+def _completed(parts: TrainerComponents, progress: Progress, done: StepFigures, pace: _Pace) -> StepCompleted:
     return StepCompleted(
         step=progress.step,
         total_steps=progress.total_steps,
@@ -142,5 +142,5 @@ def _completed(parts: Parts, progress: Progress, done: StepFigures, pace: _Pace)
         tokens_per_second=done.result.tokens / max(done.seconds, 1e-9),
         seconds=done.seconds,
         eta_seconds=pace.eta(done.seconds, progress.total_steps - progress.step),
-        **memory_figures(parts.accelerator.device),
+        **memory_usage(parts.accelerator.device),
     )

@@ -16,7 +16,7 @@ from engine.steps.whole_step import count_targets
 if TYPE_CHECKING:
     from engine.data.window_source import Update
     from engine.steps.whole_step import StepMonitor, StepResult
-    from engine.training.components import Parts
+    from engine.training.components import TrainerComponents
     from engine.training.state import Progress
 
 
@@ -30,7 +30,9 @@ class StepFigures:
     seconds: float
 
 
-def take_optimizer_step(parts: Parts, progress: Progress, update: Update, monitor: StepMonitor) -> StepFigures:
+def take_optimizer_step(
+    parts: TrainerComponents, progress: Progress, update: Update, monitor: StepMonitor
+) -> StepFigures:
     """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
 
     The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed

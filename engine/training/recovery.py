@@ -29,7 +29,7 @@ from engine.steps.failures import (
     memory_place,
     release_memory,
 )
-from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.oom_fallback import FallbackStep
 from engine.training.recovery_report import write_recovery_report
 from engine.training.spikes import SpikeDetector
 from engine.training.watches import HeatWatch, HostMemoryWatch
@@ -37,8 +37,8 @@ from engine.training.watches import HeatWatch, HostMemoryWatch
 if TYPE_CHECKING:
     from engine.data.window_source import Update
     from engine.runs.context import TrainingSession
-    from engine.training.components import Parts
-    from engine.training.rollback import Keeper
+    from engine.training.components import TrainerComponents
+    from engine.training.rollback import RollbackStore
     from engine.training.state import Progress, Snapshot
 
 
@@ -54,10 +54,15 @@ class Recovery:
     """
 
     def __init__(
-        self, session: TrainingSession, parts: Parts, progress: Progress, keeper: Keeper, updates: Sequence[Update]
+        self,
+        session: TrainingSession,
+        parts: TrainerComponents,
+        progress: Progress,
+        rollback: RollbackStore,
+        updates: Sequence[Update],
     ) -> None:
         self._session, self._parts, self._progress = session, parts, progress
-        self._keeper, self._updates = keeper, updates
+        self._keeper, self._updates = rollback, updates
         self._bounds = session.config.recovery
         self._spikes = SpikeDetector(self._bounds.spike_threshold if self._bounds.enabled else 0.0)
         self._gone_back_to: int | None = None
@@ -65,7 +70,7 @@ class Recovery:
         self._host_memory = HostMemoryWatch(
             self._bounds.host_reserve if self._bounds.enabled else 0.0,
             emit=session.emit,
-            can_shrink=lambda: isinstance(parts.step, ReplanningStep) and parts.step.can_shrink("host"),
+            can_shrink=lambda: isinstance(parts.step, FallbackStep) and parts.step.can_shrink("host"),
         )
 
     def watch(self) -> None:
@@ -160,11 +165,11 @@ class Recovery:
         if not self._shrink(place, why):
             self._keeper.save_now()
             raise error
-        self._tell(f"went back to step {snapshot.progress.step:,}, to make the updates since then again", why)
+        self._notify(f"went back to step {snapshot.progress.step:,}, to make the updates since then again", why)
 
     def _shrink(self, place: Place, why: str) -> bool:
         step = self._parts.step
-        return isinstance(step, ReplanningStep) and step.shrink(place, why)
+        return isinstance(step, FallbackStep) and step.shrink(place, why)
 
     # --- divergence -----------------------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class Recovery:
         progress.step, progress.epoch = failed, self._updates[failed - 1].epoch
         self._gone_back_to = failed
         skipped = f"step {failed:,}" if first == failed else f"steps {first:,} to {failed:,}"
-        self._tell(
+        self._notify(
             f"went back to step {snapshot.progress.step:,}, skipped the data of {skipped}, "
             f"learning rate × {self._bounds.rate_factor:g}",
             why,
@@ -218,7 +223,7 @@ class Recovery:
         problem = str(error).strip().splitlines()[0]
         return errors.GPU_LOST(step=step, problem=problem, kept=kept, run=self._session.run.id)
 
-    def _tell(self, what: str, why: str) -> None:
+    def _notify(self, what: str, why: str) -> None:
         self._progress.recoveries.append(f"{what}: {why}")
         self._session.emit(RecoveryTaken(what=what, why=why))
 
@@ -227,6 +232,6 @@ def _is_lost_rank(error: Exception) -> bool:
     return isinstance(error, EliteError) and error.kind in (errors.RANK_LOST, errors.RANK_FAILED)
 
 
-def _scale_rate(parts: Parts, ratio: float) -> None:
+def _scale_rate(parts: TrainerComponents, ratio: float) -> None:
     """Multiplies the learning rate, now and in all that the schedule will set."""
     parts.schedule.scale_rate(ratio)

@@ -19,7 +19,7 @@ from engine.training.state import Progress, Snapshot, capture, read_snapshot, re
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
-    from engine.training.components import Parts
+    from engine.training.components import TrainerComponents
 
 KEEP_STEPS = 10
 KEEP_SECONDS = 600.0
@@ -29,7 +29,7 @@ KEEP_SECONDS = 600.0
 _JOURNAL_BYTES = 1 << 20
 
 
-class Keeper:
+class RollbackStore:
     """Takes snapshots and writes checkpoints of one run. `close` it at the end.
 
     Args:
@@ -38,17 +38,17 @@ class Keeper:
         progress: Kept with it.
     """
 
-    def __init__(self, session: TrainingSession, parts: Parts, progress: Progress) -> None:
+    def __init__(self, session: TrainingSession, parts: TrainerComponents, progress: Progress) -> None:
         self._session, self._parts, self._progress = session, parts, progress
         self._recovers = session.config.recovery.enabled
         self._space = DiskSpace(session, parts.checkpoints)
         self._saver = Saver(parts.checkpoints, self._announce)
-        self._team = session.team
+        self._group = session.group
         self._generators = capture_random()
         self.snapshot = self._take()
         "The newest in memory."
         self._kept_at = self._saved_at = time.monotonic()
-        self._team.emergency = self.save_snapshot
+        self._group.emergency = self.save_snapshot
 
     # --- in memory ------------------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ class Keeper:
     def keep_if_due(self) -> None:
         """Takes a snapshot if the last one is old."""
         steps = self._progress.step - self.snapshot.progress.step
-        if steps >= KEEP_STEPS or self._team.agree(lambda: time.monotonic() - self._kept_at >= KEEP_SECONDS):
+        if steps >= KEEP_STEPS or self._group.agree(lambda: time.monotonic() - self._kept_at >= KEEP_SECONDS):
             self.keep()
 
     def go_back(self, snapshot: Snapshot) -> None:
@@ -80,7 +80,7 @@ class Keeper:
     def checkpoint_before(self, step: int) -> Snapshot | None:
         """The newest valid checkpoint of an earlier step than this."""
         self._saver.wait()
-        path = self._team.agree(lambda: self._path_before(step))
+        path = self._group.agree(lambda: self._path_before(step))
         return None if path is None else read_snapshot(verify(path))
 
     def _path_before(self, step: int) -> Path | None:
@@ -105,7 +105,7 @@ class Keeper:
             EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
         """
         self._check()
-        if held_out_loss is None and not self._team.agree(self._is_due):
+        if held_out_loss is None and not self._group.agree(self._is_due):
             return
         self.keep()
         self._write(self.snapshot, held_out_loss)
@@ -164,7 +164,7 @@ class Keeper:
 
     def _check(self) -> None:
         """Meets what the last writing in the background met: with room again, it is written again."""
-        if self._team.agree(self._had_no_room):
+        if self._group.agree(self._had_no_room):
             self.keep()
             self._write(self.snapshot, None)
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from engine.models.fine_tuning import AdapterTuning, FullTuning
 from engine.randomness import RandomState, restore_random
-from engine.runs.atomic_dir import DamagedError, Sealed
+from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.training import tensor_tree
 
 if TYPE_CHECKING:
-    from engine.training.components import Parts
+    from engine.training.components import TrainerComponents
 
 OPTIMIZER, RANDOM, STATEFUL, STATE = (
     "optimizer.safetensors",
@@ -100,7 +100,7 @@ class Snapshot:
         yield STATE, json.dumps({"progress": dataclasses.asdict(self.progress), **self.record}).encode()
 
 
-def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapshot:
+def capture(parts: TrainerComponents, progress: Progress, generators: RandomState) -> Snapshot:
     """The run as it is now.
 
     Args:
@@ -135,7 +135,7 @@ def capture(parts: Parts, progress: Progress, generators: RandomState) -> Snapsh
     )
 
 
-def read_snapshot(checkpoint: Sealed) -> Snapshot:
+def read_snapshot(checkpoint: AtomicDir) -> Snapshot:
     """The run as a checkpoint holds it.
 
     Raises:
@@ -155,13 +155,13 @@ def read_snapshot(checkpoint: Sealed) -> Snapshot:
         raise DamagedError(f"its content cannot be used ({type(error).__name__}: {error})") from error
 
 
-def _read_tensors(checkpoint: Sealed, name: str) -> dict[str, Tensor]:
+def _read_tensors(checkpoint: AtomicDir, name: str) -> dict[str, Tensor]:
     # A tensor at a time: the file as a whole, beside its tensors, would be twice the memory.
     with safe_open(checkpoint.path / name, framework="pt") as file:
         return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def restore(snapshot: Snapshot, parts: Parts) -> None:
+def restore(snapshot: Snapshot, parts: TrainerComponents) -> None:
     """Puts everything where the snapshot has it: weights, optimiser, schedule, loss scaler, `stateful`, generators.
 
     Raises:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import from_mapping
-from engine.distributed.gradient_sum import WholeSum
-from engine.distributed.powersgd import LowRankSum
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.gradient_sum import AllReduceSum
+from engine.distributed.powersgd import PowerSgd
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.launch.rank_processes import ProcessFailedError, run_processes
 from engine.models.adapter import trainable
 from engine.plan.stream_plan import StreamPlan
@@ -29,8 +29,8 @@ _CPU = torch.device("cpu")
 _UPDATES = 12
 
 
-def _team() -> Any:
-    return ProcessTeam(_CPU, timeout_s=60.0)
+def _group() -> Any:
+    return TorchProcessGroup(_CPU, timeout_s=60.0)
 
 
 # --- ring attention ------------------------------------------------------------------------------------------
@@ -56,11 +56,11 @@ def ring_attention(_: Bench) -> str:
 
 
 def _ring_rank(_: int, __: int, length: int) -> dict[str, Any]:
-    team, model = _team(), adapted(small_model(device=_CPU))
+    group, model = _group(), adapted(small_model(device=_CPU))
     plan = StreamPlan(tile=32, key_block=64, loss_piece=64)
-    with SequenceStep(model, plan, device=_CPU, team=team, strategy="ring") as step:
+    with SequenceStep(model, plan, device=_CPU, group=group, strategy="ring") as step:
         outcome = step.run(torch.as_tensor(random_tokens(length).ids), scale=1.0)
-    WholeSum(team)([p.grad for p in trainable(model).values() if p.grad is not None])
+    AllReduceSum(group)([p.grad for p in trainable(model).values() if p.grad is not None])
     return {"loss": outcome.loss_sum, "gradients": gradients(model), "predicted": outcome.predicted}
 
 
@@ -86,21 +86,21 @@ def _data_parallel_ranks(rank: int, _: int) -> list[dict[str, Any]]:
 
 def _data_parallel(rank: int, *, compress: bool) -> dict[str, Any]:
     """Losses of some updates with half of each batch, and the bytes that the last one sent."""
-    team, model = _team(), _wide_model(16)
-    add_up = LowRankSum(team, 1, whole_updates=2) if compress else WholeSum(team)
+    group, model = _group(), _wide_model(16)
+    add_up = PowerSgd(group, 1, whole_updates=2) if compress else AllReduceSum(group)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
     losses = []
     for step in range(_UPDATES):
         ids = torch.as_tensor(patterned_tokens(64, seed=2 * step + rank).ids)
         logits = model(input_ids=ids[None, :-1]).logits[0]
         loss = nn.functional.cross_entropy(logits.float(), ids[1:])
-        (loss / team.size).backward()
-        team.sent_bytes = 0
+        (loss / group.size).backward()
+        group.sent_bytes = 0
         add_up([p.grad for p in trainable(model).values() if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    return {"losses": losses, "bytes": team.sent_bytes}
+    return {"losses": losses, "bytes": group.sent_bytes}
 
 
 def _wide_model(rank: int) -> Any:
@@ -162,7 +162,7 @@ def _zero_rank(_: int, count: int, section: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "deepspeed.json"
         path.write_text(json.dumps(deepspeed_config(from_mapping(settings), 64, count)), encoding="utf-8")
-        step = ZeroStep(tuning, optimizer, path, device=_CPU, team=_team())
+        step = ZeroStep(tuning, optimizer, path, device=_CPU, group=_group())
     losses = []
     for number in range(_UPDATES // 3):
         windows = _windows(number)

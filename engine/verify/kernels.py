@@ -23,13 +23,13 @@ from engine.models.fused import fuse_kernels
 from engine.steps.whole_step import WholeSequenceStep
 from engine.verify.measure import mib, relative_error
 from engine.verify.proof import Bench, ProofFailedError, UnavailableError, demand, need_gpu, need_library
-from engine.verify.quiet import hush
+from engine.verify.quiet import quieten
 from engine.verify.small import Unbothered, adapted, gradients, random_tokens, small_model
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of this module returns in a fresh process."""
-    with get_context("spawn").Pool(1, initializer=hush) as pool:
+    with get_context("spawn").Pool(1, initializer=quieten) as pool:
         return pool.apply(function, arguments)
 
 

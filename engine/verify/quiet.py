@@ -6,7 +6,7 @@ import logging
 import os
 
 
-def hush() -> None:
+def quieten() -> None:
     """No progress bars and no notices of what is missing on this machine: verdicts say what matters."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

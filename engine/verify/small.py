@@ -19,11 +19,11 @@ from engine.data.windows import Window, epoch_order
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.recipes.building import Learning, build_learning
+from engine.runs.process_group import ProcessGroup
 from engine.runs.run_directory import RunDirectory
-from engine.runs.team import Team
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention
-from engine.training.components import Parts
+from engine.training.components import TrainerComponents
 from engine.training.optimizer_step import StepFigures, take_optimizer_step
 from engine.training.state import Progress
 
@@ -152,7 +152,7 @@ class SmallRun:
         self.step_way = WholeSequenceStep(
             self.model, recompute=False, label_smoothing=training.label_smoothing, micro_batch=training.micro_batch
         )
-        self.parts = Parts(
+        self.parts = TrainerComponents(
             tuning=tuning,
             step=self.step_way,
             optimizer=accelerator.prepare(updating.optimizer),
@@ -205,7 +205,7 @@ class SmallRun:
             journal_waits=False,
             events=events,
             emit=events.append,
-            team=Team(),
+            group=ProcessGroup(),
             acknowledge=lambda *_, **__: None,
             commands=SimpleNamespace(stop_requested=False, poll=lambda: None),
         )

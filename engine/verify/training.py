@@ -184,8 +184,8 @@ def loss_spike_recovery(bench: Bench) -> str:
     spiked = SpikeDetector(10.0)
     found = [spiked.is_spike(loss) for loss in [*(2.0 + 0.05 * math.sin(i) for i in range(30)), 9.0, 2.1]]
     demand(found == [False] * 30 + [True, False], "a loss of 9 after thirty around 2 is not seen as a spike")
-    told = next(event.what for event in session.events if isinstance(event, RecoveryTaken))
-    return f"not-a-number gradient in step 4: {told}; went on to step {ended} of {total} with finite weights"
+    message = next(event.what for event in session.events if isinstance(event, RecoveryTaken))
+    return f"not-a-number gradient in step 4: {message}; went on to step {ended} of {total} with finite weights"
 
 
 def checkpoint_pruning(bench: Bench) -> str:

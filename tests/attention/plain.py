@@ -17,7 +17,7 @@ class Held:
     def expect(self, ranges):
         self.expected = list(ranges)
 
-    def keys_values(self, start, stop):
+    def kv_cache(self, start, stop):
         assert self.expected.pop(0) == (start, stop)
         return self.k[:, :, start:stop], self.v[:, :, start:stop]
 

@@ -37,10 +37,10 @@ def test_results_failures_and_an_interruption(tmp_path):
         Case(name="refused", arguments=("plan", "--model", "no-such-model", "--json"), seconds=5),
         Case(name="before", arguments=("no-such-command",), seconds=5),
     ]
-    told = []
-    run_suite(cases, tmp_path, told.append)
-    assert len(told) == 3
-    assert "measured before" in told[2]
+    message = []
+    run_suite(cases, tmp_path, message.append)
+    assert len(message) == 3
+    assert "measured before" in message[2]
     assert json.loads((tmp_path / "before.json").read_text()) == {"kept": 1}
     assert "unknown model no-such-model" in json.loads((tmp_path / "refused.json").read_text())["failed"]
     found = json.loads((tmp_path / "streaming.json").read_text())

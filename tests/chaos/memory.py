@@ -155,12 +155,12 @@ def _inject_into_steps(stage: str, call: int, calls: list[int], meet: Callable[[
 
     report = _Monitor.progress
 
-    def progress(self: _Monitor, told: str, *args: Any, **kwargs: Any) -> None:
-        if told == stage:
+    def progress(self: _Monitor, message: str, *args: Any, **kwargs: Any) -> None:
+        if message == stage:
             calls[0] += 1
             if calls[0] == call:
                 meet()
-        report(self, told, *args, **kwargs)
+        report(self, message, *args, **kwargs)
 
     _Monitor.progress = progress  # type: ignore[method-assign]
 

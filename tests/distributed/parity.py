@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 
 from engine.config import from_mapping
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.sequence_step import SequenceStep
@@ -52,10 +52,10 @@ def alone(starts, plan, context=CONTEXT, **model):
     return outcome.loss_sum, outcome.predicted, gradients(made), evaluated.loss_sum
 
 
-def shared(team, strategy, order, starts, plan, scale, context=CONTEXT, **model):
+def shared(group, strategy, order, starts, plan, scale, context=CONTEXT, **model):
     """The same of this rank in a team; gradients are summed."""
     made = adapted(**model)
-    step = SequenceStep(made, plan, device=CPU, team=team, strategy=strategy, order=order)
+    step = SequenceStep(made, plan, device=CPU, group=group, strategy=strategy, order=order)
     with step:
         outcome = step.run(tokens(context), document_starts=starts, scale=scale)
         found = {}
@@ -92,12 +92,12 @@ def relative(found, expected):
 
 def sequence_errors(rank, size):
     """For each case the relative errors of loss, gradients and evaluation, without copies and with them."""
-    team = ProcessTeam(CPU, timeout_s=60.0)
+    group = TorchProcessGroup(CPU, timeout_s=60.0)
     schedules = list(SCHEDULES)
     found = []
     for number, (strategy, order, starts, plan, context, model) in enumerate(CASES):
         loss, predicted, expected, evaluated = alone(starts, PLANS[plan], context, **model)
-        case = team, strategy, order, starts, PLANS[plan], 1.0 / predicted, context
+        case = group, strategy, order, starts, PLANS[plan], 1.0 / predicted, context
         results = [shared(*case, **model)]
         with simulated(schedules[(number + rank) % len(schedules)]):
             results.append(shared(*case, **model))

@@ -16,7 +16,7 @@ LARGEST_TILE = 128
 
 def too_small(session: TrainingSession) -> None:
     """Rank 1 has no memory for tiles larger than LARGEST_TILE."""
-    if session.team.rank == 1:
+    if session.group.rank == 1:
         _limit()
     train(session)
 
@@ -27,7 +27,7 @@ def smaller_from_the_second_step_on(session: TrainingSession) -> None:
 
     @functools.wraps(take)
     def limited(parts, progress, *rest):  # type: ignore[no-untyped-def]
-        if session.team.rank == 1 and progress.step == 1:
+        if session.group.rank == 1 and progress.step == 1:
             _limit()
         return take(parts, progress, *rest)
 
@@ -49,6 +49,6 @@ def _limit() -> None:
 
 def refused_by_the_first(session: TrainingSession) -> None:
     """Rank 0 fails in its own words, while rank 1 computes on."""
-    if session.team.rank == 0:
+    if session.group.rank == 0:
         raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="as this test wants it")
     time.sleep(300)

@@ -22,7 +22,7 @@ from engine.hardware.rank_place import RankPlace, Ranks
 from engine.hardware.target import target_machine
 from engine.hardware.visible import number_by_bus, show_one, visible_names
 from engine.models.catalogue import find_model
-from engine.plan.choice import choose_plan, planning_of
+from engine.plan.choice import choose_plan, request_of_run
 from engine.plan.cluster import least_of
 from engine.plan.strategy import ranks_to_start
 from tests.distributed.conftest import run_folder
@@ -164,8 +164,8 @@ def test_a_rank_plans_what_its_launcher_planned():
     machine, spec = unlike_cards(), find_model("qwen2.5-coder-1.5b")
     own = least_of([dataclasses.replace(machine, gpus=(card,)) for card in machine.gpus])
     outside, within = (
-        planning_of(config, machine, spec, None),
-        planning_of(config, own, spec, None, Ranks(here=2, all=2)),
+        request_of_run(config, machine, spec, None),
+        request_of_run(config, own, spec, None, Ranks(here=2, all=2)),
     )
     assert within == outside
     assert within.ranks == 2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.distributed.powersgd import LowRankSum, orthonormal_columns
-from engine.distributed.process_team import ProcessTeam
+from engine.distributed.powersgd import PowerSgd, orthonormal_columns
+from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.launch.rank_processes import run_processes
 
 SHAPES = ((12, 40), (40, 12), (12, 40), (7,), (3, 3), (30, 20, 2), (40, 12))
@@ -35,16 +35,16 @@ CASES = (("any", 1), ("any", 3), ("of rank one", 3), ("nothing at first", 3))
 def in_a_rank(rank, count):
     """For every case what each update's gradients become, and the bytes that were sent."""
     del count
-    team = ProcessTeam(torch.device("cpu"), 60.0)
+    group = TorchProcessGroup(torch.device("cpu"), 60.0)
     found = {}
     for kind, columns in CASES:
-        add_up = LowRankSum(team, columns, whole_updates=0)
-        team.sent_bytes, results = 0, []
+        add_up = PowerSgd(group, columns, whole_updates=0)
+        group.sent_bytes, results = 0, []
         for update in range(UPDATES):
             gradients = [torch.tensor(one) for one in draw(kind, rank, update)]
             add_up(gradients)
             results.append([one.numpy() for one in gradients])
-        found[kind, columns] = results, team.sent_bytes
+        found[kind, columns] = results, group.sent_bytes
     return found
 
 

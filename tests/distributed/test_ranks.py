@@ -208,8 +208,8 @@ def test_two_hosts_train_together(tmp_path, train):
     call = train("--gpus", "1", settings=settings)
     with call._seen:
         assert call._seen.wait_for(lambda: [e for e in call.of("LogLine") if "run there: " in e["text"]], 60)
-        told = next(e["text"] for e in call.of("LogLine") if "run there: " in e["text"])
-    words = shlex.split(told.partition("run there: ")[2])
+        message = next(e["text"] for e in call.of("LogLine") if "run there: " in e["text"])
+    words = shlex.split(message.partition("run there: ")[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ELITE_TUI_STATE_DIR": str(tmp_path / "state")}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     other = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

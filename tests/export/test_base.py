@@ -90,9 +90,9 @@ def test_an_adapter_is_not_used_on_other_weights(run):
 
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_run_is_resumed_on_the_weights_that_it_began_with(leads, run):
-    session = SimpleNamespace(run=run, team=SimpleNamespace(leads=leads))
+    session = SimpleNamespace(run=run, group=SimpleNamespace(leads=leads))
     spec = find_model(str(base_of(run)))
-    began = identify_base(SimpleNamespace(run=run, team=SimpleNamespace(leads=True)), spec)
+    began = identify_base(SimpleNamespace(run=run, group=SimpleNamespace(leads=True)), spec)
     assert identify_base(session, spec) == began == Fingerprint.read(run.path)
     edit(base_of(run), CHANGES["one weight"])
     assert code_of(lambda: identify_base(session, spec)) == "base-changed"

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from engine.hardware.rank_place import RankPlace
-from engine.hardware.threads import wait_briefly
+from engine.hardware.threads import limit_omp_spin
 from engine.launch.rank import prepare_environment
 
 
 def test_threads_spin_for_a_moment():
     environment = {"PATH": "/bin"}
-    wait_briefly(environment)
+    limit_omp_spin(environment)
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert int(environment["GOMP_SPINCOUNT"]) > 0
 
@@ -23,7 +23,7 @@ def test_threads_spin_for_a_moment():
 @pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
 def test_what_a_user_has_set_stays(own):
     environment = dict(own)
-    wait_briefly(environment)
+    limit_omp_spin(environment)
     assert environment == own
 
 

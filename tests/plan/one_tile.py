@@ -21,12 +21,12 @@ from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import ring_for
 from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import KeysValuesCollected, Pass, Stash, TileAttention
+from engine.streaming.attention import KvCollected, Pass, Stash, TileAttention
 from engine.streaming.decoder import Decoder
-from engine.streaming.kv_cache import DeviceKeysValues
+from engine.streaming.kv_cache import DeviceKvCache
 from engine.streaming.linears import FrozenLinears
 from engine.streaming.tiles import DeviceTiles, TileReader
-from engine.streaming.windowed_kv_cache import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKvCache
 from tests.plan.live_bytes import LiveBytes
 
 META = torch.device("meta")
@@ -128,11 +128,11 @@ def _count(model, spec, plan, start, dtype) -> Counted:
         return TileReader(width, array_dtype, plan.tile, META)
 
     def new_keys_values(heads, head_dim, kv_dtype):
-        return DeviceKeysValues(context, heads, head_dim, kv_dtype, META)
+        return DeviceKvCache(context, heads, head_dim, kv_dtype, META)
 
     def new_windowed(heads, head_dim, kv_dtype, window):
         ring = ring_for(window, plan.tile, context)
-        return None if ring is None else WindowedKeysValues(ring, heads, head_dim, kv_dtype, META)
+        return None if ring is None else WindowedKvCache(ring, heads, head_dim, kv_dtype, META)
 
     stash = Stash(new_array, new_reader) if plan.stash else None
     attention = TileAttention(CudnnFlash(), plan.key_block, 4 * plan.key_block, new_keys_values, stash, new_windowed)
@@ -147,7 +147,7 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     def hold_keys_before():
         for below in attention.below(0, tile, tile + 1):
             attention.begin(Pass.COLLECT, 0, below, below * plan.tile)
-            with torch.no_grad(), suppress(KeysValuesCollected):
+            with torch.no_grad(), suppress(KvCollected):
                 layer(hidden, **arguments)
 
     for parameter in model.parameters():

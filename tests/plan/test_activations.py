@@ -8,11 +8,11 @@ import pytest
 
 from engine.models.catalogue import find_model
 from engine.models.families import spec_from_config, supporting
-from engine.models.head_pieces import window_piece
+from engine.models.loss_chunk import loss_chunk
 from engine.plan.memory import streamed_ledger
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.tile_peaks import tile_moments
-from engine.plan.window_peaks import window_moments
+from engine.plan.tile_peaks import tile_peaks
+from engine.plan.window_peaks import window_peaks
 from engine.plan.workload import Workload
 from tests.plan.one_tile import count, count_window
 
@@ -36,7 +36,7 @@ SHAPES = [
 def _predicted(spec, plan, phase, **options):
     work = Workload(spec=spec, context=1, compute_type="bf16", lora_parameters=1, **options)
     sizes = []
-    for moment in tile_moments(work, stash=plan.stash):
+    for moment in tile_peaks(work, stash=plan.stash):
         token = sum(size for name, size in moment.token if name not in OF_THE_KERNEL)
         key = sum(size for name, size in moment.key if name not in OF_THE_KERNEL)
         if moment.phase == phase:
@@ -104,8 +104,8 @@ def test_a_window_computed_whole_holds_what_the_lists_say(model, shape, recomput
     tokens = 2048
     counted = count_window(spec, tokens, recompute=recompute, fused=fused)
     work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=1, fused_kernels=fused)
-    piece = min(window_piece(spec.vocab_size), tokens)
-    moments = window_moments(work, recompute=recompute, pieces=piece < tokens)
+    piece = min(loss_chunk(spec.vocab_size), tokens)
+    moments = window_peaks(work, recompute=recompute, pieces=piece < tokens)
     predicted = max(moment.bytes(tokens, 0, piece * spec.vocab_size) for moment in moments)
     tables = 2 * tokens * spec.head_dim * 2
     copies = 2 * spec.lora_parameters(16)
@@ -138,7 +138,7 @@ def test_experts_hold_what_the_lists_say(family, recompute):
     tokens = 512
     counted = count_window(spec, tokens, recompute=recompute, fused=False)
     work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=1, fused_kernels=False)
-    moments = window_moments(work, recompute=recompute, pieces=False)
+    moments = window_peaks(work, recompute=recompute, pieces=False)
     predicted = max(moment.bytes(tokens, 0, tokens * spec.vocab_size) for moment in moments)
     tables, copies = 2 * tokens * spec.head_dim * 2, 2 * spec.lora_parameters(16)
     assert predicted + tables + copies == pytest.approx(counted, rel=0.08)
@@ -160,7 +160,7 @@ def test_a_window_that_trains_every_weight_holds_what_the_lists_say(model, shape
     spec = dataclasses.replace(spec, full_attention_layers=spec.layers, sliding_window=None)
     counted = count_window(spec, tokens, recompute=recompute, fused=True, full=True)
     work = Workload(spec=spec, context=tokens, compute_type="bf16", lora_parameters=0, lora_rank=0, master_home="gpu")
-    piece = min(window_piece(spec.vocab_size), tokens)
-    moments = window_moments(work, recompute=recompute, pieces=piece < tokens)
+    piece = min(loss_chunk(spec.vocab_size), tokens)
+    moments = window_peaks(work, recompute=recompute, pieces=piece < tokens)
     predicted = max(moment.bytes(tokens, 0, piece * spec.vocab_size) for moment in moments)
     assert predicted + 2 * tokens * spec.head_dim * 2 == pytest.approx(counted, rel=0.05)

@@ -12,7 +12,7 @@ from engine.config import DistributedSection, from_mapping
 from engine.errors import EliteError
 from engine.hardware.target import target_machine
 from engine.models.catalogue import find_model
-from engine.plan.choice import choose_plan, planning_of
+from engine.plan.choice import choose_plan, request_of_run
 from engine.plan.planner import plan_context, tier_table
 
 CARD, MODEL = "rtx-4090", "qwen2.5-coder-1.5b"
@@ -69,9 +69,9 @@ def test_a_tile_longer_than_the_window_is_the_window():
 
 def test_no_tier_is_planned_otherwise():
     config = from_mapping({"model": {"name": MODEL}, "stream": {"hidden_home": "host", "stash": True}})
-    table = tier_table(planning_of(config, target_machine(CARD), find_model(MODEL), None))
+    table = tier_table(request_of_run(config, target_machine(CARD), find_model(MODEL), None))
     assert {(row.layout.stream.hidden_home, row.layout.stream.stash) for row in table.tiers} == {("host", True)}
-    free = tier_table(planning_of(from_mapping({"model": {"name": MODEL}}), *_here(), None))
+    free = tier_table(request_of_run(from_mapping({"model": {"name": MODEL}}), *_here(), None))
     assert table.recommended <= free.recommended
 
 
@@ -115,7 +115,7 @@ def test_a_kernel_of_gpus_is_refused_on_a_processor():
 def test_a_shared_window_keeps_its_keys_on_the_gpu():
     config = from_mapping({"model": {"name": MODEL}, "stream": {"kv_home": "host"}})
     planning = dataclasses.replace(
-        planning_of(config, *_here(), None), ranks=2, distributed=DistributedSection(strategy="ring")
+        request_of_run(config, *_here(), None), ranks=2, distributed=DistributedSection(strategy="ring")
     )
     with pytest.raises(EliteError, match=r"stream\.kv_home.*exchange"):
         plan_context(planning, 65_536)

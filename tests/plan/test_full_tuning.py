@@ -8,7 +8,7 @@ from plan.machines import with_card
 from engine.config import from_mapping
 from engine.errors import EliteError
 from engine.models.catalogue import find_model
-from engine.plan.choice import choose_plan, planning_of
+from engine.plan.choice import choose_plan, request_of_run
 from engine.plan.optimization_states import states
 from engine.plan.planner import plan_context
 
@@ -56,7 +56,7 @@ def test_it_never_costs_less_than_an_adapter():
         ]
         for context in (4096, 131072):
             lora, full = (
-                plan_context(planning_of(config, with_card("a100-80gb", 512), spec, None), context)
+                plan_context(request_of_run(config, with_card("a100-80gb", 512), spec, None), context)
                 for config in configs
             )
             assert full.gpu_peak_bytes + full.host_peak_bytes > lora.gpu_peak_bytes + lora.host_peak_bytes

@@ -50,9 +50,9 @@ def test_the_form_of_earlier_checkpoints_is_read(layout):
 
 
 def test_a_choice_that_an_earlier_version_did_not_know_is_its_default():
-    told = StepLayout(stream=StreamPlan(tile=256, key_block=256)).as_json()
-    del told["keep_layers"]
-    assert StepLayout.from_json(told).stream == StreamPlan(tile=256, key_block=256)
+    message = StepLayout(stream=StreamPlan(tile=256, key_block=256)).as_json()
+    del message["keep_layers"]
+    assert StepLayout.from_json(message).stream == StreamPlan(tile=256, key_block=256)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import WindowRing, ring_for
 from engine.streaming import workspace
 from engine.streaming.step import StepCancelled, StreamedStep
-from engine.streaming.windowed_kv_cache import WindowedKeysValues
+from engine.streaming.windowed_kv_cache import WindowedKvCache
 
 CPU = torch.device("cpu")
 WORDS = 83
@@ -48,7 +48,7 @@ FAMILIES = {
 }
 
 
-class PoisonedRing(WindowedKeysValues):
+class PoisonedRing(WindowedKvCache):
     """Holds NaN wherever nothing may be read any more."""
 
     made: list[WindowRing] = []  # noqa: RUF012 - emptied by the fixture
@@ -89,7 +89,7 @@ class PoisonedRing(WindowedKeysValues):
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
     PoisonedRing.made.clear()
-    monkeypatch.setattr(workspace, "WindowedKeysValues", PoisonedRing)
+    monkeypatch.setattr(workspace, "WindowedKvCache", PoisonedRing)
 
 
 def make(family, window, seed=0, dtype=torch.float64, **changes):
@@ -340,11 +340,11 @@ def test_a_window_that_saves_nothing_changes_nothing(n, rings):
 
 
 def test_keys_that_are_not_held_are_never_handed_out():
-    ring = WindowedKeysValues(WindowRing(9, 4), 1, 2, torch.float32, CPU)
+    ring = WindowedKvCache(WindowRing(9, 4), 1, 2, torch.float32, CPU)
     for start in (0, 4, 8, 12):
         ring.append(start, torch.full((1, 1, 4, 2), float(start)), torch.zeros(1, 1, 4, 2))
-    k, _ = ring.keys_values(8, 14)
+    k, _ = ring.kv_cache(8, 14)
     assert k[0, 0, :, 0].tolist() == [8, 8, 8, 8, 12, 12], "over the ring's end"
-    for ask in (ring.keys_values, lambda a, b: ring.add_gradients(a, b, *torch.zeros(2, 1, 1, b - a, 2))):
+    for ask in (ring.kv_cache, lambda a, b: ring.add_gradients(a, b, *torch.zeros(2, 1, 1, b - a, 2))):
         with pytest.raises(RuntimeError, match="not in the ring"):
             ask(3, 6)

@@ -15,7 +15,7 @@ from engine.recipes.building import build_learning
 from engine.runs.run_directory import RunDirectory
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import CheckpointFolder, Retention
-from engine.training.components import Parts
+from engine.training.components import TrainerComponents
 from engine.training.state import Progress
 
 CONTEXT = 64
@@ -49,7 +49,7 @@ def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, 
     tuning = AdapterTuning(adapted)
     total = count_updates(windows, training, CONTEXT)
     learning = build_learning(tuning, session.config, context=CONTEXT, total_steps=total)
-    parts = Parts(
+    parts = TrainerComponents(
         tuning=tuning,
         step=step_type(adapted, recompute=False),
         optimizer=accelerator.prepare(learning.updating.optimizer),

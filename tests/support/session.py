@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.protocol import CommandAcked, Stop
-from engine.runs.team import Team
+from engine.runs.process_group import ProcessGroup
 
 
 class ScriptedInbox:
@@ -42,7 +42,7 @@ class RecordingSession:
     script: dict = field(default_factory=dict)
     events: list = field(default_factory=list)
     journal_waits: bool = False
-    team: Team = field(default_factory=Team)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self):
         self.commands = ScriptedInbox(self.script)

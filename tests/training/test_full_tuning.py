@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
+from recipes.test_fine_tune import ASYNCIO, again, start
+from steps.test_whole_step import Quiet
 from support.runs import WINDOWS
 from support.tiny import patterned_windows, tiny_model
-from training.test_recipe import ASYNCIO, again, start
-from training.test_step import Quiet
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config import from_mapping

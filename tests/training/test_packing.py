@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from steps.test_whole_step import FAMILIES, Quiet, adapted, gradients
 from support.tiny import ListWindows, patterned_windows, tiny_model
 from torch.nn import functional
-from training.test_step import FAMILIES, Quiet, adapted, gradients
 
 from engine.attention.cpu import CpuFlash
 from engine.attention.packed import AllDocuments

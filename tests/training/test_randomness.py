@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from steps.test_whole_step import Quiet
 from support.runs import build, new_session
 from support.tiny import tiny_model
-from training.test_step import Quiet
 
 from engine.data.window_source import Update
 from engine.models.fine_tuning import AdapterTuning

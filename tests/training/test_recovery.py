@@ -17,7 +17,7 @@ from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted
 from engine.steps.fallback_policy import FallbackPolicy
-from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.oom_fallback import FallbackStep
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.checkpoints import verify
@@ -85,11 +85,11 @@ def with_faults(session, faults, *, layout, smaller):
         return Failing(way, faults)
 
     def step_type(model, recompute):
-        def tell(what, why):
+        def notify(what, why):
             session.emit(RecoveryTaken(what=what, why=why))
 
-        return ReplanningStep(
-            AdapterTuning(model), layout, build=lambda layout: build_way(model, layout), smaller=smaller, tell=tell
+        return FallbackStep(
+            AdapterTuning(model), layout, build=lambda layout: build_way(model, layout), smaller=smaller, notify=notify
         )
 
     session.run.path.mkdir(parents=True, exist_ok=True)
@@ -204,14 +204,14 @@ def test_whole_windows_give_way_to_recomputing_and_then_to_tiles(tmp_path):
     reference = new_session(tmp_path / "reference", lora={"dropout": 0.0})
     parts, progress = build(reference)
     fit(reference, parts, progress)
-    ladder = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=False, streamable=True)
+    policy = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=False, streamable=True)
     faults = Faults({(2, "windows"): out_of_memory(), (3, "windows"): out_of_memory(), (4, "backward"): MemoryError()})
-    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=ladder.smaller)
+    parts, progress = with_faults(session, faults, layout=StepLayout(), smaller=policy.smaller)
     assert fit(session, parts, progress) == "completed"
-    told = [event.what for event in session.of(RecoveryTaken)]
-    assert "activations computed twice" in told[0]
-    assert "tiles of" in told[1]
-    assert len(told) == 3
+    message = [event.what for event in session.of(RecoveryTaken)]
+    assert "activations computed twice" in message[0]
+    assert "tiles of" in message[1]
+    assert len(message) == 3
     assert losses(session) == pytest.approx(losses(reference), rel=1e-4)
 
 
@@ -375,10 +375,10 @@ PLANS = st.builds(
 )
 def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, on_gpu, fixed):
     asked = {name: getattr(layout.stream, name) for name in fixed} if layout.stream is not None else {}
-    ladder = FallbackPolicy(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True, fixed=asked)
+    policy = FallbackPolicy(context=131072, layers=28, quantised=False, on_gpu=on_gpu, streamable=True, fixed=asked)
     seen = [layout]
     for place in places[:1] * 40:
-        below = ladder.smaller(seen[-1], place)
+        below = policy.smaller(seen[-1], place)
         if below is None:
             break
         assert below not in seen
@@ -386,7 +386,7 @@ def test_every_way_down_ends_and_changes_something_at_each_step(layout, places, 
         assert below.stream is None or below.stream.exact
         assert all(getattr(below.stream, name) == value for name, value in asked.items())
         seen.append(below)
-    assert ladder.smaller(seen[-1], places[0]) is None
+    assert policy.smaller(seen[-1], places[0]) is None
 
 
 @given(st.lists(st.floats(1.0, 1.3), min_size=12, max_size=100), st.floats(4.0, 50.0))

@@ -15,7 +15,7 @@ from engine.plan.stream_plan import StreamPlan
 from engine.protocol import RecoveryTaken, WarningRaised
 from engine.steps.failures import HostMemoryLowError
 from engine.steps.fallback_policy import FallbackPolicy
-from engine.steps.oom_fallback import ReplanningStep
+from engine.steps.oom_fallback import FallbackStep
 from engine.steps.whole_step import WholeSequenceStep
 from engine.training.loop import fit
 from engine.training.watches import HeatWatch, HostMemoryWatch, read_stall
@@ -54,8 +54,8 @@ def machine(tmp_path):
 
 
 def watch(root, clock, can_shrink=True):
-    told = []
-    return HostMemoryWatch(0.05, emit=told.append, can_shrink=lambda: can_shrink, root=root, clock=clock), told
+    message = []
+    return HostMemoryWatch(0.05, emit=message.append, can_shrink=lambda: can_shrink, root=root, clock=clock), message
 
 
 def test_low_memory_asks_for_smaller_buffers_and_then_waits_for_their_effect(machine):
@@ -89,10 +89,10 @@ def test_stalls_count_only_where_little_is_left(machine):
 
 def test_where_nothing_can_shrink_it_warns_once(machine):
     clock = Clock()
-    look, told = watch(machine(3.95), clock, can_shrink=False)
+    look, message = watch(machine(3.95), clock, can_shrink=False)
     for clock.now in (0, 100, 200):
         look()
-    assert [event.code for event in told] == ["host-memory-low"]
+    assert [event.code for event in message] == ["host-memory-low"]
 
 
 @pytest.mark.parametrize("text", ["", "full\n", "full avg10=x\n", "\xff", "full avg10=12.5 total=1\n"])
@@ -116,13 +116,13 @@ def test_memory_that_runs_short_within_a_step_makes_the_step_smaller(tmp_path):
             pass
 
     def step_type(model, recompute):
-        ladder = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=True, streamable=True)
-        return ReplanningStep(
+        policy = FallbackPolicy(context=64, layers=2, quantised=False, on_gpu=True, streamable=True)
+        return FallbackStep(
             AdapterTuning(model),
             StepLayout(stream=StreamPlan()),
             build=lambda layout: Pressed(model, recompute=False),
-            smaller=ladder.smaller,
-            tell=lambda what, why: session.emit(RecoveryTaken(what=what, why=why)),
+            smaller=policy.smaller,
+            notify=lambda what, why: session.emit(RecoveryTaken(what=what, why=why)),
         )
 
     parts, progress = build(session, step_type=step_type)
@@ -147,11 +147,11 @@ def test_heat_is_a_warning_every_half_hour_at_most():
         throttled=("power",),
     )
     hot = dataclasses.replace(cool, throttled=("heat",))
-    clock, told, now = Clock(), [], [cool]
-    look = HeatWatch(told.append, sample=lambda: now, clock=clock)
+    clock, message, now = Clock(), [], [cool]
+    look = HeatWatch(message.append, sample=lambda: now, clock=clock)
     look()
     now[:] = [hot]
     for clock.now in (10, 40, 80, 1900):
         look()
-    assert [type(event) for event in told] == [WarningRaised] * 2
-    assert told[0].text == "GPU 0 at 91 °C slows down to 30% of its clock"
+    assert [type(event) for event in message] == [WarningRaised] * 2
+    assert message[0].text == "GPU 0 at 91 °C slows down to 30% of its clock"

@@ -15,11 +15,11 @@ from textual.strip import Strip
 from textual.widgets import Input, Static, TextArea
 
 from elite_tui.app import EliteApp
-from elite_tui.fetched import Fetched
-from elite_tui.link.calls import Engine
+from elite_tui.client.calls import Engine
+from elite_tui.remote_data import RemoteData
 from elite_tui.state import AppState
+from elite_tui.widgets.diff_widget import DiffWidget
 from elite_tui.widgets.log_pane import LogPane
-from elite_tui.widgets.painted import Painted
 from elite_tui.wizard.draft import Draft
 from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
 from elite_tui.wizard.plans import Plans
@@ -280,7 +280,7 @@ def room_of(app: EliteApp) -> str:
 def text_of(app: EliteApp, selector: str) -> str:
     """What a widget of the present screen says, without styles."""
     widget = app.screen.query_one(selector)
-    if isinstance(widget, Painted):
+    if isinstance(widget, DiffWidget):
         return widget.plain
     assert isinstance(widget, Static)
     return str(widget.content)
@@ -301,7 +301,7 @@ async def settled(pilot: Pilot) -> None:
     app = pilot.app
     assert isinstance(app, EliteApp)
     state = app.state
-    fetched = [value for value in vars(state).values() if isinstance(value, Fetched)]
+    fetched = [value for value in vars(state).values() if isinstance(value, RemoteData)]
     await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
     await until(pilot, lambda: not state.checks.running)
     if state.run is not None:

@@ -50,7 +50,7 @@ def test_the_app_needs_no_torch_and_no_engine_parts_before_its_first_frame():
     code = """
 import sys
 from elite_tui.app import EliteApp, build_room
-from elite_tui.link.calls import Engine
+from elite_tui.client.calls import Engine
 from elite_tui.__main__ import load_draft
 from elite_tui.state import AppState
 app = EliteApp(AppState(draft=load_draft(None)), Engine())

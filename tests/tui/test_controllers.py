@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from elite_tui.link.workers import EngineLink
+from elite_tui.client.workers import EngineClient
 from elite_tui.messages import Answered, Changed, CommandSent, MeasuringProgressed, ReadingProgressed, RunOpened
-from elite_tui.runs.desk import RunDesk
+from elite_tui.runs.controller import RunController
 from elite_tui.state import AppState
 from elite_tui.state_part import StatePart
-from elite_tui.wizard.desk import WizardDesk
+from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft import Draft
 from elite_tui.wizard.draft_controller import DraftController
 from elite_tui.wizard.facts import Reading
@@ -65,10 +65,10 @@ class Ground:
         self.host = Desktop()
         self.engine = FixedEngine(gpu_machine(), handle)
         self.state = AppState(draft=Draft(path, {"data": {"repositories": ["/home/me/shop"]}}))
-        self.link = EngineLink(self.host, self.engine)
-        self.desk = WizardDesk(self.host, self.state, self.link)
-        self.drafting = DraftController(self.host, self.state, self.desk)
-        self.runs = RunDesk(self.host, self.state, self.link)
+        self.client = EngineClient(self.host, self.engine)
+        self.controller = WizardController(self.host, self.state, self.client)
+        self.drafting = DraftController(self.host, self.state, self.controller)
+        self.runs = RunController(self.host, self.state, self.client)
 
     def take(self, kind):
         """Takes the one message of a kind that was posted."""
@@ -79,14 +79,14 @@ class Ground:
 
 def test_an_answer_fills_the_part_that_was_asked_for_and_asks_what_depends_on_it():
     ground = Ground()
-    ground.desk.ask_machine()
+    ground.controller.ask_machine()
     assert ground.state.machine.loading
     assert ground.host.told == [StatePart.MACHINE]
     answer = ground.take(Answered)
     answer.settle()
     assert ground.state.machine.value == gpu_machine()
     assert not ground.state.machine.loading
-    ground.desk.answered(answer.fetched.part)
+    ground.controller.answered(answer.fetched.part)
     assert ground.state.tiers.loading
     ground.take(Answered).settle()
     assert ground.state.tiers.value.table.tiers
@@ -95,7 +95,7 @@ def test_an_answer_fills_the_part_that_was_asked_for_and_asks_what_depends_on_it
 def test_a_refusal_is_the_error_of_the_part():
     ground = Ground()
     ground.engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
-    ground.desk.ask_repository()
+    ground.controller.ask_repository()
     ground.take(Answered).settle()
     assert ground.state.repository.error is ground.engine.facts
     assert ground.state.repository.value is None
@@ -145,7 +145,7 @@ def test_the_app_ends_when_its_last_command_is_handed_over():
     assert ground.host.left == []
     ground.runs.sent(ground.take(CommandSent))
     assert ground.host.left == ["is stopping; it saves a checkpoint first"]
-    ground.link.close()
+    ground.client.close()
 
 
 @pytest.mark.parametrize(

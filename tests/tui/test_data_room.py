@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import Button, Select, Static
 
-from elite_tui.link.calls import Engine
+from elite_tui.client.calls import Engine
+from elite_tui.format import data as data_words
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.words import data as data_words
 from engine import errors
 from tests.tui.reports import REPORT
 from tests.tui.support import FixedEngine, cpu_machine, make_app, room_of, settled, until

@@ -10,7 +10,7 @@ import pytest
 from textual.events import Paste
 
 from elite_tui.app import EliteApp
-from elite_tui.link.calls import Engine
+from elite_tui.client.calls import Engine
 from elite_tui.screens.confirm import ConfirmScreen
 from elite_tui.state import AppState
 from elite_tui.widgets.chart import LineChart

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from elite_tui.words.figures import (
+from elite_tui.format.figures import (
     bytes_in_words,
     bytes_of_total,
     context_in_words,
@@ -16,7 +16,7 @@ from elite_tui.words.figures import (
     percent_in_words,
     printable,
 )
-from elite_tui.words.layout import bar, history_line
+from elite_tui.format.layout import bar, history_line
 
 GIB = 1024**3
 

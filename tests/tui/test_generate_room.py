@@ -7,9 +7,9 @@ import time
 import pytest
 from textual.widgets import Input, TextArea
 
+from elite_tui.client.calls import Engine
 from elite_tui.generation.answers import Generation, request_of
 from elite_tui.generation.process import GenerationProcess
-from elite_tui.link.calls import Engine
 from engine.errors import EliteError
 from tests.tui.recording import recorded
 from tests.tui.support import FixedEngine, Replay, cpu_machine, make_app, room_of, settled, text_of, until

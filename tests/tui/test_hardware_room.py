@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import Button, Static
 
-from elite_tui.link.process import EngineProcess
-from elite_tui.words.machine import GET, inventory, libraries
-from elite_tui.words.meters import devices, draw
+from elite_tui.client.process import EngineProcess
+from elite_tui.format.machine import GET, inventory, libraries
+from elite_tui.format.meters import devices, draw
 from engine.errors import EliteError
 from engine.hardware.inventory import LIBRARIES
 from engine.hardware.machine import GIB

@@ -77,7 +77,7 @@ class Watched(FixedEngine):
 
 def seen(app: EliteApp) -> tuple[object, ...]:
     """All that a key can change for a person: the screen, the focus, what was asked, sent and kept."""
-    handle = app.link.engine.handle
+    handle = app.client.engine.handle
     lines = app.screen._compositor.render_strips() if app.is_running and app.screen_stack else []
     return (
         app.is_running,
@@ -86,7 +86,7 @@ def seen(app: EliteApp) -> tuple[object, ...]:
         id(app.focused) if app.is_running else 0,
         app.theme,
         [(segment.text, segment.style) for line in lines for segment in line],
-        len(app.link.engine.asked),
+        len(app.client.engine.asked),
         len(handle.sent),
         app.state.draft.mapping(),
         len(app.state.open_runs),
@@ -124,7 +124,7 @@ def keys(*pressed: str) -> Callable[[object], Awaitable[None]]:
 
 async def suppose(pilot) -> None:
     pilot.app.state.draft.keep("what-if.ram", "128")
-    pilot.app.desk.ask_what_if()
+    pilot.app.controller.ask_what_if()
     await until(pilot, lambda: pilot.app.state.what_if.value is not None)
     pilot.app.screen.refresh_bindings()
 
@@ -134,8 +134,8 @@ async def read_for_ever(pilot) -> None:
         while True:
             progress(1, 2, "files found")
 
-    pilot.app.link.engine.preview_data = reading
-    pilot.app.desk.read_data()
+    pilot.app.client.engine.preview_data = reading
+    pilot.app.controller.read_data()
     await until(pilot, lambda: pilot.app.state.reading)
     await pilot.pause(0.1)
 
@@ -148,7 +148,7 @@ async def mistype(pilot) -> None:
 
 async def two_runs(pilot) -> None:
     app = pilot.app
-    app.link.engine.handle = GpuReplay(name=f"{GPU_RUN[:-1]}c", seed=1)
+    app.client.engine.handle = GpuReplay(name=f"{GPU_RUN[:-1]}c", seed=1)
     app.run_desk.open([None])
     await until(pilot, lambda: len(app.state.open_runs) == 2)
     await rest(pilot)
@@ -255,7 +255,7 @@ async def test_every_key_of_a_room_does_something(room):
 
 QUESTIONS = {
     "help": lambda app: HelpScreen("project"),
-    "models": lambda app: ModelsScreen(app.state, app.desk),
+    "models": lambda app: ModelsScreen(app.state, app.controller),
     "quit": lambda app: QuitScreen(),
     "confirm": lambda app: ConfirmScreen("Stop?", "…", (("stop", "Stop"), ("no", "Go on")), safe="no"),
     "typed": lambda app: TypedConfirmScreen("Delete?", "…", "a2b", "Delete"),

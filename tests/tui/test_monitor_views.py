@@ -235,7 +235,7 @@ async def test_events_stand_apart_with_their_remedies():
         assert rows[rows.index("10:00:36 ! the disk is slow") + 1] == "         → use another folder"
         assert "10:00:46 ▪ checkpoint saved: checkpoints/step-000020" in rows
         assert "10:00:56 ↻ recovered: the step was repeated (its loss was not finite)" in rows
-        app.link._followed.popitem()[1].handle.add(WarningRaised(code="x", text="[/bold]", hint="[red]"))
+        app.client._followed.popitem()[1].handle.add(WarningRaised(code="x", text="[/bold]", hint="[red]"))
         await pilot.press("l")
         await until(pilot, lambda: not events.size)
         assert isinstance(app.focused, LogPane)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Button, Static
 
+from elite_tui.format.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.wizard.effects import with_planned_effects
 from elite_tui.wizard.presets import KEEPS, PRESETS, apply
-from elite_tui.words.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
 from engine import config
 from engine.models.catalogue import catalogue
 from engine.plan.choice import choose_plan

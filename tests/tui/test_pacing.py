@@ -12,8 +12,8 @@ import time
 import pytest
 from textual.app import App
 
-from elite_tui import pacing
-from elite_tui.pacing import Pacer, terminal_takes_more
+from elite_tui import redraw_throttle
+from elite_tui.redraw_throttle import RedrawThrottle, terminal_takes_more
 from elite_tui.state_part import StatePart
 from tests.tui.support import half_way, make_app, settled, until
 
@@ -24,7 +24,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 100.0
         self.timers = []
-        monkeypatch.setattr(pacing.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(redraw_throttle.time, "monotonic", lambda: self.now)
 
     def set_timer(self, delay, callback):
         self.timers.append((self.now + delay, callback))
@@ -47,7 +47,7 @@ def make_pacer(clock, *, headless=False):
     drawn = []
     app = App()
     type(app).is_headless = property(lambda _: headless)
-    return Pacer(app, lambda what: drawn.append((clock.now, what)), later=clock.set_timer), drawn
+    return RedrawThrottle(app, lambda what: drawn.append((clock.now, what)), later=clock.set_timer), drawn
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +58,11 @@ def restore_app():
 
 
 def test_a_flood_is_four_redraws_a_second(clock, monkeypatch):
-    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: True)
-    pacer, drawn = make_pacer(clock)
+    monkeypatch.setattr(redraw_throttle, "terminal_takes_more", lambda: True)
+    throttle, drawn = make_pacer(clock)
     for _ in range(1000):
-        pacer.ask("run")
-        pacer.ask("snapshots")
+        throttle.ask("run")
+        throttle.ask("snapshots")
         clock.pass_to(clock.now + 0.01)
     clock.pass_to(clock.now + 1.0)
     times = sorted({when for when, _ in drawn})
@@ -73,20 +73,20 @@ def test_a_flood_is_four_redraws_a_second(clock, monkeypatch):
 
 
 def test_a_quiet_run_is_drawn_at_once(clock, monkeypatch):
-    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: True)
-    pacer, drawn = make_pacer(clock)
-    pacer.ask("run")
+    monkeypatch.setattr(redraw_throttle, "terminal_takes_more", lambda: True)
+    throttle, drawn = make_pacer(clock)
+    throttle.ask("run")
     clock.pass_to(clock.now + 5)
-    pacer.ask("run")
+    throttle.ask("run")
     assert [when for when, _ in drawn] == [100.0, 105.0]
 
 
 def test_nothing_is_drawn_into_a_terminal_that_is_behind(clock, monkeypatch):
     takes = [False]
-    monkeypatch.setattr(pacing, "terminal_takes_more", lambda: takes[0])
-    pacer, drawn = make_pacer(clock)
+    monkeypatch.setattr(redraw_throttle, "terminal_takes_more", lambda: takes[0])
+    throttle, drawn = make_pacer(clock)
     for _ in range(20):
-        pacer.ask("run")
+        throttle.ask("run")
         clock.pass_to(clock.now + 0.1)
     assert drawn == []
     assert len(clock.timers) == 1
@@ -122,8 +122,8 @@ async def test_the_monitor_draws_what_it_was_told_last():
         await settled(pilot)
         for _ in range(50):
             app.tell(StatePart.RUN)
-        await until(pilot, lambda: not app._pacer._armed)
-        assert app._pacer._owed == {}
+        await until(pilot, lambda: not app._throttle._armed)
+        assert app._throttle._owed == {}
 
 
 async def test_what_is_due_almost_at_once_is_drawn_too():
@@ -131,9 +131,9 @@ async def test_what_is_due_almost_at_once_is_drawn_too():
     drawn = []
     app = App()
     async with app.run_test() as pilot:
-        pacer = Pacer(app, drawn.append)
+        throttle = RedrawThrottle(app, drawn.append)
         for number in range(200):
-            pacer._drawn_at = time.monotonic() - pacing.SHORTEST + number * 1e-8
-            pacer.ask(str(number))
+            throttle._drawn_at = time.monotonic() - redraw_throttle.SHORTEST + number * 1e-8
+            throttle.ask(str(number))
             await until(pilot, lambda number=number: str(number) in drawn, seconds=5.0)
     assert drawn == [str(number) for number in range(200)]

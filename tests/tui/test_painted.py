@@ -1,11 +1,11 @@
-"""Painted lines: what changed is drawn, whatever else happens to the layout meanwhile."""
+"""DiffWidget lines: what changed is drawn, whatever else happens to the layout meanwhile."""
 
 from __future__ import annotations
 
 from textual.app import App
 from textual.content import Content
 
-from elite_tui.widgets.painted import Lines
+from elite_tui.widgets.diff_widget import Lines
 
 
 class OneWidget(App[None]):

@@ -8,7 +8,7 @@ import math
 import pytest
 from textual.widgets import Button, DataTable, Input
 
-from elite_tui.link.calls import Engine
+from elite_tui.client.calls import Engine
 from elite_tui.runs.comparison import LETTERS, read_comparison
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching

@@ -16,7 +16,7 @@ import pytest
 
 from engine import config as run_config
 from engine.launch import launcher
-from tests.runtime import recipes
+from tests.runs import recipes
 from tests.tui.terminal import ROOT, Terminal
 
 ENOUGH_STEPS = 100_000

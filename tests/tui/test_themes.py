@@ -127,4 +127,4 @@ async def test_the_theme_is_kept(tmp_path):
     assert draft.kept("theme") == COLOUR_BLIND.name
     again = make_app(machine=cpu_machine())
     again.state.draft.keep("theme", draft.kept("theme"))
-    assert type(again)(again.state, again.link.engine).theme == COLOUR_BLIND.name
+    assert type(again)(again.state, again.client.engine).theme == COLOUR_BLIND.name

@@ -12,13 +12,13 @@ from textual.widgets import DataTable, Input, Static
 from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
 from elite_tui.wizard.draft import FILE_NAME, Draft
-from elite_tui.wizard.ways import ways_to_fit, with_ram
+from elite_tui.wizard.remedies import ways_to_fit, with_ram
 from elite_tui.wizard.what_if import WhatIf
 from engine import config, errors
 from engine.errors import EliteError
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue
-from engine.plan.choice import planning_of
+from engine.plan.choice import request_of_run
 from engine.plan.memory import Part
 from engine.plan.planner import plan_context
 from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
@@ -194,7 +194,7 @@ async def test_a_probe_stands_beside_the_prediction():
         asked.append(arguments)
         return Probe(found)
 
-    app.link.engine.measurement = measurement
+    app.client.engine.measurement = measurement
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
         app.screen.query_one(DataTable).move_cursor(row=1)
@@ -213,7 +213,7 @@ async def test_a_probe_stands_beside_the_prediction():
 async def test_a_probe_that_fails_says_so():
     app = make_app(machine=gpu_machine(), values=SMALL)
     failure = errors.MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
-    app.link.engine.measurement = lambda *arguments: Probe(failure)
+    app.client.engine.measurement = lambda *arguments: Probe(failure)
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
         await pilot.press("p")
@@ -232,13 +232,13 @@ def test_every_way_that_is_named_does_make_it_fit():
     models = tuple(catalogue().values())
     spec, machine = catalogue()["qwen2.5-coder-14b"], machine_with_little_ram()
     found = ways_to_fit(run, machine, spec, models, 500_000, 65_536)
-    assert not plan_context(planning_of(run, machine, spec, 500_000), 65_536).fits
+    assert not plan_context(request_of_run(run, machine, spec, 500_000), 65_536).fits
     ram = next(way for way in found.ways if "of RAM" in way.change)
     gib = int(ram.change.split()[0])
-    enough = planning_of(run, with_ram(machine, gib), spec, 500_000)
+    enough = request_of_run(run, with_ram(machine, gib), spec, 500_000)
     assert plan_context(enough, 65_536).step_seconds == ram.step_seconds
     smaller = next(way.change for way in found.ways if way.change in catalogue())
-    assert plan_context(planning_of(run, machine, catalogue()[smaller], 500_000), 65_536).fits
+    assert plan_context(request_of_run(run, machine, catalogue()[smaller], 500_000), 65_536).fits
 
 
 def test_what_if_changes_only_what_was_typed():

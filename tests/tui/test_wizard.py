@@ -217,7 +217,7 @@ async def test_review_starts_the_run():
         assert "repositories: [/home/me/shop]" in text_of(app, "#text")
         await pilot.press("ctrl+s")
         await until(pilot, lambda: room_of(app) == "monitor")
-        assert app.link.engine.launched[0].training.context == 512
+        assert app.client.engine.launched[0].training.context == 512
         assert app.state.run.run_id == RUN_ID
 
 

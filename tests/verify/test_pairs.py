@@ -25,7 +25,7 @@ from engine.recipes import building
 from engine.recipes.setup import Setup
 from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import CheckpointFolder, Retention
-from engine.training.components import Parts
+from engine.training.components import TrainerComponents
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.state import Progress
 from engine.verify.small import Unbothered, patterned_tokens, small_model
@@ -92,7 +92,7 @@ def train(config, tmp_path):
     session = RecordingSession(config=config, run=RunDirectory(tmp_path))
     way = building.choose_step(session, setup, tuning, accelerator, windows, progress, said.append)
     learning = building.build_learning(tuning, config, context=CONTEXT, total_steps=total)
-    parts = Parts(
+    parts = TrainerComponents(
         tuning=tuning,
         step=way,
         optimizer=accelerator.prepare(learning.updating.optimizer),

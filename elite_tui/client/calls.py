@@ -1,0 +1,216 @@
+"""Engine: the blocking calls that the app makes into the engine, each importing what it needs when it is made.
+
+Called from worker threads only. Tests replace single methods to show states that a machine cannot be brought
+into at will.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from elite_tui.client.process import EngineProcess
+    from elite_tui.generation.process import GenerationProcess
+    from elite_tui.runs.comparison import Comparison
+    from elite_tui.runs.report import RunReport
+    from elite_tui.wizard.facts import RepositoryFacts
+    from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.remedies import ModelOutlook, WaysToFit
+    from engine.config import RunConfig
+    from engine.data.report import DataReport
+    from engine.hardware.machine import Machine
+    from engine.hardware.telemetry import Sampler, Snapshot
+    from engine.launch.doctor import Check
+    from engine.launch.handle import RunHandle
+    from engine.models.spec import ModelSpec
+    from engine.runs.run_summary import RunSummary
+
+
+class Engine:
+    """The engine as the app sees it. Every method may raise EliteError."""
+
+    def __init__(self, *, simulate: str | None = None) -> None:
+        self._simulate = simulate
+        self._sampler: Sampler | None = None
+
+    def read_repositories(self, repositories: Sequence[str], max_file_bytes: int) -> RepositoryFacts:
+        """Files, languages and estimated tokens of the repositories."""
+        from elite_tui.wizard.facts import facts_of
+        from engine.data.collect import collect, estimate_tokens
+
+        collection = collect([Path(path).expanduser() for path in repositories], max_file_bytes=max_file_bytes)
+        return facts_of(collection, estimate_tokens(collection))
+
+    def find_machine(self, disk_path: Path) -> Machine:
+        """This machine, or the one that --simulate names."""
+        from engine.hardware.cards import find_card, simulate
+        from engine.hardware.inventory import take_inventory
+
+        machine = take_inventory(disk_path)
+        if self._simulate is None:
+            return machine
+        return simulate(
+            find_card(self._simulate),
+            ram_bytes=machine.ram_total,
+            disk_bytes=machine.disk_free,
+            cpu_cores=machine.cpu_cores,
+        )
+
+    def models(self) -> dict[str, ModelSpec]:
+        """The catalogue."""
+        from engine.models.catalogue import catalogue
+
+        return catalogue()
+
+    def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
+        """The tier table for a machine and a draft's values, and what a run of the draft would use."""
+        from elite_tui.wizard.effects import with_planned_effects
+        from elite_tui.wizard.plans import Plans
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+        from engine.plan.choice import choose_plan, request_of_run
+        from engine.plan.optimization_states import states
+        from engine.plan.planner import tier_table
+        from engine.plan.search import Budget
+
+        config = from_mapping(mapping, source="form")
+        spec = find_model(config.model.name)
+        planning = request_of_run(config, machine, spec, tokens)
+        table = tier_table(planning)
+        try:
+            choice, refusal = choose_plan(config, machine, spec, tokens), None
+        except EliteError as error:
+            choice, refusal = None, error
+        return Plans(
+            config=config,
+            spec=spec,
+            machine=planning.machine,
+            whole_machine=machine,
+            usable=Budget.of(planning.machine),
+            table=table,
+            choice=choice,
+            refusal=refusal,
+            states=with_planned_effects(states(config, machine, spec, choice), config, machine, spec, choice),
+        )
+
+    def outlooks(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
+    ) -> Sequence[ModelOutlook]:
+        """What a machine can do with each model of the catalogue."""
+        from elite_tui.wizard.remedies import outlooks
+        from engine.config import from_mapping
+
+        return outlooks(from_mapping(mapping, source="form"), machine, tuple(self.models().values()), tokens)
+
+    def ways_to_fit(
+        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int
+    ) -> WaysToFit:
+        """What would make a context fit a machine."""
+        from elite_tui.wizard.remedies import ways_to_fit
+        from engine.config import from_mapping
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        spec = find_model(config.model.name)
+        return ways_to_fit(config, machine, spec, tuple(self.models().values()), tokens, context)
+
+    def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
+        """The configuration that a run would use, after everything that can be checked before it starts."""
+        from engine.config import from_mapping
+        from engine.launch.preflight import check
+
+        return check(from_mapping(mapping, source="form"))
+
+    def preview_data(self, mapping: dict[str, dict[str, Any]], progress: Callable[[int, int, str], None]) -> DataReport:
+        """The dataset of a draft's settings; `progress` may raise to abandon it."""
+        from engine.config import from_mapping
+        from engine.data.preview import preview
+        from engine.models.catalogue import find_model
+
+        config = from_mapping(mapping, source="form")
+        return preview(config.data, model=find_model(config.model.name), progress=progress)
+
+    def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
+        """The pre-flight rows, each as soon as it is known; the last ones take seconds."""
+        from engine.config import from_mapping
+        from engine.launch.doctor import examine
+
+        return examine(from_mapping(mapping, source="form"))
+
+    def check_names(self) -> tuple[str, ...]:
+        """Every pre-flight row's name, in order."""
+        from engine.launch.doctor import NAMES
+
+        return NAMES
+
+    def measurement(self, *arguments: str) -> EngineProcess:
+        """An `engine` command that measures something, not begun yet."""
+        from elite_tui.client.process import EngineProcess
+
+        return EngineProcess(*arguments)
+
+    def generation(self, reference: str, tell: Callable[[dict[str, Any]], None]) -> GenerationProcess:
+        """A process that writes with the models of a run, and tells of every event."""
+        from elite_tui.generation.process import GenerationProcess
+
+        return GenerationProcess(reference, tell)
+
+    def launch(self, config: RunConfig) -> RunHandle:
+        """A new run in a process of its own."""
+        from engine.launch.launcher import launch
+
+        return launch(config)
+
+    def open_run(self, reference: str | None) -> RunHandle:
+        """A run by id, prefix or path; the newest for None. Live and finished runs look the same."""
+        from engine.launch.handle import RunHandle
+        from engine.runs.run_index import find_run
+
+        return RunHandle.attach(find_run(reference))
+
+    def list_runs(self) -> Sequence[RunSummary]:
+        """The user's runs, newest first."""
+        from engine.runs.run_index import list_runs
+
+        return list_runs()
+
+    def delete_run(self, path: Path) -> None:
+        """Deletes a run that has ended, with everything in its folder."""
+        from engine.runs.deletion import delete_run
+        from engine.runs.run_directory import RunDirectory
+
+        delete_run(RunDirectory.open(path))
+
+    def compare(self, paths: Sequence[Path]) -> Comparison:
+        """Some runs side by side, from what is in their folders."""
+        from elite_tui.runs.comparison import read_comparison
+
+        return read_comparison(paths)
+
+    def read_report(self, path: Path) -> RunReport:
+        """What a run's folder says of its result."""
+        from elite_tui.runs.report import read_report
+
+        return read_report(path)
+
+    def start_sampling(self, disk_path: Path) -> None:
+        """Starts the telemetry thread."""
+        from engine.hardware.telemetry import Sampler
+
+        self._sampler = Sampler(disk_path=disk_path)
+        self._sampler.start()
+
+    def latest_sample(self) -> Snapshot | None:
+        """The newest snapshot; never waits."""
+        return self._sampler.latest() if self._sampler is not None else None
+
+    def stop_sampling(self) -> None:
+        """Ends the telemetry thread."""
+        if self._sampler is not None:
+            self._sampler.stop()
+            self._sampler = None

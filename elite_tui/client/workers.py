@@ -1,0 +1,152 @@
+"""EngineClient: the workers. They call the engine in threads and post messages; they own no widget.
+
+The pump that polls a run belongs to the App: a worker of a screen would end with the screen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from elite_tui import messages
+from elite_tui.crash_log import internal_error
+from elite_tui.runs.followed import Followed
+from engine.errors import EliteError
+from engine.protocol import COMMANDS
+
+if TYPE_CHECKING:
+    from textual.message import Message
+
+    from elite_tui.client.calls import Engine
+    from elite_tui.host import Host
+    from elite_tui.remote_data import RemoteData
+    from engine.config import RunConfig
+    from engine.launch.handle import RunHandle
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.25
+"The journal and the telemetry are looked at four times a second."
+
+
+def existing_folder(text: str) -> Path:
+    """The nearest folder that exists at or above a path: what a disk gauge can measure before a run has written."""
+    path = Path(text).expanduser().absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+class EngineClient:
+    """Starts workers on behalf of controllers. One worker of a group at a time: a newer question replaces an older."""
+
+    def __init__(self, host: Host, engine: Engine) -> None:
+        self._host = host
+        self.engine = engine
+        self._followed: dict[str, Followed] = {}
+
+    def start(self, disk_path: Path) -> None:
+        """Starts telemetry and the pump."""
+
+        async def start_then_pump() -> None:
+            await asyncio.to_thread(self.engine.start_sampling, disk_path)
+            await self._pump()
+
+        self._host.run_worker(start_then_pump, group="pump", name="pump")
+
+    def close(self) -> None:
+        """Lets go of the run, which goes on, and ends telemetry."""
+        for key in list(self._followed):
+            self.let_go(key)
+        self.engine.stop_sampling()
+
+    async def _pump(self) -> None:
+        sample = None
+        while True:
+            if (latest := self.engine.latest_sample()) is not sample:
+                sample = latest
+                self._host.post_message(messages.Sampled(sample))
+            behind = False
+            for key, followed in list(self._followed.items()):
+                news = await asyncio.to_thread(followed.poll)
+                if news is not None and self._followed.get(key) is followed:
+                    self._host.post_message(messages.RunNews(key, news))
+                    behind |= news.behind
+            # Where a journal holds more, the screen gets a moment to draw, and the reading goes on.
+            await asyncio.sleep(POLL_SECONDS / 5 if behind else POLL_SECONDS)
+
+    # --- questions -----------------------------------------------------------------------------------------
+
+    def ask(self, fetched: RemoteData[T], call: Callable[[], T]) -> None:
+        """Fills a part of the state; answers with Answered."""
+        fetched.ask()
+        self._host.tell(fetched.part)
+        self._ask(fetched.part.value, call, lambda outcome: messages.Answered(fetched, outcome))
+
+    def launch(self, config: RunConfig) -> None:
+        """Answers with RunOpened."""
+        self._ask("run", lambda: self.engine.launch(config), lambda run: messages.RunOpened(run, launched=True))
+
+    def open_runs(self, references: Sequence[str | None]) -> None:
+        """Answers with a RunOpened for each, in this order; the first comes on screen."""
+
+        async def work() -> None:
+            for index, reference in enumerate(references):
+                outcome = await asyncio.to_thread(_guarded, functools.partial(self.engine.open_run, reference))
+                self._host.post_message(messages.RunOpened(outcome, launched=False, show=index == 0))
+
+        self._host.run_worker(work, group=f"open-{references[0]}", exclusive=True)
+
+    def follow(self, key: str, handle: RunHandle) -> None:
+        """Makes this a run that the pump polls."""
+        self.let_go(key)
+        self._followed[key] = Followed(handle)
+
+    def let_go(self, key: str) -> None:
+        """Stops polling a run, which goes on."""
+        followed = self._followed.pop(key, None)
+        if followed is not None:
+            followed.close()
+
+    def send(self, key: str, command: str) -> str | None:
+        """Sends a command by name to a run that is followed, and returns its id; answers with CommandSent."""
+        followed = self._followed.get(key)
+        if followed is None:
+            return None
+        value = COMMANDS[command](id=uuid.uuid4().hex[:12])
+
+        def answer(outcome: EliteError | None) -> Message:
+            return messages.CommandSent(key, value.id, command, outcome)
+
+        self._ask(f"send-{key}-{command}", lambda: followed.send(value), answer)
+        return value.id
+
+    def delete_run(self, run_id: str, path: Path) -> None:
+        """Answers with RunDeleted."""
+
+        def answer(outcome: EliteError | None) -> Message:
+            return messages.RunDeleted(run_id, path, outcome)
+
+        self._ask(f"delete-{run_id}", lambda: self.engine.delete_run(path), answer)
+
+    def _ask(self, group: str, call: Callable[[], T], answer: Callable[[T | EliteError], Message]) -> None:
+        """Calls the engine in a thread, and posts its answer unless a newer question of the group was asked."""
+
+        async def work() -> None:
+            self._host.post_message(answer(await asyncio.to_thread(_guarded, call)))
+
+        self._host.run_worker(work, group=group, name=group, exclusive=True)
+
+
+def _guarded(call: Callable[[], T]) -> T | EliteError:
+    """The call's value, or its error; what nobody declared goes to the log and becomes INTERNAL."""
+    try:
+        return call()
+    except EliteError as error:
+        return error
+    except Exception as error:
+        return internal_error(error)

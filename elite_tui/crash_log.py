@@ -1,0 +1,32 @@
+"""The app's own log: tracebacks of failures that are nobody's input."""
+
+from __future__ import annotations
+
+import datetime
+import traceback
+from pathlib import Path
+
+from engine import errors
+from engine.runs.run_index import state_directory
+
+FILE_NAME = "elite-tui.log"
+
+
+def record_crash(error: BaseException) -> Path | None:
+    """Appends a traceback to the app's log; returns its path, or None where no log can be written."""
+    path = state_directory() / FILE_NAME
+    now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"--- {now}\n")
+            log.writelines(traceback.format_exception(error))
+    except OSError:
+        return None
+    return path
+
+
+def internal_error(error: Exception) -> errors.EliteError:
+    """INTERNAL for an exception that nobody declared, which goes to the log."""
+    log = record_crash(error)
+    return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")

@@ -1,0 +1,194 @@
+"""A dataset in words: what is in, what is out and why, secrets, near-duplicates, order, and windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from elite_tui.format.figures import (
+    bytes_in_words,
+    context_in_words,
+    count_in_words,
+    counted,
+    duration_in_words,
+    percent_in_words,
+    printable,
+)
+from elite_tui.format.layout import hanging, line_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.data.report import DataReport, OrderRow, SkippedRow, WindowsRow
+
+SHOWN = 10
+"Rows of a list that may be long; `engine data --json` has all of them."
+_NAME = 16
+_COUNT = 8
+
+
+def summary(report: DataReport) -> Content:
+    """The whole dataset in one line."""
+    held_out = report.held_out
+    return Content.assemble(
+        (counted(report.files, "file"), "bold"),
+        f" · {bytes_in_words(report.bytes)} · ",
+        (f"{report.tokens:,} tokens", "bold"),
+        f": {count_in_words(report.train_tokens)} to learn, {count_in_words(held_out.tokens)} "
+        f"({percent_in_words(held_out.share)}) in {counted(held_out.files, 'held-out file')}",
+    )
+
+
+def _reading_order(order: OrderRow) -> str:
+    """Why the files are read in the order in which they are."""
+    if not order.imports:
+        return "no file imports another one here, so they are read by path"
+    linked = counted(order.linked, "file")
+    cycles = f", but for {order.backward:,} in cycles" if order.backward else ""
+    imports = counted(order.imports, "import")
+    return f"{linked} import one another ({imports}); each is read after those that it imports{cycles}"
+
+
+def footnote(report: DataReport) -> Content:
+    """How the dataset came about, and what else a person should see."""
+    how = "taken from the store" if report.reused else "built"
+    lines = [Content.styled(f"{how} in {duration_in_words(report.seconds)}: {printable(report.store)}", "$muted")]
+    lines += [Content.assemble(("! ", "$text-warning"), printable(note)) for note in report.notes]
+    if report.submodules:
+        names = ", ".join(map(printable, report.submodules[:SHOWN]))
+        lines.append(Content.assemble(("! ", "$text-warning"), f"repositories inside, left out: {names}"))
+    return Content("\n").join(lines)
+
+
+def what_is_in(report: DataReport, width: int) -> Content:
+    """Languages by size, and in which order the files are read."""
+    lines = [_title("In", counted(report.files, "file"))]
+    whole = report.bytes or 1
+    bar_width = max(6, min(30, width - _NAME - _COUNT - 18))
+    for row in report.languages[:SHOWN]:
+        share = row.bytes / whole
+        lines.append(
+            Content.assemble(
+                f"{printable(row.language):<{_NAME}.{_NAME}} ",
+                (line_bar(share, bar_width), "$primary"),
+                f"{percent_in_words(share):>5}",
+                (f"{row.files:>{_COUNT},} {bytes_in_words(row.bytes):>9}", "$muted"),
+            )
+        )
+    lines += _more(len(report.languages), "language")
+    order = report.order
+    if order.by == "imports":
+        words = _reading_order(order)
+        lines += [Content(""), *hanging(Content.styled("order  ", "$muted"), Content(words), width)]
+    if report.licence_headers:
+        lines.append(Content.styled(f"{report.licence_headers:,} repeated licence headers were taken out", "$muted"))
+    return Content("\n").join(lines)
+
+
+def what_is_out(report: DataReport, width: int) -> Content:
+    """Every reason for leaving a file out, with examples and the setting that keeps such files."""
+    lines = [_title("Out", f"{report.skipped_files:,} files")]
+    if not report.skipped:
+        lines.append(Content.styled("nothing was left out", "$muted"))
+    roots = [row.path for row in report.repositories]
+    for row in report.skipped:
+        lines += _skipped(row, roots, width)
+    return Content("\n").join(lines)
+
+
+def _skipped(row: SkippedRow, roots: Sequence[str], width: int) -> list[Content]:
+    head = Content.assemble((f"{row.files:>6,}  ", "bold"), (f"{printable(row.reason):<{_NAME}}", "$text-accent"))
+    lines = hanging(head, Content(printable(row.explanation)), width)
+    indent = Content(" " * 8)
+    if row.examples:
+        names = ", ".join(_below(name, roots) for name in row.examples[:2])
+        lines.append(indent.append(Content.styled(f"such as {names}", "$muted")).truncate(width, ellipsis=True))
+    if row.kept_by:
+        lines.append(Content.assemble(indent, ("kept by ", "$muted"), (printable(row.kept_by), "$text-primary")))
+    return lines
+
+
+def secrets(report: DataReport, policy: str, width: int) -> Content:
+    """Where a key or password was found; never the secret itself."""
+    found = report.secrets
+    fate = {"mask": "each replaced by a placeholder", "skip": "their files left out", "keep": "learnt as they are"}
+    lines = [_title("Secrets", f"{len(found):,} found, {fate.get(policy, policy)}" if found else "none found")]
+    roots = [row.path for row in report.repositories]
+    for row in found[:SHOWN]:
+        place = f"{_below(row.file, roots)}:{row.line}"
+        head = Content.assemble(
+            ("✓ " if policy != "keep" else "! ", "$text-success" if policy != "keep" else "$text-warning")
+        )
+        hint = Content.styled(f"  {printable(row.kind)}  {printable(row.hint)}", "$muted")
+        lines.append(Content.assemble(head, place, hint).truncate(width, ellipsis=True))
+    return Content("\n").join([*lines, *_more(len(found), "secret")])
+
+
+def twins(report: DataReport, width: int) -> Content:
+    """Files that are almost the same as another, and what became of them."""
+    found = report.near_duplicates
+    lines = [_title("Near-duplicates", counted(len(found), "file") if found else "none found")]
+    roots = [row.path for row in report.repositories]
+    for row in found[:SHOWN]:
+        line = Content.assemble(
+            _below(row.file, roots), (" is like ", "$muted"), _below(row.like, roots), (f"  {row.side}", "$text-accent")
+        )
+        lines.append(line.truncate(width, ellipsis=True))
+    return Content("\n").join([*lines, *_more(len(found), "file")])
+
+
+def windows(report: DataReport, chosen: int | None, width: int, *, packing: bool) -> Content:
+    """What the windows of each tier hold, and what packing saves."""
+    lines = [_title("Windows", "documents are packed" if packing else "one document a window")]
+    heads = "".join(f"{head:>{width}}" for head, width in _WINDOW_COLUMNS)
+    lines.append(Content.styled(heads, "$muted"))
+    lines += [_window(row, row.tier == chosen) for row in report.windows]
+    words = "cut: ends inside a definition; empty: places unused; unpacked: unused without packing"
+    lines += Content.styled(words, "$muted").wrap(width)
+    return Content("\n").join(lines)
+
+
+_WINDOW_COLUMNS = (
+    ("tier", 5),
+    ("context", 8),
+    ("train", 7),
+    ("held out", 9),
+    ("cut", 5),
+    ("empty", 7),
+    ("unpacked", 9),
+)
+
+
+def _window(row: WindowsRow, chosen: bool) -> Content:
+    cells = (
+        f"{'●' if chosen else ' '} {row.tier}",
+        context_in_words(row.context),
+        f"{row.train:,}",
+        f"{row.held_out:,}",
+        f"{row.cut_inside:,}",
+        f"{100 * row.waste:.1f}%",
+        f"{100 * row.padded:.1f}%",
+    )
+    text = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _WINDOW_COLUMNS, strict=True))
+    return Content.styled(text, "bold $text-accent" if chosen else "")
+
+
+def _title(name: str, what: str) -> Content:
+    return Content.assemble((name, "bold $primary"), (f"  {what}", "$muted"))
+
+
+def _more(count: int, what: str) -> list[Content]:
+    rest = count - SHOWN
+    plural = "" if rest == 1 else "s"
+    return (
+        [Content.styled(f"and {rest:,} more {what}{plural}: `engine data --json` has all", "$muted")]
+        if rest > 0
+        else []
+    )
+
+
+def _below(path: str, roots: Sequence[str]) -> str:
+    """A path as it is called inside its repository, where there is one."""
+    shown = next((path[len(root) + 1 :] for root in roots if path.startswith(f"{root}/")), path)
+    return printable(shown if len(roots) == 1 else path)

@@ -1,0 +1,185 @@
+"""One tier in words: what it is, what it costs, where its time goes, and what would make it fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from textual.content import Content
+
+from elite_tui.format.figures import (
+    bytes_in_words,
+    context_in_words,
+    count_in_words,
+    duration_in_words,
+    percent_in_words,
+    printable,
+)
+from elite_tui.format.layout import bar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from elite_tui.remote_data import RemoteData
+    from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.remedies import WaysToFit
+    from engine.plan.planner import TierPlan
+    from engine.plan.time import TimePart
+
+_TIME_BAR = 12
+
+
+def machine_in_words(plans: Plans) -> str:
+    """The machine that a table is for, in a few words."""
+    machine = plans.machine
+    ram = f"{bytes_in_words(machine.ram_total)} RAM"
+    if not machine.gpus:
+        return f"CPU with {machine.cpu_cores} cores, {ram}"
+    gpu = machine.gpus[0]
+    more = f" (and {len(machine.gpus) - 1} more)" if len(machine.gpus) > 1 else ""
+    name = printable(gpu.name).removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return f"{name} {bytes_in_words(gpu.memory_total)}{more}, {ram}"
+
+
+def short_places(plan: TierPlan, plans: Plans) -> list[str]:
+    """Where a plan needs more than it may use: GPU, RAM, disk."""
+    usable = plans.usable
+    needed = (
+        ("GPU", plan.gpu_peak_bytes, usable.gpu),
+        ("RAM", plan.host_peak_bytes, usable.host),
+        ("disk", plan.disk_bytes, usable.disk),
+    )
+    return [place for place, size, limit in needed if size > limit]
+
+
+def title(plan: TierPlan) -> Content:
+    """What a tier is, in one line."""
+    name = f"Tier {plan.tier}" if plan.tier is not None else "Context"
+    head = Content.styled(f"{name} · {plan.context:,} tokens · {plan.layout.precision}", "bold")
+    if plan.layout.stream is not None:
+        exact = "exact" if plan.layout.stream.exact else "approximate"
+        head = head.append(Content.styled(f" · streamed in tiles of {plan.layout.stream.tile:,}, {exact}", "$muted"))
+    return head
+
+
+def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
+    """Whether a tier fits, and what else to know."""
+    lines = []
+    if recommended:
+        lines.append(
+            Content.styled("★ recommended: the highest that fits and that the repository fills", "$text-accent")
+        )
+    if not plan.fits:
+        lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
+    elif plan.reason:
+        lines.append(Content.assemble(("! ", "$text-warning"), plan.reason))
+    return lines
+
+
+def costs(plan: TierPlan, epochs: object, *, can_probe: bool) -> Content:
+    """Seconds a step, steps an epoch, and how long it takes in all."""
+    per_epoch = plan.steps_per_epoch
+    items = [("a step", duration_in_words(plan.step_seconds))]
+    if plan.windows_per_step > 1:
+        items.append(("", f"of {plan.windows_per_step} windows"))
+    if per_epoch is not None:
+        items += [
+            ("steps an epoch", count_in_words(per_epoch)),
+            ("an epoch", duration_in_words(per_epoch * plan.step_seconds)),
+        ]
+        if isinstance(epochs, (int, float)) and epochs not in (0, 1):
+            steps = max(1, round(per_epoch * epochs))
+            items.append((f"{epochs:g} epochs", duration_in_words(steps * plan.step_seconds)))
+    pieces: list[tuple[str, str]] = []
+    for label, figure in items:
+        pieces += [(f"{label} " if label else "", "$muted"), (figure, "bold"), ("   ", "")]
+    line = Content.assemble(*pieces, ("predicted; p measures it" if can_probe else "predicted, not measured", "$muted"))
+    if per_epoch == 1:
+        line = Content("\n").join(
+            [line, Content.styled("one step is a whole epoch: raise the epochs for more updates", "$muted")]
+        )
+    return line
+
+
+def probed(plan: TierPlan, fetched: RemoteData[dict[str, Any]], progress: str) -> list[Content]:
+    """What `engine probe` measured of this tier beside what was predicted; how far it is; why it failed."""
+    if fetched.loading:
+        return [Content.assemble(("probing … ", "$text-accent"), printable(progress), ("  p stops", "$muted"))]
+    if fetched.error is not None:
+        return [Content.assemble(("✗ ", "$text-error"), printable(str(fetched.error)))]
+    found = fetched.value
+    if found is None or found.get("context") != plan.context:
+        return []
+    pieces: list[tuple[str, str]] = [("✓ probed here  ", "$text-success")]
+    for label, name, words in (
+        ("GPU", "gpu_allocated", bytes_in_words),
+        ("RAM", "host", bytes_in_words),
+        ("a window", "window_seconds", duration_in_words),
+    ):
+        figure = found.get(name) or {}
+        if figure.get("measured") is not None and figure.get("predicted"):
+            pieces += [
+                (f"{label} ", "$muted"),
+                (words(figure["measured"]), "bold"),
+                (f" for {words(figure['predicted'])} predicted   ", "$muted"),
+            ]
+    return [Content.assemble(*pieces)]
+
+
+def time_sum(parts: Sequence[TimePart], width: int) -> Content:
+    """Where the time of one window goes, the longest first."""
+    total = sum(part.seconds for part in parts)
+    if not total:
+        return Content.styled("no time model for this plan", "$muted")
+    lines = [Content.styled("Time of one window, predicted", "bold $primary")]
+    for part in sorted(parts, key=lambda part: -part.seconds):
+        share = part.seconds / total
+        line = Content.assemble(
+            Content.styled(bar(share, _TIME_BAR), "$secondary on $surface"),
+            f"{duration_in_words(part.seconds):>9}",
+            (f"{percent_in_words(share):>5}  ", "$muted"),
+            printable(part.name),
+        )
+        lines.append(line)
+        formula = Content.styled(printable(part.formula), "$muted")
+        indent = _TIME_BAR + 16
+        lines += [Content(" " * indent).append(piece) for piece in formula.wrap(max(20, width - indent))]
+    lines.append(Content.assemble(f"{duration_in_words(total):>{_TIME_BAR + 9}}", ("       a window", "bold")))
+    return Content("\n").join(lines)
+
+
+def ways_in_words(plan: TierPlan, fetched: RemoteData[WaysToFit]) -> Content:
+    """What would make a tier fit."""
+    head = Content.styled(f"What would make {context_in_words(plan.context)} tokens fit", "bold $primary")
+    found = fetched.value
+    if fetched.error is not None:
+        return Content("\n").join([head, Content.assemble(("✗ ", "$text-error"), str(fetched.error))])
+    if found is None or found.context != plan.context:
+        return Content("\n").join([head, Content.styled("asking the planner …", "$muted")])
+    if not found.ways:
+        return Content("\n").join([head, Content.styled("no single change that is known here does", "$muted")])
+    width = max(len(printable(way.change)) for way in found.ways)
+    lines = [
+        Content.assemble(
+            ("→ ", "$text-success"),
+            f"{printable(way.change):<{width}}",
+            f"{duration_in_words(way.step_seconds):>9} a step",
+            (f"   {printable(way.note)}" if way.note else "", "$muted"),
+        )
+        for way in found.ways
+    ]
+    return Content("\n").join([head, *lines])
+
+
+def summary(plan: TierPlan, *, steps: bool = True) -> str:
+    """A tier in a few figures: tier 8, 512K tokens, 2h 21m a step, 1 step an epoch."""
+    name = f"tier {plan.tier}, " if plan.tier is not None else ""
+    per_epoch = plan.steps_per_epoch
+    words = f"{name}{context_in_words(plan.context)} tokens, {duration_in_words(plan.step_seconds)} a step"
+    if not steps or per_epoch is None:
+        return words
+    return f"{words}, {count_in_words(per_epoch)} step{'' if per_epoch == 1 else 's'} an epoch"
+
+
+def epoch_seconds(plan: TierPlan) -> float | None:
+    """Seconds of an epoch; None where the repository's size is not known."""
+    return plan.steps_per_epoch * plan.step_seconds if plan.steps_per_epoch is not None else None

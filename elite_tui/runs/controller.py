@@ -1,0 +1,183 @@
+"""RunController: what the rooms of runs ask for: starting, following, commanding, comparing and deleting runs.
+
+The App hands it the messages that are about runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from elite_tui.format.figures import printable
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.view import RunView
+from elite_tui.state_part import StatePart
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from elite_tui import messages
+    from elite_tui.client.workers import EngineClient
+    from elite_tui.host import Host
+    from elite_tui.state import AppState
+    from engine.runs.run_summary import RunSummary
+
+
+class RunController:
+    """Questions of the rooms of runs, and what follows from the answers."""
+
+    def __init__(self, host: Host, state: AppState, client: EngineClient) -> None:
+        self._host = host
+        self._state = state
+        self._client = client
+        self._leave_after: str | None = None
+        "Command that, once it is handed over, ends the app."
+        self._compared: list[Path] = []
+
+    # --- starting, opening and following -------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Starts the run that preflight approved."""
+        state = self._state
+        if state.preflight.value is None or state.launching:
+            return
+        state.launching = True
+        self._host.tell(StatePart.PREFLIGHT)
+        self._client.launch(state.preflight.value)
+
+    def open(self, references: Sequence[str | None]) -> None:
+        """Opens runs by reference, each in a tab."""
+        self._client.open_runs(references)
+
+    def opened(self, message: messages.RunOpened) -> None:
+        """A run was launched or attached to, or could not be."""
+        state, outcome = self._state, message.outcome
+        state.launching = False
+        state.opening = None
+        if isinstance(outcome, EliteError):
+            if message.launched:
+                state.preflight.settle(outcome)
+                self._host.tell(StatePart.PREFLIGHT)
+            else:
+                state.opening = outcome
+                self._host.tell(StatePart.RUN)
+            return
+        key = str(outcome.run.path)
+        known = state.open_runs.find(key)
+        if known is not None and not message.launched:
+            outcome.close()
+        else:
+            self._client.follow(key, outcome)
+            known = OpenRun(key=key, path=outcome.run.path, view=RunView(run_id=outcome.run.id))
+            state.open_runs.add(known)
+        if message.show or state.open_runs.current is None:
+            state.open_runs.current = known
+            self.shown()
+        else:
+            self._host.tell(StatePart.RUN)
+
+    def shown(self) -> None:
+        """Another run is on screen."""
+        self._state.report.settle_nothing()
+        self._host.go("monitor")
+        self._host.tell(StatePart.RUN)
+
+    def heard(self, message: messages.RunNews) -> None:
+        """A run had something to say."""
+        run = self._state.open_runs.find(message.key)
+        if run is not None:
+            run.take(message.news)
+            self._host.tell(StatePart.RUN)
+
+    def step(self, offset: int) -> None:
+        """Shows the run in the tab beside."""
+        self._state.open_runs.step(offset)
+        self.shown()
+
+    def show(self, index: int) -> None:
+        """Shows the run in a tab, counted from 0."""
+        self._state.open_runs.current = list(self._state.open_runs)[index]
+        self.shown()
+
+    def close(self) -> None:
+        """Ends the tab on screen; its run goes on."""
+        state = self._state
+        if state.open_runs.current is not None:
+            key = state.open_runs.current.key
+            self._client.let_go(key)
+            state.open_runs.close(key)
+        if state.open_runs.current is not None:
+            self.shown()
+        else:
+            self._host.go("runs")
+
+    # --- commands ------------------------------------------------------------------------------------------
+
+    def send(self, command: str) -> str | None:
+        """Sends a command to the run on screen, and returns its id."""
+        current = self._state.open_runs.current
+        if current is None:
+            return None
+        command_id = self._client.send(current.key, command)
+        if command_id is not None:
+            current.view.pending[command_id] = command
+            self._host.tell(StatePart.RUN)
+        return command_id
+
+    def stop_and_leave(self) -> None:
+        """Asks the run on screen to stop; the app ends when the command is handed over: workers end with it."""
+        self._leave_after = self.send("Stop")
+
+    def sent(self, message: messages.CommandSent) -> None:
+        """A command was handed over, or could not be."""
+        run = self._state.open_runs.find(message.key)
+        if message.error is not None:
+            if run is not None:
+                run.view.pending.pop(message.command_id, None)
+            self._host.notify(str(message.error), title=message.command, severity="error", markup=False)
+        elif message.command_id == self._leave_after:
+            self._host.leave("is stopping; it saves a checkpoint first")
+        self._host.tell(StatePart.RUN)
+
+    # --- reading what runs left ----------------------------------------------------------------------------
+
+    def ask_runs(self) -> None:
+        """Lists the runs."""
+        self._client.ask(self._state.runs, self._client.engine.list_runs)
+
+    def ask_report(self) -> None:
+        """Reads what the folder of the run on screen says of its result."""
+        path = self._state.run_path
+        if path is None:
+            return
+        self._client.ask(self._state.report, lambda: self._client.engine.read_report(path))
+
+    def compare(self, runs: Sequence[RunSummary]) -> None:
+        """Reads some runs and shows them side by side."""
+        self._compared = [run.path for run in runs]
+        self._state.comparison.settle_nothing()
+        self.compare_again()
+        self._host.go("compare")
+
+    def compare_again(self) -> None:
+        """Reads the compared runs anew."""
+        paths = list(self._compared)
+        self._client.ask(self._state.comparison, lambda: self._client.engine.compare(paths))
+
+    # --- deleting ------------------------------------------------------------------------------------------
+
+    def delete(self, run_id: str, path: Path) -> None:
+        """Deletes a run that has ended; a person has confirmed it."""
+        self._client.delete_run(run_id, path)
+
+    def deleted(self, message: messages.RunDeleted) -> None:
+        """A run was deleted, or could not be."""
+        if message.error is not None:
+            self._host.notify(str(message.error), title="not deleted", severity="error", markup=False)
+        else:
+            self._host.notify(f"deleted {printable(message.run_id)}", timeout=4, markup=False)
+            key = str(message.path)
+            self._client.let_go(key)
+            self._state.open_runs.close(key)
+        self.ask_runs()

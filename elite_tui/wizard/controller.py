@@ -1,0 +1,280 @@
+"""WizardController: what the wizard's rooms ask of the engine, each question with the state that it is made of.
+
+Questions go out through EngineClient. Their answers come back as `Answered`, and fill the part of the state that was
+asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from elite_tui import messages
+from elite_tui.client.workers import existing_folder
+from elite_tui.crash_log import internal_error
+from elite_tui.host import Debounce
+from elite_tui.state_part import StatePart
+from elite_tui.wizard.facts import Reading
+from elite_tui.wizard.what_if import WhatIf
+from engine import errors
+from engine.errors import EliteError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from elite_tui.client.process import EngineProcess
+    from elite_tui.client.workers import EngineClient
+    from elite_tui.host import Host
+    from elite_tui.remote_data import RemoteData
+    from elite_tui.state import AppState
+    from elite_tui.wizard.plans import Plans
+    from engine.models.spec import ModelSpec
+    from engine.plan.planner import TierPlan
+
+ASK_DELAY = 0.4
+"Seconds after the last key press until the engine is asked again."
+REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
+PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
+"What the plan, its costs and the optimisations depend on."
+PLAN_FIELDS = frozenset({"data.held_out_fraction", "data.near_duplicates"})
+
+
+class WizardController:
+    """Questions of the wizard's rooms."""
+
+    def __init__(self, host: Host, state: AppState, client: EngineClient) -> None:
+        self._host = host
+        self._state = state
+        self._client = client
+        self._planning = Debounce(host, ASK_DELAY)
+        self._supposing = Debounce(host, ASK_DELAY)
+        self._rereading = Debounce(host, ASK_DELAY)
+        self._process: EngineProcess | None = None
+        "The measurement that was begun last."
+        self._reading: threading.Event | None = None
+        "Set to give up the reading that is under way."
+        self._models_of: tuple[object, ...] | None = None
+        "What the catalogue's tiers were planned for last."
+
+    def begin(self) -> None:
+        """Asks what a wizard asks first, if this is the first time."""
+        if self._state.machine.value is None and not self._state.machine.loading:
+            self.ask_machine()
+            self.ask_repository()
+
+    def close(self) -> None:
+        """Ends what runs on behalf of the rooms."""
+        self.stop_measuring()
+        self.stop_reading()
+
+    def answered(self, part: StatePart) -> None:
+        """Asks what depends on an answer that came."""
+        state = self._state
+        if part in (StatePart.REPOSITORY, StatePart.MACHINE):
+            self.ask_tiers()
+        elif any(part is measured.part and measured.value is not None for measured in (state.profile, state.probe)):
+            self.ask_machine()
+
+    def draft_changed(self, path: str) -> None:
+        """Another value at a path of the draft: forgets what no longer holds, and asks again once the typing pauses."""
+        self._state.preflight.settle_nothing()
+        self._state.checks.forget()
+        if path.startswith("data.") or path == "model.name":
+            self._forget_data()
+        if path in REPOSITORY_FIELDS:
+            self._planning.ask(self.ask_repository)
+        elif path in PLAN_FIELDS or path.partition(".")[0] in PLAN_SECTIONS:
+            self._planning.ask(self.ask_tiers)
+
+    # --- the repository, the machine, and what fits ----------------------------------------------------------
+
+    def ask_repository(self) -> None:
+        """Reads the repositories of the draft."""
+        draft, repository, engine = self._state.draft, self._state.repository, self._client.engine
+        if draft.problems().keys() & REPOSITORY_FIELDS:
+            repository.settle_nothing()
+            self._host.tell(repository.part)
+            return
+        folders, largest = list(draft.get("data.repositories")), draft.get("data.max_file_bytes")
+        self._client.ask(repository, lambda: engine.read_repositories(folders, largest))
+
+    def ask_machine(self) -> None:
+        """Takes the inventory."""
+        disk = self.disk_path
+        self._client.ask(self._state.machine, lambda: self._client.engine.find_machine(disk))
+
+    @property
+    def disk_path(self) -> Path:
+        """Where a run would write, or the folder above that is there."""
+        return existing_folder(str(self._state.draft.get("output.directory")))
+
+    def ask_tiers(self) -> None:
+        """Plans the tiers, once the machine is known and the draft is valid."""
+        state = self._state
+        machine = state.machine.value
+        if machine is None or state.draft.problems():
+            return
+        mapping, tokens = state.draft.mapping(), state.tokens
+        self._client.ask(state.tiers, lambda: self._client.engine.plan_tiers(machine, mapping, tokens))
+        self.ask_what_if()
+
+    def ask_preflight(self) -> None:
+        """Checks what can be checked before a run, if the draft's own rules are kept."""
+        if self._state.draft.problems():
+            return
+        mapping = self._state.draft.mapping()
+        self._client.ask(self._state.preflight, lambda: self._client.engine.check(mapping))
+
+    def models(self) -> Mapping[str, ModelSpec]:
+        """The catalogue."""
+        return self._client.engine.models()
+
+    # --- measurements of this machine: one at a time ---------------------------------------------------------
+
+    def run_profile(self) -> None:
+        """Measures the machine; the tiers are planned again with what was found."""
+        self._measure(self._state.profile, "profile")
+
+    def run_probe(self, plan: TierPlan) -> None:
+        """Runs the worst part of a tier's plan on this machine; later plans are corrected by it."""
+        run, tier = self._state.draft.run_config(), plan.tier
+        if tier is None:
+            return
+        self._measure(
+            self._state.probe,
+            *("probe", "--tier", str(tier), "--model", run.model.name, "--precision", run.model.precision),
+            *("--device", run.model.device, "--step", run.training.step, "--rank", str(run.lora.rank)),
+            *("--output", run.output.directory),
+        )
+
+    def _measure(self, fetched: RemoteData[dict[str, Any]], *arguments: str) -> None:
+        self.stop_measuring()
+        process = self._process = self._client.engine.measurement(*arguments)
+        self._state.measuring = ""
+
+        def tell(line: str) -> None:
+            self._host.post_message(messages.MeasuringProgressed(line))
+
+        self._client.ask(fetched, lambda: process.run(tell))
+
+    def stop_measuring(self) -> None:
+        """Ends a measurement that is under way."""
+        if self._process is not None:
+            self._process.stop()
+
+    # --- the tier room: another machine, other models, what would fit ----------------------------------------
+
+    def what_if_typed(self) -> None:
+        """Plans for another machine once the typing pauses."""
+        self._supposing.ask(self.ask_what_if)
+        self._host.tell(StatePart.WHAT_IF)
+
+    def ask_what_if(self) -> None:
+        """Plans the tiers for the what-if machine, if there is one."""
+        state = self._state
+        what_if, machine = WhatIf.of(state.draft), state.machine.value
+        if not what_if.active or machine is None or state.draft.problems():
+            state.what_if.settle_nothing()
+            self._host.tell(StatePart.WHAT_IF)
+            return
+        mapping, tokens = state.draft.mapping(), state.tokens
+        self._client.ask(state.what_if, lambda: self._client.engine.plan_tiers(what_if.apply(machine), mapping, tokens))
+
+    def ask_models(self) -> None:
+        """What the machine that is planned for can do with each model of the catalogue."""
+        state = self._state
+        plans = state.shown_plans
+        if plans is None or state.draft.problems():
+            return
+        mapping, tokens, machine = state.draft.mapping(), state.tokens, plans.whole_machine
+        others = {section: fields for section, fields in mapping.items() if section != "model"}
+        precision = mapping.get("model", {}).get("precision")
+        asked = (others, precision, tokens, machine)
+        if asked == self._models_of and (state.models.value is not None or state.models.loading):
+            return  # seconds of planning, and nothing has changed but the model
+        self._models_of = asked
+        self._client.ask(state.models, lambda: self._client.engine.outlooks(mapping, machine, tokens))
+
+    # --- the data room: the dataset --------------------------------------------------------------------------
+
+    def _forget_data(self) -> None:
+        """Gives up a dataset that no longer is the draft's, and reads anew while its room is on screen."""
+        self.stop_reading()
+        self._state.data.settle_nothing()
+        self._host.tell(StatePart.DATA)
+        if self._host.room == "data":
+            self._rereading.ask(self.read_data)
+
+    def read_data(self) -> None:
+        """Builds the dataset of the draft, or finds it in the store."""
+        state = self._state
+        self.stop_reading()
+        if state.draft.problems():
+            return
+        stopped = self._reading = threading.Event()
+        mapping = state.draft.mapping()
+        state.reading = None
+
+        def progress(done: int, total: int, what: str) -> None:
+            if stopped.is_set():
+                raise errors.READING_STOPPED()
+            share = done / total if total else 0.0
+            self._host.post_message(messages.ReadingProgressed(Reading(share, f"{done:,} of {total:,} {what}")))
+
+        self._client.ask(state.data, lambda: self._client.engine.preview_data(mapping, progress))
+
+    def stop_reading(self) -> None:
+        """Gives up a reading that is under way, at its next sign of progress."""
+        if self._reading is not None:
+            self._reading.set()
+
+    # --- the review: pre-flight rows -------------------------------------------------------------------------
+
+    def examine(self) -> None:
+        """Makes the pre-flight rows of the draft, one after the other."""
+        state = self._state
+        if state.draft.problems():
+            return
+        number = state.checks.begin()
+        self._host.tell(StatePart.CHECKS)
+        # Not a worker: the last rows wait for a child process, and leaving the app must not wait for them.
+        arguments = (number, state.draft.mapping())
+        threading.Thread(target=self._examine, args=arguments, name="examine", daemon=True).start()
+
+    def _examine(self, number: int, mapping: dict[str, dict[str, Any]]) -> None:
+        post, engine = self._host.post_message, self._client.engine
+        error: EliteError | None = None
+        try:
+            post(messages.CheckMade(number, names=engine.check_names()))
+            for row in engine.examine(mapping):
+                if number != self._state.checks.number:
+                    return
+                post(messages.CheckMade(number, row))
+        except EliteError as problem:
+            error = problem
+        except Exception as problem:
+            error = internal_error(problem)
+        post(messages.CheckMade(number, error=error))
+
+    def check_made(self, message: messages.CheckMade) -> None:
+        """Takes in a row, unless the draft has changed since."""
+        checks = self._state.checks
+        if message.number != checks.number:
+            return
+        if message.names:
+            checks.names = tuple(message.names)
+        elif message.row is not None:
+            checks.rows.append(message.row)
+        else:
+            checks.running, checks.error = False, message.error
+        self._host.tell(StatePart.CHECKS)
+
+    # --- a tier that does not fit ----------------------------------------------------------------------------
+
+    def ask_ways(self, plans: Plans, context: int) -> None:
+        """What would make a context fit."""
+        state = self._state
+        mapping, tokens = state.draft.mapping(), state.tokens
+        engine = self._client.engine
+        self._client.ask(state.ways, lambda: engine.ways_to_fit(mapping, plans.whole_machine, tokens, context))
