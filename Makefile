@@ -7,7 +7,7 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-all test-gpu chaos check format docs claims bench-ui screenshots build coverage clean
+.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ run: $(STAMP) ## Start the wizard
 
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
+
+test-quick: $(STAMP) ## Run the tests that take less than a second each: about three minutes
+	$(BIN)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
 
 coverage: $(STAMP) ## Run the test suite, and say which lines it does not reach
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -20,3 +20,5 @@ os.environ["XDG_CACHE_HOME"] = _CACHE
 # A machine that has other work is slow, not wrong.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
+
+pytest_plugins = ["tests.quick"]

@@ -144,17 +144,22 @@ def test_experts_hold_what_the_lists_say(family, recompute):
     assert predicted + tables + copies == pytest.approx(counted, rel=0.08)
 
 
+WIDE = [
+    ("qwen2.5-coder-0.5b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # the embedding's gradient
+    ("qwen2.5-coder-7b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # not tied to the head
+    ("qwen2.5-coder-0.5b", {"kv_heads": 2, "hidden_size": 1024, "intermediate_size": 4096}),  # the layers'
+]
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(
-    ("model", "shape"),
+    ("model", "shape", "tokens"),
     [
-        *WINDOWS,
-        ("qwen2.5-coder-0.5b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # the embedding's gradient
-        ("qwen2.5-coder-7b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # not tied to the head
-        ("qwen2.5-coder-0.5b", {"kv_heads": 2, "hidden_size": 1024, "intermediate_size": 4096}),  # the layers'
+        *((*case, tokens) for case in WINDOWS for tokens in (512, 2048)),
+        *((*case, 512) for case in WIDE),
+        *(pytest.param(*case, 2048, marks=pytest.mark.slow) for case in WIDE),
     ],
 )
-@pytest.mark.parametrize("tokens", [512, 2048])
 def test_a_window_that_trains_every_weight_holds_what_the_lists_say(model, shape, recompute, tokens):
     spec = dataclasses.replace(find_model(model), **{**NARROW, **shape})
     spec = dataclasses.replace(spec, full_attention_layers=spec.layers, sliding_window=None)

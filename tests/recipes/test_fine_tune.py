@@ -106,7 +106,12 @@ def untrained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("package", [ASYNCIO, EMAIL], ids=["asyncio", "email"])
+packages = pytest.mark.parametrize(
+    "package", [pytest.param(ASYNCIO, id="asyncio"), pytest.param(EMAIL, id="email", marks=pytest.mark.slow)]
+)
+
+
+@packages
 def test_a_model_that_has_everything_to_learn_learns_much(package, untrained, tmp_path):
     config = configure(tmp_path, [package], max_steps=24)
     session = start(replace(config, model=replace(config.model, name=str(untrained))))
@@ -116,7 +121,7 @@ def test_a_model_that_has_everything_to_learn_learns_much(package, untrained, tm
     assert finished.perplexity_after < 0.75 * finished.perplexity_before
 
 
-@pytest.mark.parametrize("package", [ASYNCIO, EMAIL], ids=["asyncio", "email"])
+@packages
 def test_training_lowers_held_out_perplexity(package, tmp_path):
     session = start(configure(tmp_path, [package], max_steps=24, learning_rate=5e-3))
     train(session)
@@ -270,7 +275,7 @@ def test_running_out_of_memory_is_one_clear_error():
     assert "host" in caught.value.message
 
 
-@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_the_streamed_step_trains_as_whole_windows_do(small_repository, tmp_path, precision):
     losses = {}
     for way in ("whole", "streamed"):

@@ -75,7 +75,7 @@ def train(config, tmp_path):
     spec = find_model(config.model.name)
     choice = choose_plan(config, take_inventory(tmp_path), spec, None)
     refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
-    planned = "nf4" if choice.plan.precision == "nf4" else config.model.precision
+    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
     setup = Setup(
         spec=spec,
         placement=choose_placement("cpu", planned),
