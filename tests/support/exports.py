@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, MistralConfig, Phi3Config, PreTrainedToken
 
 from engine.config import from_mapping
 from engine.models.adapter import attach_adapter, save_adapter, trainable
-from engine.models.base_changes import NO_CHANGES
+from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.base_fingerprint import fingerprint
 from engine.models.catalogue import find_model
 from engine.models.loading import load_model, load_tokenizer, open_weights
@@ -92,7 +93,9 @@ def byte_fallback_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def save_base(path: Path, family: str, tokenizer: Tokenizer, *, tied: bool = False, seed: int = 0, **shape) -> Path:
+def save_base(
+    path: Path, family: str, tokenizer: Tokenizer, *, tied: bool = False, seed: int = 0, **shape: Any
+) -> Path:
     """A tiny random model in Hugging Face format. Biases and norms are drawn too: zeros and ones hide mistakes."""
     torch.manual_seed(seed)
     head = {"head_dim": 16} if family in ("qwen3", "mistral") else {}
@@ -112,7 +115,13 @@ def save_base(path: Path, family: str, tokenizer: Tokenizer, *, tied: bool = Fal
 
 
 def finished_run(
-    path: Path, base: Path | str, *, lora=None, changes=NO_CHANGES, seed: int = 1, **model
+    path: Path,
+    base: Path | str,
+    *,
+    lora: dict[str, Any] | None = None,
+    changes: BaseChanges = NO_CHANGES,
+    seed: int = 1,
+    **model: Any,
 ) -> RunDirectory:
     """A run's folder as training leaves it, with an adapter of random updates."""
     config = from_mapping(
@@ -138,11 +147,12 @@ def finished_run(
 
 
 @torch.no_grad()
-def logits(model, ids) -> torch.Tensor:
-    return model.eval()(input_ids=ids, use_cache=False).logits.float()
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits.float()
+    return found
 
 
-def adapter_logits(run: RunDirectory, ids, changes=NO_CHANGES) -> torch.Tensor:
+def adapter_logits(run: RunDirectory, ids: torch.Tensor, changes: BaseChanges = NO_CHANGES) -> torch.Tensor:
     """What the run's own model says: its base with its adapter, by PEFT, in fp32."""
     from peft import PeftModel
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
+from typing import Any
 
 import torch
 from support.exports import byte_level_tokenizer
@@ -24,7 +26,7 @@ _ABSENT = object()
 _KINDS = ["sliding_attention", "full_attention"] * 2
 _FEW = {"num_experts_per_tok": 2}
 
-ROWS = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "gemma2": [{"head_dim": 16, "sliding_window": 20}],
     "gemma3_text": [
         {"head_dim": 16, "sliding_window": 20, "layer_types": _KINDS},
@@ -66,7 +68,7 @@ ROWS = {
 VARIANTS = [(family, number) for family, variants in ROWS.items() for number in range(len(variants))]
 
 
-def tiny_config(family: str, number: int = 0, **changes):
+def tiny_config(family: str, number: int = 0, **changes: Any) -> Any:
     """The configuration of one variant."""
     settings = {**_COMMON, "vocab_size": len(_tokenizer()), **ROWS[family][number], **changes}
     return AutoConfig.for_model(family, **{key: value for key, value in settings.items() if value is not _ABSENT})
@@ -77,7 +79,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer(), eos_token="<|endoftext|>")
 
 
-def save_family(path, family: str, number: int = 0, **changes):
+def save_family(path: Path, family: str, number: int = 0, **changes: Any) -> Path:
     """A folder with a model of random weights and its tokenizer. Norms and biases are drawn too."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(tiny_config(family, number, **changes))

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def _can_mount():
+def _can_mount() -> bool:
     if shutil.which("unshare") is None:
         return False
     probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
@@ -23,7 +23,7 @@ def _can_mount():
 needs_mount = pytest.mark.skipif(not _can_mount(), reason="needs a mount namespace of its own")
 
 
-def run_mounted(script, folder, size):
+def run_mounted(script: str, folder: Path, size: str) -> str:
     """What a script prints that gets the path of a tmpfs of this size as its argument."""
     mount = folder / "mounted"
     mount.mkdir()

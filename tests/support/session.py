@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from engine.protocol import CommandAcked, Stop
+from engine.config import RunConfig
+from engine.protocol import Command, CommandAcked, Event, StepCompleted, Stop
 from engine.runs.process_group import ProcessGroup
+from engine.runs.run_directory import RunDirectory
+
+Script = Mapping[int, Iterable[Command]]
+E = TypeVar("E", bound=Event)
 
 
 class ScriptedInbox:
     """Commands that arrive when a step was completed. `script` maps steps done to commands."""
 
-    def __init__(self, script):
+    def __init__(self, script: Script) -> None:
         self._script = {step: list(commands) for step, commands in script.items()}
-        self._waiting = []
+        self._waiting: list[Command] = []
         self.interrupted = False
 
-    def step_done(self, step):
+    def step_done(self, step: int) -> None:
         self._waiting += self._script.pop(step, [])
 
-    def poll(self):
+    def poll(self) -> Command | None:
         return self._waiting.pop(0) if self._waiting else None
 
-    def wait(self, timeout_s):
+    def wait(self, timeout_s: float) -> Command:
         if not self._waiting:
             raise AssertionError("paused with nothing more to come")
         return self._waiting.pop(0)
 
     @property
-    def stop_requested(self):
+    def stop_requested(self) -> bool:
         return self.interrupted or any(isinstance(command, Stop) for command in self._waiting)
 
 
@@ -36,26 +43,26 @@ class ScriptedInbox:
 class RecordingSession:
     """What engine.training sees of a run. Events pile up in `events`."""
 
-    config: object
-    run: object
+    config: RunConfig
+    run: RunDirectory
     resuming: bool = False
-    script: dict = field(default_factory=dict)
-    events: list = field(default_factory=list)
+    script: Script = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
     journal_waits: bool = False
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.commands = ScriptedInbox(self.script)
         self.commands.step_done(0)
 
-    def emit(self, event):
+    def emit(self, event: Event) -> None:
         self.events.append(event)
-        if type(event).__name__ == "StepCompleted":
+        if isinstance(event, StepCompleted):
             self.commands.step_done(event.step)
 
-    def acknowledge(self, command, accepted, text=""):
+    def acknowledge(self, command: Command, accepted: bool, text: str = "") -> None:
         self.emit(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text))
 
-    def of(self, kind):
+    def of(self, kind: type[E]) -> list[E]:
         """The events of one type."""
         return [event for event in self.events if isinstance(event, kind)]

@@ -12,27 +12,32 @@ import contextlib
 import random
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.streaming import copies
 
 _POISON = 0xFF
+Pair = tuple[Tensor, Tensor]
+"Target and source of a copy."
 
 
 class Event:
     """Stands for a torch.cuda.Event after one copy."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.happened = False
 
-    def query(self):
+    def query(self) -> bool:
         """Whether the copy has run."""
         return self.happened
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Runs all copies up to this one."""
         with self._stream.lock:
             while not self.happened:
@@ -48,13 +53,13 @@ class Stream:
         chance: Decides.
     """
 
-    def __init__(self, late, lock, chance):
+    def __init__(self, late: float, lock: threading.RLock, chance: random.Random) -> None:
         self._late, self.lock, self._chance = late, lock, chance
-        self._waiting = deque()
+        self._waiting: deque[tuple[Sequence[Pair], Event]] = deque()
         self.copies = 0
         "Copies begun so far."
 
-    def begin(self, pairs, after):
+    def begin(self, pairs: Sequence[Pair], after: Sequence[Event]) -> Event:
         """Begins a copy; what it has to come after is run first."""
         for event in after:
             event.synchronize()
@@ -68,7 +73,7 @@ class Stream:
                 event.synchronize()
         return event
 
-    def run_one(self):
+    def run_one(self) -> None:
         """Runs the oldest copy."""
         pairs, event = self._waiting.popleft()
         for target, source in pairs:
@@ -79,17 +84,17 @@ class Stream:
 class Streams:
     """Stands for CopyStreams."""
 
-    def __init__(self, to_device, to_host, seed=0):
+    def __init__(self, to_device: float, to_host: float, seed: int = 0) -> None:
         lock, chance = threading.RLock(), random.Random(seed)
         self.to_device, self.to_host = Stream(to_device, lock, chance), Stream(to_host, lock, chance)
 
 
-def poison(tensor):
+def poison(tensor: Tensor) -> None:
     """Overwrites a tensor with bytes that nobody would take for values."""
     tensor.view(torch.uint8).fill_(_POISON)
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, tuple[float, float]] = {
     **{f"to the device {a}, home {b}": (x, y) for (a, x), (b, y) in product((("early", 0), ("late", 1)), repeat=2)},
     "by chance": (0.5, 0.5),
 }
@@ -97,20 +102,21 @@ SCHEDULES = {
 
 
 @contextlib.contextmanager
-def simulated(schedule):
+def simulated(schedule: str) -> Iterator[list[Streams]]:
     """Within, streamed steps on a CPU copy as on a GPU, by one of SCHEDULES; yields the list of their streams."""
-    real = copies.copy_streams, copies.begin_copy, copies.wait_for
-    made = []
+    module: Any = copies
+    real = module.copy_streams, module.begin_copy, module.wait_for
+    made: list[Streams] = []
 
-    def copy_streams(device):
+    def copy_streams(_: torch.device) -> Streams:
         made.append(Streams(*SCHEDULES[schedule], seed=len(made)))
         return made[-1]
 
-    def begin_copy(stream, pairs, after=()):
+    def begin_copy(stream: Stream, pairs: Iterable[Pair], after: Iterable[Event] = ()) -> Event:
         return stream.begin(list(pairs), list(after))
 
-    copies.copy_streams, copies.begin_copy, copies.wait_for = copy_streams, begin_copy, Event.synchronize
+    module.copy_streams, module.begin_copy, module.wait_for = copy_streams, begin_copy, Event.synchronize
     try:
         yield made
     finally:
-        copies.copy_streams, copies.begin_copy, copies.wait_for = real
+        module.copy_streams, module.begin_copy, module.wait_for = real

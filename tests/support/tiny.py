@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -39,7 +43,7 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
 }
 
 
-def tiny_model(family: str = "qwen2", seed: int = 0, **shape):
+def tiny_model(family: str = "qwen2", seed: int = 0, **shape: Any) -> Any:
     """A model of a few ten thousand fp32 weights."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**SHAPE, **shape}), attn_implementation="sdpa")
@@ -50,22 +54,22 @@ def tiny_model(family: str = "qwen2", seed: int = 0, **shape):
 class ListWindows:
     """Windows held in memory, of one document each or as given."""
 
-    def __init__(self, windows):
+    def __init__(self, windows: Iterable[Window | ArrayLike]) -> None:
         self._windows = [
             window if isinstance(window, Window) else Window(np.asarray(window, dtype=np.int64)) for window in windows
         ]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Window:
         return self._windows[index]
 
-    def epoch_order(self, seed, epoch):
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         return epoch_order(len(self), seed, epoch)
 
 
-def patterned_windows(lengths, seed=0):
+def patterned_windows(lengths: Sequence[int], seed: int = 0) -> ListWindows:
     """Windows of a made-up language in which the next token mostly follows from the last one."""
     random = np.random.RandomState(seed)
     follower = np.random.RandomState(7).permutation(VOCABULARY)
