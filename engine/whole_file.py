@@ -1,21 +1,25 @@
-"""Files that are replaced in one go: a reader sees the old text or the new one, whenever the process ends."""
+"""Atomic and durable file replacement: a reader sees the old text or the new one, also after a power loss."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from engine import durable
+
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text beside the file and puts it in its place. Several processes may do so at once.
+    """Writes a text beside the file, puts it in its place, and waits until both are on the disk.
+
+    Several processes may do so at once.
 
     Raises:
         OSError: the folder cannot be written, or is full; the file is as it was, and nothing lies beside it.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        durable.write_bytes(aside, text.encode())
+        durable.rename(aside, path)
     except OSError:
         aside.unlink(missing_ok=True)
         raise

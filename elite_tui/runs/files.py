@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import regular_file
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
@@ -24,7 +26,7 @@ class PlannedRun:
 def read_json(path: Path) -> Mapping[str, Any] | None:
     """The object in a JSON file; None where there is none that can be read."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(regular_file.read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from engine import config
+from engine import config, regular_file
 from engine.config.description import FieldSpec
 
 FILE_NAME = "wizard.json"
@@ -75,7 +75,7 @@ class Draft:
     def load(cls, path: Path) -> Draft:
         """The draft in a file; an absent or unreadable one starts empty (it holds only what was typed)."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(regular_file.read_text(path, 1 << 20))
         except (OSError, ValueError, RecursionError):
             values = {}
         known = {spec.path for spec in config.fields()}

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _CONVERTING = threading.Lock()
 """msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process where two threads do so."""
 
+_MOST_BYTES = 1 << 20
+"Of a configuration."
+
 
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
     """A RunConfig from nested mappings.
@@ -81,7 +84,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         EliteError: CONFIG_UNREADABLE.
     """
     try:
-        data = parse_value(path.read_text(encoding="utf-8"))
+        data = parse_value(_read(path))
     except OSError as error:
         raise errors.CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -91,6 +94,15 @@ def load_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise errors.CONFIG_UNREADABLE(path=path, problem="its top level is not a mapping of sections")
     return data
+
+
+def _read(path: Path) -> str:
+    # What a person names may be a pipe, as in --config <(...): it is read, but not for ever.
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return data.decode("utf-8")
 
 
 def _first_line(error: Exception) -> str:

@@ -70,5 +70,7 @@ def git_environment(inherited: Mapping[str, str]) -> dict[str, str]:
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "1",
+        # Older git does not know that variable: without a protocol there is nothing that could be fetched.
+        "GIT_ALLOW_PROTOCOL": "",
         "LC_ALL": "C",
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from engine import regular_file
 from engine.evaluation.curve import curve_of, past_ratios
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.result import FILE_NAME
@@ -56,7 +57,7 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         return False
     found = models_of(run, config)
     started = _last(events, RunStarted)
-    plan = json.loads(run.plan_path.read_text(encoding="utf-8"))
+    plan = json.loads(regular_file.read_text(run.plan_path))
     on_gpu = started is not None and started.planned_gpu_bytes is not None
     scored = _last(events, EvalCompleted)
     report = RunReport(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from engine import errors
+from engine import durable, errors
 
 _MARGIN = 32 * 2**20
 """Bytes for tokenizer, card and file system besides the weights."""
@@ -43,7 +43,8 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         _refuse_existing(path)
-        aside.rename(path)
+        durable.sync_tree(aside)
+        durable.rename(aside, path)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         for folder in reversed(made):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from engine import errors
+from engine import errors, regular_file
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
@@ -154,7 +154,7 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
         EliteError: RUN_WITHOUT_RESULT, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
     """
     try:
-        plan = json.loads(run.plan_path.read_text(encoding="utf-8"))
+        plan = json.loads(regular_file.read_text(run.plan_path))
         context, precision = int(plan["context"]), str(plan["precision"])
         layout = _read_layout(plan)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ import time
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine import errors, regular_file
 from engine.protocol import (
     Command,
     Envelope,
@@ -252,7 +252,7 @@ class RunHandle:
 def _tail(path: Path) -> str:
     """The end of a log, from the start of a line; "" where there is none."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(regular_file.open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - _LOG_TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")

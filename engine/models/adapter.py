@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from engine import errors
+from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.families import adapts_mlp
 
@@ -121,5 +121,4 @@ def save_adapter(
     changes.save(aside)
     if base is not None:
         base.save(aside)
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
+    atomic_dir.seal(path, aside, {})

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import atomic_dir
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -26,5 +27,4 @@ def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenize
             settings.eos_token_id = encoder.ends_among(settings.eos_token_id)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
+    atomic_dir.seal(path, aside, {})

@@ -22,6 +22,7 @@ from engine.steps.whole_step import StepAbandonedError
 from engine.training.components import TrainerComponents
 from engine.training.optimizer_step import take_optimizer_step
 from engine.training.state import Progress
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
@@ -91,7 +92,7 @@ def find_rate(session: TrainingSession) -> None:
             "losses": list(found.losses),
             "smoothed": list(found.smoothed),
         }
-        (session.run.path / FILE_NAME).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        replace_text(session.run.path / FILE_NAME, json.dumps(result, indent=1) + "\n")
     except StepAbandonedError:
         stopped = True
     seconds = time.monotonic() - setup.started

@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import set_seed
 from msgspec.structs import replace
 
-from engine import __version__, errors
+from engine import __version__, errors, regular_file
+from engine.atomic_dir import AtomicDir, DamagedError
 from engine.config import RunConfig
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
@@ -27,9 +28,9 @@ from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
-from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
 from engine.training.state import Progress, read_snapshot
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
@@ -186,7 +187,7 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
         tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, machine, spec, tokens, session.group.ranks)
     text = json.dumps({"note": choice.note, **choice.plan.as_json()}, indent=1)
-    session.run.plan_path.write_text(text + "\n", encoding="utf-8")
+    replace_text(session.run.plan_path, text + "\n")
     session.run.write_deepspeed(config, choice.context, session.group.size)
     return choice
 
@@ -195,7 +196,7 @@ def _as_planned_before(session: TrainingSession) -> RunConfig:
     """The configuration with what the first plan chose: the free memory of today must not change the run."""
     config = session.config
     try:
-        plan = json.loads(session.run.plan_path.read_text(encoding="utf-8"))
+        plan = json.loads(regular_file.read_text(session.run.plan_path))
         context, precision = int(plan["context"]), str(plan["precision"])
     except (OSError, ValueError, KeyError, TypeError):
         return config  # no plan was made before the run ended

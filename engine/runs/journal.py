@@ -15,6 +15,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
+from engine import durable, regular_file
 from engine.protocol import (
     CheckpointSaved,
     Envelope,
@@ -116,7 +117,7 @@ class JournalWriter:
         with self._lock:
             if self._fd >= 0:
                 self._write_waiting()
-                _sync(self._fd)
+                durable.sync(self._fd)
                 os.close(self._fd)
                 self._fd = -1
 
@@ -126,7 +127,7 @@ class JournalWriter:
             self._waiting.append(seal_line(encode_event(envelope).encode()) + b"\n")
             self._write_waiting()
             if isinstance(event, _DURABLE):
-                _sync(self._fd)
+                durable.sync(self._fd)
         self._seq += 1
         return envelope
 
@@ -202,7 +203,7 @@ class JournalReader:
     def _read_new(self, limit: int | None) -> bytes:
         self.behind = False
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(regular_file.open_regular(self._path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self._offset:
                     self._offset = 0  # another file is in its place
@@ -229,7 +230,7 @@ def read_ends(path: Path, limit: int) -> tuple[list[Envelope], list[Envelope]]:
         OSError: the journal cannot be read (one that does not exist is empty).
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(regular_file.open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(limit)
             if size <= limit:
@@ -252,7 +253,7 @@ def next_seq(path: Path) -> int:
         OSError: the journal cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(regular_file.open_regular(path), "rb") as file:
             return _next_seq(file.fileno())
     except FileNotFoundError:
         return 0
@@ -290,12 +291,3 @@ def _mend_last_line(fd: int) -> None:
         os.write(fd, b"\n")
     else:
         os.ftruncate(fd, size - len(torn))
-
-
-def _sync(fd: int) -> None:
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network and FUSE filesystems have no fsync; the line is written all the same.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise

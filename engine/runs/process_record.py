@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine import regular_file
 from engine.hardware import limits
 from engine.whole_file import replace_text
 
@@ -74,7 +75,7 @@ def write_record(path: Path, record: ProcessRecord) -> None:
 def read_record(path: Path) -> ProcessRecord | None:
     """The record, or None where there is none or it is damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(regular_file.read_text(path, 1 << 16))
         record = ProcessRecord(**data)
     except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import regular_file
 from engine.protocol import RunFailed
 from engine.whole_file import replace_text
 
@@ -41,7 +42,7 @@ def read_failures(run: Path) -> list[RankFailure]:
     found = []
     for path in (run / FOLDER).glob("rank-*.failed.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(regular_file.read_text(path))
             failure = RunFailed(**data["failure"])
             found.append(RankFailure(rank=int(data["rank"]), time=float(data["time"]), failure=failure))
     return sorted(found, key=lambda one: one.time)

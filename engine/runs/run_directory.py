@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine import config as run_config
-from engine import errors
+from engine import durable, errors, regular_file
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_summary import RunStatus, RunSummary, read_status, read_summary
 from engine.whole_file import replace_text
@@ -125,7 +125,8 @@ class RunDirectory:
             temporary.mkdir(parents=True)
             cls(temporary).config_path.write_text(run_config.to_yaml(config), encoding="utf-8")
             cls(temporary).write_deepspeed(config)
-            temporary.rename(runs / run_id)
+            durable.sync_tree(temporary)
+            durable.rename(temporary, runs / run_id)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             for folder in made:
@@ -157,7 +158,7 @@ class RunDirectory:
             OSError: the run directory cannot be written.
         """
         text = json.dumps(deepspeed_config(config, context, ranks), indent=2)
-        self.deepspeed_path.write_text(text + "\n", encoding="utf-8")
+        replace_text(self.deepspeed_path, text + "\n")
 
     def write_config(self, config: RunConfig) -> None:
         """Replaces the configuration in one go, for a run that goes on with a changed one.
@@ -173,6 +174,13 @@ class RunDirectory:
         Raises:
             EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
         """
+        try:
+            text = regular_file.read_bytes(self.config_path, 1 << 20)
+        except OSError as error:
+            raise errors.CONFIG_UNREADABLE(path=self.config_path, problem=error.strerror or error) from error
+        if not text.strip(b"\0 \r\n\t"):
+            # Every field has a default: an empty file would be another run's configuration.
+            raise errors.CONFIG_UNREADABLE(path=self.config_path, problem="it is empty")
         return run_config.load(self.config_path)
 
     def status(self) -> RunStatus:

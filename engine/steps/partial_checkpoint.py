@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from engine import atomic_dir
+from engine.atomic_dir import AtomicDir, DamagedError
 from engine.protocol import Event, LogLine, RecoveryTaken, WarningRaised
-from engine.runs import atomic_dir
-from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.streaming.boundary import BackwardPoint
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The checkpoints of one run: named by their step, and which of them are kept.
 
-What their files mean is engine.training.state's business; that they are whole is engine.runs.atomic_dir's.
+What their files mean is engine.training.state's business; that they are whole is engine.atomic_dir's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import errors
-from engine.runs import atomic_dir
-from engine.runs.atomic_dir import AtomicDir, DamagedError
+from engine import atomic_dir, errors
+from engine.atomic_dir import AtomicDir, DamagedError
 
 _NAME = re.compile(r"step-(\d{6,})")
 _HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import errors
+from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
 from engine.randomness import capture_random
-from engine.runs.atomic_dir import DamagedError
 from engine.steps.failures import is_disk_full
 from engine.training.checkpoints import SavedCheckpoint, verify
 from engine.training.disk_space import DiskSpace

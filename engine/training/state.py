@@ -18,9 +18,9 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.atomic_dir import AtomicDir, DamagedError
 from engine.models.fine_tuning import AdapterTuning, FullTuning
 from engine.randomness import RandomState, restore_random
-from engine.runs.atomic_dir import AtomicDir, DamagedError
 from engine.training import tensor_tree
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import atomic_dir
 from engine import config as run_config
+from engine.atomic_dir import DamagedError
 from engine.data.store import StoreDamagedError, open_store
 from engine.errors import EliteError
 from engine.protocol import LogLine
-from engine.runs import atomic_dir
-from engine.runs.atomic_dir import DamagedError
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, wait_for

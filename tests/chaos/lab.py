@@ -28,11 +28,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine.assets import asset
+from engine.atomic_dir import DamagedError
 from engine.config import RunConfig, from_mapping
 from engine.launch import child
 from engine.launch.launcher import RECIPE
 from engine.protocol import RunFailed, RunFinished, StepCompleted, StepProgress
-from engine.runs.atomic_dir import DamagedError
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import verify

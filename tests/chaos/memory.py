@@ -39,7 +39,7 @@ PHASES: tuple[Phase, ...] = (
     ("a step, backward", "backward", 6),
     ("the optimiser", "torch.optim:AdamW.step", 8),
     ("copying what a checkpoint holds", "engine.training.rollback:capture", 8),
-    ("writing a checkpoint", "engine.runs.atomic_dir:_write_aside", 8),
+    ("writing a checkpoint", "engine.atomic_dir:_write_aside", 8),
     ("saving within a step", "engine.steps.partial_checkpoint:_files", 8),
     ("saving the adapter", "engine.models.fine_tuning:AdapterTuning.save", 1),
     ("writing the report", "engine.recipes.fine_tune:write_report", 1),

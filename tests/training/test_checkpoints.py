@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.atomic_dir import MANIFEST, DamagedError
 from engine.errors import EliteError
 from engine.randomness import capture_random, restore_random
-from engine.runs.atomic_dir import MANIFEST, DamagedError
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 
 FILES = {"weights.safetensors": bytes(range(256)) * 40, "state.json": b'{"step": 3}'}

@@ -16,11 +16,11 @@ from support.mounts import needs_mount, run_mounted
 from support.runs import build, new_session
 from torch.optim.swa_utils import AveragedModel
 
+from engine import atomic_dir
+from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
 from engine.protocol import CheckpointSaved
 from engine.randomness import capture_random
-from engine.runs import atomic_dir
-from engine.runs.atomic_dir import DamagedError
 from engine.training import tensor_tree
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
 from engine.training.loop import fit

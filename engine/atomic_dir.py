@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from engine import durable
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -75,18 +76,43 @@ def _write_aside(folder: Path, files: Iterable[tuple[str, bytes]], about: Mappin
     entries: dict[str, dict[str, int | str]] = {}
     total = 0
     for name, data in files:
-        _write_synced(folder / name, data)
+        durable.write_bytes(folder / name, data)
         entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         total += len(data)
-    content = {"format": FORMAT, "files": entries, "about": about}
-    manifest = json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
-    _write_synced(folder / MANIFEST, manifest)
-    _sync(folder)
+    manifest = _manifest(entries, about)
+    durable.write_bytes(folder / MANIFEST, manifest)
+    durable.sync_path(folder)
     try:
         verify(folder)
     except DamagedError as error:
         raise OSError(errno.EIO, f"what was read back differs: {error}") from error
     return total + len(manifest)
+
+
+def seal(final: Path, aside: Path, about: Mapping[str, Any]) -> None:
+    """Gives a folder that a library wrote its manifest, and puts it in the place of `final`, durably.
+
+    Args:
+        final: Its path; what is there is replaced.
+        aside: The complete folder, on the same file system; files in folders below it are synced, not listed.
+        about: JSON values for the manifest.
+
+    Raises:
+        OSError: it cannot be written; `final` is as it was.
+    """
+    entries: dict[str, dict[str, int | str]] = {}
+    for path in sorted(aside.iterdir()):
+        if path.is_file() and path.name != MANIFEST:
+            size, digest = _measure(path)
+            entries[path.name] = {"bytes": size, "sha256": digest}
+    durable.write_bytes(aside / MANIFEST, _manifest(entries, about))
+    durable.sync_tree(aside)
+    _replace(final, aside)
+
+
+def _manifest(entries: Mapping[str, Mapping[str, int | str]], about: Mapping[str, Any]) -> bytes:
+    content = {"format": FORMAT, "files": entries, "about": about}
+    return json.dumps({**content, "digest": _digest(content)}, indent=1).encode()
 
 
 def read_about(folder: Path) -> Mapping[str, Any]:
@@ -158,23 +184,8 @@ def _replace(final: Path, aside: Path) -> None:
         if old.exists():
             old.rename(final)
         raise
-    _sync(final.parent)
+    durable.sync_path(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def heal(final: Path) -> None:
