@@ -122,7 +122,7 @@ def context_in_words(tokens: int) -> str:
 
 
 def number_in_words(value: float | None, digits: int = 4) -> str:
-    """Formats a measured value with so many significant digits."""
+    """Formats a measured value with `digits` significant digits."""
     if value is None or not math.isfinite(value):
         return NOT_AVAILABLE
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):

@@ -119,7 +119,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         self.offer(run)
 
     def _shows_machine(self, run: OpenRun | None) -> bool:
-        """Whether to show this machine's levels: not for a run that has ended or is elsewhere."""
+        """Returns whether to show this machine's levels: not for a run that has ended or is elsewhere."""
         return run is not None and not run.view.ended and (run.access is None or run.access.here)
 
     def _levels(self, run: OpenRun) -> list[Level]:

@@ -156,7 +156,7 @@ class Draft:
             del self._values[section]
 
     def is_default(self, path: str) -> bool:
-        """Whether a path holds its default."""
+        """Returns whether a path holds its default."""
         section, _, name = path.partition(".")
         return name not in self._values.get(section, {})
 

@@ -1,4 +1,4 @@
-"""Small in-memory runs of the loop: parts over a tiny model, and a run directory to save in."""
+"""Builds small in-memory training runs: trainer components over a tiny model, and a run directory for checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOWS = patterned_windows([CONTEXT] * 11 + [20, 3], seed=3)
 
 
 def run_config(**sections):
-    """Six updates of 128 tokens; dropout, so that the random state matters."""
+    """Configures six updates of 128 tokens, with dropout, so that the random state matters."""
     values = {
         "training": {"context": CONTEXT, "tokens_per_update": 128, "learning_rate": 0.01, "epochs": 1.0},
         "lora": {"rank": 4, "dropout": 0.1},
@@ -41,7 +41,7 @@ def new_session(path, script=None, *, run=None, resuming=False, **sections):
 
 
 def build(session, *, step_type=WholeSequenceStep, model=None, windows=WINDOWS, scored=None):
-    """The parts and the progress of a run that starts anew."""
+    """Builds the components and the progress of a fresh run."""
     training = session.config.training
     torch.manual_seed(training.seed)
     accelerator = Accelerator(cpu=True)
