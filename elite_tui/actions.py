@@ -1,7 +1,7 @@
-"""Every action of the app, once: key bindings, footer, help page and command palette are made from this table.
+"""Lists every action of the app; key bindings, footer, help page and command palette are generated from this table.
 
-An action `name` is carried out by `action_<name>` of the screen that lists the room, or of the App for those
-without rooms. `Binding.id` is the action's name, so a keymap can change any key.
+`action_<name>` implements the action `name`, on the screens that the action lists, or on the App if it lists
+none. `Binding.id` is the action's name, so a keymap can change any key.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
         priority=True,
     ),
-    # With priority, for else the letters typed behind a tab would reach the field before it on a slow terminal.
+    # With priority, else letters typed behind a tab reach the field before it on a slow terminal.
     Action(
         name="focus_next",
         keys="tab",
@@ -223,17 +223,17 @@ ACTIONS: tuple[Action, ...] = (
 
 
 def room_actions(room: str) -> tuple[Action, ...]:
-    """The actions that belong to one room."""
+    """Returns the actions specific to one screen."""
     return tuple(action for action in ACTIONS if room in action.rooms)
 
 
 def global_actions() -> tuple[Action, ...]:
-    """The actions that every room has."""
+    """Returns the actions available on every screen."""
     return tuple(action for action in ACTIONS if not action.rooms)
 
 
 def bindings_for(actions: tuple[Action, ...]) -> list[Binding]:
-    """Textual bindings of some actions; only the first key of each is shown in the footer."""
+    """Converts actions to Textual bindings; the footer shows only the first key of each."""
     return [
         Binding(
             key,

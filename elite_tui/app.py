@@ -1,4 +1,4 @@
-"""The App: owns the state and the controllers, moves between rooms, and folds messages into the state."""
+"""Defines the App, which owns state and controllers, switches screens and folds messages into the state."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from elite_tui.state import AppState
 
 THEME = "theme"
-"Under which name the draft keeps the theme."
+"Key under which the draft keeps the theme."
 PACED = frozenset({StatePart.RUN, StatePart.SNAPSHOTS})
-"Parts of the state that change by themselves, and are drawn no more often than RedrawThrottle says."
+"Parts of the state that change by themselves; RedrawThrottle limits how often they are drawn."
 
 
 def build_room(name: str, elite: Elite) -> RoomScreen:
-    """A fresh screen; its module is imported when the room is first entered."""
+    """Creates a screen; imports its module on first use."""
     module = importlib.import_module(f"elite_tui.screens.{name}")
     screen: RoomScreen = getattr(module, ROOMS[name].screen)(elite)
     return screen
 
 
 class EliteApp(App[str]):
-    """The wizard and the monitor. Returns a line to print after leaving, if there is something to say."""
+    """The wizard and the run monitor. Returns a line to print after exit, or an empty one."""
 
     TITLE = "Elite TUI"
     CSS_PATH: ClassVar = [
@@ -85,18 +85,18 @@ class EliteApp(App[str]):
         self._throttle = RedrawThrottle(self, self._draw)
         self._first_room = first_room
         self._runs = runs
-        "References of the runs to open, where the first room is the monitor; None is the newest."
+        "References of the runs to open if the first screen is the monitor; None is the newest."
         self._room = first_room
 
     def on_mount(self) -> None:
-        """Shows the first room; the engine is imported after its first frame."""
+        """Shows the first screen; imports the engine after the first frame."""
         if not self.is_headless:
             watch_signals(self.leave, self.drafting.save)
         self.push_screen(build_room(self._first_room, self))
         self.call_after_refresh(self._begin)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our own colour names, for a theme that does not set them."""
+        """Returns defaults of this app's own colours for themes that do not set them."""
         return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
 
     def _begin(self) -> None:
@@ -108,38 +108,38 @@ class EliteApp(App[str]):
             self.controller.begin()
         self.run_desk.ask_runs()
 
-    # --- rooms ---------------------------------------------------------------------------------------------
+    # --- screens -------------------------------------------------------------------------------------------
 
     @property
     def room(self) -> str:
-        """The room on screen."""
+        """Name of the current screen."""
         return self._room
 
     def go(self, name: str) -> None:
-        """Enters a room; one that shows a run needs a run."""
+        """Switches to a screen; one that shows a run needs an open run."""
         if (ROOMS[name].needs_run and self.state.run is None) or name == self._room:
             return
         self._room = name
         self.switch_screen(build_room(name, self))
 
     def step(self, offset: int) -> None:
-        """Enters the room so many steps along the trail, with what was typed in this one."""
+        """Moves `offset` screens along the trail, once pending typing has reached the draft."""
         after_typing(self, lambda: self.go(neighbour(self._room, offset)))
 
     def begin_wizard(self) -> None:
-        """Enters the first room, asking what a wizard asks if this is the first time."""
+        """Switches to the first screen; reads machine and repository if not done yet."""
         self.go("project")
         self.controller.begin()
 
     def tell(self, part: StatePart) -> None:
-        """Tells the screens on the stack that watch the state that a part of it changed."""
+        """Notifies the screens on the stack that a part of the state changed; throttles parts in PACED."""
         if part in PACED:
             self._throttle.ask(part)
         else:
             self._draw(part)
 
     def _draw(self, part: StatePart) -> None:
-        # Only those: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        # Only those: each message to Textual's empty bottom screen makes it repaint the whole terminal.
         for screen in self.screen_stack:
             if isinstance(screen, Watching):
                 screen.post_message(Changed(part))
@@ -195,23 +195,23 @@ class EliteApp(App[str]):
     # --- actions -------------------------------------------------------------------------------------------
 
     def action_help(self) -> None:
-        """Shows the keys of the present room."""
+        """Shows the keys of the current screen."""
         from elite_tui.screens.help import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self._room))
 
     def action_show_runs(self) -> None:
-        """Enters the list of runs."""
+        """Switches to the list of runs."""
         self.go("runs")
 
     def action_toggle_theme(self) -> None:
-        """The next theme; it is kept for the next time."""
+        """Switches to the next theme and saves the choice."""
         self.theme = theme_after(self.theme)
         self.drafting.keep(THEME, self.theme if self.theme != THEMES[0].name else "")
 
     def action_ask_quit(self) -> None:
-        """Leaves, with all that was typed; with a run under way it asks what becomes of it."""
+        """Quits and saves the draft; if an active run takes commands from here, asks whether to stop it."""
         after_typing(self, self._ask_quit)
 
     def _ask_quit(self) -> None:
@@ -231,19 +231,19 @@ class EliteApp(App[str]):
             self.leave()
 
     def leave(self, run_state: str = "goes on") -> None:
-        """Closes the app. A run is never ended by this; `run_state` says what the one on screen does now."""
+        """Closes the app. Never ends a run; `run_state` describes the run on screen for the line printed after exit."""
         self.drafting.save()
         self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
-        """Lets go of the run and the telemetry, and of nothing that was typed."""
+        """Saves the draft, ends measurements, reading and generation, detaches from runs and stops telemetry."""
         self.drafting.close()
         self.controller.close()
         self.generation_desk.close()
         self.client.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette: the actions that can be taken here and now."""
+        """Yields the actions available on the current screen for the command palette."""
         for action in ACTIONS:
             if action.name == "command_palette" or (action.rooms and self._room not in action.rooms):
                 continue
@@ -253,7 +253,7 @@ class EliteApp(App[str]):
             yield SystemCommand(action.label, action.help, getattr(node, f"action_{action.name}"))
 
     def _fatal_error(self) -> None:
-        """A failure of the app itself: the traceback goes to a log, the terminal gets three lines."""
+        """Handles a crash of the app: logs the traceback, prints three lines on the terminal."""
         error = self._exception
         log = record_crash(error) if error is not None else None
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]

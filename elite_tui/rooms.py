@@ -1,4 +1,4 @@
-"""The app's rooms (screens) by name."""
+"""Lists the app's screens by name."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """One room."""
+    """One screen."""
 
     name: str
     title: str
     screen: str
     "Class of elite_tui.screens.<name>."
     needs_run: bool = False
-    "Whether the room shows a run, and cannot be entered without one."
+    "Whether the screen shows a run and needs an open one."
 
 
 TRAIL: tuple[Room, ...] = (
@@ -27,19 +27,19 @@ TRAIL: tuple[Room, ...] = (
     Room(name="monitor", title="Train", screen="MonitorScreen", needs_run=True),
     Room(name="result", title="Result", screen="ResultScreen", needs_run=True),
 )
-"""The rooms of the wizard, in the order in which a person walks through them."""
+"""The wizard's screens in their order."""
 
 BESIDE: tuple[Room, ...] = (
     Room(name="runs", title="Runs", screen="RunsScreen"),
     Room(name="generate", title="Try the result", screen="GenerateScreen", needs_run=True),
     Room(name="compare", title="Compare runs", screen="CompareScreen"),
 )
-"""The rooms beside the trail."""
+"""The screens outside the trail."""
 
 ROOMS: dict[str, Room] = {room.name: room for room in (*TRAIL, *BESIDE)}
 
 
 def neighbour(name: str, offset: int) -> str:
-    """The room so many steps along the trail; the ends stay where they are."""
+    """Returns the screen `offset` steps along the trail, clamped at its ends."""
     names = [room.name for room in TRAIL]
     return names[min(len(names) - 1, max(0, names.index(name) + offset))]

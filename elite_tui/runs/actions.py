@@ -1,4 +1,4 @@
-"""The actions of the rooms that show runs: monitor, result, list and comparison."""
+"""Lists the actions of the run screens: monitor, result, list and comparison."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         help="What the run achieved, and what to do with it.",
         rooms=("monitor",),
     ),
-    # --- what the monitor shows
+    # --- views of the monitor
     Action(
         name="show_loss", keys="1", label="Loss", help="Training and held-out loss.", rooms=("monitor",), footer=False
     ),

@@ -1,4 +1,4 @@
-"""Help: the keys of a room, from the same table as the bindings."""
+"""Shows a screen's keys, from the same table as the bindings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class HelpScreen(ModalScreen[None]):
-    """The actions of one room and those that every room has."""
+    """The actions of one screen and the global ones."""
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,enter,q,question_mark", "dismiss", "Close")]
@@ -30,7 +30,7 @@ class HelpScreen(ModalScreen[None]):
         self._room = room
 
     def compose(self) -> ComposeResult:
-        """Two lists of keys."""
+        """Composes two lists of keys."""
         with VerticalScroll(id="help") as scroll:
             scroll.border_title = "Keys"
             scroll.border_subtitle = "esc closes"

@@ -1,4 +1,4 @@
-"""The trail: one line on top that says where in the wizard one is. Rooms can be clicked."""
+"""Shows the position in the wizard on the top line. Screens can be clicked."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 DONE, HERE, AHEAD = "✓", "●", "○"
 TITLES_FROM = 78
-"Width from which on every room's title has its place; below it only that of the present room does."
+"Width from which every screen's title fits; below it, only the current one is shown."
 
 
 class TrailStep(Static):
-    """One room's place on the trail."""
+    """One screen's step on the trail."""
 
     class Chosen(Message):
-        """A room is to be entered."""
+        """The user chose a screen."""
 
         def __init__(self, room: str) -> None:
             super().__init__()
@@ -35,7 +35,7 @@ class TrailStep(Static):
         self._drawn: tuple[str, bool, bool] | None = None
 
     def mark(self, mark: str, *, reachable: bool, titled: bool) -> None:
-        """Draws the room's mark and title, if they changed: the trail must cost nothing while a run is watched."""
+        """Draws the screen's mark and title if they changed: the trail must cost nothing while a run is watched."""
         if self._drawn == (mark, reachable, titled):
             return
         self._drawn = (mark, reachable, titled)
@@ -44,16 +44,16 @@ class TrailStep(Static):
         self.update(Content(f"{mark} {self.room.title}" if titled else mark))
 
     def on_click(self) -> None:
-        """Says that the room is chosen."""
+        """Posts the chosen screen."""
         self.post_message(self.Chosen(self.room.name))
 
 
 class Trail(Horizontal):
-    """All rooms of the wizard, those before the present one ticked.
+    """All screens of the wizard, those before the current one ticked.
 
     Args:
-        room: The present one.
-        has_run: Whether there is a run to show: without one the last two rooms are closed.
+        room: Name of the current screen.
+        has_run: Whether a run is open; without one the last two screens are closed.
     """
 
     def __init__(self, room: str, *, has_run: bool) -> None:
@@ -62,7 +62,7 @@ class Trail(Horizontal):
         self._has_run = has_run
 
     def compose(self) -> ComposeResult:
-        """The product's name and the rooms; a room beside the trail shows only its own title."""
+        """Composes the product's name and the screens; a screen outside the trail shows only its own title."""
         yield Static("▲ Elite TUI", id="brand", markup=False)
         if self._here not in {room.name for room in TRAIL}:
             yield TrailStep(ROOMS[self._here])
@@ -71,15 +71,15 @@ class Trail(Horizontal):
             yield TrailStep(room)
 
     def on_mount(self) -> None:
-        """Marks the rooms."""
+        """Marks the screens."""
         self._mark()
 
     def on_resize(self) -> None:
-        """Another width has room for other titles."""
+        """Fits the titles to the new width."""
         self._mark()
 
     def show(self, *, has_run: bool) -> None:
-        """Marks the rooms again."""
+        """Marks the screens again."""
         self._has_run = has_run
         self._mark()
 

@@ -1,4 +1,4 @@
-"""One table of actions feeds bindings, footer, help and palette."""
+"""One table of actions generates bindings, footer, help and palette."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controllers do their work for any Host: here one without a terminal, whose clock stands still."""
+"""Controllers work for any Host, here one without a terminal and with a fixed clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Timer:
 
 
 class Desktop:
-    """A Host that keeps what it is asked for; workers run at once."""
+    """A Host that records its calls; workers run at once."""
 
     room = "project"
 
@@ -71,7 +71,7 @@ class Ground:
         self.runs = RunController(self.host, self.state, self.client)
 
     def take(self, kind):
-        """Takes the one message of a kind that was posted."""
+        """Removes and returns the only posted message of a type."""
         (message,) = (message for message in self.host.posted if isinstance(message, kind))
         self.host.posted.remove(message)
         return message
@@ -106,7 +106,7 @@ def test_typing_is_planned_for_once_and_written(tmp_path):
     ground = Ground(path)
     ground.state.preflight.value = object()
     ground.drafting.edit("lora.rank", "8")
-    ground.drafting.edit("lora.rank", "8")  # a control that says what it holds
+    ground.drafting.edit("lora.rank", "8")  # a control that reports its initial value
     ground.drafting.edit("lora.rank", "80")
     assert ground.host.told == [StatePart.DRAFT, StatePart.DRAFT]
     assert ground.state.preflight.value is None

@@ -1,4 +1,4 @@
-"""The real thing: the wizard drives a real training process, and a run outlives a killed app."""
+"""End to end: the wizard drives a real training process, and a run outlives a killed app."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEW_STEPS = {
 
 @pytest.fixture
 def repository(tmp_path):
-    """A dozen small files, one with a name that would be markup."""
+    """Makes a dozen small files, one with a name that would be markup."""
     folder = tmp_path / "shop"
     folder.mkdir()
     for number in range(12):
@@ -51,7 +51,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """The training process shares the machine with the tests."""
+    """Limits the training process to one thread, as it shares the machine with the tests."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
 
@@ -65,7 +65,7 @@ async def type_into(pilot, path, text):
 
 
 async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
-    """Nothing is replaced: repository, machine, plan, preflight, process, training, journal."""
+    """Replaces nothing: repository, machine, plan, preflight, process, training and journal are real."""
     app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
     app.animation_level = "none"
     async with app.run_test(size=(100, 32)) as pilot:
@@ -113,7 +113,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
 
 
 def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_path, one_thread):
-    """SIGKILL to the app and the loss of its terminal; the run completes, and the monitor shows all of it."""
+    """Kills the app with SIGKILL and closes its terminal; the run completes, and the monitor shows all of it."""
     state = Path(os.environ["ELITE_TUI_STATE_DIR"])
     draft = Draft(state / "wizard.json", {})
     values = {"output.directory": str(tmp_path / "out"), "output.model_name": "shop", "training.max_steps": 12}
@@ -149,7 +149,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
 
 
 def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
-    """An exception in a handler: three lines on the normal screen, a log, exit status 1."""
+    """Raises in a handler; expects three lines on the normal screen, a log, and exit status 1."""
     program = (
         "import sys; from elite_tui.app import EliteApp; from elite_tui.__main__ import main;"
         "EliteApp.action_toggle_theme = lambda self: 1 // 0; sys.exit(main(sys.argv[1:]))"
@@ -173,7 +173,7 @@ def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
 
 
 async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_path, one_thread):
-    """A run that another process started is watched, paused, resumed and stopped from the monitor."""
+    """Watches, pauses, resumes and stops a run that another process started."""
     from engine import config
     from engine.launch.launcher import launch
 
@@ -181,7 +181,7 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
         "data": {"repositories": [str(repository)]},
         "output": {"directory": str(tmp_path / "out"), "model_name": "shop"},
         "lora": {"rank": 4},
-        # More steps than a slow machine makes until the stop: the run may not complete before it.
+        # More steps than a slow machine completes before the stop, so that the run cannot finish first.
         "training": {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 256, "epochs": 1000},
     }
     launched = launch(config.from_mapping(values))

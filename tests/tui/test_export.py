@@ -1,4 +1,4 @@
-"""The export of a result from its room: real files by a real process."""
+"""Export of a result from its screen, with real files by a real process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generate room: what it asks, what it shows of the answers, and that nothing outlives it."""
+"""The generate screen: its requests, the shown answers, and its cleanup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tui.support import FixedEngine, Replay, cpu_machine, make_app, room_o
 
 
 class WithModel(FixedEngine):
-    """Asks the embedded model, which is always there, instead of the recorded run's; the process is the real one."""
+    """Asks the embedded model, which always exists, instead of the recorded run's; the process is real."""
 
     def __init__(self):
         super().__init__(cpu_machine(), Replay(recorded()))
@@ -50,7 +50,7 @@ async def test_both_are_asked_and_a_model_alone_says_so():
         state = app.state.generation
         await until(pilot, lambda: state.status == "loading" or state.answers["base"].pieces, 60)
         await until(pilot, lambda: state.status == "ready", 60)
-        # The embedded model has no tuned one beside it: the request asked both, and the refusal is shown.
+        # The embedded model has no tuned counterpart; the request asked for both, and the refusal is shown.
         assert "6 tokens in" in text_of(app, "#title-base")
         assert state.sides == ("base",)
         assert "not here" in text_of(app, "#title-tuned")

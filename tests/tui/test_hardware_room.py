@@ -1,4 +1,4 @@
-"""The hardware room: levels with their history, what is here and how to get the rest, and measuring."""
+"""The hardware screen: levels with their history, libraries and their installation, and measuring."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_run_s_own_memory_is_told_apart():
 
 
 class Measuring(EngineProcess):
-    """A real process that takes its time."""
+    """A real process that takes a while."""
 
     def __init__(self, program: str) -> None:
         super().__init__("profile")

@@ -1,7 +1,7 @@
-"""Every key of every room and of every question, pressed: each one does something, and the list is the bindings' own.
+"""Every key of every screen and dialog has an effect; the list of keys is taken from the bindings.
 
-A key that is new is here by itself, and fails until it has an effect; one that needs a state of its own to be of use
-says so in PREPARED.
+A new key is included automatically and fails until it has an effect. A key that needs a certain state has an entry
+in PREPARED.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = {"model.name": "qwen2.5-coder-1.5b"}
 
 
 class NoMeasurement:
-    """What cannot be measured here."""
+    """A measurement that always fails."""
 
     def run(self, tell):
         raise MEASURING_FAILED(command="profile", problem="not here", remedy="elsewhere")
@@ -40,7 +40,7 @@ class NoMeasurement:
 
 
 class SilentModels:
-    """Models that load for ever."""
+    """Models that never finish loading."""
 
     def ask(self, request):
         pass
@@ -53,7 +53,7 @@ class SilentModels:
 
 
 class Watched(FixedEngine):
-    """Remembers what it was asked; three runs can be opened, measurements fail at once."""
+    """Records its calls; three runs can be opened, measurements fail at once."""
 
     def __init__(self, *, ended: bool = False) -> None:
         super().__init__(gpu_machine(), GpuReplay(ended=ended))
@@ -76,7 +76,7 @@ class Watched(FixedEngine):
 
 
 def seen(app: EliteApp) -> tuple[object, ...]:
-    """All that a key can change for a person: the screen, the focus, what was asked, sent and kept."""
+    """Returns all user-visible effects of a key: the screen, the focus, the requests, commands and saved settings."""
     handle = app.client.engine.handle
     lines = app.screen._compositor.render_strips() if app.is_running and app.screen_stack else []
     return (
@@ -94,7 +94,7 @@ def seen(app: EliteApp) -> tuple[object, ...]:
 
 
 async def fresh(pilot, room: str) -> None:
-    """The room, entered anew, with nothing in front of it."""
+    """Enters a screen again, without any dialog over it."""
     app = pilot.app
     while isinstance(app.screen, ModalScreen):
         app.pop_screen()
@@ -105,7 +105,7 @@ async def fresh(pilot, room: str) -> None:
 
 
 async def rest(pilot) -> None:
-    """Until nothing changes by itself."""
+    """Waits until nothing changes by itself."""
     await settled(pilot)
     former = None
     while (present := seen(pilot.app)) != former:
@@ -190,15 +190,15 @@ PREPARED = {
     ("runs", "end_filter"): keys("slash", "s", "enter"),
     ("runs", "turn_sort"): keys("o"),
 }
-"What has to be done before a key is of use."
+"Keys to press before a key has an effect."
 ENDED = {("monitor", "show_result")}
-"Keys that are of use only once the run has ended."
+"Keys that have an effect only after the run has ended."
 ENDED_ROOMS = ("result", "generate")
-"Rooms about a run that has ended."
+"Screens of a run that has ended."
 QUICK = ("hardware", "result", "runs", "compare")
-"Rooms whose keys take seconds; those of the others, which plan anew, are in the slow suite."
+"Screens whose keys take seconds; those of the others, which plan again, are in the slow suite."
 EVERYWHERE = ("project", "monitor")
-"Rooms in which the keys of every room are tried: one with a form, one without."
+"Screens on which the global keys are tried: one with a form, one without."
 
 
 def bindings_of(room: str) -> list[tuple[str, str]]:
@@ -238,7 +238,7 @@ async def test_every_key_of_a_room_does_something(room):
             await open_room(pilot, room)
             while left and app.is_running and ended == (room in ENDED_ROOMS or (room, left[0][0]) in ENDED):
                 action, key = left.pop(0)
-                # A field would take letters for text, and each would seem to have an effect.
+                # A field takes letters as text, so each would seem to have an effect.
                 elsewhere = getattr(app.screen, "ROOM", "") != room
                 if elsewhere or (room, action) in PREPARED or isinstance(app.focused, Input):
                     await fresh(pilot, room)

@@ -1,4 +1,4 @@
-"""The monitor and the result, fed by a recorded run."""
+"""The monitor and the result, from a recorded run."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def test_a_finished_run_from_disk_and_its_result(tmp_path):
         await until(pilot, lambda: room_of(app) == "result")
         assert "▼ 89.0% lower" in text_of(app, "#perplexity")
         assert "adapter/" in text_of(app, "#paths")
-        # It is in no output folder that is known, so its path is what finds it.
+        # It is in no known output folder, so its reference is its path.
         await until(pilot, lambda: f"elite-tui monitor {run.path}" in text_of(app, "#next"))
         await pilot.press("m")
         await until(pilot, lambda: room_of(app) == "monitor")
@@ -190,7 +190,7 @@ async def test_a_run_that_died_says_so(tmp_path):
     lines = run.journal_path.read_text().splitlines(keepends=True)
     run.journal_path.write_text("".join(lines[:60]))
     run.log_path.write_text("[/bold] the last words\n")
-    # Too old to be a run that is being started.
+    # Too old for a run that is still starting.
     import os
 
     os.utime(run.config_path, (0, 0))

@@ -1,4 +1,4 @@
-"""The options room: switches, conflicts, presets, and the form behind them."""
+"""The options screen: switches, conflicts, presets, and the form behind them."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def test_a_field_with_a_problem_opens_the_form():
         assert "✗ 1 to correct" in text_of(app, "#verdict")
 
 
-# --- presets and words, by themselves ----------------------------------------------------------------------
+# --- presets and formats, without the app ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("machine", [gpu_machine(), cpu_machine()], ids=["gpu", "cpu"])

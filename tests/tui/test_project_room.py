@@ -1,4 +1,4 @@
-"""The first room: what fits, recent projects and runs."""
+"""The first screen: fitting tiers, recent projects and runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_what_was_typed_before_a_key_that_leaves_is_in_the_draft():
         await pilot.pause()
         for letter in "quick":
             field.post_message(Key(letter, letter))
-        # As a key with priority does: before the field has seen any of them.
+        # As a key with priority does, before the field has received any of them.
         await app.run_action("ask_quit")
         await until(pilot, lambda: bool(left))
     assert left == ["quick"]

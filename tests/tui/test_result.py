@@ -1,4 +1,4 @@
-"""The result: what was reached, what it cost, what comes next; with any part of it missing."""
+"""The result: metrics, cost and next steps, with any part of it missing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_nothing_beyond_the_events():
         assert not app.screen.query_one("#samples-title").display
         assert not app.screen.query_one("#compile-rate").display
         assert "n/a" in text_of(app, "#foreseen")
-        # Commands that this engine does not have are not offered.
+        # Commands that this engine lacks are not offered.
         from elite_tui.runs.report import _commands
 
         for command in ("export", "generate", "evaluate"):

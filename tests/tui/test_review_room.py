@@ -1,4 +1,4 @@
-"""The review: pre-flight rows as they come in, the files of the run, and what it costs."""
+"""The review: pre-flight rows as they arrive, the run's files, and its cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_rows_come_in_one_after_the_other():
         await until(pilot, lambda: app.state.checks.done)
         await until(pilot, lambda: "1 to know about" in text_of(app, "#verdict"))
         assert "→ compare held-out perplexity" in " ".join(text_of(app, "#rows").split())
-        # Entered again with nothing changed, it is not examined again.
+        # On entry without changes, it is not examined again.
         engine.examine = lambda mapping: iter(())
         app.go("options")
         await until(pilot, lambda: room_of(app) == "options")
@@ -121,7 +121,7 @@ async def test_the_files_by_key_and_button():
 
 
 async def test_the_real_rows_are_those_of_engine_doctor(tmp_path):
-    """Nothing is replaced but the trial step's child, which takes seconds."""
+    """Replaces only the trial step's child process, which takes seconds."""
     from engine.config import from_mapping
     from engine.launch.doctor import examine
 

@@ -46,7 +46,7 @@ def summary(number, **values):
 
 
 def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0):
-    """A run that completed, on disk."""
+    """Writes a completed run to disk."""
     mapping = {
         "data": {"repositories": ["/home/me/shop"]},
         "output": {"directory": str(output), "model_name": name},
@@ -83,7 +83,7 @@ def statuses(app):
     return [str(table.get_row_at(row)[1]) for row in range(table.row_count)]
 
 
-# --- what the list is made of --------------------------------------------------------------------------------
+# --- contents of the list ------------------------------------------------------------------------------------
 
 
 def test_every_word_must_match_somewhere():
@@ -142,7 +142,7 @@ def test_a_comparison_survives_what_is_damaged(tmp_path):
 
 @pytest.fixture
 def three_runs(tmp_path):
-    """Three completed runs of an output folder that is known."""
+    """Makes three completed runs in a known output folder."""
     output = tmp_path / "out"
     remember_output(output)
     return [make_run(output, name, rate=rate) for name, rate in (("alpha", 1e-4), ("beta", 2e-4), ("gamma", 3e-4))]
@@ -244,7 +244,7 @@ async def test_a_live_run_is_not_deleted(three_runs):
         await pilot.press("delete")
         await until(pilot, lambda: len(app._notifications) == 1)
         assert room_of(app) == "runs"
-        # The engine refuses too, had the list been out of date.
+        # The engine refuses too, in case the list is out of date.
         app.run_desk.delete(three_runs[0].id, three_runs[0].path)
         await until(pilot, lambda: len(app._notifications) == 2)
         assert "still active" in " ".join(note.message for note in app._notifications)

@@ -1,4 +1,4 @@
-"""The pictures in assets/screenshots are those that the script draws, and the README shows them."""
+"""The pictures in assets/screenshots match the script's output, and the README shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the palette and the other themes look. `pytest tests/tui/test_snapshots.py --snapshot-update` accepts."""
+"""Snapshots of palette and other themes. `pytest tests/tui/test_snapshots.py --snapshot-update` accepts changes."""
 
 from __future__ import annotations
 

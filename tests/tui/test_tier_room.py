@@ -1,4 +1,4 @@
-"""The tier room: what-if machines, the models that fit, and what would make a tier fit."""
+"""The tier screen: what-if machines, fitting models, and remedies for a tier that does not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_another_card_is_planned_for_and_never_used(tmp_path):
         assert there > (here or 0)
         assert app.state.tiers.value.table.recommended == here
         assert not app.state.draft.mapping().get("training")
-        # Chosen there, but it does not fit here: the run keeps what it has.
+        # Chosen there, but it does not fit here, so the run keeps its tier.
         await pilot.press("enter")
         app.screen.query_one(DataTable).move_cursor(row=10)
         await pilot.press("enter")
@@ -67,7 +67,7 @@ async def test_another_card_is_planned_for_and_never_used(tmp_path):
 
 
 class Slow(FixedEngine):
-    """Plans tiers when it is let."""
+    """Plans tiers only once released."""
 
     def __init__(self, planned):
         super().__init__(gpu_machine())
@@ -138,7 +138,7 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
         await enter(pilot)
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        # Every model is planned: seconds, and on a busy machine more.
+        # Planning every model takes seconds, and longer on a busy machine.
         await until(pilot, lambda: app.state.models.value is not None, 120)
         table = app.screen.query_one(DataTable)
         await until(pilot, lambda: table.row_count == len(catalogue()))
@@ -165,7 +165,7 @@ async def test_a_tier_that_does_not_fit_says_what_would():
 
 
 class Probe:
-    """A probe that was made before."""
+    """A probe with a prepared outcome."""
 
     def __init__(self, outcome):
         self._outcome = outcome
@@ -202,7 +202,7 @@ async def test_a_probe_stands_beside_the_prediction():
         await until(pilot, lambda: "6.00 GiB for 5.00 GiB predicted" in text_of(app, "#verdict"))
         assert "12s for 10s predicted" in text_of(app, "#verdict")
         assert asked[0][:5] == ("probe", "--tier", "2", "--model", "qwen2.5-coder-1.5b")
-        # Another row has not been probed, and another machine cannot be.
+        # Another row has no probe result, and another machine cannot be probed.
         app.screen.query_one(DataTable).move_cursor(row=2)
         await until(pilot, lambda: "probed" not in text_of(app, "#verdict"))
         await pilot.press("w", *"rtx-4090", "enter", "p")
@@ -220,7 +220,7 @@ async def test_a_probe_that_fails_says_so():
         await until(pilot, lambda: "out of [/bold] memory; close what holds it" in text_of(app, "#verdict"))
 
 
-# --- the arithmetic ----------------------------------------------------------------------------------------
+# --- the memory sums ---------------------------------------------------------------------------------------
 
 
 def machine_with_little_ram():

@@ -1,4 +1,4 @@
-"""Each room's main flow and every key of the wizard, on fixed ground."""
+"""Each screen's main flow and every key of the wizard, on fixed data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the wizard's rooms look in meaningful states. `pytest ... --snapshot-update` accepts what is seen."""
+"""Snapshots of the wizard's screens in meaningful states. `pytest ... --snapshot-update` accepts changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ all_sizes = pytest.mark.parametrize("size", SIZES, ids=name_of)
 large_is_slow = pytest.mark.parametrize(
     "size", [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.slow)], ids=name_of
 )
-"""For states in which the large layout shows nothing of its own."""
+"""For states in which the large layout shows nothing different."""
 
 
 @all_sizes
@@ -94,7 +94,7 @@ def test_models(look, size):
         await settled(pilot)
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        # Every model is planned: seconds, and on a busy machine more.
+        # Planning every model takes seconds, and longer on a busy machine.
         await until(pilot, lambda: app.state.models.value is not None, 120)
 
     assert look(app, size, room="tiers", then=ask)
@@ -106,12 +106,12 @@ def test_options_with_problems(look, size):
     app = make_app(values=values)
 
     async def formed(pilot):
-        # The form is mounted after the room, and takes the cursor to its first problem.
+        # The form is mounted after the screen, and focuses its first problem.
         await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
         wrong = app.screen.query("FieldRow.-wrong").first()
         await until(pilot, lambda: wrong.has_focus_within)
         await still(pilot)
-        # How far it scrolled depends on which notes were folded before.
+        # The scroll position depends on the notes wrapped before.
         wrong.scroll_visible(animate=False, top=True, force=True)
 
     assert look(app, size, room="options", then=formed)
@@ -168,7 +168,7 @@ def test_review_with_a_problem(look, size):
 
 
 class Held(FixedEngine):
-    """Answers nothing until it is let go."""
+    """Answers nothing until released."""
 
     def __init__(self) -> None:
         super().__init__(gpu_machine())
