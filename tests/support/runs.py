@@ -28,7 +28,7 @@ WINDOWS = patterned_windows([CONTEXT] * 11 + [20, 3], seed=3)
 
 def run_config(**sections: Mapping[str, Any]) -> RunConfig:
     """Configures six updates of 128 tokens, with dropout, so that the random state matters."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "training": {"context": CONTEXT, "tokens_per_update": 128, "learning_rate": 0.01, "epochs": 1.0},
         "lora": {"rank": 4, "dropout": 0.1},
         "checkpoint": {"keep": 100},
