@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     app = EliteApp(
         AppState(draft=load_draft(args.repo), simulated=args.simulate),
         Engine(simulate=args.simulate),
-        first_room=args.command or "project",
+        first_screen=args.command or "project",
         runs=references,
     )
     farewell = app.run()

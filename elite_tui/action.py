@@ -16,7 +16,7 @@ class Action:
     "One or two words for the footer."
     help: str
     "One sentence for the help page and the palette."
-    rooms: tuple[str, ...] = ()
+    screens: tuple[str, ...] = ()
     "Screens that have this action; empty means all."
     footer: bool = True
     priority: bool = False

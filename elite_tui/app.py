@@ -17,9 +17,9 @@ from elite_tui.format.figures import printable
 from elite_tui.generation.controller import GenerationController
 from elite_tui.messages import Changed
 from elite_tui.redraw_throttle import RedrawThrottle
-from elite_tui.rooms import ROOMS, neighbour
 from elite_tui.runs.controller import RunController
-from elite_tui.screens.room import Watching
+from elite_tui.screen_list import SCREENS, neighbour
+from elite_tui.screens.app_screen import Watching
 from elite_tui.shutdown import farewell, watch_signals
 from elite_tui.state_part import StatePart
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from elite_tui.client.calls import Engine
-    from elite_tui.screens.room import Elite, RoomScreen
+    from elite_tui.screens.app_screen import AppScreen, Elite
     from elite_tui.state import AppState
 
 THEME = "theme"
@@ -43,10 +43,10 @@ PACED = frozenset({StatePart.RUN, StatePart.SNAPSHOTS})
 "Parts of the state that change by themselves; RedrawThrottle limits how often they are drawn."
 
 
-def build_room(name: str, elite: Elite) -> RoomScreen:
+def build_screen(name: str, elite: Elite) -> AppScreen:
     """Creates a screen; imports its module on first use."""
     module = importlib.import_module(f"elite_tui.screens.{name}")
-    screen: RoomScreen = getattr(module, ROOMS[name].screen)(elite)
+    screen: AppScreen = getattr(module, SCREENS[name].screen)(elite)
     return screen
 
 
@@ -70,7 +70,7 @@ class EliteApp(App[str]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012
 
     def __init__(
-        self, state: AppState, engine: Engine, *, first_room: str = "project", runs: Sequence[str | None] = (None,)
+        self, state: AppState, engine: Engine, *, first_screen: str = "project", runs: Sequence[str | None] = (None,)
     ) -> None:
         super().__init__()
         for theme in THEMES:
@@ -83,16 +83,16 @@ class EliteApp(App[str]):
         self.run_desk = RunController(self, state, self.client)
         self.generation_desk = GenerationController(self, state.generation, engine)
         self._throttle = RedrawThrottle(self, self._draw)
-        self._first_room = first_room
+        self._first_screen = first_screen
         self._runs = runs
         "References of the runs to open if the first screen is the monitor; None is the newest."
-        self._room = first_room
+        self._screen_name = first_screen
 
     def on_mount(self) -> None:
         """Shows the first screen; imports the engine after the first frame."""
         if not self.is_headless:
             watch_signals(self.leave, self.drafting.save)
-        self.push_screen(build_room(self._first_room, self))
+        self.push_screen(build_screen(self._first_screen, self))
         self.call_after_refresh(self._begin)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -101,30 +101,30 @@ class EliteApp(App[str]):
 
     def _begin(self) -> None:
         self.client.start(self.controller.disk_path)
-        if self._first_room == "monitor":
+        if self._first_screen == "monitor":
             self.run_desk.open(self._runs)
             return
-        if self._first_room != "runs":
+        if self._first_screen != "runs":
             self.controller.begin()
         self.run_desk.ask_runs()
 
     # --- screens -------------------------------------------------------------------------------------------
 
     @property
-    def room(self) -> str:
+    def screen_name(self) -> str:
         """Name of the current screen."""
-        return self._room
+        return self._screen_name
 
     def go(self, name: str) -> None:
         """Switches to a screen; one that shows a run needs an open run."""
-        if (ROOMS[name].needs_run and self.state.run is None) or name == self._room:
+        if (SCREENS[name].needs_run and self.state.run is None) or name == self._screen_name:
             return
-        self._room = name
-        self.switch_screen(build_room(name, self))
+        self._screen_name = name
+        self.switch_screen(build_screen(name, self))
 
     def step(self, offset: int) -> None:
         """Moves `offset` screens along the trail, once pending typing has reached the draft."""
-        after_typing(self, lambda: self.go(neighbour(self._room, offset)))
+        after_typing(self, lambda: self.go(neighbour(self._screen_name, offset)))
 
     def begin_wizard(self) -> None:
         """Switches to the first screen; reads machine and repository if not done yet."""
@@ -199,7 +199,7 @@ class EliteApp(App[str]):
         from elite_tui.screens.help import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self._room))
+            self.push_screen(HelpScreen(self._screen_name))
 
     def action_show_runs(self) -> None:
         """Switches to the list of runs."""
@@ -245,11 +245,11 @@ class EliteApp(App[str]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Yields the actions available on the current screen for the command palette."""
         for action in ACTIONS:
-            if action.name == "command_palette" or (action.rooms and self._room not in action.rooms):
+            if action.name == "command_palette" or (action.screens and self._screen_name not in action.screens):
                 continue
-            if action.rooms and not screen.check_action(action.name, ()):
+            if action.screens and not screen.check_action(action.name, ()):
                 continue
-            node = screen if action.rooms else self
+            node = screen if action.screens else self
             yield SystemCommand(action.label, action.help, getattr(node, f"action_{action.name}"))
 
     def _fatal_error(self) -> None:

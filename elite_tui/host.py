@@ -19,7 +19,7 @@ class Host(Protocol):
     """Workers, timers, messages, notices and navigation between screens."""
 
     @property
-    def room(self) -> str:
+    def screen_name(self) -> str:
         """Name of the current screen."""
 
     def go(self, name: str) -> None:

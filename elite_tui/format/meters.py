@@ -180,9 +180,9 @@ def _clock(gpu: GpuSample) -> str:
 
 def draw(device: Device, width: int) -> Content:
     """Draws a device's title, levels and note. With enough width, each level's history stands beside it."""
-    room = width - LABEL_WIDTH - SHARE_WIDTH - FIGURES_WIDTH - 2
-    bar_width = max(SHORTEST_BAR, min(LONGEST_BAR, room - SHORTEST_HISTORY - 1 if room > 34 else room))
-    history_width = room - bar_width - 1
+    free = width - LABEL_WIDTH - SHARE_WIDTH - FIGURES_WIDTH - 2
+    bar_width = max(SHORTEST_BAR, min(LONGEST_BAR, free - SHORTEST_HISTORY - 1 if free > 34 else free))
+    history_width = free - bar_width - 1
     shown = history_width if history_width >= SHORTEST_HISTORY else 0
     lines = [Content.styled(device.title, "bold"), *(_line(level, bar_width, shown) for level in device.levels)]
     if device.note:

@@ -51,11 +51,11 @@ def row_line(row: Optimization, state: OptimizationState, width: int) -> Content
     for text in (signed_bytes(state.gpu_bytes), signed_bytes(state.host_bytes), signed_duration(state.step_seconds)):
         style = "$text-success" if text.startswith("−") else "$text-warning" if text else ""
         effects = effects.append(Content.styled(f"{text:>{_EFFECT_WIDTH}} ", style))
-    room = width - effects.cell_length
-    if line.cell_length + chosen.cell_length < room:
+    free = width - effects.cell_length
+    if line.cell_length + chosen.cell_length < free:
         line = line.append(chosen)
-    line = line.truncate(room - 1, ellipsis=True)
-    return Content.assemble(line.pad_right(room - line.cell_length), effects)
+    line = line.truncate(free - 1, ellipsis=True)
+    return Content.assemble(line.pad_right(free - line.cell_length), effects)
 
 
 def _chosen_by(state: OptimizationState) -> str:

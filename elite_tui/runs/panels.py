@@ -151,8 +151,8 @@ def _ended_lines(view: RunView, width: int) -> list[Content]:
 def _bar_line(head: str, share: float | None, tails: Sequence[str], width: int, style: str) -> Content:
     """Formats head, bar, share and the longest tail that fits; bars of several lines are aligned."""
     cells = max(8, min(60, (width - HEAD) * 2 // 5 - 8))
-    room = width - HEAD - cells - len("  100%   ")
-    tail = next((tail for tail in tails if len(tail) <= room), tails[-1])
+    free = width - HEAD - cells - len("  100%   ")
+    tail = next((tail for tail in tails if len(tail) <= free), tails[-1])
     done = round(cells * min(1.0, max(0.0, share))) if share is not None else 0
     return Content.assemble(
         f"{head[: HEAD - 1]:<{HEAD}}",

@@ -218,8 +218,8 @@ def samples(report: RunReport | None, width: int) -> list[Content]:
 
 
 def _beside(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
-    room = (width - 3 * (len(parts) - 1)) // len(parts)
-    columns = [[title, *_code(text, room)] for title, _, text in parts]
+    free = (width - 3 * (len(parts) - 1)) // len(parts)
+    columns = [[title, *_code(text, free)] for title, _, text in parts]
     lines = []
     for row in range(max(len(column) for column in columns)):
         cells = []
@@ -227,7 +227,7 @@ def _beside(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
             content = (
                 Content.styled(column[row], f"bold {style}" if row == 0 else "") if row < len(column) else Content("")
             )
-            cells.append(content.pad_right(max(0, room - content.cell_length)))
+            cells.append(content.pad_right(max(0, free - content.cell_length)))
         lines.append(Content(" │ ").join(cells))
     return lines
 

@@ -9,12 +9,12 @@ from rich.text import Text
 from textual.content import Content
 from textual.widgets import DataTable
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable
 from elite_tui.runs.curves import STYLES, overlay
 from elite_tui.runs.open_runs import short_title
 from elite_tui.runs.panels import state_mark
-from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.screens.chart_screen import ChartScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 BEST = "★"
 
 
-class CompareScreen(ChartRoom):
+class CompareScreen(ChartScreen):
     """Screen that compares runs."""
 
     ROOM = "compare"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "compare.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the list of runs, the chart and the table."""
         yield Lines(id="who")
         yield ChoiceBar(id="chart-tabs")

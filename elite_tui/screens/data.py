@@ -9,11 +9,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format import data as data_words
 from elite_tui.format.figures import printable
 from elite_tui.format.layout import line_bar
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from engine.config import field_spec
@@ -37,14 +37,14 @@ PARTS = ("in", "out", "windows", "secrets", "twins")
 _BAR = 30
 
 
-class DataScreen(WizardRoom):
+class DataScreen(WizardScreen):
     """Screen of the dataset."""
 
     ROOM = "data"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "data.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the settings, the summary, and five sections in two columns."""
         with Horizontal(id="asked"):
             for path, label in LABELS.items():

@@ -9,10 +9,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Input, Static, TextArea
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import duration_in_words, printable
 from elite_tui.generation.answers import SIDES
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 from engine.errors import EliteError
 
@@ -30,14 +30,14 @@ LONGEST = 200_000
 """Maximum characters of a file loaded into the editor."""
 
 
-class GenerateScreen(RoomScreen):
+class GenerateScreen(AppScreen):
     """Screen to try a result."""
 
     ROOM = "generate"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "generate.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the prompt, its source and settings, and both answers side by side."""
         state = self.state.generation
         state.begin(str(self.state.run_path))
@@ -93,7 +93,7 @@ class GenerateScreen(RoomScreen):
         if state.problem:
             return Content.assemble(("✗ ", "$text-error"), printable(state.problem))
         words = {
-            "closed": "f5 loads both models and writes; leaving the room lets them go",
+            "closed": "f5 loads both models and writes; leaving the screen unloads them",
             "loading": "loading the models …",
             "ready": f"ready on {printable(state.device)}",
             "writing": f"writing on {printable(state.device)} …",

@@ -9,11 +9,11 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable
 from elite_tui.format.machine import inventory, libraries, measured
 from elite_tui.format.meters import devices, draw
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 DRAWN_FROM = frozenset({StatePart.MACHINE, StatePart.PROFILE, StatePart.MEASURING})
 
 
-class HardwareScreen(WizardRoom):
+class HardwareScreen(WizardScreen):
     """Screen of the machine."""
 
     ROOM = "hardware"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "hardware.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes levels and measurements, with inventory and libraries beside or below them."""
         with VerticalScroll(id="machine", can_focus=True):
             with Vertical(id="live"):

@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 from elite_tui.format.figures import context_in_words, duration_in_words, parameters_in_words
 from elite_tui.format.tiers import epoch_seconds, machine_in_words
 from elite_tui.messages import Changed
-from elite_tui.screens.room import Watching
+from elite_tui.screens.app_screen import Watching
 from elite_tui.state_part import StatePart
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.runs.curves import CHARTS, RunCurves
 from elite_tui.runs.panels import figures, notice_line, progress_lines, state_mark, status_line
-from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.screens.chart_screen import ChartScreen
 from elite_tui.screens.run_commands import RunCommands
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice, ChoiceBar
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from elite_tui.runs.open_runs import OpenRun
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
 from elite_tui.state_part import Parts, StatePart
 
 SMALL_CHARTS = 4
 "Small charts beneath the large one, if they fit."
 
 
-class MonitorScreen(RunCommands, ChartRoom):
+class MonitorScreen(RunCommands, ChartScreen):
     """Screen of a run."""
 
     ROOM = "monitor"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "monitor.tcss"
 
     def __init__(self, elite: Elite) -> None:
@@ -51,7 +51,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         self._drawn: tuple[object, ...] = ()
         "Inputs of the drawn charts; progress inside a step changes none of them."
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes tabs, status, progress, charts beside figures, log beside events."""
         yield ChoiceBar(id="run-tabs")
         yield Lines(id="status")

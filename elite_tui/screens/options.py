@@ -9,11 +9,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Input, OptionList, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
 from elite_tui.format.optimizations import detail
 from elite_tui.format.tiers import summary
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
@@ -34,17 +34,17 @@ VIEW = "options.view"
 "Key under which the draft keeps the current view."
 
 
-class OptionsScreen(WizardRoom):
+class OptionsScreen(WizardScreen):
     """Screen of all settings beside model and context."""
 
     ROOM = "options"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "options.tcss"
 
     _before: Plans | None = None
     "The plan before the last switch, as the baseline of the shown changes."
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict, the presets, the list with its details, and the form that replaces them."""
         yield Static(id="verdict", markup=False)
         with Vertical(id="switches"):

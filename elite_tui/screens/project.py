@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.suggester import SuggestFromList
 from textual.widgets import Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import (
     bytes_in_words,
     context_in_words,
@@ -23,7 +23,7 @@ from elite_tui.format.figures import (
 )
 from elite_tui.format.layout import line_bar
 from elite_tui.format.tiers import epoch_seconds, machine_in_words
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
     from elite_tui.state import AppState
     from engine.models.spec import ModelSpec
 
@@ -50,18 +50,18 @@ WIDEST = 56
 "Maximum cells of a language's line."
 
 
-class ProjectScreen(WizardRoom):
+class ProjectScreen(WizardScreen):
     """First screen of the wizard."""
 
     ROOM = "project"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "project.tcss"
 
     def __init__(self, elite: Elite) -> None:
         super().__init__(elite)
         self._models: Mapping[str, ModelSpec] = {}
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the form and recent projects beside the repository's facts and fitting tiers."""
         with Horizontal(id="columns"):
             with Vertical(id="asked"):

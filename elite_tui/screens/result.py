@@ -8,9 +8,9 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.runs import result_panels
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 DRAWN_FROM = frozenset({StatePart.RUN, StatePart.REPORT})
 
 
-class ResultScreen(RoomScreen):
+class ResultScreen(AppScreen):
     """Screen of a run's results."""
 
     ROOM = "result"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "result.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict, quality beside cost, places beside next steps, and samples."""
         with VerticalScroll(id="result", can_focus=True):
             yield Static(id="verdict", markup=False)

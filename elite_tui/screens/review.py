@@ -10,9 +10,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
-from elite_tui.screens.room import WizardRoom
+from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
@@ -32,14 +32,14 @@ VIEW = "review.view"
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.TIERS, StatePart.PREFLIGHT, StatePart.CHECKS})
 
 
-class ReviewScreen(WizardRoom):
+class ReviewScreen(WizardScreen):
     """Last screen before the run."""
 
     ROOM = "review"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "review.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict and cost, the pre-flight rows beside the run's files, and the start button."""
         yield Static(id="verdict", markup=False)
         yield Static(id="cost", markup=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import ConfirmScreen
-from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
 
 COMMAND_OF_ACTION = {
     "pause": "Pause",
@@ -20,7 +20,7 @@ COMMAND_OF_ACTION = {
 }
 
 
-class RunCommands(RoomScreen):
+class RunCommands(AppScreen):
     """Mixin of screens that show the current run."""
 
     def __init__(self, elite: Elite) -> None:

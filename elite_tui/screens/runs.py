@@ -13,18 +13,18 @@ from textual.binding import Binding
 from textual.content import Content
 from textual.widgets import DataTable, Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, number_in_words, printable
 from elite_tui.runs.comparison import LETTERS
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import TypedConfirmScreen
-from elite_tui.screens.room import RoomScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
     from engine.runs.run_summary import RunSummary
 
 STATUS_MARKS = {
@@ -115,11 +115,11 @@ class RunTable(DataTable[str | Text]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
 
 
-class RunsScreen(RoomScreen):
+class RunsScreen(AppScreen):
     """Screen with the list of runs."""
 
     ROOM = "runs"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "runs.tcss"
 
     def __init__(self, elite: Elite) -> None:
@@ -130,7 +130,7 @@ class RunsScreen(RoomScreen):
         "Paths of the marked runs, in the order of marking."
         self._shown: list[RunSummary] = []
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes a summary line, the filter, and the table."""
         yield Static(id="about", markup=False)
         yield Input(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)

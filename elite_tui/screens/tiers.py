@@ -10,10 +10,10 @@ from textual.content import Content
 from textual.suggester import SuggestFromList
 from textual.widgets import DataTable, Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable, whole_gibibytes
 from elite_tui.format.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
-from elite_tui.screens.room import WizardRoom
+from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
@@ -49,16 +49,16 @@ ASIDE_FROM = 160
 "Width from which the time stands below the table, outside the memory pane."
 
 
-class TiersScreen(WizardRoom):
+class TiersScreen(WizardScreen):
     """Screen of the model and its context."""
 
     ROOM = "tiers"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "tiers.tcss"
     AUTO_FOCUS = ""
     "Focus is set once the table has rows; until then keys would go to the first field."
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Composes the inputs, the choice, the table, and the sums for the row under the cursor."""
         draft = self.state.draft
         with Horizontal(id="asked"):

@@ -106,7 +106,7 @@ def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Cont
     total = sum(part.bytes for part in parts)
     name_width = max(len(printable(part.name)) for part in parts)
     indent = 2 + _SIZE_WIDTH + _SHARE_WIDTH + 2
-    room = max(20, width - indent)
+    free = max(20, width - indent)
     lines = []
     for index, part in enumerate(parts):
         fill, style = key_of(index)
@@ -120,7 +120,7 @@ def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Cont
         if indent + name_width + FORMULA_GAP + formula.cell_length <= width:
             lines.append(Content.assemble(head, f"{name:<{name_width}}", " " * FORMULA_GAP, formula))
             continue
-        pieces = [*Content(name).wrap(room), *formula.wrap(room)]
+        pieces = [*Content(name).wrap(free), *formula.wrap(free)]
         lines += [(head if at == 0 else Content(" " * indent)).append(piece) for at, piece in enumerate(pieces)]
     lines.append(Content.styled("  " + "─" * _SIZE_WIDTH, "$muted"))
     lines.append(

@@ -39,9 +39,9 @@ class Gauge(Widget):
     @property
     def bar_width(self) -> int:
         """Cells of the bar. If the figures do not fit, the bar takes their place."""
-        room = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
-        with_figures = room - self._figures_width - 1
-        return with_figures if with_figures >= SHORTEST_BAR else max(1, room)
+        free = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
+        with_figures = free - self._figures_width - 1
+        return with_figures if with_figures >= SHORTEST_BAR else max(1, free)
 
     def render(self) -> Content:
         """Renders label, bar, share and figures in one line."""

@@ -60,10 +60,10 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
 
     def fold(self, gutter: str, kind: str, text: str) -> Iterable[Row]:
         """Wraps a line to rows; the gutter of all but the first is blank."""
-        room = max(1, self.line_width - len(gutter))
+        free = max(1, self.line_width - len(gutter))
         rest = printable(text)
-        while cell_len(rest) > room:
-            piece = chop_cells(rest, room)[0]
+        while cell_len(rest) > free:
+            piece = chop_cells(rest, free)[0]
             # At a word's end, unless that would leave half of the row blank.
             space = piece.rfind(" ") if not rest[len(piece) :].startswith(" ") else -1
             piece = piece[:space] if space > len(piece) // 2 else piece

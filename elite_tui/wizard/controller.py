@@ -203,7 +203,7 @@ class WizardController:
         self.stop_reading()
         self._state.data.settle_nothing()
         self._host.tell(StatePart.DATA)
-        if self._host.room == "data":
+        if self._host.screen_name == "data":
             self._rereading.ask(self.read_data)
 
     def read_data(self) -> None:

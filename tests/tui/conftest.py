@@ -26,11 +26,11 @@ def ground(tmp_path, monkeypatch):
 def look(snap_compare):
     """Compares an app's screen with its snapshot, once all requests are answered."""
 
-    def compare(app, size, *, room=None, then=None):
+    def compare(app, size, *, screen_name=None, then=None):
         async def before(pilot):
             await settled(pilot)
-            if room is not None:
-                app.go(room)
+            if screen_name is not None:
+                app.go(screen_name)
                 await pilot.pause()
             if then is not None:
                 await then(pilot)

@@ -251,7 +251,7 @@ class FixedEngine(Engine):
 
 
 def make_app(
-    room: str = "project",
+    screen_name: str = "project",
     *,
     machine: Machine | None = None,
     handle: RunHandle | None = None,
@@ -266,13 +266,13 @@ def make_app(
     app = EliteApp(
         AppState(draft=draft, clock=lambda: START + 100),
         engine or FixedEngine(machine or gpu_machine(), handle),
-        first_room=room if room in ("monitor", "runs") else "project",
+        first_screen=screen_name if screen_name in ("monitor", "runs") else "project",
     )
     app.animation_level = "none"
     return app
 
 
-def room_of(app: EliteApp) -> str:
+def screen_of(app: EliteApp) -> str:
     """Returns the name of the current screen."""
     return app.screen.ROOM  # type: ignore[attr-defined]
 

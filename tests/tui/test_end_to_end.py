@@ -18,7 +18,7 @@ from elite_tui.widgets.field_row import FieldRow
 from elite_tui.wizard.draft import Draft
 from engine.launch.handle import RunHandle
 from engine.runs.run_index import find_run, list_runs
-from tests.tui.support import make_app, room_of, settled, text_of, until
+from tests.tui.support import make_app, screen_of, settled, text_of, until
 from tests.tui.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ async def type_into(pilot, path, text):
     await until(pilot, lambda: control.value == text)
 
 
-async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
+async def test_from_the_first_screen_to_the_result(repository, tmp_path, one_thread):
     """Replaces nothing: repository, machine, plan, preflight, process, training and journal are real."""
     app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
     app.animation_level = "none"
@@ -80,7 +80,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await pilot.press("ctrl+n")
         await until(pilot, lambda: app.state.tiers.value is not None)
         await pilot.press("ctrl+n")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         await pilot.press("f4")
         await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
@@ -93,7 +93,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: app.state.preflight.value is not None)
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
+        await until(pilot, lambda: screen_of(app) == "monitor", seconds=60)
         await until(pilot, lambda: app.state.run.step, seconds=120)
         await until(pilot, lambda: "train n/a" not in app.screen.query_one(LineChart).plain, seconds=60)
         await until(pilot, lambda: app.state.run.ended, seconds=120)
@@ -101,7 +101,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         assert app.state.run.state == "completed"
         assert len(app.state.run.history.steps) == 3
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         assert "✓ completed" in text_of(app, "#verdict")
         assert "lower" in text_of(app, "#perplexity") or "higher" in text_of(app, "#perplexity")
         assert (app.state.run_path / "adapter" / "adapter_model.safetensors").is_file()
@@ -123,9 +123,9 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for room in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
+        for screen_name in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
             terminal.press(b"\x0e")
-            terminal.wait_for(lambda room=room: room in terminal.text, 60)
+            terminal.wait_for(lambda screen_name=screen_name: screen_name in terminal.text, 60)
         terminal.press(b"\x13")
         terminal.wait_for(lambda: any(run.step >= 1 for run in list_runs()), 180)
         os.kill(terminal.process.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from elite_tui.runs.result_panels import samples
 from engine.launch.handle import RunHandle
 from engine.runs.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
-from tests.tui.support import Replay, copy_recording, make_app, room_of, settled, text_of, until
+from tests.tui.support import Replay, copy_recording, make_app, screen_of, settled, text_of, until
 
 EVALUATION = {
     "perplexity_before": 60.34,
@@ -37,7 +37,7 @@ async def shown(pilot, run):
     await settled(pilot)
     await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
     await pilot.press("enter")
-    await until(pilot, lambda: room_of(app) == "result")
+    await until(pilot, lambda: screen_of(app) == "result")
     await until(pilot, lambda: app.state.report.value is not None and not app.state.report.loading)
 
 

@@ -20,7 +20,7 @@ from engine.protocol import CommandAcked, RunFailed
 from engine.runs.access import Access
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START, gpu_run, recorded
-from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, room_of, until
+from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, screen_of, until
 
 SMALL, USUAL, LARGE = (80, 24), (120, 36), (200, 60)
 GPU_RUN = "20260104-100000-billing-77ab"
@@ -359,7 +359,7 @@ def test_comparison(look, size):
     async def compare(pilot):
         await until(pilot, lambda: bool(pilot.app.state.runs.value))
         await pilot.press("space", "space", "space", "c")
-        await until(pilot, lambda: room_of(pilot.app) == "compare" and pilot.app.state.comparison.value is not None)
+        await until(pilot, lambda: screen_of(pilot.app) == "compare" and pilot.app.state.comparison.value is not None)
         await pilot.press("right_square_bracket", "right_square_bracket", "right_square_bracket")
 
     assert look(make_app("runs", engine=engine), size, then=compare)

@@ -21,7 +21,7 @@ from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import remember_output
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START
-from tests.tui.support import make_app, room_of, settled, text_of, until
+from tests.tui.support import make_app, screen_of, settled, text_of, until
 
 SIZE = (140, 40)
 
@@ -188,7 +188,7 @@ async def test_comparing_marked_runs(three_runs):
         await pilot.press("space", "space")
         assert "◉ 2 marked" in text_of(app, "#about")
         await pilot.press("c")
-        await until(pilot, lambda: room_of(app) == "compare")
+        await until(pilot, lambda: screen_of(app) == "compare")
         await until(pilot, lambda: app.screen.query_one(DataTable).row_count > 12)
         legend = text_of(app, "#chart").splitlines()[0]
         assert "A " in legend
@@ -203,7 +203,7 @@ async def test_comparing_marked_runs(three_runs):
         await pilot.press("f5")
         await settled(pilot)
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "runs")
+        await until(pilot, lambda: screen_of(app) == "runs")
         await settled(pilot)
 
 
@@ -220,7 +220,7 @@ async def test_deleting_asks_for_the_name(three_runs):
         await pilot.press(*"nope", "enter")
         assert isinstance(app.screen, TypedConfirmScreen)
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "runs")
+        await until(pilot, lambda: screen_of(app) == "runs")
         assert target.path.is_dir()
         await pilot.press("delete")
         await until(pilot, lambda: isinstance(app.screen, TypedConfirmScreen))
@@ -243,7 +243,7 @@ async def test_a_live_run_is_not_deleted(three_runs):
         assert statuses(app) == ["● starting"] * 3
         await pilot.press("delete")
         await until(pilot, lambda: len(app._notifications) == 1)
-        assert room_of(app) == "runs"
+        assert screen_of(app) == "runs"
         # The engine refuses too, in case the list is out of date.
         app.run_desk.delete(three_runs[0].id, three_runs[0].path)
         await until(pilot, lambda: len(app._notifications) == 2)
@@ -271,4 +271,4 @@ async def test_a_list_that_cannot_be_read():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "run directory /[/x] is damaged" in text_of(app, "#about"))
         await pilot.press("delete", "space", "c", "enter", "o", "O", "escape")
-        assert room_of(app) == "runs"
+        assert screen_of(app) == "runs"

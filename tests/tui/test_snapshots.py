@@ -20,16 +20,16 @@ def test_palette(look):
     assert look(make_app(values=MODEL), USUAL, then=ask)
 
 
-@pytest.mark.parametrize("room", ["tiers", "monitor"])
-def test_light_theme(look, room):
+@pytest.mark.parametrize("screen_name", ["tiers", "monitor"])
+def test_light_theme(look, screen_name):
     app = make_app(
-        "monitor" if room == "monitor" else "project",
+        "monitor" if screen_name == "monitor" else "project",
         machine=gpu_machine(),
-        handle=half_way() if room == "monitor" else None,
+        handle=half_way() if screen_name == "monitor" else None,
         values=MODEL,
     )
     app.theme = LIGHT.name
-    assert look(app, USUAL, room=room if room != "monitor" else None)
+    assert look(app, USUAL, screen_name=screen_name if screen_name != "monitor" else None)
 
 
 def test_no_colour(look, monkeypatch):

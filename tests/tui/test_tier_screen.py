@@ -21,7 +21,7 @@ from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.memory import Part
 from engine.plan.planner import plan_context
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
 SMALL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -32,10 +32,10 @@ def text_of(app, selector):
     return str(app.screen.query_one(selector, Static).content)
 
 
-async def enter(pilot, room="tiers"):
+async def enter(pilot, screen_name="tiers"):
     await settled(pilot)
-    pilot.app.go(room)
-    await until(pilot, lambda: room_of(pilot.app) == room and pilot.app.screen.is_mounted)
+    pilot.app.go(screen_name)
+    await until(pilot, lambda: screen_of(pilot.app) == screen_name and pilot.app.screen.is_mounted)
     await settled(pilot)
 
 
@@ -84,7 +84,7 @@ async def test_keys_wait_for_the_table_while_its_plans_are_made():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.state.tiers.loading)
         app.go("tiers")
-        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
         table = app.screen.query_one(DataTable)
         await until(pilot, lambda: table.loading)
         await pilot.press("x", "y")
@@ -101,7 +101,7 @@ async def test_a_field_keeps_the_keys_when_the_plans_are_there():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.state.tiers.loading)
         app.go("tiers")
-        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
         await pilot.press("w")
         planned.set()
         await settled(pilot)
@@ -150,7 +150,7 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
         await pilot.press("escape")
-        assert room_of(app) == "tiers"
+        assert screen_of(app) == "tiers"
 
 
 async def test_a_tier_that_does_not_fit_says_what_would():

@@ -56,8 +56,8 @@ class Watching:
     """A screen that receives `Changed` for every change of the state."""
 
 
-class RoomScreen(Watching, Screen[None]):
-    """One screen. Subclasses compose its content (`compose_room`) and draw it from the state (`show`)."""
+class AppScreen(Watching, Screen[None]):
+    """One screen. Subclasses compose its content (`compose_body`) and draw it from the state (`show`)."""
 
     ROOM: ClassVar[str]
 
@@ -69,11 +69,11 @@ class RoomScreen(Watching, Screen[None]):
     def compose(self) -> ComposeResult:
         """Composes trail, content and footer."""
         yield Trail(self.ROOM, has_run=self.state.run is not None)
-        with Vertical(id="room"):
-            yield from self.compose_room()
+        with Vertical(id="content"):
+            yield from self.compose_body()
         yield KeyBar(show_command_palette=False)
 
-    def compose_room(self) -> Iterable[Widget]:
+    def compose_body(self) -> Iterable[Widget]:
         """Yields the screen's widgets."""
         raise NotImplementedError
 
@@ -92,11 +92,11 @@ class RoomScreen(Watching, Screen[None]):
             self.query_one(Trail).show(has_run=self.state.run is not None)
 
     @on(TrailStep.Chosen)
-    def _room_chosen(self, message: TrailStep.Chosen) -> None:
-        self.elite.go(message.room)
+    def _screen_chosen(self, message: TrailStep.Chosen) -> None:
+        self.elite.go(message.screen_name)
 
 
-class WizardRoom(RoomScreen):
+class WizardScreen(AppScreen):
     """A screen of the wizard. Its fields edit the draft; its buttons move along the trail."""
 
     def steps(self, *before: Widget, back: bool = True) -> Horizontal:

@@ -14,7 +14,7 @@ from elite_tui.format import data as data_words
 from elite_tui.widgets.field_row import FieldRow
 from engine import errors
 from tests.tui.reports import REPORT
-from tests.tui.support import FixedEngine, cpu_machine, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
 
@@ -26,7 +26,7 @@ def text_of(app, selector):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("data")
-    await until(pilot, lambda: room_of(pilot.app) == "data" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "data" and pilot.app.screen.is_mounted)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_entered_again_nothing_is_read_again():
         await until(pilot, lambda: app.state.data.value is not None)
         engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(AssertionError)
         app.go("options")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         await enter(pilot)
         assert app.state.data.value is REPORT
 

@@ -10,12 +10,12 @@ from textual import on
 from elite_tui.plot.smoothing import WEIGHTS
 from elite_tui.plot.viewport import Viewport
 from elite_tui.runs.curves import Look
-from elite_tui.screens.room import Elite, RoomScreen
+from elite_tui.screens.app_screen import AppScreen, Elite
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice
 
 
-class ChartRoom(RoomScreen):
+class ChartScreen(AppScreen):
     """Base of screens with charts. Subclasses draw them in `draw_charts`; all charts show the same stretch."""
 
     def __init__(self, elite: Elite) -> None:

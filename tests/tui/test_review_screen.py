@@ -10,7 +10,7 @@ from elite_tui.screens.review import hours_in_words
 from elite_tui.wizard.checks import Checks, in_words
 from engine import errors
 from engine.launch.doctor import NAMES, Check
-from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
 
@@ -22,7 +22,7 @@ def text_of(app, selector):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("review")
-    await until(pilot, lambda: room_of(pilot.app) == "review" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "review" and pilot.app.screen.is_mounted)
 
 
 async def test_rows_come_in_one_after_the_other():
@@ -48,9 +48,9 @@ async def test_rows_come_in_one_after_the_other():
         # On entry without changes, it is not examined again.
         engine.examine = lambda mapping: iter(())
         app.go("options")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         app.go("review")
-        await until(pilot, lambda: room_of(app) == "review")
+        await until(pilot, lambda: screen_of(app) == "review")
         assert app.state.checks.done
 
 
