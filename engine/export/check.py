@@ -182,7 +182,7 @@ def _base(source: Source) -> Any:
 
 
 def _whole(model: Any) -> Any:
-    """Disables 4-bit products: they run in the CPU's fastest format, while the export runs in fp32."""
+    """Dequantises a 4-bit model: its products run in the CPU's fastest format, those of an export in fp32."""
     return model.dequantize() if getattr(model, "is_quantized", False) else model
 
 
