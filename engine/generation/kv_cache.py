@@ -50,7 +50,7 @@ class PagedKvCache:
         """Does nothing: pages are fetched on demand, on the compute stream."""
 
     def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeyValueReader. Shapes (stop - start, kv_heads, head_dim)."""
+        """See KeyValueReader. Shapes (1, kv_heads, stop - start, head_dim)."""
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         at = start
         while at < stop:

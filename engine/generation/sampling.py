@@ -26,7 +26,7 @@ class Sampling:
 def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Returns the probabilities that a token is drawn by. Shape (vocabulary,), like `logits`; fp64.
 
-    Nucleus sampling (arXiv 1904.09751, section 3.1) keeps the token that passes `top_p`, so that there always is one.
+    Nucleus sampling (arXiv 1904.09751) keeps the token that passes `top_p`, so that there always is one.
 
     Args:
         logits: Shape (vocabulary,).
