@@ -66,7 +66,7 @@ def hosts_of(config: RunConfig, gpus: int) -> list[Host]:
     """Returns the hosts that a configuration names; this one alone where it names none.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         gpus: Ranks on this host.
 
     Raises:

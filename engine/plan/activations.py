@@ -27,7 +27,7 @@ class PeakCandidate:
 
     phase: Phase
     at: str
-    "Description for people."
+    "Stage of the phase, in words."
     token: Held
     "Bytes per token of the tile, or of the window where it is computed whole."
     key: Held = ()

@@ -26,7 +26,7 @@ class Choice:
     context: int
     plan: TierPlan
     note: str
-    "One sentence for people."
+    "One sentence for the user."
 
 
 def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
@@ -40,7 +40,7 @@ def request_of_run(
     """Builds the planner's request from a configuration and a machine.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         machine: This host with every GPU that the run may use; in a rank, the least that any rank of a host has.
         spec: The model.
         repository_tokens: Tokens to train on; None is unknown.

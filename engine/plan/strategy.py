@@ -22,7 +22,7 @@ def ranks_to_start(config: RunConfig, machine: Machine | None = None) -> Ranks:
     """Returns the ranks that a launcher starts. A rank learns their number from its launcher (`ProcessGroup.ranks`).
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         machine: This host with every GPU that the run may use; None: detect it, where the answer depends on it.
 
     Raises:
@@ -62,7 +62,7 @@ def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed:
     """Chooses the strategy by which `ranks` processes share the work of an update.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         spec: The model.
         ranks: Number of processes.
         streamed: Whether the plan streams windows tile by tile.
