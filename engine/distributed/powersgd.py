@@ -72,7 +72,7 @@ class PowerSgd:
         """Yields stacks of indices of matrices of one shape that are worth compressing."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, gradient in enumerate(gradients):
-            # The flattened form of a non-contiguous gradient is a copy, so that the sum would not be written back.
+            # The flattened form of a non-contiguous gradient may be a copy, which would not write back the sum.
             if self._is_worth(gradient) and gradient.is_contiguous():
                 rows, columns = gradient.flatten(1).shape
                 groups.setdefault((rows, columns, gradient.dtype, gradient.device), []).append(index)

@@ -90,7 +90,7 @@ class UlyssesExchange:
         return found.view(-1, x.shape[1] // size, x.shape[2])
 
     def _scatter(self, x: Tensor) -> Tensor:
-        """Inverse of `_gather`: exchanges (all tokens, a share of the heads, d) for (own tokens, heads, d)."""
+        """Inverts `_gather`, and exchanges (all tokens, a share of the heads, d) for (own tokens, heads, d)."""
         size, mine = self._group.size, self._rows[self._group.rank]
         width = x.shape[1] * x.shape[2]
         found = x.new_empty(size * mine * width)

@@ -230,7 +230,7 @@ class TileAttention:
     # --- keys and values restored in the backward pass -------------------------------------------------------
 
     def reach(self, layer: int) -> int | None:
-        """Earlier tiles whose keys are restored just before a tile; None where the whole layer is restored first."""
+        """Counts the earlier tiles whose keys are restored just before a tile; None where all come first."""
         store = self._of_layer.get(layer)
         return store.ring.reach if isinstance(store, WindowedKvCache) else None
 

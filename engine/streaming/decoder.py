@@ -32,7 +32,7 @@ class AttentionShape:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps the keyword arguments, returns the hidden states unchanged."""
+    """Stands in for a decoder layer, keeps its keyword arguments, and returns the hidden states unchanged."""
 
     arguments: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""The OOM error of a streamed step: names the largest allocation and a smaller plan."""
+"""The OOM error of a streamed step, which names the largest allocation and a smaller plan."""
 
 from __future__ import annotations
 

@@ -295,9 +295,7 @@ class LayerPasses:
         x = x.detach().requires_grad_(needs_input)
         gradient = hidden.read_gradient(tile).unsqueeze(0)
         if run.tiles > 1 and (tile or (needs_input and layer and hidden.holds(layer - 1))):
-            hidden.prefetch_gradient(
-                (tile - 1) % run.tiles
-            )  # after the first tile comes the last tile of the layer below
+            hidden.prefetch_gradient((tile - 1) % run.tiles)  # after tile 0 comes the last tile of the layer below
         y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
         if y.requires_grad:
             torch.autograd.backward(y, gradient)

@@ -82,7 +82,7 @@ class StreamedWeights(LayerWeights):
         self._arrived[layer] = number, copies.begin_copy(self._streams.to_device, [(target, host)])
 
     def _idle_buffer(self) -> int:
-        """Number of the buffer that the entered layer does not use."""
+        """Returns the number of the buffer that the entered layer does not use."""
         if self._entered is None or self._entered not in self._arrived:
             return 0
         return 1 - self._arrived[self._entered][0]

@@ -113,5 +113,5 @@ class WindowedKvCache(KvCache):
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(n, kv_heads, head_dim) seen as (1, kv_heads, n, head_dim)."""
+    """Views (n, kv_heads, head_dim) as (1, kv_heads, n, head_dim)."""
     return x.transpose(0, 1).unsqueeze(0)
