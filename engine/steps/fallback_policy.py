@@ -58,7 +58,7 @@ def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLa
         if not layout.recompute:
             return replace(layout, recompute=True)
         return replace(layout, stream=_first_plan(policy), recompute=False) if policy.streamable else None
-    for level in _leveles(layout.stream, place, policy):
+    for level in _levels(layout.stream, place, policy):
         plan = _with(level, policy)
         if plan is not None and plan != layout.stream:
             return replace(layout, stream=plan)
@@ -80,7 +80,7 @@ def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
         return None
 
 
-def _leveles(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[StreamPlan]:
+def _levels(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[StreamPlan]:
     if place == "disk":
         yield from _on_disk(plan, policy.layers)
         return
