@@ -1,1 +1,1 @@
-"""The wizard and the monitor: a Textual app that never imports torch."""
+"""Textual app with the wizard and the run monitor; never imports torch."""

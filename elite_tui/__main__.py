@@ -1,4 +1,4 @@
-"""The `elite-tui` command: the wizard, the monitor of one run, the list of runs."""
+"""Runs the `elite-tui` command (wizard, run monitor, list of runs)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options."""
+    """Builds the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="elite-tui",
         description="Fine-tune a code model on your own repository: a wizard, and a monitor for its runs.",
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "monitor":
         from engine.runs.run_index import find_run
 
-        # A name that is wrong is said on the command line, not inside the app.
+        # Report a wrong run name on the command line, not inside the app.
         references = [str(find_run(reference).path) for reference in args.runs or [None]]
     if args.simulate:
         from engine.hardware.cards import find_card
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     app = EliteApp(
         AppState(draft=load_draft(args.repo), simulated=args.simulate),
         Engine(simulate=args.simulate),
-        first_room=args.command or "project",
+        first_screen=args.command or "project",
         runs=references,
     )
     farewell = app.run()
@@ -86,7 +86,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def load_draft(repositories: Sequence[str] | None) -> Draft:
-    """What was typed the last time, with the repositories of the command line; else the present folder."""
+    """Loads the saved draft and sets its repositories from the command line.
+
+    Without any, and with none saved, uses the repository of the current folder.
+    """
     from elite_tui.wizard.draft import FILE_NAME, Draft
     from engine.runs.run_index import state_directory
 
@@ -100,7 +103,7 @@ def load_draft(repositories: Sequence[str] | None) -> Draft:
 
 
 def enclosing_repository(folder: Path) -> Path:
-    """The git work tree that a folder is in; the folder itself where it is in none."""
+    """Returns the git work tree that a folder is in, or the folder itself outside any."""
     return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
 
 

@@ -1,4 +1,4 @@
-"""One thing that a person can do; `elite_tui.actions` has all of them."""
+"""Declares the type of one user action; `elite_tui.actions` lists all of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One thing that a person can do."""
+    """One user action."""
 
     name: str
     keys: str
-    "Comma-separated Textual keys; the first is the one that is shown."
+    "Comma-separated Textual keys; the first is the one shown."
     label: str
-    "One or two words, for the footer."
+    "One or two words for the footer."
     help: str
-    "One sentence, for the help page and the palette."
-    rooms: tuple[str, ...] = ()
-    "Rooms that have this action; empty means everywhere."
+    "One sentence for the help page and the palette."
+    screens: tuple[str, ...] = ()
+    "Screens that have this action; empty means all."
     footer: bool = True
     priority: bool = False
-    "Whether the key wins over the focused widget (text fields swallow letters)."
+    "Whether the key takes precedence over the focused widget (text fields swallow letters)."

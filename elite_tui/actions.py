@@ -1,7 +1,7 @@
-"""Every action of the app, once: key bindings, footer, help page and command palette are made from this table.
+"""Lists every action of the app; key bindings, footer, help page and command palette are generated from this table.
 
-An action `name` is carried out by `action_<name>` of the screen that lists the room, or of the App for those
-without rooms. `Binding.id` is the action's name, so a keymap can change any key.
+`action_<name>` implements the action `name`, on the screens that the action lists, or on the App if it lists
+none. `Binding.id` is the action's name, so a keymap can change any key.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ACTIONS: tuple[Action, ...] = (
         name="forward",
         keys="ctrl+n",
         label="Continue",
-        help="Go to the next room of the wizard.",
-        rooms=("project", "hardware", "tiers", "options", "data"),
+        help="Go to the next screen of the wizard.",
+        screens=("project", "hardware", "tiers", "options", "data"),
         priority=True,
     ),
     Action(
@@ -28,57 +28,57 @@ ACTIONS: tuple[Action, ...] = (
         keys="ctrl+s",
         label="Start",
         help="Start the run with the configuration shown.",
-        rooms=("review",),
+        screens=("review",),
         priority=True,
     ),
     Action(
         name="back",
         keys="escape",
         label="Back",
-        help="Go to the room before this one. Nothing typed is lost.",
-        rooms=("hardware", "tiers", "options", "data", "review"),
+        help="Go to the screen before this one. Nothing typed is lost.",
+        screens=("hardware", "tiers", "options", "data", "review"),
     ),
     Action(
         name="rescan",
         keys="f5",
         label="Rescan",
         help="Read the repository, the machine or the list of runs again.",
-        rooms=("project", "hardware", "tiers", "data", "review", "runs", "compare"),
+        screens=("project", "hardware", "tiers", "data", "review", "runs", "compare"),
     ),
     Action(
         name="recommend",
         keys="r",
         label="Best",
         help="Choose the recommended tier, and let the engine keep choosing it.",
-        rooms=("tiers",),
+        screens=("tiers",),
     ),
     Action(
         name="recent",
         keys="f4",
         label="Recent",
         help="Take up a recent project, or open a recent run.",
-        rooms=("project",),
+        screens=("project",),
     ),
     Action(
         name="measure",
         keys="f7",
         label="Measure",
         help="Measure this machine's speeds and memory with `engine profile`, or stop measuring.",
-        rooms=("hardware",),
+        screens=("hardware",),
     ),
     Action(
         name="models",
         keys="f4",
         label="Models",
         help="All models of the catalogue, with what each can do on this machine.",
-        rooms=("tiers",),
+        screens=("tiers",),
     ),
     Action(
         name="probe",
         keys="p",
         label="Probe",
         help="Run the worst part of this tier's plan here with `engine probe`, measured beside predicted; or stop it.",
-        rooms=("tiers",),
+        screens=("tiers",),
         footer=False,
     ),
     Action(
@@ -86,35 +86,35 @@ ACTIONS: tuple[Action, ...] = (
         keys="w",
         label="What if",
         help="Suppose another card, more GPU memory or more RAM, and see the tiers at once. A run never uses it.",
-        rooms=("tiers",),
+        screens=("tiers",),
     ),
     Action(
         name="clear_what_if",
         keys="x",
         label="Clear",
         help="Plan for this machine again.",
-        rooms=("tiers",),
+        screens=("tiers",),
     ),
     Action(
         name="switch",
         keys="space",
         label="Switch",
         help="Switch the optimisation under the cursor on or off; what it conflicts with is said.",
-        rooms=("options",),
+        screens=("options",),
     ),
     Action(
         name="all_fields",
         keys="f4",
         label="Fields",
         help="Change between the optimisations and the form with every field of the configuration.",
-        rooms=("options",),
+        screens=("options",),
     ),
     Action(
         name="preset_fastest",
         keys="1",
         label="Fastest",
         help="Preset: everything that makes a step faster and leaves its result as it is.",
-        rooms=("options",),
+        screens=("options",),
         footer=False,
     ),
     Action(
@@ -122,7 +122,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="2",
         label="Least memory",
         help="Preset: everything that takes less memory, approximate or not.",
-        rooms=("options",),
+        screens=("options",),
         footer=False,
     ),
     Action(
@@ -130,7 +130,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="3",
         label="Exact only",
         help="Preset: nothing that approximates or disturbs.",
-        rooms=("options",),
+        screens=("options",),
         footer=False,
     ),
     Action(
@@ -138,7 +138,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="4",
         label="Defaults",
         help="Preset: every switch back to its default.",
-        rooms=("options",),
+        screens=("options",),
         footer=False,
     ),
     Action(
@@ -146,7 +146,7 @@ ACTIONS: tuple[Action, ...] = (
         keys="f6",
         label="Default",
         help="Set the field or switch under the cursor back to its default.",
-        rooms=("options",),
+        screens=("options",),
         footer=False,
     ),
     Action(
@@ -154,25 +154,25 @@ ACTIONS: tuple[Action, ...] = (
         keys="f7",
         label="Stop",
         help="Stop reading the repository; what was read so far is kept for the next time.",
-        rooms=("data",),
+        screens=("data",),
     ),
     Action(
         name="next_view",
         keys="f4",
         label="Files",
         help="Change between the checks, config.yaml and deepspeed.json.",
-        rooms=("review",),
+        screens=("review",),
     ),
     Action(
         name="next_problem",
         keys="f8",
         label="Problem",
         help="Go to the next field that has a problem.",
-        rooms=("options", "review"),
+        screens=("options", "review"),
     ),
     *RUN_ACTIONS,
     # --- everywhere
-    Action(name="help", keys="f1,question_mark", label="Help", help="The keys of this room."),
+    Action(name="help", keys="f1,question_mark", label="Help", help="The keys of this screen."),
     Action(
         name="show_runs",
         keys="f3",
@@ -195,7 +195,7 @@ ACTIONS: tuple[Action, ...] = (
         footer=False,
         priority=True,
     ),
-    # With priority, for else the letters typed behind a tab would reach the field before it on a slow terminal.
+    # With priority, else letters typed behind a tab reach the field before it on a slow terminal.
     Action(
         name="focus_next",
         keys="tab",
@@ -222,18 +222,18 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def room_actions(room: str) -> tuple[Action, ...]:
-    """The actions that belong to one room."""
-    return tuple(action for action in ACTIONS if room in action.rooms)
+def screen_actions(screen_name: str) -> tuple[Action, ...]:
+    """Returns the actions specific to one screen."""
+    return tuple(action for action in ACTIONS if screen_name in action.screens)
 
 
 def global_actions() -> tuple[Action, ...]:
-    """The actions that every room has."""
-    return tuple(action for action in ACTIONS if not action.rooms)
+    """Returns the actions available on every screen."""
+    return tuple(action for action in ACTIONS if not action.screens)
 
 
 def bindings_for(actions: tuple[Action, ...]) -> list[Binding]:
-    """Textual bindings of some actions; only the first key of each is shown in the footer."""
+    """Converts actions to Textual bindings; the footer shows only the first key of each."""
     return [
         Binding(
             key,

@@ -1,4 +1,4 @@
-"""The App: owns the state and the controllers, moves between rooms, and folds messages into the state."""
+"""Defines the App, which owns state and controllers, switches screens and folds messages into the state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from elite_tui.format.figures import printable
 from elite_tui.generation.controller import GenerationController
 from elite_tui.messages import Changed
 from elite_tui.redraw_throttle import RedrawThrottle
-from elite_tui.rooms import ROOMS, neighbour
 from elite_tui.runs.controller import RunController
-from elite_tui.screens.room import Watching
+from elite_tui.screen_list import SCREENS, neighbour
+from elite_tui.screens.app_screen import Watching
 from elite_tui.shutdown import farewell, watch_signals
 from elite_tui.state_part import StatePart
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from elite_tui.client.calls import Engine
-    from elite_tui.screens.room import Elite, RoomScreen
+    from elite_tui.screens.app_screen import AppScreen, Elite
     from elite_tui.state import AppState
 
 THEME = "theme"
-"Under which name the draft keeps the theme."
+"Key under which the draft keeps the theme."
 PACED = frozenset({StatePart.RUN, StatePart.SNAPSHOTS})
-"Parts of the state that change by themselves, and are drawn no more often than RedrawThrottle says."
+"Parts of the state that change by themselves; RedrawThrottle limits how often they are drawn."
 
 
-def build_room(name: str, elite: Elite) -> RoomScreen:
-    """A fresh screen; its module is imported when the room is first entered."""
+def build_screen(name: str, elite: Elite) -> AppScreen:
+    """Creates a screen; imports its module on first use."""
     module = importlib.import_module(f"elite_tui.screens.{name}")
-    screen: RoomScreen = getattr(module, ROOMS[name].screen)(elite)
+    screen: AppScreen = getattr(module, SCREENS[name].screen)(elite)
     return screen
 
 
 class EliteApp(App[str]):
-    """The wizard and the monitor. Returns a line to print after leaving, if there is something to say."""
+    """The wizard and the run monitor. Returns a line to print after exit, or an empty one."""
 
     TITLE = "Elite TUI"
     CSS_PATH: ClassVar = [
@@ -70,7 +70,7 @@ class EliteApp(App[str]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall")]  # noqa: RUF012
 
     def __init__(
-        self, state: AppState, engine: Engine, *, first_room: str = "project", runs: Sequence[str | None] = (None,)
+        self, state: AppState, engine: Engine, *, first_screen: str = "project", runs: Sequence[str | None] = (None,)
     ) -> None:
         super().__init__()
         for theme in THEMES:
@@ -83,63 +83,63 @@ class EliteApp(App[str]):
         self.run_desk = RunController(self, state, self.client)
         self.generation_desk = GenerationController(self, state.generation, engine)
         self._throttle = RedrawThrottle(self, self._draw)
-        self._first_room = first_room
+        self._first_screen = first_screen
         self._runs = runs
-        "References of the runs to open, where the first room is the monitor; None is the newest."
-        self._room = first_room
+        "References of the runs to open if the first screen is the monitor; None is the newest."
+        self._screen_name = first_screen
 
     def on_mount(self) -> None:
-        """Shows the first room; the engine is imported after its first frame."""
+        """Shows the first screen; imports the engine after the first frame."""
         if not self.is_headless:
             watch_signals(self.leave, self.drafting.save)
-        self.push_screen(build_room(self._first_room, self))
+        self.push_screen(build_screen(self._first_screen, self))
         self.call_after_refresh(self._begin)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our own colour names, for a theme that does not set them."""
+        """Returns defaults of this app's own colours for themes that do not set them."""
         return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
 
     def _begin(self) -> None:
         self.client.start(self.controller.disk_path)
-        if self._first_room == "monitor":
+        if self._first_screen == "monitor":
             self.run_desk.open(self._runs)
             return
-        if self._first_room != "runs":
+        if self._first_screen != "runs":
             self.controller.begin()
         self.run_desk.ask_runs()
 
-    # --- rooms ---------------------------------------------------------------------------------------------
+    # --- screens -------------------------------------------------------------------------------------------
 
     @property
-    def room(self) -> str:
-        """The room on screen."""
-        return self._room
+    def screen_name(self) -> str:
+        """Name of the current screen."""
+        return self._screen_name
 
     def go(self, name: str) -> None:
-        """Enters a room; one that shows a run needs a run."""
-        if (ROOMS[name].needs_run and self.state.run is None) or name == self._room:
+        """Switches to a screen; one that shows a run needs an open run."""
+        if (SCREENS[name].needs_run and self.state.run is None) or name == self._screen_name:
             return
-        self._room = name
-        self.switch_screen(build_room(name, self))
+        self._screen_name = name
+        self.switch_screen(build_screen(name, self))
 
     def step(self, offset: int) -> None:
-        """Enters the room so many steps along the trail, with what was typed in this one."""
-        after_typing(self, lambda: self.go(neighbour(self._room, offset)))
+        """Moves `offset` screens along the trail, once pending typing has reached the draft."""
+        after_typing(self, lambda: self.go(neighbour(self._screen_name, offset)))
 
     def begin_wizard(self) -> None:
-        """Enters the first room, asking what a wizard asks if this is the first time."""
+        """Switches to the first screen; reads machine and repository if not done yet."""
         self.go("project")
         self.controller.begin()
 
     def tell(self, part: StatePart) -> None:
-        """Tells the screens on the stack that watch the state that a part of it changed."""
+        """Notifies the screens on the stack that a part of the state changed; throttles parts in PACED."""
         if part in PACED:
             self._throttle.ask(part)
         else:
             self._draw(part)
 
     def _draw(self, part: StatePart) -> None:
-        # Only those: each message that Textual's empty bottom screen gets makes it paint the whole terminal anew.
+        # Only those: each message to Textual's empty bottom screen makes it repaint the whole terminal.
         for screen in self.screen_stack:
             if isinstance(screen, Watching):
                 screen.post_message(Changed(part))
@@ -195,23 +195,23 @@ class EliteApp(App[str]):
     # --- actions -------------------------------------------------------------------------------------------
 
     def action_help(self) -> None:
-        """Shows the keys of the present room."""
+        """Shows the keys of the current screen."""
         from elite_tui.screens.help import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self._room))
+            self.push_screen(HelpScreen(self._screen_name))
 
     def action_show_runs(self) -> None:
-        """Enters the list of runs."""
+        """Switches to the list of runs."""
         self.go("runs")
 
     def action_toggle_theme(self) -> None:
-        """The next theme; it is kept for the next time."""
+        """Switches to the next theme and saves the choice."""
         self.theme = theme_after(self.theme)
         self.drafting.keep(THEME, self.theme if self.theme != THEMES[0].name else "")
 
     def action_ask_quit(self) -> None:
-        """Leaves, with all that was typed; with a run under way it asks what becomes of it."""
+        """Quits and saves the draft; if an active run takes commands from here, asks whether to stop it."""
         after_typing(self, self._ask_quit)
 
     def _ask_quit(self) -> None:
@@ -231,29 +231,29 @@ class EliteApp(App[str]):
             self.leave()
 
     def leave(self, run_state: str = "goes on") -> None:
-        """Closes the app. A run is never ended by this; `run_state` says what the one on screen does now."""
+        """Closes the app. Never ends a run; `run_state` describes the run on screen for the line printed after exit."""
         self.drafting.save()
         self.exit(farewell(self.state, run_state))
 
     def on_unmount(self) -> None:
-        """Lets go of the run and the telemetry, and of nothing that was typed."""
+        """Saves the draft, ends measurements, reading and generation, detaches from runs and stops telemetry."""
         self.drafting.close()
         self.controller.close()
         self.generation_desk.close()
         self.client.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette: the actions that can be taken here and now."""
+        """Yields the actions available on the current screen for the command palette."""
         for action in ACTIONS:
-            if action.name == "command_palette" or (action.rooms and self._room not in action.rooms):
+            if action.name == "command_palette" or (action.screens and self._screen_name not in action.screens):
                 continue
-            if action.rooms and not screen.check_action(action.name, ()):
+            if action.screens and not screen.check_action(action.name, ()):
                 continue
-            node = screen if action.rooms else self
+            node = screen if action.screens else self
             yield SystemCommand(action.label, action.help, getattr(node, f"action_{action.name}"))
 
     def _fatal_error(self) -> None:
-        """A failure of the app itself: the traceback goes to a log, the terminal gets three lines."""
+        """Handles a crash of the app: logs the traceback, prints three lines on the terminal."""
         error = self._exception
         log = record_crash(error) if error is not None else None
         lines = [f"elite-tui: unexpected {type(error).__name__}: {printable(str(error))}"]

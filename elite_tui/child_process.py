@@ -1,4 +1,4 @@
-"""EngineChild: an `engine` command as a child of the app: started, listened to, ended."""
+"""Runs an `engine` command as a child process of the app."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from engine.errors import one_line
 
 
 class EngineChild:
-    """One `engine` command. It is executed in one thread, and may be given lines and ended from others.
+    """One `engine` command. One thread executes it; other threads may send it lines and end it.
 
     Args:
-        arguments: Of the command.
-        serves: Whether it reads lines, until there are no more.
-        patience: Seconds that it has to end once its output is closed; None waits as long as it takes.
+        arguments: The command's arguments.
+        serves: Whether it reads lines from standard input until end of file.
+        patience: Seconds to exit after closing its output, before SIGKILL; None waits without a limit.
     """
 
     def __init__(self, *arguments: str, serves: bool = False, patience: float | None = None) -> None:
@@ -32,21 +32,21 @@ class EngineChild:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._ended = False
-        "Whether somebody here ended it."
+        "Whether the app ended it."
         self._said = ""
-        "The last line of its standard error."
+        "The last line on its standard error."
 
     def _execute(self, hear: Callable[[dict[str, Any]], None], tell: Callable[[str], None] | None = None) -> int | None:
-        """Runs the command, and returns its exit status; None where it was ended before it began.
+        """Runs the command and returns its exit status, or None if it was ended before it started.
 
         Args:
-            hear: Called with every JSON object that it prints.
-            tell: Called, in another thread, with every line for people.
+            hear: Called with every JSON object on its standard output.
+            tell: Called with every line on its standard error, in another thread.
         """
         with self._lock:
             if self._ended:
                 return None
-            # A session of its own: the terminal's signals do not reach it.
+            # In its own session, so that the terminal's signals do not reach it.
             process = self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL if self._lines is None else subprocess.PIPE,
@@ -83,12 +83,12 @@ class EngineChild:
             return process.wait()
 
     def _write(self, line: str | None) -> None:
-        """Hands the command a line, without waiting; None is the end of its input."""
+        """Queues a line for the command's standard input without blocking; None closes the input."""
         if self._lines is not None:
             self._lines.put(line)
 
     def _send(self, stream: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
-        # The child may have ended: its last words say why.
+        # The child may have exited already; its last line on standard error says why.
         with contextlib.suppress(OSError), stream:
             while (line := lines.get()) is not None:
                 stream.write(line + "\n")
@@ -102,7 +102,7 @@ class EngineChild:
                     tell(text)
 
     def _end(self, number: signal.Signals) -> None:
-        """Sends a signal, now or instead of the beginning."""
+        """Sends a signal; before the start, prevents the start instead."""
         with self._lock:
             self._ended = True
             if self._process is not None and self._process.poll() is None:

@@ -1,4 +1,4 @@
-"""The app's own log: tracebacks of failures that are nobody's input."""
+"""Log of unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE_NAME = "elite-tui.log"
 
 
 def record_crash(error: BaseException) -> Path | None:
-    """Appends a traceback to the app's log; returns its path, or None where no log can be written."""
+    """Appends a traceback to the app's log; returns its path, or None if the log cannot be written."""
     path = state_directory() / FILE_NAME
     now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
     try:
@@ -27,6 +27,6 @@ def record_crash(error: BaseException) -> Path | None:
 
 
 def internal_error(error: Exception) -> errors.EliteError:
-    """INTERNAL for an exception that nobody declared, which goes to the log."""
+    """Logs an unexpected exception and returns INTERNAL for it."""
     log = record_crash(error)
     return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")

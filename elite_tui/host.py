@@ -1,4 +1,4 @@
-"""Host: what controllers need of the app that they run in. The App is one; a test may be another."""
+"""Declares the interface between the controllers and their app: the App, or a stub in tests."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """Workers, timers and messages; notices for the person; the way between rooms."""
+    """Workers, timers, messages, notices and navigation between screens."""
 
     @property
-    def room(self) -> str:
-        """The room on screen."""
+    def screen_name(self) -> str:
+        """Name of the current screen."""
 
     def go(self, name: str) -> None:
-        """Enters a room."""
+        """Switches to a screen."""
 
     def leave(self, run_state: str = ...) -> None:
-        """Closes the app; `run_state` says what the run on screen does now."""
+        """Closes the app; `run_state` describes the run on screen."""
 
     def tell(self, part: StatePart) -> None:
-        """Tells the screens that a part of the state changed."""
+        """Notifies the screens that a part of the state changed."""
 
     def notify(
         self,
@@ -43,7 +43,7 @@ class Host(Protocol):
         """Shows a notice for a few seconds."""
 
     def post_message(self, message: Message) -> bool:
-        """Queues a message for the app. May be called from any thread."""
+        """Queues a message for the app. Thread-safe."""
 
     def run_worker(
         self,
@@ -53,17 +53,17 @@ class Host(Protocol):
         *,
         exclusive: bool = ...,
     ) -> Worker[None]:
-        """Runs a coroutine; an exclusive one ends the others of its group."""
+        """Runs a coroutine; an exclusive one cancels the others of its group."""
 
     def set_timer(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Calls something after so many seconds."""
+        """Calls a function after `delay` seconds."""
 
 
 class Debounce:
-    """Calls something once nobody has asked for it for a while: a question while somebody types.
+    """Delays a call until nobody has asked for it for a while, such as a request while the user types.
 
     Args:
-        host: Whose timers are used.
+        host: Provides the timers.
         delay: Seconds to wait.
     """
 
@@ -73,7 +73,7 @@ class Debounce:
         self._timer: Timer | None = None
 
     def ask(self, callback: Callable[[], None]) -> None:
-        """Calls it after the delay, in place of what was asked for before."""
+        """Calls `callback` after the delay, in place of any earlier one."""
         if self._timer is not None:
             self._timer.stop()
         self._timer = self._host.set_timer(self._delay, callback)

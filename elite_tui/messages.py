@@ -1,6 +1,6 @@
-"""Every message of the app. Read this first: workers and the pump post these to the App, which owns the state.
+"""Defines every message of the app. Read this first: workers and the pump post these to the App, which owns the state.
 
-The App folds a message into its state and tells the screens with `Changed`; screens draw from the state.
+The App folds a message into its state and notifies the screens with `Changed`; screens draw from the state.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ T = TypeVar("T")
 
 
 class Latest(Message):
-    """Only the newest of its class matters: an older one that is still in the queue is dropped."""
+    """A message of which only the newest of its class matters; older ones still in the queue are dropped."""
 
     def can_replace(self, message: Message) -> bool:
-        """Whether this one takes the other's place."""
+        """Returns whether this message replaces the other."""
         return type(message) is type(self)
 
 
 @dataclass
 class Answered(Message, Generic[T]):
-    """The engine's answer to the question that fills a part of the state."""
+    """The engine's answer to a request for a part of the state."""
 
     fetched: RemoteData[T]
-    "Where the answer belongs."
+    "The part of the state that the answer fills."
     outcome: T | EliteError
 
     def settle(self) -> None:
@@ -51,7 +51,7 @@ class Answered(Message, Generic[T]):
 
 @dataclass
 class CheckMade(Message):
-    """One pre-flight row of an examination; without a row it ended, with an error it could not be made."""
+    """One pre-flight row; without a row, the end of the examination, with an error if it failed."""
 
     number: int
     row: Check | None = None
@@ -61,26 +61,26 @@ class CheckMade(Message):
 
 @dataclass
 class MeasuringProgressed(Latest):
-    """How far the measurement under way is."""
+    """Progress of the current measurement."""
 
     line: str
 
 
 @dataclass
 class ReadingProgressed(Latest):
-    """How far the reading of the repositories is."""
+    """Progress of reading the repositories."""
 
     reading: Reading
 
 
 @dataclass
 class RunOpened(Message):
-    """A run was launched or attached to."""
+    """The result of launching or attaching to a run."""
 
     outcome: RunHandle | EliteError
     launched: bool
     show: bool = True
-    "Whether it comes on screen, or only into a tab."
+    "Whether to show the run, or only add its tab."
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Sampled(Latest):
 
 @dataclass
 class RunNews(Message):
-    """What a run that is followed said since the last poll. Never dropped: charts and logs are made of its events."""
+    """A followed run's events since the last poll. Never dropped, since charts and logs accumulate them."""
 
     key: str
     "OpenRun.key."
@@ -101,7 +101,7 @@ class RunNews(Message):
 
 @dataclass
 class RunDeleted(Message):
-    """A run was deleted, or could not be."""
+    """The result of deleting a run."""
 
     run_id: str
     path: Path
@@ -110,7 +110,7 @@ class RunDeleted(Message):
 
 @dataclass
 class GenerationSaid(Message):
-    """The process that writes text had something to say (engine.generation.serving). Never dropped: text adds up."""
+    """An event of the generation process (engine.generation.serving). Never dropped, since its text accumulates."""
 
     session: int
     event: dict[str, Any]
@@ -118,7 +118,7 @@ class GenerationSaid(Message):
 
 @dataclass
 class CommandSent(Message):
-    """A command was handed to a run, or could not be."""
+    """The result of sending a command to a run."""
 
     key: str
     "OpenRun.key."
@@ -138,5 +138,5 @@ class Changed(Message, bubble=False):
         self.part = part
 
     def can_replace(self, message: Message) -> bool:
-        """Screens draw from the state, so one notice of each part is enough."""
+        """Returns whether both concern one part; screens draw from the state, so one notice of each is enough."""
         return isinstance(message, Changed) and message.part is self.part

@@ -1,4 +1,4 @@
-"""Limits redraws of a run: at most four a second, and none while the terminal is behind."""
+"""Limits redraws of a run to four a second, and to none while the terminal is behind."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ Later = Callable[[float, Callable[[], None]], None]
 
 
 def terminal_takes_more() -> bool:
-    """Whether the terminal has taken what was written. Textual writes to the standard error, as this asks."""
+    """Returns whether the terminal accepts more output. Checks standard error, which Textual writes to."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return bool(select.select([], [sys.__stderr__.fileno()], [], 0)[1])  # type: ignore[union-attr]
     return True
 
 
 class RedrawThrottle:
-    """Gathers what has changed, and passes it on when it is time. What changed twice meanwhile is drawn once.
+    """Batches changes and draws each changed part at most once per interval.
 
-    Over a slow link, frames would otherwise queue up: each would be out of date when it arrives, and a key press
-    would be answered after all of them.
+    Over a slow link, frames would otherwise queue up, each outdated on arrival, and a key press would be answered
+    after all of them.
 
     Args:
-        app: Whose screens are drawn.
+        app: The app whose screens are drawn.
         draw: Draws a part of the state.
-        later: Calls something after so many seconds.
+        later: Calls a function after so many seconds.
     """
 
     def __init__(self, app: App[Any], draw: Callable[[StatePart], None], later: Later | None = None) -> None:
@@ -48,7 +48,7 @@ class RedrawThrottle:
         self._armed = False
 
     def ask(self, part: StatePart) -> None:
-        """Draws a part of the state, now or soon."""
+        """Draws a part of the state, now or at the end of the interval."""
         self._owed[part] = None
         if not self._armed:
             self._settle()
@@ -68,6 +68,6 @@ class RedrawThrottle:
             self._draw(part)
 
     def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        # Not by a timer of Textual's: one that is due before its task has looked at the clock for the first time never
-        # fires, and nothing would be drawn from then on. News come as often as redraws may, so that waits are short.
+        # Not with a Textual timer: one that is due before its task first reads the clock never fires, and all later
+        # redraws would wait for it. Events arrive as often as redraws may happen, so such short waits occur.
         asyncio.get_running_loop().call_later(seconds, self._app.call_next, callback)

@@ -1,4 +1,4 @@
-"""RemoteData: a part of the state that a worker brings, and how far that is."""
+"""Holds a part of the state that a worker fetches, with its loading state and error."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ T = TypeVar("T")
 
 @dataclass
 class RemoteData(Generic[T]):
-    """Something that a worker fetches: not asked for yet, on its way, there, or refused with an error."""
+    """A value that a worker fetches: not requested yet, loading, present, or failed with an error."""
 
     part: StatePart
-    "Which part of the state it is."
+    "The part of the state that this is."
     value: T | None = None
     error: EliteError | None = None
     loading: bool = False
 
     def ask(self) -> None:
-        """The worker started; the former value stays visible until the new one is there."""
+        """Marks the request as loading; the former value stays visible until the new one arrives."""
         self.loading = True
 
     def settle(self, outcome: T | EliteError) -> None:
-        """The worker's answer."""
+        """Stores the worker's answer."""
         self.loading = False
         if isinstance(outcome, EliteError):
             self.value, self.error = None, outcome
@@ -36,5 +36,5 @@ class RemoteData(Generic[T]):
             self.value, self.error = outcome, None
 
     def settle_nothing(self) -> None:
-        """What was known no longer holds, and nothing was asked."""
+        """Clears the value, which is outdated, with no request under way."""
         self.value, self.error, self.loading = None, None, False

@@ -1,6 +1,6 @@
-"""How the app ends when something else than a person ends it: signals, a lost terminal, its own failure.
+"""Ends the app on signals, a lost terminal, or a crash of its own.
 
-A run is never ended by any of these: its process has a session and a log of its own.
+None of these ends a run, whose process has its own session and log.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 
 def watch_signals(leave: Callable[[], None], save: Callable[[], None]) -> None:
-    """SIGTERM leaves with the terminal restored; a second one ends the process at once. SIGHUP keeps what was typed.
+    """Installs signal handlers.
+
+    SIGTERM restores the terminal and leaves; a second one ends the process at once. SIGHUP saves the draft first.
 
     Must be called in the main thread, with the event loop running.
 
     Args:
         leave: Closes the app; called in its event loop.
-        save: Writes what was typed; called at once.
+        save: Writes the draft; called at once.
     """
     loop = asyncio.get_running_loop()
 
@@ -35,7 +37,7 @@ def watch_signals(leave: Callable[[], None], save: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(leave)
 
     def hung_up(number: int, _: FrameType | None) -> None:
-        # The terminal is gone: whatever waits for it to take output would wait for ever.
+        # The terminal is gone, and anything that waits for it to take output would block forever.
         save()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -45,11 +47,11 @@ def watch_signals(leave: Callable[[], None], save: Callable[[], None]) -> None:
 
 
 def farewell(state: AppState, what: str) -> str:
-    """One line about the runs that are watched and have not ended; "" where there is none.
+    """Formats one line about the active runs; "" if there is none.
 
     Args:
         state: The app's state.
-        what: What the run on screen does now. The others go on.
+        what: State of the run on screen. The others "go on".
     """
     active = [run for run in state.open_runs if not run.view.ended]
     if not active:
@@ -60,6 +62,6 @@ def farewell(state: AppState, what: str) -> str:
 
 
 def reference_of(run: OpenRun) -> str:
-    """What the command line calls a run: its id, or its folder where that is a copy or a mount."""
+    """Returns the command-line reference of a run: its id, or the folder of a copy or a mount."""
     elsewhere = run.access is not None and not run.access.here
     return shlex.quote(str(run.path) if elsewhere else run.view.run_id)

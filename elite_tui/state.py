@@ -1,4 +1,4 @@
-"""AppState: everything the app knows. The App's handlers write it, screens draw from it, workers never touch it."""
+"""Holds the app's whole state. The App's handlers write it, screens draw from it, workers never touch it."""
 
 from __future__ import annotations
 
@@ -39,48 +39,48 @@ SNAPSHOTS_KEPT = 120
 
 @dataclass
 class AppState:
-    """What the screens draw from."""
+    """State from which the screens draw."""
 
     draft: Draft
     repository: RemoteData[RepositoryFacts] = field(default_factory=lambda: RemoteData(StatePart.REPOSITORY))
     machine: RemoteData[Machine] = field(default_factory=lambda: RemoteData(StatePart.MACHINE))
     tiers: RemoteData[Plans] = field(default_factory=lambda: RemoteData(StatePart.TIERS))
     what_if: RemoteData[Plans] = field(default_factory=lambda: RemoteData(StatePart.WHAT_IF))
-    "The tiers of the machine that was typed beside the tier table."
+    "Tiers of the what-if machine."
     models: RemoteData[Sequence[ModelOutlook]] = field(default_factory=lambda: RemoteData(StatePart.MODELS))
     ways: RemoteData[WaysToFit] = field(default_factory=lambda: RemoteData(StatePart.WAYS))
-    "What would make the context under the cursor fit."
+    "Changes with which the context under the cursor fits."
     preflight: RemoteData[RunConfig] = field(default_factory=lambda: RemoteData(StatePart.PREFLIGHT))
     profile: RemoteData[dict[str, Any]] = field(default_factory=lambda: RemoteData(StatePart.PROFILE))
-    "What `engine profile` measured in this session."
+    "Results of `engine profile` in this session."
     probe: RemoteData[dict[str, Any]] = field(default_factory=lambda: RemoteData(StatePart.PROBE))
-    "What `engine probe` measured of a tier, last."
+    "The latest results of `engine probe`."
     measuring: str = ""
-    "How far the measurement under way is."
+    "Progress of the current measurement."
     data: RemoteData[DataReport] = field(default_factory=lambda: RemoteData(StatePart.DATA))
-    "The dataset of the draft's settings."
+    "Dataset of the draft's settings."
     reading: Reading | None = None
-    "How far its reading is."
+    "Progress of building the dataset."
     checks: Checks = field(default_factory=Checks)
-    "The pre-flight rows."
+    "Pre-flight rows."
     runs: RemoteData[Sequence[RunSummary]] = field(default_factory=lambda: RemoteData(StatePart.RUNS))
     snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_KEPT))
     open_runs: OpenRuns = field(default_factory=OpenRuns)
     launching: bool = False
     opening: EliteError | None = None
-    "Why the run that was asked for cannot be shown."
+    "Error of the run that could not be opened."
     simulated: str | None = None
-    "Card named by --simulate."
+    "GPU named by --simulate."
     comparison: RemoteData[Comparison] = field(default_factory=lambda: RemoteData(StatePart.COMPARISON))
     generation: Generation = field(default_factory=Generation)
-    "What the models of the run on screen are asked, and answer."
+    "Requests to the models of the run on screen, and their answers."
     report: RemoteData[RunReport] = field(default_factory=lambda: RemoteData(StatePart.REPORT))
-    "What the result room shows beside the run's events."
+    "Results read from the run's folder, which the result screen shows beside the run's events."
     clock: Callable[[], float] = time.time
     "Seconds since the epoch."
 
     def problems(self) -> dict[str, Problem]:
-        """What is wrong with the draft, by field: its own rules first, then what the checks on disk found."""
+        """Returns the draft's problems by field, from its own rules first, then from the checks on disk."""
         found = self.draft.problems()
         refusal = self.tiers.value.refusal if self.tiers.value is not None else None
         for error in (self.repository.error, self.tiers.error, refusal, self.preflight.error):
@@ -90,12 +90,12 @@ class AppState:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of the repository; None where it was not read."""
+        """Tokens of the repository; None if it was not read."""
         return self.repository.value.tokens if self.repository.value is not None else None
 
     @property
     def shown_plans(self) -> Plans | None:
-        """The tiers that the tier room shows: of the what-if machine where there is one."""
+        """Tiers that the tier screen shows: the what-if machine's if there is one."""
         return self.what_if.value or self.tiers.value
 
     @property
@@ -110,11 +110,11 @@ class AppState:
 
     @property
     def run_active(self) -> bool:
-        """Whether a run is shown that has not ended."""
+        """Whether the run on screen has not ended."""
         return self.run is not None and not self.run.ended
 
     @property
     def run_controlled(self) -> bool:
-        """Whether that run takes commands from here."""
+        """Whether the run on screen is active and takes commands from here."""
         access = self.open_runs.current.access if self.open_runs.current is not None else None
         return self.run_active and not (access is not None and access.refusal)

@@ -1,4 +1,4 @@
-"""StatePart: the parts of the app's state, by which screens learn what to draw again."""
+"""Names the parts of the app's state, by which screens decide what to redraw."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class StatePart(Enum):
     RUNS = "runs"
     SNAPSHOTS = "snapshots"
     RUN = "run"
-    "The open runs, and which of them is on screen."
+    "The open runs and the current one."
     COMPARISON = "comparison"
     GENERATION = "generation"
     REPORT = "report"
 
 
 Parts = AbstractSet[StatePart]
-"""Those that changed."""
+"""Parts of the state that changed."""

@@ -1,12 +1,12 @@
-"""The three themes: dark, light, and dark for eyes that do not tell red from green.
+"""Defines three themes: dark, light, and dark for red-green colour blindness.
 
-Text reaches a contrast of 4.5:1 on its background (WCAG AA), but for what cannot be entered; the tests hold every theme
-to that, in all colours and in the 256 of a terminal over SSH.
+Text reaches a contrast of 4.5:1 on its background (WCAG AA), except for what cannot be entered. The tests check every
+theme, in full colour and in the 256 colours of a terminal over SSH.
 
 The greys are nearly neutral: where a terminal has 256 colours (most connections over SSH), a tinted dark grey would
 become navy blue.
 
-`muted` and `faint` are colours of our own: Textual's text-muted is computed where it is drawn, which a Content's
+`muted` and `faint` are this app's own colours. Textual computes its text-muted where it is drawn, which a Content's
 spans cannot do.
 """
 
@@ -75,7 +75,7 @@ LIGHT = Theme(
 COLOUR_BLIND = Theme(
     name="elite-colour-blind",
     dark=True,
-    # Good is blue, bad is orange, a warning is pale yellow: they differ in lightness too, so that they stay apart for
+    # Good is blue, bad is orange, a warning is pale yellow. They differ in lightness too, and so stay distinct for
     # every kind of colour vision (after Okabe and Ito, "Color Universal Design", 2008).
     background="#131519",
     surface="#1b1e22",
@@ -96,15 +96,15 @@ COLOUR_BLIND = Theme(
 )
 
 THEMES = (DARK, LIGHT, COLOUR_BLIND)
-"In the order in which they follow one another."
+"Themes in the order of switching."
 
 
 def theme_after(name: str) -> str:
-    """The next theme's name; the first one after a name that is none of ours."""
+    """Returns the name of the next theme, or of the first if `name` is unknown."""
     names = [theme.name for theme in THEMES]
     return names[(names.index(name) + 1) % len(names)] if name in names else names[0]
 
 
 def theme_named(name: str) -> str:
-    """The name itself where it is a theme's, else the first theme's."""
+    """Returns `name` if it is a known theme, else the first theme's name."""
     return name if name in {theme.name for theme in THEMES} else THEMES[0].name

@@ -1,8 +1,8 @@
-"""What was typed before a key that acts at once arrives before it acts.
+"""Delays actions until pending typing has been handled.
 
-A key with priority is handled by the App as soon as it is read, while the letters before it may still wait in the
+The App handles a key with priority as soon as it is read, while the letters before it may still wait in the
 queue of their field, and the field's own messages in those of its ancestors. Without this, a quick `ctrl+q` would
-leave before the last letters are in the draft.
+quit before the last letters are in the draft.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def after_typing(app: App[Any], then: Callable[[], object]) -> None:
-    """Calls something once the focused widget and those around it have handled what waits in their queues."""
+    """Calls `then` once the focused widget and its ancestors have emptied their message queues."""
     focused = app.focused
     chain = [] if focused is None else [focused, *(node for node in focused.ancestors if node is not app)]
-    # Each twice: once for what waits in its queue, once for the message of its own that this makes it post.
+    # Each twice: once for the messages in its queue, once for those that it posts to itself while handling them.
     _pass_through(app, [node for node in chain for _ in range(2)], then)
 
 

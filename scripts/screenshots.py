@@ -56,7 +56,7 @@ class Picture:
 
     name: str
     app: Callable[[], EliteApp]
-    room: str | None = None
+    screen_name: str | None = None
     "Room to enter; None for the first."
     act: Callable[[Pilot[str]], Awaitable[None]] = field(default=nothing)
     theme: str | None = None
@@ -136,18 +136,18 @@ FINISHED, TO_RESULT = result_of(
 
 PICTURES = (
     Picture(name="project", app=wizard),
-    Picture(name="hardware", app=wizard, room="hardware"),
-    Picture(name="tiers", app=wizard, room="tiers"),
-    Picture(name="what-if", app=supposing, room="tiers", act=press("end")),
-    Picture(name="models", app=wizard, room="tiers", act=press("f4")),
-    Picture(name="options", app=wizard, room="options", act=press("down", "down", "down")),
-    Picture(name="data", app=wizard, room="data"),
-    Picture(name="review", app=wizard, room="review"),
+    Picture(name="hardware", app=wizard, screen_name="hardware"),
+    Picture(name="tiers", app=wizard, screen_name="tiers"),
+    Picture(name="what-if", app=supposing, screen_name="tiers", act=press("end")),
+    Picture(name="models", app=wizard, screen_name="tiers", act=press("f4")),
+    Picture(name="options", app=wizard, screen_name="options", act=press("down", "down", "down")),
+    Picture(name="data", app=wizard, screen_name="data"),
+    Picture(name="review", app=wizard, screen_name="review"),
     Picture(name="monitor", app=watching, act=press("right_square_bracket", "right_square_bracket")),
     Picture(name="result", app=lambda: FINISHED, act=TO_RESULT),
     Picture(name="runs", app=listed),
-    Picture(name="tiers-light", app=wizard, room="tiers", theme=LIGHT.name),
-    Picture(name="options-colour-blind", app=wizard, room="options", theme=COLOUR_BLIND.name),
+    Picture(name="tiers-light", app=wizard, screen_name="tiers", theme=LIGHT.name),
+    Picture(name="options-colour-blind", app=wizard, screen_name="options", theme=COLOUR_BLIND.name),
 )
 
 
@@ -158,8 +158,8 @@ async def draw(picture: Picture) -> str:
         app.theme = picture.theme
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        if picture.room is not None:
-            app.go(picture.room)
+        if picture.screen_name is not None:
+            app.go(picture.screen_name)
             await pilot.pause()
         await picture.act(pilot)
         await settled(pilot)

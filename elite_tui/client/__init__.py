@@ -1,1 +1,1 @@
-"""The way to the engine: blocking calls, the workers that make them, child processes."""
+"""Connects the app to the engine through blocking calls, the workers that make them, and child processes."""

@@ -1,4 +1,4 @@
-"""Engine: the blocking calls that the app makes into the engine, each importing what it needs when it is made.
+"""Wraps the app's blocking calls into the engine; each imports its modules on first use.
 
 Called from worker threads only. Tests replace single methods to show states that a machine cannot be brought
 into at will.
@@ -39,7 +39,7 @@ class Engine:
         self._sampler: Sampler | None = None
 
     def read_repositories(self, repositories: Sequence[str], max_file_bytes: int) -> RepositoryFacts:
-        """Files, languages and estimated tokens of the repositories."""
+        """Counts files, languages and estimated tokens of the repositories."""
         from elite_tui.wizard.facts import facts_of
         from engine.data.collect import collect, estimate_tokens
 
@@ -47,7 +47,7 @@ class Engine:
         return facts_of(collection, estimate_tokens(collection))
 
     def find_machine(self, disk_path: Path) -> Machine:
-        """This machine, or the one that --simulate names."""
+        """Returns this machine, or the one that --simulate names."""
         from engine.hardware.cards import find_card, simulate
         from engine.hardware.inventory import take_inventory
 
@@ -62,13 +62,13 @@ class Engine:
         )
 
     def models(self) -> dict[str, ModelSpec]:
-        """The catalogue."""
+        """Returns the model catalogue by name."""
         from engine.models.catalogue import catalogue
 
         return catalogue()
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
-        """The tier table for a machine and a draft's values, and what a run of the draft would use."""
+        """Plans the tier table for a machine and a draft's values, and the tier that a run of the draft would use."""
         from elite_tui.wizard.effects import with_planned_effects
         from elite_tui.wizard.plans import Plans
         from engine.config import from_mapping
@@ -101,7 +101,7 @@ class Engine:
     def outlooks(
         self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
     ) -> Sequence[ModelOutlook]:
-        """What a machine can do with each model of the catalogue."""
+        """Plans the tiers of each model of the catalogue on a machine."""
         from elite_tui.wizard.remedies import outlooks
         from engine.config import from_mapping
 
@@ -110,7 +110,7 @@ class Engine:
     def ways_to_fit(
         self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int
     ) -> WaysToFit:
-        """What would make a context fit a machine."""
+        """Finds the changes with which a context fits a machine."""
         from elite_tui.wizard.remedies import ways_to_fit
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
@@ -120,14 +120,14 @@ class Engine:
         return ways_to_fit(config, machine, spec, tuple(self.models().values()), tokens, context)
 
     def check(self, mapping: dict[str, dict[str, Any]]) -> RunConfig:
-        """The configuration that a run would use, after everything that can be checked before it starts."""
+        """Returns a run's configuration after all checks that are possible before the start."""
         from engine.config import from_mapping
         from engine.launch.preflight import check
 
         return check(from_mapping(mapping, source="form"))
 
     def preview_data(self, mapping: dict[str, dict[str, Any]], progress: Callable[[int, int, str], None]) -> DataReport:
-        """The dataset of a draft's settings; `progress` may raise to abandon it."""
+        """Builds the dataset of a draft's settings and returns its report; `progress` may raise to abandon it."""
         from engine.config import from_mapping
         from engine.data.preview import preview
         from engine.models.catalogue import find_model
@@ -136,64 +136,64 @@ class Engine:
         return preview(config.data, model=find_model(config.model.name), progress=progress)
 
     def examine(self, mapping: dict[str, dict[str, Any]]) -> Iterator[Check]:
-        """The pre-flight rows, each as soon as it is known; the last ones take seconds."""
+        """Yields each pre-flight row as soon as it is known; the last ones take seconds."""
         from engine.config import from_mapping
         from engine.launch.doctor import examine
 
         return examine(from_mapping(mapping, source="form"))
 
     def check_names(self) -> tuple[str, ...]:
-        """Every pre-flight row's name, in order."""
+        """Returns the names of all pre-flight rows, in order."""
         from engine.launch.doctor import NAMES
 
         return NAMES
 
     def measurement(self, *arguments: str) -> EngineProcess:
-        """An `engine` command that measures something, not begun yet."""
+        """Creates the process of an `engine` command that measures something; does not start it."""
         from elite_tui.client.process import EngineProcess
 
         return EngineProcess(*arguments)
 
     def generation(self, reference: str, tell: Callable[[dict[str, Any]], None]) -> GenerationProcess:
-        """A process that writes with the models of a run, and tells of every event."""
+        """Starts a process that generates text with a run's models and calls `tell` with every event."""
         from elite_tui.generation.process import GenerationProcess
 
         return GenerationProcess(reference, tell)
 
     def launch(self, config: RunConfig) -> RunHandle:
-        """A new run in a process of its own."""
+        """Starts a new run in its own process."""
         from engine.launch.launcher import launch
 
         return launch(config)
 
     def open_run(self, reference: str | None) -> RunHandle:
-        """A run by id, prefix or path; the newest for None. Live and finished runs look the same."""
+        """Attaches to a run by id, prefix or path, None for the newest. Live and finished runs look the same."""
         from engine.launch.handle import RunHandle
         from engine.runs.run_index import find_run
 
         return RunHandle.attach(find_run(reference))
 
     def list_runs(self) -> Sequence[RunSummary]:
-        """The user's runs, newest first."""
+        """Lists the user's runs, newest first."""
         from engine.runs.run_index import list_runs
 
         return list_runs()
 
     def delete_run(self, path: Path) -> None:
-        """Deletes a run that has ended, with everything in its folder."""
+        """Permanently deletes a finished run's folder."""
         from engine.runs.deletion import delete_run
         from engine.runs.run_directory import RunDirectory
 
         delete_run(RunDirectory.open(path))
 
     def compare(self, paths: Sequence[Path]) -> Comparison:
-        """Some runs side by side, from what is in their folders."""
+        """Compares runs side by side from the files in their folders."""
         from elite_tui.runs.comparison import read_comparison
 
         return read_comparison(paths)
 
     def read_report(self, path: Path) -> RunReport:
-        """What a run's folder says of its result."""
+        """Reads a run's results from its folder."""
         from elite_tui.runs.report import read_report
 
         return read_report(path)
@@ -206,11 +206,11 @@ class Engine:
         self._sampler.start()
 
     def latest_sample(self) -> Snapshot | None:
-        """The newest snapshot; never waits."""
+        """Returns the newest telemetry snapshot without blocking."""
         return self._sampler.latest() if self._sampler is not None else None
 
     def stop_sampling(self) -> None:
-        """Ends the telemetry thread."""
+        """Stops the telemetry thread."""
         if self._sampler is not None:
             self._sampler.stop()
             self._sampler = None

@@ -1,4 +1,4 @@
-"""EngineProcess: an `engine` command that does one thing, which can be stopped and may fail without harm."""
+"""Runs an `engine` command once; the user can stop it, and its failure harms nothing else."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ REMEDY = "the command does the same without the app; plans go by predictions unt
 
 
 class EngineProcess(EngineChild):
-    """A command that does one thing. Make it, `run` it in a thread, `stop` it from another."""
+    """A command that runs once. Call `run` in one thread and `stop` from another."""
 
     def __init__(self, *arguments: str) -> None:
         super().__init__(*arguments, "--json")
         self._name = arguments[0]
 
     def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Runs the command, and returns the document that it prints.
+        """Runs the command and returns the JSON document that it prints.
 
         Args:
-            tell: Called with a line for people whenever there is progress.
+            tell: Called with each progress line.
 
         Raises:
-            EliteError: MEASURING_FAILED, also where it was stopped.
+            EliteError: MEASURING_FAILED, also if it was stopped.
         """
         found: list[dict[str, Any]] = []
         status = self._execute(found.append, tell)
@@ -42,6 +42,6 @@ class EngineProcess(EngineChild):
         return errors.MEASURING_FAILED(command=self._name, problem=problem, remedy=remedy or REMEDY)
 
     def stop(self) -> None:
-        """Ends the process and all that it started. `run` then raises."""
-        # As ctrl+c would: it then ends the measuring child, which has a session of its own.
+        """Interrupts the process, which ends its children. `run` then raises."""
+        # SIGINT, as from ctrl+c: the command then ends the measuring child, which has its own session.
         self._end(signal.SIGINT)

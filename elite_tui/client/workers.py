@@ -1,6 +1,6 @@
-"""EngineClient: the workers. They call the engine in threads and post messages; they own no widget.
+"""Runs engine calls in worker threads and posts their results as messages; owns no widget.
 
-The pump that polls a run belongs to the App: a worker of a screen would end with the screen.
+The App owns the pump that polls runs; a screen's worker would end with the screen.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POLL_SECONDS = 0.25
-"The journal and the telemetry are looked at four times a second."
+"Polls journals and telemetry four times a second."
 
 
 def existing_folder(text: str) -> Path:
-    """The nearest folder that exists at or above a path: what a disk gauge can measure before a run has written."""
+    """Returns the nearest existing folder at or above a path, so that disk use can be read before a run has written."""
     path = Path(text).expanduser().absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -42,7 +42,7 @@ def existing_folder(text: str) -> Path:
 
 
 class EngineClient:
-    """Starts workers on behalf of controllers. One worker of a group at a time: a newer question replaces an older."""
+    """Starts workers for controllers, one per group: a newer request replaces an older one."""
 
     def __init__(self, host: Host, engine: Engine) -> None:
         self._host = host
@@ -59,7 +59,7 @@ class EngineClient:
         self._host.run_worker(start_then_pump, group="pump", name="pump")
 
     def close(self) -> None:
-        """Lets go of the run, which goes on, and ends telemetry."""
+        """Detaches from the runs, which continue, and stops telemetry."""
         for key in list(self._followed):
             self.let_go(key)
         self.engine.stop_sampling()
@@ -76,23 +76,23 @@ class EngineClient:
                 if news is not None and self._followed.get(key) is followed:
                     self._host.post_message(messages.RunNews(key, news))
                     behind |= news.behind
-            # Where a journal holds more, the screen gets a moment to draw, and the reading goes on.
+            # With more events in a journal, let the screen draw briefly before reading on.
             await asyncio.sleep(POLL_SECONDS / 5 if behind else POLL_SECONDS)
 
-    # --- questions -----------------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------------------
 
     def ask(self, fetched: RemoteData[T], call: Callable[[], T]) -> None:
-        """Fills a part of the state; answers with Answered."""
+        """Fetches a part of the state; posts Answered."""
         fetched.ask()
         self._host.tell(fetched.part)
         self._ask(fetched.part.value, call, lambda outcome: messages.Answered(fetched, outcome))
 
     def launch(self, config: RunConfig) -> None:
-        """Answers with RunOpened."""
+        """Starts a run; posts RunOpened."""
         self._ask("run", lambda: self.engine.launch(config), lambda run: messages.RunOpened(run, launched=True))
 
     def open_runs(self, references: Sequence[str | None]) -> None:
-        """Answers with a RunOpened for each, in this order; the first comes on screen."""
+        """Opens runs; posts a RunOpened for each, in this order. The first is shown on screen."""
 
         async def work() -> None:
             for index, reference in enumerate(references):
@@ -102,18 +102,18 @@ class EngineClient:
         self._host.run_worker(work, group=f"open-{references[0]}", exclusive=True)
 
     def follow(self, key: str, handle: RunHandle) -> None:
-        """Makes this a run that the pump polls."""
+        """Makes the pump poll this run."""
         self.let_go(key)
         self._followed[key] = Followed(handle)
 
     def let_go(self, key: str) -> None:
-        """Stops polling a run, which goes on."""
+        """Stops polling a run, which continues."""
         followed = self._followed.pop(key, None)
         if followed is not None:
             followed.close()
 
     def send(self, key: str, command: str) -> str | None:
-        """Sends a command by name to a run that is followed, and returns its id; answers with CommandSent."""
+        """Sends a command by name to a followed run and returns its id; posts CommandSent."""
         followed = self._followed.get(key)
         if followed is None:
             return None
@@ -126,7 +126,7 @@ class EngineClient:
         return value.id
 
     def delete_run(self, run_id: str, path: Path) -> None:
-        """Answers with RunDeleted."""
+        """Deletes a run; posts RunDeleted."""
 
         def answer(outcome: EliteError | None) -> Message:
             return messages.RunDeleted(run_id, path, outcome)
@@ -134,7 +134,7 @@ class EngineClient:
         self._ask(f"delete-{run_id}", lambda: self.engine.delete_run(path), answer)
 
     def _ask(self, group: str, call: Callable[[], T], answer: Callable[[T | EliteError], Message]) -> None:
-        """Calls the engine in a thread, and posts its answer unless a newer question of the group was asked."""
+        """Calls the engine in a thread and posts the answer, unless a newer request of the group replaced it."""
 
         async def work() -> None:
             self._host.post_message(answer(await asyncio.to_thread(_guarded, call)))
@@ -143,7 +143,7 @@ class EngineClient:
 
 
 def _guarded(call: Callable[[], T]) -> T | EliteError:
-    """The call's value, or its error; what nobody declared goes to the log and becomes INTERNAL."""
+    """Returns the call's value or its error; logs unexpected exceptions and returns INTERNAL."""
     try:
         return call()
     except EliteError as error:

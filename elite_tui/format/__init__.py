@@ -1,1 +1,1 @@
-"""What the engine knows, in words, figures and bars for people. Pure."""
+"""Formats engine data as text, figures and bars. Pure functions."""

@@ -1,4 +1,4 @@
-"""A dataset in words: what is in, what is out and why, secrets, near-duplicates, order, and windows."""
+"""Formats a dataset report: included and excluded files, secrets, near-duplicates, order and windows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from engine.data.report import DataReport, OrderRow, SkippedRow, WindowsRow
 
 SHOWN = 10
-"Rows of a list that may be long; `engine data --json` has all of them."
+"Rows shown of a list that may be long; `engine data --json` has all of them."
 _NAME = 16
 _COUNT = 8
 
 
 def summary(report: DataReport) -> Content:
-    """The whole dataset in one line."""
+    """Summarises the dataset in one line."""
     held_out = report.held_out
     return Content.assemble(
         (counted(report.files, "file"), "bold"),
@@ -41,7 +41,7 @@ def summary(report: DataReport) -> Content:
 
 
 def _reading_order(order: OrderRow) -> str:
-    """Why the files are read in the order in which they are."""
+    """Explains the order in which the files are read."""
     if not order.imports:
         return "no file imports another one here, so they are read by path"
     linked = counted(order.linked, "file")
@@ -51,7 +51,7 @@ def _reading_order(order: OrderRow) -> str:
 
 
 def footnote(report: DataReport) -> Content:
-    """How the dataset came about, and what else a person should see."""
+    """Formats the dataset's origin and further notes."""
     how = "taken from the store" if report.reused else "built"
     lines = [Content.styled(f"{how} in {duration_in_words(report.seconds)}: {printable(report.store)}", "$muted")]
     lines += [Content.assemble(("! ", "$text-warning"), printable(note)) for note in report.notes]
@@ -62,7 +62,7 @@ def footnote(report: DataReport) -> Content:
 
 
 def what_is_in(report: DataReport, width: int) -> Content:
-    """Languages by size, and in which order the files are read."""
+    """Formats the languages by size and the reading order."""
     lines = [_title("In", counted(report.files, "file"))]
     whole = report.bytes or 1
     bar_width = max(6, min(30, width - _NAME - _COUNT - 18))
@@ -87,7 +87,7 @@ def what_is_in(report: DataReport, width: int) -> Content:
 
 
 def what_is_out(report: DataReport, width: int) -> Content:
-    """Every reason for leaving a file out, with examples and the setting that keeps such files."""
+    """Formats every reason for leaving a file out, with examples and the setting that keeps such files."""
     lines = [_title("Out", f"{report.skipped_files:,} files")]
     if not report.skipped:
         lines.append(Content.styled("nothing was left out", "$muted"))
@@ -110,7 +110,7 @@ def _skipped(row: SkippedRow, roots: Sequence[str], width: int) -> list[Content]
 
 
 def secrets(report: DataReport, policy: str, width: int) -> Content:
-    """Where a key or password was found; never the secret itself."""
+    """Formats the places of keys and passwords, never the secret itself."""
     found = report.secrets
     fate = {"mask": "each replaced by a placeholder", "skip": "their files left out", "keep": "learnt as they are"}
     lines = [_title("Secrets", f"{len(found):,} found, {fate.get(policy, policy)}" if found else "none found")]
@@ -126,7 +126,7 @@ def secrets(report: DataReport, policy: str, width: int) -> Content:
 
 
 def twins(report: DataReport, width: int) -> Content:
-    """Files that are almost the same as another, and what became of them."""
+    """Formats near-duplicate files and their treatment."""
     found = report.near_duplicates
     lines = [_title("Near-duplicates", counted(len(found), "file") if found else "none found")]
     roots = [row.path for row in report.repositories]
@@ -139,7 +139,7 @@ def twins(report: DataReport, width: int) -> Content:
 
 
 def windows(report: DataReport, chosen: int | None, width: int, *, packing: bool) -> Content:
-    """What the windows of each tier hold, and what packing saves."""
+    """Formats the contents of each tier's windows and the savings from packing."""
     lines = [_title("Windows", "documents are packed" if packing else "one document a window")]
     heads = "".join(f"{head:>{width}}" for head, width in _WINDOW_COLUMNS)
     lines.append(Content.styled(heads, "$muted"))
@@ -189,6 +189,6 @@ def _more(count: int, what: str) -> list[Content]:
 
 
 def _below(path: str, roots: Sequence[str]) -> str:
-    """A path as it is called inside its repository, where there is one."""
+    """Makes a path printable, and relative to its repository if there is only one."""
     shown = next((path[len(root) + 1 :] for root in roots if path.startswith(f"{root}/")), path)
     return printable(shown if len(roots) == 1 else path)

@@ -1,4 +1,4 @@
-"""Figures in words: bytes, durations, counts and shares for people: every format of the app.
+"""Formats figures for the app: bytes, durations, counts and shares.
 
 None is always "n/a", never 0.
 """
@@ -15,7 +15,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def bytes_in_words(count: float | None) -> str:
-    """A number of bytes in binary units with three significant digits: 7.31 GiB."""
+    """Formats bytes in binary units with three significant digits: 7.31 GiB."""
     if count is None or not math.isfinite(count):
         return NOT_AVAILABLE
     value = float(count)
@@ -30,7 +30,7 @@ def bytes_in_words(count: float | None) -> str:
 
 
 def bytes_of_total(used: float | None, total: float | None) -> str:
-    """Two numbers of bytes in the unit of the larger: 7.00/12.0 GiB."""
+    """Formats two byte counts in the unit of the larger: 7.00/12.0 GiB."""
     if used is None or total is None or not (math.isfinite(used) and math.isfinite(total)):
         return NOT_AVAILABLE if used is None and total is None else f"{bytes_in_words(used)}/{bytes_in_words(total)}"
     whole, unit = bytes_in_words(total).split(" ")
@@ -40,29 +40,29 @@ def bytes_of_total(used: float | None, total: float | None) -> str:
 
 
 def signed_bytes(count: int | None) -> str:
-    """A change of memory: −1.25 GiB; empty where it is none or unknown."""
+    """Formats a change of memory: −1.25 GiB; empty if zero or unknown."""
     if not count:
         return ""
     return ("−" if count < 0 else "+") + bytes_in_words(abs(count))
 
 
 def size_or_dash(count: int) -> str:
-    """Bytes, or a dash for none at all."""
+    """Formats bytes, zero as a dash."""
     return bytes_in_words(count) if count else "-"
 
 
 def whole_gibibytes(count: float) -> str:
-    """A size as it is sold: 24 GiB."""
+    """Formats a size as sold: 24 GiB."""
     return f"{count / GIB:.0f} GiB"
 
 
 def gibibytes(size: float | None) -> str:
-    """A number of GiB, with the digits that matter."""
+    """Formats a number of GiB with its significant digits."""
     return number_in_words(size, 3)
 
 
 def duration_in_words(seconds: float | None) -> str:
-    """A duration with its two largest units: 2m 10s."""
+    """Formats a duration with its two largest units: 2m 10s."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_AVAILABLE
     if seconds < 10:
@@ -78,21 +78,21 @@ def duration_in_words(seconds: float | None) -> str:
 
 
 def signed_duration(seconds: float | None) -> str:
-    """A change of time: −2m 10s; empty where it is none or unknown."""
+    """Formats a change of time: −2m 10s; empty if zero or unknown."""
     if not seconds:
         return ""
     return ("−" if seconds < 0 else "+") + duration_in_words(abs(seconds))
 
 
 def hours_in_words(seconds: float | None) -> str:
-    """A cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
+    """Formats a cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
     if seconds is None:
         return NOT_AVAILABLE
     return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {duration_in_words(seconds)}"
 
 
 def count_in_words(count: float | None) -> str:
-    """A count with three significant digits and K, M or G: 1.24M. Below ten thousand it is written out."""
+    """Formats a count with three significant digits and K, M or G: 1.24M. Below ten thousand it is written out."""
     if count is None or not math.isfinite(count):
         return NOT_AVAILABLE
     if abs(count) < 10_000:
@@ -107,22 +107,22 @@ def count_in_words(count: float | None) -> str:
 
 
 def parameters_in_words(count: int) -> str:
-    """A model's size as people say it: 1.54B, 494M."""
+    """Formats a parameter count: 1.54B, 494M."""
     return count_in_words(count).replace("G", "B")
 
 
 def counted(count: int, noun: str) -> str:
-    """A whole number of things: 1 file, 1,204 files."""
+    """Formats a whole number of things: 1 file, 1,204 files."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def context_in_words(tokens: int) -> str:
-    """A context length in binary thousands, as people say it: 128K, 1M; other lengths are written out."""
+    """Formats a context length in binary thousands: 128K, 1M; other lengths are written out."""
     return format_context(tokens) if tokens else "0"  # zero is a multiple of every unit
 
 
 def number_in_words(value: float | None, digits: int = 4) -> str:
-    """A measured value with so many significant digits."""
+    """Formats a measured value with `digits` significant digits."""
     if value is None or not math.isfinite(value):
         return NOT_AVAILABLE
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
@@ -132,24 +132,24 @@ def number_in_words(value: float | None, digits: int = 4) -> str:
 
 
 def rate_in_words(rate: float | None) -> str:
-    """A learning rate as people write it: 2.00e-04."""
+    """Formats a learning rate: 2.00e-04."""
     return NOT_AVAILABLE if rate is None else f"{rate:.2e}"
 
 
 def share_of(used: float | None, total: float | None) -> float | None:
-    """Used over total; None where either is unknown."""
+    """Returns used over total, or None if either is unknown."""
     return used / total if used is not None and total else None
 
 
 def percent_in_words(share: float | None) -> str:
-    """A share of 1 in percent: 31%."""
+    """Formats a share of 1 as a percentage: 31%."""
     if share is None or not math.isfinite(share):
         return NOT_AVAILABLE
     return f"{100 * share:.0f}%"
 
 
 def printable(text: str) -> str:
-    """Untrusted text made safe to draw: control characters and escapes are spelt out, tabs become spaces."""
+    """Makes untrusted text safe to draw by escaping control characters and replacing tabs with spaces."""
     return "".join(
         c if c.isprintable() else " " if c == "\t" else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -1,4 +1,4 @@
-"""Lines of text: bars of a share, a history in small columns, a text that hangs beside its head."""
+"""Lays out text: bars, history lines and hanging indents."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from textual.content import Content
 
 TIGHT = 0.9
-"Share from which on a level says that it is tight, as well as changing colour."
+"Share from which a level is marked as tight, in addition to its colour."
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _HISTORY = "▁▂▃▄▅▆▇█"
 
 
 def bar(share: float | None, width: int) -> str:
-    """A bar of `width` cells, filled to an eighth of a cell. An unknown share is a dotted line."""
+    """Draws a bar of `width` cells, filled to an eighth of a cell. An unknown share is a dotted line."""
     if share is None:
         return "┄" * width
     eighths = round(min(1.0, max(0.0, share)) * width * 8)
@@ -22,21 +22,21 @@ def bar(share: float | None, width: int) -> str:
 
 
 def line_bar(share: float | None, width: int) -> str:
-    """A thin bar of at most `width` cells, drawn to half a cell: beside figures in a table."""
+    """Draws a thin bar of at most `width` cells, to half a cell, for use beside figures in a table."""
     halves = 0 if share is None else round(min(1.0, max(0.0, share)) * width * 2)
     full, half = divmod(halves, 2)
     return ("━" * full + "╸" * half).ljust(width)
 
 
 def history_line(history: Sequence[float | None], cells: int) -> str:
-    """The newest shares as small columns, one a sample; unknown ones are gaps."""
+    """Draws the newest shares as small columns, one per sample; unknown ones are gaps."""
     newest = list(history)[-cells:]
     drawn = "".join(" " if share is None else _HISTORY[min(7, max(0, round(share * 8 - 0.5)))] for share in newest)
     return drawn.rjust(cells)
 
 
 def hanging(head: Content, text: Content, width: int) -> list[Content]:
-    """A head and the text beside it, whose further lines hang below its beginning."""
+    """Places text beside a head, with a hanging indent."""
     pieces = text.wrap(max(16, width - head.cell_length)) or [Content("")]
     indent = Content(" " * head.cell_length)
     return [(head if index == 0 else indent).append(piece) for index, piece in enumerate(pieces)]

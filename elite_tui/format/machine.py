@@ -1,4 +1,4 @@
-"""A machine in words: what it has, what each library enables and how to get it, and what was measured."""
+"""Formats a machine: inventory, libraries with their purpose and installation, and measurements."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ GET: dict[str, str] = {
     "deepspeed": "pip install deepspeed",
     "flash-attn": "pip install flash-attn --no-build-isolation (needs nvcc; compiles for up to an hour)",
 }
-"How to get a library that is not a part of every installation."
+"Installation of each library that is not part of every installation."
 GPU_ONLY = frozenset({"triton", "liger-kernel", "flash-attn"})
-"Libraries that do nothing without a GPU."
+"Libraries that have no effect without a GPU."
 
 
 def inventory(machine: Machine, width: int) -> Content:
-    """What the machine has, one device a line."""
+    """Formats the machine's inventory, one device per line."""
     rows: list[tuple[str, str]] = []
     for gpu in machine.gpus:
         rows.append((f"GPU {gpu.index}", gpu.name))
@@ -76,7 +76,7 @@ def _gpu_details(gpu: Gpu) -> list[str]:
 
 
 def libraries(machine: Machine, width: int) -> Content:
-    """Each library: whether it is here, what it enables, and how to get it."""
+    """Formats each library's presence, purpose and installation."""
     from engine.hardware.inventory import LIBRARIES
 
     lines: list[Content] = []
@@ -98,7 +98,7 @@ def libraries(machine: Machine, width: int) -> Content:
 
 
 def measured(machine: Machine | None, fetched: RemoteData[dict[str, Any]], progress: str, width: int) -> Content:
-    """What `engine profile` found here, how far it is, or that it was not run."""
+    """Formats the results of `engine profile`, its progress, or a note that it has not run."""
     if fetched.loading:
         return Content.assemble(("measuring … ", "$text-accent"), printable(progress))
     lines = []
@@ -120,7 +120,7 @@ def measured(machine: Machine | None, fetched: RemoteData[dict[str, Any]], progr
 
 
 def figures(found: Measured) -> list[tuple[str, str]]:
-    """The figures that were measured, each with its unit; what was not is left out."""
+    """Returns the measured figures with their units, without those that were not measured."""
     rows = []
     if found.gpu_room is not None:
         rows.append(("GPU memory", f"{bytes_in_words(found.gpu_room)} can be had"))

@@ -1,4 +1,4 @@
-"""A machine's live levels in words and bars: one line a measure, with its history beside it."""
+"""Formats a machine's live levels, one line per measure, with its history beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIGURES_WIDTH = 16
 SHORTEST_BAR, LONGEST_BAR = 10, 40
 SHORTEST_HISTORY = 12
 HOTTEST = 100.0
-"Degrees Celsius that a full bar stands for."
+"Degrees Celsius of a full bar."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Level:
     history: tuple[float | None, ...]
     "Shares, oldest first."
     owned: float | None = None
-    "Share of the bar that this app's run holds; None where there is no such thing."
+    "Share of the bar held by the run on screen; None where that does not apply."
     warning: str = ""
 
 
@@ -52,15 +52,15 @@ class Device:
     title: str
     levels: tuple[Level, ...]
     note: Content
-    "What stands below the levels; empty for nothing."
+    "Text below the levels; may be empty."
 
 
 def devices(snapshots: Sequence[Snapshot], own_bytes: int | None) -> list[Device]:
-    """The newest readings with their history, GPUs first.
+    """Converts snapshots to the newest readings with their history, GPUs first.
 
     Args:
         snapshots: Oldest first.
-        own_bytes: What the run that is watched holds of the first GPU; None without one.
+        own_bytes: Bytes of the first GPU held by the run on screen; None without one.
     """
     if not snapshots:
         return []
@@ -140,7 +140,7 @@ def _gpu(snapshots: Sequence[Snapshot], place: int, own_bytes: int | None) -> De
 
 
 def _memory_note(gpu: GpuSample, own_bytes: int | None) -> Content:
-    """Whose the memory is, in words and in the fills of the bar."""
+    """Formats the owners of the memory, with the bar's fills as the key."""
     if gpu.memory_used is None or gpu.memory_total is None:
         return Content("")
     own = min(own_bytes or 0, gpu.memory_used)
@@ -179,10 +179,10 @@ def _clock(gpu: GpuSample) -> str:
 
 
 def draw(device: Device, width: int) -> Content:
-    """A device's title, levels and note. Where there is room, each level's history stands beside it."""
-    room = width - LABEL_WIDTH - SHARE_WIDTH - FIGURES_WIDTH - 2
-    bar_width = max(SHORTEST_BAR, min(LONGEST_BAR, room - SHORTEST_HISTORY - 1 if room > 34 else room))
-    history_width = room - bar_width - 1
+    """Draws a device's title, levels and note. With enough width, each level's history stands beside it."""
+    free = width - LABEL_WIDTH - SHARE_WIDTH - FIGURES_WIDTH - 2
+    bar_width = max(SHORTEST_BAR, min(LONGEST_BAR, free - SHORTEST_HISTORY - 1 if free > 34 else free))
+    history_width = free - bar_width - 1
     shown = history_width if history_width >= SHORTEST_HISTORY else 0
     lines = [Content.styled(device.title, "bold"), *(_line(level, bar_width, shown) for level in device.levels)]
     if device.note:
@@ -207,7 +207,7 @@ def _line(level: Level, bar_width: int, history_width: int) -> Content:
 
 
 def _bar(level: Level, width: int, *, tight: bool) -> Content:
-    """The level as a line; a GPU's memory as blocks, of which this run's are filled otherwise."""
+    """Draws the level as a line, or a GPU's memory as blocks with a fill of its own for this run's share."""
     style = "$error" if tight else "$primary"
     if level.share is None:
         return Content.styled("┄" * width, "$faint")

@@ -1,4 +1,4 @@
-"""One optimisation in words: its row in the list, and all there is to know about it."""
+"""Formats one optimisation as a row of the list and as its detail text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MARKS = {
     "off": ("○ off", "$muted"),
     "unavailable": ("– n/a", "$faint"),
 }
-"A state's mark and its colour; the word stands beside it."
+"Mark and colour of each state; the word stands beside it."
 _EFFECT_WIDTH = 9
 EFFECTS_FROM = 66
-"Width of the list from which on the effects stand beside the names."
+"Width of the list from which the effects stand beside the names."
 
 
 def heading(group: str, states: Iterable[OptimizationState], width: int) -> Content:
-    """A group's title, with the heads of the columns."""
+    """Formats a group's title with the column headings."""
     found = list(states)
     on = sum(state.state == "on" for state in found)
     name = Content.assemble((GROUPS[group], "bold $primary"), (f"  {on} of {len(found)} on", "$muted"))
@@ -38,7 +38,7 @@ def heading(group: str, states: Iterable[OptimizationState], width: int) -> Cont
 
 
 def row_line(row: Optimization, state: OptimizationState, width: int) -> Content:
-    """State, whether it is approximate, name, and what it changes here."""
+    """Formats an optimisation's state, approximation mark, name and effects on this machine."""
     mark, style = MARKS[state.state]
     faint = "$faint" if state.state == "unavailable" else ""
     line = Content.assemble(
@@ -51,11 +51,11 @@ def row_line(row: Optimization, state: OptimizationState, width: int) -> Content
     for text in (signed_bytes(state.gpu_bytes), signed_bytes(state.host_bytes), signed_duration(state.step_seconds)):
         style = "$text-success" if text.startswith("−") else "$text-warning" if text else ""
         effects = effects.append(Content.styled(f"{text:>{_EFFECT_WIDTH}} ", style))
-    room = width - effects.cell_length
-    if line.cell_length + chosen.cell_length < room:
+    free = width - effects.cell_length
+    if line.cell_length + chosen.cell_length < free:
         line = line.append(chosen)
-    line = line.truncate(room - 1, ellipsis=True)
-    return Content.assemble(line.pad_right(room - line.cell_length), effects)
+    line = line.truncate(free - 1, ellipsis=True)
+    return Content.assemble(line.pad_right(free - line.cell_length), effects)
 
 
 def _chosen_by(state: OptimizationState) -> str:
@@ -69,12 +69,12 @@ def detail(
     papers: Mapping[str, str],
     width: int,
 ) -> Content:
-    """All there is to know about one row.
+    """Formats the full detail of one row.
 
     Args:
         row: The row.
-        state: Its present state.
-        others: Every row and state by id, for what it requires and conflicts with.
+        state: Its current state.
+        others: Every row and state by id, for its requirements and conflicts.
         papers: arXiv identifier → title and authors.
         width: Cells of a line.
     """
@@ -111,7 +111,7 @@ def detail(
 
 
 def effect_here(state: OptimizationState) -> Content:
-    """What having it on instead of off changes on this machine; empty where no number is known."""
+    """Formats the effect of on versus off on this machine; empty if no number is known."""
     figures = [
         ("GPU", signed_bytes(state.gpu_bytes)),
         ("RAM", signed_bytes(state.host_bytes)),
@@ -133,7 +133,7 @@ _LABEL = 11
 
 
 def _fact(label: str, text: Content, width: int) -> list[Content]:
-    """A label and its text, which hangs beside it."""
+    """Formats a label with its text beside it, hanging."""
     pieces = text.wrap(max(16, width - _LABEL))
     heads = [f"{label:<{_LABEL}}", *[" " * _LABEL] * (len(pieces) - 1)]
     return [Content.assemble((head, "$muted"), piece) for head, piece in zip(heads, pieces, strict=True)]

@@ -1,4 +1,4 @@
-"""One tier in words: what it is, what it costs, where its time goes, and what would make it fit."""
+"""Formats one tier: its settings, cost, breakdown of time, and remedies if it does not fit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TIME_BAR = 12
 
 
 def machine_in_words(plans: Plans) -> str:
-    """The machine that a table is for, in a few words."""
+    """Describes the machine that a table is planned for."""
     machine = plans.machine
     ram = f"{bytes_in_words(machine.ram_total)} RAM"
     if not machine.gpus:
@@ -41,7 +41,7 @@ def machine_in_words(plans: Plans) -> str:
 
 
 def short_places(plan: TierPlan, plans: Plans) -> list[str]:
-    """Where a plan needs more than it may use: GPU, RAM, disk."""
+    """Names the places where a plan needs more than its budget: GPU, RAM, disk."""
     usable = plans.usable
     needed = (
         ("GPU", plan.gpu_peak_bytes, usable.gpu),
@@ -52,7 +52,7 @@ def short_places(plan: TierPlan, plans: Plans) -> list[str]:
 
 
 def title(plan: TierPlan) -> Content:
-    """What a tier is, in one line."""
+    """Formats a tier's title in one line."""
     name = f"Tier {plan.tier}" if plan.tier is not None else "Context"
     head = Content.styled(f"{name} · {plan.context:,} tokens · {plan.layout.precision}", "bold")
     if plan.layout.stream is not None:
@@ -62,7 +62,7 @@ def title(plan: TierPlan) -> Content:
 
 
 def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
-    """Whether a tier fits, and what else to know."""
+    """Formats whether a tier fits, with further notes."""
     lines = []
     if recommended:
         lines.append(
@@ -76,7 +76,7 @@ def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
 
 
 def costs(plan: TierPlan, epochs: object, *, can_probe: bool) -> Content:
-    """Seconds a step, steps an epoch, and how long it takes in all."""
+    """Formats seconds per step, steps per epoch and total duration."""
     per_epoch = plan.steps_per_epoch
     items = [("a step", duration_in_words(plan.step_seconds))]
     if plan.windows_per_step > 1:
@@ -101,7 +101,7 @@ def costs(plan: TierPlan, epochs: object, *, can_probe: bool) -> Content:
 
 
 def probed(plan: TierPlan, fetched: RemoteData[dict[str, Any]], progress: str) -> list[Content]:
-    """What `engine probe` measured of this tier beside what was predicted; how far it is; why it failed."""
+    """Formats `engine probe` measurements of this tier against predictions, or its progress or error."""
     if fetched.loading:
         return [Content.assemble(("probing … ", "$text-accent"), printable(progress), ("  p stops", "$muted"))]
     if fetched.error is not None:
@@ -126,7 +126,7 @@ def probed(plan: TierPlan, fetched: RemoteData[dict[str, Any]], progress: str) -
 
 
 def time_sum(parts: Sequence[TimePart], width: int) -> Content:
-    """Where the time of one window goes, the longest first."""
+    """Breaks down the time of one window, longest part first."""
     total = sum(part.seconds for part in parts)
     if not total:
         return Content.styled("no time model for this plan", "$muted")
@@ -148,7 +148,7 @@ def time_sum(parts: Sequence[TimePart], width: int) -> Content:
 
 
 def ways_in_words(plan: TierPlan, fetched: RemoteData[WaysToFit]) -> Content:
-    """What would make a tier fit."""
+    """Formats the changes with which a tier fits."""
     head = Content.styled(f"What would make {context_in_words(plan.context)} tokens fit", "bold $primary")
     found = fetched.value
     if fetched.error is not None:
@@ -171,7 +171,7 @@ def ways_in_words(plan: TierPlan, fetched: RemoteData[WaysToFit]) -> Content:
 
 
 def summary(plan: TierPlan, *, steps: bool = True) -> str:
-    """A tier in a few figures: tier 8, 512K tokens, 2h 21m a step, 1 step an epoch."""
+    """Formats a tier in a few figures: tier 8, 512K tokens, 2h 21m a step, 1 step an epoch."""
     name = f"tier {plan.tier}, " if plan.tier is not None else ""
     per_epoch = plan.steps_per_epoch
     words = f"{name}{context_in_words(plan.context)} tokens, {duration_in_words(plan.step_seconds)} a step"
@@ -181,5 +181,5 @@ def summary(plan: TierPlan, *, steps: bool = True) -> str:
 
 
 def epoch_seconds(plan: TierPlan) -> float | None:
-    """Seconds of an epoch; None where the repository's size is not known."""
+    """Returns the seconds of an epoch, or None if the repository's size is unknown."""
     return plan.steps_per_epoch * plan.step_seconds if plan.steps_per_epoch is not None else None

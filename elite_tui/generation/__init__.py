@@ -1,1 +1,1 @@
-"""Text written by a run's models: what was asked, what came, and the process that answers."""
+"""Text generation with a run's models: requests, answers, and the process that serves them."""

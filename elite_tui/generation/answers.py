@@ -1,4 +1,4 @@
-"""Generation: what is asked of a run's models and what they have written so far, folded from their process's events."""
+"""State of the generate screen: the request, and the models' answers folded from their process's events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.errors import one_line
 Status = Literal["closed", "loading", "ready", "writing", "failed"]
 SIDES = ("base", "tuned")
 DEFAULTS = {"max_tokens": "128", "temperature": "0", "top_p": "1", "seed": "0"}
-"""Settings of a request, as they are typed."""
+"""Default settings of a request, as text."""
 
 
 @dataclass
@@ -21,17 +21,17 @@ class Answer:
     text: str = ""
     pieces: int = 0
     tokens: int | None = None
-    "Once it is done."
+    "Number of generated tokens; None until the answer is done."
     seconds: float | None = None
     stopped: bool = False
 
 
 @dataclass
 class Generation:
-    """One session of asking."""
+    """State of one generation session."""
 
     reference: str = ""
-    "The run that is asked."
+    "The run whose models are asked."
     prompt: str = ""
     place: str = ""
     "PATH[:LINE] as typed."
@@ -39,27 +39,27 @@ class Generation:
     "The file that the prompt is the beginning of; empty for plain text."
     suffix: str = ""
     settings: dict[str, str] = field(default_factory=lambda: dict(DEFAULTS))
-    "As typed."
+    "Settings as typed."
     status: Status = "closed"
     device: str = ""
     sides: tuple[str, ...] = SIDES
     answers: dict[str, Answer] = field(default_factory=dict)
     problem: str = ""
     number: int = 0
-    "Of the latest request; answers to older ones are dropped."
+    "Number of the latest request; answers to older ones are dropped."
 
     @property
     def busy(self) -> bool:
-        """Whether something is under way that can be stopped."""
+        """Whether the models are loading or writing, and can be stopped."""
         return self.status in ("loading", "writing")
 
     def begin(self, reference: str) -> None:
-        """Another run is asked from now on: what was typed stays, answers of another one do not."""
+        """Switches to a run: keeps the prompt and settings, clears another run's answers."""
         if reference != self.reference:
             self.reference, self.answers, self.problem, self.status = reference, {}, "", "closed"
 
     def asked(self, *, running: bool) -> int:
-        """A request goes out; returns its number."""
+        """Starts a request and returns its number."""
         self.number += 1
         self.answers = {side: Answer() for side in SIDES}
         self.problem = ""
@@ -67,7 +67,7 @@ class Generation:
         return self.number
 
     def hear(self, event: Mapping[str, Any]) -> None:
-        """Folds one event of the process in (engine.generation.serving); anything else in it is passed over."""
+        """Folds in one event of the process (engine.generation.serving); ignores unknown kinds."""
         kind = event.get("event")
         if kind == "ready":
             self.device = one_line(event.get("device", ""))
@@ -98,7 +98,7 @@ _TYPES = {"max_tokens": int, "temperature": float, "top_p": float, "seed": int}
 
 
 def request_of(state: Generation) -> dict[str, Any]:
-    """The request that a session's prompt and settings stand for.
+    """Builds the request from a session's prompt and settings.
 
     Raises:
         EliteError: SAMPLING_INVALID.

@@ -1,4 +1,4 @@
-"""GenerationController: what the generate room asks of a run's models, and the process that answers."""
+"""Handles the requests of the generate screen and owns the process that answers them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GenerationController:
-    """Questions of the generate room."""
+    """Controller of the generate screen."""
 
     def __init__(self, host: Host, state: Generation, engine: Engine) -> None:
         self._host = host
@@ -25,10 +25,10 @@ class GenerationController:
         self._engine = engine
         self._process: GenerationProcess | None = None
         self._session = 0
-        "Of the process: what an earlier one still says is passed over."
+        "Number of the current process; events of earlier ones are ignored."
 
     def write(self) -> None:
-        """Asks for what the state holds; the first time it starts the process."""
+        """Sends the request in the state; starts the process on the first call."""
         state = self._state
         if not state.reference or state.busy:
             return
@@ -51,7 +51,7 @@ class GenerationController:
         self._host.tell(StatePart.GENERATION)
 
     def stop(self) -> None:
-        """Ends the answer under way; while the models are still loading, the process."""
+        """Stops the current answer, or the process while the models are still loading."""
         if self._process is None:
             return
         if self._state.status == "loading":
@@ -60,7 +60,7 @@ class GenerationController:
             self._process.stop()
 
     def close(self) -> None:
-        """Lets the models go."""
+        """Ends the process and frees the models."""
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -68,7 +68,7 @@ class GenerationController:
             self._host.tell(StatePart.GENERATION)
 
     def heard(self, message: messages.GenerationSaid) -> None:
-        """The process had something to say."""
+        """Folds an event of the process into the state."""
         if message.session != self._session or self._process is None:
             return
         self._state.hear(message.event)

@@ -1,4 +1,4 @@
-"""GenerationProcess: `engine generate --serve` as a child of the app: asked for text, told to stop, let go."""
+"""Runs `engine generate --serve` as a child process of the app."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from elite_tui.child_process import EngineChild
 
 PATIENCE = 5.0
-"Seconds that the child has to end by itself once nobody asks any more."
+"Seconds that the child has to exit by itself after its output is closed."
 
 
 class GenerationProcess(EngineChild):
-    """Loads the models of a run once. `ask` and `stop` never wait.
+    """Loads a run's models once. `ask` and `stop` never block.
 
     Args:
         reference: A run or a model, as `engine generate` takes it.
-        tell: Given every event, in a thread of its own; the last one is {"event": "ended", ...}.
+        tell: Called with every event in another thread; the last one is {"event": "ended", ...}.
     """
 
     def __init__(self, reference: str, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -32,11 +32,11 @@ class GenerationProcess(EngineChild):
         self._write(json.dumps(request))
 
     def stop(self) -> None:
-        """Ends the answer under way."""
+        """Stops the current answer."""
         self._write(json.dumps({"stop": True}))
 
     def close(self) -> None:
-        """Ends the process: what it is loading or writing is given up."""
+        """Terminates the process, abandoning any load or answer in progress."""
         self._end(signal.SIGTERM)
         self._write(None)
 

@@ -1,1 +1,1 @@
-"""Curves as characters: what to draw, on which axes, and where each dot goes. No widgets in here."""
+"""Draws curves as characters: data reduction, axes, and dot positions. Contains no widgets."""

@@ -1,4 +1,4 @@
-"""A grid of braille dots, two across and four down in each character cell (Unicode U+2800 to U+28FF)."""
+"""Draws braille dots on a grid, two across and four down per character cell (Unicode U+2800 to U+28FF)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BrailleCanvas:
             self._cells[row][column] |= _BITS[y % DOTS_DOWN][x % DOTS_ACROSS]
 
     def line(self, x0: int, y0: int, x1: int, y1: int) -> None:
-        """Sets the dots between two points, both included (Bresenham)."""
+        """Sets the dots between two points, both inclusive (Bresenham)."""
         dx, dy = abs(x1 - x0), -abs(y1 - y0)
         step_x, step_y = (1 if x0 < x1 else -1), (1 if y0 < y1 else -1)
         error = dx + dy
@@ -41,5 +41,5 @@ class BrailleCanvas:
                 y0 += step_y
 
     def rows(self) -> list[str]:
-        """The cells as text, one string a row; an empty cell is a space, so that markers show between dots."""
+        """Returns the cells as text, one string per row. An empty cell is a space, so that markers show there."""
         return ["".join(chr(0x2800 + bits) if bits else " " for bits in row) for row in self._cells]

@@ -1,4 +1,4 @@
-"""Reduces a curve to what is visible: at most one column of dots a point of the x axis, with no peak lost."""
+"""Downsamples a curve to one entry per column of dots and keeps all peaks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Column:
     low: float
     high: float
     joined: bool
-    "Whether a line leads here from the column before."
+    "Whether a line leads here from the previous column."
 
 
 def in_window(x: Values, y: Values, left: float, right: float) -> tuple[Values, Values]:
-    """The points between two edges, with the ends of a line that crosses an edge put onto it."""
+    """Clips a curve to a window and interpolates points on its edges."""
     start, end = int(np.searchsorted(x, left, side="left")), int(np.searchsorted(x, right, side="right"))
     inner_x, inner_y = x[start:end], y[start:end]
     if 0 < start < x.size and (start == end or x[start] > left):
@@ -38,19 +38,19 @@ def in_window(x: Values, y: Values, left: float, right: float) -> tuple[Values, 
 def _between(x: Values, y: Values, after: int, place: float) -> float:
     width = float(x[after] - x[after - 1])
     share = (place - float(x[after - 1])) / width if width > 0 else 0.0
-    # Python's numbers, not numpy's: infinity less infinity is no number, and nothing to warn of.
+    # Python floats, not numpy's: for them inf - inf is NaN without a warning.
     before, behind = float(y[after - 1]), float(y[after])
     return before + share * (behind - before)
 
 
 def reduce_to_columns(x: Values, y: Values, left: float, right: float, columns: int) -> list[Column]:
-    """What a line through all the points would cover in each column of dots.
+    """Reduces a line to its extent in each column of dots.
 
     Args:
-        x: Never falling, between `left` and `right`.
-        y: As long; what is not finite leaves a gap.
+        x: Non-decreasing, between `left` and `right`.
+        y: Of the same length; non-finite values leave a gap.
         left, right: Edges of the first and the last column.
-        columns: How many there are.
+        columns: Number of columns.
     """
     known = np.isfinite(y)
     if not known.any():

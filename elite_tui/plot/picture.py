@@ -1,4 +1,4 @@
-"""Draws curves into a grid of characters: lines in braille, then letters, markers and limits on top."""
+"""Draws curves into a grid of characters: limits, then lines in braille, letters and markers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Cells = list[list[Cell]]
 
 @dataclass(frozen=True)
 class Scale:
-    """The y axis: its lowest and highest value, and whether equal distances are equal factors."""
+    """The y axis: lowest and highest value, linear or logarithmic."""
 
     low: float
     high: float
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies: 0 at the bottom, 1 at the top. What has no logarithm lies below."""
+        """Returns a value's position, 0 at the bottom and 1 at the top; on a log axis, non-positive values give -1."""
         if not self.log:
             return (value - self.low) / (self.high - self.low)
         if value <= 0:
@@ -37,7 +37,7 @@ class Scale:
         return math.log(value / self.low) / math.log(self.high / self.low)
 
     def row(self, value: float, rows: int) -> int:
-        """The row of dots of a value, counted from the top; values outside lie on the edge."""
+        """Returns the row of dots of a value, counted from the top; clamps values outside."""
         return round((1.0 - min(1.0, max(0.0, self.share(value)))) * (rows - 1))
 
 
@@ -48,7 +48,7 @@ def scale_of(
     *,
     log: bool = False,
 ) -> Scale | None:
-    """A y axis that holds everything in view; None where nothing is."""
+    """Fits a y axis to the values in view; None if there are none."""
     found = [in_window(one.x, one.y, *window)[1] for one in series]
     shown: Values = np.concatenate(found) if found else np.empty(0)
     shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
@@ -69,10 +69,10 @@ def draw(
     scale: Scale,
     size: tuple[int, int],
 ) -> Cells:
-    """The plot, without its axes.
+    """Draws the plot without its axes.
 
     Args:
-        series: Drawn in this order, those with markers last.
+        series: In drawing order; those with markers are drawn last.
         limits: Dashed lines, beneath the curves.
         window: Edges of the x axis.
         scale: The y axis.
@@ -82,7 +82,7 @@ def draw(
     cells: Cells = [[(" ", "")] * width for _ in range(height)]
     for limit in limits:
         _draw_limit(cells, limit, scale, size)
-    # Lines first, then what tells them apart: a letter must not vanish behind another line.
+    # Lines first, then letters and markers: a letter must not vanish behind another line.
     lines: list[tuple[Series, list[Column]]] = []
     for one in series:
         if not one.marker:
@@ -125,7 +125,7 @@ def _draw_line(cells: Cells, columns: Sequence[Column], style: str, scale: Scale
 
 
 def _draw_letters(cells: Cells, columns: Sequence[Column], one: Series, scale: Scale, rows: int) -> None:
-    """The line's letter here and there, and at its end; each letter has places of its own."""
+    """Draws the line's letter at intervals and at its end; each letter has positions of its own."""
     offset = (ord(one.letter[0]) * 5) % LETTER_EVERY
     for column in columns:
         cell = column.x // DOTS_ACROSS
@@ -143,7 +143,7 @@ def _draw_markers(cells: Cells, one: Series, window: tuple[float, float], scale:
 
 
 def joined(cells: Sequence[Cell]) -> Content:
-    """One row of characters as text, neighbours of one style together."""
+    """Joins one row of characters to text, merging neighbours of one style."""
     spans: list[Cell] = []
     for character, style in cells:
         if spans and spans[-1][1] == style:

@@ -1,4 +1,4 @@
-"""What a chart draws: sequences of points, levels that must not be passed, and events along the x axis."""
+"""Declares a chart's data: series of points, limits, and marks along the x axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Values = NDArray[np.float64]
 
 
 def values(numbers: Iterable[float | None]) -> Values:
-    """Numbers as an array; None becomes NaN, which is drawn as a gap. An array of doubles is copied at once."""
+    """Converts numbers to an array; None becomes NaN, drawn as a gap. An array of doubles is copied in one step."""
     buffer: Any = numbers
     if getattr(numbers, "typecode", "") == "d":
         return np.array(buffer)
@@ -22,7 +22,7 @@ def values(numbers: Iterable[float | None]) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One named sequence of points, x never falling. What is not finite in y is a gap that no line bridges."""
+    """One named series of points with non-decreasing x. Non-finite y is a gap that no line bridges."""
 
     name: str
     x: Values
@@ -31,18 +31,18 @@ class Series:
     marker: str = ""
     "One character drawn at each point; empty draws a line."
     letter: str = ""
-    "One character set on the line here and there, so that lines are told apart without colour."
+    "One character drawn on the line at intervals, to tell lines apart without colour."
     quiet: bool = False
-    "Not in the legend: the raw values beneath a smoothed line."
+    "Whether to leave it out of the legend, such as the raw values beneath a smoothed line."
 
     @property
     def latest(self) -> float | None:
-        """The last value that there is."""
+        """The last finite value."""
         known = np.flatnonzero(np.isfinite(self.y))
         return float(self.y[known[-1]]) if known.size else None
 
     def at(self, x: float) -> float | None:
-        """The value at the last point that is not after x; None before the first, and in a gap."""
+        """Returns the value at the last point not after x; None before the first point and in a gap."""
         index = int(np.searchsorted(self.x, x, side="right")) - 1
         found = float(self.y[index]) if index >= 0 else np.nan
         return found if np.isfinite(found) else None
@@ -50,7 +50,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A level drawn across the plot, such as the memory that a plan foresees."""
+    """A level drawn across the plot, such as the planned memory."""
 
     name: str
     value: float
@@ -58,7 +58,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened, shown by a sign on the x axis."""
+    """An event, drawn as a sign on the x axis."""
 
     x: float
     sign: str

@@ -7,14 +7,14 @@ import numpy as np
 from elite_tui.plot.series import Values
 
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
-"""The choices: weight of the past at each step. 0.9 looks back about ten steps, 0.99 a hundred."""
+"""Choices for the weight of the past at each step. 0.9 looks back about ten steps, 0.99 a hundred."""
 
 
 class Smoother:
     """The moving average m ← w·m + (1−w)·y, divided by 1−wⁿ so that the first points are not pulled to 0.
 
     Missing values stay missing and do not move the average (the correction is that of Adam, arXiv:1412.6980).
-    Of a curve that grew since the last call, only the new points are computed.
+    Only the new points are computed if the curve grew since the last call.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Smoother:
         self._mean, self._past = 0.0, 1.0
 
     def __call__(self, y: Values, weight: float) -> Values:
-        """The smoothed curve, of the same length; y itself for weight 0."""
+        """Returns the smoothed curve, of the same length; y itself for weight 0."""
         if weight <= 0.0:
             return y
         known = self._source.size

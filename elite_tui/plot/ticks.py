@@ -1,4 +1,4 @@
-"""Round numbers along an axis, and their labels."""
+"""Computes round tick positions along an axis, and their labels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SECONDS = (
 )
 
 Labels = list[tuple[float, str]]
-"""Places along an axis and what stands there, in rising order."""
+"""Positions along an axis and their labels, in rising order."""
 
 
 def linear(low: float, high: float, most: int) -> Labels:
-    """At most so many multiples of 1, 2 or 5 times a power of ten, with as many decimals as they need."""
+    """Returns at most `most` multiples of 1, 2 or 5 times a power of ten, with as many decimals as they need."""
     step = _round_step((high - low) / max(1, most), most, low, high)
     places = _multiples(low, high, step)
     largest = max((abs(place) for place in places), default=0.0)
@@ -37,19 +37,22 @@ def counts(low: float, high: float, most: int) -> Labels:
 
 
 def seconds(low: float, high: float, most: int) -> Labels:
-    """Durations at multiples that people use."""
+    """Returns durations at round multiples."""
     step = next((size for size in _SECONDS if (high - low) / size <= most), _SECONDS[-1])
     return [(place, duration_in_words(place) if place else "0") for place in _multiples(low, high, float(step))]
 
 
 def logarithmic(low: float, high: float, most: int) -> Labels:
-    """Powers of ten between two positive numbers, with 2 and 5 times them, or even steps, where there is room."""
+    """Returns powers of ten between two positive numbers, with 2 and 5 times them if they fit.
+
+    A narrow range gets even steps.
+    """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for factors in ((1, 2, 5), (1,)):
         places = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
         inside = [place for place in places if low * (1 - 1e-9) <= place <= high * (1 + 1e-9)]
         if len(inside) < 2:
-            # Less than a factor of two in view: even steps are as good.
+            # Below a factor of two, even steps serve as well.
             return linear(low, high, most)
         if len(inside) <= most:
             return [(place, _plain(place)) for place in inside]
@@ -58,12 +61,12 @@ def logarithmic(low: float, high: float, most: int) -> Labels:
 
 
 def labeller(kind: str) -> Callable[[float, float, int], Labels]:
-    """The labels of a kind of x axis: step, tokens or time."""
+    """Returns the tick function of an x axis of steps, tokens or time."""
     return seconds if kind == "time" else counts
 
 
 def place_in_words(kind: str, place: float) -> str:
-    """One place on an x axis of a kind."""
+    """Formats one position on an x axis of a kind."""
     if kind == "time":
         return duration_in_words(place)
     return f"{round(place):,}" if kind == "step" else count_in_words(place)

@@ -1,4 +1,4 @@
-"""Which part of the x axis is in view: all of it, or a stretch that can be zoomed and moved."""
+"""Tracks the part of the x axis in view: all of it, or a stretch to zoom and pan."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ CLOSEST = 1e-4
 
 @dataclass(frozen=True)
 class Viewport:
-    """A stretch of the axis. As values are immutable, a chart can tell whether it moved."""
+    """A stretch of the axis. Immutable, so that a chart can tell whether it moved."""
 
     span: float | None = None
     "Length of the stretch; None shows everything."
     end: float | None = None
-    "Right edge; None stays with the newest point."
+    "Right edge; None follows the newest point."
 
     def window(self, low: float, high: float) -> tuple[float, float]:
-        """The edges in view of data that reaches from low to high."""
+        """Returns the edges in view for data between low and high."""
         if self.span is None or self.span >= high - low:
             return low, high
         end = high if self.end is None else min(high, max(low + self.span, self.end))
         return end - self.span, end
 
     def zoomed(self, factor: float, low: float, high: float, anchor: float = 1.0) -> Viewport:
-        """A stretch `factor` as long; the point at this share of the window (0 left, 1 right) stays where it is."""
+        """Scales the stretch by `factor`; the point at `anchor` (0 left, 1 right) stays in place."""
         left, right = self.window(low, high)
         whole, span = high - low, (right - left) * factor
         if whole <= 0 or span >= whole:
@@ -35,7 +35,7 @@ class Viewport:
         return _stretch(span, fixed + span * (1.0 - anchor), low, high)
 
     def moved(self, share: float, low: float, high: float) -> Viewport:
-        """The stretch moved by a share of its own length; to the right where it is positive."""
+        """Moves the stretch by a share of its length, to the right if positive."""
         left, right = self.window(low, high)
         if self.span is None or right - left >= high - low:
             return Viewport()
@@ -45,5 +45,5 @@ class Viewport:
 
 def _stretch(span: float, end: float, low: float, high: float) -> Viewport:
     end = max(end, low + span)
-    # At the newest point the view goes on with it.
+    # At the newest point, the view follows it.
     return Viewport(span, None if end >= high - 1e-9 * (high - low) else end)

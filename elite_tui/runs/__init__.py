@@ -1,1 +1,1 @@
-"""A run as its rooms show it: what it said, in curves, figures and words, and what can be asked of it."""
+"""Data and logic of the run screens: events folded to views, curves, text panels, and controllers."""

@@ -1,10 +1,10 @@
-"""The actions of the rooms that show runs: monitor, result, list and comparison."""
+"""Lists the actions of the run screens: monitor, result, list and comparison."""
 
 from __future__ import annotations
 
 from elite_tui.action import Action
 
-CHART_ROOMS = ("monitor", "compare")
+CHART_SCREENS = ("monitor", "compare")
 
 RUN_ACTIONS: tuple[Action, ...] = (
     # --- a run
@@ -13,77 +13,88 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="p",
         label="Pause",
         help="Hold the run after the present tile or step; it keeps its memory.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
-    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", rooms=("monitor",)),
+    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", screens=("monitor",)),
     Action(
         name="save_now",
         keys="w",
         label="Save now",
         help="Write a checkpoint after the present step.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
     Action(
         name="evaluate_now",
         keys="e",
         label="Score",
         help="Score the held-out files after the present step.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
     Action(
         name="stop",
         keys="s",
         label="Stop",
         help="End the run, with a checkpoint to resume from. Asks first.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
     Action(
         name="detach",
         keys="d",
         label="Detach",
         help="Leave the app; the run goes on, and `elite-tui monitor` finds it again.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
     Action(
         name="show_result",
         keys="enter",
         label="Result",
         help="What the run achieved, and what to do with it.",
-        rooms=("monitor",),
+        screens=("monitor",),
     ),
-    # --- what the monitor shows
+    # --- views of the monitor
     Action(
-        name="show_loss", keys="1", label="Loss", help="Training and held-out loss.", rooms=("monitor",), footer=False
+        name="show_loss", keys="1", label="Loss", help="Training and held-out loss.", screens=("monitor",), footer=False
     ),
-    Action(name="show_rate", keys="2", label="Rate", help="The learning rate.", rooms=("monitor",), footer=False),
+    Action(name="show_rate", keys="2", label="Rate", help="The learning rate.", screens=("monitor",), footer=False),
     Action(
-        name="show_gradient", keys="3", label="Gradient", help="The gradient norm.", rooms=("monitor",), footer=False
+        name="show_gradient", keys="3", label="Gradient", help="The gradient norm.", screens=("monitor",), footer=False
     ),
-    Action(name="show_speed", keys="4", label="Speed", help="Tokens a second.", rooms=("monitor",), footer=False),
+    Action(name="show_speed", keys="4", label="Speed", help="Tokens a second.", screens=("monitor",), footer=False),
     Action(
-        name="show_gpu", keys="5", label="GPU", help="GPU memory against the plan.", rooms=("monitor",), footer=False
+        name="show_gpu", keys="5", label="GPU", help="GPU memory against the plan.", screens=("monitor",), footer=False
     ),
-    Action(name="show_ram", keys="6", label="RAM", help="RAM against the plan.", rooms=("monitor",), footer=False),
+    Action(name="show_ram", keys="6", label="RAM", help="RAM against the plan.", screens=("monitor",), footer=False),
     Action(
         name="zoom_in",
         keys="plus,equals_sign",
         label="Zoom in",
         help="Show fewer of the latest steps. The mouse wheel zooms at the pointer.",
-        rooms=CHART_ROOMS,
+        screens=CHART_SCREENS,
         footer=False,
     ),
-    Action(name="zoom_out", keys="minus", label="Zoom out", help="Show more steps.", rooms=CHART_ROOMS, footer=False),
     Action(
-        name="pan_left", keys="left", label="Earlier", help="Move to earlier steps.", rooms=CHART_ROOMS, footer=False
+        name="zoom_out", keys="minus", label="Zoom out", help="Show more steps.", screens=CHART_SCREENS, footer=False
     ),
-    Action(name="pan_right", keys="right", label="Later", help="Move to later steps.", rooms=CHART_ROOMS, footer=False),
-    Action(name="whole", keys="0", label="Whole", help="Show the whole run again.", rooms=CHART_ROOMS, footer=False),
+    Action(
+        name="pan_left",
+        keys="left",
+        label="Earlier",
+        help="Move to earlier steps.",
+        screens=CHART_SCREENS,
+        footer=False,
+    ),
+    Action(
+        name="pan_right", keys="right", label="Later", help="Move to later steps.", screens=CHART_SCREENS, footer=False
+    ),
+    Action(
+        name="whole", keys="0", label="Whole", help="Show the whole run again.", screens=CHART_SCREENS, footer=False
+    ),
     Action(
         name="smoother",
         keys="right_square_bracket",
         label="Smoother",
         help="Smooth the curves more; after the most, not at all.",
-        rooms=CHART_ROOMS,
+        screens=CHART_SCREENS,
         footer=False,
     ),
     Action(
@@ -91,7 +102,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="left_square_bracket",
         label="Rougher",
         help="Smooth the curves less.",
-        rooms=CHART_ROOMS,
+        screens=CHART_SCREENS,
         footer=False,
     ),
     Action(
@@ -99,7 +110,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="y",
         label="Log axis",
         help="Make equal distances equal factors, and back.",
-        rooms=CHART_ROOMS,
+        screens=CHART_SCREENS,
         footer=False,
     ),
     Action(
@@ -107,7 +118,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="x",
         label="X axis",
         help="Draw over steps, tokens or time.",
-        rooms=CHART_ROOMS,
+        screens=CHART_SCREENS,
         footer=False,
     ),
     Action(
@@ -115,7 +126,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="l",
         label="Log/events",
         help="Change between the log and the list of events.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
     Action(
@@ -123,7 +134,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="slash",
         label="Search",
         help="Show only log lines that hold a text.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
     Action(
@@ -131,7 +142,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="escape",
         label="All lines",
         help="End the search in the log.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
     Action(
@@ -139,16 +150,18 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="v",
         label="Level",
         help="Show only log lines of a level and graver ones.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
-    Action(name="next_run", keys="full_stop", label="Next run", help="The next tab.", rooms=("monitor",), footer=False),
+    Action(
+        name="next_run", keys="full_stop", label="Next run", help="The next tab.", screens=("monitor",), footer=False
+    ),
     Action(
         name="previous_run",
         keys="comma",
         label="Previous run",
         help="The tab before.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
     Action(
@@ -156,7 +169,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="k",
         label="Close tab",
         help="Stop watching this run here; the run goes on.",
-        rooms=("monitor",),
+        screens=("monitor",),
         footer=False,
     ),
     Action(
@@ -164,28 +177,28 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="m,escape",
         label="Monitor",
         help="Back to the run's charts and log.",
-        rooms=("result",),
+        screens=("result",),
     ),
     Action(
         name="export",
         keys="x",
         label="Export",
         help="Write the result as an adapter, a merged model, or a GGUF file for llama.cpp and Ollama.",
-        rooms=("result",),
+        screens=("result",),
     ),
     Action(
         name="show_generate",
         keys="g",
         label="Try it",
         help="Try the base model and the fine-tuned one on a prompt, side by side.",
-        rooms=("result",),
+        screens=("result",),
     ),
     Action(
         name="write",
         keys="f5",
         label="Write",
         help="Let both models go on with the prompt; the first time they are loaded.",
-        rooms=("generate",),
+        screens=("generate",),
         priority=True,
     ),
     Action(
@@ -193,7 +206,7 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="f7",
         label="Stop",
         help="End the answer under way.",
-        rooms=("generate",),
+        screens=("generate",),
         priority=True,  # the editor has keys of its own
     ),
     Action(
@@ -201,58 +214,60 @@ RUN_ACTIONS: tuple[Action, ...] = (
         keys="escape",
         label="Result",
         help="Back to the result; the models leave memory.",
-        rooms=("generate",),
+        screens=("generate",),
     ),
     Action(
         name="new_run",
         keys="n",
         label="New run",
-        help="Back to the first room, with everything as it was.",
-        rooms=("result", "runs"),
+        help="Back to the first screen, with everything as it was.",
+        screens=("result", "runs"),
     ),
     Action(
         name="open_run",
         keys="enter",
         label="Open",
         help="Watch the run under the cursor, live or finished, in a tab of the monitor.",
-        rooms=("runs",),
+        screens=("runs",),
     ),
     Action(
         name="mark_run",
         keys="space",
         label="Mark",
         help="Mark the run under the cursor to compare it.",
-        rooms=("runs",),
+        screens=("runs",),
     ),
-    Action(name="compare_runs", keys="c", label="Compare", help="Show the marked runs side by side.", rooms=("runs",)),
+    Action(
+        name="compare_runs", keys="c", label="Compare", help="Show the marked runs side by side.", screens=("runs",)
+    ),
     Action(
         name="delete_run",
         keys="delete",
         label="Delete",
         help="Delete the run under the cursor with its checkpoints, once its name is typed. Never one that trains.",
-        rooms=("runs",),
+        screens=("runs",),
     ),
     Action(
         name="filter_runs",
         keys="slash",
         label="Filter",
         help="Show only runs whose name, model or status hold a text.",
-        rooms=("runs",),
+        screens=("runs",),
     ),
-    Action(name="end_filter", keys="escape", label="All runs", help="End the filter.", rooms=("runs",), footer=False),
+    Action(name="end_filter", keys="escape", label="All runs", help="End the filter.", screens=("runs",), footer=False),
     Action(
         name="sort_runs",
         keys="o",
         label="Sort",
         help="Sort by the next column. A click on a heading sorts by it, another one turns it round.",
-        rooms=("runs",),
+        screens=("runs",),
     ),
-    Action(name="turn_sort", keys="O", label="Turn", help="Turn the order round.", rooms=("runs",), footer=False),
+    Action(name="turn_sort", keys="O", label="Turn", help="Turn the order round.", screens=("runs",), footer=False),
     Action(
         name="leave_comparison",
         keys="escape",
         label="Runs",
         help="Back to the list of runs.",
-        rooms=("compare",),
+        screens=("compare",),
     ),
 )

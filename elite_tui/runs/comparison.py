@@ -1,4 +1,4 @@
-"""Comparison: some runs side by side: their curves, their figures, and where their configurations differ."""
+"""Compares runs side by side: curves, figures, and differing configuration fields."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 
 LETTERS = "ABCDEFGH"
-"""At most so many runs are compared; a letter tells their lines apart without colour."""
+"""Letters that tell the runs' lines apart without colour; their number limits the runs of a comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """One of them."""
+    """One run of a comparison."""
 
     letter: str
     path: Path
     view: RunView
     planned: PlannedRun | None
     config: Mapping[str, str]
-    "Dotted field → value in words; empty where the configuration cannot be read."
+    "Dotted field → formatted value; empty if the configuration cannot be read."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a name, and a value for each run."""
+    """One row of the table: a name and each run's value."""
 
     name: str
     values: tuple[str, ...]
     best: int | None = None
-    "Which run's value is the best one, where there is such a thing."
+    "Index of the run with the best value, if there is one."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs and the table."""
+    """Compared runs and their table."""
 
     runs: tuple[ComparedRun, ...]
     figures: tuple[Row, ...]
     differing: tuple[Row, ...]
-    "Configuration fields in which they are not all the same."
+    "Configuration fields with differing values."
 
 
 def read_comparison(paths: Sequence[Path]) -> Comparison:
-    """Reads the journals and configurations of some runs."""
+    """Reads the runs' journals and configurations."""
     runs = tuple(_read(letter, path) for letter, path in zip(LETTERS, paths, strict=False))
     return Comparison(runs=runs, figures=_figures(runs), differing=_differing(runs))
 
@@ -76,7 +76,7 @@ def _read(letter: str, path: Path) -> ComparedRun:
 
 
 def _settings(run: RunDirectory) -> Mapping[str, Any]:
-    """The configuration with its defaults; of a newer engine, what the file holds."""
+    """Reads the configuration with its defaults, or the bare file if a newer engine wrote it."""
     try:
         return run_config.to_mapping(run.load_config())
     except EliteError:

@@ -1,6 +1,6 @@
-"""RunController: what the rooms of runs ask for: starting, following, commanding, comparing and deleting runs.
+"""Handles the run screens' requests to start, follow, command, compare and delete runs.
 
-The App hands it the messages that are about runs.
+The App passes it the messages that concern runs.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class RunController:
-    """Questions of the rooms of runs, and what follows from the answers."""
+    """Controller of the run screens."""
 
     def __init__(self, host: Host, state: AppState, client: EngineClient) -> None:
         self._host = host
         self._state = state
         self._client = client
         self._leave_after: str | None = None
-        "Command that, once it is handed over, ends the app."
+        "Id of the command whose delivery ends the app."
         self._compared: list[Path] = []
 
     # --- starting, opening and following -------------------------------------------------------------------
@@ -51,7 +51,7 @@ class RunController:
         self._client.open_runs(references)
 
     def opened(self, message: messages.RunOpened) -> None:
-        """A run was launched or attached to, or could not be."""
+        """Follows a run that was launched or attached to, or shows the error."""
         state, outcome = self._state, message.outcome
         state.launching = False
         state.opening = None
@@ -78,30 +78,30 @@ class RunController:
             self._host.tell(StatePart.RUN)
 
     def shown(self) -> None:
-        """Another run is on screen."""
+        """Shows the monitor for the current run."""
         self._state.report.settle_nothing()
         self._host.go("monitor")
         self._host.tell(StatePart.RUN)
 
     def heard(self, message: messages.RunNews) -> None:
-        """A run had something to say."""
+        """Folds a run's news into its view."""
         run = self._state.open_runs.find(message.key)
         if run is not None:
             run.take(message.news)
             self._host.tell(StatePart.RUN)
 
     def step(self, offset: int) -> None:
-        """Shows the run in the tab beside."""
+        """Shows the run `offset` tabs away."""
         self._state.open_runs.step(offset)
         self.shown()
 
     def show(self, index: int) -> None:
-        """Shows the run in a tab, counted from 0."""
+        """Shows the run of a tab, counted from 0."""
         self._state.open_runs.current = list(self._state.open_runs)[index]
         self.shown()
 
     def close(self) -> None:
-        """Ends the tab on screen; its run goes on."""
+        """Closes the current tab; its run continues."""
         state = self._state
         if state.open_runs.current is not None:
             key = state.open_runs.current.key
@@ -115,7 +115,7 @@ class RunController:
     # --- commands ------------------------------------------------------------------------------------------
 
     def send(self, command: str) -> str | None:
-        """Sends a command to the run on screen, and returns its id."""
+        """Sends a command to the run on screen and returns its id."""
         current = self._state.open_runs.current
         if current is None:
             return None
@@ -126,11 +126,11 @@ class RunController:
         return command_id
 
     def stop_and_leave(self) -> None:
-        """Asks the run on screen to stop; the app ends when the command is handed over: workers end with it."""
+        """Asks the run on screen to stop; leaves only once the command is sent, as the workers end with the app."""
         self._leave_after = self.send("Stop")
 
     def sent(self, message: messages.CommandSent) -> None:
-        """A command was handed over, or could not be."""
+        """Reports a failed command; leaves the app if it was waiting for this one."""
         run = self._state.open_runs.find(message.key)
         if message.error is not None:
             if run is not None:
@@ -140,39 +140,39 @@ class RunController:
             self._host.leave("is stopping; it saves a checkpoint first")
         self._host.tell(StatePart.RUN)
 
-    # --- reading what runs left ----------------------------------------------------------------------------
+    # --- reading finished and listed runs ----------------------------------------------------------------------
 
     def ask_runs(self) -> None:
         """Lists the runs."""
         self._client.ask(self._state.runs, self._client.engine.list_runs)
 
     def ask_report(self) -> None:
-        """Reads what the folder of the run on screen says of its result."""
+        """Reads the results of the run on screen from its folder."""
         path = self._state.run_path
         if path is None:
             return
         self._client.ask(self._state.report, lambda: self._client.engine.read_report(path))
 
     def compare(self, runs: Sequence[RunSummary]) -> None:
-        """Reads some runs and shows them side by side."""
+        """Reads runs and shows them side by side."""
         self._compared = [run.path for run in runs]
         self._state.comparison.settle_nothing()
         self.compare_again()
         self._host.go("compare")
 
     def compare_again(self) -> None:
-        """Reads the compared runs anew."""
+        """Reads the compared runs again."""
         paths = list(self._compared)
         self._client.ask(self._state.comparison, lambda: self._client.engine.compare(paths))
 
     # --- deleting ------------------------------------------------------------------------------------------
 
     def delete(self, run_id: str, path: Path) -> None:
-        """Deletes a run that has ended; a person has confirmed it."""
+        """Deletes a run that has ended, after the user has confirmed."""
         self._client.delete_run(run_id, path)
 
     def deleted(self, message: messages.RunDeleted) -> None:
-        """A run was deleted, or could not be."""
+        """Closes a deleted run's tab, or reports the error; lists the runs again."""
         if message.error is not None:
             self._host.notify(str(message.error), title="not deleted", severity="error", markup=False)
         else:

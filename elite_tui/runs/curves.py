@@ -1,4 +1,4 @@
-"""The charts of a run: which curves, on which axes, with which limits. Widgets only draw what is made here."""
+"""Builds a run's charts: series, axes and limits. Widgets only draw them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from elite_tui.runs.view import RunView
 
 STYLES = ("$primary", "$accent", "$secondary", "$error", "$success", "$foreground")
-"""Of overlaid runs; letters tell them apart too."""
+"""Colours of overlaid runs; letters tell them apart too."""
 MARKED = {"checkpoint": "$primary", "warning": "$warning", "recovery": "$warning"}
-"Events whose signs stand on the x axis."
+"Events with a mark on the x axis, and its colour."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a person wants the curves; the same for every chart of a room."""
+    """The user's chart settings, shared by all charts of a screen."""
 
     x_kind: str = X_AXES[0]
     log: bool = False
@@ -56,23 +56,23 @@ class Look:
 
     @property
     def weight(self) -> float:
-        """How much of the past a smoothed point keeps."""
+        """Weight of the past in each smoothed point."""
         return WEIGHTS[self.smoothing]
 
     @property
     def next_axis(self) -> str:
-        """The x axis after this one."""
+        """The x axis after the current one."""
         return X_AXES[(X_AXES.index(self.x_kind) + 1) % len(X_AXES)]
 
 
 class RunCurves:
-    """Makes the pictures of one run. Keeps what it smoothed."""
+    """Builds one run's charts and caches the smoothed curves."""
 
     def __init__(self) -> None:
         self._smoothers: dict[str, Smoother] = {}
 
     def picture(self, kind: str, run: OpenRun, look: Look) -> Picture:
-        """The chart of a kind, one of CHARTS."""
+        """Builds the chart of a kind, one of CHARTS."""
         make = {
             "loss": self._loss,
             "rate": self._rate,
@@ -87,7 +87,7 @@ class RunCurves:
         return values(run.history.steps[name])
 
     def _curve(self, run: RunView, column: str, name: str, look: Look, style: str = "$primary") -> list[Series]:
-        """The values; where they are smoothed, faintly beneath the smooth line."""
+        """Returns the values as a series; with smoothing, faintly beneath the smooth line."""
         x, y = self._column(run, look.x_kind), self._column(run, column)
         if not look.weight:
             return [Series(name=name, x=x, y=y, style=style)]
@@ -175,7 +175,7 @@ class RunCurves:
 
 
 def planned_gpu(run: OpenRun) -> float | None:
-    """GPU bytes that the plan foresees."""
+    """Returns the planned GPU bytes."""
     started = run.view.started
     if started is not None and started.planned_gpu_bytes is not None:
         return started.planned_gpu_bytes
@@ -183,7 +183,7 @@ def planned_gpu(run: OpenRun) -> float | None:
 
 
 def planned_host(run: OpenRun) -> float | None:
-    """Bytes of RAM that the plan foresees."""
+    """Returns the planned bytes of RAM."""
     started = run.view.started
     if started is not None and started.planned_host_bytes is not None:
         return started.planned_host_bytes
@@ -199,7 +199,7 @@ def _device(view: RunView) -> str:
 
 
 def marks(view: RunView, x_kind: str) -> list[Mark]:
-    """Checkpoints, warnings and recoveries along an x axis."""
+    """Returns marks for checkpoints, warnings and recoveries along an x axis."""
     steps = values(view.history.steps["step"])
     if not steps.size:
         return []
@@ -209,12 +209,12 @@ def marks(view: RunView, x_kind: str) -> list[Mark]:
         if one.kind in MARKED:
             index = min(int(np.searchsorted(steps, one.step)), steps.size - 1)
             found.append(Mark(x=float(places[index]), sign=SIGNS[one.kind], style=MARKED[one.kind]))
-    # Of two at one place, the graver one is drawn last.
+    # Of two at one place, the more severe one is drawn last.
     return sorted(found, key=lambda mark: mark.style == "$warning")
 
 
 def overlay(views: Sequence[tuple[str, RunView]], look: Look) -> Picture:
-    """The losses of several runs in one chart, told apart by letters."""
+    """Overlays the losses of several runs in one chart, told apart by letters."""
     series = []
     for index, (letter, view) in enumerate(views):
         x, y = values(view.history.steps[look.x_kind]), values(view.history.steps["loss"])

@@ -1,4 +1,4 @@
-"""How long a run will still take, and what that estimate is made from."""
+"""Estimates a run's remaining time, with the basis of the estimate."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ if TYPE_CHECKING:
     from engine.protocol import StepCompleted
 
 LATEST = 20
-"""Steps whose mean duration is the pace."""
+"""Steps averaged for the pace."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds left, and their basis in words."""
+    """Remaining seconds, and the basis of the estimate in words."""
 
     seconds: float
     basis: str
 
 
 class Eta:
-    """Follows the steps' durations and the present step's start."""
+    """Tracks step durations and the start of the current step."""
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=LATEST)
         self.step_began: float | None = None
-        "Time (the training machine's) at which the present step began."
+        "Time at which the current step began, by the training machine's clock."
 
     def begin(self, time: float) -> None:
-        """A step begins now: the first of an attempt, or the next after one that was held up."""
+        """Restarts the current step's clock, at an attempt's start or after an interruption between steps."""
         self.step_began = time
 
     def completed(self, event: StepCompleted, time: float) -> None:
-        """A step ended, and the next began."""
+        """Records a finished step; the next one begins."""
         if event.seconds > 0:
             self._latest.append(event.seconds)
         self.step_began = time
 
     @property
     def step_seconds(self) -> float | None:
-        """Mean duration of the latest steps."""
+        """Mean duration of the latest steps, in seconds."""
         return sum(self._latest) / len(self._latest) if self._latest else None
 
     def left(self, steps: int, now: float | None, planned: float | None) -> Estimate | None:
-        """The time that so many steps take, less what the present one has had.
+        """Estimates the time of the remaining steps, less the time already spent in the current one.
 
         Args:
-            steps: Those not completed.
-            now: The training machine's clock; None leaves the present step out.
-            planned: Seconds a step that the plan predicts, for the time before the first one is measured.
+            steps: Number of steps not completed.
+            now: The training machine's clock; None ignores the time spent in the current step.
+            planned: Planned seconds per step, used until the first step is measured.
         """
         each, count = self.step_seconds, len(self._latest)
         if each is not None:

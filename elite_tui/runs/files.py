@@ -1,4 +1,4 @@
-"""Reads a run directory's JSON files, whatever is or is not in them: they may be of an older or a newer engine."""
+"""Reads a run directory's JSON files leniently; an older or newer engine may have written them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine import regular_file
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """What the planner foresaw for a run (plan.json). What it did not say is None."""
+    """The planner's predictions for a run (plan.json). Missing values are None."""
 
     step_seconds: float | None = None
     gpu_bytes: float | None = None
@@ -24,7 +24,7 @@ class PlannedRun:
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
-    """The object in a JSON file; None where there is none that can be read."""
+    """Returns the object in a JSON file, or None if it cannot be read."""
     try:
         data = json.loads(regular_file.read_bytes(path))
     except (OSError, ValueError, RecursionError):
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
 
 
 def number(data: Mapping[str, Any], *names: str) -> float | None:
-    """The first of some fields that holds a finite number."""
+    """Returns the first of the named fields that holds a finite number."""
     for name in names:
         value = data.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -42,12 +42,12 @@ def number(data: Mapping[str, Any], *names: str) -> float | None:
 
 
 def text(data: Mapping[str, Any], *names: str) -> str:
-    """The first of some fields that holds text; "" where none does."""
+    """Returns the first of the named fields that holds text, or ""."""
     return next((value for name in names if isinstance(value := data.get(name), str) and value), "")
 
 
 def read_plan(path: Path) -> PlannedRun | None:
-    """What plan.json foresaw; None before it is written."""
+    """Reads plan.json; None before it is written."""
     data = read_json(path)
     if data is None:
         return None

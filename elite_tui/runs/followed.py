@@ -1,4 +1,4 @@
-"""Followed: polls one run from a worker thread, and says what is new."""
+"""Polls one run from a worker thread."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from engine.runs.access import Access
 
 LOOK_EVERY = 8
-"""Polls between two looks at what changes seldom; a run that has ended is polled as seldom."""
+"""Polls per check of slowly changing state; a run that has ended is polled as rarely."""
 
 
 @dataclass(frozen=True)
 class News:
-    """What one poll brought."""
+    """Result of one poll."""
 
     envelopes: Sequence[Envelope]
     problem: str = ""
-    "Why the journal cannot be read at present."
+    "Why the journal cannot currently be read."
     access: Access | None = None
-    "Where it was looked at and changed."
+    "Access to the run, if it was checked and changed."
     planned: PlannedRun | None = None
-    "Where it was found."
+    "The plan, if it was just found."
     behind: bool = False
-    "Whether the journal holds more that is already there."
+    "Whether the journal holds further events."
 
 
 class Followed:
-    """One run's handle, which is not for several threads at once. May be called from any thread."""
+    """Locks one run's handle, which is not thread-safe. May be called from any thread."""
 
     def __init__(self, handle: RunHandle) -> None:
         self.handle = handle
@@ -46,7 +46,7 @@ class Followed:
         self._problem = ""
 
     def poll(self) -> News | None:
-        """What is new; None where nothing is."""
+        """Returns the news since the last poll, or None."""
         with self._lock:
             looks = self._polls % LOOK_EVERY == 0
             self._polls += 1
@@ -83,7 +83,7 @@ class Followed:
             self.handle.send(command)
 
     def close(self) -> None:
-        """Lets go of the run, which goes on."""
+        """Detaches from the run, which continues."""
         with self._lock:
             self._closed = True
             self.handle.close()

@@ -1,4 +1,4 @@
-"""RunHistory: what each step and each evaluation measured, in columns. A long run has a hundred thousand steps."""
+"""Stores the measurements of each step and evaluation in columns. A long run has a hundred thousand steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from engine.protocol import EvalCompleted, StepCompleted
 
 X_AXES = ("step", "tokens", "time")
-"""What a curve can be drawn over: optimiser updates, tokens trained on, or seconds of the run."""
+"""Choices of the x axis: optimiser updates, tokens trained on, or seconds of the run."""
 
 
 class Table:
-    """Columns of doubles that grow together; a missing value is NaN, as an array has no None."""
+    """Columns of doubles of equal length; a missing value is NaN, as an array has no None."""
 
     def __init__(self, *names: str) -> None:
         self._columns = {name: array("d") for name in names}
@@ -26,18 +26,18 @@ class Table:
         return self._columns[name]
 
     def append(self, **row: float | None) -> None:
-        """One more row; columns that it does not name get a missing value."""
+        """Appends a row; columns that it does not name get a missing value."""
         for name, column in self._columns.items():
             value = row.get(name)
             column.append(math.nan if value is None else value)
 
     def last(self, name: str) -> float | None:
-        """The newest value of a column, None where it is missing."""
+        """Returns the newest value of a column, or None if it is missing."""
         column = self._columns[name]
         return column[-1] if column and math.isfinite(column[-1]) else None
 
     def known(self, name: str) -> list[float]:
-        """The values of a column that are there."""
+        """Returns a column's values without the missing ones."""
         return [value for value in self._columns[name] if math.isfinite(value)]
 
     def keep_until(self, step: float) -> None:
@@ -51,9 +51,9 @@ class RunHistory:
     """The curves of one run.
 
     Attributes:
-        steps: A row a completed step. `tokens` counts from the start of the run, `time` in seconds of training
-            processes: the hours between a run's end and its resumption do not count.
-        held_out: A row an evaluation.
+        steps: One row per completed step. `tokens` counts from the start of the run. `time` is in seconds of
+            training processes, without the hours between a run's end and its resumption.
+        held_out: One row per evaluation.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class RunHistory:
         )  # fmt: skip
         self.held_out = Table("step", "tokens", "time", "loss")
         self._clock = 0.0
-        "Envelope time that counts as second 0 of the run."
+        "Envelope time of the run's second 0."
 
     @property
     def tokens(self) -> float:
@@ -71,11 +71,11 @@ class RunHistory:
         return self.steps.last("tokens") or 0.0
 
     def begin(self, time: float) -> None:
-        """The run's first event."""
+        """Sets the clock at the run's first event."""
         self._clock = time
 
     def go_on(self, first_step: int, time: float) -> None:
-        """An attempt begins after `first_step`; the steps that it repeats are forgotten."""
+        """Starts an attempt after `first_step` and drops the rows of repeated steps."""
         if not len(self.steps):
             return
         self.steps.keep_until(first_step)
@@ -83,7 +83,7 @@ class RunHistory:
         self._clock = time - (self.steps.last("time") or 0.0)
 
     def step_completed(self, event: StepCompleted, time: float) -> None:
-        """One more step."""
+        """Appends a completed step."""
         self.steps.append(
             step=event.step,
             tokens=self.tokens + event.tokens,
@@ -100,7 +100,7 @@ class RunHistory:
         )
 
     def evaluated(self, event: EvalCompleted, time: float) -> None:
-        """One more evaluation."""
+        """Appends an evaluation."""
         elapsed = self._elapsed(time) if event.step else 0.0
         self.held_out.append(step=event.step, tokens=self.tokens, time=elapsed, loss=event.loss)
 

@@ -1,4 +1,4 @@
-"""OpenRuns: the runs that the monitor shows, one a tab."""
+"""Holds the runs open in the monitor, one per tab."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _ID_DATE = len("20260102-100000-")
 
 @dataclass
 class OpenRun:
-    """One run that is followed."""
+    """One followed run."""
 
     key: str
-    "Tells open runs apart: two copies of a run have the same id."
+    "Distinguishes open runs; two copies of a run have the same id."
     path: Path
     view: RunView = field(default_factory=RunView)
     access: Access | None = None
-    "What can be done with it from here; None before it was looked at."
+    "Access to the run from here; None before it was checked."
     planned: PlannedRun | None = None
     problem: str = ""
-    "Why its journal cannot be read at present."
+    "Why its journal cannot currently be read."
 
     @property
     def title(self) -> str:
-        """For its tab."""
+        """Title of its tab."""
         return short_title(self.view.run_id)
 
     def take(self, news: News) -> None:
-        """Folds in what a poll brought. Events of another run are not mixed in."""
+        """Folds in the news of a poll; ignores events of other runs."""
         for envelope in news.envelopes:
             if envelope.run == self.view.run_id:
                 self.view.apply(envelope)
@@ -47,12 +47,12 @@ class OpenRun:
 
 
 def short_title(run_id: str) -> str:
-    """A run's id without its date."""
+    """Returns a run's id without its date."""
     return run_id[_ID_DATE:] if run_id[:8].isdigit() and len(run_id) > _ID_DATE else run_id
 
 
 class OpenRuns:
-    """Open runs in the order of their tabs; one is on screen."""
+    """Open runs in the order of their tabs; one is current."""
 
     def __init__(self) -> None:
         self._runs: list[OpenRun] = []
@@ -65,11 +65,11 @@ class OpenRuns:
         return len(self._runs)
 
     def find(self, key: str) -> OpenRun | None:
-        """The open run of a key."""
+        """Returns the open run of a key."""
         return next((run for run in self._runs if run.key == key), None)
 
     def add(self, run: OpenRun) -> None:
-        """One more tab; a run that is launched again takes the tab of its former self."""
+        """Adds a tab, or replaces the run in the tab with the same key."""
         former = self.find(run.key)
         if former is None:
             self._runs.append(run)
@@ -79,7 +79,7 @@ class OpenRuns:
             self.current = run
 
     def close(self, key: str) -> None:
-        """Ends a tab; the one beside it comes on screen."""
+        """Closes a tab; a neighbour becomes current."""
         run = self.find(key)
         if run is None:
             return
@@ -89,6 +89,6 @@ class OpenRuns:
             self.current = self._runs[min(place, len(self._runs) - 1)] if self._runs else None
 
     def step(self, offset: int) -> None:
-        """Shows the tab so many to the right; after the last comes the first."""
+        """Moves `offset` tabs to the right, wrapping around."""
         if self.current is not None:
             self.current = self._runs[(self._runs.index(self.current) + offset) % len(self._runs)]

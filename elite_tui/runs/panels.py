@@ -1,4 +1,4 @@
-"""What the monitor says of a run in words: its state, its progress, its latest figures. Pure: a run in, text out."""
+"""Formats a run for the monitor: state, progress, latest figures. Pure functions."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ STATE_MARKS = {
     "completed": ("✓", "$text-success"),
     "failed": ("✗", "$text-error"),
 }
-"State → the sign and colour before it; every other state is a phase that is under way."
+"State → sign and colour; every other state is an active phase."
 
 STREAMED_STAGES = ("forward", "loss", "backward", "optimiser")
 SILENT_AFTER = 30.0
-"""Seconds without an event after which the monitor says for how long."""
+"""Seconds without an event after which the monitor shows the duration of the silence."""
 LINES_OF_TROUBLE = 2
-"""Lines of a failure's message, and of its remedy, above the charts; the events have all of it."""
+"""Lines of an error message, and of its remedy, above the charts; the event list shows them in full."""
 HEAD = 27
 """Cells before a bar."""
 
 
 def state_mark(view: RunView) -> tuple[str, str]:
-    """A sign for the run's state, and its colour."""
+    """Returns the sign and colour of the run's state."""
     return STATE_MARKS.get(view.state, ("●", "$text-primary"))
 
 
 def status_line(run: OpenRun) -> Content:
-    """State, model and run in one line."""
+    """Formats state, model and run in one line."""
     view = run.view
     mark, style = state_mark(view)
     line = Content.styled(f"{mark} {view.state}", f"bold {style}")
@@ -70,7 +70,7 @@ def status_line(run: OpenRun) -> Content:
 
 
 def notice_line(run: OpenRun, now: float) -> Content | None:
-    """What a person must know before trusting or using this page; None where there is nothing."""
+    """Formats warnings about the page's data and controls; None if there are none."""
     view = run.view
     notes = []
     if run.problem:
@@ -84,7 +84,7 @@ def notice_line(run: OpenRun, now: float) -> Content | None:
 
 
 def progress_lines(run: OpenRun, width: int) -> list[Content]:
-    """How far the run is, and how far inside the present step or phase."""
+    """Formats the progress of the run, and of the current step or phase."""
     view = run.view
     total, done = view.total_steps, view.done_steps
     head = f"step {done:,}/{total:,}" if total else "step n/a"
@@ -99,7 +99,7 @@ def progress_lines(run: OpenRun, width: int) -> list[Content]:
 
 
 def _time_left(run: OpenRun) -> Sequence[str]:
-    """The time left with its basis, in words; shorter ones for less room."""
+    """Returns the remaining time and its basis in words, from long to short."""
     view = run.view
     if view.ended:
         elapsed = (view.updated_at or 0) - (view.started_at or 0)
@@ -149,10 +149,10 @@ def _ended_lines(view: RunView, width: int) -> list[Content]:
 
 
 def _bar_line(head: str, share: float | None, tails: Sequence[str], width: int, style: str) -> Content:
-    """Head, bar, share and the longest tail that fits; bars of several lines begin and end together."""
+    """Formats head, bar, share and the longest tail that fits; bars of several lines are aligned."""
     cells = max(8, min(60, (width - HEAD) * 2 // 5 - 8))
-    room = width - HEAD - cells - len("  100%   ")
-    tail = next((tail for tail in tails if len(tail) <= room), tails[-1])
+    free = width - HEAD - cells - len("  100%   ")
+    tail = next((tail for tail in tails if len(tail) <= free), tails[-1])
     done = round(cells * min(1.0, max(0.0, share))) if share is not None else 0
     return Content.assemble(
         f"{head[: HEAD - 1]:<{HEAD}}",
@@ -164,18 +164,18 @@ def _bar_line(head: str, share: float | None, tails: Sequence[str], width: int, 
 
 
 Figure = tuple[int, str, tuple[str, ...]]
-"""Rank (1 matters most), name, and the value in words, shorter ones after it for less room."""
+"""Rank (1 is most important), name, and the value in words, from long to short."""
 NAME = 12
 """Cells before a figure."""
 
 
 def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) -> list[Content]:
-    """The latest values, a line each in groups; with few rows, those that matter most.
+    """Formats the latest values in groups, one per line; with few rows, the most important ones.
 
     Args:
         run: The run.
-        size: Columns and rows that there are.
-        machine: Levels of this machine, where they are not shown beside the figures.
+        size: Available columns and rows.
+        machine: Levels of this machine, unless they are shown beside the figures.
     """
     width, rows = size
     groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _ranks(run), _events(run), _machine(machine)]
@@ -237,7 +237,7 @@ def _memory(run: OpenRun) -> list[Figure]:
 
 
 def _ranks(run: OpenRun) -> list[Figure]:
-    """A line for each process, where several train."""
+    """Returns a figure per rank of a multi-process run."""
     rows: list[Figure] = []
     for number, rank in sorted(run.view.ranks.items()):
         held = bytes_in_words(rank.gpu_allocated if rank.gpu_allocated is not None else rank.host_used)
@@ -257,7 +257,7 @@ def _events(run: OpenRun) -> list[Figure]:
     view = run.view
     rows: list[Figure] = [(2, "saved", (f"step {view.checkpoint.step:,}" if view.checkpoint else "not yet",))]
     if view.warnings or view.recoveries:
-        # The list of events says what they are, and what to do.
+        # The event list shows the texts and remedies.
         counts = ((view.warnings, "!", "warning", "warnings"), (view.recoveries, "↻", "recovery", "recoveries"))
         words = ", ".join(f"{sign} {n} {one if n == 1 else many}" for n, sign, one, many in counts if n)
         rows.append((3, "events", (words, "  ".join(f"{sign} {n}" for n, sign, _, _ in counts if n))))

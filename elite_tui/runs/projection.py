@@ -1,4 +1,4 @@
-"""Where a run's held-out loss is heading: the engine's projection, made anew when there is another score."""
+"""Projects a run's final held-out loss with the engine, again after each evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def projected_perplexity(view: RunView) -> tuple[str, ...]:
-    """The perplexity at the run's end, projected, in words from long to short; nothing where too little is known."""
+    """Returns the projected final perplexity in words, from long to short; empty with too few evaluations."""
     step = view.step
     if view.ended or step is None or not step.step:
         return ()
@@ -24,7 +24,7 @@ def projected_perplexity(view: RunView) -> tuple[str, ...]:
         for tokens, loss in zip(scores["tokens"], scores["loss"], strict=True)
         if math.isfinite(tokens) and math.isfinite(loss)
     )
-    # In tokens of full steps: a step more must not be another question.
+    # Rounded tokens of full steps, so that each step hits the cache.
     a_step = view.history.tokens / step.step
     found = _project(points, float(f"{a_step * step.total_steps:.3g}"))
     if found is None:

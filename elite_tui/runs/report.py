@@ -1,4 +1,4 @@
-"""RunReport: what a run's folder says of its result, read with care: any part may be missing, or of another engine."""
+"""Reads a run's results from its folder; any file may be missing, or of another engine version."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from typing import Any
 from elite_tui.runs.files import PlannedRun, number, read_json, read_plan, text
 
 FILE_NAMES = ("report.json", "evaluation.json")
-"""Where an evaluation leaves its figures; the first that is there counts."""
+"""Files with an evaluation's figures; the first existing one is used."""
 SAMPLES_KEPT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One prompt with what the base model and the fine-tuned one wrote. All text is untrusted."""
+    """One prompt with the completions of the base and the fine-tuned model. All text is untrusted."""
 
     prompt: str
     before: str
     after: str
     truth: str = ""
-    "What really follows in the repository."
+    "The true continuation in the repository."
     file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """Figures of a result beyond those in the run's events; None is not measured."""
+    """Results beyond those in the run's events; None is not measured."""
 
     reference: str
-    "How the command line calls the run."
+    "The run's reference on the command line."
     planned: PlannedRun | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
     compile_rate_before: float | None = None
-    "Share of 1 of the completions that parse."
+    "Share (0 to 1) of the completions that parse."
     compile_rate_after: float | None = None
     samples: tuple[Sample, ...] = ()
     page: bool = False
-    "Whether report.md is there."
+    "Whether report.md exists."
     commands: frozenset[str] = frozenset()
-    "Sub-commands that `engine` has."
+    "Available sub-commands of `engine`."
 
 
 def read_report(path: Path) -> RunReport:
-    """What a run directory holds. Reads files; never raises for what they hold."""
+    """Reads a run directory's results. Never raises for malformed contents."""
     data = next((found for name in FILE_NAMES if (found := read_json(path / name)) is not None), {})
     return RunReport(
         reference=_reference(path),
@@ -89,7 +89,7 @@ def _samples(data: Mapping[str, Any]) -> list[Sample]:
 
 
 def _reference(path: Path) -> str:
-    """The run's id where that finds this folder, else the path."""
+    """Returns the run's id if it resolves to this folder, else the path."""
     from engine.errors import EliteError
     from engine.runs.run_index import find_run
 

@@ -1,4 +1,4 @@
-"""What the result says of a run in words: before and after, foreseen and measured, what to do next. Pure."""
+"""Formats a run's result: before and after, planned and measured, next steps. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ HEADING = "bold $primary"
 LABEL = 12
 """Cells before a bar or a value."""
 COLUMN = 44
-"""Cells that a completion needs beside another one."""
+"""Minimum width of each completion shown side by side, in cells."""
 SAMPLE_LINES = 12
-"""Lines of one completion that are shown."""
+"""Lines shown of one completion."""
 
 
 def verdict(run: RunView) -> Content:
-    """How the run ended, in one line or two."""
+    """Formats the run's outcome in one or two lines."""
     mark, style = state_mark(run)
     if run.failed is not None:
         return Content.assemble(
@@ -53,7 +53,7 @@ def verdict(run: RunView) -> Content:
 
 
 def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Content]:
-    """Held-out perplexity before and after, as bars against the larger one, and the change in words."""
+    """Formats held-out perplexity before and after, as bars relative to the larger one, and the change."""
     done = run.finished
     before = done.perplexity_before if done else None
     after = done.perplexity_after if done else None
@@ -82,7 +82,7 @@ def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Conte
 
 
 def compile_rate(report: RunReport | None, width: int) -> list[Content]:
-    """Share of completions that parse, before and after; nothing where it was not measured."""
+    """Formats the share of completions that parse, before and after; empty if not measured."""
     if report is None or (report.compile_rate_before is None and report.compile_rate_after is None):
         return []
     before, after = report.compile_rate_before, report.compile_rate_after
@@ -111,7 +111,7 @@ def _two_bars(
 
 
 def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
-    """What the plan foresaw beside what was measured, and by how much they differ."""
+    """Formats planned beside measured values, with their differences."""
     plan = report.planned if report is not None else None
     done, started = run.finished, run.started
     steps = run.history.steps
@@ -150,7 +150,7 @@ def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
 
 
 def places(run: RunView, report: RunReport | None, path: Path, width: int) -> list[Content]:
-    """The run directory and what is in it."""
+    """Formats the run directory and its contents."""
     adapter = run.finished.adapter if run.finished is not None else None
     rows = [
         ("folder", str(path)),
@@ -162,14 +162,14 @@ def places(run: RunView, report: RunReport | None, path: Path, width: int) -> li
         rows.insert(2, ("report", "report.md"))
     lines = []
     for name, value in rows:
-        # A long path goes on below itself, so that it can be marked and copied.
+        # A long path wraps below itself, so that it can be selected and copied.
         for index, piece in enumerate(chop_cells(printable(value), max(10, width - LABEL)) or [""]):
             lines.append(Content.assemble((f"{name if not index else '':<{LABEL}}", "$muted"), piece))
     return lines
 
 
 def next_steps(run: RunView, report: RunReport | None) -> list[Content]:
-    """Commands that go on from here: those that this engine has."""
+    """Formats the follow-up commands that this engine has."""
     reference = shlex.quote(printable(report.reference if report is not None else run.run_id))
     commands = report.commands if report is not None else frozenset()
     steps = []
@@ -199,7 +199,7 @@ def next_steps(run: RunView, report: RunReport | None) -> list[Content]:
 
 
 def samples(report: RunReport | None, width: int) -> list[Content]:
-    """Completions of the base model and of the fine-tuned one: side by side where there is room, else in turn."""
+    """Formats completions of the base and the fine-tuned model, side by side if the width allows, else in turn."""
     lines: list[Content] = []
     for number, sample in enumerate(report.samples if report is not None else (), start=1):
         if lines:
@@ -218,8 +218,8 @@ def samples(report: RunReport | None, width: int) -> list[Content]:
 
 
 def _beside(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
-    room = (width - 3 * (len(parts) - 1)) // len(parts)
-    columns = [[title, *_code(text, room)] for title, _, text in parts]
+    free = (width - 3 * (len(parts) - 1)) // len(parts)
+    columns = [[title, *_code(text, free)] for title, _, text in parts]
     lines = []
     for row in range(max(len(column) for column in columns)):
         cells = []
@@ -227,7 +227,7 @@ def _beside(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
             content = (
                 Content.styled(column[row], f"bold {style}" if row == 0 else "") if row < len(column) else Content("")
             )
-            cells.append(content.pad_right(max(0, room - content.cell_length)))
+            cells.append(content.pad_right(max(0, free - content.cell_length)))
         lines.append(Content(" │ ").join(cells))
     return lines
 
@@ -241,7 +241,7 @@ def _in_turn(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]
 
 
 def _code(text: str, width: int, *, last: bool = False) -> list[str]:
-    """Some lines of code, escapes spelt out, cut to a width; with `last` the end of it counts."""
+    """Cuts lines of code to a width and escapes them; with `last`, keeps the end."""
     lines = [printable(line.expandtabs(4)) for line in text.splitlines()]
     kept = lines[-SAMPLE_LINES:] if last else lines[:SAMPLE_LINES]
     return [line if cell_len(line) <= width else set_cell_size(line, width - 1) + "…" for line in kept]

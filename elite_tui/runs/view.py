@@ -1,4 +1,4 @@
-"""RunView: what the monitor knows of a run, folded from its events. Pure: the same for live and finished runs."""
+"""Folds a run's events into the monitor's view of it. Pure, and the same for live and finished runs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LOG_LINES_KEPT = 5_000
 HAPPENINGS_KEPT = 1_000
 
 CHILD_DIED = "child-died"
-"""Error of a RunFailed that its reader made up, as the training process has gone without a last word."""
+"""Error of a synthetic RunFailed, made by the reader when the training process exited without reporting an error."""
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One line of the log pane: when, how grave, and untrusted text."""
+    """One line of the log pane: time, level, and untrusted text."""
 
     time: float
     level: str
@@ -42,7 +42,7 @@ class LogEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent:
-    """Something that a person wants to find again: a checkpoint, a recovery, a warning. Its text is untrusted."""
+    """A notable event: a checkpoint, a recovery, a warning. Its text is untrusted."""
 
     time: float
     step: int
@@ -54,7 +54,7 @@ class RunEvent:
 
 @dataclass
 class RunView:
-    """The state of one run as its events tell it."""
+    """State of one run, folded from its events."""
 
     run_id: str = ""
     started: RunStarted | None = None
@@ -63,9 +63,9 @@ class RunView:
     phase: str = "starting"
     phase_detail: str = ""
     progress: StepProgress | None = None
-    "Inside the present step or phase; None when that has just ended."
+    "Progress of the current step or phase; None once it has ended."
     stages: list[str] = field(default_factory=list)
-    "Stages that the present step or phase has entered, in order."
+    "Stages entered in the current step or phase, in order."
     step: StepCompleted | None = None
     "The latest completed step."
     history: RunHistory = field(default_factory=RunHistory)
@@ -77,14 +77,14 @@ class RunView:
     recoveries: int = 0
     paused: bool = False
     ranks: dict[int, RankReported] = field(default_factory=dict)
-    "The latest report of each process, where several train."
+    "The latest report of each rank of a multi-process run."
     pending: dict[str, str] = field(default_factory=dict)
-    "Commands sent and not yet acknowledged: id → name."
+    "Commands sent and not yet acknowledged, as id → name."
     finished: RunFinished | None = None
     failed: RunFailed | None = None
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     log_count: int = 0
-    "Lines ever logged; a pane compares it with what it has drawn."
+    "Total lines logged; a pane compares it with the number that it has drawn."
     happenings: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
     happening_count: int = 0
 
@@ -95,7 +95,7 @@ class RunView:
 
     @property
     def state(self) -> str:
-        """One word for the status line: a phase, paused, stopping, or how the run ended."""
+        """One word for the status line: a phase, paused, stopping, or the outcome."""
         if self.failed is not None:
             return "failed"
         if self.finished is not None:
@@ -108,20 +108,20 @@ class RunView:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run, None before it is known."""
+        """Steps of the whole run; None before it is known."""
         if self.step is not None:
             return self.step.total_steps
         return self.started.total_steps or None if self.started is not None else None
 
     @property
     def done_steps(self) -> int:
-        """Completed steps, those before a resumption included."""
+        """Completed steps, including those before a resumption."""
         if self.step is not None:
             return self.step.step
         return self.started.first_step if self.started is not None else 0
 
     def apply(self, envelope: Envelope) -> None:
-        """Folds in one event. Events of a newer engine are kept in the log by name."""
+        """Folds in one event. Events of a newer engine are logged by name."""
         self.run_id = envelope.run
         self.updated_at = envelope.time
         if self.started_at is None:
@@ -129,7 +129,7 @@ class RunView:
             self.history.begin(envelope.time)
         event = envelope.event
         if self.failed is not None and self.failed.error == CHILD_DIED:
-            # It was not dead: a mount or a copy was behind.
+            # The process was alive; a mount or a copy was behind.
             self.failed = None
         if isinstance(event, RunStarted):
             self._restart(envelope, event)
@@ -140,7 +140,7 @@ class RunView:
             if not self.stages or self.stages[-1] != event.stage:
                 self.stages.append(event.stage)
         elif isinstance(event, StepCompleted):
-            # A step after Pause was accepted: the run went on by itself.
+            # A step after an accepted Pause: the run has continued by itself.
             self.step, self.paused = event, False
             self._leave_stage()
             self.eta.completed(event, envelope.time)
@@ -156,7 +156,7 @@ class RunView:
             self._log(envelope, event.level, event.text)
         elif isinstance(event, CheckpointSaved):
             self.checkpoint = event
-            # Saving, like scoring, stands between two steps and is no part of the next one.
+            # Saving and evaluation happen between two steps and are no part of the next one.
             self.eta.begin(envelope.time)
             self._tell(envelope, "checkpoint", f"checkpoint saved: {event.path}")
         elif isinstance(event, WarningRaised):
@@ -183,7 +183,7 @@ class RunView:
             self._log(envelope, "debug", f"event {envelope.kind}")
 
     def _restart(self, envelope: Envelope, event: RunStarted) -> None:
-        """A resumption repeats the steps after its checkpoint: what was drawn of them goes."""
+        """Handles a start or resumption; drops the data of steps after the checkpoint, which will be repeated."""
         resumed = self.started is not None
         self.ranks.clear()
         self.started = event
@@ -200,7 +200,7 @@ class RunView:
         self.phase, self.phase_detail = event.phase, event.detail
         self._leave_stage()
         self.eta.begin(envelope.time)
-        # A phase after the last event: the run was resumed.
+        # A phase after the last event means that the run was resumed.
         self.finished = self.failed = None
         self._tell(envelope, "phase", f"{event.phase}: {event.detail}" if event.detail else event.phase)
 
@@ -233,7 +233,7 @@ class RunView:
         self._tell(envelope, "command" if event.accepted else "warning", text)
 
     def _tell(self, envelope: Envelope, kind: str, text: str, remedy: str = "") -> None:
-        """Something for the list of events; the log has it too."""
+        """Adds an entry to the list of events and to the log."""
         self.happenings.append(RunEvent(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
         self.happening_count += 1
         level = "error" if self.failed is not None else "warning" if kind in ("warning", "recovery") else "info"

@@ -1,1 +1,1 @@
-"""The app's screens, one a file, each with its style sheet beside it."""
+"""The app's screens, one per file, each with its style sheet beside it."""

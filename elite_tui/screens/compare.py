@@ -1,4 +1,4 @@
-"""Compare: some runs side by side: overlaid losses, figures, and the settings in which they differ."""
+"""Compares runs side by side: overlaid losses, figures, and differing settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.text import Text
 from textual.content import Content
 from textual.widgets import DataTable
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable
 from elite_tui.runs.curves import STYLES, overlay
 from elite_tui.runs.open_runs import short_title
 from elite_tui.runs.panels import state_mark
-from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.screens.chart_screen import ChartScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 BEST = "★"
 
 
-class CompareScreen(ChartRoom):
-    """The room of a comparison."""
+class CompareScreen(ChartScreen):
+    """Screen that compares runs."""
 
     ROOM = "compare"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "compare.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Who is compared, the curves, the table."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the list of runs, the chart and the table."""
         yield Lines(id="who")
         yield ChoiceBar(id="chart-tabs")
         yield LineChart(id="chart")
         yield DataTable(id="table", cursor_type="row", cell_padding=1)
 
     def on_mount(self) -> None:
-        """The table has the focus: it is what scrolls."""
+        """Focuses the table, which scrolls."""
         super().on_mount()
         self.query_one(DataTable).focus()
 
@@ -67,7 +67,7 @@ class CompareScreen(ChartRoom):
         self.draw_charts()
 
     def draw_charts(self) -> None:
-        """Draws the losses over each other."""
+        """Overlays the runs' losses."""
         comparison = self.state.comparison.value
         if comparison is not None:
             views = [(run.letter, run.view) for run in comparison.runs]
@@ -88,7 +88,7 @@ class CompareScreen(ChartRoom):
             table.add_row(*row)
 
     def action_leave_comparison(self) -> None:
-        """Back to the list."""
+        """Returns to the list of runs."""
         self.elite.go("runs")
 
     def action_rescan(self) -> None:
@@ -111,7 +111,7 @@ def _who(comparison: Comparison) -> list[Content]:
 
 
 def _cells(row: Row) -> list[Text]:
-    """A line of the table; the best value is marked."""
+    """Formats a row of the table; marks the best value."""
     values = [
         Text(f"{printable(value)} {BEST}", style="bold") if index == row.best else Text(printable(value))
         for index, value in enumerate(row.values)

@@ -1,4 +1,4 @@
-"""Questions that stand before what cannot be undone. The safe answer has the focus."""
+"""Asks for confirmation of actions that cannot be undone. The safe answer has the focus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ConfirmScreen(ModalScreen[str]):
-    """A question with a few answers; escape gives the last of them."""
+    """A question with a few answers; escape gives the last one."""
 
     CSS_PATH = "confirm.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -33,7 +33,7 @@ class ConfirmScreen(ModalScreen[str]):
         self._safe = safe
 
     def compose(self) -> ComposeResult:
-        """Question, explanation, one button an answer."""
+        """Composes question, explanation, and a button per answer."""
         with Vertical(id="dialog"):
             yield Static(self._question, classes="title", markup=False)
             yield Static(self._explanation, classes="muted", markup=False)
@@ -42,7 +42,7 @@ class ConfirmScreen(ModalScreen[str]):
                     yield Button(label, id=name, compact=True, variant="primary" if name == self._safe else "default")
 
     def on_mount(self) -> None:
-        """The safe answer is one enter away."""
+        """Focuses the safe answer."""
         self.query_one(f"#{self._safe}", Button).focus()
 
     @on(Button.Pressed)
@@ -50,12 +50,12 @@ class ConfirmScreen(ModalScreen[str]):
         self.dismiss(event.button.id)
 
     def action_cancel(self) -> None:
-        """The last answer, which changes nothing."""
+        """Gives the last answer, which changes nothing."""
         self.dismiss(self._answers[-1][0])
 
 
 class TypedConfirmScreen(ModalScreen[str]):
-    """Asks for a word to be typed before something is lost for good. Answers "agreed", or None."""
+    """Requires a typed word before permanent deletion. Answers "agreed", or None."""
 
     CSS_PATH = "confirm.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Cancel")]
@@ -68,7 +68,7 @@ class TypedConfirmScreen(ModalScreen[str]):
         self._label = label
 
     def compose(self) -> ComposeResult:
-        """Question, explanation, entry, buttons."""
+        """Composes question, explanation, entry and buttons."""
         with Vertical(id="dialog"):
             yield Static(self._question, classes="title", markup=False)
             yield Static(self._explanation, classes="muted", markup=False)
@@ -79,7 +79,7 @@ class TypedConfirmScreen(ModalScreen[str]):
                 yield Button("Keep", id="cancel", compact=True, variant="primary")
 
     def on_mount(self) -> None:
-        """The entry has the focus."""
+        """Focuses the entry."""
         self.query_one(Input).focus()
 
     @on(Input.Changed)
@@ -97,7 +97,7 @@ class TypedConfirmScreen(ModalScreen[str]):
 
 
 class QuitScreen(ConfirmScreen):
-    """Asked on leaving with a run under way."""
+    """Question on quitting during a run."""
 
     def __init__(self) -> None:
         super().__init__(

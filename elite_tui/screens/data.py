@@ -1,4 +1,4 @@
-"""Data: what the model will read, what it will not and why, and how it is cut into windows."""
+"""Shows the dataset: included and excluded files, with reasons, and the windows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format import data as data_words
 from elite_tui.format.figures import printable
 from elite_tui.format.layout import line_bar
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from engine.config import field_spec
@@ -31,21 +31,21 @@ LABELS = {
     "data.packing": "packing",
     "data.order": "order",
 }
-"The settings that change most; the rest are in the form of the options."
+"The most used settings; the options form has the rest."
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.DATA, StatePart.READING, StatePart.TIERS})
 PARTS = ("in", "out", "windows", "secrets", "twins")
 _BAR = 30
 
 
-class DataScreen(WizardRoom):
-    """The room of the dataset."""
+class DataScreen(WizardScreen):
+    """Screen of the dataset."""
 
     ROOM = "data"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "data.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Settings, the sum, and five parts in two columns."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the settings, the summary, and five sections in two columns."""
         with Horizontal(id="asked"):
             for path, label in LABELS.items():
                 yield FieldRow(field_spec(path), self.state.draft, label=label)
@@ -62,14 +62,14 @@ class DataScreen(WizardRoom):
         yield self.steps(Button("Stop reading", id="stop", compact=True))
 
     def on_mount(self) -> None:
-        """The dataset is built on entering, unless it is there for these settings."""
+        """Builds the dataset on entry, unless it exists for these settings."""
         super().on_mount()
         self.query_one("#report").focus()
         if self.state.data.value is None and not self.state.data.loading:
             self.elite.controller.read_data()
 
     def show(self, changed: Parts) -> None:
-        """Draws how far the reading is, or the report."""
+        """Draws the progress of reading, or the report."""
         if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
@@ -100,7 +100,7 @@ class DataScreen(WizardRoom):
             self.query_one(f"#{name}", Static).update(content)
 
     def _summary(self) -> Content:
-        """The dataset in one line, how far its reading is, or why there is none."""
+        """Formats the dataset in one line, the progress of reading, or the error."""
         state = self.state
         if state.data.loading:
             reading = state.reading
@@ -116,11 +116,11 @@ class DataScreen(WizardRoom):
         return data_words.summary(state.data.value)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Only a reading that is under way can be stopped."""
+        """Allows stopping only during a reading."""
         return self.state.data.loading if action == "stop_reading" else True
 
     def action_stop_reading(self) -> None:
-        """Gives up the reading; what was read so far is kept for the next time."""
+        """Stops the reading; files read so far stay cached."""
         self.elite.controller.stop_reading()
 
     def action_rescan(self) -> None:
@@ -132,5 +132,5 @@ class DataScreen(WizardRoom):
         self.action_stop_reading()
 
     def on_resize(self) -> None:
-        """Another width wraps otherwise."""
+        """Wraps the sections to the new width."""
         self.call_after_refresh(self.show, EVERYTHING)

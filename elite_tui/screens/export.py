@@ -1,4 +1,4 @@
-"""Asks in which form a run's result is wanted, lets `engine export` write it, and says where it is."""
+"""Asks for an export format of a run's result, runs `engine export` and shows the output path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = (
 
 
 class ExportScreen(ModalScreen[None]):
-    """One button a form. Leaving the screen ends an export under way; nothing half-written stays."""
+    """Screen with a button per format. Leaving it stops an export; no partial files remain."""
 
     CSS_PATH = "export.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -39,7 +39,7 @@ class ExportScreen(ModalScreen[None]):
     ]
 
     class Said(Message):
-        """The export has something to show: how far it is, or how it ended."""
+        """Progress or outcome of the export."""
 
         def __init__(self, text: str, *, ended: bool) -> None:
             super().__init__()
@@ -51,7 +51,7 @@ class ExportScreen(ModalScreen[None]):
         self._process: EngineProcess | None = None
 
     def compose(self) -> ComposeResult:
-        """Title, what each form is for, the buttons, and what came of it."""
+        """Composes the title, the purpose of each format, the buttons and the outcome."""
         with Vertical(id="dialog"):
             yield Static("Export", classes="title", markup=False)
             lines = "\n".join(f"{label:<9}{purpose}" for _, label, purpose in FORMS)
@@ -63,7 +63,7 @@ class ExportScreen(ModalScreen[None]):
             yield Static(id="said", markup=False)
 
     def on_mount(self) -> None:
-        """The first form is one enter away."""
+        """Focuses the first format."""
         self.query_one("#adapter", Button).focus()
 
     @on(Button.Pressed)
@@ -87,7 +87,7 @@ class ExportScreen(ModalScreen[None]):
             try:
                 written = process.run(tell)
             except EliteError as error:
-                # The process's own sentence, without the words for measurements around it.
+                # The process's own error, without MEASURING_FAILED's wording.
                 problem, remedy = error.values.get("problem", str(error)), error.remedy
                 self.post_message(self.Said(f"{problem}; {remedy}", ended=True))
             else:
@@ -103,7 +103,7 @@ class ExportScreen(ModalScreen[None]):
             self._process = None
 
     def action_close(self) -> None:
-        """Ends what is under way, and goes back."""
+        """Stops an export in progress, and closes the screen."""
         if self._process is not None:
             self._process.stop()
         self.dismiss(None)

@@ -1,4 +1,4 @@
-"""Generate: a prompt, or a place in a file, and what the base model and the tuned one make of it."""
+"""Generates text with the base and the tuned model from a prompt, or a place in a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Input, Static, TextArea
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import duration_in_words, printable
 from elite_tui.generation.answers import SIDES
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 from engine.errors import EliteError
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 TITLES = {"base": ("base model", "$secondary"), "tuned": ("fine-tuned", "$primary")}
 WORDS = {"max_tokens": "tokens", "temperature": "temperature", "top_p": "top-p", "seed": "seed"}
 LONGEST = 200_000
-"""Characters of a file that an editor in a terminal is given."""
+"""Maximum characters of a file loaded into the editor."""
 
 
-class GenerateScreen(RoomScreen):
-    """The room in which a result is tried."""
+class GenerateScreen(AppScreen):
+    """Screen to try a result."""
 
     ROOM = "generate"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "generate.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """The prompt, where it comes from, how it is answered; both answers side by side."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the prompt, its source and settings, and both answers side by side."""
         state = self.state.generation
         state.begin(str(self.state.run_path))
         with Horizontal(id="source"):
@@ -63,16 +63,16 @@ class GenerateScreen(RoomScreen):
                         yield Static(id=f"text-{side}", markup=False)
 
     def on_mount(self) -> None:
-        """Typing goes into the prompt."""
+        """Focuses the prompt."""
         super().on_mount()
         self.query_one("#prompt").focus()
 
     def on_unmount(self) -> None:
-        """The models leave memory with the room: another run may need it."""
+        """Frees the models' memory, which another run may need."""
         self.elite.generation_desk.close()
 
     def show(self, changed: Parts) -> None:
-        """Draws what was written so far."""
+        """Draws the text generated so far."""
         if StatePart.GENERATION not in changed:
             return
         state = self.state.generation
@@ -93,7 +93,7 @@ class GenerateScreen(RoomScreen):
         if state.problem:
             return Content.assemble(("✗ ", "$text-error"), printable(state.problem))
         words = {
-            "closed": "f5 loads both models and writes; leaving the room lets them go",
+            "closed": "f5 loads both models and writes; leaving the screen unloads them",
             "loading": "loading the models …",
             "ready": f"ready on {printable(state.device)}",
             "writing": f"writing on {printable(state.device)} …",
@@ -115,14 +115,14 @@ class GenerateScreen(RoomScreen):
         stopped = ", stopped" if answer.stopped else ""
         return f"  {answer.tokens} tokens in {duration_in_words(answer.seconds)}{speed}{stopped}"
 
-    # --- what is typed --------------------------------------------------------------------------------------
+    # --- input ----------------------------------------------------------------------------------------------
 
     @on(TextArea.Changed, "#prompt")
     def _prompt_typed(self, event: TextArea.Changed) -> None:
         state = self.state.generation
         state.prompt = event.text_area.text
         if not state.prompt:
-            # An emptied prompt is no file's beginning any more.
+            # An emptied prompt no longer is the beginning of a file.
             state.path = state.suffix = ""
             self.show({StatePart.GENERATION})
 
@@ -168,20 +168,20 @@ class GenerateScreen(RoomScreen):
     # --- actions --------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Writing and stopping are offered when they can be done."""
+        """Allows writing and stopping only when possible."""
         busy = self.state.generation.busy
         return {"write": not busy, "stop_writing": busy}.get(action, True)
 
     def action_write(self) -> None:
-        """Asks both models."""
+        """Requests an answer from both models."""
         self.elite.generation_desk.write()
 
     def action_stop_writing(self) -> None:
-        """Ends the answer under way."""
+        """Stops the current answer."""
         self.elite.generation_desk.stop()
 
     def action_leave_generation(self) -> None:
-        """Back to the result."""
+        """Returns to the result."""
         self.elite.go("result")
 
     @on(Button.Pressed, "#write")

@@ -1,4 +1,4 @@
-"""Hardware: what this machine has, its live levels, what was measured, and what each library enables."""
+"""Shows this machine: inventory, live levels, measurements and libraries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable
 from elite_tui.format.machine import inventory, libraries, measured
 from elite_tui.format.meters import devices, draw
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 DRAWN_FROM = frozenset({StatePart.MACHINE, StatePart.PROFILE, StatePart.MEASURING})
 
 
-class HardwareScreen(WizardRoom):
-    """The room of the machine."""
+class HardwareScreen(WizardScreen):
+    """Screen of the machine."""
 
     ROOM = "hardware"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "hardware.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Levels and measurements; inventory and libraries beside or below them."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes levels and measurements, with inventory and libraries beside or below them."""
         with VerticalScroll(id="machine", can_focus=True):
             with Vertical(id="live"):
                 yield Static("Now", classes="section", markup=False)
@@ -49,12 +49,12 @@ class HardwareScreen(WizardRoom):
         yield self.steps()
 
     def on_mount(self) -> None:
-        """The scrolling part takes the keys."""
+        """Focuses the scrolling part."""
         super().on_mount()
         self.query_one("#machine").focus()
 
     def show(self, changed: Parts) -> None:
-        """Draws what changed."""
+        """Draws the changed parts."""
         if StatePart.SNAPSHOTS in changed:
             self._show_levels()
         if changed.isdisjoint(DRAWN_FROM):
@@ -85,11 +85,11 @@ class HardwareScreen(WizardRoom):
             self.query_one("#levels", Static).update(Content("\n\n").join(blocks))
 
     def on_resize(self) -> None:
-        """Another width has room for other things."""
+        """Lays out for the new width."""
         self.call_after_refresh(self.show, EVERYTHING)
 
     def action_rescan(self) -> None:
-        """Looks again."""
+        """Takes the inventory again."""
         self.elite.controller.ask_machine()
 
     def action_measure(self) -> None:

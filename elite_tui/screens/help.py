@@ -1,4 +1,4 @@
-"""Help: the keys of a room, from the same table as the bindings."""
+"""Shows a screen's keys, from the same table as the bindings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from elite_tui.action import Action
-from elite_tui.actions import global_actions, room_actions
-from elite_tui.rooms import ROOMS
+from elite_tui.actions import global_actions, screen_actions
+from elite_tui.screen_list import SCREENS
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 class HelpScreen(ModalScreen[None]):
-    """The actions of one room and those that every room has."""
+    """The actions of one screen and the global ones."""
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,enter,q,question_mark", "dismiss", "Close")]
 
-    def __init__(self, room: str) -> None:
+    def __init__(self, screen_name: str) -> None:
         super().__init__()
-        self._room = room
+        self._screen_name = screen_name
 
     def compose(self) -> ComposeResult:
-        """Two lists of keys."""
+        """Composes two lists of keys."""
         with VerticalScroll(id="help") as scroll:
             scroll.border_title = "Keys"
             scroll.border_subtitle = "esc closes"
             for title, actions in (
-                (ROOMS[self._room].title, room_actions(self._room)),
+                (SCREENS[self._screen_name].title, screen_actions(self._screen_name)),
                 ("Everywhere", global_actions()),
             ):
                 yield Static(title, classes="section", markup=False)

@@ -1,4 +1,4 @@
-"""Models: the catalogue, with what each model can do on the machine that is planned for."""
+"""Shows the model catalogue, with each model's tiers on the planned machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 from elite_tui.format.figures import context_in_words, duration_in_words, parameters_in_words
 from elite_tui.format.tiers import epoch_seconds, machine_in_words
 from elite_tui.messages import Changed
-from elite_tui.screens.room import Watching
+from elite_tui.screens.app_screen import Watching
 from elite_tui.state_part import StatePart
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("an epoch", 0, True),
     ("up to", 0, True),
 )
-"Heading, the width of the terminal from which on it is shown, and whether it holds figures."
+"Heading, minimum width of the terminal, and whether the column holds figures."
 
 
 class ModelsScreen(Watching, ModalScreen[str]):
-    """Chooses a model; its answer is the model's name."""
+    """Dialog to choose a model; answers with the model's name."""
 
     CSS_PATH = "models.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Close")]
@@ -49,7 +49,7 @@ class ModelsScreen(Watching, ModalScreen[str]):
         self._controller = controller
 
     def compose(self) -> ComposeResult:
-        """One row a model."""
+        """Composes a row per model."""
         with Vertical(id="dialog") as dialog:
             dialog.border_title = "Models"
             dialog.border_subtitle = "enter chooses · esc closes"
@@ -62,7 +62,7 @@ class ModelsScreen(Watching, ModalScreen[str]):
             )
 
     def on_mount(self) -> None:
-        """Asks what each model can do."""
+        """Requests each model's tiers."""
         table = self.query_one(DataTable)
         for heading, from_width, figures in COLUMNS:
             if self.app.size.width >= from_width:

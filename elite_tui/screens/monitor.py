@@ -1,4 +1,4 @@
-"""Monitor: the runs that are followed, live or finished: curves, resources, events, log, and the commands they take."""
+"""Monitors live or finished runs: curves, resources, events, log, and commands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.runs.curves import CHARTS, RunCurves
 from elite_tui.runs.panels import figures, notice_line, progress_lines, state_mark, status_line
-from elite_tui.screens.chart_room import ChartRoom
+from elite_tui.screens.chart_screen import ChartScreen
 from elite_tui.screens.run_commands import RunCommands
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice, ChoiceBar
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from textual.widget import Widget
 
     from elite_tui.runs.open_runs import OpenRun
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
 from elite_tui.state_part import Parts, StatePart
 
 SMALL_CHARTS = 4
-"Charts beneath the large one, where there is room."
+"Small charts beneath the large one, if they fit."
 
 
-class MonitorScreen(RunCommands, ChartRoom):
-    """The room of a run."""
+class MonitorScreen(RunCommands, ChartScreen):
+    """Screen of a run."""
 
     ROOM = "monitor"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "monitor.tcss"
 
     def __init__(self, elite: Elite) -> None:
@@ -49,10 +49,10 @@ class MonitorScreen(RunCommands, ChartRoom):
         self._curves: dict[str, RunCurves] = {}
         self._least = LEVELS[0]
         self._drawn: tuple[object, ...] = ()
-        "What the charts were drawn from: progress inside a step changes none of them."
+        "Inputs of the drawn charts; progress inside a step changes none of them."
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Tabs, status, progress, charts beside figures, log beside events."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes tabs, status, progress, charts beside figures, log beside events."""
         yield ChoiceBar(id="run-tabs")
         yield Lines(id="status")
         yield Lines(id="notice")
@@ -77,12 +77,12 @@ class MonitorScreen(RunCommands, ChartRoom):
         yield Input(id="search", placeholder="show only lines that hold … (esc shows all)", compact=True)
 
     def on_mount(self) -> None:
-        """The log has the focus: it is what scrolls."""
+        """Focuses the log, which scrolls."""
         super().on_mount()
         self.query_one(LogPane).focus()
 
     def on_resize(self) -> None:
-        """Other sizes show other parts."""
+        """Lays out for the new size."""
         self.call_after_refresh(self.show, {StatePart.RUN})
 
     # --- drawing -------------------------------------------------------------------------------------------
@@ -119,11 +119,11 @@ class MonitorScreen(RunCommands, ChartRoom):
         self.offer(run)
 
     def _shows_machine(self, run: OpenRun | None) -> bool:
-        """This machine's levels say nothing of a run that has ended or is elsewhere."""
+        """Returns whether to show this machine's levels: not for a run that has ended or is elsewhere."""
         return run is not None and not run.view.ended and (run.access is None or run.access.here)
 
     def _levels(self, run: OpenRun) -> list[Level]:
-        """The levels of this machine that the figures show, as there is no room for gauges."""
+        """Returns this machine's levels for the figures if the gauges do not fit."""
         if not self._shows_machine(run) or not self.has_class("-short"):
             return []
         return [level for level in levels(self.state.snapshots) if level.label.startswith(("VRAM", "GPU"))]
@@ -151,7 +151,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         self._show_pane_tabs(run)
 
     def _show_pane_tabs(self, run: OpenRun) -> None:
-        """Above the log and above the events; where only one of them is on screen, each names the other too."""
+        """Draws the tabs above log and events; if only one is on screen, each also names the other."""
         pane, view = self.query_one(LogPane), run.view
         apart = self.has_class("-wide")
         told = sum(1 for one in view.happenings if one.remedy)
@@ -169,7 +169,7 @@ class MonitorScreen(RunCommands, ChartRoom):
         )
 
     def draw_charts(self) -> None:
-        """Draws the chart that is chosen, and the others small where there is room."""
+        """Draws the chosen chart, and the others small if they fit."""
         run = self.state.open_runs.current
         if run is None:
             return
@@ -194,50 +194,50 @@ class MonitorScreen(RunCommands, ChartRoom):
             return [Content.styled("opening the run …", "$muted")]
         return [Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))]
 
-    # --- what is looked at ---------------------------------------------------------------------------------
+    # --- views ---------------------------------------------------------------------------------------------
 
     def action_next_run(self) -> None:
-        """The run in the tab to the right."""
+        """Shows the run in the tab to the right."""
         self.elite.run_desk.step(1)
 
     def action_previous_run(self) -> None:
-        """The run in the tab to the left."""
+        """Shows the run in the tab to the left."""
         self.elite.run_desk.step(-1)
 
     def action_close_run(self) -> None:
-        """Ends the tab; the run goes on."""
+        """Closes the tab; the run continues."""
         self.elite.run_desk.close()
 
     def action_show_result(self) -> None:
-        """To the result."""
+        """Switches to the result."""
         self.elite.go("result")
 
     def action_show_run(self, index: int) -> None:
-        """The run in a tab."""
+        """Shows the run of a tab."""
         self.elite.run_desk.show(index)
 
     def action_show_loss(self) -> None:
-        """Training and held-out loss."""
+        """Charts training and held-out loss."""
         self._show_chart("loss")
 
     def action_show_rate(self) -> None:
-        """Learning rate."""
+        """Charts the learning rate."""
         self._show_chart("rate")
 
     def action_show_gradient(self) -> None:
-        """Gradient norm."""
+        """Charts the gradient norm."""
         self._show_chart("gradient")
 
     def action_show_speed(self) -> None:
-        """Tokens a second."""
+        """Charts tokens per second."""
         self._show_chart("speed")
 
     def action_show_gpu(self) -> None:
-        """GPU memory against the plan."""
+        """Charts GPU memory against the plan."""
         self._show_chart("gpu")
 
     def action_show_ram(self) -> None:
-        """RAM against the plan."""
+        """Charts RAM against the plan."""
         self._show_chart("ram")
 
     def _show_chart(self, name: str) -> None:
@@ -245,27 +245,27 @@ class MonitorScreen(RunCommands, ChartRoom):
         self.draw_charts()
 
     def action_toggle_pane(self) -> None:
-        """The log or the events; where both are on screen, the other one gets the focus."""
+        """Switches between log and events; if both are on screen, moves the focus."""
         to_events = isinstance(self.focused, LogPane)
         self.set_class(to_events, "-events")
         self.query_one("#events" if to_events else "#log").focus()
         self.show({StatePart.RUN})
 
     def action_search(self) -> None:
-        """Types what to look for in the log."""
+        """Opens the log search."""
         self.remove_class("-events")
         self.query_one("#search").display = True
         self.query_one("#search").focus()
 
     def action_end_search(self) -> None:
-        """Shows the whole log again."""
+        """Clears the search and shows the whole log."""
         search = self.query_one("#search", Input)
         search.value = ""
         search.display = False
         self.query_one(LogPane).focus()
 
     def action_level(self) -> None:
-        """Shows lines of the next graver level and above; after errors, all."""
+        """Raises the minimum log level; after errors, shows all lines."""
         self._least = LEVELS[(LEVELS.index(self._least) + 1) % len(LEVELS)]
         self._filter_log()
 
@@ -275,7 +275,7 @@ class MonitorScreen(RunCommands, ChartRoom):
 
     @on(Input.Submitted, "#search")
     def _search_done(self) -> None:
-        """The keys go back to the log; what was looked for stays."""
+        """Returns the focus to the log; the search stays active."""
         search = self.query_one("#search", Input)
         search.display = False
         self.query_one(LogPane).focus()

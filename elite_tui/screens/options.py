@@ -1,4 +1,4 @@
-"""Options: the optimisations, switched one at a time or by preset; and, behind them, every field as it is."""
+"""Shows the optimisations, switched singly or by preset, and a form with every field."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Input, OptionList, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import bytes_in_words, duration_in_words, printable, signed_bytes, signed_duration
 from elite_tui.format.optimizations import detail
 from elite_tui.format.tiers import summary
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.MACHINE, StatePart.TIERS, StatePart.PREFLIGHT})
 VIEW = "options.view"
-"Under which name the draft keeps which of the two views is shown."
+"Key under which the draft keeps the current view."
 
 
-class OptionsScreen(WizardRoom):
-    """The room of what a run does beside its model and context."""
+class OptionsScreen(WizardScreen):
+    """Screen of all settings beside model and context."""
 
     ROOM = "options"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "options.tcss"
 
     _before: Plans | None = None
-    "The plan before the last switch, which changes are told against."
+    "The plan before the last switch, as the baseline of the shown changes."
 
-    def compose_room(self) -> Iterable[Widget]:
-        """The verdict, the presets, the list with its details; the form takes their place."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the verdict, the presets, the list with its details, and the form that replaces them."""
         yield Static(id="verdict", markup=False)
         with Vertical(id="switches"):
             with Horizontal(id="presets"):
@@ -62,7 +62,7 @@ class OptionsScreen(WizardRoom):
         yield self.steps()
 
     def on_mount(self) -> None:
-        """The view that was left last; a field with a problem is in the form."""
+        """Restores the last view; opens the form if a field has a problem."""
         self.set_class(self._shows_fields, "-fields")
         super().on_mount()
         if self._shows_fields:
@@ -82,7 +82,7 @@ class OptionsScreen(WizardRoom):
         self.show(EVERYTHING)
 
     def show(self, changed: Parts) -> None:
-        """Draws the verdict and the view that is open."""
+        """Draws the verdict and the current view."""
         if changed.isdisjoint(DRAWN_FROM):
             return
         for form in self.query(OptionForm):
@@ -100,7 +100,7 @@ class OptionsScreen(WizardRoom):
     # --- the verdict ---------------------------------------------------------------------------------------
 
     def _verdict(self) -> Content:
-        """How many fields are wrong, or what the plan now costs and what the last switch changed."""
+        """Counts invalid fields, or formats the plan's cost and the effect of the last switch."""
         state = self.state
         problems = {path: problem for path, problem in state.problems().items() if path not in PROJECT_FIELDS}
         if problems:
@@ -162,7 +162,7 @@ class OptionsScreen(WizardRoom):
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
-        """Switches the row; why that cannot be is said."""
+        """Toggles the row, or shows the reason if it cannot."""
         name = event.option_id
         if name is None:
             return
@@ -175,7 +175,7 @@ class OptionsScreen(WizardRoom):
             self._before = before
 
     def action_switch(self) -> None:
-        """Switches the row under the cursor."""
+        """Toggles the row under the cursor."""
         self.query_one(OptimizationList).action_select()
 
     @on(Button.Pressed, "#presets Button")
@@ -184,7 +184,7 @@ class OptionsScreen(WizardRoom):
         self.query_one(OptimizationList).focus()
 
     def action_preset(self, name: str) -> None:
-        """Applies a preset, and says what of it cannot be had here."""
+        """Applies a preset and reports its unavailable optimisations."""
         preset = next(preset for preset in PRESETS if preset.name == name)
         before = self.state.tiers.value
         try:
@@ -200,23 +200,23 @@ class OptionsScreen(WizardRoom):
             self.notify(preset.sentence, title=preset.label, markup=False)
 
     def action_preset_fastest(self) -> None:
-        """The fastest exact step."""
+        """Applies the preset for the fastest exact step."""
         self.action_preset("fastest")
 
     def action_preset_memory(self) -> None:
-        """The least memory."""
+        """Applies the preset for the least memory."""
         self.action_preset("least-memory")
 
     def action_preset_exact(self) -> None:
-        """Nothing approximate."""
+        """Applies the preset without approximations."""
         self.action_preset("exact")
 
     def action_preset_defaults(self) -> None:
-        """Every switch as it is without being asked."""
+        """Resets every switch to its default."""
         self.action_preset("defaults")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Presets belong to the switches; the way to a problem is shown while there is one."""
+        """Allows presets only beside the switches, and the way to a problem only if there is one."""
         if action == "next_problem":
             return bool(self.state.problems().keys() - PROJECT_FIELDS.keys())
         return not ((action == "switch" or action.startswith("preset_")) and self.has_class("-fields"))
@@ -224,7 +224,7 @@ class OptionsScreen(WizardRoom):
     # --- the form ------------------------------------------------------------------------------------------
 
     async def action_all_fields(self) -> None:
-        """Changes between the switches and the form."""
+        """Toggles between the switches and the form."""
         fields = not self.has_class("-fields")
         self.set_class(fields, "-fields")
         self.elite.drafting.keep(VIEW, "fields" if fields else "")
@@ -236,7 +236,7 @@ class OptionsScreen(WizardRoom):
         self.refresh_bindings()
 
     def action_reset_field(self) -> None:
-        """The field or the switch under the cursor back to its default."""
+        """Resets the field or the switch under the cursor to its default."""
         for form in self.query(OptionForm):
             if self.has_class("-fields"):
                 form.reset_field()
@@ -247,7 +247,7 @@ class OptionsScreen(WizardRoom):
             self.elite.drafting.unswitch(name)
 
     async def action_next_problem(self) -> None:
-        """To the next field that has a problem."""
+        """Focuses the next field with a problem."""
         if not self.has_class("-fields"):
             await self.action_all_fields()
         self.query_one(OptionForm).next_problem()
@@ -257,7 +257,7 @@ class OptionsScreen(WizardRoom):
         self.app.action_focus_next()
 
     def on_resize(self) -> None:
-        """Another width shows other columns."""
+        """Fits the columns to the new width."""
         self.call_after_refresh(self.show, {StatePart.TIERS})
 
 

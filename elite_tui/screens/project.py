@@ -1,4 +1,4 @@
-"""Project: what is learnt, by which model, and where the result goes."""
+"""Asks for the repositories, the model and the output folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.suggester import SuggestFromList
 from textual.widgets import Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import (
     bytes_in_words,
     context_in_words,
@@ -23,7 +23,7 @@ from elite_tui.format.figures import (
 )
 from elite_tui.format.layout import line_bar
 from elite_tui.format.tiers import epoch_seconds, machine_in_words
-from elite_tui.screens.room import EVERYTHING, WizardRoom
+from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
     from elite_tui.state import AppState
     from engine.models.spec import ModelSpec
 
@@ -47,22 +47,22 @@ RECENT_DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.RUNS})
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.MACHINE, StatePart.TIERS, StatePart.PREFLIGHT})
 LANGUAGES_SHOWN = 6
 WIDEST = 56
-"Cells of a language's line at most."
+"Maximum cells of a language's line."
 
 
-class ProjectScreen(WizardRoom):
-    """The first room."""
+class ProjectScreen(WizardScreen):
+    """First screen of the wizard."""
 
     ROOM = "project"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "project.tcss"
 
     def __init__(self, elite: Elite) -> None:
         super().__init__(elite)
         self._models: Mapping[str, ModelSpec] = {}
 
-    def compose_room(self) -> Iterable[Widget]:
-        """The form and what was done last; what the repository holds and what fits."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the form and recent projects beside the repository's facts and fitting tiers."""
         with Horizontal(id="columns"):
             with Vertical(id="asked"):
                 with VerticalScroll(id="form", can_focus=False):
@@ -78,7 +78,7 @@ class ProjectScreen(WizardRoom):
         yield self.steps(back=False)
 
     def on_mount(self) -> None:
-        """The cursor stands in the first field; the catalogue is read after the first frame."""
+        """Focuses the first field; loads the catalogue after the first frame."""
         super().on_mount()
         self.query_one("#pitch", Static).update("Tell what it should learn; the next rooms work out what fits.")
         self.query_one(FieldRow).control.focus()
@@ -141,14 +141,14 @@ class ProjectScreen(WizardRoom):
         self.elite.run_desk.open([message.reference])
 
     def action_forward(self) -> None:
-        """To the next room; the project is remembered."""
+        """Saves the project as recent and moves to the next screen."""
         if self.state.repository.value is not None:
             remember(self.state.draft)
             self.elite.drafting.save_soon()
         super().action_forward()
 
     def action_recent(self) -> None:
-        """To the list of recent projects and runs; where there is no room for it, it takes the place of the facts."""
+        """Focuses the list of recent projects and runs; on a small terminal, it replaces the facts."""
         recent = self.query_one(RecentList)
         if self.has_class("-recent"):
             self.remove_class("-recent")
@@ -163,12 +163,12 @@ class ProjectScreen(WizardRoom):
         self.elite.run_desk.ask_runs()
 
     def on_resize(self) -> None:
-        """Another width has room for other things."""
+        """Lays out for the new width."""
         self.call_after_refresh(self.show, EVERYTHING)
 
 
 def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
-    """Sums, languages with their share, and what was left out."""
+    """Formats totals, languages by share, and skipped files."""
     how = " · listed by git" if facts.listed_by and set(facts.listed_by) == {"git"} else ""
     lines = [
         Content.assemble((counted(facts.files, "file"), "bold"), f" · {bytes_in_words(facts.bytes)}", (how, "$muted")),
@@ -195,7 +195,7 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
 
 
 def what_fits(state: AppState) -> Content:
-    """The first answer: what this machine could do with this repository."""
+    """Formats the tier for this repository on this machine, or the reason why none fits."""
     lines = [Content(""), Content.styled("What fits", "bold $primary")]
     plans = state.tiers.value
     if plans is None:

@@ -1,4 +1,4 @@
-"""Result: what a run achieved, what it cost, where it is, and what to do with it."""
+"""Shows run results: metrics, cost, artifacts, next steps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.runs import result_panels
-from elite_tui.screens.room import RoomScreen
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 DRAWN_FROM = frozenset({StatePart.RUN, StatePart.REPORT})
 
 
-class ResultScreen(RoomScreen):
-    """The room of a run's end."""
+class ResultScreen(AppScreen):
+    """Screen of a run's results."""
 
     ROOM = "result"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "result.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Verdict; quality beside cost; places beside next steps; samples."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the verdict, quality beside cost, places beside next steps, and samples."""
         with VerticalScroll(id="result", can_focus=True):
             yield Static(id="verdict", markup=False)
             with Horizontal(classes="pair"):
@@ -53,17 +53,17 @@ class ResultScreen(RoomScreen):
             yield Static(id="samples", markup=False)
 
     def on_mount(self) -> None:
-        """The keys go to the page, which scrolls; the run's folder is read once the run is there."""
+        """Focuses the page, which scrolls; reads the run's folder once the run is known."""
         super().on_mount()
         self.query_one("#result").focus()
         self.elite.run_desk.ask_report()
 
     def on_resize(self) -> None:
-        """Another width, other bars."""
+        """Fits the bars to the new width."""
         self.call_after_refresh(self.show, {StatePart.RUN})
 
     def show(self, changed: Parts) -> None:
-        """Draws the run's end."""
+        """Draws the run's results."""
         run, path, report = self.state.run, self.state.run_path, self.state.report.value
         if changed.isdisjoint(DRAWN_FROM) or run is None or path is None:
             return
@@ -87,26 +87,26 @@ class ResultScreen(RoomScreen):
             widget.update(Content("\n").join(lines))
 
     def action_show_monitor(self) -> None:
-        """Back to the charts."""
+        """Returns to the charts."""
         self.elite.go("monitor")
 
     def action_export(self) -> None:
-        """Asks for a form, and writes it."""
+        """Opens the export dialog."""
         if self.state.run_path is not None:
             from elite_tui.screens.export import ExportScreen
 
             self.app.push_screen(ExportScreen(self.state.run_path))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """A run that left a result can be tried and exported."""
+        """Allows trying and exporting only a run with a result."""
         run = self.state.run
         adapter = run.finished.adapter if run is not None and run.finished is not None else None
         return adapter is not None if action in ("show_generate", "export") else True
 
     def action_show_generate(self) -> None:
-        """To the room in which the result is tried."""
+        """Switches to the generate screen."""
         self.elite.go("generate")
 
     def action_new_run(self) -> None:
-        """Back to the first room."""
+        """Returns to the first screen."""
         self.elite.begin_wizard()

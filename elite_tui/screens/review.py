@@ -1,4 +1,4 @@
-"""Review: the configuration that will be used, the checks before the start, and the start."""
+"""Shows the final configuration and the pre-flight checks, and starts the run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
-from elite_tui.screens.room import WizardRoom
+from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
@@ -32,15 +32,15 @@ VIEW = "review.view"
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.TIERS, StatePart.PREFLIGHT, StatePart.CHECKS})
 
 
-class ReviewScreen(WizardRoom):
-    """The last room before the run."""
+class ReviewScreen(WizardScreen):
+    """Last screen before the run."""
 
     ROOM = "review"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "review.tcss"
 
-    def compose_room(self) -> Iterable[Widget]:
-        """Verdict and cost; the pre-flight rows beside the files that the run will have; the start."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the verdict and cost, the pre-flight rows beside the run's files, and the start button."""
         yield Static(id="verdict", markup=False)
         yield Static(id="cost", markup=False)
         with Horizontal(id="views"):
@@ -58,7 +58,7 @@ class ReviewScreen(WizardRoom):
             yield Button("Start training", id="start", variant="primary", compact=True, disabled=True)
 
     def on_mount(self) -> None:
-        """The checks run on entering, unless nothing has changed since they ran."""
+        """Runs the checks on entry, unless nothing has changed since the last ones."""
         super().on_mount()
         self._open(self.state.draft.kept(VIEW) or "checks")
         self.elite.controller.ask_preflight()
@@ -66,7 +66,7 @@ class ReviewScreen(WizardRoom):
             self.elite.controller.examine()
 
     def show(self, changed: Parts) -> None:
-        """Draws the verdict, the cost, the rows and the files, with problems in their places."""
+        """Draws the verdict, the cost, the rows and the files, with problems in place."""
         if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
@@ -94,7 +94,7 @@ class ReviewScreen(WizardRoom):
         return passed and not state.launching
 
     def _open(self, view: str) -> None:
-        """Shows one of the views; where there is room, the rows stay beside the files."""
+        """Shows one view; with enough width, the rows stay beside the files."""
         view = view if view in VIEWS else "checks"
         for name in VIEWS:
             self.set_class(name == view, f"-{name}")
@@ -104,7 +104,7 @@ class ReviewScreen(WizardRoom):
         self.call_after_refresh(self.show, {StatePart.CHECKS})
 
     def action_next_view(self) -> None:
-        """From the checks to the files, and back."""
+        """Switches between the checks and the files."""
         names = list(VIEWS)
         here = next((index for index, name in enumerate(names) if self.has_class(f"-{name}")), 0)
         self._open(names[(here + 1) % len(names)])
@@ -114,7 +114,7 @@ class ReviewScreen(WizardRoom):
         self._open((event.button.id or "").removeprefix("view-"))
 
     def on_resize(self) -> None:
-        """Another width wraps otherwise."""
+        """Wraps the text to the new width."""
         self.call_after_refresh(self.show, {StatePart.CHECKS})
 
     def _verdict(self, problems: int) -> Content:
@@ -137,23 +137,23 @@ class ReviewScreen(WizardRoom):
         return Content.assemble(("✓ ready to start", "$text-success bold"), "   ", verdict(state.checks))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Start is offered when the checks passed."""
+        """Allows the start only after passed checks."""
         if action == "start":
             return self._ready
         return True
 
     def action_start(self) -> None:
-        """Launches the run; the monitor opens when its process is there."""
+        """Launches the run; the monitor opens once its process exists."""
         self.elite.run_desk.launch()
 
     def action_rescan(self) -> None:
-        """Checks again."""
+        """Runs the checks again."""
         self.elite.controller.ask_repository()
         self.elite.controller.ask_preflight()
         self.elite.controller.examine()
 
     def action_next_problem(self) -> None:
-        """To the room of the first problem."""
+        """Switches to the screen of the first problem."""
         problems = self.state.problems()
         if problems:
             path = next(iter(problems))
@@ -165,7 +165,7 @@ class ReviewScreen(WizardRoom):
 
 
 def yaml_text(state: AppState) -> str:
-    """The YAML of the checked configuration, or of the draft with its problems."""
+    """Returns the YAML of the checked configuration, or of the draft's valid fields."""
     if state.preflight.value is not None:
         return config.to_yaml(state.preflight.value)
     mapping = state.draft.mapping()
@@ -178,7 +178,7 @@ def yaml_text(state: AppState) -> str:
 
 
 def deepspeed_text(state: AppState) -> str:
-    """The deepspeed.json that the run will have; what to correct first where the draft is not valid."""
+    """Returns the run's deepspeed.json, or a hint if the draft is invalid."""
     from engine.runs.deepspeed_config import deepspeed_config
 
     if state.draft.problems():
@@ -190,7 +190,7 @@ def deepspeed_text(state: AppState) -> str:
 
 
 def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content:
-    """YAML with its comments dimmed, and each problem below its field's line."""
+    """Formats YAML with dimmed comments and each problem below its field's line."""
     lines: list[Content] = []
     section = ""
     for line in text.splitlines():
@@ -216,7 +216,7 @@ def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content
 
 
 def cost(state: AppState) -> Content:
-    """What the run will take, as the plan predicts it."""
+    """Formats the predicted cost of the run."""
     plans = state.tiers.value
     if plans is None or plans.choice is None or state.repository.value is None:
         return Content.styled("cost: n/a until the repository is read and a plan fits", "$muted")

@@ -1,15 +1,15 @@
-"""RunCommands: the commands that a run takes, from keys, footer and palette."""
+"""Sends commands to a run from keys, footer and palette."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import ConfirmScreen
-from elite_tui.screens.room import RoomScreen
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
 
 COMMAND_OF_ACTION = {
     "pause": "Pause",
@@ -20,16 +20,16 @@ COMMAND_OF_ACTION = {
 }
 
 
-class RunCommands(RoomScreen):
-    """Part of a room that shows the current run."""
+class RunCommands(AppScreen):
+    """Mixin of screens that show the current run."""
 
     def __init__(self, elite: Elite) -> None:
         super().__init__(elite)
         self._offered: tuple[object, ...] = ()
-        "What decides which keys the footer offers: it is composed anew only when this changes."
+        "Inputs of the footer's keys; it is recomposed only when they change."
 
     def offer(self, run: OpenRun) -> None:
-        """Shows in the footer what the run can take now."""
+        """Updates the footer with the commands that the run takes now."""
         view = run.view
         offered = (
             run.key,
@@ -44,7 +44,7 @@ class RunCommands(RoomScreen):
             self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Only what the run can take now is offered; of a run that cannot be controlled the keys are grey."""
+        """Allows only commands that the run takes now; dims the keys of a run that cannot be controlled."""
         current = self.state.open_runs.current
         run = current.view if current is not None else None
         if action in ("next_run", "previous_run"):
@@ -78,7 +78,7 @@ class RunCommands(RoomScreen):
         self.elite.run_desk.send("EvaluateNow")
 
     def action_stop(self) -> None:
-        """Sends Stop, once it is confirmed."""
+        """Sends Stop after confirmation."""
 
         def answered(answer: str | None) -> None:
             if answer == "stop":
@@ -95,5 +95,5 @@ class RunCommands(RoomScreen):
         )
 
     def action_detach(self) -> None:
-        """Leaves the app; the run goes on."""
+        """Leaves the app; the run continues."""
         self.elite.leave()

@@ -1,4 +1,4 @@
-"""Runs: all runs of this user, to open, compare or delete."""
+"""Lists the user's runs, to open, compare or delete."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from textual.binding import Binding
 from textual.content import Content
 from textual.widgets import DataTable, Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, number_in_words, printable
 from elite_tui.runs.comparison import LETTERS
+from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import TypedConfirmScreen
-from elite_tui.screens.room import RoomScreen
 from elite_tui.state_part import Parts, StatePart
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
     from textual.widget import Widget
 
-    from elite_tui.screens.room import Elite
+    from elite_tui.screens.app_screen import Elite
     from engine.runs.run_summary import RunSummary
 
 STATUS_MARKS = {
@@ -38,7 +38,7 @@ STATUS_MARKS = {
 }
 TRAINING = frozenset({"starting", "running", "paused"})
 SHORT_ID = 4
-"""Last characters of a run's id, which tell runs of one name apart."""
+"""Last characters of a run's id, which distinguish runs of one name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Column:
     name: str
     cell: Callable[[RunSummary], str]
     key: Callable[[RunSummary], object]
-    "What runs are sorted by; a run without it comes last."
+    "Sort key; runs without a value come last."
     from_width: int = 0
-    "Width of the terminal from which on the column is shown."
+    "Minimum width of the terminal that shows the column."
     newest_first: bool = False
 
 
@@ -93,7 +93,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def matching(runs: Iterable[RunSummary], text: str) -> list[RunSummary]:
-    """The runs that hold every word of a text in their id, model or status."""
+    """Filters the runs whose id, model or status contain every word of a text."""
     words = text.lower().split()
     return [
         run
@@ -103,23 +103,23 @@ def matching(runs: Iterable[RunSummary], text: str) -> list[RunSummary]:
 
 
 def in_order(runs: Sequence[RunSummary], column: Column, *, turned: bool) -> list[RunSummary]:
-    """The runs by a column; those without a value last, either way."""
+    """Sorts the runs by a column; those without a value come last in both orders."""
     known = [run for run in runs if column.key(run) is not None]
     known.sort(key=column.key, reverse=column.newest_first is not turned)  # type: ignore[arg-type]
     return [*known, *(run for run in runs if column.key(run) is None)]
 
 
 class RunTable(DataTable[str | Text]):
-    """The list; its enter key is in the footer, as the screen's own would be hidden behind it."""
+    """The table of runs. It shows enter in the footer itself, since its binding hides the screen's."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]
 
 
-class RunsScreen(RoomScreen):
-    """The list of runs."""
+class RunsScreen(AppScreen):
+    """Screen with the list of runs."""
 
     ROOM = "runs"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "runs.tcss"
 
     def __init__(self, elite: Elite) -> None:
@@ -130,14 +130,14 @@ class RunsScreen(RoomScreen):
         "Paths of the marked runs, in the order of marking."
         self._shown: list[RunSummary] = []
 
-    def compose_room(self) -> Iterable[Widget]:
-        """One line about the list, the filter, and the list."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes a summary line, the filter, and the table."""
         yield Static(id="about", markup=False)
         yield Input(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
         yield RunTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
 
     def on_mount(self) -> None:
-        """The list is read on entering."""
+        """Reads the list on entry."""
         super().on_mount()
         self.query_one(RunTable).focus()
         if not self.state.runs.loading:
@@ -151,7 +151,7 @@ class RunsScreen(RoomScreen):
             self._tell()
 
     def on_resize(self) -> None:
-        """Another width shows other columns."""
+        """Fits the columns to the new width."""
         self.call_after_refresh(self._fill)
 
     # --- drawing -------------------------------------------------------------------------------------------
@@ -219,13 +219,13 @@ class RunsScreen(RoomScreen):
         self._fill()
 
     def action_open_run(self) -> None:
-        """The run under the cursor, in the monitor."""
+        """Opens the run under the cursor in the monitor."""
         path = self._under_cursor()
         if path is not None:
             self.elite.run_desk.open([path])
 
     def action_mark_run(self) -> None:
-        """Marks the run under the cursor, or takes its mark away; the cursor goes on."""
+        """Toggles the mark of the run under the cursor, and moves the cursor down."""
         path = self._under_cursor()
         if path is None:
             return
@@ -239,7 +239,7 @@ class RunsScreen(RoomScreen):
         self.query_one(RunTable).action_cursor_down()
 
     def action_compare_runs(self) -> None:
-        """The marked runs side by side."""
+        """Compares the marked runs side by side."""
         marked = [run for path in self._marked for run in self.state.runs.value or () if str(run.path) == path]
         if len(marked) < 2:
             self.notify("mark two runs or more with space, then compare them", timeout=4)
@@ -271,12 +271,12 @@ class RunsScreen(RoomScreen):
         )
 
     def action_filter_runs(self) -> None:
-        """Types what to look for."""
+        """Opens the filter."""
         self.query_one("#filter").display = True
         self.query_one("#filter").focus()
 
     def action_end_filter(self) -> None:
-        """Shows all runs again."""
+        """Clears the filter and shows all runs."""
         entry = self.query_one("#filter", Input)
         entry.value = ""
         entry.display = False
@@ -291,19 +291,19 @@ class RunsScreen(RoomScreen):
         self.query_one(RunTable).focus()
 
     def action_sort_runs(self) -> None:
-        """Sorts by the next column that is shown."""
+        """Sorts by the next visible column."""
         visible = [index for index, column in enumerate(COLUMNS) if self.size.width >= column.from_width]
         self._column = next((index for index in visible if index > self._column), visible[0])
         self._turned = False
         self._fill()
 
     def action_turn_sort(self) -> None:
-        """Turns the order round."""
+        """Reverses the order."""
         self._turned = not self._turned
         self._fill()
 
     def action_new_run(self) -> None:
-        """To the wizard."""
+        """Switches to the wizard."""
         self.elite.begin_wizard()
 
     def action_rescan(self) -> None:

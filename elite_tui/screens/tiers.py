@@ -1,4 +1,4 @@
-"""Tiers: eleven contexts on this machine, or another, with this model: what fits, what it costs, and why."""
+"""Shows eleven contexts for a model on this or another machine: whether each fits, its cost, and the memory sums."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from textual.content import Content
 from textual.suggester import SuggestFromList
 from textual.widgets import DataTable, Input, Static
 
-from elite_tui.actions import bindings_for, room_actions
+from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import printable, whole_gibibytes
 from elite_tui.format.tiers import costs, machine_in_words, probed, summary, time_sum, title, verdict, ways_in_words
-from elite_tui.screens.room import WizardRoom
+from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
@@ -46,20 +46,20 @@ DRAWN_FROM = frozenset(
 WHAT_IF_LABELS = {"card": "card", "vram": "VRAM", "ram": "RAM"}
 NARROW_BELOW = 100
 ASIDE_FROM = 160
-"Width from which on the time stands below the table, and not in the pane of the memory."
+"Width from which the time stands below the table, outside the memory pane."
 
 
-class TiersScreen(WizardRoom):
-    """The room of the model and its context."""
+class TiersScreen(WizardScreen):
+    """Screen of the model and its context."""
 
     ROOM = "tiers"
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(room_actions(ROOM))]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "tiers.tcss"
     AUTO_FOCUS = ""
-    "The table takes the keys once it is there: until then they would go to the first field."
+    "Focus is set once the table has rows; until then keys would go to the first field."
 
-    def compose_room(self) -> Iterable[Widget]:
-        """What is asked, what was chosen, the table, and the arithmetic of the row under the cursor."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Composes the inputs, the choice, the table, and the sums for the row under the cursor."""
         draft = self.state.draft
         with Horizontal(id="asked"):
             with Horizontal(id="subject"):
@@ -87,7 +87,7 @@ class TiersScreen(WizardRoom):
         yield self.steps()
 
     def on_mount(self) -> None:
-        """The cursor stands on the chosen tier; catalogues are read after the first frame."""
+        """Puts the cursor on the chosen tier; loads the catalogues after the first frame."""
         super().on_mount()
         self.query_one(TierTable).focus()
         self.call_after_refresh(self._suggest)
@@ -101,7 +101,7 @@ class TiersScreen(WizardRoom):
         self.query_one("#what-if-card", Input).suggester = SuggestFromList(list(cards()), case_sensitive=False)
 
     def show(self, changed: Parts) -> None:
-        """Draws the table for the present choices."""
+        """Draws the table for the current settings."""
         if changed.isdisjoint(DRAWN_FROM):
             return
         state = self.state
@@ -123,7 +123,7 @@ class TiersScreen(WizardRoom):
         self.refresh_bindings()
 
     def _show_placeholders(self) -> None:
-        """What this machine has stands in the empty fields."""
+        """Shows this machine's values as placeholders of the empty fields."""
         machine = self.state.machine.value
         if machine is None:
             return
@@ -134,10 +134,10 @@ class TiersScreen(WizardRoom):
             machine.simulated or (gpu.card if gpu else None) or "this one"
         )
 
-    # --- what was chosen -----------------------------------------------------------------------------------
+    # --- the choice ----------------------------------------------------------------------------------------
 
     def _choice(self) -> Content:
-        """What a run would use now, in one line; or why there is no table."""
+        """Formats the plan that a run would use now in one line, or the reason why there is no table."""
         state = self.state
         if WhatIf.of(state.draft).active:
             return self._supposed()
@@ -151,7 +151,7 @@ class TiersScreen(WizardRoom):
                 path = next(iter(problems))
                 return Content.assemble(("✗ ", "$text-error"), f"{path} has a problem: correct it first")
             return Content.styled("planning …", "$muted")
-        # A narrow terminal has the machine in the what-if fields only.
+        # A narrow terminal shows the machine in the what-if fields only.
         narrow = self.size.width < NARROW_BELOW
         head = Content.styled("" if narrow else f"{machine_in_words(plans)}   ", "$muted")
         if plans.refusal is not None:
@@ -163,7 +163,7 @@ class TiersScreen(WizardRoom):
         return Content.assemble(head, (f"{how}: ", "$muted"), (summary(plans.choice.plan), "bold"))
 
     def _supposed(self) -> Content:
-        """The machine of the what-if fields, and that a run does not have it."""
+        """Describes the what-if machine, with a note that runs do not use it."""
         state = self.state
         if state.what_if.error is not None:
             return _refused(state.what_if.error)
@@ -210,7 +210,7 @@ class TiersScreen(WizardRoom):
         self._show_ways(plan, plans)
 
     def _show_ways(self, plan: TierPlan, plans: Plans) -> None:
-        """What would make it fit; the planner is asked once for each row that does not."""
+        """Shows the changes with which a row fits; asks the planner once per row that does not."""
         ways = self.state.ways
         for name in ("#ways", "#ways-aside"):
             self.query_one(name, Static).set_class(plan.fits, "-nothing")
@@ -226,11 +226,11 @@ class TiersScreen(WizardRoom):
             self.query_one(name, Static).update(words)
 
     _ways_of: tuple[Plans, int] | None = None
-    "For which table and context the ways were asked last."
+    "Table and context of the latest request for remedies."
 
     @on(DataTable.RowSelected)
     def _row_selected(self, event: DataTable.RowSelected) -> None:
-        """Enter chooses a tier that fits this machine; chosen already, it goes on to the next room."""
+        """Chooses a tier that fits this machine; if it is chosen already, moves to the next screen."""
         plans = self.state.tiers.value
         if plans is None:
             return
@@ -244,7 +244,7 @@ class TiersScreen(WizardRoom):
         else:
             self.elite.drafting.choose_tier(plan.tier)
 
-    # --- what is asked -------------------------------------------------------------------------------------
+    # --- inputs --------------------------------------------------------------------------------------------
 
     @on(Input.Changed, "#what-if Input")
     def _what_if_typed(self, event: Input.Changed) -> None:
@@ -253,18 +253,18 @@ class TiersScreen(WizardRoom):
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
-        """Enter in a field goes to the table, where the answer is."""
+        """Focuses the table, which shows the answer."""
         self.query_one(TierTable).focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """There is something to clear only while another machine is supposed, and only this one can be probed."""
+        """Allows clearing only with a what-if machine, and probing only on this machine."""
         supposed = WhatIf.of(self.state.draft).active
         if action == "probe":
             return not supposed and self.state.simulated is None
         return supposed if action == "clear_what_if" else True
 
     def action_probe(self) -> None:
-        """Runs the worst part of the plan under the cursor, or stops that."""
+        """Runs the worst part of the plan under the cursor, or stops a running probe."""
         plans = self.state.tiers.value
         if self.state.probe.loading:
             self.elite.controller.stop_measuring()
@@ -276,18 +276,18 @@ class TiersScreen(WizardRoom):
                 self.notify("a plan that does not fit cannot be run", severity="warning", markup=False)
 
     def action_what_if(self) -> None:
-        """To the fields of another machine."""
+        """Focuses the what-if fields."""
         self.query_one("#what-if-card", Input).focus()
 
     def action_clear_what_if(self) -> None:
-        """Back to this machine."""
+        """Returns to this machine."""
         for name in FIELDS:
             self.query_one(f"#what-if-{name}", Input).value = ""
         self.elite.drafting.clear_what_if()
         self.query_one(TierTable).focus()
 
     def action_models(self) -> None:
-        """All models of the catalogue, with what each can do here."""
+        """Opens the model catalogue with each model's tiers."""
         from elite_tui.screens.models import ModelsScreen
 
         self.app.push_screen(ModelsScreen(self.state, self.elite.controller), self._model_chosen)
@@ -306,11 +306,11 @@ class TiersScreen(WizardRoom):
             table.move_cursor(row=table.row_of(plans, None))
 
     def action_rescan(self) -> None:
-        """Looks at the machine and plans again."""
+        """Takes the inventory and plans again."""
         self.elite.controller.ask_machine()
 
     def on_resize(self) -> None:
-        """Another width shows other columns."""
+        """Fits the columns to the new width."""
         self.call_after_refresh(self.show, {StatePart.TIERS})
 
 

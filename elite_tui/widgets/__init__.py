@@ -1,1 +1,1 @@
-"""Gauges, charts and panes that the screens share."""
+"""Gauges, charts and panes shared by the screens."""

@@ -1,4 +1,4 @@
-"""The memory sum of a plan: one stacked bar a place, then every part of each place with its formula."""
+"""Draws a plan's memory sum as a stacked bar per place and a list of every part with its formula."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _SIZE_WIDTH = 9
 _SHARE_WIDTH = 5
 FORMULA_GAP = 2
 MOST = 9.99
-"Share that is written out at most: what is ten times too large is too large."
+"Largest share displayed (999%), since a plan ten times too large needs no exact figure."
 
 FILLS = "█▓▒░▚▞▤▦"
-"Each part has a fill of its own, so the bar reads without colour."
+"Fill of each part, so that the bar reads without colour."
 STYLES = ("$primary", "$secondary", "$accent", "$success", "$primary-lighten-2", "$secondary-lighten-2", "$warning")
 
 
 def parts_of(parts: Iterable[Part], place: str) -> list[Part]:
-    """The parts in one place that take any room, largest first."""
+    """Returns the non-empty parts of one place, largest first."""
     return sorted((part for part in parts if part.where == place and part.bytes > 0), key=lambda part: -part.bytes)
 
 
 def stacked_cells(sizes: Sequence[int], limit: int, width: int) -> list[int]:
-    """Cells of each part on a bar of `width` cells that stands for `limit` bytes.
+    """Returns each part's cells on a bar of `width` cells for `limit` bytes.
 
-    Boundaries are rounded, not parts, so the parts never add up to more than their sum; what exceeds the limit
-    is cut at the end of the bar.
+    Rounds boundaries, not parts, so the parts never add up to more than their sum; the bar's end cuts off any excess
+    over the limit.
     """
     cells, total, drawn = [], 0, 0
     for size in sizes:
@@ -49,28 +49,28 @@ def stacked_cells(sizes: Sequence[int], limit: int, width: int) -> list[int]:
 
 
 def key_of(index: int) -> tuple[str, str]:
-    """Fill and style of the part at a place in the order of size."""
+    """Returns fill and style of the part at an index in the order of size."""
     return FILLS[index % len(FILLS)], STYLES[index % len(STYLES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What there is in one place. None is unknown."""
+    """Size of one place. None is unknown."""
 
     total: int | None
     usable: int | None
-    "Of it, what a plan may use: what others hold and the headroom are taken off."
+    "Bytes that a plan may use, after other processes' use and the headroom."
 
 
 NO_LIMIT = Limit(total=None, usable=None)
 
 
 def bars(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Content:
-    """One line a place that the plan uses: its parts on a bar that stands for all there is, and the figures.
+    """Draws a line per place that the plan uses: a bar of its parts, scaled to the whole place, and the figures.
 
     Args:
         parts: The ledger's lines.
-        limits: By place.
+        limits: Limits by place.
         width: Cells of a line.
     """
     lines = []
@@ -93,7 +93,7 @@ def bars(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Cont
 
 
 def sums(parts: Sequence[Part], limits: Mapping[str, Limit], width: int) -> Content:
-    """Every part of every place, largest first, as a column of figures that adds up. Arguments as for `bars`."""
+    """Formats every part of every place, largest first, as a column of figures and its sum. Arguments as for `bars`."""
     blocks = [
         _sum_of(title, here, limits.get(place, NO_LIMIT), width)
         for place, title in PLACE_TITLES.items()
@@ -106,7 +106,7 @@ def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Cont
     total = sum(part.bytes for part in parts)
     name_width = max(len(printable(part.name)) for part in parts)
     indent = 2 + _SIZE_WIDTH + _SHARE_WIDTH + 2
-    room = max(20, width - indent)
+    free = max(20, width - indent)
     lines = []
     for index, part in enumerate(parts):
         fill, style = key_of(index)
@@ -120,7 +120,7 @@ def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Cont
         if indent + name_width + FORMULA_GAP + formula.cell_length <= width:
             lines.append(Content.assemble(head, f"{name:<{name_width}}", " " * FORMULA_GAP, formula))
             continue
-        pieces = [*Content(name).wrap(room), *formula.wrap(room)]
+        pieces = [*Content(name).wrap(free), *formula.wrap(free)]
         lines += [(head if at == 0 else Content(" " * indent)).append(piece) for at, piece in enumerate(pieces)]
     lines.append(Content.styled("  " + "─" * _SIZE_WIDTH, "$muted"))
     lines.append(
@@ -130,7 +130,7 @@ def _sum_of(title: str, parts: Sequence[Part], limit: Limit, width: int) -> Cont
 
 
 def _rest(total: int, limit: Limit) -> list[tuple[str, str]]:
-    """What the limit leaves, in words."""
+    """Formats the space left below the limit, or the excess."""
     if limit.usable is None or limit.total is None:
         return []
     of = f" of {bytes_in_words(limit.usable)} that can be used"
@@ -141,7 +141,7 @@ def _rest(total: int, limit: Limit) -> list[tuple[str, str]]:
 
 
 def _stacked_bar(sizes: Sequence[int], limit: Limit, width: int) -> Content:
-    """The parts, what is left of the usable space as dots, and what is kept free or taken by others as dashes."""
+    """Draws the parts, then unused space as dots, then the headroom and other processes' use as dashes."""
     whole = max(limit.total or 0, sum(sizes))
     cells = stacked_cells(sizes, whole, width)
     spans = [
@@ -157,11 +157,11 @@ def _stacked_bar(sizes: Sequence[int], limit: Limit, width: int) -> Content:
 
 
 class Breakdown(Static):
-    """The breakdown of one plan, drawn for the width that there is: its bars, or its sums.
+    """Breakdown of one plan as bars or sums, drawn to the available width.
 
     Args:
         draw: `bars` or `sums`.
-        id: The widget's.
+        id: The widget's id.
     """
 
     def __init__(self, draw: Callable[[Sequence[Part], Mapping[str, Limit], int], Content], *, id: str) -> None:  # noqa: A002
@@ -176,7 +176,7 @@ class Breakdown(Static):
         self._draw()
 
     def on_resize(self) -> None:
-        """Draws again for another width."""
+        """Redraws at the new width."""
         self._draw()
 
     def _draw(self) -> None:

@@ -1,7 +1,7 @@
-"""A line chart in braille that never fails on a missing value, never hides a peak, and can be zoomed and moved.
+"""Draws a line chart in braille that handles missing values, keeps every peak, and supports zoom and pan.
 
 More points than dot columns are reduced to each column's minimum and maximum, so a single bad step stays
-visible however long the run. A missing value (NaN) leaves a gap.
+visible in a run of any length. A missing value (NaN) leaves a gap.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ if TYPE_CHECKING:
     from textual.events import Leave, MouseMove, MouseScrollDown, MouseScrollLeft, MouseScrollRight, MouseScrollUp
 
 ZOOM = 0.7
-"""Length of the stretch in view after one zoom in, as a share of the one before."""
+"""Length of the stretch after zooming in once, relative to the one before."""
 PAN = 0.2
-"""Share of the stretch in view that it moves by at a time."""
+"""Share of the stretch moved per pan."""
 ROWS_A_TICK = 3
 GRAINS = 32
-"""The right edge moves on in steps of between a 32nd and a 64th of what is in view."""
+"""The right edge advances in steps of 1/64 to 1/32 of the stretch in view."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """All that a chart shows at one moment."""
+    """Contents of a chart."""
 
     title: str
     series: Sequence[Series] = ()
     limits: Sequence[Limit] = ()
     marks: Sequence[Mark] = ()
     x_kind: str = "step"
-    "step, tokens or time: how the x axis is labelled."
+    "step, tokens or time; selects the labels of the x axis."
     unit: str = ""
-    "Of the y axis, after the title."
+    "Unit of the y axis, after the title."
     log: bool = False
     empty: str = "no values yet"
     figure: Callable[[float | None], str] = number_in_words
-    "How a value is written in the legend."
+    "Formats a value for the legend."
 
 
 class LineChart(DiffWidget):
-    """Series over a shared x axis, with axis labels and a legend that carries the latest values.
+    """Series over a shared x axis, with axis labels and a legend of the latest values.
 
-    The mouse wheel zooms at the pointer, sideways it moves; the legend then tells the values under the pointer.
+    The mouse wheel zooms at the pointer and pans sideways; the legend shows the values under the pointer.
     """
 
     can_focus = False
 
     class Moved(Message):
-        """The mouse brought another stretch into view."""
+        """The mouse moved the stretch in view."""
 
         def __init__(self, viewport: Viewport) -> None:
             super().__init__()
@@ -71,51 +71,51 @@ class LineChart(DiffWidget):
         self.picture = Picture(title="")
         self.viewport = Viewport()
         self._pointer: int | None = None
-        "Column of the mouse inside the plot."
+        "Column of the pointer inside the plot."
         self._plot_left, self._plot_width = 0, 1
 
     def show(self, picture: Picture) -> None:
-        """Replaces what is drawn; another x axis is shown whole again."""
+        """Replaces the picture; another x axis is shown whole again."""
         if picture.x_kind != self.picture.x_kind:
             self.viewport = Viewport()
         self.picture = picture
         self.repaint()
 
-    # --- zooming and moving --------------------------------------------------------------------------------
+    # --- zoom and pan --------------------------------------------------------------------------------------
 
     def zoom(self, inwards: bool, anchor: float = 1.0) -> None:
-        """Shows a shorter or longer stretch; the point at `anchor` (a share of the width) stays in place."""
+        """Zooms in or out; the point at `anchor` (a share of the width) stays in place."""
         extent = self._extent()
         if extent is not None:
             self.look(self.viewport.zoomed(ZOOM if inwards else 1 / ZOOM, *extent, anchor=anchor))
 
     def pan(self, rightwards: bool) -> None:
-        """Moves the stretch in view."""
+        """Pans the stretch in view."""
         extent = self._extent()
         if extent is not None:
             self.look(self.viewport.moved(PAN if rightwards else -PAN, *extent))
 
     def look(self, viewport: Viewport) -> None:
-        """Shows another stretch; Viewport() is everything."""
+        """Sets the viewport; Viewport() shows everything."""
         if viewport != self.viewport:
             self.viewport = viewport
             self.repaint()
 
     def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
-        """Zooms in at the pointer; with shift or control it moves left."""
+        """Zooms in at the pointer; with shift or control, pans left."""
         self._scrolled(event, inwards=True)
 
     def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
-        """Zooms out at the pointer; with shift or control it moves right."""
+        """Zooms out at the pointer; with shift or control, pans right."""
         self._scrolled(event, inwards=False)
 
     def on_mouse_scroll_left(self, event: MouseScrollLeft) -> None:
-        """Moves left."""
+        """Pans left."""
         event.stop()
         self._move(lambda: self.pan(rightwards=False))
 
     def on_mouse_scroll_right(self, event: MouseScrollRight) -> None:
-        """Moves right."""
+        """Pans right."""
         event.stop()
         self._move(lambda: self.pan(rightwards=True))
 
@@ -134,12 +134,12 @@ class LineChart(DiffWidget):
             self.post_message(self.Moved(self.viewport))
 
     def on_mouse_move(self, event: MouseMove) -> None:
-        """The legend tells the values under the pointer."""
+        """Shows the values under the pointer in the legend."""
         column = event.x - self._plot_left
         self._point_at(column if 0 <= column < self._plot_width else None)
 
     def on_leave(self, _: Leave) -> None:
-        """The legend tells the latest values."""
+        """Shows the latest values in the legend."""
         self._point_at(None)
 
     def _point_at(self, column: int | None) -> None:
@@ -150,7 +150,7 @@ class LineChart(DiffWidget):
     # --- painting ------------------------------------------------------------------------------------------
 
     def _extent(self) -> tuple[float, float] | None:
-        """The first x of all series, and one soon after the last."""
+        """Returns the first x of all series and a rounded-up last one."""
         places = [one.x for one in self.picture.series if one.x.size]
         if not places:
             return None
@@ -158,13 +158,13 @@ class LineChart(DiffWidget):
         span = min(self.viewport.span or high - low, high - low)
         if span <= 0:
             return low, high
-        # The axis grows by a little more than the newest point needs: else every point would move with every step,
-        # the picture would flicker, and all of it would have to be sent again.
+        # The axis grows by a little more than the newest point needs. Else every point would move with every step, the
+        # picture would flicker, and all of it would have to be sent again.
         grain = 2.0 ** math.floor(math.log2(span / GRAINS))
         return low, math.ceil(high / grain) * grain
 
     def paint(self, width: int, height: int) -> list[Content]:
-        """Legend, plot and axes in the space there is."""
+        """Paints legend, plot and axes at the given size."""
         if width < 24 or height < 4:
             return [Content("too small"[:width])]
         picture, extent = self.picture, self._extent()
@@ -199,7 +199,7 @@ class LineChart(DiffWidget):
         return window[0] + (window[1] - window[0]) * self._pointer / max(1, columns - 1)
 
     def _legend(self, pointed: float | None, width: int) -> Content:
-        """The title and each series with its latest value, or its value at the pointer, as room allows."""
+        """Formats the title and each series with its latest value or the value at the pointer; shortens them to fit."""
         title = Content.styled(self.picture.title, "bold")
         unit = Content.styled(f" {self.picture.unit}", "$muted") if self.picture.unit else Content("")
         named, signed = self._values(pointed, names=True), self._values(pointed, names=False)
@@ -229,7 +229,7 @@ class LineChart(DiffWidget):
         return {scale.row(place, rows): label for place, label in made}
 
     def _x_axis(self, gutter: int, columns: int, window: tuple[float, float]) -> list[Content]:
-        """The axis with the signs of what happened on it, and its labels."""
+        """Draws the x axis with event marks and labels."""
         left, right = window
         span = right - left
 

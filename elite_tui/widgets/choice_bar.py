@@ -1,4 +1,4 @@
-"""A line of choices: tabs on the left, switches on the right. Each names its key, and can be clicked."""
+"""Shows a line of choices with tabs on the left and switches on the right. Each names its key and can be clicked."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One word of the line, and the screen's action behind it."""
+    """One entry of the line, and its screen action."""
 
     label: str
     action: str = ""
-    """Of the screen; "" for what only tells something."""
+    """Action of the screen; "" for a plain label."""
     key: str = ""
     chosen: bool = False
 
@@ -29,7 +29,7 @@ GAP = 2
 
 
 class ChoiceBar(DiffWidget):
-    """Shows choices; a click takes the action of the one that it hits. Where there is no room, the right gives way."""
+    """Shows choices and runs the action of a clicked one. Drops switches on the right that do not fit."""
 
     can_focus = False
 
@@ -46,7 +46,7 @@ class ChoiceBar(DiffWidget):
             self.repaint()
 
     def paint(self, width: int, height: int) -> list[Content]:  # noqa: ARG002
-        """The line."""
+        """Paints the line."""
         self._places = []
         line = self._join(self._left, 0)
         right = list(self._right)
@@ -70,7 +70,7 @@ class ChoiceBar(DiffWidget):
         return line
 
     async def on_click(self, event: Click) -> None:
-        """Takes the action of the choice under the mouse."""
+        """Runs the action of the choice under the mouse."""
         for place, choice in self._places:
             if event.x in place and choice.action:
                 event.stop()
@@ -79,7 +79,7 @@ class ChoiceBar(DiffWidget):
 
 
 def _words(choice: Choice) -> Content:
-    # A chosen one is underlined too: where there are no colours, bold alone is easily missed.
+    # The chosen one is underlined too: without colours, bold alone is easily missed.
     label = Content.styled(choice.label, "bold underline $text-primary" if choice.chosen else "$muted")
     return Content.assemble((choice.key, "$text-accent"), " ", label) if choice.key else label
 

@@ -1,6 +1,6 @@
-"""DiffWidget: lines of text of which only the cells that changed are sent to the terminal.
+"""Paints lines of text and sends only changed cells to the terminal.
 
-A plain widget repaints all of itself. A run that is watched over SSH changes a few cells of a large chart a second.
+A plain widget repaints all of itself, while a run watched over SSH changes a few cells of a large chart per second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from textual.widget import Widget
 
 
 class DiffWidget(Widget):
-    """Subclasses say what their lines are (`paint`), and call `repaint` when that may have changed."""
+    """Base of widgets made of lines. Subclasses return them from `paint` and call `repaint` after changes."""
 
     ALLOW_SELECT = False
 
@@ -25,27 +25,27 @@ class DiffWidget(Widget):
         super().__init__(id=id, classes=classes)
         self._strips: list[Strip] = []
         self._made: dict[tuple[str, tuple[Span, ...]], Strip] = {}
-        "The strips of the last painting by what they say, for the present size and style."
+        "Strips of the last painting by content, for the current size and style."
         self._stale = True
 
     def paint(self, width: int, height: int) -> Sequence[Content]:
-        """The lines, for so many cells across and down. Longer ones are cut off."""
+        """Returns the lines for a size in cells. Longer ones are cut off."""
         raise NotImplementedError
 
     @property
     def plain(self) -> str:
-        """What is painted at the present size, without styles."""
+        """Painted text at the current size, without styles."""
         return "\n".join(line.plain for line in self.paint(*self.content_size))
 
     def repaint(self) -> None:
-        """Paints again, and asks for the cells that differ to be drawn."""
+        """Paints again, and refreshes only the differing cells."""
         if not self.is_mounted or self._stale:
             self._stale = True
             self.refresh()
             return
         former, self._strips = self._strips, self._render_strips()
         if len(former) != len(self._strips):
-            # Laid out anew, and the message that says so has not come yet.
+            # The layout changed, and the Resize message is still to come.
             self._stale = True
             self.refresh()
             return
@@ -58,22 +58,22 @@ class DiffWidget(Widget):
             self.refresh(*regions)
 
     def on_resize(self) -> None:
-        """Other places for everything."""
+        """Repaints everything at the new size."""
         self._stale = True
         self.refresh()
 
     def notify_style_update(self) -> None:
-        """Other colours for everything."""
+        """Repaints everything in the new colours."""
         super().notify_style_update()
         self._stale = True
 
     def render_line(self, y: int) -> Strip:
-        """One painted line."""
+        """Returns one painted line."""
         if self._stale:
             self._stale = False
             self._made = {}
             self._strips = self._render_strips()
-        # Textual's own painting empties this; it would grow with every change.
+        # Textual's own painting empties this set; it would grow with every change.
         self._dirty_regions.clear()
         return self._strips[y] if y < len(self._strips) else Strip.blank(self.content_size.width, self.rich_style)
 
@@ -82,7 +82,7 @@ class DiffWidget(Widget):
         strips: list[Strip] = []
         former, self._made = self._made, {}
         for line in list(self.paint(width, height))[:height]:
-            # The same words in the same styles are the same strip: most lines stay as they are.
+            # Equal text and styles give an equal strip, and most lines do not change.
             known = (line.plain, tuple(line.spans))
             strip = former.get(known)
             if strip is None:
@@ -95,7 +95,7 @@ class DiffWidget(Widget):
 
 
 class Lines(DiffWidget):
-    """Lines that are set from outside, each cut off at the right edge."""
+    """Lines set from outside, each cut off at the right edge."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -107,29 +107,29 @@ class Lines(DiffWidget):
         self.repaint()
 
     def paint(self, width: int, height: int) -> Sequence[Content]:  # noqa: ARG002
-        """The lines as they are."""
+        """Returns the lines as set."""
         return self._lines
 
 
 class Fitted(DiffWidget):
-    """Lines that are made for the widget's size, whenever that changes."""
+    """Lines generated for the widget's size, again on every resize."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
         self._make: Callable[[int, int], Sequence[Content]] = lambda width, height: ()  # noqa: ARG005
 
     def show(self, make: Callable[[int, int], Sequence[Content]]) -> None:
-        """Replaces what makes the lines of columns and rows."""
+        """Replaces the function from columns and rows to lines."""
         self._make = make
         self.repaint()
 
     def paint(self, width: int, height: int) -> Sequence[Content]:
-        """The lines for this size."""
+        """Generates the lines for this size."""
         return self._make(width, height)
 
 
 def _difference(old: Strip, new: Strip) -> tuple[int, int] | None:
-    """First cell that differs between two lines of one length, and the one after the last; None where none does."""
+    """Returns the range of differing cells between two lines of equal length, or None."""
     if old == new:
         return None
     before, after = _cells(old), _cells(new)
@@ -140,7 +140,7 @@ def _difference(old: Strip, new: Strip) -> tuple[int, int] | None:
 
 
 def _cells(strip: Strip) -> list[tuple[str, Style | None]]:
-    """What each cell shows; the second one of a wide character shows nothing of its own."""
+    """Returns each cell's content; the second cell of a wide character is empty."""
     cells: list[tuple[str, Style | None]] = []
     for text, style, _ in strip:
         for character in text:

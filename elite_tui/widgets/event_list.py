@@ -1,4 +1,4 @@
-"""The events of a run that a person wants to find again: checkpoints, recoveries, warnings with what to do."""
+"""Lists a run's notable events: checkpoints, recoveries, and warnings with remedies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNS = {
 
 
 class EventList(LinePane):
-    """Follows a RunView's happenings. A remedy stands below what it is for."""
+    """Follows a RunView's events. A remedy stands below its event."""
 
     KINDS: ClassVar[frozenset[str]] = frozenset({"checkpoint", "evaluation", "warning", "recovery", "error", "remedy"})
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -38,7 +38,7 @@ class EventList(LinePane):
         self._drawn = 0
 
     def follow(self, run: RunView) -> None:
-        """Appends what happened since the last call."""
+        """Appends the events since the last call."""
         if run is not self._run or len(self.rows) > 6 * HAPPENINGS_KEPT:
             self._run = run
             self._fold_all()
@@ -49,7 +49,7 @@ class EventList(LinePane):
             self.extend(self._rows_of(list(run.happenings)[-new:]))
 
     def on_resize(self) -> None:
-        """Folds the lines to the new width."""
+        """Wraps the lines to the new width."""
         self._fold_all()
 
     def _fold_all(self) -> None:

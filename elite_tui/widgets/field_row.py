@@ -1,6 +1,6 @@
-"""One field of the configuration as a form row: label, control, and beside it what it means or what is wrong.
+"""Shows one configuration field as a form row with label, control, and its description or problem.
 
-Made from a FieldSpec, so a new field of RunConfig appears in the wizard by itself.
+Built from a FieldSpec, so that new fields of RunConfig appear in the wizard automatically.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def placeholder(spec: FieldSpec) -> str:
-    """What stands in an empty field: its default, or what empty means."""
+    """Returns the placeholder of an empty field: its default, or the meaning of an empty value."""
     if spec.default is None:
         return "automatic"
     if spec.default == []:
@@ -35,15 +35,15 @@ def placeholder(spec: FieldSpec) -> str:
 
 
 def choices_of(spec: FieldSpec) -> tuple[str, ...]:
-    """What a field that cannot be typed freely may be; empty for one that can."""
+    """Returns the allowed values of a field; empty for free text."""
     return ("true", "false") if spec.type is bool else spec.choices
 
 
 class FieldRow(Vertical):
-    """A field of the draft. It says at once what is typed; what is wrong with it is set from outside."""
+    """A field of the draft. Posts every edit at once; its owner sets its problem."""
 
     class Edited(Message):
-        """The field was typed into, or reports the value that it was made with."""
+        """The field's text changed, or is reported for the first time."""
 
         def __init__(self, path: str, text: str) -> None:
             super().__init__()
@@ -62,7 +62,7 @@ class FieldRow(Vertical):
         self._problem: Problem | None = None
 
     def compose(self) -> ComposeResult:
-        """Label and control in one line, the note below."""
+        """Composes label and control in one line, with the note below."""
         with Horizontal(classes="line"):
             yield Static(self._label, classes="label", markup=False)
             if choices := choices_of(self.spec):
@@ -87,17 +87,17 @@ class FieldRow(Vertical):
 
     @property
     def control(self) -> Input | Select[str]:
-        """What takes the keys."""
+        """The focusable control."""
         return cast("Input | Select[str]", self.query_one("Input, Select"))
 
     def show(self, problem: Problem | None, note: str = "") -> None:
-        """Sets what is wrong with the field, or a note that replaces its description."""
+        """Sets the field's problem, or a note that replaces its description."""
         if (problem, note) != (self._problem, self._note):
             self._problem, self._note = problem, note
             self._draw()
 
     def set_text(self, text: str) -> None:
-        """Replaces what stands in the control."""
+        """Replaces the control's text."""
         control = self.control
         control.value = text if isinstance(control, Input) else text or text_of(self.spec.default)
 
@@ -125,5 +125,5 @@ class FieldRow(Vertical):
         self.post_message(self.Edited(self.spec.path, str(event.value)))
 
     def on_descendant_focus(self) -> None:
-        """The whole row comes into view, its note included."""
+        """Scrolls the whole row into view, including its note."""
         self.scroll_visible(animate=False)

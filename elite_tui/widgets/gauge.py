@@ -1,4 +1,4 @@
-"""A level against its limit, in one line: name, bar, figures and share. Unknown levels say n/a."""
+"""Shows a level against its limit in one line: name, bar, figures and share. Unknown levels show n/a."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SHORTEST_BAR = 6
 
 
 class Gauge(Widget):
-    """One gauge. `show` sets the level; figures are passed as text, so that a gauge knows no units.
+    """One gauge. `show` sets the level; figures are text, so a gauge has no units.
 
     Args:
-        label: What is measured, at most LABEL_WIDTH cells.
-        figures_width: Cells kept for the figures, so that the bars of several gauges end together.
+        label: Name of the measure, at most LABEL_WIDTH cells.
+        figures_width: Cells reserved for the figures, so that the bars of several gauges are aligned.
     """
 
     can_focus = False
@@ -31,20 +31,20 @@ class Gauge(Widget):
         self._figures = NOT_AVAILABLE
 
     def show(self, share: float | None, figures: str) -> None:
-        """Replaces the level (a share of 1, None where unknown) and the figures beside it."""
+        """Replaces the level (a share from 0 to 1, None if unknown) and the figures beside it."""
         if (share, figures) != (self._share, self._figures):
             self._share, self._figures = share, figures
             self.refresh()
 
     @property
     def bar_width(self) -> int:
-        """Cells of the bar. Where there is too little room for the figures, the bar takes their place."""
-        room = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
-        with_figures = room - self._figures_width - 1
-        return with_figures if with_figures >= SHORTEST_BAR else max(1, room)
+        """Cells of the bar. If the figures do not fit, the bar takes their place."""
+        free = self.content_size.width - LABEL_WIDTH - SHARE_WIDTH - 2
+        with_figures = free - self._figures_width - 1
+        return with_figures if with_figures >= SHORTEST_BAR else max(1, free)
 
     def render(self) -> Content:
-        """One line: label, bar, share, figures."""
+        """Renders label, bar, share and figures in one line."""
         width = self.bar_width
         tight = self._share is not None and self._share >= TIGHT
         style = "$error" if tight else "$primary"

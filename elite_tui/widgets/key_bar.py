@@ -1,4 +1,4 @@
-"""KeyBar: the keys of a room in its last line."""
+"""Shows the keys of a screen in its last line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HELP = "help"
 
 
 class KeyBar(Footer):
-    """Textual's footer, with the key for help at its right end, where no lack of room hides it."""
+    """Textual's footer with the help key at the right end, where narrow terminals do not hide it."""
 
     def compose(self) -> ComposeResult:
-        """The keys, the one for help marked for the style sheet."""
+        """Composes the keys; marks the help key for the style sheet."""
         for widget in super().compose():
             if isinstance(widget, FooterKey) and widget.action == HELP:
                 widget.add_class("-help")

@@ -1,4 +1,4 @@
-"""LinePane: many lines of untrusted text, folded to the pane's width, of which only those on screen are drawn."""
+"""Shows many lines of untrusted text, wrapped to the pane's width; draws only the visible ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
 
 
 class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
-    """Stays at its end unless scrolled up. Left and right are not its keys: lines are folded."""
+    """Follows its end unless scrolled up. Lines wrap, so left and right are not bound."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(key, action, show=False)
@@ -43,13 +43,13 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
         )
     ]
     KINDS: ClassVar[frozenset[str]] = frozenset()
-    "Kinds of rows that have a component class of their own, `line-pane--<kind>`."
+    "Kinds of rows with their own component class, `line-pane--<kind>`."
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
         self.rows: list[Row] = []
         self.highlight = ""
-        "Text that is marked wherever it occurs, in small letters."
+        "Text to mark wherever it occurs, in lower case."
         self._pinned = True
         "Whether the end stays in view when rows are added or the size changes."
 
@@ -59,11 +59,11 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
         return max(0, self.scrollable_content_region.width)
 
     def fold(self, gutter: str, kind: str, text: str) -> Iterable[Row]:
-        """A line as rows; the gutter of all but the first is blank."""
-        room = max(1, self.line_width - len(gutter))
+        """Wraps a line to rows; the gutter of all but the first is blank."""
+        free = max(1, self.line_width - len(gutter))
         rest = printable(text)
-        while cell_len(rest) > room:
-            piece = chop_cells(rest, room)[0]
+        while cell_len(rest) > free:
+            piece = chop_cells(rest, free)[0]
             # At a word's end, unless that would leave half of the row blank.
             space = piece.rfind(" ") if not rest[len(piece) :].startswith(" ") else -1
             piece = piece[:space] if space > len(piece) // 2 else piece
@@ -72,12 +72,12 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
         yield Row(gutter, kind, rest)
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Other rows."""
+        """Replaces all rows."""
         self.rows = list(rows)
         self._settle()
 
     def extend(self, rows: Iterable[Row]) -> None:
-        """More rows at the end."""
+        """Appends rows."""
         self.rows.extend(rows)
         self._settle()
 
@@ -88,12 +88,12 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
             self.scroll_end(animate=False, immediate=True, x_axis=False)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Scrolling up leaves the end, scrolling down to it stays there from then on."""
+        """Stops following the end on scrolling up, and resumes once scrolled down to it."""
         super().watch_scroll_y(old_value, new_value)
         self._pinned = self.is_vertical_scroll_end or (self._pinned and new_value > old_value)
 
     def render_line(self, y: int) -> Strip:
-        """One row of the pane."""
+        """Renders one row of the pane."""
         place, width = y + self.scroll_offset.y, self.line_width
         if place >= len(self.rows):
             return Strip.blank(width, self.rich_style)
@@ -114,7 +114,7 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
 
 
 def _find(text: str, wanted: str) -> list[int]:
-    """Where a text in small letters occurs."""
+    """Finds the positions of a lower-case text, ignoring case."""
     places: list[int] = []
     lowered = text.lower()
     if not wanted or len(lowered) != len(text):

@@ -1,4 +1,4 @@
-"""The log of a run: untrusted lines, shown as they are, never as markup; all of them, or those that are looked for."""
+"""Shows a run's log as untrusted plain text, never as markup, in full or filtered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elite_tui.runs.view import LOG_LINES_KEPT, LogEntry, RunView
 from elite_tui.widgets.line_pane import LinePane, Row
 
 MARKS = {"debug": "·", "info": " ", "warning": "!", "error": "✗"}
-"The level of a line, beside its colour, least first."
+"Sign of each level, shown beside its colour, lowest first."
 LEVELS = tuple(MARKS)
 
 
@@ -29,14 +29,14 @@ class LogPane(LinePane):
         super().__init__(id=id)
         self._run: RunView | None = None
         self.drawn = 0
-        "Lines of the run's log that are in the pane, or were."
+        "Number of log lines processed so far."
         self.least = LEVELS[0]
-        "Level from which on lines are shown."
+        "Minimum level of the lines shown."
         self.shown = 0
-        "Lines that passed the filters since they were last set."
+        "Number of lines that passed the filters since they were last set."
 
     def follow(self, run: RunView) -> None:
-        """Appends what the run logged since the last call."""
+        """Appends the lines logged since the last call."""
         if run is not self._run or len(self.rows) > 3 * LOG_LINES_KEPT:
             self._run = run
             self._fold_all()
@@ -49,13 +49,13 @@ class LogPane(LinePane):
                 self.extend(rows)
 
     def look_for(self, text: str, least: str) -> None:
-        """Shows only lines that hold a text (in whatever case), and are at least so grave."""
+        """Shows only lines that contain a text (ignoring case) and have at least this level."""
         if (text.lower(), least) != (self.highlight, self.least):
             self.highlight, self.least = text.lower(), least
             self._fold_all()
 
     def on_resize(self) -> None:
-        """Folds the lines to the new width."""
+        """Wraps the lines to the new width."""
         self._fold_all()
 
     def _fold_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Live levels of the machine: each GPU's memory; RAM, CPU and disk; each with two minutes of history."""
+"""Shows live gauges of GPU memory and load, RAM, CPU and disk, each with two minutes of history."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 COMPACT_FIGURES = 14
 FIGURES = 28
-"Cells for the figures beside a gauge."
+"Cells of the figures beside a gauge."
 
 
 @dataclass(frozen=True)
 class Level:
-    """One gauge's reading."""
+    """Reading of one gauge."""
 
     label: str
     share: float | None
@@ -37,7 +37,7 @@ class Level:
 
 
 def levels(snapshots: Sequence[Snapshot]) -> list[Level]:
-    """The readings of the newest snapshot, with the history of each; GPUs first."""
+    """Returns the newest snapshot's readings with their history; GPUs first."""
     if not snapshots:
         return [Level(label, None, NOT_AVAILABLE) for label in ("CPU", "RAM", "disk")]
     now = snapshots[-1]
@@ -82,7 +82,7 @@ def _gpu_details(gpu: GpuSample) -> str:
 
 
 class MachineGauges(Vertical):
-    """The gauges of a machine, made anew when the number of its devices changes."""
+    """The machine's gauges, rebuilt when the number of devices changes."""
 
     def __init__(self, *, compact: bool = False) -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class MachineGauges(Vertical):
         self._labels: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
-        """Room for the gauges; the first snapshot tells how many."""
+        """Composes an empty container; the first snapshot determines the gauges."""
         yield Static("waiting for the first reading …", classes="muted", markup=False)
 
     def show(self, snapshots: Sequence[Snapshot]) -> None:
-        """Draws the newest snapshot; they are in the order of time."""
+        """Draws the newest snapshot; they are in chronological order."""
         found = levels(snapshots)
         if not snapshots and self._labels:
             return

@@ -1,4 +1,4 @@
-"""OptimizationList: every optimisation as one line, by group, with its state and what it changes here."""
+"""Lists every optimisation by group, one per line, with its state and its effect on this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from engine.plan.optimizations import Optimization, OptimizationState
 
 _MARGIN = 3
-"Cells that the list keeps for its scrollbar and padding."
+"Cells reserved for scrollbar and padding."
 
 
 class OptimizationList(OptionList):
-    """The list. Group titles cannot be entered. `show` replaces the states and leaves the cursor where it is."""
+    """The list. Group titles cannot be selected. `show` replaces the states and keeps the cursor in place."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)
@@ -27,12 +27,12 @@ class OptimizationList(OptionList):
 
     @property
     def present(self) -> str | None:
-        """Identifier of the row under the cursor."""
+        """Id of the row under the cursor."""
         option = self.highlighted_option
         return option.id if option is not None else None
 
     def show(self, rows: Sequence[Optimization], states: Mapping[str, OptimizationState]) -> None:
-        """Draws every row anew, if anything changed."""
+        """Redraws every row if anything changed."""
         width = self.size.width - _MARGIN
         shown = (tuple(states.values()), width)
         if shown == self._shown or width <= 0:

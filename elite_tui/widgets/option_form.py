@@ -1,4 +1,4 @@
-"""OptionForm: every field of the configuration that the first room does not ask for, made from its definition."""
+"""Generates a form with every configuration field that the first screen does not ask for."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SECTION_TITLES = {
     "checkpoint": "Checkpoints",
     "output": "Output",
 }
-"Sections in the order in which they are shown; one that is not named here comes last, under its own name."
+"Sections in display order; an unlisted one comes last, under its own name."
 
 
 class OptionForm(VerticalScroll):
-    """One row a field, by section.
+    """One row per field, by section.
 
     Args:
-        draft: Whose fields.
-        problems: What is wrong with it, by field.
-        left_out: Fields that have their place elsewhere.
-        id: The widget's.
+        draft: The draft that the form edits.
+        problems: The draft's problems by field.
+        left_out: Fields shown elsewhere.
+        id: The widget's id.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OptionForm(VerticalScroll):
         self._left_out = left_out
 
     def compose(self) -> ComposeResult:
-        """The rows."""
+        """Composes the rows."""
         shown = [spec for spec in fields() if spec.path not in self._left_out]
         order = [*SECTION_TITLES, *(spec.section for spec in shown)]
         for section in dict.fromkeys(order):
@@ -65,25 +65,25 @@ class OptionForm(VerticalScroll):
                 yield FieldRow(spec, self._draft)
 
     def on_mount(self) -> None:
-        """The cursor stands in the first field, or in the first that has a problem."""
+        """Focuses the first field with a problem, else the first field."""
         self.show(self._problems)
         wrong = list(self.query("FieldRow.-wrong").results(FieldRow))
         (wrong[0] if wrong else self.query(FieldRow).first()).control.focus()
 
     def show(self, problems: Mapping[str, Problem]) -> None:
-        """Draws problems beside their fields, and marks what is not its default."""
+        """Draws problems beside their fields, and marks non-default values."""
         for row in self.query(FieldRow):
             row.show(problems.get(row.spec.path))
             row.set_class(not self._draft.is_default(row.spec.path), "-changed")
 
     def reset_field(self) -> None:
-        """The field under the cursor back to its default."""
+        """Resets the focused field to its default."""
         row = next((row for row in self.query(FieldRow) if row.has_focus_within), None)
         if row is not None:
             row.set_text("")
 
     def next_problem(self) -> None:
-        """To the next field with a problem, from the top again after the last."""
+        """Focuses the next field with a problem, from the top again after the last."""
         rows = list(self.query(FieldRow))
         here = next((index for index, row in enumerate(rows) if row.has_focus_within), -1)
         for row in rows[here + 1 :] + rows[: here + 1]:

@@ -1,4 +1,4 @@
-"""RecentList: the projects and runs of the last days; enter takes one up again."""
+"""Lists recent projects and runs; enter opens one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _MARGIN = 2
 
 
 class RecentList(OptionList):
-    """The list. Its headings cannot be entered."""
+    """The list. Its headings cannot be selected."""
 
     class ProjectChosen(Message):
-        """A project's repositories are to be the draft's."""
+        """The user chose a project, whose repositories the draft takes over."""
 
         def __init__(self, repositories: list[str]) -> None:
             super().__init__()
             self.repositories = repositories
 
     class RunChosen(Message):
-        """A run is to be opened."""
+        """The user chose a run to open."""
 
         def __init__(self, reference: str) -> None:
             super().__init__()
@@ -44,7 +44,7 @@ class RecentList(OptionList):
         self._shown: tuple[object, ...] = ()
 
     def show(self, draft: Draft, listed: RemoteData[Sequence[RunSummary]]) -> None:
-        """Draws what is known, if it changed."""
+        """Redraws the list if it changed."""
         width = max(24, self.size.width - _MARGIN)
         found, runs = projects(draft), list(listed.value or ())[:RUNS_SHOWN]
         shown = (repr(found), tuple(runs), width, listed.loading)
@@ -64,7 +64,7 @@ class RecentList(OptionList):
         self.add_options(options)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Says what was chosen."""
+        """Posts the choice."""
         event.stop()
         kind, _, name = (event.option_id or "").partition("-")
         if kind == "project":

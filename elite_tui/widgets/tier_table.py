@@ -1,4 +1,4 @@
-"""TierTable: the eleven tiers as rows, with as many columns as the width allows."""
+"""Shows the eleven tiers as rows, with as many columns as the width allows."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("an epoch", 66, True),
     ("one window holds", 96, False),
 )
-"Heading of each column, the width of the table from which on it is shown, and whether it holds figures."
+"Heading of each column, the minimum width of the table that shows it, and whether it holds figures."
 BARS_FROM = 112
-"Width from which on memory stands beside a small bar."
+"Width from which memory stands beside a small bar."
 _BAR = 4
 
 
 class TierTable(DataTable[Text]):
-    """The table. The room tells it what to show; rows are in the order of the tiers."""
+    """The table. Its screen fills it; rows are in the order of the tiers."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
@@ -42,7 +42,7 @@ class TierTable(DataTable[Text]):
         self._filled: tuple[Plans, int | None] | None = None
 
     def fill(self, plans: Plans, chosen: int | None) -> None:
-        """Draws the rows of a table anew; the cursor stays in its row, and begins in the chosen one."""
+        """Redraws the rows; keeps the cursor's row, initially the chosen one."""
         self._filled = (plans, chosen)
         width = self.size.width
         if not width:
@@ -66,13 +66,13 @@ class TierTable(DataTable[Text]):
         self.move_cursor(row=self.row_of(plans, chosen) if row is None else row)
 
     def on_resize(self) -> None:
-        """Another width has room for other columns."""
+        """Fits the columns to the new width."""
         if self._filled is not None:
             self.fill(*self._filled)
 
     @staticmethod
     def row_of(plans: Plans, chosen: int | None) -> int:
-        """The row of the chosen tier, else of the recommended one."""
+        """Returns the row of the chosen tier, else of the recommended one."""
         tier = chosen or plans.table.recommended or 1
         return next((index for index, plan in enumerate(plans.table.tiers) if plan.tier == tier), 0)
 

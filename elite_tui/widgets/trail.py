@@ -1,4 +1,4 @@
-"""The trail: one line on top that says where in the wizard one is. Rooms can be clicked."""
+"""Shows the position in the wizard on the top line. Screens can be clicked."""
 
 from __future__ import annotations
 
@@ -9,85 +9,85 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from elite_tui.rooms import ROOMS, TRAIL, Room
+from elite_tui.screen_list import SCREENS, TRAIL, ScreenEntry
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
 DONE, HERE, AHEAD = "✓", "●", "○"
 TITLES_FROM = 78
-"Width from which on every room's title has its place; below it only that of the present room does."
+"Width from which every screen's title fits; below it, only the current one is shown."
 
 
 class TrailStep(Static):
-    """One room's place on the trail."""
+    """One screen's step on the trail."""
 
     class Chosen(Message):
-        """A room is to be entered."""
+        """The user chose a screen."""
 
-        def __init__(self, room: str) -> None:
+        def __init__(self, screen_name: str) -> None:
             super().__init__()
-            self.room = room
+            self.screen_name = screen_name
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, entry: ScreenEntry) -> None:
         super().__init__(markup=False)
-        self.room = room
+        self.entry = entry
         self._drawn: tuple[str, bool, bool] | None = None
 
     def mark(self, mark: str, *, reachable: bool, titled: bool) -> None:
-        """Draws the room's mark and title, if they changed: the trail must cost nothing while a run is watched."""
+        """Draws the screen's mark and title if they changed: the trail must cost nothing while a run is watched."""
         if self._drawn == (mark, reachable, titled):
             return
         self._drawn = (mark, reachable, titled)
         self.set_class(mark == HERE, "-here")
         self.set_class(not reachable, "-closed")
-        self.update(Content(f"{mark} {self.room.title}" if titled else mark))
+        self.update(Content(f"{mark} {self.entry.title}" if titled else mark))
 
     def on_click(self) -> None:
-        """Says that the room is chosen."""
-        self.post_message(self.Chosen(self.room.name))
+        """Posts the chosen screen."""
+        self.post_message(self.Chosen(self.entry.name))
 
 
 class Trail(Horizontal):
-    """All rooms of the wizard, those before the present one ticked.
+    """All screens of the wizard, those before the current one ticked.
 
     Args:
-        room: The present one.
-        has_run: Whether there is a run to show: without one the last two rooms are closed.
+        screen_name: Name of the current screen.
+        has_run: Whether a run is open; without one the last two screens are closed.
     """
 
-    def __init__(self, room: str, *, has_run: bool) -> None:
+    def __init__(self, screen_name: str, *, has_run: bool) -> None:
         super().__init__()
-        self._here = room
+        self._here = screen_name
         self._has_run = has_run
 
     def compose(self) -> ComposeResult:
-        """The product's name and the rooms; a room beside the trail shows only its own title."""
+        """Composes the product's name and the screens; a screen outside the trail shows only its own title."""
         yield Static("▲ Elite TUI", id="brand", markup=False)
-        if self._here not in {room.name for room in TRAIL}:
-            yield TrailStep(ROOMS[self._here])
+        if self._here not in {entry.name for entry in TRAIL}:
+            yield TrailStep(SCREENS[self._here])
             return
-        for room in TRAIL:
-            yield TrailStep(room)
+        for entry in TRAIL:
+            yield TrailStep(entry)
 
     def on_mount(self) -> None:
-        """Marks the rooms."""
+        """Marks the screens."""
         self._mark()
 
     def on_resize(self) -> None:
-        """Another width has room for other titles."""
+        """Fits the titles to the new width."""
         self._mark()
 
     def show(self, *, has_run: bool) -> None:
-        """Marks the rooms again."""
+        """Marks the screens again."""
         self._has_run = has_run
         self._mark()
 
     def _mark(self) -> None:
         before = True
         for step in self.query(TrailStep):
-            here = step.room.name == self._here
+            here = step.entry.name == self._here
             before = before and not here
             mark = HERE if here else DONE if before else AHEAD
             titled = here or self.app.size.width >= TITLES_FROM
-            step.mark(mark, reachable=self._has_run or not step.room.needs_run, titled=titled)
+            step.mark(mark, reachable=self._has_run or not step.entry.needs_run, titled=titled)

@@ -1,1 +1,1 @@
-"""What the wizard asks and plans before there is a run."""
+"""Logic of the wizard: the draft, its plans and its checks."""

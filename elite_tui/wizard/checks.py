@@ -1,4 +1,4 @@
-"""Checks: the pre-flight rows of the review, as they come in, and in words."""
+"""Collects the pre-flight rows of the review and formats them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _STACKED_BELOW = 66
 
 @dataclass
 class Checks:
-    """One examination. A newer one has a higher number, and what an older one still finds is dropped."""
+    """One examination. A newer one has a higher number; late rows of an older one are dropped."""
 
     number: int = 0
     names: tuple[str, ...] = ()
-    "Every row's name, in order."
+    "Names of all rows, in order."
     rows: list[Check] = field(default_factory=list)
     running: bool = False
     error: EliteError | None = None
-    "Why it could not be made at all."
+    "Error of an examination that could not run."
 
     @property
     def failed(self) -> list[Check]:
@@ -46,23 +46,23 @@ class Checks:
 
     @property
     def done(self) -> bool:
-        """Whether every row is there."""
+        """Whether every row has arrived."""
         return not self.running and bool(self.rows)
 
     def begin(self) -> int:
-        """Forgets the rows, and returns the number of the new examination."""
+        """Clears the rows and returns the number of the new examination."""
         self.number += 1
         self.rows, self.running, self.error = [], True, None
         return self.number
 
     def forget(self) -> None:
-        """What was examined no longer holds."""
+        """Clears an outdated examination."""
         self.number += 1
         self.rows, self.running, self.error = [], False, None
 
 
 def in_words(checks: Checks, width: int) -> Content:
-    """All rows, with those that are still to come; each failure and warning with its remedy."""
+    """Formats all rows, including pending ones; each failure and warning with its remedy."""
     if checks.error is not None:
         return Content.assemble(("✗ ", "$text-error"), printable(str(checks.error)))
     lines: list[Content] = []
@@ -93,7 +93,7 @@ def _coming(names: Sequence[str], known: set[str]) -> list[Content]:
 
 
 def verdict(checks: Checks) -> Content:
-    """The examination in one line."""
+    """Summarises the examination in one line."""
     counts = [
         f"{count} {word}"
         for status, word in (("failed", "failed"), ("warning", "to know about"), ("passed", "passed"))

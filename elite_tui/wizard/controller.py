@@ -1,7 +1,7 @@
-"""WizardController: what the wizard's rooms ask of the engine, each question with the state that it is made of.
+"""Sends the wizard screens' requests to the engine, with the state that each depends on.
 
-Questions go out through EngineClient. Their answers come back as `Answered`, and fill the part of the state that was
-asked for.
+Requests go out through EngineClient. Their answers come back as `Answered` and fill the requested part of the
+state.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ASK_DELAY = 0.4
 "Seconds after the last key press until the engine is asked again."
 REPOSITORY_FIELDS = frozenset({"data.repositories", "data.max_file_bytes"})
 PLAN_SECTIONS = frozenset({"model", "lora", "training", "checkpoint"})
-"What the plan, its costs and the optimisations depend on."
+"Sections on which the plan, its costs and the optimisations depend."
 PLAN_FIELDS = frozenset({"data.held_out_fraction", "data.near_duplicates"})
 
 
 class WizardController:
-    """Questions of the wizard's rooms."""
+    """Controller of the wizard's screens."""
 
     def __init__(self, host: Host, state: AppState, client: EngineClient) -> None:
         self._host = host
@@ -51,25 +51,25 @@ class WizardController:
         self._supposing = Debounce(host, ASK_DELAY)
         self._rereading = Debounce(host, ASK_DELAY)
         self._process: EngineProcess | None = None
-        "The measurement that was begun last."
+        "The latest measurement."
         self._reading: threading.Event | None = None
-        "Set to give up the reading that is under way."
+        "Set to stop the current reading."
         self._models_of: tuple[object, ...] | None = None
-        "What the catalogue's tiers were planned for last."
+        "Inputs of the latest plan of the catalogue's tiers."
 
     def begin(self) -> None:
-        """Asks what a wizard asks first, if this is the first time."""
+        """Takes the inventory and reads the repositories on the first call."""
         if self._state.machine.value is None and not self._state.machine.loading:
             self.ask_machine()
             self.ask_repository()
 
     def close(self) -> None:
-        """Ends what runs on behalf of the rooms."""
+        """Ends measurements and readings."""
         self.stop_measuring()
         self.stop_reading()
 
     def answered(self, part: StatePart) -> None:
-        """Asks what depends on an answer that came."""
+        """Sends the requests that depend on an answer."""
         state = self._state
         if part in (StatePart.REPOSITORY, StatePart.MACHINE):
             self.ask_tiers()
@@ -77,7 +77,7 @@ class WizardController:
             self.ask_machine()
 
     def draft_changed(self, path: str) -> None:
-        """Another value at a path of the draft: forgets what no longer holds, and asks again once the typing pauses."""
+        """Reacts to a changed field: drops outdated results, and asks again once the typing pauses."""
         self._state.preflight.settle_nothing()
         self._state.checks.forget()
         if path.startswith("data.") or path == "model.name":
@@ -90,7 +90,7 @@ class WizardController:
     # --- the repository, the machine, and what fits ----------------------------------------------------------
 
     def ask_repository(self) -> None:
-        """Reads the repositories of the draft."""
+        """Reads the draft's repositories."""
         draft, repository, engine = self._state.draft, self._state.repository, self._client.engine
         if draft.problems().keys() & REPOSITORY_FIELDS:
             repository.settle_nothing()
@@ -106,11 +106,11 @@ class WizardController:
 
     @property
     def disk_path(self) -> Path:
-        """Where a run would write, or the folder above that is there."""
+        """The run's output folder, or its nearest existing parent."""
         return existing_folder(str(self._state.draft.get("output.directory")))
 
     def ask_tiers(self) -> None:
-        """Plans the tiers, once the machine is known and the draft is valid."""
+        """Plans the tiers once the machine is known and the draft is valid."""
         state = self._state
         machine = state.machine.value
         if machine is None or state.draft.problems():
@@ -120,24 +120,24 @@ class WizardController:
         self.ask_what_if()
 
     def ask_preflight(self) -> None:
-        """Checks what can be checked before a run, if the draft's own rules are kept."""
+        """Checks all that can be checked before a run, if the draft is valid."""
         if self._state.draft.problems():
             return
         mapping = self._state.draft.mapping()
         self._client.ask(self._state.preflight, lambda: self._client.engine.check(mapping))
 
     def models(self) -> Mapping[str, ModelSpec]:
-        """The catalogue."""
+        """Returns the model catalogue."""
         return self._client.engine.models()
 
-    # --- measurements of this machine: one at a time ---------------------------------------------------------
+    # --- measurements of this machine, one at a time ---------------------------------------------------------
 
     def run_profile(self) -> None:
-        """Measures the machine; the tiers are planned again with what was found."""
+        """Measures the machine; the tiers are planned again with the results."""
         self._measure(self._state.profile, "profile")
 
     def run_probe(self, plan: TierPlan) -> None:
-        """Runs the worst part of a tier's plan on this machine; later plans are corrected by it."""
+        """Runs the worst part of a tier's plan on this machine; its results correct later plans."""
         run, tier = self._state.draft.run_config(), plan.tier
         if tier is None:
             return
@@ -159,19 +159,19 @@ class WizardController:
         self._client.ask(fetched, lambda: process.run(tell))
 
     def stop_measuring(self) -> None:
-        """Ends a measurement that is under way."""
+        """Stops the current measurement."""
         if self._process is not None:
             self._process.stop()
 
-    # --- the tier room: another machine, other models, what would fit ----------------------------------------
+    # --- the tier screen: what-if machine, models, remedies --------------------------------------------------
 
     def what_if_typed(self) -> None:
-        """Plans for another machine once the typing pauses."""
+        """Plans for the what-if machine once the typing pauses."""
         self._supposing.ask(self.ask_what_if)
         self._host.tell(StatePart.WHAT_IF)
 
     def ask_what_if(self) -> None:
-        """Plans the tiers for the what-if machine, if there is one."""
+        """Plans the tiers of the what-if machine, if there is one."""
         state = self._state
         what_if, machine = WhatIf.of(state.draft), state.machine.value
         if not what_if.active or machine is None or state.draft.problems():
@@ -182,7 +182,7 @@ class WizardController:
         self._client.ask(state.what_if, lambda: self._client.engine.plan_tiers(what_if.apply(machine), mapping, tokens))
 
     def ask_models(self) -> None:
-        """What the machine that is planned for can do with each model of the catalogue."""
+        """Plans the tiers of each model of the catalogue on the shown machine."""
         state = self._state
         plans = state.shown_plans
         if plans is None or state.draft.problems():
@@ -192,22 +192,22 @@ class WizardController:
         precision = mapping.get("model", {}).get("precision")
         asked = (others, precision, tokens, machine)
         if asked == self._models_of and (state.models.value is not None or state.models.loading):
-            return  # seconds of planning, and nothing has changed but the model
+            return  # seconds of planning, and only the model changed
         self._models_of = asked
         self._client.ask(state.models, lambda: self._client.engine.outlooks(mapping, machine, tokens))
 
-    # --- the data room: the dataset --------------------------------------------------------------------------
+    # --- the data screen: the dataset ------------------------------------------------------------------------
 
     def _forget_data(self) -> None:
-        """Gives up a dataset that no longer is the draft's, and reads anew while its room is on screen."""
+        """Drops an outdated dataset, and reads again if the data screen is shown."""
         self.stop_reading()
         self._state.data.settle_nothing()
         self._host.tell(StatePart.DATA)
-        if self._host.room == "data":
+        if self._host.screen_name == "data":
             self._rereading.ask(self.read_data)
 
     def read_data(self) -> None:
-        """Builds the dataset of the draft, or finds it in the store."""
+        """Builds the draft's dataset, or loads it from the store."""
         state = self._state
         self.stop_reading()
         if state.draft.problems():
@@ -225,14 +225,14 @@ class WizardController:
         self._client.ask(state.data, lambda: self._client.engine.preview_data(mapping, progress))
 
     def stop_reading(self) -> None:
-        """Gives up a reading that is under way, at its next sign of progress."""
+        """Stops the current reading at its next progress report."""
         if self._reading is not None:
             self._reading.set()
 
     # --- the review: pre-flight rows -------------------------------------------------------------------------
 
     def examine(self) -> None:
-        """Makes the pre-flight rows of the draft, one after the other."""
+        """Runs the draft's pre-flight checks one after the other."""
         state = self._state
         if state.draft.problems():
             return
@@ -258,7 +258,7 @@ class WizardController:
         post(messages.CheckMade(number, error=error))
 
     def check_made(self, message: messages.CheckMade) -> None:
-        """Takes in a row, unless the draft has changed since."""
+        """Adds a row, unless it is of an older examination."""
         checks = self._state.checks
         if message.number != checks.number:
             return
@@ -273,7 +273,7 @@ class WizardController:
     # --- a tier that does not fit ----------------------------------------------------------------------------
 
     def ask_ways(self, plans: Plans, context: int) -> None:
-        """What would make a context fit."""
+        """Finds the changes with which a context fits."""
         state = self._state
         mapping, tokens = state.draft.mapping(), state.tokens
         engine = self._client.engine

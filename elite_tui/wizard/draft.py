@@ -1,8 +1,8 @@
-"""Draft: the configuration that a person is typing, valid or not, kept on disk so that closing loses nothing.
+"""Holds the configuration that the user is typing, valid or not, and saves it so that closing loses nothing.
 
-A plain nested mapping of the values that differ from the defaults. What cannot be parsed is kept as the text
-that was typed: it is then a problem of its field, and it is still there the next time. Beside the configuration
-it keeps what a person set in the wizard itself: the what-if machine, the theme, the view of a room.
+A plain nested mapping of the values that differ from the defaults. Text that cannot be parsed is kept as typed.
+It shows as a problem of its field and is still there the next time. The draft also keeps the wizard's own
+settings: the what-if machine, the theme, the view of a screen.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PROJECT_FIELDS = {
     "output.directory": "Output folder",
     "output.model_name": "Name",
 }
-"The fields that the first room asks for, with their labels. Several repositories are separated by commas."
+"The fields of the first screen, with their labels. Several repositories are separated by commas."
 _KEPT = "wizard"
-"Section of the file for what is no part of the configuration."
+"Section of the file for settings outside the configuration."
 
 
 def text_of(value: Any) -> str:
-    """A value as it stands in a form field; None is empty."""
+    """Formats a value for a form field; None is empty."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -45,7 +45,7 @@ def text_of(value: Any) -> str:
 
 
 def value_of(spec: FieldSpec, text: str) -> Any:
-    """The value that typed text stands for; the text itself where it stands for none."""
+    """Parses typed text to a field's value; returns invalid text unchanged."""
     if spec.choices:
         return next((choice for choice in get_args(spec.type) if str(choice) == text), text)
     if spec.type is str:
@@ -73,7 +73,7 @@ class Draft:
 
     @classmethod
     def load(cls, path: Path) -> Draft:
-        """The draft in a file; an absent or unreadable one starts empty (it holds only what was typed)."""
+        """Loads the draft from a file; an absent or unreadable one starts empty (it holds only typed values)."""
         try:
             values = json.loads(regular_file.read_text(path, 1 << 20))
         except (OSError, ValueError, RecursionError):
@@ -90,7 +90,7 @@ class Draft:
         return cls(path, {section: fields for section, fields in kept.items() if fields}, settings)
 
     def save(self) -> None:
-        """Writes the draft, atomically, if it changed since the last time.
+        """Writes the draft atomically, if it changed since the last time.
 
         Raises:
             OSError: the state directory cannot be written.
@@ -114,18 +114,18 @@ class Draft:
         return json.dumps({**self._values, **kept}, indent=1, ensure_ascii=False)
 
     def kept(self, name: str) -> str:
-        """A setting of the wizard itself; empty where nothing was set."""
+        """Returns a setting of the wizard itself; empty if not set."""
         return self._kept.get(name, "")
 
     def keep(self, name: str, text: str) -> None:
-        """Sets a setting of the wizard itself; empty forgets it."""
+        """Stores a setting of the wizard itself; empty deletes it."""
         if text:
             self._kept[name] = text
         else:
             self._kept.pop(name, None)
 
     def get(self, path: str) -> Any:
-        """The value at a path, or its default."""
+        """Returns the value at a path, or its default."""
         section, _, name = path.partition(".")
         fields = self._values.get(section, {})
         return fields[name] if name in fields else config.field_spec(path).default
@@ -139,7 +139,7 @@ class Draft:
         self._values.setdefault(section, {})[name] = value
 
     def set_text(self, path: str, text: str) -> bool:
-        """Sets a value from what was typed; empty means the default. Returns whether that changed anything."""
+        """Sets a value from typed text; empty means the default. Returns whether the value changed."""
         spec = config.field_spec(path)
         before = self._dump()
         if text.strip():
@@ -149,23 +149,23 @@ class Draft:
         return self._dump() != before
 
     def reset(self, path: str) -> None:
-        """Back to the default."""
+        """Resets a field to its default."""
         section, _, name = path.partition(".")
         self._values.get(section, {}).pop(name, None)
         if not self._values.get(section, True):
             del self._values[section]
 
     def is_default(self, path: str) -> bool:
-        """Whether nothing was typed there."""
+        """Returns whether a path holds its default."""
         section, _, name = path.partition(".")
         return name not in self._values.get(section, {})
 
     def mapping(self) -> dict[str, dict[str, Any]]:
-        """A copy, as `config.from_mapping` takes it."""
+        """Returns a copy, as `config.from_mapping` takes it."""
         return {section: dict(fields) for section, fields in self._values.items()}
 
     def run_config(self) -> config.RunConfig:
-        """The configuration that it stands for.
+        """Parses the draft to a configuration.
 
         Raises:
             EliteError: CONFIG_INVALID.
@@ -173,5 +173,5 @@ class Draft:
         return config.from_mapping(self.mapping(), source="form")
 
     def problems(self) -> dict[str, config.Problem]:
-        """What is wrong, by field."""
+        """Returns the draft's problems by field."""
         return {problem.field: problem for problem in config.find_problems(self.mapping())}

@@ -1,4 +1,4 @@
-"""DraftController: every way in which a person changes the draft, and when it is written."""
+"""Handles all of the user's changes to the draft and saves it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from engine.plan.optimizations import OptimizationState
 
 SAVE_DELAY = 0.5
-"Seconds until what was typed is written: all that a killed app can lose."
+"Seconds until typed text is saved: the most that a killed app can lose."
 
 
 class DraftController:
-    """Changes the draft, saves it, and lets the wizard's desk ask again what depends on it."""
+    """Changes the draft, saves it, and notifies the wizard's controller, which repeats dependent requests."""
 
     def __init__(self, host: Host, state: AppState, controller: WizardController) -> None:
         self._host = host
@@ -37,31 +37,31 @@ class DraftController:
         self._save_timer: Timer | None = None
 
     def edit(self, path: str, text: str) -> None:
-        """A field was typed into."""
-        # Controls also report the value that they were made with.
+        """Handles typing into a field."""
+        # Controls also report their initial value.
         if self._state.draft.set_text(path, text):
             self.changed(path)
 
     def changed(self, path: str) -> None:
-        """What follows from another value at a path."""
+        """Notifies the controller and the screens of a changed field, and saves soon."""
         self._controller.draft_changed(path)
         self.save_soon()
         self._host.tell(StatePart.DRAFT)
 
     def keep(self, name: str, text: str) -> None:
-        """Keeps a setting of the wizard itself beside the configuration; empty forgets it."""
+        """Saves a setting of the wizard itself beside the configuration; empty deletes it."""
         self._state.draft.keep(name, text)
         self.save_soon()
 
     # --- saving ---------------------------------------------------------------------------------------------
 
     def save_soon(self) -> None:
-        """Writes the draft within a moment, also while somebody types without a pause."""
+        """Saves the draft within SAVE_DELAY, also during continuous typing."""
         if self._save_timer is None:
             self._save_timer = self._host.set_timer(SAVE_DELAY, self.save)
 
     def save(self) -> None:
-        """Writes the draft; a state directory that cannot be written is said."""
+        """Saves the draft; notifies the user if the state directory cannot be written."""
         self._save_timer = None
         try:
             self._state.draft.save()
@@ -73,11 +73,11 @@ class DraftController:
             )
 
     def close(self) -> None:
-        """Writes the draft a last time, if that can be done."""
+        """Saves the draft a last time; ignores errors."""
         with contextlib.suppress(OSError):
             self._state.draft.save()
 
-    # --- the tier: another one, and another machine -----------------------------------------------------------
+    # --- the tier and the what-if machine -------------------------------------------------------------------
 
     def choose_tier(self, tier: int | None) -> None:
         """Chooses a tier; None leaves the choice to the engine."""
@@ -87,13 +87,13 @@ class DraftController:
         self.changed("training.tier")
 
     def type_what_if(self, name: str, text: str) -> None:
-        """A field of the what-if machine was typed into."""
+        """Handles typing into a field of the what-if machine."""
         if text.strip() != self._state.draft.kept(key_of(name)):
             self.keep(key_of(name), text.strip())
             self._controller.what_if_typed()
 
     def clear_what_if(self) -> None:
-        """Plans for this machine again."""
+        """Clears the what-if machine, so that this machine is planned for again."""
         for name in FIELDS:
             self.keep(key_of(name), "")
         self._controller.ask_what_if()
@@ -101,7 +101,7 @@ class DraftController:
     # --- switches and presets -------------------------------------------------------------------------------
 
     def switch(self, name: str) -> None:
-        """Switches one optimisation on where it is off, and off where it is on.
+        """Toggles one optimisation.
 
         Raises:
             EliteError: CONFIG_INVALID for the draft; OPTIMIZATION_CONFLICT or _UNAVAILABLE with the reason.
@@ -120,13 +120,13 @@ class DraftController:
         self._take(config, toggle(config, name, on=not on))
 
     def unswitch(self, name: str) -> None:
-        """Leaves one optimisation to its default."""
+        """Resets one optimisation to its default."""
         from engine.plan.optimizations import find_optimization
 
         self._set({path: field_spec(path).default for path in find_optimization(name).switch_off})
 
     def apply_preset(self, preset: Preset) -> Mapping[str, str]:
-        """Switches what a preset says; returns what cannot be had here, with the reason.
+        """Applies a preset and returns the optimisations that are not available here, with reasons.
 
         Raises:
             EliteError: CONFIG_INVALID for the draft.
@@ -145,7 +145,7 @@ class DraftController:
         return plans.states if plans is not None else ()
 
     def _take(self, before: RunConfig, after: RunConfig) -> None:
-        """Writes the fields in which two configurations differ into the draft."""
+        """Writes the fields that differ between two configurations into the draft."""
         old, new = to_mapping(before), to_mapping(after)
         changed = {
             f"{section}.{name}": value

@@ -1,4 +1,4 @@
-"""What the two switches that change a whole plan are worth here: the context planned with and without each."""
+"""Predicts the effects of two optimisations that change a whole plan, by planning with and without each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from engine.plan.optimizations import OptimizationState
 
 PLANNED = ("streamed_backprop", "qlora")
-"Optimisations that no single part of a plan stands for: the registry leaves their effects open."
+"Optimisations that match no single part of a plan, so that the registry leaves their effects open."
 
 
 def with_planned_effects(
     states: Sequence[OptimizationState], config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
 ) -> tuple[OptimizationState, ...]:
-    """The states, with the effects of PLANNED at the chosen context; of a plan that does not fit, the leanest's."""
+    """Adds the effects of PLANNED at the chosen context to the states.
+
+    Of a context that does not fit, the leanest plan counts.
+    """
     from engine.plan.choice import request_of_run
     from engine.plan.optimizations import toggle
     from engine.plan.planner import plan_context
@@ -39,7 +42,7 @@ def with_planned_effects(
                     for on in (False, True)
                 )
             except EliteError:
-                found.append(state)  # it cannot be switched here: there is nothing to compare
+                found.append(state)  # cannot be toggled here, so there is nothing to compare
                 continue
             state = replace(  # noqa: PLW2901 - the same row, with its figures
                 state,

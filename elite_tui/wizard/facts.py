@@ -1,4 +1,4 @@
-"""RepositoryFacts: what the wizard says about the repositories before anything is trained."""
+"""Summarises the repositories before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LanguageShare:
 
 @dataclass(frozen=True, kw_only=True)
 class RepositoryFacts:
-    """Counts over all repositories of a draft."""
+    """Counts over all of a draft's repositories."""
 
     files: int
     bytes: int
@@ -30,21 +30,21 @@ class RepositoryFacts:
     languages: tuple[LanguageShare, ...]
     "Largest first."
     skipped: Mapping[str, int]
-    "Reason → files left out."
+    "Reason → number of files left out."
     listed_by: tuple[str, ...] = ()
     'How the files of each repository were found: "git", or how else.'
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How far the reading of the repositories is."""
+    """Progress of reading the repositories."""
 
     share: float
     words: str
 
 
 def facts_of(collection: Collection, tokens: int) -> RepositoryFacts:
-    """Sums a collection up by language."""
+    """Sums a collection by language."""
     files: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for file in collection.files:

@@ -1,4 +1,4 @@
-"""Plans: the tier table for the draft's choices, with what a run of the draft as it stands would use."""
+"""Holds the tier table for the draft's settings, and the tier that a run of the draft would use."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """What the planner says."""
+    """Results of the planner."""
 
     config: RunConfig
     spec: ModelSpec
     machine: Machine
-    "As the run sees it: without its GPUs where the run is to use the CPU."
+    "The machine as the run sees it: without its GPUs if the run uses the CPU."
     whole_machine: Machine
-    "As it is."
+    "The machine with all its GPUs."
     usable: Budget
-    "Bytes of each place that a plan may use: what others hold and the headroom are taken off."
+    "Bytes of each place that a plan may use, after other processes' use and the headroom."
     table: TierTable
     choice: Choice | None
-    "What a run would use now; None where that does not fit."
+    "The plan of a run of the draft; None if it does not fit."
     refusal: EliteError | None
-    "Why it does not."
+    "Why it does not fit."
     states: tuple[OptimizationState, ...]
-    "What becomes of every optimisation, in the order of the registry."
+    "State of every optimisation, in the order of the registry."

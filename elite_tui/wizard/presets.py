@@ -1,4 +1,4 @@
-"""Presets: several optimisations switched together, by the same rules as one at a time."""
+"""Applies presets, which toggle several optimisations by the same rules as one at a time."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ PLANNED = (
     "stream.stash",
     "stream.checkpoint_every",
 )
-"Fields that decide between memory and time; their defaults leave it to the plan."
+"Fields that trade memory against time; their defaults leave it to the plan."
 KEEPS = ("rope_scaling",)
-"Approximate rows that the exact preset leaves alone: past the trained length a model is lost without it."
+"Approximate rows that the exact preset leaves alone: past the trained length the model fails without it."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One preset. What a machine cannot do is left out, and said."""
+    """One preset. Reports the optimisations that the machine does not support instead of switching them on."""
 
     name: str
     label: str
     sentence: str
     on: tuple[str, ...] = ()
-    "Optimisations that are switched on."
+    "Optimisations to switch on."
     off: tuple[str, ...] = ()
     defaults: tuple[str, ...] = ()
-    "Fields that go back to their defaults first."
+    "Fields to reset to their defaults first."
     exact: bool = False
-    "Whether every approximate row is switched off."
+    "Whether to switch off every approximate row."
 
 
 PRESETS: tuple[Preset, ...] = (
@@ -88,7 +88,7 @@ PRESETS: tuple[Preset, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """A configuration with a preset."""
+    """A configuration after applying a preset."""
 
     config: RunConfig
     left_out: Mapping[str, str]
@@ -96,7 +96,7 @@ class Applied:
 
 
 def apply(preset: Preset, config: RunConfig, machine: Machine, states: Mapping[str, OptimizationState]) -> Applied:
-    """The configuration with a preset, and what of it cannot be had here."""
+    """Applies a preset to a configuration and collects the optimisations not available here."""
     from engine.config import field_spec
     from engine.plan.optimizations import is_switched_on, optimizations, toggle, with_values
 
@@ -127,7 +127,7 @@ def apply(preset: Preset, config: RunConfig, machine: Machine, states: Mapping[s
 
 
 def _own_precision(machine: Machine, config: RunConfig) -> str:
-    """The widest type that the model's weights can be computed with here: auto could choose 4 bits."""
+    """Returns the widest weight type that this machine can compute with, since auto could choose 4 bits."""
     if not machine.gpus or config.model.device == "cpu":
         return "fp32"
     return "bf16" if machine.gpus[0].has_bf16 else "fp16"

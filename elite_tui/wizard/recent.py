@@ -1,4 +1,4 @@
-"""Recent projects: the repositories that the wizard was taken through last, kept with what was typed."""
+"""Keeps recent projects, the repositories last taken through the wizard, in the draft file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ACTIVE_MARK = ("●", "$text-accent")
 
 
 def projects(draft: Draft) -> list[list[str]]:
-    """The repositories of each project, newest first."""
+    """Returns the repositories of each project, newest first."""
     try:
         found = json.loads(draft.kept(KEY) or "[]")
     except ValueError:
@@ -48,14 +48,14 @@ def remember(draft: Draft) -> None:
 
 
 def project_line(repositories: list[str], width: int) -> Content:
-    """A project: the folders' names, and where they are."""
+    """Formats a project as its folders' names and locations."""
     names = ", ".join(printable(PurePath(path).name or path) for path in repositories)
     where = Content.styled(printable(", ".join(repositories)), "$muted")
     return Content.assemble(("▸ ", "$text-primary"), f"{names:<16} ", where).truncate(width, ellipsis=True)
 
 
 def run_line(run: RunSummary, width: int) -> Content:
-    """A run: its name, how it stands, and what it brought."""
+    """Formats a run as its name, status and result."""
     mark, style = RUN_MARKS.get(run.status, ACTIVE_MARK)
     day = time.strftime("%d %b %H:%M", time.localtime(run.started)) if run.started is not None else "n/a"
     gain = ""

@@ -1,4 +1,4 @@
-"""What would make a context fit, or fit a model: the planner asked again with one thing changed at a time."""
+"""Finds changes with which a context or a model fits, by planning again with one change at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RAM_SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 VRAM_SIZES = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 180)
 DISK_SIZES = (100, 250, 500, 1000, 2000, 4000, 8000)
-"Sizes that are sold, in GiB."
+"Disk sizes on sale, in GiB."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +26,35 @@ class Way:
     """One change with which a context fits."""
 
     change: str
-    "In words: 64 GiB of RAM."
+    "The change in words: 64 GiB of RAM."
     step_seconds: float
     note: str = ""
-    "What else to know about it."
+    "Further information."
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaysToFit:
-    """All changes that help one context."""
+    """All changes that let one context fit."""
 
     context: int
     ways: tuple[Way, ...]
-    "Empty where nothing that is known of does."
+    "Empty if no known change helps."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutlook:
-    """What a machine can do with one model of the catalogue."""
+    """The tiers of one model of the catalogue on a machine."""
 
     spec: ModelSpec
     recommended: TierPlan | None
     highest: TierPlan | None
-    "The highest tier that fits, however long it takes."
+    "The highest tier that fits, regardless of its duration."
 
 
 def outlooks(
     config: RunConfig, machine: Machine, models: Sequence[ModelSpec], tokens: int | None
 ) -> list[ModelOutlook]:
-    """The tiers of each model with a configuration's other choices.
+    """Plans the tiers of each model with a configuration's other settings.
 
     Raises:
         EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
@@ -84,15 +84,15 @@ def ways_to_fit(
     tokens: int | None,
     context: int,
 ) -> WaysToFit:
-    """Changes of the configuration, then of the machine, each the smallest of its kind that lets a context fit.
+    """Finds changes of the configuration, then of the machine, each the smallest of its kind that lets a context fit.
 
     Args:
-        config: The run as configured; its context does not matter.
-        machine: Where it is to fit.
+        config: The run's configuration; its context is ignored.
+        machine: The machine to fit.
         spec: The model.
-        models: Those that may take its place.
-        tokens: Of the repository; None where it was not read.
-        context: Tokens a window.
+        models: Candidates to replace it.
+        tokens: Size of the repository; None if it was not read.
+        context: Tokens per window.
 
     Raises:
         EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
@@ -154,7 +154,7 @@ def _more_of_one(planning: PlanRequest, context: int) -> list[Way]:
 
 
 def _more_of_both(planning: PlanRequest, context: int) -> list[Way]:
-    """The smallest card, and with it the least RAM, for what neither alone lets fit."""
+    """Finds the least GPU memory, and with it the least RAM, if neither alone suffices."""
     machine = planning.machine
     for vram in VRAM_SIZES if machine.gpus else ():
         larger = with_vram(machine, vram)
@@ -166,7 +166,7 @@ def _more_of_both(planning: PlanRequest, context: int) -> list[Way]:
 
 
 def with_ram(machine: Machine, gib: int) -> Machine | None:
-    """The machine with so much RAM, what others use of it unchanged; None where that is no more than it has."""
+    """Returns the machine with `gib` of RAM and unchanged use by others, or None if it already has as much."""
     size = gib << 30
     if size <= machine.ram_total:
         return None
@@ -174,7 +174,7 @@ def with_ram(machine: Machine, gib: int) -> Machine | None:
 
 
 def with_vram(machine: Machine, gib: int) -> Machine | None:
-    """The machine with so much memory on its first GPU; None where that is no more than it has."""
+    """Returns the machine with `gib` of memory on its first GPU, or None if it already has as much."""
     gpu, size = machine.gpus[0], gib << 30
     if gpu.memory_total is not None and size <= gpu.memory_total:
         return None
@@ -183,7 +183,7 @@ def with_vram(machine: Machine, gib: int) -> Machine | None:
 
 
 def with_disk(machine: Machine, gib: int) -> Machine | None:
-    """The machine with so much free disk; None where that is no more than it has."""
+    """Returns the machine with `gib` of free disk, or None if it already has as much."""
     size = gib << 30
     if size <= machine.disk_free:
         return None

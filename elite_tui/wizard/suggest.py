@@ -1,4 +1,4 @@
-"""What a form field completes while it is typed into: folders, and the catalogue's models."""
+"""Completes form fields while the user types: folders and the catalogue's models."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from textual.suggester import Suggester
 
 MAX_ENTRIES = 2_000
-"Entries of a folder that are looked at: a completion must not stall on a huge one."
+"Folder entries examined at most, so that a completion never stalls on a huge folder."
 
 
 class FolderSuggester(Suggester):
-    """Completes the last path of a comma-separated list with the first folder that begins like it."""
+    """Completes the last path of a comma-separated list with the first folder of that prefix."""
 
     def __init__(self) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
 
     async def get_suggestion(self, value: str) -> str | None:
-        """The value with its last path completed."""
+        """Returns the value with its last path completed."""
         return await asyncio.to_thread(complete_folder, value)
 
 
 def complete_folder(value: str) -> str | None:
-    """The value with its last path completed to a folder; None where nothing fits."""
+    """Returns the value with its last path completed to the first matching folder, or None if none matches."""
     before, comma, last = value.rpartition(",")
     typed = last.lstrip()
     head, tail = os.path.split(typed)

@@ -1,4 +1,4 @@
-"""WhatIf: another machine to plan for, typed beside the tier table. It changes what is shown, never what a run uses."""
+"""Describes another machine to plan for, typed beside the tier table. It changes the tiers shown, never a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LARGEST_GIB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class WhatIf:
-    """What was typed; empty is what this machine has."""
+    """The what-if machine as typed; an empty field means this machine's value."""
 
     card: str = ""
-    "A card of the catalogue."
+    "A GPU of the catalogue."
     vram: str = ""
     "GiB."
     ram: str = ""
@@ -29,16 +29,16 @@ class WhatIf:
 
     @classmethod
     def of(cls, draft: Draft) -> WhatIf:
-        """What the wizard keeps of it."""
+        """Loads the what-if machine that the draft keeps."""
         return cls(**{name: draft.kept(key_of(name)).strip() for name in FIELDS})
 
     @property
     def active(self) -> bool:
-        """Whether it asks for anything that this machine may not have."""
+        """Whether any field is set."""
         return bool(self.card or self.vram or self.ram)
 
     def apply(self, machine: Machine) -> Machine:
-        """The machine that it describes, with what `machine` has where nothing was typed.
+        """Applies the typed fields to `machine`.
 
         Raises:
             EliteError: HARDWARE_UNKNOWN for the card, NO_GPU for GPU memory without one, CONFIG_INVALID for a size.
@@ -70,12 +70,12 @@ class WhatIf:
 
 
 def key_of(name: str) -> str:
-    """Under which name the draft keeps a field."""
+    """Returns the key under which the draft keeps a field."""
     return f"what-if.{name}"
 
 
 def bytes_of(label: str, text: str) -> int | None:
-    """A size typed in GiB; None where nothing was typed.
+    """Parses a size typed in GiB to bytes; returns None for empty text.
 
     Raises:
         EliteError: CONFIG_INVALID.

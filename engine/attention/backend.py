@@ -1,6 +1,6 @@
-"""What a flash attention kernel must do to serve as a backend.
+"""Interface of the flash attention kernels.
 
-Blocks of one softmax row are computed apart and merged by their logsumexp; the backward of a block takes the
+Blocks of one softmax row are computed separately and merged by their logsumexp. The backward of a block takes the
 output and logsumexp of the *whole* row, so that its probabilities are the global ones (FlashAttention,
 arXiv 2205.14135, section 3; block-wise merge as in Ring Attention, arXiv 2310.01889).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class AttentionBackend(ABC):
-    """Exact attention over one block. Stateless.
+    """Computes exact attention over one block. Stateless.
 
     Shapes: q, out, grad_out (1, heads, queries, head_dim); k, v (1, kv_heads, keys, head_dim), heads a multiple
     of kv_heads, last dimension contiguous; logsumexp (1, heads, queries) in natural log, fp32 or wider.
@@ -26,15 +26,15 @@ class AttentionBackend(ABC):
 
     name: ClassVar[str]
     borders_to_check: ClassVar[tuple[tuple[int, ...], ...]] = ((0, 100, 101, 256),)
-    "Documents side by side that it has to compute rightly before it is used: one case for each way that it has."
+    "Borders of packed documents that the backend must compute correctly before use, one case for each code path."
 
     @abstractmethod
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Why this backend cannot serve such tensors here, or None if it can."""
+        """Returns the reason why this backend does not support such tensors here; None if it does."""
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        """(out, logsumexp) of softmax(scale q kᵀ) v."""
+        """Computes out (1, heads, queries, head_dim) and logsumexp (1, heads, queries) of softmax(scale q kᵀ) v."""
 
     @abstractmethod
     def backward(
@@ -49,17 +49,20 @@ class AttentionBackend(ABC):
         causal: bool,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(dq, dk, dv) of this block, given the out and logsumexp of the whole rows."""
+        """Computes (dq, dk, dv) of this block, in the shapes of (q, k, v), from the whole rows' out and logsumexp."""
 
     def forward_documents(
         self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
     ) -> tuple[Tensor, Tensor]:
-        """(out, logsumexp) of causal attention inside each of several documents that lie one after the other.
+        """Computes causal attention inside each of several packed documents.
 
         Args:
             q, k, v: As in `forward`, with as many queries as keys.
             borders: First row of each document, from 0, and the number of rows.
             scale: Multiplies q kᵀ.
+
+        Returns:
+            out (1, heads, queries, head_dim) and logsumexp (1, heads, queries).
         """
         parts = [self.forward(*_rows(a, b, q, k, v), causal=True, scale=scale) for a, b in pairwise(borders)]
         return torch.cat([out for out, _ in parts], 2), torch.cat([logsumexp for _, logsumexp in parts], 2)
@@ -76,7 +79,7 @@ class AttentionBackend(ABC):
         borders: Sequence[int],
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(dq, dk, dv) of `forward_documents`."""
+        """Computes (dq, dk, dv) of `forward_documents`, in the shapes of (q, k, v)."""
         tensors = (grad_out, q, k, v, out, logsumexp)
         parts = [self.backward(*_rows(a, b, *tensors), causal=True, scale=scale) for a, b in pairwise(borders)]
         dq, dk, dv = (torch.cat(gradients, 2) for gradients in zip(*parts, strict=True))
@@ -88,10 +91,10 @@ def _rows(start: int, stop: int, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def tokens_first(x: Tensor) -> Tensor:
-    """`x`, (1, heads, n, d), with the heads of a token side by side in memory, as the kernels write their outputs.
+    """Lays out x (1, heads, n, d) with the heads of a token adjacent in memory, as the kernels write their outputs.
 
-    Two kernels read `out` so whatever its strides say: the memory-efficient one takes a row's length from the head
-    count, and torch plans cuDNN's backward once for shapes and strides of q, k and v, with the `out` of that call.
+    Two kernels assume this layout of `out` and ignore its strides. The memory-efficient one takes a row's length from
+    the head count. torch plans cuDNN's backward once for shapes and strides of q, k and v, with the `out` of that call.
     """
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -103,7 +106,7 @@ def repeat_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def sum_groups(x: Tensor, kv_heads: int) -> Tensor:
-    """Adds up the gradients of repeated heads: (1, heads, n, d) to (1, kv_heads, n, d)."""
+    """Sums the gradients of repeated heads: (1, heads, n, d) to (1, kv_heads, n, d)."""
     if x.shape[1] == kv_heads:
         return x
     batch, heads, n, d = x.shape
@@ -111,7 +114,7 @@ def sum_groups(x: Tensor, kv_heads: int) -> Tensor:
 
 
 def needs_ampere(device: torch.device, dtype: torch.dtype, head_dim: int, *, largest_head: int) -> str | None:
-    """Why a 16-bit kernel for NVIDIA's Ampere and newer cannot serve such tensors, or None if it can."""
+    """Returns the reason why a 16-bit kernel for Ampere and newer does not support such tensors; None if it does."""
     if device.type != "cuda" or torch.version.hip:
         return "needs an NVIDIA GPU"
     if torch.cuda.get_device_capability(device) < (8, 0):

@@ -2,7 +2,7 @@
 
 The forward keeps, for each query, the running output o and logsumexp l; a block with (o', l') changes them to
     l* = log(e^l + e^l')      o* = o e^(l - l*) + o' e^(l' - l*)
-The backward needs no merge: with the final out and logsumexp each block's gradients simply add up.
+The backward needs no merge. With the final out and logsumexp, each block's gradients simply add up.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from engine.attention.mask_tiles import Piece, Shape, trailing_documents
 
 
 class KeyValueReader(Protocol):
-    """Keys and values of the tiles before the present one."""
+    """Reads keys and values of the tiles before the present one."""
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Announces the ranges that `kv_cache` will be asked for, in order, so that they can be fetched ahead."""
+        """Announces the ranges of the following `kv_cache` calls, in order, so that they can be prefetched."""
 
     def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
+        """Returns k, v at positions [start, stop), each (1, kv_heads, stop - start, head_dim)."""
 
 
 class KeyValueSource(KeyValueReader, Protocol):
-    """The same, with the sums of their gradients."""
+    """A KeyValueReader that also sums the gradients of its keys and values."""
 
     def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:
-        """Adds to the gradients of k and v at positions [start, stop)."""
+        """Adds dk, dv, each (1, kv_heads, stop - start, head_dim), to the gradients at positions [start, stop)."""
 
 
 def attend(
@@ -46,7 +46,7 @@ def attend(
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp of the tile's queries over everything they see.
+    """Computes the output and logsumexp of the tile's queries over all keys that they see.
 
     Args:
         q: Queries of the tile, (1, heads, tile, head_dim).
@@ -58,7 +58,7 @@ def attend(
         scale: Multiplies q kᵀ.
 
     Returns:
-        out like q, in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
+        out (1, heads, tile, head_dim), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
     """
     todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
@@ -91,7 +91,7 @@ def _attend_pieces(
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """`attend` by merging the pieces one after the other."""
+    """Implements `attend` by merging the mask tiles one after the other."""
     wide = torch.promote_types(q.dtype, torch.float32)
     out: Tensor | None = None
     logsumexp = q.new_full(q.shape[:3], -math.inf, dtype=wide)
@@ -122,10 +122,16 @@ def attend_backward(
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the tile's own q, k, v; those of earlier keys and values go into `earlier`.
+    """Computes gradients of the tile's own q, k, v, and adds those of earlier keys and values to `earlier`.
 
-    Args are those of `attend`, with its results. Returned dk, dv hold only what this tile's queries contribute.
-    What is the sum of several blocks is fp32 or wider; what a kernel returned alone is as it came.
+    Args:
+        grad_out: Gradient of out, (1, heads, tile, head_dim).
+        q, k, v, start, pieces, earlier, backend, scale: As in `attend`.
+        out, logsumexp: Results of `attend`.
+
+    Returns:
+        dq (1, heads, tile, head_dim); dk, dv (1, kv_heads, tile, head_dim), from this tile's queries alone. Sums over
+        several blocks are fp32 or wider; the result of a single kernel call keeps the kernel's dtype.
     """
     todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
@@ -155,7 +161,7 @@ def _backward_pieces(
     backend: AttentionBackend,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` by adding up the pieces. `tensors`: grad_out, q, k, v, out, logsumexp."""
+    """Implements `attend_backward` by summing over the mask tiles. `tensors`: grad_out, q, k, v, out, logsumexp."""
     grad_out, q, k, v, out, logsumexp = tensors
     wide = torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = _Sum(q, wide), _Sum(k, wide), _Sum(v, wide)
@@ -184,7 +190,7 @@ def _backward_pieces(
 
 
 class _Sum:
-    """Adds up contributions to rows of a tensor like `like`; a first one that is whole is not added to zeros."""
+    """Sums contributions to rows of a tensor shaped like `like`; a whole first one is copied, not added to zeros."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
         self._like, self._dtype = like, dtype
@@ -210,12 +216,12 @@ def _keys_values(piece: Piece, k: Tensor, v: Tensor, start: int, earlier: KeyVal
 
 
 def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Tensor) -> None:
-    """Folds a block into the running out and logsumexp, in place. Rows seen for the first time have -inf.
+    """Merges a block into the running out and logsumexp, in place (formulas at the head of this module).
 
     Args:
         out: (1, heads, queries, head_dim), fp32 or wider.
-        logsumexp: (1, heads, queries), fp32 or wider.
-        block_out, block_logsumexp: Of the block alone, in the same shapes.
+        logsumexp: (1, heads, queries), fp32 or wider; -inf in rows without a block so far.
+        block_out, block_logsumexp: Results of the block alone, in the same shapes.
     """
     merged = torch.logaddexp(logsumexp, block_logsumexp)
     out.mul_(torch.exp(logsumexp - merged).unsqueeze(-1))
@@ -226,7 +232,7 @@ def merge(out: Tensor, logsumexp: Tensor, block_out: Tensor, block_logsumexp: Te
 def forward_piece(
     backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, shape: Shape, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(out, logsumexp) of a block of any shape; see AttentionBackend."""
+    """Computes (out, logsumexp) of a mask tile of any Shape. See AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.forward(q, k, v, causal=shape is Shape.CAUSAL, scale=scale)
     out, logsumexp = backend.forward(q.flip(2), k.flip(2), v.flip(2), causal=True, scale=scale)
@@ -244,7 +250,7 @@ def backward_piece(
     shape: Shape,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) of a block of any shape; see AttentionBackend."""
+    """Computes (dq, dk, dv) of a mask tile of any Shape. See AttentionBackend."""
     if shape is not Shape.ANTICAUSAL:
         return backend.backward(grad_out, q, k, v, out, logsumexp, causal=shape is Shape.CAUSAL, scale=scale)
     flipped = (x.flip(2) for x in (grad_out, q, k, v, out, logsumexp))

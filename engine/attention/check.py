@@ -1,7 +1,7 @@
-"""Whether a backend computes attention and its gradients as the definition says, on this card.
+"""Checks on this GPU that a backend computes attention and its gradients as defined.
 
-A kernel can be wrong without a word: for a layout, a head size or a card that its authors had not tried. So none is
-used before it has computed a small block of every kind that is asked of it.
+A kernel can be silently wrong for a layout, a head size or a GPU that its authors have not tried. So none is used
+before it has computed a small block of every kind that it will be used for.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from engine.attention.backend import AttentionBackend
 
 Draw = Callable[[int, int], Tensor]
-"""A random (1, heads, length, head_dim) for a number of heads and a length."""
+"""Draws a random (1, heads, length, head_dim) for a number of heads and a length."""
 
-_QUERIES, _KEYS = 256, 512  # the definition keeps every score: few, for cards with little memory
+_QUERIES, _KEYS = 256, 512  # few, because the definition keeps every score, and some GPUs have little memory
 _TOLERANCE = 2e-2  # relative error that 16-bit arithmetic explains
 
 
 def is_right(backend: AttentionBackend, draw: Draw, heads: int, kv_heads: int, scale: float) -> bool:
-    """Compares out, dq, dk and dv of a whole block, and of documents that lie side by side, with the definition.
+    """Compares out, dq, dk and dv of a whole block, and of packed documents, with the definition.
 
-    Also where nothing is trained: the definition's gradients are autograd's.
+    Enables gradients even where nothing is trained, because autograd computes the definition's gradients.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         return _is_right(backend, draw, heads, kv_heads, scale)
@@ -53,7 +53,7 @@ def _separates(
     borders: tuple[int, ...],
     scale: float,
 ) -> bool:
-    """Whether documents side by side come out as each does alone."""
+    """Whether packed documents give the same results as each document alone."""
     out, logsumexp = backend.forward_documents(q, k, v, borders=borders, scale=scale)
     tensors = (grad_out, q, k, v, out, logsumexp)
     found = out, *backend.backward_documents(*tensors, borders=borders, scale=scale)
@@ -69,7 +69,7 @@ def _agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, ...]:
-    """Out, dq, dk, dv in fp32 by the definition, one KV head at a time to bound the score matrix."""
+    """Computes out, dq, dk, dv in fp32 by the definition, one KV head at a time to bound the score matrix."""
     results = []
     group = q.shape[1] // k.shape[1]
     hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1) if causal else None

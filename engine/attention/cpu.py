@@ -1,4 +1,4 @@
-"""torch's flash attention for CPUs: the same block-wise code path as on a GPU, so that tests run it anywhere."""
+"""torch's flash attention for CPUs, so that the block-wise code path of a GPU runs in tests anywhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _aten = torch.ops.aten
 
 
 class CpuFlash(AttentionBackend):
-    """`aten._scaled_dot_product_flash_attention_for_cpu`; causal is aligned top left."""
+    """Wraps `aten._scaled_dot_product_flash_attention_for_cpu`; causal aligned top left."""
 
     name = "cpu"
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:  # noqa: ARG002
-        """Serves every dtype on a CPU."""
+        """See AttentionBackend. Supports every dtype on a CPU."""
         return None if device.type == "cpu" else "serves tensors on a CPU only"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

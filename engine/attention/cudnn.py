@@ -1,4 +1,4 @@
-"""cuDNN's fused attention: on Hopper 1.6 to 1.9 times the speed of FlashAttention-2 (docs/benchmarks.md)."""
+"""cuDNN's fused attention, on Hopper 1.6 to 1.9 times as fast as FlashAttention-2 (docs/benchmarks.md)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _aten = torch.ops.aten
 
 
 SHORTEST = 1024
-"Tokens of a document from which on a batch of equal ones goes to cuDNN."
+"Fewest tokens of a document for which cuDNN computes documents of equal length as a batch."
 
 
 class CudnnFlash(AttentionBackend):
-    """`aten._scaled_dot_product_cudnn_attention`; grouped heads natively, causal aligned top left."""
+    """Wraps `aten._scaled_dot_product_cudnn_attention`; supports grouped heads, causal aligned top left."""
 
     name = "cudnn"
     borders_to_check = (*AttentionBackend.borders_to_check, (0, SHORTEST, 2 * SHORTEST))
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Ampere or newer, 16-bit, head sizes that are a multiple of 8 up to 128."""
+        """See AttentionBackend. Needs Ampere or newer, 16-bit, a head size that is a multiple of 8 up to 128."""
         reason = needs_ampere(device, dtype, head_dim, largest_head=128)
         if reason is None and not torch.backends.cudnn.is_available():
             return "this torch has no cuDNN"
@@ -70,8 +70,8 @@ class CudnnFlash(AttentionBackend):
         )
         return dq, dk, dv
 
-    # cuDNN plans anew for every length that it meets, and packed documents have every length. Windows of one length
-    # side by side are a batch to it.
+    # cuDNN makes a new plan for every length, and packed documents have many lengths. Packed windows of one length
+    # become a batch.
 
     def forward_documents(
         self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
@@ -106,17 +106,17 @@ class CudnnFlash(AttentionBackend):
 
 
 def equal_length(borders: Sequence[int]) -> int | None:
-    """Tokens a document where all have as many, and enough; else None."""
+    """Returns the documents' length if all are of equal length and have at least SHORTEST tokens; else None."""
     lengths = {stop - start for start, stop in pairwise(borders)}
     length = lengths.pop()
     return length if not lengths and length >= SHORTEST else None
 
 
 def as_batch(x: Tensor, rows: int) -> Tensor:
-    """(1, heads, documents x rows, ...) seen as (documents, heads, rows, ...)."""
+    """Views (1, heads, documents x rows, ...) as (documents, heads, rows, ...)."""
     return x[0].reshape(x.shape[1], -1, rows, *x.shape[3:]).transpose(0, 1)
 
 
 def as_row(x: Tensor) -> Tensor:
-    """(documents, heads, rows, ...) as (1, heads, documents x rows, ...)."""
+    """Reshapes (documents, heads, rows, ...) to (1, heads, documents x rows, ...)."""
     return x.transpose(0, 1).flatten(1, 2).unsqueeze(0)

@@ -1,8 +1,8 @@
-"""FlashAttention-2 of the flash-attn package (arXiv 2307.08691), where somebody has compiled it.
+"""FlashAttention-2 of the flash-attn package (arXiv 2307.08691), where it is installed.
 
-torch carries the same algorithm; the package is ahead of it by a release or two, and which is faster on a card is
-measured (engine.attention.select). Its private functions are used, because the public one keeps the logsumexp to
-itself and its backward knows no rows that were merged from several blocks.
+torch has the same algorithm, but the package is ahead of it by a release or two. engine.attention.select measures which
+is faster on a GPU. This module calls the package's private functions, because the public one does not return the
+logsumexp, and its backward does not accept rows that were merged from several blocks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from engine.attention.tokens_first import Extent, TokensFirst
 
 
 class FlashAttnPackage(TokensFirst):
-    """`flash_attn.flash_attn_interface` of 2.8; grouped heads natively."""
+    """Wraps `flash_attn.flash_attn_interface` of 2.8, which supports grouped heads."""
 
     name = "flash-attn"
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Ampere or newer, 16-bit, head sizes that are a multiple of 8 up to 256, and the package."""
+        """See AttentionBackend. Needs the package, and the same hardware, dtype and head size as TorchFlash."""
         reason = needs_ampere(device, dtype, head_dim, largest_head=256)
         return _interface_or_reason()[1] if reason is None else reason
 
@@ -53,7 +53,7 @@ def _lengths(extent: Extent) -> tuple[Any, ...]:
 
 
 def _options(extent: Extent) -> dict[str, Any]:
-    """Neither dropout nor windows, caps or slopes: what the package's functions want to be told."""
+    """Returns the keyword arguments of the package's functions, without dropout, window, softcap or slopes."""
     return {
         "dropout_p": 0.0,
         "softmax_scale": extent.scale,
@@ -74,7 +74,7 @@ def _interface() -> ModuleType:
 
 @cache
 def _interface_or_reason() -> tuple[ModuleType | None, str | None]:
-    """The package's functions, or why there are none."""
+    """Imports the package's functions; None and the reason if they cannot be imported."""
     try:
         return importlib.import_module("flash_attn.flash_attn_interface"), None
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Memory-efficient attention (CUTLASS, arXiv 2112.05682): the one fused kernel for Turing cards (RTX 20-series)."""
+"""Memory-efficient attention (CUTLASS, arXiv 2112.05682), the only fused kernel for Turing GPUs (RTX 20-series)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ROW_PADDING = 32  # the kernel stores logsumexp for queries rounded up to this 
 
 
 class MemoryEfficient(AttentionBackend):
-    """`aten._scaled_dot_product_efficient_attention`; repeats grouped heads, causal aligned top left."""
+    """Wraps `aten._scaled_dot_product_efficient_attention`; repeats grouped heads, causal aligned top left."""
 
     name = "efficient"
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Any CUDA GPU; bf16 from Ampere on; head sizes that are a multiple of 8."""
+        """See AttentionBackend. Needs a CUDA GPU, Ampere or newer for bf16, and a head size that is a multiple of 8."""
         if device.type != "cuda" or torch.version.hip:
             return "needs an NVIDIA GPU"
         if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
@@ -54,7 +54,7 @@ class MemoryEfficient(AttentionBackend):
         """See AttentionBackend."""
         kv_heads = k.shape[1]
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        # Rows that do not exist get probability exp(x - inf) = 0.
+        # Padding rows get probability exp(x - inf) = 0.
         rows = pad(logsumexp, (0, -logsumexp.shape[-1] % _ROW_PADDING), value=math.inf)
         no_dropout = torch.zeros((), dtype=torch.int64, device=q.device)
         dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(

@@ -1,7 +1,7 @@
-"""Attention of a packed sequence: each document to itself only, by torch's fused attention, without a mask.
+"""Attention of a packed sequence within each document, by torch's fused attention, without a mask.
 
-A block-diagonal mask would take n² bytes, keep the fastest kernels away, and compute the blocks that it then hides.
-Documents by themselves cost their own squares only.
+A block-diagonal mask would take n² bytes, rule out the fastest kernels, and compute the blocks that it then masks.
+Computed separately, documents cost only their own squares.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _borders: tuple[int, ...] | None = None
 
 @contextlib.contextmanager
 def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterator[None]:
-    """Within, a model of this config attends within documents only; forward and backward belong inside.
+    """Makes a model attend within documents only while the context is open, for forward and backward.
 
-    Models that run flash-attn's own kernels find the documents by their positions, and are left as they are.
+    Models that run flash-attn's own kernels find the documents by their positions, and are left unchanged.
 
     Args:
-        config: The decoder's.
+        config: Configuration of the decoder.
         starts: First position of each document, ascending from 0.
         tokens: Length of the sequence.
     """
@@ -48,7 +48,7 @@ def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterato
         _borders, config._attn_implementation = None, before
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # every window has other borders, and would compile anew
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # every window has other borders, and would recompile
 def _attention_function(
     module: nn.Module,
     query: Tensor,
@@ -62,7 +62,7 @@ def _attention_function(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Signature of transformers' AttentionInterface: (1, heads, n, head_dim) to (1, n, heads, head_dim)."""
+    """Implements transformers' AttentionInterface: (1, heads, n, head_dim) to (1, n, heads, head_dim)."""
     if _borders is None:
         raise RuntimeError("no packed sequence is being run: this model's attention implementation was left behind")
     if softcap is not None or s_aux is not None:
@@ -100,16 +100,16 @@ def _attention_function(
 
 
 class AllDocuments(torch.autograd.Function):
-    """Attention inside each of several documents, with all of them in one call of a kernel that can.
+    """Computes attention inside each of several documents in one kernel call.
 
-    One by one, each would cost launches, and torch's choice on Hopper, cuDNN, plans anew for each length.
+    One by one, each document would cost launches, and cuDNN, torch's choice on Hopper, plans for each length.
     """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], scale: float, backend: AttentionBackend
     ) -> Tensor:
-        """Shapes and borders as in AttentionBackend.forward_documents."""
+        """Computes out (1, heads, n, head_dim); shapes and borders as in AttentionBackend.forward_documents."""
         out, logsumexp = backend.forward_documents(q, k, v, borders=borders, scale=scale)
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.borders, ctx.scale, ctx.backend = borders, scale, backend
@@ -117,14 +117,14 @@ class AllDocuments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of q, k and v."""
+        """Computes the gradients of q (1, heads, n, head_dim) and of k, v (1, kv_heads, n, head_dim)."""
         q, k, v, out, logsumexp = ctx.saved_tensors
         how = {"borders": ctx.borders, "scale": ctx.scale}
         return *ctx.backend.backward_documents(grad_out, q, k, v, out, logsumexp, **how), None, None, None
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """Which keys each query of a sliding window sees: (length, length), bool."""
+    """Makes the mask of a sliding window, (length, length), bool; True where the query sees the key."""
     ones = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones.tril().triu(1 - window)
 

@@ -1,4 +1,4 @@
-"""Picks the attention backend: by name, or the fastest that computes the right answer on this card."""
+"""Picks the attention backend by name, or the fastest that passes its check on this GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBE_QUERIES, _PROBE_KEYS = 1024, 8192
 
 
 def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionBackend]:
-    """Backends that say they serve such tensors here."""
+    """Lists the backends that report support for such tensors here."""
     made = [kind() for kind in BACKENDS]
     return [backend for backend in made if backend.unavailable(device, dtype, head_dim) is None]
 
@@ -32,11 +32,10 @@ def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 def backend_by_name(
     name: str, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> AttentionBackend:
-    """The named backend.
+    """Returns the named backend after it has passed its check.
 
     Raises:
-        StreamPlanError: there is none of that name, or it cannot serve such tensors here, or computes something else;
-            the message says which.
+        StreamPlanError: the name is unknown, the backend does not support such tensors here, or its check failed.
         torch.OutOfMemoryError: see time_backend.
     """
     known = {kind.name: kind for kind in BACKENDS}
@@ -52,10 +51,10 @@ def backend_by_name(
 def select_backend(
     device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> AttentionBackend:
-    """The fastest usable backend, by one forward and backward of a block; a wrong one is passed over.
+    """Times one forward and backward of a block by each usable backend, and returns the fastest that is correct.
 
     Raises:
-        StreamPlanError: none is usable.
+        StreamPlanError: no backend is usable.
         torch.OutOfMemoryError: see time_backend.
     """
     candidates = usable_backends(device, dtype, head_dim)
@@ -76,7 +75,7 @@ def select_backend(
 def _checked(
     backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> AttentionBackend:
-    """A backend that has no rival."""
+    """Checks a single backend, which needs no timing."""
     try:
         right = is_right(backend, _draw(device, dtype, head_dim), heads, kv_heads, head_dim**-0.5)
     except torch.OutOfMemoryError:
@@ -101,11 +100,11 @@ def _draw(device: torch.device, dtype: torch.dtype, head_dim: int) -> Draw:
 def time_backend(
     backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> float:
-    """Seconds of one block's forward and backward; infinite if the backend fails or is wrong.
+    """Times one block's forward and backward, in seconds; infinite if the backend fails or its check does.
 
     Raises:
         torch.OutOfMemoryError: no room for the block, whose keys, values and their gradients alone take 17 MB with 2
-            key heads of 128, 168 MB with 32 of 80.
+            KV heads of 128, 168 MB with 32 of 80.
     """
     scale, draw = head_dim**-0.5, _draw(device, dtype, head_dim)
 
@@ -128,7 +127,7 @@ def time_backend(
             times.append(time.perf_counter() - began)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError):  # a kernel that this card refuses, or a library version that calls it otherwise
+    except (RuntimeError, TypeError):  # the GPU does not support the kernel, or its signature differs in this version
         return math.inf
     return min(times)
 

@@ -1,4 +1,4 @@
-"""Kernels that take the tokens first, (1, n, heads, head_dim), and several documents in one call."""
+"""Base of kernels that take tensors tokens first, (1, n, heads, head_dim), and several documents in one call."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from engine.attention.backend import AttentionBackend
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How far one call reaches.
+    """Lengths, mask and scale of one kernel call.
 
     With several documents all tensors lose their first dimension, (tokens, heads, head_dim), and logsumexp is
     (heads, tokens).
     """
 
     queries: int
-    "Longest row of queries."
+    "Queries of the block, or of the longest document."
     keys: int
     causal: bool
     scale: float
     ends: Tensor | None = None
-    "(documents + 1,) int32: where each document ends, from 0; None for one block."
+    "Cumulative document lengths from 0, (documents + 1,) int32; None for one block."
 
 
 class TokensFirst(AttentionBackend):
-    """Turns the interface's layout into the kernels', which are views of each other."""
+    """Converts the interface's layout to the kernels' by views."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
-        """(out, logsumexp) by the kernel."""
+        """Calls the kernel on tensors tokens first, q (1, n, heads, head_dim); returns (out, logsumexp). See Extent."""
 
     @abstractmethod
     def attend_backward(
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, extent: Extent
     ) -> Sequence[Tensor]:
-        """(dq, dk, dv) by the kernel."""
+        """Calls the kernel's backward on tensors tokens first, q (1, n, heads, head_dim); returns (dq, dk, dv)."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
@@ -73,7 +73,7 @@ class TokensFirst(AttentionBackend):
     def forward_documents(
         self, q: Tensor, k: Tensor, v: Tensor, *, borders: Sequence[int], scale: float
     ) -> tuple[Tensor, Tensor]:
-        """See AttentionBackend; all documents in one call."""
+        """See AttentionBackend. Computes all documents in one call."""
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
         out, logsumexp = self.attend(q, k, v, _documents(tuple(borders), scale, q.device))
         return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
@@ -90,7 +90,7 @@ class TokensFirst(AttentionBackend):
         borders: Sequence[int],
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See AttentionBackend; all documents in one call."""
+        """See AttentionBackend. Computes all documents in one call."""
         grad_out, q, k, v, out = (x[0].transpose(0, 1) for x in (grad_out, q, k, v, out))
         extent = _documents(tuple(borders), scale, q.device)
         gradients = self.attend_backward(grad_out, q, k, v, out, logsumexp[0].contiguous(), extent)

@@ -1,4 +1,4 @@
-"""FlashAttention-2 as built into torch (arXiv 2307.08691): Ampere and newer."""
+"""FlashAttention-2 as built into torch (arXiv 2307.08691), for Ampere and newer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _aten = torch.ops.aten
 
 
 class TorchFlash(TokensFirst):
-    """`aten._flash_attention_forward`; grouped heads natively."""
+    """Wraps `aten._flash_attention_forward`, which supports grouped heads."""
 
     name = "flash"
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Ampere or newer, 16-bit, head sizes that are a multiple of 8 up to 256."""
+        """See AttentionBackend. Needs Ampere or newer, 16-bit, a head size that is a multiple of 8 up to 256."""
         return needs_ampere(device, dtype, head_dim, largest_head=256)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:

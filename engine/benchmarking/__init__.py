@@ -1,1 +1,1 @@
-"""Measurements behind `engine bench`: what the documents' tables are made from."""
+"""Measurements behind `engine bench` and the documents' tables."""

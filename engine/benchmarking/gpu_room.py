@@ -1,4 +1,4 @@
-"""How much GPU memory a process can really have: by plain allocation, given back at once."""
+"""Measures the GPU memory that a process can allocate, by plain allocations that are freed at once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 
 _MIB = 2**20
 _MARGIN = 128 * _MIB
-"Left alone: what draws the screen may want a little at any time."
+"Bytes left free, since the display may need a little at any time."
 _BUSY_SHARE = 0.1
-"Share of the card that is left alone while other processes compute on it."
+"Share of the GPU left free while other processes compute on it."
 _SMALLEST = 16 * _MIB
 
 
 def measure_room(device: torch.device, *, busy: bool) -> dict[str, Any]:
-    """The largest piece and the sum of pieces, bytes, of what is free now; never what another process holds.
+    """Measures the largest allocation and the sum of allocations, in bytes, within the currently free memory.
 
     Args:
         device: A CUDA device.
-        busy: Whether others compute on it: then a tenth of the card is left to them.
+        busy: Whether other processes compute on it; a tenth of the GPU is then left to them.
     """
     torch.empty(1, device=device)
     free, total = torch.cuda.mem_get_info(device)
@@ -45,7 +45,7 @@ def measure_room(device: torch.device, *, busy: bool) -> dict[str, Any]:
 
 
 def _largest_piece(room: int, device: torch.device) -> int:
-    """Of at most `room` bytes, to within a sixty-fourth."""
+    """Returns the largest allocation of at most `room` bytes, to within a sixty-fourth."""
     low, high = 0, room
     while high - low > max(_SMALLEST, room // 64):
         size = high if low == 0 else (low + high) // 2
@@ -62,10 +62,10 @@ def _largest_piece(room: int, device: torch.device) -> int:
 
 
 def measure_context(device: torch.device, free_before: int) -> dict[str, Any]:
-    """What this process took beside its tensors, once it had run kernels of every kind.
+    """Measures the bytes of this process's CUDA context, after it has run kernels of every kind.
 
     Args:
-        device: A CUDA device that nobody else computes on.
+        device: A CUDA device that no other process computes on.
         free_before: Its free bytes before this process used it.
     """
     torch.cuda.synchronize(device)

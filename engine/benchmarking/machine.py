@@ -1,4 +1,4 @@
-"""On what a measurement was made: goes beside every figure."""
+"""Describes the machine of a measurement, for the record beside every figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "t
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Card, driver-visible memory and library versions."""
+    """Returns GPU, driver-visible memory and library versions."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

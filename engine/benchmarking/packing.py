@@ -1,4 +1,4 @@
-"""Measures what packing gains: targets a second of packed windows, of padded rows, and of documents one by one."""
+"""Measures the gain of packing: targets a second of packed windows, padded rows and single documents."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.loss import IGNORED
 
 _SAMPLE = 4
-"Windows, or rows, that are run and timed for each way."
+"Number of windows, or rows, that are timed in each layout."
 
 
 class _Silent:
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
-        """Nobody watches."""
+        """Does nothing."""
 
     def stop_requested(self) -> bool:
         return False
@@ -49,20 +49,20 @@ def measure_packing(
     fused: bool = True,
     notify: Callable[[dict[str, Any]], None] = lambda _row: None,
 ) -> dict[str, Any]:
-    """Steps (forward, loss, backward, adapter gradients) over the files of a repository, each file a document.
+    """Times steps (forward, loss, backward, adapter gradients) over a repository's files, each file a document.
 
-    Three ways give the same gradient: packed windows; one row a document, filled up to the context with padding; one
-    row a document of its own length. A target is a predicted token of a document: padding counts for nothing.
+    Three layouts give the same gradient: packed windows; one row per document, padded to the context; one row per
+    document of its own length. A target is a predicted token of a document, so padding does not count.
 
     Args:
-        spec: The model; weights are random but for the demo model's.
-        contexts: Tokens a window, each measured.
+        spec: The model; weights are random, except for the demo model's.
+        contexts: Tokens per window, each measured.
         placement: Device and storage of the weights.
-        repository: Whose files are the documents.
-        repeats: Times that each sample is run; the fastest counts.
-        rank: Of the adapter.
-        fused: Whether to use fused kernels where there are any.
-        tell: Told of each context's row as soon as it is there.
+        repository: Folder whose files are the documents.
+        repeats: Number of runs of each sample; the fastest counts.
+        rank: Rank of the adapter.
+        fused: Whether to use fused kernels where available.
+        notify: Called with each context's row once it is measured.
 
     Raises:
         EliteError: REPOSITORY_*, MODEL_*.
@@ -94,7 +94,7 @@ def measure_packing(
 
 
 def _demo_tokenizer() -> Any:
-    """Weights are random for other models: the words that their ids stand for make no difference."""
+    """Loads the demo model's tokenizer: other models have random weights, so their token ids need no meaning."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
@@ -104,7 +104,7 @@ def _measure(
     step: WholeSequenceStep, model: Any, windows: Windows, device: torch.device, repeats: int
 ) -> dict[str, Any]:
     context = windows.context
-    # From everywhere, so that large files and the short ones that fill their rests are both among them.
+    # Spread over all windows, so that both large files and the short ones that fill gaps are sampled.
     sample = [windows[index * len(windows) // _SAMPLE] for index in range(min(_SAMPLE, len(windows)))]
     parts = [part for window in sample for part in _parts(window)]
     each = parts[:: max(1, len(parts) // (2 * _SAMPLE))]
@@ -129,13 +129,13 @@ def _measure(
 
 
 def _parts(window: Window) -> list[Window]:
-    """Each document of a window as a window of its own."""
+    """Splits a window into one window per document."""
     stops = (*window.starts[1:], len(window))
     return [Window(window.ids[start:stop]) for start, stop in zip(window.starts, stops, strict=True)]
 
 
 def _run_padded(model: Any, document: Window, context: int) -> None:
-    """One step over a row that is filled up to the context. Causal attention never looks at what follows."""
+    """Runs one step over a row padded to the context. Causal attention never reads the padding that follows."""
     base = model.get_base_model()
     decoder, head = split_head(base)
     ids = torch.zeros(context, dtype=torch.long, device=base.device)
@@ -147,9 +147,9 @@ def _run_padded(model: Any, document: Window, context: int) -> None:
 
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Least seconds of `work` after one warm-up.
+    """Returns the fastest time of `work` in seconds, after one warm-up.
 
-    On a single CPU thread it is processor time, in which other work on the machine does not count.
+    On a single CPU thread this is CPU time, which excludes other work on the machine.
     """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     work()

@@ -1,8 +1,8 @@
-"""Runs the worst of a plan for real: its last tile with the whole prefix before it, through one decoder layer.
+"""Runs the most expensive part of a plan: the last tile with its whole prefix, through one decoder layer.
 
-Weights are random, and keys and values of the prefix are whatever is in memory: time and bytes do not depend on them.
-Beside the last tile runs the first, which has no prefix. All that depends on the prefix grows linearly with it, up to a
-sliding window; so the two tell the mean of all tiles.
+Weights are random, and the prefix's keys and values uninitialised, since time and bytes do not depend on them. The
+first tile, which has no prefix, runs too. All costs of the prefix grow linearly with its length, up to a sliding
+window, so the two give the mean over all tiles.
 """
 
 from __future__ import annotations
@@ -36,40 +36,40 @@ from engine.streaming.sequence_run import SequenceRun
 from engine.streaming.step import StreamedStep
 
 _REPEATS, _LEAST_SECONDS, _MOST_REPEATS = 3, 0.25, 50
-"""A tile is run so often that filling and draining the queue, once for all of them, hardly counts. With three runs the
-probe of a 0.5B model at 64K tokens came out 12% too long on an H200, which is taken to be that (docs/benchmarks.md)."""
+"""Bounds on a tile's repeats, chosen so that filling and draining the queue once hardly counts. With three runs the
+probe of a 0.5B model at 64K tokens came out 12% too long on an H200, attributed to that (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a probe found."""
+    """Measurements of a probe."""
 
     layers: int
-    "Decoder layers of the model that ran."
+    "Number of decoder layers that ran."
     gpu_allocated: int | None
-    "Most bytes that tensors took on the GPU; None without one."
+    "Peak bytes of tensors on the GPU; None without one."
     host: int
     "Bytes by which the process grew."
     step_seconds: float
-    "Of a whole window through all layers, from what ran."
+    "Seconds of a whole window through all layers, extrapolated."
 
 
 def probe_streamed(
     spec: ModelSpec, context: int, plan: StreamPlan, placement: Placement, *, rank: int, spill_directory: Path
 ) -> Probed:
-    """The first and the last tile of a context through one layer of the streamed step.
+    """Runs the first and the last tile of a context through one layer of the streamed step.
 
     Args:
         spec: The model, with all its layers.
-        context: Tokens.
-        plan: Layout.
+        context: Tokens per window.
+        plan: Layout of the step.
         placement: Device and number formats.
-        rank: Of the adapter.
-        spill_directory: For `hidden_home="disk"`.
+        rank: Rank of the adapter.
+        spill_directory: Folder for `hidden_home="disk"`.
 
     Raises:
         EliteError: OUT_OF_MEMORY.
-        StreamPlanError: the plan does not suit the model or the machine.
+        StreamPlanError: the plan does not fit the model or the machine.
     """
     device = placement.device
     before = psutil.Process().memory_info().rss
@@ -80,7 +80,7 @@ def probe_streamed(
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
     step = _FirstAndLastTile(model, plan, device=device, spill_directory=spill_directory)
     with step:
-        step.run(tokens)  # plans kernels, and makes the buffers
+        step.run(tokens)  # warm-up: plans kernels and allocates the buffers
         model.zero_grad(set_to_none=True)
         reset_peak(device)
         step.run(tokens)
@@ -91,12 +91,12 @@ def probe_streamed(
 
 
 class _FirstAndLastTile(StreamedStep):
-    """A step that leaves out all tiles but two; its gradients mean nothing, its allocations are those of a step."""
+    """A step over two tiles only; its gradients are meaningless, its allocations are those of a full step."""
 
     def extrapolate(self, layers: int, tiles: int) -> float:
-        """Seconds of a step of all layers and tiles."""
+        """Returns the seconds of a step over all layers and tiles."""
         reach = self._workspace.attention.reach(0)
-        grows = (tiles if reach is None else reach + 1) / tiles  # share of the tiles that see more than the one before
+        grows = (tiles if reach is None else reach + 1) / tiles  # share of tiles that see more keys than the previous
 
         def mean(stage: str) -> float:
             first, last = self._seconds[stage][0], self._seconds[stage][max(self._seconds[stage])]
@@ -107,18 +107,18 @@ class _FirstAndLastTile(StreamedStep):
         return layers * tiles * ((1 + again) * forward + backward) + tiles * self._seconds["loss"][0]
 
     def _ends(self, run: SequenceRun) -> tuple[int, ...]:
-        """The first tile and the last one; a lone tile is both, and its input is gone once it has been read."""
+        """Returns the first and the last tile. A single tile is both, and runs once since reading frees its input."""
         return (0, run.tiles - 1) if run.tiles > 1 else (0,)
 
     def _hold_keys_before(self, run: SequenceRun, tile: int) -> None:
-        """A ring hands out keys of tiles that it holds, and no others."""
+        """Computes the keys before a tile, since a ring returns keys only of tiles that it holds."""
         for below in self._workspace.attention.below(0, tile, run.tiles):
             x = self.decoder.embed(run.token_ids(below).unsqueeze(0))
             with torch.no_grad(), contextlib.suppress(KvCollected):
                 self._call_layer(run, 0, below, x, Pass.COLLECT)
 
     def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:
-        """Mean of some runs that follow one another, as tiles do."""
+        """Records the mean time of consecutive runs, as tiles are consecutive in a step."""
 
         def seconds(repeats: int) -> float:
             synchronize(self.device)
@@ -137,7 +137,7 @@ class _FirstAndLastTile(StreamedStep):
         self._seconds: dict[str, dict[int, float]] = {}
         hidden = self._workspace.hidden
         with torch.no_grad():
-            for tile in range(run.tiles):  # as in a step, rotary tables are there for all of them, where they are kept
+            for tile in range(run.tiles):  # as in a step, all tiles' rotary tables are computed, and kept if they fit
                 embedded = self.decoder.embed(run.token_ids(tile).unsqueeze(0))
                 run.arguments.of(tile, embedded)
                 if tile in self._ends(run):
@@ -173,7 +173,7 @@ class _FirstAndLastTile(StreamedStep):
                 losses.append(loss)
 
             self._timed("loss", end, work)
-            # What the layer above would hand down; the loss's own gradient would overwrite its input.
+            # A gradient as from the layer above; the loss's own would overwrite its input.
             hidden.write_gradient(tile, torch.zeros_like(hidden.read(0, tile)))
             total += float(losses[-1])
             run.advance(1, tile)
@@ -201,9 +201,9 @@ class _FirstAndLastTile(StreamedStep):
 
 
 def probe_window(spec: ModelSpec, context: int, placement: Placement, *, rank: int, recompute: bool) -> Probed:
-    """A window computed whole, through one layer and through two: the difference is what each further one takes.
+    """Runs a whole window through one layer and through two; the difference is the cost of each further layer.
 
-    Args are those of `probe_streamed`; `recompute` is gradient checkpointing.
+    Arguments as for `probe_streamed`; `recompute` is gradient checkpointing.
     """
     device = placement.device
     before = psutil.Process().memory_info().rss
@@ -236,7 +236,7 @@ def _autocast(placement: Placement) -> Any:
 
 
 class _Silent(StepMonitor):
-    """Neither tells nor asks."""
+    """A StepMonitor that reports nothing and never stops the step."""
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
         pass

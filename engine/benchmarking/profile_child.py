@@ -1,4 +1,4 @@
-"""The process that measures: `python -m engine.benchmarking.profile_child`. Says what it found, a JSON line each."""
+"""Measurement process: `python -m engine.benchmarking.profile_child`. Prints each result as a JSON line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Step = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def main() -> int:
-    """Runs the measurements one after the other; what is found is told at once, in case the next one ends it all."""
+    """Runs the measurements in order, and prints each result at once in case the next one kills the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--disk", type=Path, required=True)
     parser.add_argument("--cores", type=int, required=True)

@@ -1,4 +1,4 @@
-"""Speeds of a machine, each by one short loop of the operation that training runs. All rates are per second."""
+"""Measures a machine's rates with short loops of the operations that training runs. All are per second."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MIB = 2**20
 _HEADS, _KV_HEADS = 8, 2
 _HEAD_DIMS = (64, 128)
 _LONG = 1.0
-"Seconds of counted runs after which there is no third one."
+"Seconds of timed runs beyond which there is no third run."
 
 
 def _rate(work: Callable[[], Any], amount: float, device: torch.device) -> float:
-    """Amount / seconds, the best of three runs after a warm-up, of two where they are slow.
+    """Returns amount / seconds, the best of three runs after a warm-up, or of two where they are slow.
 
-    Never of one: what else runs on the machine can make a single run thirty times as slow.
+    It is never a single run, which other work on the machine can make thirty times as slow.
     """
     best = timed(work, device, repeats=2)
     return amount / (best if 2 * best > _LONG else min(best, timed(work, device, repeats=1)))
@@ -45,7 +45,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def matrix_rates(device: torch.device) -> dict[str, Any]:
-    """Products of a tile with a wide and with a narrow square matrix, in every format that the device has."""
+    """Times products of a tile with a wide and with a narrow square matrix, in every format of the device."""
     rows = 8192 if device.type == "cuda" else 512
     found: dict[str, dict[str, float]] = {"matrix": {}, "narrow_matrix": {}}
     for dtype in _formats(device):
@@ -63,7 +63,7 @@ def matrix_rates(device: torch.device) -> dict[str, Any]:
 
 
 def attention_rates(device: torch.device) -> dict[str, Any]:
-    """One block of queries against a longer one of keys, by every kernel that serves here."""
+    """Times one block of queries against a longer one of keys, with every usable kernel."""
     gpu = device.type == "cuda"
     queries, keys = (8192, 16384) if gpu else (512, 2048)
     dtype = _formats(device)[0]
@@ -72,7 +72,7 @@ def attention_rates(device: torch.device) -> dict[str, Any]:
         q, grad = (_heads(_HEADS, queries, head_dim, dtype, device) for _ in range(2))
         k, v = (_heads(_KV_HEADS, keys, head_dim, dtype, device) for _ in range(2))
         for backend in usable_backends(device, dtype, head_dim):
-            with contextlib.suppress(RuntimeError):  # a kernel that this card or library version refuses
+            with contextlib.suppress(RuntimeError):  # this GPU or library version may refuse a kernel
                 forward, backward = _attention_rate(backend, q, k, v, grad)
                 found.append({"backend": backend.name, "head_dim": head_dim, "forward": forward, "backward": backward})
     return {"attention": found}
@@ -81,7 +81,10 @@ def attention_rates(device: torch.device) -> dict[str, Any]:
 def _attention_rate(
     backend: AttentionBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor
 ) -> tuple[float, float]:
-    """Operations a second, forward and backward; two products of queries and keys against five."""
+    """Returns operations a second, forward and backward (2 matrix products against 5).
+
+    Shapes: q, grad (1, heads, queries, head_dim); k, v (1, kv_heads, keys, head_dim).
+    """
     scale = q.shape[3] ** -0.5
     flops = 4.0 * q[0, :, :, 0].numel() * k.shape[2] * q.shape[3]
     out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
@@ -100,7 +103,7 @@ def _heads(count: int, length: int, head_dim: int, dtype: torch.dtype, device: t
 
 
 def launch_seconds(device: torch.device, count: int = 2000) -> float:
-    """Seconds that Python takes to start one small operation, when nothing waits for its result."""
+    """Returns the seconds that Python takes to launch one small operation, without waiting for its result."""
     x = torch.zeros(16, device=device)
     best = float("inf")
     for _ in range(3):
@@ -114,14 +117,14 @@ def launch_seconds(device: torch.device, count: int = 2000) -> float:
 
 
 def device_copy_rate(device: torch.device) -> dict[str, Any]:
-    """Bytes read and written a second inside the GPU's memory."""
+    """Measures bytes read and written a second inside the GPU's memory."""
     source = torch.empty(256 * _MIB, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {"device_copy": _rate(lambda: target.copy_(source), 2 * source.numel(), device)}
 
 
 def link_rates(device: torch.device) -> dict[str, Any]:
-    """Copies between host and GPU, each way, from pinned and from ordinary memory."""
+    """Measures copies between host and GPU, in each direction, from pinned and from pageable memory."""
     on_device = torch.empty(256 * _MIB, dtype=torch.uint8, device=device)
     ordinary = torch.zeros(256 * _MIB, dtype=torch.uint8)
     pinned = ordinary.pin_memory()
@@ -135,7 +138,7 @@ def link_rates(device: torch.device) -> dict[str, Any]:
 
 
 def ram_rates() -> dict[str, Any]:
-    """Writing to host memory, and copying inside it."""
+    """Measures writes to host memory, and copies inside it."""
     cpu = torch.device("cpu")
     source = torch.zeros(128 * _MIB, dtype=torch.uint8)
     target = torch.zeros_like(source)
@@ -146,9 +149,9 @@ def ram_rates() -> dict[str, Any]:
 
 
 def disk_rates(folder: Path, size: int = 256 * _MIB) -> dict[str, Any]:
-    """Writing a temporary file until the disk has it, and reading it back past the page cache.
+    """Writes a temporary file through to the disk, and reads it back past the page cache.
 
-    A full disk gives no figure; a file system that keeps files in memory gives that memory's.
+    A full disk gives no figure; a file system in memory gives that memory's rate.
     """
     block = os.urandom(4 * _MIB)
     try:

@@ -1,4 +1,4 @@
-"""Measures one streamed step: seconds by stage, GPU peak, host memory, and the floor it is compared with."""
+"""Measures a streamed step: seconds by stage, GPU peak, host memory, and the floor to compare with."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def measure_step(
     fused: bool = True,
     spill_directory: Path | None = None,
 ) -> dict[str, Any]:
-    """Full exact steps with a LoRA adapter on all linear layers.
+    """Runs full exact steps with a LoRA adapter on all linear layers.
 
     Args:
         spec: Shapes; weights are random.
-        context: Tokens.
+        context: Tokens per window.
         plan: Layout of the step.
         placement: Device and storage of the weights.
-        layers: Decoder layers, if not all: every layer is the same work.
+        layers: Number of decoder layers, if not all; every layer does the same work.
         vram_cap: GiB that torch's allocator may take; more raises.
-        repeats: Steps; the fastest is reported beside the first (which allocates pinned memory and plans kernels).
-        rank: Of the adapter.
-        fused: Whether to use fused kernels where there are any.
-        spill_directory: For hidden states on disk.
+        repeats: Number of steps; reports the fastest and the first (which allocates pinned memory and plans kernels).
+        rank: Rank of the adapter.
+        fused: Whether to use fused kernels where available.
+        spill_directory: Folder for hidden states on disk.
 
     Raises:
         EliteError: OUT_OF_MEMORY.
@@ -103,7 +103,7 @@ def measure_step(
 
 
 def measure_floors(spec: ModelSpec, context: int, measured: dict[str, Any], placement: Placement) -> dict[str, float]:
-    """Seconds that attention alone, and matrix products alone, take for the layers of a measured step."""
+    """Returns the seconds of attention alone, and of matrix products alone, for the layers of a measured step."""
     device = placement.device
     limit_memory(device, None)
     backend = backend_by_name(measured["backend"], device, placement.dtype, spec.heads, spec.kv_heads, spec.head_dim)
@@ -123,10 +123,10 @@ def attention_floor(
     *,
     block: int = 131_072,
 ) -> float:
-    """Seconds of one layer's causal attention, forward and backward, and nothing else.
+    """Returns the seconds of one layer's causal attention, forward and backward, and nothing else.
 
-    Up to `block` tokens in a single call; beyond, as the square of that (the work is quadratic, and longer inputs
-    no longer fit a single call).
+    Inputs up to `block` tokens take a single call. Longer ones no longer fit, and are extrapolated as the square, since
+    the work is quadratic.
     """
     length = min(context, block)
     q, grad = (
@@ -149,7 +149,7 @@ def attention_floor(
 def matrix_floor(
     spec: ModelSpec, context: int, device: torch.device, dtype: torch.dtype, *, tokens: int = 8192
 ) -> float:
-    """Seconds of one layer's matrix products: forward, its repetition, and the gradient of the input."""
+    """Returns the seconds of one layer's matrix products: forward, recompute, and the gradient of the input."""
     total, tokens = 0.0, min(tokens, context)
     for linear in spec.linears:
         x = torch.randn((tokens, linear.inputs), dtype=dtype, device=device)
@@ -160,7 +160,7 @@ def matrix_floor(
 
 
 def timed(work: Any, device: torch.device, repeats: int = 3) -> float:
-    """Least seconds of `work` after one warm-up."""
+    """Returns the fastest time of `work` in seconds, after one warm-up."""
     work()
     seconds = []
     for _ in range(repeats):
@@ -179,14 +179,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begins a new peak."""
+    """Resets the device's peak memory statistics."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def limit_memory(device: torch.device, gib: float | None) -> None:
-    """Emulates a smaller card: torch's allocator refuses more than `gib` GiB."""
+    """Emulates a smaller GPU: torch's allocator refuses more than `gib` GiB."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(_UNLIMITED if gib is None else gib * 2**30 / total, device)

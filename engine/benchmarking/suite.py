@@ -1,8 +1,8 @@
-"""The benchmark suite: what the documents' tables say, measured on the machine at hand, case by case.
+"""The benchmark suite: measures the documents' tables on this machine, case by case.
 
-Which cases there are follows from the machine: the planner says what fits, and how long it should take. Each is a
-command of its own in a process of its own, so that one that fails, or is killed, costs only itself; its result is a
-file, and a suite that was interrupted goes on with the cases that have none.
+The planner chooses the cases from what fits this machine, and predicts their times. Each case is a command in a process
+of its own, so that a failed or killed one costs only itself. Its result is a file, and an interrupted suite continues
+with the cases that have none.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ MODELS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b")
 GPU_CONTEXTS = (8_192, 32_768, 131_072, 262_144, 524_288, 1_048_576)
 CPU_CONTEXTS = (1_024, 4_096, 8_192)
 STEPS_A_CASE = 2
-"""The first pins memory and plans kernels; the second is the figure."""
+"""Steps per case: the first pins memory and plans kernels, the second is the figure."""
 OVERHEAD_SECONDS = 30.0
-"""Start, random weights and the floors of a case, beside its steps."""
+"""Start-up, random weights and floors of a case, in addition to its steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One measurement."""
+    """One measurement of the suite."""
 
     name: str
     arguments: tuple[str, ...]
-    "Of `engine`."
+    "Arguments of `engine`."
     seconds: float
-    "Predicted, of the whole case."
+    "Predicted duration of the whole case."
 
 
 def suite(machine: Machine, *, minutes: float) -> list[Case]:
-    """The cases that a machine can do, streamed steps from short to long as far as the minutes last."""
+    """Returns the cases that a machine can run, with streamed steps from short to long within the minutes."""
     fixed = [
         Case(name="profile", arguments=("profile", "--json"), seconds=90.0),
         Case(name="verify", arguments=("verify", "--json"), seconds=180.0),
@@ -83,7 +83,7 @@ def _streamed_cases(machine: Machine) -> Iterator[Case]:
 
 
 def _streaming(model: str, context: int, row: TierPlan) -> Iterator[str]:
-    """The planner's layout as options."""
+    """Yields the planner's layout as options."""
     assert row.layout.stream is not None
     yield from ("bench", "streaming", "--model", model, "--context", str(context), "--precision", row.layout.precision)
     for name, value in dataclasses.asdict(row.layout.stream).items():
@@ -91,9 +91,9 @@ def _streaming(model: str, context: int, row: TierPlan) -> Iterator[str]:
 
 
 def run_suite(cases: list[Case], folder: Path, notify: Callable[[str], None]) -> None:
-    """Runs the cases that have no result yet, each in a child, and writes folder/NAME.json.
+    """Runs the cases without a result, each in a child process, and writes folder/NAME.json.
 
-    A failure is a result too: {"failed": what the command said}.
+    A failure is a result too: {"failed": the command's error}.
 
     Raises:
         OSError: the folder cannot be written.
@@ -127,7 +127,7 @@ def _measure(case: Case) -> dict[str, Any]:
 
 
 def suite_table(folder: Path) -> str:
-    """The results of a folder as Markdown: streamed steps, packing, proofs, failures."""
+    """Renders the results of a folder as Markdown: streamed steps, packing, proofs, failures."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     steps = sorted(
         (r for r in results.values() if r.get("kind") == "streamed step"), key=lambda r: (r["model"], r["context"])

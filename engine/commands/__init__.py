@@ -1,1 +1,1 @@
-"""The sub-commands of engine, one a file, imported when they are called."""
+"""Sub-commands of engine, one per file, imported when they are called."""

@@ -27,7 +27,7 @@ DEFAULT_STEPS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine ablate`."""
+    """Adds the options of `engine ablate`."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="Optimisations to vary; all that can act here by default.")
     add_run_options(parser)
     parser.add_argument(
@@ -84,10 +84,10 @@ def _plain(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row an optimisation, the baseline first: means over the seeds, compared with the baseline's of equal seed.
+    """Summarises one row per optimisation, the baseline first: means over seeds, compared at equal seeds.
 
-    `tokens_to_baseline` is the share of the baseline's tokens after which the baseline's final loss was reached, the
-    mean over the seeds that did; `reached` says how many did.
+    `tokens_to_baseline` is the share of the baseline's tokens at which the baseline's final loss was reached, averaged
+    over the seeds that reached it; `reached` is their number.
     """
     from engine.evaluation.ablation import tokens_to_reach
 

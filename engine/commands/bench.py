@@ -1,4 +1,4 @@
-"""`engine bench`: measures what the documents' tables say, on the machine at hand."""
+"""`engine bench`: measures the documents' tables on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKING_CONTEXTS = (1024, 2048, 4096, 8192)
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine bench`."""
+    """Adds the options of `engine bench`."""
     parser.add_argument(
         "what",
         choices=("streaming", "packing", "all"),
@@ -84,9 +84,9 @@ def _gib(text: str) -> float:
 
 
 Tell = Callable[[str], None]
-"""Takes a sentence for the person at the terminal."""
+"""Takes a message for the user."""
 Report = Callable[[], None]
-"""Prints what was measured."""
+"""Prints the measurements."""
 
 
 def _minutes(text: str) -> float:
@@ -210,7 +210,7 @@ def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
 
 
 def _plan_fields(texts: list[str]) -> dict[str, Any]:
-    """StreamPlan fields from "name=value" texts."""
+    """Parses StreamPlan fields from "name=value" texts."""
     known = {field.name for field in dataclasses.fields(StreamPlan)}
     fields: dict[str, Any] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""What `engine plan` prints of several cards: a table of strategies, and the commands that start them."""
+"""Output of `engine plan` for several GPUs: a table of strategies, and the commands that start them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def describe_cluster(cluster: Cluster, plans: list[StrategyPlan]) -> dict[str, Any]:
-    """The part of `engine plan --json` about several cards. Bytes, bytes a second, seconds."""
+    """Returns the part of `engine plan --json` on several GPUs. Bytes, bytes a second, seconds."""
     return {
         "hosts": cluster.hosts,
         "ranks": cluster.ranks,
@@ -27,7 +27,7 @@ def describe_cluster(cluster: Cluster, plans: list[StrategyPlan]) -> dict[str, A
 
 
 def commands(cluster: Cluster, run: str = "out/runs/RUN") -> list[str]:
-    """What starts a run: here, and where there are several hosts on each of the others."""
+    """Returns the commands that start a run, here and on each of the other hosts."""
     cards = max(1, len(cluster.machine.gpus))
     if cluster.hosts == 1:
         return [f"engine train --gpus {cards} ..."]
@@ -38,7 +38,7 @@ def commands(cluster: Cluster, run: str = "out/runs/RUN") -> list[str]:
 
 
 def print_cluster(console: Console, cluster: Cluster, plans: list[StrategyPlan]) -> None:
-    """The table, best first, and the commands."""
+    """Prints the table, best first, and the commands."""
     from rich.table import Table
 
     names = [gpu.name for gpu in cluster.machine.gpus]

@@ -1,4 +1,4 @@
-"""`engine attach`, `stop`, `pause` and `resume`: follow and control a run that was started elsewhere."""
+"""`engine attach`, `stop`, `pause` and `resume`: follow and control a run that another process started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of one of the commands."""
+    """Adds the options of one of the commands."""
     reference = "id, unique beginning of an id, or path of a run"
     if name == "attach":
         parser.add_argument("reference", metavar="RUN", nargs="?", help=f"{reference}; the newest if left out")

@@ -1,4 +1,4 @@
-"""`engine data`: builds the dataset of a repository and shows what is in it."""
+"""`engine data`: builds the dataset of a repository and shows its contents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUMMARY = "Build the dataset of a repository, and show what is in it."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine data`."""
+    """Adds the options of `engine data`."""
     for path, metavar in (("data.repositories", "DIR"), ("data.datasets", "PATH")):
         spec = config.field_spec(path)
         parser.add_argument(
@@ -54,8 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Builds or reuses the store, then prints its summary."""
-    # Slow to import, and not needed for --help.
+    """Builds or reuses the store, then prints its summary.
+
+    Raises:
+        EliteError: REPOSITORY_* (REPOSITORY_UNSET without a source), DATA_SET_*, CONFIG_INVALID, OVERRIDE_MALFORMED or
+            MODEL_*.
+    """
+    # Imported late: slow, and not needed for --help.
     from engine.data.dataset import build_dataset
     from engine.data.preview import user_cache
     from engine.data.report import describe
@@ -86,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tokenizer(model: str) -> Any:
-    """The model's tokenizer; the demo's without the seconds that transformers takes to import."""
+    """Loads the model's tokenizer; the demo's without transformers, whose import takes seconds."""
     from engine.models.catalogue import find_model
 
     spec = find_model(model)
@@ -103,7 +108,7 @@ def _tokenizer(model: str) -> Any:
 
 @contextlib.contextmanager
 def _progress_display() -> Iterator[Report]:
-    """A bar on standard error while it is a terminal."""
+    """Shows a bar on standard error if it is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -121,7 +126,7 @@ def _progress_display() -> Iterator[Report]:
 def _print_report(report: DataReport) -> None:
     from rich.console import Console
 
-    # Names of files come from the repository: no markup, no highlighting of what looks like a number or a path.
+    # Names of files come from the repository, so disable markup and highlighting.
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     for repository in report.repositories:
         console.print(f"{repository.path} (files listed by {repository.listed_by})")

@@ -1,4 +1,4 @@
-"""`engine delete`: removes a run that has ended."""
+"""`engine delete`: permanently deletes a run that has ended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ SUMMARY = "Delete a run that has ended, with its checkpoints, its adapter and it
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
-    """The options."""
+    """Adds the options of `engine delete`."""
     parser.add_argument("reference", metavar="RUN", help="id, unique beginning of an id, or path of a run")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Asks for the end of the run's name, and deletes it."""
+    """Asks for the end of the run's name, and deletes it.
+
+    Raises:
+        EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_DAMAGED, RUN_STILL_ACTIVE, or RUN_UNDELETABLE (also without a
+            terminal and --yes).
+    """
     from engine import errors
     from engine.commands.output import print_json
     from engine.runs import run_index

@@ -1,8 +1,8 @@
-"""`engine doctor`: everything that a run needs, examined before it starts.
+"""`engine doctor`: checks everything that a run needs before it starts.
 
-The rows are those of `engine.launch.doctor.examine(config)`, an iterator of Check(name, status, text, remedy);
-`NAMES` there lists every row in order, for a screen that shows them before they are known. With `--json`: a list of
-the same four fields.
+The rows come from `engine.launch.doctor.examine(config)`, an iterator of Check(name, status, text, remedy). `NAMES`
+there lists every row in order, for a screen that shows them before their results. `--json` prints a list of the same
+four fields.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIGNS = {"passed": ("âœ“", "green"), "warning": ("!", "yellow"), "failed": ("âœ
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
-    """The configuration as `engine train` takes it, and what is about the call."""
+    """Adds the configuration options of `engine train`, and the command's own."""
     from engine.commands.train import add_config_arguments
 
     add_config_arguments(parser)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the rows as they are found; returns 3 if any failed."""
+    """Prints the rows as they complete; returns 3 if any failed."""
     from engine.commands.output import print_json
     from engine.commands.train import read_config
     from engine.launch.doctor import examine, failed

@@ -1,4 +1,4 @@
-"""`engine evaluate`: is the tuned model better than the base model, and how sure is that?"""
+"""`engine evaluate`: compares the tuned model with the base model, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FLAGS = {"--tokens": "evaluation.tokens", "--functions": "evaluation.functions"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine evaluate`."""
+    """Adds the options of `engine evaluate`."""
     parser.add_argument(
         "runs",
         nargs="*",
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates each run; figures on its own files are kept in its folder, with its report."""
+    """Evaluates each run; results on its own files are saved in its folder, with its report."""
     from rich.console import Console
 
     from engine.runs.run_index import find_run
@@ -118,7 +118,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
     from engine.errors import one_line
     from engine.evaluation.words import figure_rows
 
-    # A file or a pipe has no edge to wrap at.
+    # Files and pipes have no width, so set one.
     width = None if sys.stdout.isatty() else _WIDTH
     console = Console(markup=False, highlight=False, emoji=False, width=width)
     for evaluation in evaluations:

@@ -1,4 +1,4 @@
-"""`engine export`: a run's result in a form that other programs load."""
+"""`engine export`: writes a run's result in a format that other programs load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
-    """The options."""
+    """Adds the options of `engine export`."""
     parser.add_argument("reference", metavar="RUN", help="id, unique beginning of an id, or path of a run")
     parser.add_argument(
         "--to",
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports, and says what was written."""
+    """Exports, and prints a summary."""
     import dataclasses
 
     from engine.commands.output import print_json
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """A line on standard error that counts tensors, on a terminal only."""
+    """Counts tensors in a line on standard error, on a terminal only."""
 
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()

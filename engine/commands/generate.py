@@ -1,4 +1,4 @@
-"""`engine generate`: try the base model and the tuned one on a prompt, or at a place in a file."""
+"""`engine generate`: runs the base model and the tuned one on a prompt, or at a place in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUMMARY = "Try the base model and the tuned one on a prompt, or at a place in a 
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine generate`."""
+    """Adds the options of `engine generate`."""
     parser.add_argument(
         "reference",
         nargs="?",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes text as it comes."""
+    """Streams the generated text."""
     request = None if args.serve else _request(args)
     with libraries_logged() as terminal:
         from engine.generation.writer import open_writer
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> TextRequest:
-    """The request that the options stand for.
+    """Builds the request from the options.
 
     Raises:
         EliteError: PROMPT_MISSING, PROMPT_UNREADABLE, SAMPLING_INVALID.

@@ -1,4 +1,4 @@
-"""`engine lr-range`: finds a learning rate for a repository and a model by trying."""
+"""`engine lr-range`: searches a learning rate for a repository and a model by an LR range test."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ROWS = 15
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The run that a rate is wanted for; training.max_steps is the number of rates, 60 if unset."""
+    """Adds the run's options; training.max_steps is the number of rates, 60 if unset."""
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the test in a process of its own, and prints what it found."""
+    """Runs the test in a separate process, and prints its result."""
     from engine.commands.train import follow
     from engine.launch import preflight
     from engine.launch.launcher import launch

@@ -1,4 +1,4 @@
-"""`engine optimizations`: what each does, and whether it acts in a run here."""
+"""`engine optimizations`: lists the optimisations, and whether each acts in a run here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMMARY = "List every optimisation: what it does, whether it acts in a run here 
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine optimizations`."""
+    """Adds the options of `engine optimizations`."""
     add_run_options(parser)
     parser.add_argument("--hardware", default="auto", metavar="NAME", help="auto is this machine; or a known card.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         choice = choose_plan(run_config, machine, spec, None)
     except EliteError as error:
-        problem = str(error)  # what does not fit still has a list of what could be switched
+        problem = str(error)  # the list of switches is useful even if nothing fits
     found = states(run_config, machine, spec, choice)
     if args.json:
         print_json([_described(state) for state in found])
@@ -97,7 +97,7 @@ def _print(found: tuple[OptimizationState, ...], choice: Choice | None, problem:
 
 
 def effect_in_words(state: OptimizationState) -> str:
-    """As in "GPU −1.2 GiB, RAM +3.0 GiB, +2.0 s a step"; empty where nothing is predicted."""
+    """Formats predicted effects as "GPU −1.2 GiB, RAM +3.0 GiB, +2.0 s a step"; empty where there are none."""
 
     def signed(value: float, text: str) -> str:
         return f"{'−' if value < 0 else '+'}{text}"

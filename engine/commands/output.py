@@ -1,4 +1,4 @@
-"""Standard output of a command."""
+"""Prints a command's results on standard output."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import json
 
 
 def print_json(value: object) -> None:
-    """The one JSON document of a `--json` call, on standard output."""
+    """Prints the one JSON document of a `--json` call."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)  # noqa: T201

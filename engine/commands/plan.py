@@ -1,4 +1,4 @@
-"""`engine plan`: which context tiers a machine can train, with the arithmetic."""
+"""`engine plan`: prints the context tiers that a machine can train, with the arithmetic."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BY_PROFILE = "time from the rates that `engine profile` measured on this machine
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine plan`."""
+    """Adds the options of `engine plan`."""
     model = config.field_spec("model.name")
     parser.add_argument(
         "--model",
@@ -103,7 +103,7 @@ def _count(text: str) -> int:
 
 
 def _card_link(text: str) -> str:
-    card_link(text, None)  # refuses what it does not know
+    card_link(text, None)  # raises on an unknown name
     return text
 
 
@@ -120,7 +120,7 @@ def _rank(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tier table, or one tier's sum."""
+    """Prints the tier table, or one tier's ledger."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
     spec = find_model(args.model)
     planning = PlanRequest.of(
@@ -167,7 +167,7 @@ def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
 def _strategies(
     args: argparse.Namespace, planning: PlanRequest, cluster: Cluster, table: TierTable
 ) -> list[StrategyPlan]:
-    """Of the tier that was asked for, or the one that is recommended on one card, or the lowest."""
+    """Plans the strategies of the tier in the options, else the one recommended on one GPU, else the lowest."""
     context = table.row(args.tier or table.recommended or 1).context
     if args.windows is not None:
         training = structs.replace(planning.training, tokens_per_update=args.windows * context)
@@ -187,7 +187,7 @@ def _repository_tokens(repositories: list[str]) -> int | None:
 
 
 def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, *, asked: bool) -> dict[str, Any]:
-    """The document of `engine plan --json`. Bytes and seconds; null is unknown."""
+    """Builds the document of `engine plan --json`. Bytes and seconds; null is unknown."""
     spec = planning.spec
     document = {
         "hardware": _describe_machine(planning.machine),
@@ -223,7 +223,7 @@ def _describe_machine(machine: Machine) -> dict[str, Any]:
     }
 
 
-# --- for people --------------------------------------------------------------------------------------------
+# --- text output -------------------------------------------------------------------------------------------
 
 
 def _print_plan(
@@ -231,7 +231,7 @@ def _print_plan(
 ) -> None:
     from rich.console import Console
 
-    # Model names come from directories: no markup.
+    # Model names come from directories, so disable markup.
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(_headline(planning.machine, planning.spec))
     if tier is None:

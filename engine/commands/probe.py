@@ -1,4 +1,4 @@
-"""`engine probe`: runs the worst of a plan for real, and says how far the prediction was off."""
+"""`engine probe`: runs the most expensive part of a plan, and reports the error of the prediction."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measu
 
 
 _TELLING = 2**30
-"Bytes of RAM that stand out from what the process itself grows by."
+"Least predicted bytes of RAM to compare; the process's own growth hides smaller ones."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine probe`."""
+    """Adds the options of `engine probe`."""
     model = config.field_spec("model.name")
     parser.add_argument("--model", default=model.default, metavar="M", help="Whose shapes; weights are random.")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -60,7 +60,12 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans, runs, compares, and keeps the correction for later plans."""
+    """Plans, runs, compares, and stores the correction for later plans.
+
+    Raises:
+        EliteError: CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, PLAN_INVALID, OUT_OF_MEMORY,
+            MODEL_*, CONFIG_INVALID or OVERRIDE_MALFORMED.
+    """
     planning, row = _planned(args)
     if not row.fits:
         raise errors.CONTEXT_DOES_NOT_FIT(context=f"{row.context:,}", reason=row.reason, remedy=row.remedy)
@@ -98,9 +103,9 @@ def _planned(args: argparse.Namespace) -> tuple[PlanRequest, TierPlan]:
 
 
 def keeping_nothing(planning: PlanRequest, row: TierPlan) -> TierPlan:
-    """The row as it can be probed: one layer, forward and again with its backward.
+    """Returns the row in the form that can be probed: every layer runs forward, then recompute and backward.
 
-    A lone tile's plan may keep layers instead of computing them again; what a probe finds of the rates holds for both.
+    A single tile's plan may keep layers instead of recomputing them; the measured rates apply to both.
     """
     from engine.plan.request import workload_of
     from engine.plan.speeds import speeds_of
@@ -143,7 +148,7 @@ def _existing(path: Path) -> Path:
 
 
 def _compare(planning: PlanRequest, row: TierPlan, probed: Probed) -> dict[str, Any]:
-    """Predicted beside measured, of what ran; and of the whole step, from what ran."""
+    """Compares predicted with measured: for the part that ran, and extrapolated for the whole step."""
     from engine.plan.ledger_lines import NOT_ALLOCATED
     from engine.plan.memory import streamed_ledger, whole_sequence_ledger
     from engine.plan.request import workload_of
@@ -155,7 +160,7 @@ def _compare(planning: PlanRequest, row: TierPlan, probed: Probed) -> dict[str, 
         ledger = whole_sequence_ledger(work, row.layout.weights, recompute=row.layout.recompute)
     else:
         ledger = streamed_ledger(work, row.layout.stream)
-    # Nothing is optimised: the adapter has no Adam states. The process was there before.
+    # No optimizer runs, so the adapter has no Adam states. The process existed before.
     adam = 8 * work.lora_parameters
     device = "gpu" if planning.on_gpu else "host"
     outside = (*NOT_ALLOCATED, "allocator slack")
@@ -175,19 +180,19 @@ def _compare(planning: PlanRequest, row: TierPlan, probed: Probed) -> dict[str, 
 
 
 def _uncorrected(row: TierPlan) -> float:
-    """Seconds of one window by the rates alone: a second probe corrects these, not what the first corrected."""
+    """Seconds of one window by the rates alone, so that a second probe does not correct the first one's correction."""
     return sum(part.seconds for part in row.time if part.name != "correction by a probe")
 
 
 def _keep(machine: Machine, planning: PlanRequest, row: TierPlan, found: dict[str, Any]) -> None:
-    """Later plans on this machine take the correction. A cache that cannot be written costs nothing else."""
+    """Stores the correction for later plans on this machine. Ignores a cache that cannot be written."""
     import contextlib
 
     from engine.hardware import measured_files
     from engine.hardware.measured import Measured, correction_key
 
     if row.layout.stream is not None and row.layout.stream.hidden_home == "disk":
-        return  # two tiles tell little of a disk that a whole step waits for
+        return  # two tiles do not represent a disk that a whole step waits for
     seconds = found["window_seconds"]
     key = correction_key(planning.spec.name, row.layout.precision, streamed=row.layout.stream is not None)
     before = machine.measured or Measured(time=time.time(), torch=str(machine.libraries.get("torch")))

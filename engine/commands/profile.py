@@ -1,4 +1,4 @@
-"""`engine profile`: what this machine has, and how fast it is."""
+"""`engine profile`: prints this machine's hardware and measured rates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUMMARY = "Measure this machine: memory that can be had, and the speed of its GP
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine profile`."""
+    """Adds the options of `engine profile`."""
     parser.add_argument(
         "--quick", action="store_true", help="Only what can be read without measuring, and what was measured before."
     )
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(machine: Machine, output: Path) -> Measured:
-    """Measures with a line of progress, and keeps the figures."""
+    """Measures with a line of progress, and stores the figures."""
     from rich.console import Console
 
     from engine.hardware.profiling import ProfileProgress, profile_machine
@@ -69,7 +69,7 @@ def _measure(machine: Machine, output: Path) -> Measured:
 
 
 def describe(machine: Machine) -> dict[str, Any]:
-    """The inventory as JSON values: bytes, bytes a second, operations a second; null is unknown."""
+    """Returns the inventory as JSON values: bytes, bytes a second, operations a second; null is unknown."""
     described = asdict(machine)
     described["libraries"] = {
         name: {"version": version, "enables": LIBRARIES[name]} for name, version in machine.libraries.items()

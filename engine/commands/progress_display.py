@@ -1,4 +1,4 @@
-"""Shows a run's events to people on stderr, or as JSON lines on stdout."""
+"""Shows a run's events as text on stderr, or as JSON lines on stdout."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 _PLAIN_INTERVAL_S = 5.0
-"""Without a terminal, at most one line of steps in this many seconds."""
+"""Minimum seconds between lines of steps without a terminal."""
 
 
 class Display(Protocol):
-    """Where a followed run is shown."""
+    """Display of a followed run."""
 
     def show(self, envelope: Envelope) -> None:
         """Shows an event."""
 
     def say(self, text: str) -> None:
-        """Shows a remark of the command itself."""
+        """Shows a message of the command itself."""
 
     def finish(self, run: RunDirectory, ending: RunFinished | RunFailed) -> None:
         """Shows the result."""
@@ -53,7 +53,7 @@ class Display(Protocol):
 
 @contextlib.contextmanager
 def open_display(*, as_json: bool) -> Iterator[Display]:
-    """JSON lines; or a live display where stderr is a terminal; or plain lines."""
+    """Opens JSON lines; or a live display where stderr is a terminal; or plain lines."""
     if as_json:
         yield JsonDisplay()
         return
@@ -68,27 +68,27 @@ def open_display(*, as_json: bool) -> Iterator[Display]:
 
 
 class JsonDisplay:
-    """Each event as in the journal, and nothing else."""
+    """Prints each event as in the journal, and nothing else."""
 
     def show(self, envelope: Envelope) -> None:
         """Prints the event's line."""
         print(encode_event(envelope), flush=True)  # noqa: T201
 
     def say(self, text: str) -> None:
-        """Nothing: the events say it."""
+        """Does nothing: the events carry the same information."""
 
     def finish(self, run: RunDirectory, ending: RunFinished | RunFailed) -> None:
-        """Nothing: the last event said it."""
+        """Does nothing: the last event carries the result."""
 
 
 class LineDisplay:
-    """One line an event, for logs and pipes."""
+    """Prints one line per event, for logs and pipes."""
 
     def __init__(self) -> None:
         self._steps_shown = -_PLAIN_INTERVAL_S
 
     def show(self, envelope: Envelope) -> None:
-        """Prints a line, but only now and then for steps."""
+        """Prints a line; lines of steps are throttled."""
         event = envelope.event
         if isinstance(event, StepCompleted):
             now = time.monotonic()
@@ -109,7 +109,7 @@ class LineDisplay:
 
 
 class LiveDisplay:
-    """A progress bar with phase, step, loss, tokens/s and remaining time; lasting lines scroll above it."""
+    """Progress bar with phase, step, loss, tokens/s and remaining time; permanent lines scroll above it."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -126,7 +126,7 @@ class LiveDisplay:
         self._step: StepCompleted | None = None
 
     def show(self, envelope: Envelope) -> None:
-        """Moves the bar, or prints a line above it."""
+        """Advances the bar, or prints a line above it."""
         event = envelope.event
         if isinstance(event, PhaseChanged):
             self._phase = one_line(event.phase)
@@ -147,7 +147,7 @@ class LiveDisplay:
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def finish(self, run: RunDirectory, ending: RunFinished | RunFailed) -> None:
-        """Takes the bar away and prints the result."""
+        """Removes the bar and prints the result."""
         self.progress.update(self._task, visible=False)
         self.progress.stop()
         for line in describe_ending(run, ending):
@@ -168,7 +168,7 @@ class LiveDisplay:
 
 
 def describe(event: Event) -> str:
-    """The event as one line of safe text; "" for what only moves a bar."""
+    """Formats the event as one line of safe text; "" if it only advances a bar."""
     if isinstance(event, PhaseChanged):
         text = f"{event.phase}: {event.detail}" if event.detail else event.phase
     elif isinstance(event, RunStarted):
@@ -194,7 +194,7 @@ def describe(event: Event) -> str:
 
 
 def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[str]:
-    """The result, a line each, of safe text."""
+    """Formats the result as lines of safe text."""
     if isinstance(ending, RunFailed):
         last = ending.traceback.strip().splitlines()[-1:] if ending.error == "child-died" else []
         lines = [f"engine: {ending.message}; {ending.hint}", *(f"last line of the log: {line}" for line in last)]
@@ -214,7 +214,7 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 59s, 1m 59s, 1h 59m or 2d 3h."""
+    """Formats seconds as 59s, 1m 59s, 1h 59m or 2d 3h."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"

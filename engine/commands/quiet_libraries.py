@@ -1,4 +1,4 @@
-"""Keeps what libraries print, log and warn off a command's output: it goes to a log, and only the command speaks."""
+"""Redirects libraries' output, logs and warnings from a command's terminal to a log file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import ParamSpec, TextIO, TypeVar
 from engine.runs.run_index import state_directory
 
 LOG_NAME = "libraries.log"
-"""In the state directory: where libraries write in a command that belongs to no run."""
+"""Log of commands that belong to no run, in the state directory."""
 _LONGEST_LOG = 1 << 20
 
 P = ParamSpec("P")
@@ -21,17 +21,17 @@ R = TypeVar("R")
 
 
 class Terminal:
-    """The command's own standard output and standard error, while the process's are a log.
+    """The command's own standard output and standard error, while those of the process are redirected to a log.
 
     Attributes:
-        out, err: The streams; None where the process was started without.
+        out, err: The streams; None where the process started without.
     """
 
     def __init__(self, out: TextIO | None, err: TextIO | None) -> None:
         self.out, self.err = out, err
 
     def speaks(self, function: Callable[P, R]) -> Callable[P, R]:
-        """The function, with the command's own streams while it runs."""
+        """Wraps a function to run with the command's own streams."""
 
         @functools.wraps(function)
         def spoken(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -47,10 +47,11 @@ class Terminal:
 
 @contextlib.contextmanager
 def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
-    """Within, standard output and standard error are a log, for Python, for C and for processes that are started.
+    """Redirects standard output and standard error to a log inside the block, for Python, C and child processes.
 
     Args:
-        log: A run's engine.log; by default LOG_NAME in the state directory. Nothing is kept where it cannot be written.
+        log: A run's engine.log; by default LOG_NAME in the state directory. If it cannot be written, output is
+            discarded.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -61,14 +62,14 @@ def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
     own = [_own(stream, kept[number]) for number, stream in enumerate(before, start=1)]
     for number in kept:
         os.dup2(target, number)
-    # It stays open: handlers that libraries make of it write when they like.
+    # Left open, since libraries' log handlers may write to it at any time.
     sys.stdout = sys.stderr = _text(target)
     try:
         yield Terminal(own[0], own[1])
     finally:
         for stream in own:
             if stream is not None:
-                with contextlib.suppress(OSError):  # whoever read it has gone
+                with contextlib.suppress(OSError):  # the reader may be gone
                     stream.flush()
         sys.stdout, sys.stderr = before
         for number, descriptor in kept.items():
@@ -80,7 +81,7 @@ def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
 
 
 def _open(log: Path) -> int:
-    """A descriptor that appends to the log, or that keeps nothing."""
+    """Opens a descriptor that appends to the log, or that discards."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.name == LOG_NAME and log.exists() and log.stat().st_size > _LONGEST_LOG:
@@ -94,11 +95,11 @@ def _duplicate(number: int) -> int | None:
     try:
         return os.dup(number)
     except OSError:
-        return None  # the process was started without
+        return None  # the process started without this stream
 
 
 def _own(stream: TextIO | None, descriptor: int | None) -> TextIO | None:
-    """The stream, elsewhere if it is the process's own: what it stands on is about to become the log."""
+    """Moves the stream to a duplicate descriptor if it is the process's own, which is about to become the log."""
     try:
         number = stream.fileno() if stream is not None else -1
     except (OSError, ValueError):

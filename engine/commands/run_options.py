@@ -1,4 +1,4 @@
-"""The options by which a command that is not `engine train` names a run: a file, single fields, and the common ones."""
+"""Options that describe a run for commands other than `engine train`: a file, single fields, and common ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_stream_option(parser: argparse.ArgumentParser) -> None:
 
 
 def read_stream_options(args: argparse.Namespace) -> StreamSection:
-    """What --stream takes from the planner.
+    """Builds the section that --stream describes.
 
     Raises:
         EliteError: CONFIG_INVALID or OVERRIDE_MALFORMED.
@@ -52,7 +52,7 @@ def read_stream_options(args: argparse.Namespace) -> StreamSection:
 
 
 def read_run_mapping(args: argparse.Namespace) -> dict[str, Any]:
-    """The nested mappings that the options stand for: the file, over it the named options, over them `--set`.
+    """Builds nested mappings from the options: the file, overridden by named options, overridden by `--set`.
 
     Raises:
         EliteError: CONFIG_UNREADABLE or OVERRIDE_MALFORMED.
@@ -70,7 +70,7 @@ def read_run_mapping(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_run_config(args: argparse.Namespace) -> RunConfig:
-    """The configuration.
+    """Builds the configuration from the options.
 
     Raises:
         EliteError: CONFIG_UNREADABLE, CONFIG_INVALID or OVERRIDE_MALFORMED.

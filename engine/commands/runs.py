@@ -1,4 +1,4 @@
-"""`engine runs`: the table of runs."""
+"""`engine runs`: prints the table of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMMARY = "List the runs of every output folder that was used here, newest first
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
-    """The options."""
+    """Adds the options of `engine runs`."""
     parser.add_argument("--output", metavar="DIR", type=Path, help="only the runs below this output folder")
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
 

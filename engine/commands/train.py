@@ -31,7 +31,7 @@ _EXIT_WAIT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
-    """The options: one for each RunConfig field with a flag, and those that are about the call itself."""
+    """Adds an option for each RunConfig field with a flag, and the command's own."""
     add_config_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `read_config` reads."""
+    """Adds the options that `read_config` reads."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="Read the configuration from this YAML file")
     for spec in run_config.fields():
         if spec.flag is None:
@@ -74,7 +74,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns the exit status."""
+    """Trains, and returns the exit status."""
     from engine.launch import preflight
     from engine.launch.launcher import launch
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         output = getattr(args, "output.directory")
         resumed = find_resumable(args.resume, None if output is None else Path(output))
         config = resumed_config(resumed, args)
-    # Before the launch, so that a Ctrl-C during it already means: stop with a checkpoint.
+    # Set before the launch, so that Ctrl-C during it already stops with a checkpoint.
     signal.signal(signal.SIGTERM, _interrupt)
     handle = launch(config, resume=resumed)
     if args.detach:
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:
-    """The configuration: the file, over it the named options, over them `--set`.
+    """Builds the configuration: the file, overridden by named options, overridden by `--set`.
 
     Raises:
         EliteError: CONFIG_UNREADABLE, CONFIG_INVALID or OVERRIDE_MALFORMED.
@@ -112,7 +112,7 @@ def read_config(args: argparse.Namespace) -> RunConfig:
 
 
 def find_resumable(reference: str, output: Path | None) -> RunDirectory:
-    """The run that `--resume` means; without a name the newest, in `output` if that was named.
+    """Finds the run that `--resume` means; without a name the newest, in `output` if given.
 
     Raises:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
@@ -130,10 +130,10 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
 
 
 def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
-    """The run's own configuration with the changes that a run may make on its way; they are shown on stderr.
+    """Returns the run's own configuration with permitted changes, which it prints on stderr.
 
     Raises:
-        EliteError: RESUME_CHANGES_CONFIG where an option asks for one that it may not.
+        EliteError: RESUME_CHANGES_CONFIG where an option changes a field that a resumed run must keep.
     """
     from engine.launch.preflight import with_absolute_paths
     from engine.runs.resume_changes import changes
@@ -152,7 +152,7 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
 
 
 def follow(handle: RunHandle, *, as_json: bool) -> int:
-    """Shows a run until it ends, passing Ctrl-C on to it.
+    """Shows a run until it ends, and forwards Ctrl-C to it.
 
     Args:
         handle: The run, launched by this process.
@@ -181,7 +181,7 @@ def follow(handle: RunHandle, *, as_json: bool) -> int:
 
 
 def exit_code(handle: RunHandle) -> int:
-    """Exit status that a run's last event stands for."""
+    """Returns the exit status for a run's last event."""
     from engine.protocol import RunFailed
 
     if isinstance(handle.ending, RunFailed):
@@ -194,7 +194,7 @@ def _apply_options(data: dict[str, Any], args: argparse.Namespace) -> None:
         value = getattr(args, spec.path) if spec.flag else None
         if value is None:
             continue
-        # Numbers are read like those of a YAML file; text is taken as it is.
+        # Parse numbers as in a YAML file; keep text as it is.
         parsed = value if spec.type in (str, list[str]) else _parse(value)
         data.setdefault(spec.section, {})[spec.path.partition(".")[2]] = parsed
     for text in args.set:
@@ -204,16 +204,16 @@ def _apply_options(data: dict[str, Any], args: argparse.Namespace) -> None:
 def _parse(text: str) -> Any:
     import yaml
 
-    if text == "all":  # of --gpus
+    if text == "all":  # value of --gpus
         return 0
     try:
         return run_config.parse_value(text)
     except (yaml.YAMLError, ValueError):
-        return text  # which no number's field accepts: the check names the field
+        return text  # no number field accepts it, so the check names the field
 
 
 def _interrupt(*_: object) -> None:
-    """SIGTERM to the command means what Ctrl-C does; a closed terminal (SIGHUP) means that the run goes on alone."""
+    """Treats SIGTERM like Ctrl-C. A closed terminal (SIGHUP) instead lets the run continue alone."""
     raise KeyboardInterrupt
 
 
@@ -232,7 +232,7 @@ def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
     except errors.EliteError as error:
         if error.kind is not errors.RUN_NOT_ACTIVE:
             raise
-        # It has ended in this moment by itself: the events will say how.
+        # It has just ended by itself; its events will say how.
 
 
 def _report_detached(handle: RunHandle, *, as_json: bool) -> None:

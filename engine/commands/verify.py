@@ -1,4 +1,4 @@
-"""`engine verify`: every optimisation proves itself on this machine."""
+"""`engine verify`: proves every optimisation on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUMMARY = "Prove each optimisation on this machine: a small check with numbers, 
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
-    """The options of `engine verify`."""
+    """Adds the options of `engine verify`."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="Optimisations to prove; all of them by default.")
     device = config.field_spec("model.device")
     parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 def run(args: argparse.Namespace) -> int:
     """Runs the proofs, and fails if one of them fails; unavailable ones do not count.
 
-    What was proven before an interruption is still printed.
+    Verdicts reached before an interruption are still printed.
     """
     rows = [find_optimization(name) for name in args.ids] or list(optimizations())
     found: list[Verdict] = []

@@ -1,11 +1,11 @@
 """RunConfig: the one documented, validated definition of a run.
 
-Each field's annotation carries its range and its documentation. YAML files, command-line options, wizard
-fields and the configuration page are all made from it, so a new field appears in all of them::
+Each field's annotation carries its range and its documentation. YAML files, command-line options, wizard fields and the
+configuration page are all generated from it, so a new field appears in all of them::
 
     fields()              every field, flat, with its path ("training.epochs"), type, default, range, text
     load(path)            a RunConfig from a YAML file
-    from_mapping(data)    a RunConfig from nested mappings; all problems at once, each naming its field
+    from_mapping(data)    a RunConfig from nested mappings; reports all problems at once, each with its field
     find_problems(data)   the same problems as values, for a form
     to_yaml(config)       the YAML, each field under its documentation
 

@@ -24,22 +24,22 @@ class FieldSpec:
     default: Any
     description: str
     flag: str | None
-    'Command-line option of its own, "--epochs".'
+    'Its own command-line option, "--epochs".'
     choices: tuple[str, ...]
-    "Values of a Literal, else empty."
+    "Values of a Literal, otherwise empty."
     optional: bool
     "Whether null is allowed."
     allowed: str
-    'In words: "a number above 0 and at most 1".'
+    'Allowed values in words: "a number above 0 and at most 1".'
 
     @property
     def section(self) -> str:
-        """The part of the path before the dot."""
+        """Part of the path before the dot."""
         return self.path.partition(".")[0]
 
 
 def describe_fields(config_type: type[Struct]) -> tuple[FieldSpec, ...]:
-    """Every field of every section of a Struct whose fields are sections, in order of declaration."""
+    """Lists every field of every section of a Struct whose fields are sections, in order of declaration."""
     specs = []
     for section, section_type in get_type_hints(config_type).items():
         defaults = section_type()
@@ -62,7 +62,7 @@ def describe_fields(config_type: type[Struct]) -> tuple[FieldSpec, ...]:
 
 
 def _unwrap(annotated: Any, meta: Meta) -> tuple[bool, Any, Meta]:
-    """Whether null is allowed, the bare type, and the Meta that holds the bounds."""
+    """Returns whether null is allowed, the bare type, and the Meta that holds the bounds."""
     options = get_args(annotated)
     if type(None) not in options:
         return False, annotated, meta

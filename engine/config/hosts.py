@@ -1,4 +1,4 @@
-"""Which hosts train together, and the command that each of them runs."""
+"""Hosts that train together, and the command that each of them runs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9.:_-]*)(\s+slots=(?P<slots>[1
 
 @dataclass(frozen=True)
 class Host:
-    """One machine."""
+    """One host of a run."""
 
     name: str
-    "As the others reach it."
+    "Address by which the other hosts reach it."
     slots: int
-    "Ranks on it."
+    "Number of ranks on it."
 
 
 def read_hostfile(path: Path, slots: int) -> list[Host]:
-    """The hosts of a hostfile as DeepSpeed and MPI write it: `name slots=8` a line, # begins a comment.
+    """Reads a hostfile as DeepSpeed and MPI write it: `name slots=8` a line, # begins a comment.
 
     Args:
         path: The file.
-        slots: Ranks on a host whose line does not say.
+        slots: Ranks on a host whose line gives no number.
 
     Raises:
         EliteError: HOSTFILE_INVALID.
@@ -63,10 +63,10 @@ def read_hostfile(path: Path, slots: int) -> list[Host]:
 
 
 def hosts_of(config: RunConfig, gpus: int) -> list[Host]:
-    """The hosts that a configuration names; this one alone where it names none.
+    """Returns the hosts that a configuration names; this one alone where it names none.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         gpus: Ranks on this host.
 
     Raises:
@@ -78,7 +78,7 @@ def hosts_of(config: RunConfig, gpus: int) -> list[Host]:
 
 
 def join_command(hosts: Sequence[Host], number: int, port: int, run: str, python: str = sys.executable) -> str:
-    """What host `number` runs to take part; torch's own launcher, with the run directory on a shared disk."""
+    """Returns the torchrun command by which host `number` joins; the run directory is on a shared disk."""
     words = [python, "-m", "torch.distributed.run"]
     words += ["--nnodes", str(len(hosts)), "--node-rank", str(number), "--nproc-per-node", str(hosts[number].slots)]
     words += ["--master-addr", hosts[0].name, "--master-port", str(port), "--rdzv-id", Path(run).name]
@@ -86,6 +86,6 @@ def join_command(hosts: Sequence[Host], number: int, port: int, run: str, python
 
 
 def deepspeed_command(hostfile: str, configuration: str, port: int) -> str:
-    """A run of a YAML file on all hosts at once, with DeepSpeed's launcher, which logs in to each by ssh."""
+    """Returns the command that runs a YAML file on all hosts with DeepSpeed's launcher (ssh to each)."""
     words = ["deepspeed", "--hostfile", hostfile, "--master_port", str(port), "--no_local_rank"]
     return shlex.join([*words, "--module", "engine.launch.rank", configuration])

@@ -1,4 +1,4 @@
-"""What the sections are written with."""
+"""Building blocks of the sections."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 def option(flag: str) -> dict[str, str]:
-    """Marks a field that has a command-line option of its own besides `--set`."""
+    """Marks a field that has its own command-line option besides `--set`."""
     return {"flag": flag}

@@ -1,4 +1,4 @@
-"""Sections about what is trained, on what, and how it learns."""
+"""Sections on the model, the data and the adapter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
 
 
 class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What the model learns from."""
+    """The code and text to train on."""
 
     repositories: Annotated[
         list[PathText],

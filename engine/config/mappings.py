@@ -1,4 +1,4 @@
-"""Configurations from and to nested mappings, YAML files and `--set` texts."""
+"""Converts configurations from and to nested mappings, YAML files and `--set` texts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CONVERTING = threading.Lock()
-"""msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process where two threads do so."""
+"""msgspec 0.22 reads a Struct's fields on its first conversion, and crashes the process if two threads do so."""
 
 _MOST_BYTES = 1 << 20
 "Of a configuration."
 
 
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
-    """A RunConfig from nested mappings.
+    """Builds a RunConfig from nested mappings.
 
     Args:
-        data: Section name → field name → value; missing ones take their defaults.
+        data: Section name → field name → value; absent ones take their defaults.
         source: Named in the error: a file's path, "--set", "form".
 
     Raises:
@@ -43,7 +43,7 @@ def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
 
 
 def to_mapping(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """The nested mappings that `from_mapping` takes."""
+    """Returns the nested mappings that `from_mapping` takes."""
     mapping: dict[str, dict[str, Any]] = msgspec.to_builtins(config)
     return mapping
 
@@ -60,16 +60,16 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """One YAML value, as typed after `--set KEY=` or in a form field.
+    """Parses one YAML value, as typed after `--set KEY=` or in a form field.
 
     Raises:
-        yaml.YAMLError: not YAML.
+        yaml.YAMLError: the text is not YAML.
     """
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 def load(path: Path) -> RunConfig:
-    """The RunConfig in a YAML file.
+    """Reads a RunConfig from a YAML file.
 
     Raises:
         EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
@@ -78,7 +78,7 @@ def load(path: Path) -> RunConfig:
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """The nested mappings in a YAML file, not yet checked against RunConfig.
+    """Reads nested mappings from a YAML file, without checking them against RunConfig.
 
     Raises:
         EliteError: CONFIG_UNREADABLE.
@@ -132,7 +132,7 @@ def apply_override(data: dict[str, Any], text: str) -> None:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML, each field under a comment with its documentation."""
+    """Renders the configuration as YAML, each field under a comment with its documentation."""
     lines = ["# Elite TUI run configuration. `engine train --config FILE` repeats this run."]
     mapping = to_mapping(config)
     for section, values in mapping.items():

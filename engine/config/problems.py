@@ -1,4 +1,4 @@
-"""Everything that is wrong with a configuration, as values: for an error, and for a form."""
+"""Lists all problems of a configuration as values, for an error and for a form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.config.run import RunConfig, field_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong with one field, and what to do."""
+    """A problem with one field, and its remedy."""
 
     field: str
     problem: str
@@ -23,7 +23,7 @@ class Problem:
 
 
 def find_problems(data: Any) -> list[Problem]:
-    """Everything wrong with nested mappings of values, by field; empty when `from_mapping` would succeed."""
+    """Returns every problem of nested mappings, by field; empty when `from_mapping` would succeed."""
     if not isinstance(data, dict):
         return [
             Problem(
@@ -75,7 +75,7 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
 
 
 def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
-    """Values that are each allowed, but not together."""
+    """Finds values that are each allowed, but not together."""
     found = list(_find_layout_conflicts(data.get("stream", {}), data))
     training = data.get("training", {})
     if training.get("tier") is not None and training.get("context") is not None:
@@ -86,7 +86,7 @@ def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
 
 
 def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
-    """Choices of the streamed step that no plan can follow."""
+    """Finds settings of the streamed step that no plan can follow."""
     fixed = {name: value for name, value in stream.items() if value is not None}
     if not fixed:
         return

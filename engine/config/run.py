@@ -36,15 +36,15 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 @functools.cache
 def fields() -> tuple[FieldSpec, ...]:
-    """Every field of RunConfig in order of declaration."""
+    """Returns every field of RunConfig in order of declaration."""
     return describe_fields(RunConfig)
 
 
 @functools.cache
 def field_spec(path: str) -> FieldSpec:
-    """The field at a dotted path.
+    """Returns the field at a dotted path.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such field.
     """
     return {spec.path: spec for spec in fields()}[path]

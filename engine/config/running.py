@@ -1,4 +1,4 @@
-"""Sections about how a run is kept, repaired, scored and spread."""
+"""Sections on checkpoints, recovery, output, evaluation and distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.config.kinds import PathText, option
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """When progress is saved."""
+    """When checkpoints are saved."""
 
     every_minutes: Annotated[
         float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
@@ -26,7 +26,7 @@ class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
 
 
 class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a run does about failures by itself."""
+    """Automatic recovery from failures."""
 
     enabled: Annotated[
         bool,
@@ -57,7 +57,7 @@ class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
 
 class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Where results go."""
+    """Where results are written."""
 
     directory: Annotated[
         PathText,
@@ -74,7 +74,7 @@ class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
 
 class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What `engine evaluate` measures of a run's result."""
+    """Extent of `engine evaluate`."""
 
     at_end: Annotated[
         bool, Meta(description="Also at the end of a training run that completes, for its report and the result room.")

@@ -1,4 +1,4 @@
-"""The section about how the streamed step is laid out."""
+"""The section on the layout of the streamed step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, structs
 
 
 class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Choices of the streamed step that are taken from the planner; it makes those that are unset."""
+    """Fixed choices of the streamed step; the planner makes those that are unset."""
 
     weights: Annotated[
         Literal["resident", "streamed"] | None,
@@ -46,5 +46,5 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = None
 
     def fixed(self) -> dict[str, Any]:
-        """The fields that are set, by the names that StreamPlan has for them."""
+        """Returns the fields that are set, by their names in StreamPlan."""
         return {name: value for name, value in structs.asdict(self).items() if value is not None}

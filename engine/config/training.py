@@ -1,4 +1,4 @@
-"""The section about how it learns."""
+"""The section on optimiser, schedule and step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.config.kinds import Positive, option
 
 
 class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """How it learns."""
+    """Optimiser, schedule and step."""
 
     method: Annotated[
         Literal["lora", "full"],

@@ -1,8 +1,8 @@
-"""Attention over a sequence whose queries, keys and values lie spread over ranks: what a layer's exchange has to do.
+"""Interface of attention over a sequence whose queries, keys and values are sharded over ranks.
 
-Tensors hold a rank's tokens one after the other, (tokens, heads, head_dim), so that any run of them is one piece of
-memory. Blocks merge by their logsumexp, and the backward pass takes the whole row's output and logsumexp, as within
-one device (engine/attention/blockwise.py).
+Tensors hold a rank's tokens first, (tokens, heads, head_dim), so that any run of them is contiguous in memory. Blocks
+merge by their logsumexp, and the backward pass takes the whole row's output and logsumexp, as within one device
+(engine/attention/blockwise.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.attention.blockwise import backward_piece, forward_piece, merge
 from engine.distributed.shards import Block
 
 FORWARD_BLOCKS = 4
-"""Key blocks that one call of the forward may see: only the backward's temporaries are as long as its keys."""
+"""Key blocks in one call of the forward, which has no temporaries as long as its keys, unlike the backward."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,45 @@ class Attended:
 
 
 class Exchange(Protocol):
-    """One layer's attention by all ranks together. `window`: keys that a query sees, None for all."""
+    """Computes one layer's attention by all ranks together."""
 
     def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
-        """Of this rank's queries over the whole sequence.
+        """Computes the attention of this rank's queries over the whole sequence.
 
         Args:
             q: (tokens, heads, head_dim).
             kv: Keys and values, (2, tokens, kv_heads, head_dim).
             scale: Multiplies q kᵀ.
-            window: See above.
+            window: Keys that a query sees, None for all.
         """
 
     def backward(
         self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of q and of kv, fp32 or wider, with what every rank's queries contribute."""
+        """Computes the gradients of q and kv, summed over the queries of all ranks.
+
+        Args:
+            grad_out: Gradient of this rank's output, (tokens, heads, head_dim).
+            q, kv, scale, window: As in `forward`.
+            attended: Result of `forward`.
+
+        Returns:
+            (tokens, heads, head_dim) and (2, tokens, kv_heads, head_dim), fp32 or wider.
+        """
 
 
 def heads_first(x: Tensor) -> Tensor:
-    """(tokens, heads, head_dim) seen as (1, heads, tokens, head_dim)."""
+    """Views (tokens, heads, head_dim) as (1, heads, tokens, head_dim)."""
     return x.transpose(0, 1).unsqueeze(0)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in."""
+    """Returns the accumulation dtype, fp32 or wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
 class RunningAttention:
-    """Output of some queries over the keys seen so far."""
+    """Running output of queries (tokens, heads, head_dim) over the keys seen so far."""
 
     def __init__(self, q: Tensor, backend: AttentionBackend, scale: float) -> None:
         self._q, self._backend, self._scale = q, backend, scale
@@ -69,7 +78,7 @@ class RunningAttention:
         self._logsumexp = torch.full(shape, -torch.inf, dtype=wide(q.dtype), device=q.device)
 
     def see(self, kv: Tensor, blocks: Sequence[Block]) -> None:
-        """Adds keys and values, (2, their tokens, kv_heads, head_dim)."""
+        """Merges in the attention to keys and values kv, (2, tokens, kv_heads, head_dim)."""
         for block in blocks:
             rows = slice(block.query, block.query + block.queries)
             keys = slice(block.key, block.key + block.keys)
@@ -84,7 +93,7 @@ class RunningAttention:
             merge(heads_first(self._out[rows]), self._logsumexp[:, :, rows], out, logsumexp)
 
     def result(self) -> Attended:
-        """What the queries have seen."""
+        """Returns the output and logsumexp over all keys seen."""
         return Attended(self._out.to(self._q.dtype), self._logsumexp)
 
 
@@ -98,7 +107,20 @@ def gradients_of_blocks(
     backend: AttentionBackend,
     scale: float,
 ) -> Tensor:
-    """Adds to dq, and returns what these queries contribute to the gradient of kv, in dq's dtype."""
+    """Adds to dq in place, and returns the contribution of these queries to the gradient of kv.
+
+    Args:
+        grad_out, q: (tokens, heads, head_dim).
+        kv: Keys and values, (2, tokens, kv_heads, head_dim), of the same or another rank.
+        attended: Output and logsumexp of q over the whole sequence.
+        dq: Running gradient of q, (tokens, heads, head_dim), fp32 or wider.
+        blocks: Blocks of q against kv.
+        backend: Kernel of one block.
+        scale: Multiplies q kᵀ.
+
+    Returns:
+        (2, tokens, kv_heads, head_dim), in dq's dtype.
+    """
     dkv = torch.zeros(kv.shape, dtype=dq.dtype, device=kv.device)
     for block in blocks:
         rows = slice(block.query, block.query + block.queries)

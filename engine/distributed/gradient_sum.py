@@ -1,4 +1,4 @@
-"""Sums of gradients over ranks."""
+"""Sums gradients over ranks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from engine.distributed.torch_process_group import TorchProcessGroup
 
 BUCKET_NUMBERS = 16 << 20
-"""Numbers that go out in one message."""
+"""Most elements of a bucket, unless it holds a single gradient."""
 
 
 class GradientSum(Protocol):
-    """Replaces gradients by their sum over the ranks, exactly or nearly."""
+    """Replaces gradients by their sum over the ranks, exact or approximate."""
 
     def __call__(self, gradients: Sequence[Tensor]) -> None:
-        """In place; the same tensors in the same order in every rank."""
+        """Sums in place; every rank passes the same tensors, of any shapes, in the same order."""
 
 
 class AllReduceSum:
-    """The exact sum, many gradients in one message: a collective for each would pay its latency hundreds of times."""
+    """Computes the exact sum by all-reduce, in buckets, because one all-reduce a gradient would be bound by latency."""
 
     def __init__(self, group: TorchProcessGroup) -> None:
         self._group = group

@@ -1,14 +1,14 @@
-"""PowerSGD (arXiv 1905.13727) between ranks: gradients cross the wire as low-rank factors. Approximate.
+"""PowerSGD (arXiv 1905.13727) between ranks, which sends gradients as low-rank factors. Approximate.
 
-torch's own hook compresses the buckets of DistributedDataParallel, which sees a backward pass of the whole model; a
-streamed step's gradients come into being layer by layer, tile by tile, and are summed once an update. Algorithm 1 of
-the paper on those sums, with its error feedback and its warm start:
+torch's own hook compresses the buckets of DistributedDataParallel, which needs a backward pass of the whole model. A
+streamed step computes gradients layer by layer, tile by tile, and they are summed once an update. This module applies
+Algorithm 1 of the paper to those sums, with its error feedback and its warm start:
 
     M = gradient + what was not sent before        P = sum of M Q, orthogonalised        Q = sum of Mᵀ P
     the ranks' sum ≈ P Qᵀ                           not sent: M - P (Mᵀ P)ᵀ
 
-An adapter has hundreds of small matrices of a few shapes. Those of one shape are stacked, so that an operation is
-started once a shape and not once a matrix. All left factors go out in one message, and all right ones.
+An adapter has hundreds of small matrices of a few shapes. Those of one shape are stacked, so that a kernel is launched
+once a shape and not once a matrix. All left factors are sent in one message, and so are all right ones.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from engine.distributed.gradient_sum import AllReduceSum
 from engine.distributed.torch_process_group import TorchProcessGroup
 
 WHOLE_UPDATES = 10
-"""Updates whose gradients are sent whole: the first ones are large and point everywhere (paper, appendix)."""
+"""Updates sent uncompressed, as the first gradients are large and in all directions (paper, appendix)."""
 
 STACK_NUMBERS = 64 << 20
-"""Most numbers in a stack: temporaries are a part of the gradients, also where every weight is trained."""
+"""Most elements in a stack, which keeps temporaries smaller than the gradients even in full fine-tuning."""
 
 
 class PowerSgd:
-    """A GradientSum that sends rank · (a + b) numbers for a matrix of a × b, where that is less than half of it.
+    """A GradientSum that sends rank · (a + b) elements for a matrix of a × b, where that is less than half of it.
 
     Args:
-        team: The ranks.
-        rank: Of the factors.
-        whole_updates: Updates before the compression begins.
+        group: The ranks.
+        rank: Rank of the factors.
+        whole_updates: Uncompressed updates before compression begins.
     """
 
     def __init__(self, group: TorchProcessGroup, rank: int, whole_updates: int = WHOLE_UPDATES) -> None:
@@ -69,10 +69,10 @@ class PowerSgd:
             torch._foreach_copy_([gradients[i].flatten(1) for i in stack], list(sums.unbind(0)))
 
     def _stacks(self, gradients: Sequence[Tensor]) -> Iterator[list[int]]:
-        """Numbers of matrices of one shape, those that are worth compressing, a stack at a time."""
+        """Yields stacks of indices of matrices of one shape that are worth compressing."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, gradient in enumerate(gradients):
-            # A gradient that lies otherwise in memory would not be written through its flat form.
+            # The flattened form of a non-contiguous gradient may be a copy, which would not write back the sum.
             if self._is_worth(gradient) and gradient.is_contiguous():
                 rows, columns = gradient.flatten(1).shape
                 groups.setdefault((rows, columns, gradient.dtype, gradient.device), []).append(index)
@@ -82,7 +82,7 @@ class PowerSgd:
                 yield indices[start : start + most]
 
     def _matrices(self, gradients: Sequence[Tensor], stack: Sequence[int]) -> Tensor:
-        """The gradients with what was not sent before, (matrices, rows, columns), in the place of the latter."""
+        """Adds the gradients to the unsent rest of the update before, in place, (matrices, rows, columns)."""
         added = [gradients[i].flatten(1) for i in stack]
         key = tuple(stack)
         if key not in self._unsent:
@@ -98,10 +98,13 @@ class PowerSgd:
         return 2 * self._rank * (rows + columns) < rows * columns
 
     def _basis(self, stack: Sequence[int], gradients: Sequence[Tensor]) -> Tensor:
-        """The right factors of the update before, (matrices, columns, rank): close to now, alike in all ranks."""
+        """Returns the orthonormalised right factors of the update before, (matrices, columns, rank).
+
+        They are a good start for this update, and the same in all ranks.
+        """
         drawn = torch.stack([self._drawn_basis(index, gradients[index]) for index in stack])
         kept = torch.stack([self._bases.get(index, one) for index, one in zip(stack, drawn.unbind(0), strict=True)])
-        # A column that came to nothing would stay at nothing: it looks in another direction.
+        # A zero column would stay zero, so it is replaced by a random one.
         lost = kept.norm(dim=-2, keepdim=True) == 0.0
         return orthonormal_columns(torch.where(lost, drawn, kept))
 
@@ -113,29 +116,30 @@ class PowerSgd:
         return self._drawn[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The factors. What a rank has not sent yet is its own, and is given up when the run is resumed."""
-        # A factor is a view into a stack: a file of it alone holds no more than itself.
+        """Returns the factors. The unsent rest is each rank's own, and is dropped when the run resumes."""
+        # A factor is a view into a stack, so it is cloned for a file to hold the factor alone.
         bases = {str(index): basis.detach().cpu().clone() for index, basis in self._bases.items()}
         return {"updates": self._updates, "bases": bases}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `state_dict`."""
+        """Restores the state that `state_dict` returned."""
         self._updates = int(state["updates"])
         self._unsent.clear()
         self._bases = {int(index): basis.to(self._group.device) for index, basis in state["bases"].items()}
 
 
 def orthonormal_columns(x: Tensor) -> Tensor:
-    """Orthonormal columns that span those of each matrix, by modified Gram-Schmidt, twice (Björck 1967).
+    """Orthonormalises the columns of each matrix by modified Gram-Schmidt, applied twice (Björck 1967).
 
-    Column after column for all matrices at once. A QR factorisation runs one matrix after another on a GPU. A column
-    that depends on those before it becomes zero and adds nothing to a product: matrices of a lower rank stay exact.
+    It handles one column of all matrices at a time, because a QR factorisation runs one matrix after another on a GPU.
+    A column that depends on those before it becomes zero and adds nothing to a product, so that matrices of lower rank
+    stay exact.
 
     Args:
         x: (matrices, rows, columns), with at least as many rows as columns, fp32 or wider.
 
     Returns:
-        The same shape and type.
+        The same shape and dtype.
     """
     columns = list(x.unbind(-1))
     tiny = torch.finfo(x.dtype).tiny
@@ -143,7 +147,7 @@ def orthonormal_columns(x: Tensor) -> Tensor:
     for i, column in enumerate(columns):
         length = column.norm(dim=-1, keepdim=True)
         found = column / length.clamp_min(tiny)
-        # A second time: what rounding left of the columns before, where little of this one was new.
+        # The second pass removes the rounding error of the first, which is large where little of the column is new.
         for _ in range(2 if i else 0):
             for before in columns[:i]:
                 found = found - (before * found).sum(-1, keepdim=True) * before

@@ -1,7 +1,7 @@
-"""Ring attention (arXiv 2310.01889) over streamed tiles: keys and values travel from rank to rank.
+"""Ring attention (arXiv 2310.01889) over streamed tiles, which sends keys and values from rank to rank.
 
-While a rank attends to the keys and values that it holds, they are on their way to the next one. In the backward pass
-their gradients follow them: each rank adds what its queries contribute, and after a whole turn they are at home.
+While a rank attends to the keys and values that it holds, it sends them to the next rank. In the backward pass their
+gradients follow them. Each rank adds its queries' contribution, and after a full turn the sums are back at their owner.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from engine.distributed.torch_process_group import TorchProcessGroup
 
 
 class RingExchange:
-    """An Exchange for one sequence.
+    """An Exchange for one sequence, by ring attention.
 
     Args:
-        team: The ring.
-        kept: What each rank keeps of the sequence.
+        group: Ranks of the ring.
+        kept: Segments of the sequence that each rank keeps.
         backend: Kernel of one block.
         tile: Most queries in a block.
         key_block: Most keys in a block of the backward pass.
@@ -90,7 +90,7 @@ class RingExchange:
             if turn + 1 < size:
                 following = self._like(kv, owner - 1, kv.dtype)
                 pairs.append((held, following))
-            if turn:  # the sums for the keys that were sent before, after those of this turn's keys
+            if turn:  # send the sums of the keys that left last turn, receive those of this turn's keys
                 arriving = self._like(kv, owner, sums_type)
                 pairs.append((sums, arriving))
             transfer.start(pairs)
@@ -112,7 +112,7 @@ class RingExchange:
 
 
 class Transfer:
-    """Tensors on their way to the next rank and from the one before; they live until `finish`."""
+    """A pending exchange of tensors with both neighbours in the ring; keeps the tensors alive until `finish`."""
 
     def __init__(self, group: TorchProcessGroup) -> None:
         self._group = group
@@ -120,7 +120,10 @@ class Transfer:
         self._requests: list[distributed.Work] = []
 
     def start(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Sends the first of each pair on, and receives into the second. All ranks give as many pairs."""
+        """Starts to send the first tensor of each pair to the next rank, and to receive into the second.
+
+        The tensors may have any shape; each receives one of the same shape and dtype. Every rank passes as many pairs.
+        """
         if not pairs:
             return
         group = self._group
@@ -132,7 +135,7 @@ class Transfer:
             self._requests = distributed.batch_isend_irecv([*send, *receive])
 
     def finish(self) -> None:
-        """Returns when what was received may be used, and what was sent be given back."""
+        """Waits until the received tensors may be used and the sent ones freed."""
         with self._group.waiting():
             for request in self._requests:
                 request.wait()

@@ -1,7 +1,7 @@
-"""How a sequence is cut up among ranks, and what each rank's queries see of each other's keys. Pure arithmetic.
+"""Shards a sequence over ranks, and lists the blocks of keys that each rank's queries see. Pure arithmetic.
 
-Zigzag: of 2R pieces rank r takes the r-th and the r-th last, so that every rank has early tokens, which see little, and
-late ones, which see much: causal attention is then the same work for all in every turn of the ring.
+In zigzag order rank r takes the r-th and the r-th last of 2R pieces. Every rank then has early tokens, which see few
+keys, and late ones, which see many, so that causal attention is the same work for all in every turn of the ring.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Order = Literal["zigzag", "contiguous"]
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions [start, stop) of the sequence, which a rank keeps from its row `row` on."""
+    """Positions [start, stop) of the sequence, kept by a rank from its row `row` on."""
 
     start: int
     stop: int
@@ -26,7 +26,7 @@ class Segment:
 
 
 def segments(context: int, ranks: int, order: Order) -> list[list[Segment]]:
-    """What each rank keeps, in ascending order; lengths differ by at most one token a piece."""
+    """Lists each rank's segments in ascending order; lengths differ by at most one token a piece."""
     pieces = 2 * ranks if order == "zigzag" else ranks
     borders = [context * i // pieces for i in range(pieces + 1)]
     spans = list(pairwise(borders))
@@ -43,13 +43,13 @@ def segments(context: int, ranks: int, order: Order) -> list[list[Segment]]:
 
 
 def rows_of(kept: Sequence[Segment]) -> int:
-    """Tokens that a rank keeps."""
+    """Counts the tokens that a rank keeps."""
     return sum(segment.stop - segment.start for segment in kept)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [query, query + queries) of a rank against rows [key, key + keys) of another."""
+    """Rows [query, query + queries) of a rank against rows [key, key + keys) of the same or another rank."""
 
     query: int
     queries: int
@@ -67,11 +67,11 @@ def blocks(
     window: int | None,
     document_starts: Sequence[int],
 ) -> list[list[Block]]:
-    """For each owner of keys, what the queries of a rank see of them.
+    """Lists, for each owner of keys, the blocks that a rank's queries see.
 
     Args:
-        own: What the rank keeps.
-        owners: What each rank keeps.
+        own: Segments that the rank keeps.
+        owners: Segments that each rank keeps.
         tile: Most queries in a block.
         key_block: Most keys in a rectangle.
         window, document_starts: As in `engine.attention.mask_tiles.causal_pieces`.
@@ -98,7 +98,7 @@ def blocks(
 
 
 def _within(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
-    """The part of a piece whose keys lie in [start, stop)."""
+    """Yields the part of a piece whose keys lie in [start, stop)."""
     first, last = max(piece.key_start, start), min(piece.key_stop, stop)
     if first >= last:
         return
@@ -114,7 +114,10 @@ def _within(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
 
 
 def _anticausal(piece: Piece, first: int, last: int) -> Iterator[Piece]:
-    """Query r sees the keys t >= r: those before `first` go, and queries from `last` on see nothing that is left."""
+    """Yields the part of an ANTICAUSAL piece, where query r sees the keys t >= r, with keys in [first, last).
+
+    Queries from `last` on see none of these keys.
+    """
     a, b = first - piece.key_start, last - piece.key_start
     query = piece.query_start
     if a:

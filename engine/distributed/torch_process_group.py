@@ -1,8 +1,8 @@
-"""A team of several processes over torch.distributed.
+"""ProcessGroup over torch.distributed.
 
-Two groups: small objects go through gloo in host memory, where a rank may wait for hours (the run is paused, a disk is
-full) and a rank that died is noticed by its closed connections; gradients, keys and values go through NCCL between
-GPUs, with a timeout, since all ranks come to them at about the same time.
+It has two torch groups. Small objects go through gloo in host memory, where a rank may wait for hours (the run is
+paused, a disk is full), and closed connections reveal a dead rank. Gradients, keys and values go through NCCL between
+GPUs, with a timeout, because all ranks reach them at about the same time.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=365)
-"""Of the group for objects: who dies is found out by other means (engine.launch.rank_watchdog)."""
+"""Timeout of the group for objects; engine.launch.rank_watchdog detects dead ranks instead."""
 
 REPORT_SECONDS = 2.0
-"""Shortest time between two reports of the ranks."""
+"""Least time between two reports of the ranks."""
 
 _OWN_WARNINGS = ("host-memory-low", "gpu-hot")
-"""Codes of warnings that one rank may have and others not."""
+"""Codes of warnings that a single rank may raise."""
 
 _LOST_WORDS = (
     "connection closed",
@@ -57,13 +57,13 @@ _LOST_WORDS = (
 
 
 class TorchProcessGroup(ProcessGroup):
-    """This process among those of the initialised default process group.
+    """This process's rank in the initialised default process group.
 
     Args:
-        device: Where this rank computes.
-        timeout_s: What a rank waits for the others' tensors.
-        here: Ranks on this host; None: all of them.
-        device_name: What people are told of the device, whose number is 0 in every rank.
+        device: The compute device of this rank.
+        timeout_s: Timeout of collectives over tensors, in seconds.
+        here: Number of ranks on this host; None for all.
+        device_name: Display name of the device, whose number is 0 in every rank.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class TorchProcessGroup(ProcessGroup):
         self._device_name = device_name or str(device)
         self.device = device
         self.notices: list[WarningRaised] = []
-        "What other ranks than the first have to tell; goes out with the next report."
+        "Warnings of a rank other than the first, sent with the next report."
         self.sent_bytes = 0
-        "Handed to collectives for gradients since the last report."
+        "Bytes of gradients passed to collectives since the last report."
         backend = "nccl" if device.type == "cuda" else "gloo"
         self.tensors: TorchGroup = distributed.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
         self._objects: TorchGroup = distributed.new_group(backend="gloo", timeout=_PATIENCE)
@@ -107,10 +107,14 @@ class TorchProcessGroup(ProcessGroup):
         return found
 
     def sum_tensor(self, tensor: Tensor) -> None:
-        """Replaces a tensor on this rank's device, or in host memory, by the sum over all ranks."""
+        """Replaces a tensor of any shape, on this rank's device or in host memory, by the sum over all ranks.
+
+        Raises:
+            EliteError: RANK_LOST.
+        """
         self.sent_bytes += tensor.numel() * tensor.element_size()
         with self.waiting():
-            # Gradients of weights that live in host memory go the way of the objects.
+            # Gradients of weights in host memory go through gloo, like objects.
             group = self.tensors if tensor.device.type == self.device.type else self._objects
             distributed.all_reduce(tensor, group=group)
 
@@ -150,7 +154,10 @@ class TorchProcessGroup(ProcessGroup):
                     emit(notice)
 
     def keep_notice(self, envelope: Envelope) -> None:
-        """Keeps what only this rank has met until the next report; the rest all ranks say alike. A Listener."""
+        """Keeps warnings that only this rank has met until the next report; others are the same in all ranks.
+
+        It is a Listener.
+        """
         event = envelope.event
         if isinstance(event, WarningRaised) and event.code in _OWN_WARNINGS:
             message = WarningRaised(code=event.code, text=f"rank {self.rank}: {event.text}", hint=event.hint)
@@ -163,10 +170,10 @@ class TorchProcessGroup(ProcessGroup):
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """A collective: its time counts as waiting, and its failure says that another rank is gone.
+        """Wraps a collective, counts its time as waiting, and turns the loss of a peer into a typed error.
 
         Raises:
-            EliteError: RANK_LOST.
+            EliteError: RANK_LOST, if another rank is gone or silent.
         """
         began = time.monotonic()
         try:

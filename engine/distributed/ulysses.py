@@ -1,6 +1,7 @@
-"""Ulysses (arXiv 2309.14509): for attention, ranks exchange parts of the sequence for parts of the heads.
+"""Ulysses attention (arXiv 2309.14509), where ranks exchange shards of the sequence for shards of the heads.
 
-Two all-to-alls a layer instead of a turn for each rank; heads must divide by the ranks, key heads too.
+It needs two all-to-alls a layer instead of a turn for each rank. The number of ranks must divide the query heads and
+the KV heads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from engine.distributed.torch_process_group import TorchProcessGroup
 
 
 class UlyssesExchange:
-    """An Exchange for one sequence, of which each rank keeps one piece, in order; arguments of RingExchange."""
+    """An Exchange for one sequence, by all-to-all.
+
+    Arguments are those of RingExchange; each rank keeps one segment, in order.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class UlyssesExchange:
         return torch.stack([self._gather(one) for one in kv])
 
     def _gather(self, x: Tensor) -> Tensor:
-        """(own tokens, heads, d) of this rank to (all tokens, its share of the heads, d)."""
+        """Exchanges (own tokens, heads, d) of this rank for (all tokens, its share of the heads, d)."""
         size = self._group.size
         parts = torch.cat([part.reshape(-1) for part in x.chunk(size, dim=1)])
         width = x.shape[1] // size * x.shape[2]
@@ -86,7 +90,7 @@ class UlyssesExchange:
         return found.view(-1, x.shape[1] // size, x.shape[2])
 
     def _scatter(self, x: Tensor) -> Tensor:
-        """The way back: (all tokens, a share of the heads, d) to (own tokens, heads, d)."""
+        """Inverts `_gather`, and exchanges (all tokens, a share of the heads, d) for (own tokens, heads, d)."""
         size, mine = self._group.size, self._rows[self._group.rank]
         width = x.shape[1] * x.shape[2]
         found = x.new_empty(size * mine * width)

@@ -1,1 +1,1 @@
-"""How good the model is: perplexity before and after."""
+"""Evaluation: perplexity and completed functions, before and after training."""

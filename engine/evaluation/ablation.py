@@ -1,6 +1,6 @@
-"""Real runs that differ in one optimisation each: what it changes in memory, speed and held-out loss.
+"""Ablation runs that differ in one optimisation each: its effect on memory, speed and held-out loss.
 
-Each run is a training process of its own, so that peaks are its own, over the same tokens in the same order.
+Each run is a training process of its own, so that peaks are its own. All train on the same tokens in the same order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.plan.optimizations import find_optimization, optimizations, toggle, 
 from engine.protocol import EvalCompleted, RunFailed, RunFinished, StepCompleted, Stop
 
 WARM_UP_STEPS = 2
-"""First steps that do not count for the speed: they allocate, compile and plan kernels."""
+"""First steps left out of the speed: they allocate, compile and plan kernels."""
 _POLL_S = 0.1
 
 
@@ -33,51 +33,51 @@ class Variation:
     """One configuration to run."""
 
     id: str
-    'Of the optimisation, or "baseline".'
+    'Identifier of the optimisation, or "baseline".'
     on: bool
-    "Whether it is on in this run."
+    "Whether the optimisation is on in this run."
     seed: int
     config: RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one run measured. None is what it did not come to."""
+    """Measurements of one run. None is a value that the run did not reach."""
 
     id: str
     on: bool
     seed: int
     run: str = ""
-    "Its directory's name."
+    "Name of its directory."
     steps: int = 0
     tokens: int = 0
     held_out_loss: float | None = None
-    "Nats a token, of the adapter that was kept."
+    "Nats per token, of the adapter that was kept."
     loss_before: float | None = None
-    "Of the base model."
+    "Nats per token, of the base model."
     curve: tuple[tuple[int, float], ...] = ()
     "Tokens trained on and held-out loss, at every evaluation."
     tokens_per_second: float | None = None
-    "Median of the steps after the first ones."
+    "Median over the steps after the warm-up."
     gpu_peak: int | None = None
     host_peak: int | None = None
     seconds: float = 0.0
-    "Of the whole run, loading included."
+    "Duration of the whole run, loading included."
     problem: str = ""
-    "Why it failed."
+    "Reason of its failure; empty otherwise."
 
 
 def variations(
     config: RunConfig, machine: Machine, spec: ModelSpec, only: Sequence[str] = (), seeds: int = 1
 ) -> Iterator[Variation]:
-    """The baseline, and every switchable optimisation that can act here in the state that the baseline has not.
+    """Yields the baseline, then each optimisation that can act here with its state toggled.
 
     Args:
         config: The baseline.
-        machine: Where it runs.
+        machine: The machine that runs them.
         spec: Its model.
         only: Optimisations to vary; all by default.
-        seeds: Runs of each, with as many seeds from the baseline's on.
+        seeds: Number of runs of each, with consecutive seeds from the baseline's on.
 
     Raises:
         EliteError: OPTIMIZATION_UNKNOWN; the baseline does not fit.
@@ -92,7 +92,7 @@ def variations(
             if not row.switch_on or found[row.id] == "unavailable" or (wanted and row.id not in wanted):
                 continue
             on = found[row.id] == "off"
-            # What excludes it, or leaves no difference, is not a variation.
+            # Skip what the baseline excludes, or what leaves the configuration unchanged.
             with contextlib.suppress(EliteError):
                 changed = toggle(seeded, row.id, on)
                 if changed != seeded:
@@ -100,7 +100,7 @@ def variations(
 
 
 def measure(variation: Variation) -> Outcome:
-    """Runs a variation to its end."""
+    """Runs a variation to its end and returns its measurements."""
     began = time.monotonic()
     try:
         handle = launch(variation.config)
@@ -161,7 +161,7 @@ def _outcome(
 
 
 def tokens_to_reach(curve: Sequence[tuple[int, float]], loss: float) -> float | None:
-    """Tokens after which the held-out loss first was `loss`, between two evaluations linearly; None if it never was."""
+    """Interpolates the tokens at which the held-out loss first reached `loss`; None if it never did."""
     for (before, above), (after, below) in pairwise(curve):
         if below <= loss:
             share = 1.0 if above <= below else (above - loss) / (above - below)
@@ -172,7 +172,7 @@ def tokens_to_reach(curve: Sequence[tuple[int, float]], loss: float) -> float | 
 def measure_all(
     todo: Sequence[Variation], notify: Callable[[int, int, Outcome], None] = lambda *_: None
 ) -> list[Outcome]:
-    """Runs the variations one after the other; `notify` hears of each with its number and how many there are."""
+    """Runs the variations in order; calls `notify` after each with its number, the total and the outcome."""
     outcomes = []
     for number, variation in enumerate(todo, start=1):
         outcomes.append(measure(variation))

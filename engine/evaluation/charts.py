@@ -1,4 +1,4 @@
-"""The pictures of a report, each as SVG text."""
+"""Charts of a report, each as SVG text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GREY, _BLUE, _RED, _GREEN = COLOURS
 
 
 def charts_of(curve: RunCurve, scores: Sequence[Score], evaluation: Evaluation | None) -> Iterator[tuple[str, str]]:
-    """File name without its ending, and the picture, of everything that there is to draw."""
+    """Yields each chart that has data, as (file name without suffix, SVG)."""
     if len(curve.training) > 1:
         yield "loss", loss_chart(curve, scores)
     if evaluation is not None:
@@ -29,7 +29,7 @@ def charts_of(curve: RunCurve, scores: Sequence[Score], evaluation: Evaluation |
 
 
 def loss_chart(curve: RunCurve, scores: Sequence[Score]) -> str:
-    """Training and held-out loss over tokens, with what was projected half-way or later."""
+    """Draws training and held-out loss over tokens, with the projections made half-way or later."""
     bands = [
         Band(name="projected before", x=s.projection.tokens, low=s.projection.low, middle=s.projection.loss,
              high=s.projection.high, colour=_GREEN)
@@ -48,7 +48,7 @@ def loss_chart(curve: RunCurve, scores: Sequence[Score]) -> str:
 
 
 def position_chart(evaluation: Evaluation) -> str:
-    """Perplexity by how much context a token has."""
+    """Draws perplexity by the number of context tokens before a token."""
     rows = evaluation.by_position
     return bar_chart(
         "Perplexity by tokens of context before a token",
@@ -64,7 +64,7 @@ def position_chart(evaluation: Evaluation) -> str:
 
 
 def function_chart(task: TaskResult) -> str:
-    """The marks of completed functions."""
+    """Draws the marks of completed functions."""
     return bar_chart(
         f"Held-out functions, {TASK_WORDS[task.task]}",
         [MARK_WORDS[row.name] for row in task.rows],

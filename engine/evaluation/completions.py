@@ -1,4 +1,4 @@
-"""How good a completed function is: against the one in the repository, and as a part of its file."""
+"""Marks completed functions, against the repository's own body and as a part of its file."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from engine.evaluation.parsing import has_code, identifiers, parses
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """Of one completion."""
+    """Marks of one completion."""
 
     exact: bool
-    "The body of the repository, but for blanks at line ends."
+    "Whether it equals the repository's body, blanks at line ends aside."
     edit_similarity: float
     "1 - Levenshtein distance over the longer length, in characters; 1 is the same text."
     identifier_hits: float | None
-    "Share of the names in the true body that the completion uses, too; None for a body without names."
+    "Share of the names in the true body that the completion uses too; None for a body without names."
     parses: bool
-    "Whether the completion has any code, and the file with it is well formed."
+    "Whether the completion has any code and the file with it is well formed."
     ends: bool
-    "Whether the model came to an end within its budget; what was cut off mostly does not parse."
+    "Whether the model ended it within its token budget; completions that are cut off mostly do not parse."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What a model wrote."""
+    """A function body that a model wrote."""
 
     text: str
     marks: Marks
 
 
 def judge(function: HeldOutFunction, text: str, *, ends: bool) -> Completion:
-    """Marks a body that a model wrote for a function."""
+    """Marks a function body that a model wrote."""
     truth, given = _stripped(function.body), _stripped(text)
     names = identifiers(function.body, function.grammar)
     hits = len(names & identifiers(text, function.grammar)) / len(names) if names else None
@@ -45,7 +45,7 @@ def judge(function: HeldOutFunction, text: str, *, ends: bool) -> Completion:
             exact=truth == given,
             edit_similarity=Levenshtein.normalized_similarity(truth, given),
             identifier_hits=hits,
-            # An empty body below a docstring is well formed, and no completion.
+            # An empty body below a docstring is well formed, but completes nothing.
             parses=has_code(text, function.grammar)
             and parses(function.prefix + text + function.suffix, function.grammar),
             ends=ends,

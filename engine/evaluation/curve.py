@@ -1,4 +1,4 @@
-"""The losses of a run as its journal tells them, and what past runs of the same model came to."""
+"""Reads a run's losses from its journal, and the loss ratios of past runs of the same model."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ MOST_PAST_RUNS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class RunCurve:
-    """Losses over tokens trained on, in nats a token; what a rollback undid is left out."""
+    """Losses in nats per token over tokens trained on; steps that a rollback discarded are left out."""
 
     training: tuple[tuple[float, float], ...] = ()
     held_out: tuple[tuple[float, float], ...] = ()
-    "The first one, at 0, is the base model's."
+    "Points (tokens, loss); the first, at 0, is the base model's."
     total_tokens: float | None = None
-    "Trained on at the end, by the steps that are left; None before the first one."
+    "Projected tokens at the end of the run, from the remaining steps; None before the first step."
 
 
 def read_curve(journal: Path) -> RunCurve:
-    """The losses in a journal; none where it cannot be read."""
+    """Reads the losses in a journal; an unreadable journal has none."""
     return curve_of(JournalReader(journal).poll())
 
 
 def curve_of(events: Iterable[Envelope]) -> RunCurve:
-    """The losses in a run's events."""
+    """Extracts the losses from a run's events."""
     steps: dict[int, StepCompleted] = {}
     scores: dict[int, float] = {}
     total_steps = 0
     for envelope in events:
         event = envelope.event
         if isinstance(event, StepCompleted):
-            # A step that is done again takes the place of all that came after it the first time.
+            # After a rollback, a repeated step discards all later ones.
             steps = {number: step for number, step in steps.items() if number < event.step}
             scores = {number: loss for number, loss in scores.items() if number < event.step}
             steps[event.step] = event
@@ -64,12 +64,12 @@ def curve_of(events: Iterable[Envelope]) -> RunCurve:
 
 
 def past_ratios(model: str, *, before: str, runs: Iterable[RunDirectory] | None = None) -> list[float]:
-    """Last held-out loss over the first one, of completed runs of a model that are older than a run.
+    """Returns last over first held-out loss, of completed runs of a model that are older than a run.
 
     Args:
-        model: As the configuration names it.
-        before: Id of the run that wants to know; ids begin with their time.
-        runs: To look at, newest first; all that this user has by default.
+        model: The model, as the configuration names it.
+        before: Id of the current run; ids begin with their time.
+        runs: Runs to search, newest first; all of this user's by default.
     """
     if runs is None:
         runs = find_runs()

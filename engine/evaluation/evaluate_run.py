@@ -1,4 +1,4 @@
-"""Evaluates what a run left in its directory: on the files that it held out, or on other repositories."""
+"""Evaluates a finished run on its held-out files, or on other repositories."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def evaluate_run(
     progress: Progress,
     notify: Callable[[str], None],
 ) -> Iterator[tuple[Evaluation, Dataset]]:
-    """Loads the models of a run once, and scores them on one set of files after the other.
+    """Loads the models of a run once, and scores them on each set of files.
 
     Args:
-        run: With a result.
-        config: Its own.
-        settings: How much is scored.
-        repositories: Scored apart from each other, with all of their files; none is the run's own held-out files.
-        progress: Told how far it is; may raise to abandon it.
-        tell: Told what a person should know.
+        run: A run with a result.
+        config: Its configuration.
+        settings: Extent of the evaluation.
+        repositories: Scored separately, with all of their files; empty is the run's own held-out files.
+        progress: Called with the progress; may raise to abort.
+        notify: Called with messages for the user.
 
     Raises:
         EliteError: RUN_WITHOUT_RESULT, REPOSITORY_*, MODEL_*, OUT_OF_MEMORY.
@@ -74,5 +74,5 @@ def evaluate_run(
 
 
 def _data_of(data: DataSection, path: Path) -> DataSection:
-    """The same reading of another repository, as it is: nothing is rearranged, no history is added."""
+    """Returns the data settings for another repository, without added datasets, history or rearrangement."""
     return replace(data, repositories=[str(path)], datasets=[], history=0, fim=0.0)

@@ -1,4 +1,4 @@
-"""Functions of held-out files, cut into what stands before a body, the body, and what follows; text, never run."""
+"""Cuts functions of held-out files into prefix, body and suffix. The text is never run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from tree_sitter import Node
 
 SHORTEST, LONGEST = 20, 1200
-"""Characters of a body that is asked for: none that says nothing, none that takes many minutes to write."""
+"""Characters of an eligible body: long enough to be informative, short enough not to take minutes to write."""
 MOST_LINES = 30
 PER_FILE = 3
-"""Functions of one file at most, so that one large file does not stand for the repository."""
+"""Maximum functions of one file, so that one large file does not stand for the repository."""
 _LARGEST_FILE = 400_000
 
 _KINDS = {
@@ -52,13 +52,13 @@ class HeldOutFunction:
     grammar: str
     "Name of its grammar (engine.data.syntax.parser_of)."
     prefix: str
-    "The file up to the first line of the body; a Python docstring belongs to it."
+    "The file up to the first line of the body; includes a Python docstring."
     body: str
-    "Up to the end of the last statement, or with the closing brace."
+    "The body up to the end of its last statement, or including the closing brace."
     suffix: str
     "The rest of the file."
     header: int
-    "Where the function begins in `prefix`."
+    "Index in `prefix` at which the function begins."
 
     @property
     def indent(self) -> int:
@@ -69,12 +69,12 @@ class HeldOutFunction:
 def choose_functions(
     files: Iterable[SourceText], most: int, fits: Callable[[HeldOutFunction], bool] = lambda _: True
 ) -> list[HeldOutFunction]:
-    """So many functions from everywhere: the same ones for the same files.
+    """Samples functions over all files, deterministically for the same files.
 
     Args:
-        files: Where they are looked for.
-        most: How many.
-        fits: Whether a body is short enough to be asked for.
+        files: Files to search.
+        most: Maximum number of functions.
+        fits: Whether a body is short enough to request.
     """
     if most <= 0:
         return []
@@ -92,13 +92,13 @@ def choose_functions(
 
 
 def _rank(function: HeldOutFunction) -> bytes:
-    """An order that looks random and depends on path and content only."""
+    """Returns a pseudo-random sort key that depends on path and content only."""
     text = f"{function.path}\0{function.prefix[function.header :]}\0{function.body}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def functions_of(file: SourceText) -> Iterator[HeldOutFunction]:
-    """Its functions whose bodies have lines of their own, none inside another; none of a file that does not parse."""
+    """Yields outermost functions whose bodies have lines of their own; none of a file that does not parse."""
     grammar = grammar_name(file.language, PurePosixPath(file.path))
     if grammar not in _KINDS or len(file.text) > _LARGEST_FILE or not parses(file.text, grammar):
         return
@@ -127,7 +127,7 @@ def functions_of(file: SourceText) -> Iterator[HeldOutFunction]:
 
 
 def _body(function: Node, source: bytes, grammar: str) -> tuple[int, int] | None:
-    """Bytes of the body, from the start of a line on; None where it shares its first line with something else."""
+    """Returns the byte range of the body, from a line start on; None if it shares its first line with other code."""
     body = function.child_by_field_name("body")
     if body is None:
         return None
@@ -138,7 +138,7 @@ def _body(function: Node, source: bytes, grammar: str) -> tuple[int, int] | None
         if first is None:
             return None
         begin = source.rfind(b"\n", 0, first.start_byte) + 1
-        # The line before may go on into this one only through a backslash, which formatters do not leave.
+        # Only a backslash could continue the previous line into this one, and formatters remove those.
         return (begin, body.end_byte) if not source[begin : first.start_byte].strip() else None
     begin = source.find(b"\n", body.start_byte, body.end_byte) + 1
     if source[body.start_byte : body.start_byte + 1] != b"{" or not begin:
@@ -152,14 +152,14 @@ def _is_docstring(node: Node) -> bool:
     )
 
 
-# --- where a function ends that is being written ------------------------------------------------------------
+# --- end of a function being written ------------------------------------------------------------------------
 
 _OPEN = frozenset({"(", "[", "{", "${", "string_start"})
 _CLOSE = frozenset({")", "]", "}", "string_end"})
 
 
 def function_end(function: HeldOutFunction, written: str) -> int | None:
-    """Characters of `written`, a body that is being written, that belong to the function; None while it goes on."""
+    """Returns how many characters of `written`, a partial body, belong to the function; None while it continues."""
     if function.grammar == "Python":
         return _dedent(function, written)
     source = ("{\n" + written).encode("utf-8", "replace")
@@ -173,14 +173,14 @@ def function_end(function: HeldOutFunction, written: str) -> int | None:
 
 
 def _in_string(text: str) -> bool:
-    """Whether a text breaks off within a string: what follows would be taken for code until the string is closed."""
+    """Whether a text ends inside a string, where the parser would read following text as code."""
     return bool(text.rpartition("\n")[2].count('"') % 2 or text.count("`") % 2)
 
 
 def _dedent(function: HeldOutFunction, written: str) -> int | None:
-    """A statement further left than the body ends it, unless it stands in brackets or a string."""
+    """Finds a statement left of the body's column, which ends it unless it is inside brackets or a string."""
     header = function.prefix[function.header :]
-    # The header begins in the middle of its line: its blanks are put back, so that the body's columns hold.
+    # The header begins in the middle of its line; restore its blanks, so that columns of the body hold.
     source = (header + written).encode("utf-8", "replace")
     skip = len(header.encode("utf-8", "replace"))
     depth, end = 0, skip

@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson's for a share, the paired bootstrap for means and for the difference of two models."""
+"""Confidence intervals: Wilson's for a share; the paired bootstrap for means and for differences of two models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 LEVEL = 0.95
 RESAMPLES = 2000
 FEWEST = 5
-"""Units that an interval needs: of fewer, resampling shows little of what others would be like."""
+"""Minimum units for an interval; resampling fewer says little about new units."""
 _Z = 1.959963984540054
 """Two-sided 95% quantile of the normal distribution."""
 _SEED = 20260101
@@ -22,17 +22,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends of an interval of 95% confidence."""
+    """Ends of a 95% confidence interval."""
 
     low: float
     high: float
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Interval of a share (Wilson 1927): right for small numbers, and for shares of 0 and 1.
+    """Computes the interval of a share (Wilson 1927), which holds for small numbers and for shares of 0 and 1.
 
     Raises:
-        ValueError: no trial.
+        ValueError: there is no trial.
     """
     if trials < 1:
         raise ValueError("a share of nothing has no interval")
@@ -43,14 +43,14 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def bootstrap(units: int, statistic: Callable[[Floats], Floats]) -> Interval | None:
-    """Percentile interval of a statistic (Efron 1979), resampling whole units; None for too few.
+    """Computes the percentile interval of a statistic (Efron 1979) by resampling whole units; None for too few.
 
-    Units are what is drawn independently: files for losses, functions for completions. Two models that are scored on
-    the same units are compared in one `statistic`, so that what a unit has of its own cancels out (paired).
+    Units are the independent draws: files for losses, functions for completions. To compare two models on the same
+    units, one `statistic` computes both, so that effects of a unit cancel (paired).
 
     Args:
-        units: How many there are.
-        statistic: From weights, (resamples, units), to its value for each resample, (resamples,).
+        units: Number of units.
+        statistic: Maps weights, (resamples, units), to its value for each resample, (resamples,).
     """
     if units < FEWEST:
         return None
@@ -64,15 +64,15 @@ def bootstrap(units: int, statistic: Callable[[Floats], Floats]) -> Interval | N
 
 
 def paired_shares(gained: int, lost: int, trials: int) -> Interval | None:
-    """Interval of the difference of two shares on the same trials (Agresti and Min 2005); None for too few.
+    """Computes the interval of a difference of two shares (Agresti and Min 2005); None for too few.
 
-    The bootstrap of a difference that never occurred says that it never will; half a trial added to each of the four
-    outcomes does not.
+    Both shares are of the same trials. A bootstrap of a difference that never occurred has width 0. This method adds
+    half a trial to each of the four outcomes.
 
     Args:
         gained: Trials in which only the second succeeded.
-        lost: Trials in which only the first did.
-        trials: All.
+        lost: Trials in which only the first succeeded.
+        trials: All trials.
     """
     if trials < FEWEST:
         return None
@@ -83,5 +83,5 @@ def paired_shares(gained: int, lost: int, trials: int) -> Interval | None:
 
 
 def mean_interval(values: Floats) -> Interval | None:
-    """Interval of a mean over units."""
+    """Computes the interval of a mean over units, shape (units,)."""
     return bootstrap(len(values), lambda weights: weights @ values / len(values))

@@ -1,4 +1,4 @@
-"""Pieces of Markdown for text that may hold anything."""
+"""Markdown for untrusted text, and for figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 def code(text: str) -> str:
-    """Text of unknown origin in backquotes, on one line."""
+    """Renders untrusted text in backquotes, on one line."""
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return f"`{shown.replace('`', chr(39))}`"
 
 
 def code_block(text: str, language: str = "") -> str:
-    """Text of unknown origin in a fence that it cannot close; control characters become question marks."""
+    """Renders untrusted text in a fence that it cannot close; control characters become question marks."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text).strip("\n")
     fence = "```"
     while fence in shown:
@@ -21,21 +21,21 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", ""), *, figures: bool = False) -> str:
-    """A table; its columns but the first are to the right where they hold figures."""
+    """Renders a table; `figures` right-aligns all columns but the first."""
     rule = ["---", *("---:" if figures else "---" for _ in head[1:])]
     cells = [[cell.strip().replace("|", chr(92) + "|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *cells))
 
 
 def bytes_words(count: int) -> str:
-    """KiB, MiB or GiB."""
+    """Formats bytes in KiB, MiB or GiB."""
     if count < 2**19:
         return f"{count / 2**10:,.1f} KiB"
     return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
 
 
 def duration_words(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds."""
+    """Formats a duration in hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from engine.tokenization.encoder import Encoder
 
 Progress = Callable[[int, int, str], None]
-"""Done, total, and what is counted; may raise to abandon the evaluation."""
+"""Called with done, total and the unit; may raise to abort the evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What an evaluation is of."""
+    """Identity of an evaluation: run, model, device and data."""
 
     run: str
     model: str
@@ -35,7 +35,7 @@ class Subject:
     context: int
     data: str
     writes: bool = True
-    "Whether the model can be asked for text: all its weights are on one device."
+    "Whether the model can generate text: all its weights are on one device."
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def evaluate_pair(
         pair: The models.
         held_out: Files that training never saw.
         encoder: Their tokenizer.
-        settings: How much is scored.
+        settings: Extent of the evaluation.
         subject: Names for the result.
-        progress: See Progress.
+        progress: See `Progress`.
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)

@@ -1,4 +1,4 @@
-"""Whether text parses, and what words it is made of. Nothing that is looked at is ever run or imported."""
+"""Checks whether text parses, and extracts its names. The text is never run or imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def leaves(source: bytes, grammar: str) -> Iterator[Node]:
-    """The tokens of a source in order, also of one that does not parse; a comment is one token."""
+    """Yields the tokens of a source in order, even if it does not parse; a comment is one token."""
     pending = [parser_of(grammar).parse(source).root_node]
     while pending:
         node = pending.pop()
@@ -27,7 +27,7 @@ def leaves(source: bytes, grammar: str) -> Iterator[Node]:
 def parses(text: str, grammar: str) -> bool:
     """Whether a whole file is well formed: its tree has no ERROR and no MISSING node; Python must also compile.
 
-    `compile` makes byte code, which is thrown away.
+    The byte code of `compile` is discarded.
     """
     if parser_of(grammar).parse(text.encode("utf-8", "replace")).root_node.has_error:
         return False
@@ -37,7 +37,7 @@ def parses(text: str, grammar: str) -> bool:
 def _compiles(text: str) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the text's own escapes and comparisons
+            warnings.simplefilter("ignore")  # the text's own escapes and comparisons may warn
             compile(ast.parse(text), "<completion>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
@@ -45,13 +45,13 @@ def _compiles(text: str) -> bool:
 
 
 def has_code(text: str, grammar: str) -> bool:
-    """Whether there is more than blanks, comments and closing brackets."""
+    """Whether a text holds more than blanks, comments and closing brackets."""
     found = leaves(text.encode("utf-8", "replace"), grammar)
     return any("comment" not in leaf.type and leaf.type not in ("}", ")", "]", ";") for leaf in found)
 
 
 def identifiers(text: str, grammar: str) -> frozenset[str]:
-    """The names that a piece of code uses, whether or not it parses."""
+    """Returns the names that a piece of code uses, whether or not it parses."""
     found = leaves(text.encode("utf-8", "replace"), grammar)
     return frozenset(
         leaf.text.decode("utf-8", "replace") for leaf in found if leaf.text and leaf.type.endswith("identifier")

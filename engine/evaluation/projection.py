@@ -1,12 +1,12 @@
-"""Where a held-out loss is heading: a power law through the scores so far, with an interval, and its later score.
+"""Projects a held-out loss by a power law through the scores so far, with an interval, and scores it later.
 
     L(t) = a + b·t^-c        a ≥ 0, b ≥ 0        (Hestness et al., arXiv 1712.00409)
 
-with t in tokens trained on. For each c the law is linear in a and b, so that with Gaussian errors of unknown size their
-posterior is a Student t in closed form; c is summed over a grid. What past runs of the same model came to is a prior on
-the loss at the end as a share of the loss at the start. Draws from all that, without the impossible ones, give median
-and interval of the next score at t. A projection, not a promise: a schedule that lowers the rate towards the end, or
-data that change on the way, are not in the law. numpy only: the monitor uses it, too.
+with t in tokens trained on. For each c the law is linear in a and b, so with Gaussian errors of unknown size their
+posterior is a Student t in closed form; c is summed over a grid. Results of past runs of the same model are a prior on
+the final loss as a share of the initial one. Draws from all that, without impossible ones, give median and interval of
+the next score at t. It is a projection, not a promise: the law ignores a schedule that lowers the rate towards the end,
+and data that change on the way. numpy only, since the monitor uses it too.
 """
 
 from __future__ import annotations
@@ -18,69 +18,69 @@ import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.8
-"""Of the interval: four of five scores should fall into it."""
+"""Coverage of the interval: four of five scores should fall into it."""
 FEWEST = 4
-"""Scores after the start that a law needs: three numbers are fitted."""
+"""Minimum scores after the start: the law has three parameters."""
 FEWEST_RUNS = 2
-"""Past runs that make a prior."""
+"""Minimum past runs for a prior."""
 
 _EXPONENTS = np.geomspace(0.05, 2.5, 120)
 _LIKELY_EXPONENT, _EXPONENT_SPREAD = 0.4, 0.8
-"""Of a log-normal prior on c; measured exponents of language models are 0.05 to 0.7."""
+"""Log-normal prior on c (median, width of log c); measured exponents of language models are 0.05 to 0.7."""
 _DRAWS = 8000
 _EARLIEST = 1e-4
-"""Scores before this share of the way so far count as the start: the law has a pole at 0."""
+"""Scores before this share of the progress so far count as the start, since the law has a pole at 0."""
 _SMALLEST_ERROR = 1e-3
-"""Nats; a score on other tokens would differ by more."""
+"""Smallest standard error, in nats; a score on other tokens would differ by more."""
 _SEED = 20260101
 
 Floats = npt.NDArray[np.float64]
 Point = tuple[float, float]
-"""Tokens trained on, and held-out loss in nats a token."""
+"""Tokens trained on, and held-out loss in nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """Where a loss is projected to be."""
+    """Projected loss with its interval."""
 
     tokens: float
-    "Trained on by then."
+    "Tokens trained on at that point."
     loss: float
-    "Median."
+    "Median loss."
     low: float
     high: float
-    "Ends of the interval."
+    "Upper end of the interval."
     points: int
-    "Scores that it is made of, besides the one at the start."
+    "Number of scores that the law was fitted to, besides the one at the start."
     runs: int
-    "Past runs that it is made of."
+    "Number of past runs in the prior."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A projection against what happened."""
+    """A projection compared with the actual score."""
 
     projection: Projection
     happened: float
 
     @property
     def inside(self) -> bool:
-        """Whether it lies in the interval."""
+        """Whether the actual score lies in the interval."""
         return self.projection.low <= self.happened <= self.projection.high
 
     @property
     def error(self) -> float:
-        """Projected median - what happened, in nats."""
+        """Projected median minus the actual score, in nats."""
         return self.projection.loss - self.happened
 
 
 def project(curve: Sequence[Point], tokens: float, past: Sequence[float] = ()) -> Projection | None:
-    """The projected loss after so many tokens; None where too little is known to say anything.
+    """Projects the loss after `tokens` tokens; None where there is too little data.
 
     Args:
         curve: The scores so far, ascending in tokens; one at 0 is the base model's.
-        tokens: Where to project to.
-        past: Of each finished run of the same model: its last loss over its first.
+        tokens: Tokens to project to.
+        past: Last over first loss of each finished run of the same model.
     """
     known = [(t, loss) for t, loss in curve if np.isfinite(loss)]
     start = next((loss for t, loss in known if t <= 0), None)
@@ -116,7 +116,7 @@ def project(curve: Sequence[Point], tokens: float, past: Sequence[float] = ()) -
 def score_in_hindsight(
     curve: Sequence[Point], past: Sequence[float] = (), shares: Sequence[float] = (0.0, 0.25, 0.5, 0.75)
 ) -> list[Score]:
-    """What would have been projected of the last score at some shares of the way, from what was known by then."""
+    """Repeats the projections of the last score at some shares of the run, each from the scores known by then."""
     if len(curve) < 2:
         return []
     end, happened = curve[-1]
@@ -130,7 +130,7 @@ def score_in_hindsight(
 
 
 def _drawn_from_curve(points: Floats, tokens: float, random: np.random.Generator) -> Floats | None:
-    """Possible scores at `tokens`. Shape (draws,); None where no law fits at all."""
+    """Draws possible scores at `tokens`. Shape (draws,); None where no law fits."""
     t, y = points[:, 0], points[:, 1]
     scale, n = t[-1], len(y)
     log_evidence = np.empty(len(_EXPONENTS))
@@ -162,7 +162,7 @@ def _drawn_from_curve(points: Floats, tokens: float, random: np.random.Generator
 
 
 def _spread(logs: Floats) -> tuple[float, float]:
-    """Centre and width of what another run would come to: a few runs are a rough guide."""
+    """Returns centre and width of another run's result; a few runs are a rough guide, which widens it."""
     deviation = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
     return float(logs.mean()), max(deviation, 0.05) * float(np.sqrt(1 + 1 / len(logs)))
 

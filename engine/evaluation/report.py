@@ -1,4 +1,4 @@
-"""report.md: what a run did, in words and pictures that a person can forward, or keep beside the adapter."""
+"""Writes report.md: a run's results in words and charts, to forward or to keep beside the adapter."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from engine.training.state import Progress
 
 CHARTS = "charts"
-"""Folder of the pictures, beside the report."""
+"""Folder of the charts, beside the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The figures of a finished run. All were measured, except what is called predicted or projected."""
+    """Figures of a finished run. All are measured, except those called predicted or projected."""
 
     config: RunConfig
     finished: RunFinished
@@ -43,31 +43,31 @@ class RunReport:
     adapter_parameters: int
     dataset: DatasetSummary
     held_out_scored: int
-    "Held-out tokens scored by each evaluation."
+    "Held-out tokens scored in each evaluation."
     predicted_gpu_bytes: int | None = None
     predicted_host_bytes: int | None = None
     predicted_step_seconds: float | None = None
     curve: RunCurve = field(default_factory=RunCurve)
     past: tuple[float, ...] = ()
-    "See engine.evaluation.curve.past_ratios."
+    "See `engine.evaluation.curve.past_ratios`."
     evaluation: Evaluation | None = None
 
     @property
     def scores(self) -> list[Score]:
-        """What was projected on the way, of a run that came to its end."""
+        """Earlier projections compared with the result, for a run that completed."""
         done = self.finished.status == "completed" and self.progress.step == self.progress.total_steps
         return score_in_hindsight(self.curve.held_out, self.past) if done else []
 
     @property
     def ahead(self) -> Projection | None:
-        """What is projected for a run that was stopped before its end."""
+        """Projection for a run that was stopped before its end."""
         if self.finished.status == "completed" or self.curve.total_tokens is None:
             return None
         return project(self.curve.held_out, self.curve.total_tokens, self.past)
 
 
 def write_report(path: Path, report: RunReport) -> None:
-    """Writes the report and its pictures, each replacing an older one in one go.
+    """Writes the report and its charts, each by atomic replacement.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -82,7 +82,7 @@ def write_report(path: Path, report: RunReport) -> None:
 
 
 def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> str:
-    """The report as Markdown; `pictures` are those that stand beside it."""
+    """Renders the report as Markdown; `pictures` are the charts that exist beside it."""
     config, finished = report.config, report.finished
     sources = ", ".join(code(path) for path in [*config.data.repositories, *config.data.datasets])
     parts = [
@@ -129,7 +129,7 @@ def _perplexity(value: float | None) -> str:
 
 
 def _recoveries(recoveries: list[str]) -> list[str]:
-    """A section of what went wrong on the way and was dealt with; none where nothing did."""
+    """Renders a section on the run's recoveries; empty where there were none."""
     if not recoveries:
         return []
     return ["## Recoveries", "\n".join(f"- {one_line(text)}" for text in recoveries)]

@@ -1,4 +1,4 @@
-"""The sections of a report that say what was measured: quality, functions, samples, projection. Markdown."""
+"""Report sections of measured results: quality, functions, samples, projection. Markdown."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 _HEAD = ("", "base", "tuned", "difference", "95% interval", "over")
 _SHOWN = 3
-"""Samples in the report; evaluation.json has more."""
+"""Number of samples in the report; evaluation.json has more."""
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """What the figures allow to say, in a sentence or two."""
+    """States the conclusion that the figures support, in a sentence or two."""
     row = evaluation.perplexity
     interval = row.change_interval
     if interval is None:
@@ -38,7 +38,7 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def quality(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
-    """Perplexity by language and position."""
+    """Renders perplexity by language and position."""
     scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files"
     yield "## Held-out perplexity"
     rows = [perplexity_row(evaluation.perplexity, "all")]
@@ -55,7 +55,7 @@ def quality(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
 
 
 def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
-    """Completed functions."""
+    """Renders the marks of completed functions."""
     if evaluation.tasks:
         yield "## Held-out functions"
         for task in evaluation.tasks:
@@ -69,7 +69,7 @@ def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
 
 
 def samples(found: Sequence[Sample]) -> Iterator[str]:
-    """What both models wrote, beside what the repository has."""
+    """Renders bodies of both models beside the repository's own."""
     if not found:
         return
     yield "## Samples"
@@ -83,7 +83,7 @@ def samples(found: Sequence[Sample]) -> Iterator[str]:
 
 
 def projections(scores: Sequence[Score], ahead: Projection | None) -> Iterator[str]:
-    """What was projected on the way, against what happened."""
+    """Renders earlier projections beside the actual loss."""
     if not scores and ahead is None:
         return
     yield "## Projection"

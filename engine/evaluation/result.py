@@ -1,4 +1,4 @@
-"""Evaluation: everything that was measured of a base model and the tuned one, as values and as JSON."""
+"""Evaluation: all measurements of a base model and the tuned one, as values and as JSON."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engine.evaluation.tally import PerplexityRow
 
 FILE_NAME = "evaluation.json"
 SAMPLES = 8
-"""Functions that are kept whole, to be looked at."""
+"""Number of functions kept in full for inspection."""
 _PROMPT_LINES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarkRow:
-    """One mark of both models over the functions that have it. All are shares of 1; more is better."""
+    """One mark of both models, over the functions that have it. All are shares of 1; higher is better."""
 
     name: str
     functions: int
@@ -30,17 +30,17 @@ class MarkRow:
     base_interval: Interval | None
     tuned_interval: Interval | None
     difference_interval: Interval | None
-    "Of tuned - base, paired."
+    "Interval of tuned - base, paired."
 
     @property
     def difference(self) -> float:
-        """Tuned - base."""
+        """Tuned minus base."""
         return self.tuned - self.base
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What both models made of one task."""
+    """Results of both models on one task."""
 
     task: str
     functions: int
@@ -49,31 +49,31 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One function with what both models wrote. Untrusted text."""
+    """One function with the bodies of both models. Untrusted text."""
 
     file: str
     prompt: str
-    "The last lines before the body."
+    "Last lines before the body."
     before: str
-    "By the base model."
+    "Body by the base model."
     after: str
-    "By the tuned model."
+    "Body by the tuned model."
     truth: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured."""
+    """Measurements of a base model and the tuned one."""
 
     run: str
     model: str
     device: str
     context: int
     data: str
-    "What it was scored on, in words."
+    "Description of the scored data."
     files: int
     tokens: int
-    "Scored."
+    "Number of scored tokens."
     seconds: float
     perplexity: PerplexityRow
     by_language: tuple[PerplexityRow, ...]
@@ -81,10 +81,10 @@ class Evaluation:
     tasks: tuple[TaskResult, ...] = ()
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = ()
-    "Sentences that a person should see."
+    "Remarks for the user."
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; the figures that everybody asks for are at the top."""
+        """Returns JSON values; the headline figures are at the top level."""
         rate = self.mark("completion", "parses")
         return {
             "perplexity_before": self.perplexity.base,
@@ -95,16 +95,16 @@ class Evaluation:
         }
 
     def mark(self, task: str, name: str) -> MarkRow | None:
-        """One row of one task."""
+        """Returns one row of one task; None where there is none."""
         rows = (row for found in self.tasks if found.task == task for row in found.rows if row.name == name)
         return next(rows, None)
 
 
 def evaluation_from_json(data: Mapping[str, Any]) -> Evaluation:
-    """The Evaluation that `as_json` gave.
+    """Reads the output of `as_json`.
 
     Raises:
-        KeyError, TypeError, ValueError, msgspec.ValidationError: it did not.
+        KeyError, TypeError, ValueError, msgspec.ValidationError: the data is not an Evaluation.
     """
     import msgspec
 
@@ -122,7 +122,7 @@ _SHARES = ("parses", "ends", "exact")
 
 
 def task_result(task: str, base: Sequence[Completion], tuned: Sequence[Completion]) -> TaskResult:
-    """The marks of both models on the same functions."""
+    """Computes the marks of both models on the same functions."""
     rows = []
     for name, mark in _MARKS:
         pairs = [(mark(b.marks), mark(t.marks)) for b, t in zip(base, tuned, strict=True)]
@@ -157,7 +157,7 @@ def _mark_row(name: str, pairs: Any) -> MarkRow:
 def samples_of(
     functions: Sequence[HeldOutFunction], base: Sequence[Completion], tuned: Sequence[Completion]
 ) -> tuple[Sample, ...]:
-    """The first few, whatever they look like: a choice by result would mislead."""
+    """Takes the first few regardless of result: a selection by result would mislead."""
     triples = list(zip(functions, base, tuned, strict=True))[:SAMPLES]
     return tuple(
         Sample(

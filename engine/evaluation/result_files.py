@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a run's directory: evaluation.json, and report.md with its pictures written anew."""
+"""Writes an evaluation to a run's directory: evaluation.json, and a new report.md with its charts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def keep_evaluation(run: RunDirectory, evaluation: Evaluation) -> None:
-    """Writes evaluation.json, replacing an older one in one go.
+    """Writes evaluation.json by atomic replacement.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -36,7 +36,7 @@ def keep_evaluation(run: RunDirectory, evaluation: Evaluation) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity; a perplexity beyond all numbers becomes null."""
+    """Replaces infinities by null, which JSON lacks; a perplexity can overflow."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -45,7 +45,7 @@ def _finite(value: Any) -> Any:
 
 
 def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation, dataset: DatasetSummary) -> bool:
-    """Writes a run's report with an evaluation in it, from what its directory holds; False where it has not finished.
+    """Rewrites a run's report with an evaluation, from the files in its directory; False if the run has not finished.
 
     Raises:
         EliteError: RUN_DAMAGED, RUN_WITHOUT_RESULT.
@@ -87,7 +87,7 @@ def _last(events: list[Envelope], kind: Any) -> Any:
 
 
 def _progress(events: list[Envelope]) -> Progress:
-    """How far a run came, by its journal."""
+    """Reads a run's progress from its journal."""
     steps = {e.event.step: e.event for e in events if isinstance(e.event, StepCompleted)}
     last = steps[max(steps)] if steps else None
     return Progress(
@@ -101,12 +101,12 @@ def _progress(events: list[Envelope]) -> Progress:
 
 
 def _parameters(result: Path) -> int:
-    """Numbers in the result's files."""
+    """Counts the parameters in the result's files."""
     count = 0
     for path in result.glob("*.safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
                 count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
         except (OSError, SafetensorError):
-            continue  # what cannot be read is not counted
+            continue  # skip unreadable files
     return count

@@ -1,4 +1,4 @@
-"""Charts as SVG text: lines over a number, and bars with intervals over names. Pure functions."""
+"""Charts as SVG text: lines over a number, and bars with intervals by name. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 44, 48
 _INK, _FAINT = "#333333", "#dddddd"
 COLOURS = ("#777777", "#0072b2", "#d55e00", "#009e73")
-"""Grey, blue, vermilion, green: told apart without seeing colours as most do (Okabe and Ito)."""
+"""Grey, blue, vermilion, green: a palette for colour-blind readers (Okabe and Ito)."""
 
 Scale = Callable[[float], float]
-"""From a value to its place in the picture."""
+"""Maps a value to its coordinate in the picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """An interval at one place of the x axis."""
+    """An interval at one x value."""
 
     name: str
     x: float
@@ -42,7 +42,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """One value for each name, with its interval where there is one."""
+    """One value per name, with its interval where there is one."""
 
     name: str
     values: Sequence[float | None]
@@ -51,7 +51,7 @@ class Bars:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str, bands: Sequence[Band] = ()) -> str:
-    """Curves over a common x axis; values that are not finite are left out."""
+    """Draws curves over a common x axis; values that are not finite are left out."""
     shown = [[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)] for line in lines]
     xs = [x for points in shown for x, _ in points] + [band.x for band in bands]
     ys = [y for points in shown for _, y in points] + [v for band in bands for v in (band.low, band.high)]
@@ -79,7 +79,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_title: str, y_title: str,
 
 
 def bar_chart(title: str, names: Sequence[str], groups: Sequence[Bars], *, y_title: str) -> str:
-    """Groups of bars beside each other, from 0 up, with whiskers for intervals."""
+    """Draws groups of bars beside each other, from 0 up, with whiskers for intervals."""
     ends = [end for group in groups for pair in group.intervals if pair for end in pair]
     values = [value for group in groups for value in group.values if value is not None]
     up = _axis([*values, *ends], zero=True)
@@ -106,7 +106,7 @@ def bar_chart(title: str, names: Sequence[str], groups: Sequence[Bars], *, y_tit
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers at even distances that hold an interval: 1, 2 or 5 times a power of ten apart."""
+    """Returns evenly spaced round numbers that cover an interval, 1, 2 or 5 times a power of ten apart."""
     span = high - low
     if not (math.isfinite(span) and span > 0):
         return [low, low + (abs(low) or 1.0)]

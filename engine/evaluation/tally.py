@@ -1,4 +1,4 @@
-"""Losses of two models on the same tokens, gathered by file and by position; perplexities with their intervals."""
+"""Losses of two models on the same tokens, summed by file and position; perplexities with their intervals."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from engine.evaluation.held_out import HeldOut
 
 FIRST_BUCKET = 1024
-"""Tokens before a token up to which it is in the first bucket; each further bucket is twice as wide."""
+"""Upper end of the first position bucket, in preceding tokens; each further bucket is twice as wide."""
 _BUCKETS = 16
 
 TokenLosses = Callable[["Window"], npt.NDArray[np.float32]]
-"""See engine.steps.whole_step.ScoringStep.token_losses."""
+"""See `engine.steps.whole_step.ScoringStep.token_losses`."""
 
 
 @dataclass(frozen=True)
 class LossTally:
-    """Sums of cross-entropies, in nats, and numbers of tokens, by file and by bucket of position.
+    """Sums of cross-entropies, in nats, and token counts, by file and position bucket.
 
     Attributes:
         sums, counts: Shape (files, buckets).
@@ -47,23 +47,23 @@ class PerplexityRow:
     base: float
     tuned: float
     change: float
-    "Of the perplexity, relative: -0.1 is ten percent lower."
+    "Relative change of the perplexity: -0.1 is ten percent lower."
     base_interval: Interval | None
     tuned_interval: Interval | None
     change_interval: Interval | None
-    "Of the paired difference."
+    "Interval of the paired change."
 
 
 def tally_losses(
     token_losses: TokenLosses, held_out: HeldOut, *, max_tokens: int, progress: Callable[[int, int, str], None]
 ) -> LossTally:
-    """Scores at most `max_tokens` tokens: the same ones at every call.
+    """Scores at most `max_tokens` tokens, the same ones on every call.
 
     Args:
-        token_losses: The model.
-        held_out: What it is scored on.
-        max_tokens: Targets at most.
-        progress: Told of windows done and in all; may raise to abandon it.
+        token_losses: Scores one window with the model.
+        held_out: The files to score.
+        max_tokens: Maximum number of target tokens.
+        progress: Called with windows done and their total; may raise to abort.
     """
     shape = (len(held_out.files), _BUCKETS)
     sums, counts = np.zeros(shape), np.zeros(shape)
@@ -82,21 +82,24 @@ def tally_losses(
 
 
 def bucket_of(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The bucket of each number of tokens that stand before: 0 below 1,024, 1 below 2,048, 2 below 4,096; and so on."""
+    """Returns the bucket of each preceding-token count: 0 below 1,024, 1 below 2,048, 2 below 4,096, and so on.
+
+    Shape (tokens,) for `positions` of shape (tokens,).
+    """
     doublings = np.floor(np.log2(np.maximum(positions, 1) / FIRST_BUCKET)).astype(np.int64) + 1
     return np.clip(doublings, 0, _BUCKETS - 1)
 
 
 def bucket_name(bucket: int) -> str:
-    """0–1K, 1–2K, 2–4K and so on."""
+    """Names a bucket: 0–1K, 1–2K, 2–4K and so on."""
     return f"{0 if bucket == 0 else 2 ** (bucket - 1)}–{2**bucket}K"
 
 
 def overall(base: LossTally, tuned: LossTally) -> PerplexityRow:
-    """All tokens together.
+    """Returns the perplexities over all tokens.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no token was scored.
     """
     row = _row("all", base.sums.sum(1), tuned.sums.sum(1), base.counts.sum(1))
     if row is None:
@@ -105,7 +108,7 @@ def overall(base: LossTally, tuned: LossTally) -> PerplexityRow:
 
 
 def by_language(base: LossTally, tuned: LossTally, held_out: HeldOut) -> list[PerplexityRow]:
-    """The languages, the one with the most tokens first."""
+    """Returns a row per language, the one with the most tokens first."""
     languages = np.array([file.language for file in held_out.files])
     rows = [
         _row(str(name), *(t[languages == name].sum(1) for t in (base.sums, tuned.sums, base.counts)))
@@ -115,7 +118,7 @@ def by_language(base: LossTally, tuned: LossTally, held_out: HeldOut) -> list[Pe
 
 
 def by_position(base: LossTally, tuned: LossTally) -> list[PerplexityRow]:
-    """By how many tokens of the same document stand before a token in its window."""
+    """Returns a row per bucket of preceding tokens of the same document in the window."""
     rows = [_row(bucket_name(b), base.sums[:, b], tuned.sums[:, b], base.counts[:, b]) for b in range(_BUCKETS)]
     return [row for row in rows if row is not None]
 

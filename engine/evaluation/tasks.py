@@ -1,4 +1,4 @@
-"""Lets a model write the bodies of held-out functions: from what stands before, and between before and after."""
+"""Generates the bodies of held-out functions: from the prefix, and between prefix and suffix."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 Task = Literal["completion", "fill-in-the-middle"]
 
 _CHARACTERS = 6
-"""Of a token, at most on average: text that is longer than this many times the budget is cut before it is encoded."""
+"""Upper bound of characters per token on average; text beyond this many times the budget is cut before encoding."""
 
 
 def tasks_of(encoder: Encoder) -> tuple[Task, ...]:
-    """What a tokenizer allows."""
+    """Returns the tasks that a tokenizer supports."""
     return ("completion",) if encoder.fim is None else ("completion", "fill-in-the-middle")
 
 
 def prompt_of(function: HeldOutFunction, task: Task, encoder: Encoder, budget: int) -> list[int]:
-    """Token ids that ask for the body: the file as in training, its nearest part where it is longer than `budget`."""
+    """Encodes the request for a body: the file as in training, cut to its nearest part where it exceeds `budget`."""
     before, after = function.prefix[-_CHARACTERS * budget :], function.suffix[: _CHARACTERS * budget]
     while True:
         if task == "completion":
@@ -36,7 +36,7 @@ def prompt_of(function: HeldOutFunction, task: Task, encoder: Encoder, budget: i
             [ids] = encoder.encode_middles([(function.path, before + after, (len(before), len(before)))])
         excess = len(ids) - 1 - budget
         if excess <= 0 or not before:
-            return [int(token) for token in ids[:-1]][-budget:]  # without the token that ends a document
+            return [int(token) for token in ids[:-1]][-budget:]  # drop the end-of-document token
         cut = max(1, excess)
         if task == "fill-in-the-middle" and len(after) > len(before):
             after = after[:-cut]
@@ -54,16 +54,16 @@ def complete(
     max_tokens: int,
     progress: Callable[[int, int, str], None],
 ) -> list[Completion]:
-    """The likeliest body of each function, as the model is: with its adapter on or off.
+    """Generates the likeliest body of each function, with the model's adapter on or off as it is now.
 
     Args:
         model: In evaluation mode, its weights on one device.
         encoder: Its tokenizer.
-        functions: What is asked for.
-        task: How.
-        context: Tokens that prompt and body may take together.
-        max_tokens: Of a body; one that is not at its end by then is marked as it stands.
-        progress: Told of functions done and in all, at every token; may raise to abandon it.
+        functions: Functions to complete.
+        task: Completion, or fill-in-the-middle.
+        context: Maximum tokens of prompt and body together.
+        max_tokens: Maximum tokens of a body; a longer one is cut off and marked as it is.
+        progress: Called with functions done and their total at every token; may raise to abort.
     """
     found: list[Completion] = []
     for start in range(0, len(functions), TOGETHER):
@@ -85,9 +85,9 @@ def _write(
     functions: Sequence[HeldOutFunction] | None,
     notify: Callable[[], None],
 ) -> list[tuple[str, bool]]:
-    """What the model writes, up to a token that ends a text; up to the function's end where that is all we want.
+    """Generates up to an end token, or up to the function's end where `functions` is given.
 
-    And whether it came to that end.
+    Returns each text, and whether it ended within `max_tokens`.
     """
     texts, counts, ended = [""] * len(prompts), [0] * len(prompts), [False] * len(prompts)
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""The figures of an evaluation in words, the same in the terminal and in the report."""
+"""Formats the figures of an evaluation, the same for the terminal and for the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from engine.evaluation.tally import PerplexityRow
 
 Row = tuple[str, str, str, str, str, str]
-"""Name, base, tuned, difference, the difference's interval, over what."""
+"""Name, base, tuned, difference, the difference's interval, sample."""
 
 TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in"}
 MARK_WORDS = {
@@ -24,7 +24,7 @@ MARK_WORDS = {
 
 
 def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
-    """Every figure: perplexity overall, by language, by position, then the marks of each task."""
+    """Yields every figure: perplexity overall, by language, by position, then the marks of each task."""
     yield perplexity_row(evaluation.perplexity, "perplexity")
     if len(evaluation.by_language) > 1:
         for row in evaluation.by_language:
@@ -37,7 +37,7 @@ def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
 
 
 def perplexity_row(row: PerplexityRow, name: str) -> Row:
-    """A perplexity; its difference is relative."""
+    """Formats a perplexity; its difference is relative."""
     return (
         name,
         number(row.base),
@@ -49,7 +49,7 @@ def perplexity_row(row: PerplexityRow, name: str) -> Row:
 
 
 def mark_row(row: MarkRow, name: str) -> Row:
-    """A share of 1; its difference is in points."""
+    """Formats a share of 1; its difference is in points."""
     return (
         name,
         f"{row.base:.1%}",
@@ -61,14 +61,14 @@ def mark_row(row: MarkRow, name: str) -> Row:
 
 
 def interval_words(interval: Interval | None, form: str, scale: float = 1.0) -> str:
-    """Both ends, or why there are none."""
+    """Formats both ends, or the reason why there are none."""
     if interval is None:
         return "too few"
     return f"{form.format(scale * interval.low)} to {form.format(scale * interval.high)}"
 
 
 def number(value: float | None) -> str:
-    """A perplexity with the digits that matter."""
+    """Formats a perplexity with its significant digits."""
     if value is None:
         return "not measured"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -1,1 +1,1 @@
-"""From a finished run to files that other programs load: an adapter, a merged model, a GGUF file."""
+"""Exports a finished run for other programs: as an adapter, a merged model or a GGUF file."""

@@ -1,4 +1,4 @@
-"""The model card (README.md) and Ollama's Modelfile of an export."""
+"""Renders the model card (README.md) and Ollama's Modelfile of an export."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from engine.export.source import Source
 
 _SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Predicted and measured", "Cost")
-"""What is taken over from the run's report. Its other parts name folders of the machine that it ran on."""
+"""Sections taken from the run's report. Its other parts name folders of the training machine."""
 _PICTURE = re.compile(r"^!\[.*\]\(.*\)[ \t]*$\n?", re.MULTILINE)
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 
 
 def render_card(source: Source, target: str, dtype: str | None, weights_from: str, files: list[str]) -> str:
-    """The card as Markdown, with the front matter that the hub reads.
+    """Renders the card as Markdown, with the front matter that the hub reads.
 
     Args:
         source: The run.
         target: adapter, merged or gguf.
         dtype: Format of the weights; None for an adapter.
-        weights_from: What the adapter was folded into, in words; "" for an adapter.
-        files: Names of what lies beside the card.
+        weights_from: Description of the base that the adapter was merged into; "" for an adapter.
+        files: Names of the files beside the card.
     """
     parts = [_front_matter(source, target), f"# {_plain(source.name)}", _what(source, target, dtype, weights_from)]
     report = _report_sections(source.run.report_path)
@@ -38,7 +38,7 @@ def render_card(source: Source, target: str, dtype: str | None, weights_from: st
 
 
 def render_modelfile(source: Source, file: str, tokenizer: GgufTokenizer, context: int) -> str:
-    """Ollama's Modelfile: plain completion, fill-in-the-middle where the tokenizer has the tokens for it."""
+    """Renders Ollama's Modelfile: plain completion, and fill-in-the-middle if the tokenizer has tokens for it."""
     pre, suf, mid = (tokenizer.fim.get(key) for key in ("FIM_PRE_ID", "FIM_SUF_ID", "FIM_MID_ID"))
     prompt = "{{ .Prompt }}"
     if pre is not None and suf is not None and mid is not None:
@@ -50,14 +50,14 @@ def render_modelfile(source: Source, file: str, tokenizer: GgufTokenizer, contex
     stops = [tokenizer.tokens[number] for name, number in tokenizer.special.items() if name == "eos"]
     lines = [f"# {_plain(source.name)}: ollama create {_plain(source.name)} -f Modelfile", f"FROM ./{file}"]
     if not tokenizer.chat_template:
-        # With a chat template in the file, Ollama makes its own from that.
+        # With a chat template in the file, Ollama generates its own template from that.
         lines.append(f'TEMPLATE """{prompt}"""')
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join([*lines, f"PARAMETER num_ctx {min(context, 32768)}"]) + "\n"
 
 
 def base_name(source: Source) -> str:
-    """The base model by a name that means something on another machine."""
+    """Returns a name of the base model that is valid on other machines."""
     spec = source.spec
     return spec.hub_id or (spec.path.name if spec.path else spec.name)
 
@@ -145,14 +145,14 @@ def _licence(source: Source) -> str:
 
 
 def _report_sections(path: Path) -> dict[str, str]:
-    """The report's sections by title; none where there is no report."""
+    """Returns the report's sections by title; none where there is no report."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return {}
     pieces = text.split("\n## ")[1:]
     sections = {title.strip(): body.strip() for title, _, body in (piece.partition("\n") for piece in pieces)}
-    # Pictures stay in the run's folder.
+    # Charts stay in the run's folder.
     return {title: _PICTURE.sub("", body).strip() for title, body in sections.items()}
 
 

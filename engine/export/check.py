@@ -1,7 +1,7 @@
-"""Loads an export again and compares its logits with those of the run's own model.
+"""Reloads an export and compares its logits with those of the run's own model.
 
-The export is read by the libraries that others read it with (transformers, PEFT), the run's model by the engine. Both
-are on the CPU in fp32, one after the other.
+The export is read by transformers and PEFT, as its users will; the run's model by the engine. Both run on the CPU in
+fp32, one after the other.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from engine.export.source import Merged, Source
 
 MOST_BYTES = 4 << 30
-"""Of an export that is compared without being asked."""
+"""Largest export that is compared by default."""
 _COPIES = 2.5
-"""Of a model in fp32 while it is loaded and compared: reading GGUF takes it twice."""
+"""Copies of an fp32 model in memory during the comparison: reading GGUF takes it twice."""
 TOLERANCE = {"f32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "q8_0": 1e-1}
 """Largest root-mean-square difference of logits over their standard deviation, by the format of the weights.
 
-bf16 keeps 8 bits of each weight and q8_0 about as many of the largest in a block; what they lose adds up over layers.
+bf16 keeps 8 bits of each weight, and q8_0 about as many of the largest in a block; rounding adds up over layers.
 """
 _ROTARY_TOLERANCE = 1e-4
-"""Relative; what is written in fp32 is about 1e-7 apart."""
+"""Relative; rotary values written in fp32 differ by about 1e-7."""
 _TEXT = '''def merge(left: list[int], right: list[int]) -> list[int]:
     """Two sorted lists as one."""
     merged = []
@@ -46,21 +46,21 @@ _TEXT = '''def merge(left: list[int], right: list[int]) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far two models are apart on a sample of code."""
+    """Difference between two models on a sample of code."""
 
     relative: float
     "Root mean square of the logits' differences over their standard deviation."
     same_choice: float
-    "Share of positions where both find the same token most likely."
+    "Share of positions where both have the same most likely token."
     tokens: int
 
 
 def reason_against(parameters: int, file_bytes: int) -> str:
-    """Why a comparison that nobody asked for is left out; "" where it is not.
+    """Returns why the default skips the comparison; "" where it does not.
 
     Args:
-        parameters: Of the model.
-        file_bytes: Of what is exported.
+        parameters: Number of the model's parameters.
+        file_bytes: Size of the export.
     """
     if file_bytes > MOST_BYTES:
         return f"it is larger than {MOST_BYTES >> 30} GiB; --check compares it all the same"
@@ -72,9 +72,9 @@ def reason_against(parameters: int, file_bytes: int) -> str:
 
 @torch.no_grad()
 def compare_adapter(source: Source, folder: Path) -> Difference:
-    """The difference between a run's model and an exported adapter on its base, by transformers and PEFT alone.
+    """Compares a run's model with an exported adapter on its base, loaded by transformers and PEFT alone.
 
-    A base that was changed before training (BaseChanges) is made by the engine in both.
+    For a base that was changed before training (BaseChanges), the engine builds the base of both.
 
     Raises:
         EliteError: EXPORT_DIFFERS; MODEL_* where the base cannot be loaded.
@@ -97,10 +97,10 @@ def compare_adapter(source: Source, folder: Path) -> Difference:
 
 @torch.no_grad()
 def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str | None = None) -> Difference:
-    """The difference between a run's model, base and adapter in fp32, and an export of it.
+    """Compares a run's model, base and adapter in fp32, with an export of it.
 
     Raises:
-        EliteError: EXPORT_DIFFERS when it is more than the format explains.
+        EliteError: EXPORT_DIFFERS when the difference exceeds the format's tolerance.
     """
     from transformers import AutoModelForCausalLM
 
@@ -109,9 +109,9 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
     expected = _logits(trained, ids)
     rotary = _rotary(trained) if gguf else None
     del trained
-    # transformers reads only a part of a GGUF file's metadata: head sizes and rotary scalings are not in it.
+    # transformers ignores some of a GGUF file's metadata: head sizes and rotary scalings.
     arguments: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    if gguf and model.config.model_type != "mistral":  # which is a Llama there
+    if gguf and model.config.model_type != "mistral":  # transformers reads it as Llama
         arguments["config"] = model.config
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **arguments)
     if gguf:
@@ -133,15 +133,15 @@ def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: st
 
 
 def _rotary(model: Any) -> Any:
-    """The module that holds the rotary frequencies."""
+    """Returns the module that holds the rotary frequencies."""
     return next(module for module in model.modules() if hasattr(module, "inv_freq"))
 
 
 def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> None:
-    """Gives an exported model the rotary table that its file describes, not the one of the model's configuration.
+    """Gives an exported model the rotary table that its file describes, in place of the model configuration's.
 
     Raises:
-        EliteError: EXPORT_DIFFERS, when it is not the one that the run trained with.
+        EliteError: EXPORT_DIFFERS when it is not the table that the run trained with.
     """
     table = read_table(file, length)
     frequencies = torch.from_numpy(table.frequencies)
@@ -153,14 +153,14 @@ def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> No
     rotary = _rotary(exported)
     rotary.inv_freq = frequencies.to(rotary.inv_freq)
     rotary.attention_scaling = table.magnitude
-    rotary.rope_type = "default"  # keeps transformers from computing them again
+    rotary.rope_type = "default"  # keeps transformers from recomputing them
 
 
 def _sample(source: Source) -> torch.Tensor:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    # An adapted head of its own is what was trained, also where the base ties it.
+    # A trained head of its own is used even where the base ties it.
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
     return torch.tensor([trained_encoder(source.result).encode_prompt(_TEXT)[:128]])
 
@@ -182,7 +182,7 @@ def _base(source: Source) -> Any:
 
 
 def _whole(model: Any) -> Any:
-    """Without 4 bits: their products are in the processor's fastest format, and an export's are in fp32."""
+    """Dequantises a 4-bit model: its products run in the CPU's fastest format, those of an export in fp32."""
     return model.dequantize() if getattr(model, "is_quantized", False) else model
 
 

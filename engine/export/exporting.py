@@ -1,4 +1,4 @@
-"""Exports a run: what is asked for, in a folder that is there complete or not at all."""
+"""Exports a run to a folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ NOT_AS_TRAINED = " It was trained on a 4-bit copy of them, so its results can di
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """Description of a written export."""
 
     path: Path
     target: Target
     dtype: str | None
     base: str
-    "What the adapter was folded into, in a sentence; empty for an adapter."
+    "Sentence on the base that the adapter was merged into; empty for an adapter."
     files: dict[str, int]
     "Name → bytes."
     difference: Difference | None = None
-    "From the run's own model, where it was compared."
+    "Difference from the run's own model, where it was compared."
     unchecked: str = ""
-    "Why it was not compared; empty where it was, or nobody wanted it."
+    "Reason why it was not compared; empty where it was, or where check is False."
 
 
 def default_folder(run: RunDirectory, target: Target, dtype: str | None) -> Path:
-    """Where an export goes that nobody gave a place."""
+    """Returns the default folder of an export."""
     return run.path / "exports" / (f"{target}-{dtype}" if dtype else target)
 
 
@@ -67,19 +67,19 @@ def export(
     check: bool | None = None,
     notify: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Exported:
-    """Writes an adapter, a merged model or a GGUF file of a run.
+    """Exports a run as an adapter, a merged model or a GGUF file.
 
     Args:
         run: A run with a result.
-        target: What to write.
+        target: Kind of export.
         output: A folder that does not exist yet; by default below the run's own.
         dtype: Format of the weights; by default that of the base.
-        check: Whether to load it again and to compare its logits before it appears under its name. None compares
-            where file and memory are of a size for it.
-        tell: Called with the tensors written and all of them.
+        check: Whether to reload it and compare its logits before it appears under its name. None compares where file
+            and memory sizes permit.
+        notify: Called with the tensors written and their total.
 
     Raises:
-        EliteError: EXPORT_*, MODEL_*, OUTPUT_UNWRITABLE. Nothing is left behind then.
+        EliteError: EXPORT_*, MODEL_*, OUTPUT_UNWRITABLE. Nothing is left on disk then.
     """
     if dtype is not None and dtype not in DTYPES[target]:
         problem = "an adapter stays as it was trained" if target == "adapter" else "it is not a format of it"
@@ -117,7 +117,7 @@ def _export_adapter(source: Source, folder: Path, check: bool | None) -> Exporte
     with new_folder(folder, sum(path.stat().st_size for path in files)) as aside:
         for path in files:
             shutil.copyfile(path, aside / path.name)
-        # Read again: an adapter that was damaged on the disk must not be passed on.
+        # Reread it, so that an adapter damaged on disk is not exported.
 
         read_updates(aside)
         return _finish(source, "adapter", None, "", aside, folder, *_compare_adapter(source, aside, check))
@@ -126,7 +126,7 @@ def _export_adapter(source: Source, folder: Path, check: bool | None) -> Exporte
 def _compare(
     source: Source, model: Merged, aside: Path, dtype: str, gguf: str | None, check: bool | None
 ) -> tuple[Difference | None, str]:
-    """What a comparison found, or why there was none."""
+    """Returns the result of a comparison, or the reason why there was none."""
     if check is False:
         return None, ""
     from engine.export.check import compare, reason_against
@@ -149,7 +149,7 @@ def _compare_adapter(source: Source, aside: Path, check: bool | None) -> tuple[D
     except errors.EliteError as error:
         if check:
             raise
-        # An adapter can be taken elsewhere without its base.
+        # An adapter is useful without its base.
         return None, error.message
     parameters = sum(count(shape) for shape in weights.shapes.values())
     against = "" if check else reason_against(parameters, parameters)
@@ -166,7 +166,7 @@ def _finish(
     difference: Difference | None,
     unchecked: str,
 ) -> Exported:
-    """Writes the card."""
+    """Writes the model card, and returns the description of the export."""
     names = sorted(path.name for path in aside.iterdir())
     (aside / "README.md").write_text(render_card(source, target, dtype, about, names), encoding="utf-8")
     files = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}

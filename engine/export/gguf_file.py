@@ -1,7 +1,7 @@
-"""Writes a merged model as one GGUF file, as llama.cpp and what is built on it load it.
+"""Writes a merged model as one GGUF file, as llama.cpp and the programs built on it load it.
 
-The file's layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the names of tensors and keys
-come from the gguf package. Tensors are written one after the other: the largest one is what has to fit in memory.
+The layout follows https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names of tensors and keys come from the
+gguf package. Tensors are written one after the other, so only the largest one has to fit in memory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from engine.export.source import Merged, Source
 
 _AT_ONCE = 1 << 24
-"""Numbers of a tensor that are converted together."""
+"""Number of values converted at once."""
 _BUFFERS = ("rotary_emb.inv_freq",)
-"""Older conversions stored these beside the weights. llama.cpp refuses a file with tensors that it does not expect."""
+"""Buffers that older conversions stored beside the weights. llama.cpp refuses a file with unexpected tensors."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Planned:
 
     name: str
     source: str
-    "Its name in the model;  for one that is made here."
+    "Its name in the model; empty for a generated tensor."
     shape: tuple[int, ...]
     format: GGMLQuantizationType
     made: npt.NDArray[np.float32] | None = None
@@ -53,13 +53,13 @@ class _Planned:
 
 
 class GgufFile:
-    """A GGUF file that is about to be written."""
+    """A GGUF file to be written."""
 
     def __init__(self, source: Source, model: Merged, dtype: str) -> None:
         """Plans every tensor.
 
         Raises:
-            EliteError: MODEL_FAMILY_UNSUPPORTED, when the family, or something of this model, has no words in GGUF.
+            EliteError: MODEL_FAMILY_UNSUPPORTED, if GGUF cannot express the family or a part of this model.
         """
         self._source, self._model, self._dtype = source, model, dtype
         config = model.config
@@ -73,7 +73,7 @@ class GgufFile:
 
     @property
     def bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(tensor.bytes for tensor in self._tensors)
 
     def write(self, path: Path, notify: Tell) -> None:
@@ -81,7 +81,7 @@ class GgufFile:
 
         Raises:
             EliteError: EXPORT_DTYPE, EXPORT_DAMAGED.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         from gguf import GGUFWriter
 
@@ -151,7 +151,7 @@ class GgufFile:
             if found is None:
                 raise unsupported(config.model_type, f"GGUF has no name for its {name}")
             shape = weights.shape(name)
-            # Norms and biases stay as they are: llama.cpp wants them so, and they weigh nothing.
+            # Norms and biases stay in fp32, as llama.cpp requires; they are small.
             yield _Planned(found, name, shape, self._format(shape[-1]) if len(shape) > 1 else single)
 
     def _format(self, row: int) -> GGMLQuantizationType:
@@ -164,7 +164,7 @@ class GgufFile:
             "q8_0": GGMLQuantizationType.Q8_0,
         }
         chosen = formats[self._dtype]
-        # Rows that do not divide into blocks of 32 stay in 16 bits.
+        # Rows whose length is no multiple of 32 stay in 16 bits.
         return chosen if row % GGML_QUANT_SIZES[chosen][0] == 0 else GGMLQuantizationType.F16
 
     def _content(self, planned: _Planned) -> npt.NDArray[Any]:
@@ -181,7 +181,7 @@ class GgufFile:
 
 
 def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """A tensor as it stands in the file, made some rows at a time: an embedding in fp32 can be gigabytes."""
+    """Converts a tensor to its file format, some rows at a time, since an fp32 embedding can be gigabytes."""
     from gguf import quantize
 
     rows = max(1, _AT_ONCE // tensor.shape[-1]) if tensor.ndim > 1 else len(tensor)
@@ -196,18 +196,18 @@ def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head reordered from (first half, second half) to pairs. Shape (heads · head_dim, ...) as before."""
+    """Reorders rows of each head from (first half, second half) to pairs. Shape (heads · head_dim, ...), unchanged."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def unsupported(family: str, problem: str) -> EliteError:
-    """The refusal of a model that cannot be written as GGUF."""
+    """Builds the error for a model that cannot be written as GGUF."""
     return refuse(family, "gguf", problem)
 
 
 def _check_window(config: Any) -> None:
-    """llama.cpp attends to everything in these families: a window that hides something would be lost."""
+    """Refuses a sliding window that is shorter than the context: llama.cpp ignores windows in these families."""
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ()
     windowed = config.model_type == "mistral" or (config.model_type != "phi3" and "sliding_attention" in layers)

@@ -1,7 +1,7 @@
-"""Rotary positions in GGUF's terms, and what llama.cpp makes of them.
+"""Converts rotary settings to GGUF, and computes the rotary table that llama.cpp derives from them.
 
-llama.cpp reads type, factor, original context and attention factor of every architecture. It reads YaRN's betas of a
-few others only: here they are 32 and 1, whatever a file says. The table below is written after its source
+llama.cpp reads type, factor, original context and attention factor of every architecture. It reads YaRN's betas for
+few others only: here they are 32 and 1, regardless of the file. The table below follows llama.cpp's source
 (ggml_rope_yarn_corr_dims, rope_yarn in ggml/src/ggml-cpu/ops.cpp; llama_context in src/llama-context.cpp), so that a
 file can be checked without the configuration that it was written from.
 """
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
 _FACTORS = {"llama": ("llama3",), "phi3": ("longrope",)}
-"Architectures whose loader knows tensors of divisors, and the scalings that need them."
+"Architectures whose loader supports divisor tensors, and the scalings that need them."
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """The rotary settings of a transformers configuration."""
+    """Returns the rotary settings of a transformers configuration."""
     return dict(config.rope_parameters or {})
 
 
 def head_size(config: Any) -> int:
-    """Numbers of each head."""
+    """Returns the width of each head."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def rotated(config: Any) -> int:
-    """Numbers of each head that the rotary embedding turns."""
+    """Returns the number of dimensions per head that the rotary embedding rotates."""
     return int(head_size(config) * rope_of(config).get("partial_rotary_factor", 1.0))
 
 
 def obstacle(config: Any, architecture: str) -> str:
-    """Why llama.cpp could not turn heads as this model does; "" where it can."""
+    """Returns why llama.cpp cannot apply this model's rotary embedding; "" where it can."""
     rope = rope_of(config)
     kind = rope.get("rope_type", "default")
     if kind in ("llama3", "longrope"):
@@ -76,14 +76,14 @@ def describe(writer: GGUFWriter, config: Any) -> None:
     if trained:
         writer.add_rope_scaling_orig_ctx_len(trained)
     if kind == "yarn":
-        magnitude /= _magnitude(_factor(config))  # which llama.cpp multiplies it by
+        magnitude /= _magnitude(_factor(config))  # llama.cpp multiplies it back
         writer.add_rope_scaling_yarn_beta_fast(_BETA_FAST)
         writer.add_rope_scaling_yarn_beta_slow(_BETA_SLOW)
     writer.add_rope_scaling_attn_factors(magnitude)
 
 
 def divisors(config: Any) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Tensors that divide the rotary frequencies, for scalings that GGUF has no formula for. Shape (rotated / 2,)."""
+    """Yields tensors that divide the rotary frequencies, where GGUF has no formula. Shape (rotated / 2,), fp32."""
     rope = rope_of(config)
     kind = rope.get("rope_type", "default")
     if kind == "longrope":
@@ -115,16 +115,16 @@ def _magnitude(factor: float) -> float:
     return 1 + 0.1 * math.log(factor)
 
 
-# --- as llama.cpp reads it ---------------------------------------------------------------------------------
+# --- table as llama.cpp reads it -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """How far each pair of numbers is turned a position.
+    """Rotation of each dimension pair per position.
 
     Attributes:
-        frequencies: Radians a position. Shape (rotated / 2,).
-        magnitude: What cosine and sine are multiplied by.
+        frequencies: Radians per position. Shape (rotated / 2,).
+        magnitude: Factor on cosine and sine.
     """
 
     frequencies: npt.NDArray[np.float64]
@@ -132,7 +132,7 @@ class RotaryTable:
 
 
 def read_table(file: Path, length: int) -> RotaryTable:
-    """The table that llama.cpp would compute for a file and a context of `length` tokens."""
+    """Computes llama.cpp's rotary table for a file and a context of `length` tokens."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)

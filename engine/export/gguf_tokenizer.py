@@ -1,7 +1,7 @@
-"""A fast tokenizer in GGUF's terms, from its tokenizer.json.
+"""Converts a fast tokenizer from tokenizer.json to GGUF.
 
-Two kinds exist there: "gpt2" is byte-level BPE, whose merges are listed and whose rule for splitting text into words
-has a name; "llama" is SentencePiece's BPE with byte fallback, which merges whatever has the highest score.
+GGUF has two kinds: "gpt2" is byte-level BPE with a list of merges and a named rule for splitting text into words;
+"llama" is SentencePiece's BPE with byte fallback, which merges the pair with the highest score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SPLITS: dict[tuple[str, ...], str] = {
     (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}", "bytes"): "llama-bpe",
     ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits", "bytes"): "deepseek-coder",
 }
-"""Ways to split text into words, step by step, with llama.cpp's name for each."""
+"""Rules for splitting text into words, as a list of steps, with llama.cpp's name for each rule."""
 _FIM = {
     "FIM_PRE_ID": ("<|fim_prefix|>", "<fim_prefix>", "<｜fim▁begin｜>", "▁<PRE>"),
     "FIM_SUF_ID": ("<|fim_suffix|>", "<fim_suffix>", "<｜fim▁hole｜>", "▁<SUF>"),
@@ -42,14 +42,14 @@ _UNUSED_SCORE = -1e6
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTokenizer:
-    """What GGUF says of a tokenizer."""
+    """A tokenizer as GGUF stores it."""
 
     kind: str
     pre: str
     tokens: list[str]
     types: list[int]
     special: dict[str, int]
-    "bos, eos, unk and pad, by token id."
+    "Token ids of bos, eos, unk and pad."
     add_bos: bool
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -59,7 +59,7 @@ class GgufTokenizer:
     chat_template: str = ""
 
     def write(self, writer: GGUFWriter) -> None:
-        """Adds it to a file's metadata."""
+        """Adds the tokenizer to a file's metadata."""
         from gguf import Keys
 
         writer.add_tokenizer_model(self.kind)
@@ -82,14 +82,14 @@ class GgufTokenizer:
 
 
 def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
-    """The tokenizer in a folder.
+    """Reads the tokenizer in a folder.
 
     Args:
         folder: Holds tokenizer.json and tokenizer_config.json.
-        vocabulary: Rows of the model's embedding; what the tokenizer does not use is filled up.
+        vocabulary: Rows of the model's embedding; ids that the tokenizer lacks are padded.
 
     Raises:
-        EliteError: EXPORT_DAMAGED, or MODEL_FAMILY_UNSUPPORTED for a tokenizer that GGUF has no words for.
+        EliteError: EXPORT_DAMAGED, or MODEL_FAMILY_UNSUPPORTED for a tokenizer that GGUF cannot express.
     """
     stored, settings = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
     model = stored.get("model") or {}
@@ -141,7 +141,7 @@ def _tokens(
 
 
 def _scores(pairs: list[list[str]], ids: dict[str, int], tokens: list[str]) -> list[float]:
-    """SentencePiece merges the pair whose result scores highest: the earlier a merge stands in the list, the higher."""
+    """Scores merges, since SentencePiece merges the highest-scoring pair: earlier merges score higher."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(pairs):
         ranks.setdefault(left + right, rank)
@@ -156,7 +156,7 @@ def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None,
         text = text or (unknown if name == "unk" else None)
         if text in ids:
             named[name] = ids[text]
-    # What began and ended every document in training, whatever the settings say.
+    # Training began and ended every document with these, whatever the settings say.
     named["eos"] = encoder.end
     if encoder.first:
         named["bos"] = encoder.first[0]
@@ -164,7 +164,7 @@ def _special(settings: dict[str, Any], ids: dict[str, int], unknown: str | None,
 
 
 def _prefixes(stored: dict[str, Any]) -> bool:
-    """Whether a text begins as if a space stood before it."""
+    """Whether the tokenizer prepends a space to a text."""
     steps = [*_flat(stored.get("normalizer"), "normalizers"), *_flat(stored.get("pre_tokenizer"), "pretokenizers")]
     return any(
         step["type"] == "Prepend" or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
@@ -173,7 +173,7 @@ def _prefixes(stored: dict[str, Any]) -> bool:
 
 
 def _pre(stored: dict[str, Any]) -> str:
-    """llama.cpp's name for the way in which the tokenizer splits text into words."""
+    """Returns llama.cpp's name for the tokenizer's rule for splitting text into words."""
     steps = tuple(filter(None, map(_step, _flat(stored.get("pre_tokenizer"), "pretokenizers"))))
     if steps not in _SPLITS:
         raise _unsupported(f"it splits text in a way that has no name there ({' then '.join(steps) or 'not at all'})")

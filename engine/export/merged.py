@@ -1,4 +1,4 @@
-"""Writes a merged model as transformers loads it: safetensors in pieces of a gibibyte, configuration, tokenizer."""
+"""Writes a merged model for transformers: safetensors shards of a gibibyte, configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "f32": torch.float32}
 PIECE_BYTES = 1 << 30
-"""Of one file. Merging holds about two of them in memory, and the largest tensor in fp32."""
+"""Size of one shard. Merging holds about two of them in memory, and the largest tensor in fp32."""
 _WITH_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,11 +32,11 @@ _WITH_TOKENIZER = (
     "tokenizer.model",
 )
 Tell = Callable[[int, int], None]
-"""Called with the tensors done and all of them."""
+"""Called with the tensors done and their total."""
 
 
 def merged_bytes(weights: Weights, dtype: str) -> int:
-    """Bytes that the files of a merged model take."""
+    """Returns the bytes that the files of a merged model take."""
     return sum(count(weights.shape(name)) for name in weights.names()) * DTYPES[dtype].itemsize
 
 
@@ -44,7 +44,7 @@ def write_merged(folder: Path, source: Source, model: Merged, dtype: str, notify
     """Writes everything but the card into an existing folder.
 
     Raises:
-        EliteError: EXPORT_DTYPE, when numbers are too large for fp16; EXPORT_DAMAGED, when they are not finite.
+        EliteError: EXPORT_DTYPE, when values overflow fp16; EXPORT_DAMAGED, when they are not finite.
         OSError: the folder cannot be written.
     """
     pieces = list(_pieces(model.weights, DTYPES[dtype].itemsize))
@@ -74,7 +74,7 @@ def write_merged(folder: Path, source: Source, model: Merged, dtype: str, notify
 
 
 def _write_generation(base: Path, folder: Path, encoder: Encoder) -> None:
-    """Writes the base's settings for generation, where it has any, with the tokens that training used."""
+    """Writes the base's generation settings, if it has any, with the tokens that training used."""
     settings = read_json(base)
     if not settings:
         return  # transformers takes them from config.json
@@ -85,10 +85,19 @@ def _write_generation(base: Path, folder: Path, encoder: Encoder) -> None:
 
 
 def converted(name: str, tensor: torch.Tensor, dtype: str, target: str) -> torch.Tensor:
-    """A tensor in another format.
+    """Converts a tensor to another format.
+
+    Args:
+        name: Its name, for errors.
+        tensor: The tensor, of any shape.
+        dtype: Key of DTYPES.
+        target: Kind of export, for errors.
+
+    Returns:
+        A contiguous tensor of the same shape.
 
     Raises:
-        EliteError: EXPORT_DTYPE, EXPORT_DAMAGED.
+        EliteError: EXPORT_DTYPE when a value overflows fp16; EXPORT_DAMAGED when one is not finite.
     """
     made = tensor.to(DTYPES[dtype]).contiguous()
     if not torch.isfinite(made).all():
@@ -100,7 +109,7 @@ def converted(name: str, tensor: torch.Tensor, dtype: str, target: str) -> torch
 
 
 def copy_tokenizer(result: Path, folder: Path) -> None:
-    """The tokenizer's files, as the run saved them."""
+    """Copies the tokenizer's files, as the run saved them."""
     for name in _WITH_TOKENIZER:
         if (result / name).exists():
             shutil.copyfile(result / name, folder / name)

@@ -1,7 +1,7 @@
-"""Folds a LoRA adapter into its base, one tensor at a time.
+"""Merges a LoRA adapter into its base, one tensor at a time.
 
 W' = W + s·B·A in fp32, with s = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732). DoRA (arXiv
-2402.09353) gives each row of that sum the length m that it trained: W' = m · (W + s·B·A) / ‖W + s·B·A‖.
+2402.09353) rescales each row of that sum to its trained length m: W' = m · (W + s·B·A) / ‖W + s·B·A‖.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight")
 
 @dataclass(frozen=True)
 class Update:
-    """What training adds to one linear layer's weight."""
+    """Trained update of one linear layer's weight."""
 
     a: torch.Tensor
     "Shape (rank, inputs), fp32."
@@ -39,7 +39,7 @@ class Update:
     "DoRA's length of each row. Shape (outputs,), fp32."
 
     def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """The merged weight in fp32. Shape (outputs, inputs)."""
+        """Returns the merged weight in fp32. Shape (outputs, inputs)."""
         merged = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
             merged *= (self.magnitude / merged.norm(dim=1))[:, None]
@@ -47,7 +47,7 @@ class Update:
 
 
 def read_updates(adapter: Path) -> dict[str, Update]:
-    """The updates of an adapter in PEFT's format, by the name of the weight that each changes.
+    """Reads an adapter in PEFT's format, as updates by the name of the weight that each changes.
 
     Raises:
         EliteError: EXPORT_DAMAGED.
@@ -80,7 +80,7 @@ def _updates(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[s
 
 
 class MergedWeights:
-    """A base's weights with an adapter folded in, as `Weights`."""
+    """A base's weights with an adapter merged in, as `Weights`."""
 
     def __init__(
         self,
@@ -96,12 +96,12 @@ class MergedWeights:
         Args:
             base: The weights that the adapter was trained on.
             updates: By the weight's name. None for a model whose every weight was trained.
-            changes: What was done to the base before.
-            heads: Query heads, for pooling key and value heads.
-            tied: Whether the head is the embedding. It has weights of its own if the adapter changes it.
+            changes: Changes to the base before training.
+            heads: Number of query heads, for pooling key and value heads.
+            tied: Whether the head shares the embedding's weights. It gets its own if the adapter changes it.
 
         Raises:
-            EliteError: EXPORT_DAMAGED, when the adapter is of another model.
+            EliteError: EXPORT_DAMAGED, when the adapter belongs to another model.
         """
         self._base, self._changes, self._heads = base, changes, heads
         self.dequantised = base.dequantised
@@ -136,7 +136,7 @@ class MergedWeights:
         return self._base.stored_dtype(self._stored_as(name))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """See Weights. What the adapter changes comes in fp32."""
+        """See Weights. Tensors that the adapter changes are fp32."""
         weight = self._base.tensor(self._stored_as(name))
         if self._is_pooled(name):
             weight = pool_heads(weight, self._heads, self._changes.kv_heads or 1)

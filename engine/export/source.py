@@ -1,4 +1,4 @@
-"""What a run leaves to export: its adapter or its model, the base under it, and the words for both."""
+"""Opens a run's result for export: its adapter or model, the base under it, and their metadata."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Source:
     config: RunConfig
     spec: ModelSpec
     result: Path
-    "The folder that holds the adapter, or the whole model."
+    "Folder of the adapter, or of the whole model."
     is_adapter: bool
     changes: BaseChanges
-    "What was done to the base before the adapter was trained on it."
+    "Changes to the base before the adapter was trained on it."
 
     @property
     def name(self) -> str:
-        """The model's name, as files are called."""
+        """The model's name, suitable for file names."""
         return self.config.output.model_name
 
     @property
     def weights_spec(self) -> ModelSpec:
-        """Of the files that the exported weights come from: the base under the adapter, or the whole model.
+        """Model of the files that the exported weights come from: the base under the adapter, or the whole model.
 
-        A run in 4 bits trained on a copy: these are what that copy was made of.
+        A run in 4 bits trained on a quantised copy; these files are the originals of that copy.
         """
         if self.is_adapter:
             return self.spec
@@ -55,7 +55,7 @@ class Source:
 
 
 def open_source(run: RunDirectory, target: str) -> Source:
-    """What the run left.
+    """Opens a run's result.
 
     Raises:
         EliteError: EXPORT_NOTHING, EXPORT_DAMAGED, CONFIG_*, MODEL_*.
@@ -92,7 +92,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """A model that is ready to be written: its tensors, not read yet, and its configuration."""
+    """A model that is ready to be written: its lazily read tensors, and its configuration."""
 
     weights: MergedWeights
     config: Any
@@ -102,7 +102,7 @@ class Merged:
 
     @property
     def stored_dtype(self) -> str:
-        """What the base is stored in: bf16, fp16 or f32."""
+        """Format that the base is stored in: bf16, fp16 or f32."""
         import torch
 
         names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "f32"}
@@ -114,7 +114,7 @@ class Merged:
 
 @contextmanager
 def merged(source: Source) -> Iterator[Merged]:
-    """The run's model with the adapter folded into the base's own weights.
+    """Opens the run's model with the adapter merged into the base's own weights.
 
     Raises:
         EliteError: MODEL_*, BASE_CHANGED, EXPORT_DAMAGED.
@@ -140,7 +140,7 @@ def merged(source: Source) -> Iterator[Merged]:
 
 
 def check_base(source: Source, weights: WeightMap) -> None:
-    """Makes sure that an adapter is not folded into other weights than those that it was trained on.
+    """Checks that an adapter is merged into the weights that it was trained on.
 
     Raises:
         EliteError: BASE_CHANGED, EXPORT_DAMAGED.
@@ -153,7 +153,7 @@ def check_base(source: Source, weights: WeightMap) -> None:
 
 
 def trained_encoder(result: Path) -> Encoder:
-    """The tokenizer with which a run encoded its data, as it saved it.
+    """Loads the tokenizer with which a run encoded its data, as the run saved it.
 
     Raises:
         EliteError: EXPORT_DAMAGED.
@@ -168,7 +168,7 @@ def trained_encoder(result: Path) -> Encoder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file.
+    """Reads a JSON object; {} where there is no such file.
 
     Raises:
         EliteError: EXPORT_DAMAGED.

@@ -1,4 +1,4 @@
-"""The folder that an export makes: there complete or not at all, and never in the place of another one."""
+"""Creates the folder of an export: atomically, and never over an existing one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import psutil
 from engine import durable, errors
 
 _MARGIN = 32 * 2**20
-"""Bytes for tokenizer, card and file system besides the weights."""
+"""Bytes for tokenizer, card and file system, in addition to the weights."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def new_folder(path: Path, weights: int) -> Iterator[Path]:
-    """A hidden folder beside `path` to write into, which becomes `path` when all went well, and vanishes otherwise.
+    """Yields a hidden folder beside `path`, renamed to `path` on success and removed on failure.
 
     Args:
         path: Must not exist.
-        weights: Bytes that will be written, besides small files.
+        weights: Bytes to be written, besides small files.
 
     Raises:
         EliteError: EXPORT_EXISTS, EXPORT_FULL, OUTPUT_UNWRITABLE.
@@ -58,7 +58,7 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
 
 
 def _found_no_room(error: BaseException) -> bool:
-    # safetensors has the system's error in its message only, and numpy counts what it could not write.
+    # safetensors has the system's error in its message only, and numpy reports the items that it could not write.
     said = "No space left on device" in str(error) or " requested and " in str(error)
     return getattr(error, "errno", None) in _NO_ROOM or said
 
@@ -69,7 +69,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Makes the folders that are missing, and names them, outermost first."""
+    """Creates the missing parent folders and returns them, outermost first."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -87,7 +87,7 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What exports to the same place left that were killed."""
+    """Removes the folders of killed exports to the same place."""
     for left in path.parent.glob(f".{path.name}.*.new"):
         number = left.name.removesuffix(".new").rpartition(".")[2]
         if number.isdigit() and not psutil.pid_exists(int(number)):

@@ -1,4 +1,4 @@
-"""The base model's weights, read one tensor at a time from the files that they are in."""
+"""Reads the base model's weights from their files, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from engine.models.weight_map import WeightMap
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float32}
-"""By the format's name; what an export of it is written in by default."""
+"""Formats by safetensors' name; an export uses the base's format by default."""
 
 
 class Weights(Protocol):
     """Named tensors whose shapes are known before any of them is read."""
 
     dequantised: bool
-    "Whether some of them were stored in 4 bits only, and are what is left of the original ones."
+    "Whether some were stored in 4 bits only, so that they only approximate the originals."
 
     def names(self) -> list[str]:
-        """The names that the tensors are exported under, in the order in which they are stored."""
+        """Returns the names that the tensors are exported under, in storage order."""
 
     def exported_as(self, weight: str) -> str:
-        """The name among them of one of the model's weights."""
+        """Returns the exported name of one of the model's weights."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
+        """Returns a tensor's shape."""
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """What its numbers are stored in."""
+        """Returns the type of the stored values."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in the numbers that it is stored in (those of 4 bits in fp32)."""
+        """Reads one tensor onto the CPU, in its shape and stored type (fp32 for 4-bit tensors)."""
 
 
 class StoredWeights:
-    """The weights of a model's files, memory-mapped. bitsandbytes' 4-bit ones are dequantised."""
+    """The memory-mapped weights of a model's files. bitsandbytes' 4-bit ones are dequantised."""
 
     def __init__(self, weights: WeightMap) -> None:
         """Opens every file.
@@ -111,5 +111,5 @@ class StoredWeights:
 
 
 def count(shape: tuple[int, ...]) -> int:
-    """Numbers in a tensor of this shape."""
+    """Returns the number of values in a tensor of this shape."""
     return int(torch.Size(shape).numel())

@@ -1,1 +1,1 @@
-"""Text from a model: prompts of any length by tiles, sampling, and text that a terminal may show."""
+"""Text generation: prompts of any length by tiles, sampling, and text that is safe on a terminal."""

@@ -1,7 +1,7 @@
-"""Several sequences written side by side: their next tokens go through the layers as one tile.
+"""Batched greedy decoding: the next tokens of several sequences go through the layers as one tile.
 
-A single token leaves a GPU waiting for launches and a CPU for Python; the work of some more is hardly more. Only
-attention is computed sequence by sequence, over keys and values of its own.
+A single token leaves a GPU waiting for launches and a CPU for Python; a few more cost hardly more. Only attention is
+computed sequence by sequence, each over its own KV cache.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from engine.generation.forward import CachedAttention, Forward, TiledForward, attending, through_layers
 
 TOGETHER = 8
-"""Sequences at a time: the keys and values of each must have room."""
+"""Maximum sequences in a batch; each needs room for its KV cache."""
 
 
 class _EachItsOwn:
-    """Attention of a tile whose tokens belong to as many sequences."""
+    """Attention of a tile in which each token belongs to a sequence of its own."""
 
     def __init__(self, forwards: Sequence[TiledForward]) -> None:
         self._attentions: list[CachedAttention] = [forward.attention for forward in forwards]
@@ -30,7 +30,7 @@ class _EachItsOwn:
             attention.at_layer(number)
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Shapes as in CachedAttention, one token a sequence."""
+        """Computes attention of one token per sequence; shapes as in CachedAttention."""
         outputs = [
             attention.compute(*(x[:, :, i : i + 1] for x in (q, k, v)), scale=scale, window=window)
             for i, attention in enumerate(self._attentions)
@@ -40,10 +40,10 @@ class _EachItsOwn:
 
 @torch.no_grad()
 def advance_together(forwards: Sequence[TiledForward], token_ids: Tensor) -> Tensor:
-    """Takes in one more token of each sequence; returns their logits, (sequences, vocabulary) fp32.
+    """Appends one token to each sequence, and returns their logits, (sequences, vocabulary) fp32.
 
     Args:
-        forwards: Of one model, each with room for a token.
+        forwards: Sequences of one model, each with room for a token.
         token_ids: (sequences,) int64.
     """
     decoder, device = forwards[0].decoder, forwards[0].device
@@ -66,14 +66,14 @@ def write_together(
     ends: Container[int],
     take: Callable[[int, int], bool],
 ) -> None:
-    """Writes the likeliest tokens after each prompt.
+    """Decodes the likeliest tokens after each prompt.
 
     Args:
-        forwards: Sequences of one model that have not begun, each with room for its prompt and `max_tokens`.
+        forwards: Empty sequences of one model, each with room for its prompt and `max_tokens`.
         prompts: Token ids of each, at least one.
-        max_tokens: Of each.
-        ends: Tokens that end a sequence; they are not given out.
-        take: Given the number of a sequence and its next token; False ends that sequence.
+        max_tokens: Maximum new tokens of each.
+        ends: End tokens; they are not passed to `take`.
+        take: Called with a sequence's number and its next token; False ends that sequence.
     """
     latest = [
         int(forward.advance(torch.tensor(prompt)).argmax()) for forward, prompt in zip(forwards, prompts, strict=True)

@@ -1,8 +1,8 @@
-"""One sequence through a model, some tokens after the others: a prompt of any length tile by tile, then token by token.
+"""Runs one sequence through a model: a prompt of any length tile by tile, then token by token.
 
-Token-major order: a tile goes through all layers, each of which keeps its keys and values (the streamed step goes
-through a layer with all tiles, as it needs them for one pass only). So nothing is kept but keys and values, on the GPU
-while they fit there, else in pages on the host; no tensor is as long as the prompt.
+The order is token-major: a tile goes through all layers, each with its own KV cache. (The streamed step is layer-major:
+all tiles go through one layer, whose keys and values serve one pass only.) So only the KV cache is kept, on the GPU
+while it fits there, else in pages on the host; no tensor is as long as the prompt.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
 TILE = 2048
 """Tokens of a prompt that pass through the model at once."""
 PAGE = 8192
-"""Tokens a page of keys and values, and most keys in one attention call."""
+"""Tokens per page of the KV cache, and most keys in one attention call."""
 _GPU_SHARE = 0.6
-"""Share of the free GPU memory that keys and values of all sequences may take before they go to the host."""
+"""Share of the free GPU memory that the KV caches of all sequences may take before they are offloaded to the host."""
 
 
 class Forward(Protocol):
-    """A sequence that goes on."""
+    """A sequence that can be extended."""
 
     def advance(self, token_ids: Tensor) -> Tensor:
-        """Takes the next tokens in, (n,) int64, at least one; returns the last one's logits, (vocabulary,) fp32."""
+        """Appends tokens, (n,) int64, at least one; returns the logits after the last one, (vocabulary,) fp32."""
 
 
 def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAGE, among: int = 1) -> Forward:
-    """A sequence of at most `capacity` tokens through a model, with its adapter as it is switched now.
+    """Opens a sequence of at most `capacity` tokens through a model, with its adapter on or off as it is now.
 
     Args:
         model: In evaluation mode.
-        capacity: Tokens, at most.
+        capacity: Maximum number of tokens.
         tile: Tokens of a prompt that pass through the model at once.
-        page: Tokens a page of keys and values.
-        among: Sequences that are open together and share the GPU's memory.
+        page: Tokens per page of the KV cache.
+        among: Number of open sequences that share the GPU's memory.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables change with a length that tiles cannot see.
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables depend on the total length, which tiles cannot know.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     settings = setting_refusals(causal.config.to_dict())
@@ -58,7 +58,7 @@ def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAG
 
 
 class CachedAttention:
-    """Attention of the present tile to all keys before it, for the layer that is being computed."""
+    """Attention of the current tile to itself and all earlier keys, for the current layer."""
 
     def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device, among: int) -> None:
         self._capacity, self._page, self._device = capacity, page, device
@@ -71,11 +71,11 @@ class CachedAttention:
         self.layer = self.start = 0
 
     def at_layer(self, number: int) -> None:
-        """What follows is the layer of this number."""
+        """Selects the layer of the following calls."""
         self.layer = number
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Keeps keys and values, and attends; shapes as in AttentionBackend."""
+        """Appends keys and values to the cache, and attends; shapes as in AttentionBackend."""
         if self.layer not in self._stores:
             self._stores[self.layer] = PagedKvCache(self._capacity, self._page, self.home, self._device)
         store = self._stores[self.layer]
@@ -85,7 +85,7 @@ class CachedAttention:
 
 
 def home_of(size: int, device: torch.device) -> torch.device:
-    """Where so many bytes of keys and values go."""
+    """Chooses the device for a KV cache of `size` bytes."""
     if device.type != "cuda":
         return device
     free, _ = torch.cuda.mem_get_info(device)
@@ -93,12 +93,12 @@ def home_of(size: int, device: torch.device) -> torch.device:
 
 
 def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: Callable[[int], None]) -> Tensor:
-    """Output of the last layer for tokens that go through all layers together, (1, n, hidden).
+    """Runs tokens through all layers together; returns the last layer's output, (1, n, hidden).
 
     Args:
-        decoder: The model's.
-        ids, positions: Of the tokens, (n,), on its device.
-        at_layer: Told of each layer's number before it is computed.
+        decoder: The model's decoder.
+        ids, positions: Ids and positions of the tokens, (n,), on its device.
+        at_layer: Called with each layer's number before it is computed.
     """
     x = decoder.embed(ids[None])
     arguments = decoder.layer_arguments(x, positions[None])
@@ -111,7 +111,7 @@ def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: C
 
 @contextlib.contextmanager
 def attending(decoder: Decoder, attention: streamed_attention.AttentionState) -> Iterator[None]:
-    """Within, the model's layers attend by `attention`."""
+    """Routes the model's attention through `attention` inside the block."""
     config = decoder.config
     implementation = config._attn_implementation
     config._attn_implementation = streamed_attention.IMPLEMENTATION
@@ -127,10 +127,10 @@ class TiledForward:
     """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families).
 
     Attributes:
-        decoder: The model's.
-        attention: Keys and values of this sequence.
-        capacity: Tokens that it may have.
-        length: Tokens taken in so far.
+        decoder: The model's decoder.
+        attention: KV cache and attention of this sequence.
+        capacity: Maximum number of tokens.
+        length: Number of tokens so far.
     """
 
     def __init__(self, model: nn.Module, capacity: int, *, tile: int, page: int, among: int = 1) -> None:
@@ -144,7 +144,7 @@ class TiledForward:
 
     @property
     def home(self) -> torch.device:
-        """Where keys and values live."""
+        """Device of the KV cache."""
         return self.attention.home
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class TiledForward:
         """See Forward.
 
         Raises:
-            ValueError: the sequence would be longer than its capacity.
+            ValueError: the sequence would exceed its capacity.
         """
         if self.length + len(token_ids) > self.capacity:
             raise ValueError(f"{self.length + len(token_ids)} tokens in a sequence of {self.capacity}")
@@ -166,7 +166,7 @@ class TiledForward:
         return logits.float()
 
     def _run_tile(self, ids: Tensor) -> Tensor:
-        """Output of the last layer, (1, tile, hidden)."""
+        """Runs one tile, ids (tile,); returns the last layer's output, (1, tile, hidden)."""
         positions = torch.arange(self.length, self.length + len(ids), device=self.device)
         self.attention.start = self.length
         x = through_layers(self.decoder, ids, positions, self.attention.at_layer)

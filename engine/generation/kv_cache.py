@@ -1,4 +1,4 @@
-"""Keys and values of every layer, page by page: what a sequence that goes on keeps of the tokens before."""
+"""Paged KV cache of one sequence, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class PagedKvCache:
     """A KeyValueReader (engine.attention.blockwise) of one layer that grows to a known length.
 
     A page is (tokens, kv_heads, head_dim). Attention mostly asks for ranges that do not cross a multiple of `page`
-    (engine.attention.mask_tiles); those are seen where they are, others are put together.
+    (engine.attention.mask_tiles). Those are returned as views; other ranges are concatenated.
 
     Args:
-        capacity: Tokens at most.
-        page: Tokens a page.
-        home: Where pages live; pinned memory, where that is the host of a GPU.
-        device: Where attention is computed.
+        capacity: Maximum number of tokens.
+        page: Tokens per page.
+        home: Device of the pages; pinned memory if it is the host of a GPU.
+        device: Device that computes attention.
     """
 
     def __init__(self, capacity: int, page: int, home: torch.device, device: torch.device) -> None:
@@ -47,10 +47,10 @@ class PagedKvCache:
         return torch.empty(shape, dtype=like.dtype, device=self._home)
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Pages are fetched when they are asked for, on the stream that computes."""
+        """Does nothing: pages are fetched on demand, on the compute stream."""
 
     def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KeyValueReader."""
+        """See KeyValueReader. Shapes (1, kv_heads, stop - start, head_dim)."""
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         at = start
         while at < stop:

@@ -1,4 +1,4 @@
-"""What a person asks of a model, where the text comes from, and what is said back. No torch."""
+"""Text requests: prompts, places in a file, and sampling settings. No torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SIDES: tuple[Side, ...] = ("base", "tuned")
 
 
 class TextRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One prompt and how it is to be answered."""
+    """One prompt, with its sampling settings."""
 
     id: int = 0
-    "Comes back with every event."
+    "Repeated in every event of the answer."
     prompt: str
     path: str = ""
-    "Name of the file that the prompt is the beginning of: it is then given as in training. Empty for plain text."
+    "Name of the file that begins with the prompt, which is then encoded as in training. Empty for plain text."
     suffix: str = ""
-    "What follows the place that is to be filled; needs a tokenizer that knows fill-in-the-middle."
+    "Text after the place to fill; needs a tokenizer that supports fill-in-the-middle."
     sides: tuple[Side, ...] = SIDES
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 128
     temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
@@ -32,9 +32,9 @@ class TextRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
 
 
 def read_place(text: str) -> tuple[str, str, str]:
-    """Name, text before and text after a place in a file, from PATH or PATH:LINE.
+    """Returns name, text before and text after a place in a file, from PATH or PATH:LINE.
 
-    Before is everything up to the end of the line, counted from 1; without a line, or with one past the end, the file.
+    The text before ends with that line, counted from 1. Without a line, or with one past the end, it is the whole file.
 
     Raises:
         EliteError: PROMPT_UNREADABLE.

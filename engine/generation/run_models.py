@@ -1,4 +1,4 @@
-"""The base model and the tuned one of a run, loaded as they were trained: once, where they differ in an adapter."""
+"""Loads a run's base and tuned model as they were trained: once for both, where the result is an adapter."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Scored:
-    """A model that can be scored and asked for text."""
+    """A model that can score windows and generate text."""
 
     model: Any
-    "In evaluation mode."
+    "The model, in evaluation mode."
     step: FallbackStep
-    "Scores windows. While it is open it owns the model: `close` it before the model is asked for text."
+    "Scores windows. It owns the model while open: `close` it before the model generates text."
 
 
 class ModelPair(Protocol):
-    """The two models that are compared. Only one of them is in use at a time."""
+    """The two models that are compared. Only one of them is open at a time."""
 
     def base(self) -> contextlib.AbstractContextManager[Scored]:
-        """The model before training."""
+        """Opens the model before training."""
 
     def tuned(self) -> contextlib.AbstractContextManager[Scored]:
-        """The result."""
+        """Opens the trained model."""
 
 
 class AdaptedPair:
-    """One model in memory: the base is what it is with its adapter switched off."""
+    """One model in memory; switching its adapter off gives the base."""
 
     def __init__(self, model: Any, step: FallbackStep) -> None:
         self._model, self._step = model, step
@@ -81,7 +81,7 @@ class AdaptedPair:
 
 
 class SeparatePair:
-    """Two whole models, each loaded while it is in use: the result of a run is not an adapter."""
+    """Two whole models, each loaded while it is open, where the result is not an adapter."""
 
     def __init__(self, load_base: Callable[[], Scored], load_tuned: Callable[[], Scored]) -> None:
         self._load_base, self._load_tuned = load_base, load_tuned
@@ -110,12 +110,12 @@ def _for_a_while(load: Callable[[], Scored]) -> Iterator[Scored]:
             torch.cuda.empty_cache()
 
 
-# --- what a run left ----------------------------------------------------------------------------------------
+# --- models of a finished run -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunModels:
-    """How the models of a run are laid out here."""
+    """Layout of a run's models on this machine."""
 
     spec: ModelSpec
     placement: Placement
@@ -131,12 +131,12 @@ class RunModels:
 
     @property
     def resident(self) -> bool:
-        """Whether all weights are on the device at once, as writing text needs it."""
+        """Whether all weights are on the device at once, as generation needs."""
         return self.layout.stream is None or self.layout.stream.weights != "streamed"
 
 
 def result_of(run: RunDirectory) -> Path:
-    """Folder of what a run made.
+    """Returns the folder of a run's adapter or model.
 
     Raises:
         EliteError: RUN_WITHOUT_RESULT.
@@ -148,7 +148,7 @@ def result_of(run: RunDirectory) -> Path:
 
 
 def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
-    """What a run planned, for this machine.
+    """Reads a run's plan and places its models on this machine.
 
     Raises:
         EliteError: RUN_WITHOUT_RESULT, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
@@ -170,21 +170,21 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
 
 
 def _read_layout(plan: Mapping[str, Any]) -> StepLayout:
-    """The layout in a plan.json, which had its streamed choices beside the others in earlier versions."""
+    """Reads the layout from a plan.json; earlier versions had its streamed choices beside the others."""
     if "stream" in plan:
         precision = StepLayout(precision=str(plan["precision"]))
         return StepLayout.from_json({"stream": plan["stream"], "recompute": False}, like=precision)
-    # Scoring has no backward pass.
+    # Scoring has no backward pass, so nothing is recomputed.
     return dataclasses.replace(StepLayout.from_json(plan["plan"]), recompute=False)
 
 
 def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], None], spill: Path) -> ModelPair:
-    """The models of a run; an adapter's are loaded at once, others when they are asked for.
+    """Loads the models of a run: with an adapter at once, whole models when they are opened.
 
     Args:
         found: From `models_of`.
-        config: The run's.
-        tell: Told where the plan had to give way to a smaller one.
+        config: The run's configuration.
+        notify: Called with each fallback to a smaller layout.
         spill: Folder for hidden states on disk.
 
     Raises:
@@ -205,7 +205,7 @@ def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], No
 
 
 def load_base(found: RunModels, config: RunConfig) -> Any:
-    """The base model with what was done to it before training."""
+    """Loads the base model, with its changes before training."""
     placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
         model = load_model(found.spec, placement, _changes(found, config))
@@ -216,11 +216,11 @@ def load_base(found: RunModels, config: RunConfig) -> Any:
 
 
 def load_adapted(found: RunModels, config: RunConfig) -> Any:
-    """The base model with the run's adapter on it, frozen.
+    """Loads the base model with the run's adapter on it, frozen.
 
     Raises:
-        EliteError: MODEL_DIRECTORY_INVALID for an adapter that cannot be read, or that is another model's;
-            BASE_CHANGED where the base has other weights than it was trained on.
+        EliteError: MODEL_DIRECTORY_INVALID for an adapter that cannot be read, or that belongs to another model;
+            BASE_CHANGED where the base's weights differ from those that it was trained on.
     """
     from peft import PeftModel
 
@@ -231,7 +231,7 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
     base = load_base(found, config)
     try:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
-        # Onto the base's device by name: PEFT would otherwise take the first GPU, wherever the base is.
+        # Name the base's device: PEFT would otherwise take the first GPU, wherever the base is.
         return PeftModel.from_pretrained(base, found.result, torch_device=str(base.device)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -250,9 +250,9 @@ def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
 
 
 def scoring(model: Any, found: RunModels, *, notify: Callable[[str], None], spill: Path) -> FallbackStep:
-    """The way to score windows: as the run computed its steps, or smaller where that does not fit here."""
+    """Builds the step that scores windows: in the run's own layout, or a smaller one where that does not fit here."""
     device = found.placement.device
-    tuning = AdapterTuning(model)  # nothing of it is trained here, adapter or not
+    tuning = AdapterTuning(model)  # nothing is trained here, adapter or not
     longest = longest_filled(found.context, device)
 
     def build(layout: StepLayout) -> ClosableStep:
@@ -273,7 +273,7 @@ def scoring(model: Any, found: RunModels, *, notify: Callable[[str], None], spil
 
 
 def _autocast(placement: Placement) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Accelerate's, without what else it would set up."""
+    """Returns Accelerate's autocast, without its other setup."""
     if placement.mixed_precision == "no":
         return contextlib.nullcontext
     return lambda: torch.autocast(placement.device.type, dtype=placement.dtype)

@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest, or one drawn by its probability."""
+"""Samples the next token: the likeliest, or one drawn by its probability."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from engine.generation.forward import Forward
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How text is made."""
+    """Sampling settings."""
 
     max_tokens: int = 256
     temperature: float = 0.0
-    "Logits are divided by it; 0 takes the likeliest token."
+    "Divisor of the logits; 0 takes the likeliest token."
     top_p: float = 1.0
-    "Only the likeliest tokens that together have this probability are drawn from (arXiv 1904.09751)."
+    "Nucleus: draws only from the likeliest tokens that together have this probability (arXiv 1904.09751)."
     seed: int = 0
 
 
 def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """What a token is drawn by. Shape (vocabulary,), like `logits`; `temperature` above 0.
+    """Returns the probabilities that a token is drawn by. Shape (vocabulary,), like `logits`; fp64.
 
-    The token that passes `top_p` is kept, so that there always is one.
+    Nucleus sampling (arXiv 1904.09751) keeps the token that passes `top_p`, so that there always is one.
+
+    Args:
+        logits: Shape (vocabulary,).
+        temperature: Divisor of the logits, above 0.
+        top_p: Probability of the nucleus; 1 keeps every token.
     """
     chances = (logits.double() / temperature).softmax(-1)
     if top_p >= 1:
@@ -41,13 +46,13 @@ def probabilities(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 def generate(
     forward: Forward, prompt: Sequence[int], sampling: Sampling, ends: Container[int] = frozenset()
 ) -> Iterator[int]:
-    """The tokens after a prompt, each as soon as it is known; none of `ends` is among them.
+    """Yields the tokens after a prompt, each as soon as it is known, up to the first of `ends`.
 
     Args:
-        forward: A sequence that has not begun, with room for the prompt and `sampling.max_tokens`.
+        forward: An empty sequence, with room for the prompt and `sampling.max_tokens`.
         prompt: Token ids, at least one.
-        sampling: How; on a CPU the same seed gives the same text.
-        ends: Tokens that end it.
+        sampling: Settings; on a CPU the same seed gives the same text.
+        ends: End tokens; they are not yielded.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
     step = torch.tensor(prompt, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Answers requests that come as JSON lines, one after the other, until there are no more: how an app asks for text.
+"""Serves text requests as JSON lines, in order, until the input ends: the protocol between an app and the engine.
 
     in    {"id": 1, "prompt": "...", ...}   (engine.generation.request.TextRequest)      {"stop": true}
     out   {"event": "ready", "name": ..., "device": ..., "sides": [...]}
@@ -6,8 +6,8 @@
           {"event": "done", "id": 1, "side": "base", "tokens": 128, "seconds": 2.1, "stopped": false}
           {"event": "failed", "id": 1, "message": "...", "remedy": "..."}
 
-A request waits for the one before it; a stop ends the one under way and those that wait. What came before the lines
-ended is still answered.
+Requests are answered one after the other. A stop ends the current one and those that wait. Requests read before the
+input ended are still answered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class _Inbox:
-    """Requests in order, and how many stops have come."""
+    """Queue of requests, and a count of stops."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.requests: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()
@@ -57,12 +57,12 @@ def _is_stop(line: str) -> bool:
 
 
 def serve(writer: Writer, lines: Iterable[str], say: Say) -> None:
-    """Answers until the lines end.
+    """Answers requests until the lines end.
 
     Args:
         writer: The models.
-        lines: Requests; read in a thread of its own.
-        say: Takes one event.
+        lines: Requests; read in a separate thread.
+        say: Called with each event.
     """
     inbox = _Inbox(lines)
     say({"event": "ready", "name": writer.name, "device": writer.device, "sides": list(writer.sides)})

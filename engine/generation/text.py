@@ -1,4 +1,4 @@
-"""From tokens to text as they come, and from text to what a terminal may be given."""
+"""Decodes tokens to text incrementally, and escapes text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BEFORE = 4
 
 
 class TextStream:
-    """The text of tokens as they come; see stream_text."""
+    """Incremental decoder; see stream_text."""
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
@@ -19,17 +19,17 @@ class TextStream:
             self._stream.step(tokenizer, token)
 
     def push(self, token: int) -> str:
-        """What has become whole with this token."""
+        """Adds a token, and returns the characters that it completes."""
         return self._stream.step(self._tokenizer, token) or ""
 
 
 def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
-    """The text of tokens, a piece for each; a character that takes several tokens comes with the last of them.
+    """Yields the text of each token; a character that takes several tokens comes with the last of them.
 
     Args:
         tokenizer: A tokenizers.Tokenizer.
-        tokens: Ids.
-        before: Those that stand before them: some tokenizers leave a space out at the start of a text.
+        tokens: Token ids.
+        before: Preceding token ids, since some tokenizers omit a space at the start of a text.
     """
     stream = TextStream(tokenizer, before)
     for token in tokens:
@@ -37,5 +37,5 @@ def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = (
 
 
 def printable(text: str) -> str:
-    """Text of a model for a terminal: line ends and tabs stay, every other control character is spelled out."""
+    """Escapes a model's text for a terminal: every control character except line ends and tabs."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

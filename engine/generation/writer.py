@@ -1,4 +1,4 @@
-"""Asks the models of a run, or a model alone, for text: loads once, answers any number of requests."""
+"""Generates text with the models of a run, or with a single model; loads once, serves any number of requests."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from engine.tokenization.encoder import Encoder
 
 
 class Writer:
-    """Text of up to two models.
+    """Generates text with up to two models.
 
     Attributes:
-        name: Of the run or the model.
-        device: That it runs on.
-        sides: Which models there are.
+        name: Name of the run or the model.
+        device: Device that it runs on.
+        sides: The models that there are.
     """
 
     def __init__(self, name: str, found: RunModels, opened: Callable[[Side], Any], sides: tuple[Side, ...]) -> None:
@@ -42,7 +42,7 @@ class Writer:
         self._encoder = Encoder(load_tokenizer(found.spec))
 
     def prompt_ids(self, request: TextRequest) -> list[int]:
-        """The tokens that ask: a file as in training, or plain text. No text becomes a control token.
+        """Encodes the prompt: a file as in training, or plain text. No text becomes a control token.
 
         Raises:
             EliteError: FILL_UNAVAILABLE.
@@ -60,7 +60,7 @@ class Writer:
         return encoder.encode_prompt(request.prompt)
 
     def write(self, request: TextRequest, side: Side) -> Iterator[str]:
-        """The text of one of the models, a piece for each token; some pieces are empty.
+        """Yields the text of one of the models, per token; some parts are empty.
 
         Raises:
             EliteError: FILL_UNAVAILABLE, SIDE_MISSING, OUT_OF_MEMORY, MODEL_*.
@@ -82,13 +82,13 @@ class Writer:
 
 
 def open_writer(reference: str, *, device: str = "", precision: str = "", notify: Callable[[str], None]) -> Writer:
-    """Loads what a person names: a run by id, its beginning or folder; or a model by name, folder or hub id.
+    """Loads a run by id, prefix of an id or folder; or a model by name, folder or hub id.
 
     Args:
         reference: As typed; "" is the newest run.
-        device: Instead of the run's, if not "".
-        precision: Instead of the run's, if not "".
-        tell: Told what a person should know.
+        device: Replaces the run's, if not "".
+        precision: Replaces the run's, if not "".
+        notify: Called with messages for the user.
 
     Raises:
         EliteError: GENERATION_UNKNOWN, RUN_*, MODEL_*, OUT_OF_MEMORY.
@@ -102,7 +102,7 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", notify
     if device or precision:
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
-    # Text is written token by token: all weights have to be there, whatever training did.
+    # Text is generated token by token, so all weights must be resident, regardless of the training layout.
     pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, notify=notify, spill=run.path)
     return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
 
@@ -128,7 +128,7 @@ def _open_model(name: str, device: str, precision: str) -> Writer:
 
 
 def _run_named(reference: str) -> RunDirectory | None:
-    """The run that is meant; None where it is a model."""
+    """Returns the run that a reference means; None where it means a model."""
     if reference.lower() in catalogue():
         return None
     try:

@@ -1,1 +1,1 @@
-"""Optimisers and schedules, one small file a technique."""
+"""Optimisers, schedules and gradient transforms, one small file a technique."""

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101) over the fp32 weights that are trained: plain, in 8 bits, with LoRA+'s two rates."""
+"""AdamW (arXiv 1711.05101) over the trained fp32 weights, plain, in 8 bits, or with LoRA+'s two rates."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def adamw(tuning: FineTuning, config: RunConfig, learning_rate: float) -> Optimizer:
-    """The optimiser of a run.
+    """Makes the optimiser of a run.
 
-    Of an adapter the decay acts on A and B alike: it pulls the update B·A towards zero, not the base weights. Vectors
-    do not decay, of an adapter as of a whole model (engine.optim.decay).
+    In an adapter, weight decay acts on A and B alike. It pulls the update B·A towards zero, not the base weights.
+    Vectors do not decay, neither an adapter's nor a whole model's (engine.optim.decay).
 
     Args:
-        tuning: What is trained.
+        tuning: Owns the trained weights.
         config: `training.optimizer`, `training.weight_decay` and `lora.plus_ratio` are read.
-        learning_rate: Peak rate, of A where A and B differ.
+        learning_rate: Peak rate, that of A where A and B differ.
 
     Raises:
         EliteError: OPTIMIZATION_UNAVAILABLE when bitsandbytes is needed and not installed.
@@ -44,7 +44,11 @@ def adamw(tuning: FineTuning, config: RunConfig, learning_rate: float) -> Optimi
 
 
 def optimizer_type(name: str) -> type[Optimizer]:
-    """The class behind `training.optimizer`; 8-bit states are block-wise quantised (arXiv 2110.02861)."""
+    """Returns the class of `training.optimizer`; 8-bit states are block-wise quantised (arXiv 2110.02861).
+
+    Raises:
+        EliteError: OPTIMIZATION_UNAVAILABLE when bitsandbytes is needed and not installed.
+    """
     if name == "adamw":
         return AdamW
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -1,4 +1,4 @@
-"""Averages of the adapter over its updates: exponential (EMA), or equal over the last ones (SWA, arXiv 1803.05407)."""
+"""Averages of the weights over updates, exponential (EMA) or equal over the last updates (SWA, arXiv 1803.05407)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class AdapterAverage:
-    """The average, which is scored and kept instead of the last weights.
+    """Averages the trained weights; the average is scored and saved instead of the last weights.
 
     Args:
-        parameters: The weights that the optimiser changes.
-        decay: Of the exponential average; None weighs all equally.
-        first_update: Updates made before the first one that counts.
+        parameters: The weights that the optimiser updates.
+        decay: Decay of the exponential average; None weighs all updates equally.
+        first_update: Updates before the first one that is averaged.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], *, decay: float | None, first_update: int = 0) -> None:
@@ -28,19 +28,19 @@ class AdapterAverage:
         self._first, self._made = first_update, 0
 
     def after_step(self) -> None:
-        """The optimiser has made an update."""
+        """Adds the weights after an update of the optimiser to the average."""
         self._made += 1
         if self._made > self._first:
             self._average.update_parameters(self._live)
 
     @property
     def count(self) -> int:
-        """Updates averaged over."""
+        """Number of averaged updates."""
         return int(self._average.n_averaged)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The adapter holds the average inside; what it holds outside, once there is one."""
+        """Swaps the average into the weights while the context is open; does nothing before the first average."""
         if not self.count:
             yield
             return
@@ -55,19 +55,19 @@ class AdapterAverage:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Leaves the average in the adapter."""
+        """Replaces the weights by the average, if there is one."""
         if self.count:
             for live, average in zip(self._live, self._average.module.parameters(), strict=True):
                 live.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages by name, how many updates they are over, and the updates made."""
+        """Returns the averages by name, the number of averaged updates, and the number of updates made."""
         averages = zip(self._names, self._average.module.parameters(), strict=True)
         return {**{name: value.detach() for name, value in averages}, "count": self.count, "made": self._made}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         self._made = int(state["made"])
         self._average.n_averaged.fill_(int(state["count"]))
         for name, value in zip(self._names, self._average.module.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Puts a run's way of updating together: optimiser, schedule, what happens to gradients, what follows each update."""
+"""Builds a run's optimiser, schedule, gradient pipeline, and the followers of each update."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 
 class Stateful(Protocol):
-    """Something that a checkpoint has to bring back: values are tensors and what JSON can hold."""
+    """State that a checkpoint saves, of tensors and JSON values."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+        """Returns the state that a resumed run needs."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
 
 
 class Follower(Stateful, Protocol):
-    """Acts on the weights after every update that was really made (fp16 skips those that overflow)."""
+    """Changes or reads the weights after every update but those that fp16 skips on overflow."""
 
     def after_step(self) -> None:
-        """The optimiser has made an update."""
+        """Called after each update of the optimiser."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Updating:
-    """How a run turns gradients into weights."""
+    """Optimiser of a run, with its schedule, gradient pipeline and followers."""
 
     optimizer: Optimizer
-    "Calls the followers itself, after each update."
+    "Calls the followers after each update."
     schedule: Schedule
     gradients: GradientPipeline
     average: AdapterAverage | None
-    "What is scored and kept instead of the last weights."
+    "Average that is scored and saved instead of the last weights."
     stateful: Mapping[str, Stateful]
 
 
 def build_updating(tuning: FineTuning, config: RunConfig, *, total_steps: int, tokens_per_update: int) -> Updating:
-    """The composition that a configuration asks for.
+    """Builds the optimiser, schedule, gradient pipeline and followers that the configuration names.
 
     Raises:
         EliteError: OPTIMIZATION_UNAVAILABLE when a library is missing.

@@ -1,4 +1,4 @@
-"""Gradient centralisation (arXiv 2004.01461): each row of a matrix's gradient without its mean."""
+"""Gradient centralisation (arXiv 2004.01461), which subtracts the mean of each row of a matrix's gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient clipping: by the norm of all of it, or adaptively by unit (AGC, arXiv 2102.06171)."""
+"""Gradient clipping, by the global norm or adaptively by unit (AGC, arXiv 2102.06171)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 SMALLEST_WEIGHT = 1e-3
-"""Norm that a unit's weights are taken to have at least, so that weights that start at zero can leave it."""
+"""Lower bound of a unit's weight norm, so that weights that start at zero can leave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormClipping:
-    """Scales the whole gradient down to `max_norm`."""
+    """Scales the whole gradient to a norm of at most `max_norm`."""
 
     max_norm: float
 
@@ -26,7 +26,7 @@ class NormClipping:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveClipping:
-    """Scales each row of a matrix's gradient down to `ratio` times the norm of the row of weights."""
+    """Scales each row of a matrix's gradient to at most `ratio` times the norm of the row's weights."""
 
     ratio: float
 

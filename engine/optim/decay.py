@@ -1,7 +1,7 @@
-"""Weight decay is for matrices: vectors (norms, biases, DoRA's magnitudes) get a group of their own, without any.
+"""Limits weight decay to matrices; vectors (norms, biases, DoRA's magnitudes) get a group of their own without decay.
 
-A matrix that decays is pulled towards zero, which its gradient holds against. A norm or a magnitude has a scale that
-the model depends on: DoRA's magnitude is the norm of the base weight's rows, so that its decay would erode the base.
+Decay pulls a matrix towards zero, against its gradient. The model depends on the scale of a norm or a magnitude.
+DoRA's magnitude is the norm of the base weight's rows, so that its decay would erode the base.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 
 def spare_vectors(optimizer: Optimizer) -> None:
-    """Moves the vectors out of every group into one behind all groups, with the same settings but no decay."""
+    """Moves each group's vectors into a group of their own behind all groups, with the same settings but no decay."""
     for group in list(optimizer.param_groups):
         vectors = [p for p in group["params"] if p.ndim <= 1]
         matrices = [p for p in group["params"] if p.ndim > 1]
@@ -25,15 +25,15 @@ def spare_vectors(optimizer: Optimizer) -> None:
 
 
 def with_vectors_apart(state: Mapping[str, Any], groups: Sequence[Sequence[int]]) -> Mapping[str, Any]:
-    """An optimiser's state as `spare_vectors` groups it, where an earlier version saved vectors among the matrices.
+    """Regroups an optimiser's state as `spare_vectors` does, where an earlier version saved vectors with matrices.
 
     Args:
-        state: As torch's optimisers save it.
-        groups: Positions of each present group's weights among all that are trained; in a saved group, weights stand
+        state: State in the format of torch's optimisers.
+        groups: Positions of each present group's weights among all trained weights; a saved group lists its weights
             in this order.
 
     Returns:
-        The state itself where it is grouped so already, or in a way that is not known.
+        The regrouped state; the same object where it is grouped so already, or in an unknown way.
     """
     saved = state["param_groups"]
     counts, before = [len(group) for group in groups], [len(group["params"]) for group in saved]

@@ -1,4 +1,4 @@
-"""What happens to a gradient between the backward pass and the optimiser: changes before, clipping, changes after."""
+"""Gradient pipeline between the backward pass and the optimiser, of transforms before and after clipping."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ class GradientTransform(Protocol):
     """Changes `.grad` of parameters in place."""
 
     def __call__(self, parameters: Sequence[Parameter], step: int) -> None:
-        """Called once an update; `step` updates were made before."""
+        """Called once an update; `step` is the number of updates before it."""
 
 
 class Clipping(Protocol):
     """Bounds `.grad` of parameters in place."""
 
     def __call__(self, parameters: Sequence[Parameter]) -> float:
-        """Returns the norm of the whole gradient as it came."""
+        """Clips, and returns the norm of the whole gradient before clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPipeline:
-    """In order: `before`, `clip`, `after`."""
+    """Applies `before`, `clip` and `after`, in this order."""
 
     before: tuple[GradientTransform, ...] = ()
     clip: Clipping
     after: tuple[GradientTransform, ...] = ()
-    "What clipping must not undo."
+    "Transforms that clipping must not undo."
 
     def apply(self, parameters: Sequence[Parameter], step: int) -> float:
-        """Changes the gradients for the update after `step` updates, and returns their norm before clipping."""
+        """Transforms the gradients for the update after `step` updates, and returns their norm before clipping."""
         for transform in self.before:
             transform(parameters, step)
         norm = self.clip(parameters)

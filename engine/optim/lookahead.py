@@ -1,4 +1,4 @@
-"""Lookahead (arXiv 1907.08610): slow weights that follow the optimiser's from afar, and pull them back."""
+"""Lookahead (arXiv 1907.08610), whose slow weights follow the optimiser's fast weights and reset them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn import Parameter
 
 
 class Lookahead:
-    """Every k updates: slow += alpha (fast - slow), and fast = slow.
+    """Applies slow += alpha (fast - slow), and then fast = slow, every k updates.
 
     Args:
-        parameters: The fast weights, which the optimiser changes.
+        parameters: The fast weights, which the optimiser updates.
         steps: k.
-        alpha: Share of the way.
+        alpha: Step size of the slow weights.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], steps: int, alpha: float) -> None:
@@ -26,7 +26,7 @@ class Lookahead:
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The optimiser has made an update."""
+        """Counts an update of the optimiser, and synchronises the weights after every k-th."""
         self._made += 1
         if self._made % self._steps:
             return
@@ -36,11 +36,11 @@ class Lookahead:
             fast.copy_(slow)
 
     def state_dict(self) -> dict[str, Any]:
-        """Slow weights by name, and the updates made."""
+        """Returns the slow weights by name, and the number of updates made."""
         return {**self._slow, "made": self._made}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         self._made = int(state["made"])
         for name, slow in self._slow.items():
             value: Tensor = state[name]

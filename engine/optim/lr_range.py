@@ -1,4 +1,4 @@
-"""The learning-rate range test (arXiv 1506.01186): raise the rate at every step, and see where the loss turns up."""
+"""The learning-rate range test (arXiv 1506.01186), which raises the rate at every step until the loss diverges."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 FILE_NAME = "lr_range.json"
-"""What a test leaves in its run's directory."""
+"""Result file in the run's directory."""
 SMOOTHING = 0.8
-"""Weight of the past in the smoothed loss; corrected for its start, as Adam's moments are."""
+"""Decay of the smoothed loss, an exponential average with the bias correction of Adam's moments."""
 LOST_AGAIN = 0.5
-"""The test ends where the smoothed loss has lost this share of what it had won. Norms bound the loss of a transformer
-with random weights, so that a multiple of the lowest loss, which others wait for, may never come."""
+"""The test ends when the smoothed loss has risen by this share of its decrease so far. Norms bound the loss of a
+transformer with random weights, so that it may never reach a multiple of the lowest loss, the usual criterion."""
 WORTH_COUNTING = 0.02
-"""Share of the first loss that must have been won before losing it again counts: less may be noise."""
+"""Least decrease, as a share of the first loss, before a rise counts as divergence; less may be noise."""
 SAFETY = 10.0
-"""The suggested rate is this much below the one at which the loss was lowest: there it is about to turn."""
+"""Ratio of the rate of lowest loss, where the loss is about to rise, to the suggested rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateRange:
-    """What a test found."""
+    """Result of a test."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    "Of the step taken at each rate, nats a token."
+    "Loss before the step at each rate, in nats a token."
     smoothed: tuple[float, ...]
     suggested: float
     diverged_at: float | None
-    "First rate at which the smoothed loss had left its lowest value for good; None if it never did."
+    "Rate at which the loss diverged and the test ended; None if it did not."
 
 
 def range_rates(lowest: float, highest: float, steps: int) -> list[float]:
-    """Rates that grow by the same factor from step to step."""
+    """Lists rates that grow by the same factor from step to step."""
     return [lowest * (highest / lowest) ** (i / max(1, steps - 1)) for i in range(steps)]
 
 
@@ -41,7 +41,7 @@ def range_test(train_step: Callable[[float], float], rates: Sequence[float]) -> 
     """Takes one training step at each rate until the loss diverges, and suggests a rate.
 
     Args:
-        train_step: Trains one step at a rate and returns the loss before it, nats a token.
+        train_step: Trains one step at a rate and returns the loss before it, in nats a token.
         rates: Ascending.
     """
     losses: list[float] = []

@@ -11,12 +11,15 @@ from torch.nn import Parameter
 from engine.randomness import derive_seed
 
 DECAY = 0.55
-"""The paper's exponent: variance after t updates is that of the first / (1 + t)^0.55."""
+"""The paper's exponent; the variance after t updates is that of the first update / (1 + t)^0.55."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientNoise:
-    """Adds normal noise of variance deviation² / (1 + t)^0.55, keyed by (seed, step, parameter): runs can resume."""
+    """Adds normal noise of variance deviation² / (1 + t)^0.55.
+
+    The noise is keyed by (seed, step, parameter), so that a resumed run draws the same.
+    """
 
     deviation: float
     seed: int

@@ -1,8 +1,8 @@
-"""Learning-rate schedules, and the peak rate that they start from.
+"""Learning-rate schedules, and the peak rate that they scale.
 
-A schedule is a pure function of (updates made, updates in all): it says which share of its peak rate each update uses,
-and with one cycle also its momentum. Nothing else is remembered but the position and what recoveries lowered the rate
-to, so that a run goes on with more updates, fewer, or another rate as if it had been so from its beginning.
+A schedule is a pure function of (updates made, updates in all). It returns the share of the peak rate that an update
+uses, and with one cycle also the momentum. The only state is the position and the scale that recoveries lowered the
+rate to. So a run resumes with more updates, fewer, or another rate as if it had had them from the beginning.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from engine.config import TrainingSection
 
 REFERENCE_TOKENS = 8192
-"""Tokens an update that `training.learning_rate` stands for where it is scaled."""
+"""Tokens of the update that `training.learning_rate` refers to where it is scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What one update uses."""
+    """Rate and momentum of one update."""
 
     factor: float
     "Share of the peak rate."
     momentum: float | None = None
-    "Adam's first beta; None leaves the optimiser's."
+    "Adam's first beta; None keeps the optimiser's."
 
 
 Curve = Callable[[int], Setting]
-"""The setting of the update after so many updates. Pure."""
+"""Returns the setting of the update after the given number of updates. Pure."""
 
 
 class Schedule:
     """Sets an optimiser's rates to `peak × factor(position) × scale` in each of its groups.
 
     Attributes:
-        position: Updates made or passed over.
-        scale: What recoveries lowered the rate to, as a share.
+        position: Updates made or skipped.
+        scale: Share of the scheduled rate that recoveries lowered the rate to.
 
     Args:
-        optimizer: Its groups' rates are the peaks.
-        curve: See Curve. It is asked for positions below `total`, and for the last of them after that.
+        optimizer: The optimiser, whose groups' present rates are the peaks.
+        curve: See Curve. It is called for positions below `total`, and with the last of them after that.
         total: Updates in all.
     """
 
@@ -55,32 +55,32 @@ class Schedule:
         self._apply()
 
     def step(self, updates: int = 1) -> None:
-        """Moves on by so many updates."""
+        """Advances by `updates` updates."""
         self.position += updates
         self._apply()
 
     def scale_rate(self, ratio: float) -> None:
-        """Multiplies the rate of this update and of all that follow."""
+        """Multiplies the rates of this update and of all later ones."""
         self.scale *= ratio
         self._apply()
 
     def get_last_lr(self) -> list[float]:
-        """The rates of the next update, by group."""
+        """Returns the rates of the next update, by group."""
         return [float(group["lr"]) for group in self._groups()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, total and scale. The total is for readers: a run goes on with the one that it is given."""
+        """Returns position, total and scale. The total is informative; a resumed run uses its own."""
         return {"position": self.position, "total": self._total, "scale": self.scale}
 
     def load_state_dict(self, state: Mapping[str, Any], *, scale: float = 1.0) -> None:
-        """Takes on what `state_dict` gave, or a scheduler of torch's; the optimiser's own state is loaded before.
+        """Restores the state of `state_dict` or of a torch scheduler; the optimiser's own state is loaded before.
 
         Args:
-            state: Only its position and scale count.
-            scale: For a state of torch's, which does not say it by itself.
+            state: Only its position and scale are used.
+            scale: Scale for a torch scheduler's state, which has none.
 
         Raises:
-            KeyError, TypeError, ValueError: it is neither.
+            KeyError, TypeError, ValueError: the state is neither.
         """
         if "position" in state:
             self.position, self.scale = int(state["position"]), float(state["scale"])
@@ -89,7 +89,7 @@ class Schedule:
         self._apply()
 
     def _groups(self) -> list[dict[str, Any]]:
-        # ZeRO may have put groups of its own behind them.
+        # ZeRO may have appended groups of its own.
         return self._optimizer.param_groups[: len(self._peaks)]
 
     def _apply(self) -> None:
@@ -102,19 +102,19 @@ class Schedule:
 
 
 def peak_rate(training: TrainingSection, tokens_per_update: int) -> float:
-    """`training.learning_rate`, scaled to the size of an update by `training.lr_scaling`.
+    """Scales `training.learning_rate` to the size of an update by `training.lr_scaling`.
 
-    In proportion for plain gradient descent; by the square root for Adam, whose step has the size of the rate
-    however large the gradient is, and whose noise falls with the square root of the batch.
+    Linear scaling suits plain gradient descent. Square-root scaling suits Adam, whose step has the size of the rate for
+    any gradient, and whose noise falls with the square root of the batch.
     """
     powers = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
     return float(training.learning_rate * (tokens_per_update / REFERENCE_TOKENS) ** powers[training.lr_scaling])
 
 
 def make_schedule(optimizer: Optimizer, training: TrainingSection, total_steps: int) -> Schedule:
-    """The schedule of a run. Peaks are the rates that the optimiser's groups have now.
+    """Makes the schedule of a run, whose peaks are the present rates of the optimiser's groups.
 
-    With `training.swa_fraction` the rate stays as it is where the averaging begins (SWA, arXiv 1803.05407).
+    With `training.swa_fraction` the rate is constant from the start of the averaging on (SWA, arXiv 1803.05407).
     """
     warmup_steps = round(total_steps * training.warmup_fraction)
     power = training.polynomial_power
@@ -132,15 +132,15 @@ def make_schedule(optimizer: Optimizer, training: TrainingSection, total_steps: 
 
 
 def averaging_start(training: TrainingSection, total_steps: int) -> int:
-    """Updates made before SWA averages the first time; `total_steps` where it never does."""
+    """Returns the number of updates before SWA's first average; `total_steps` where there is none."""
     return total_steps - round(total_steps * training.swa_fraction)
 
 
 def warmup_cosine_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the peak rate used by the update after `step` updates were made.
+    """Returns the share of the peak rate for the update after `step` updates.
 
-    The first update already learns, at 1 / warmup_steps, and the last one still does: the cosine reaches 0
-    only one step after the end.
+    No update has a rate of 0. The first one uses 1 / warmup_steps, and the cosine reaches 0 only one step after the
+    end.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -149,7 +149,7 @@ def warmup_cosine_factor(step: int, total_steps: int, warmup_steps: int) -> floa
 
 
 def warmup_polynomial_factor(step: int, total_steps: int, warmup_steps: int, power: float) -> float:
-    """As `warmup_cosine_factor`, with (share of the run left) ** power after the warm-up."""
+    """Returns the same share as `warmup_cosine_factor`, but (share of the run left) ** power after the warm-up."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -157,15 +157,15 @@ def warmup_polynomial_factor(step: int, total_steps: int, warmup_steps: int, pow
 
 
 RISE = 0.3
-"""Share of one cycle over which the rate rises, torch's default."""
+"""Share of one cycle with a rising rate, torch's default."""
 FIRST, LAST = 1 / 25, 1 / 250_000
 """Shares of the peak at the first and the last update, torch's defaults."""
 LOW_MOMENTUM, HIGH_MOMENTUM = 0.85, 0.95
-"""At the peak of the rate, and at both ends."""
+"""Momentum at the peak of the rate, and at both ends."""
 
 
 def one_cycle_setting(step: int, total_steps: int) -> Setting:
-    """One cycle (arXiv 1708.07120) with half cosines, as torch's OneCycleLR has it: up to the peak, then far down."""
+    """Returns the setting of one cycle (arXiv 1708.07120), in half cosines, as in torch's OneCycleLR."""
     top = RISE * total_steps - 1
     if step <= top:
         share = step / top if top > 0 else 1.0
@@ -175,5 +175,5 @@ def one_cycle_setting(step: int, total_steps: int) -> Setting:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
-    """From start to end along half a cosine."""
+    """Interpolates from start to end along half a cosine."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))

@@ -1,4 +1,4 @@
-"""Which context a run uses: the one that was asked for, checked against the plan, or the best default."""
+"""Chooses a run's context: the configured one, checked against the plan, or the best default."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from engine.plan.tiers import tier_of
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A context, the plan for it, and why it was chosen."""
+    """A context, the plan for it, and the reason for the choice."""
 
     context: int
     plan: TierPlan
     note: str
-    "One sentence for people."
+    "One sentence for the user."
 
 
 def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
-    """Tokens a window that a run uses. See `choose_plan`."""
+    """Returns the tokens per window of a run. See `choose_plan`."""
     return choose_plan(config, machine, spec, repository_tokens).context
 
 
 def request_of_run(
     config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
 ) -> PlanRequest:
-    """What a configuration asks of the planner on a machine.
+    """Builds the planner's request from a configuration and a machine.
 
     Args:
-        config: The run's.
-        machine: This host with every GPU that the run may use; in a rank, what each rank of a host has at least.
+        config: The run's configuration.
+        machine: This host with every GPU that the run may use; in a rank, the least that any rank of a host has.
         spec: The model.
-        repository_tokens: To train on; None is unknown.
-        ranks: How many processes train together, as a rank knows it from its launcher; None: as they would be started.
+        repository_tokens: Tokens to train on; None is unknown.
+        ranks: Number of processes that train together, as a rank knows it from its launcher; None: as the launcher
+            would start them.
 
     Raises:
         EliteError: DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, GPUS_MISSING or HOSTFILE_INVALID.
@@ -76,10 +77,10 @@ def request_of_run(
 def choose_plan(
     config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
 ) -> Choice:
-    """The context of a run and the plan for its step.
+    """Chooses the context of a run and the plan for its step.
 
-    `training.context` or `training.tier` if set; else the recommended tier; else, on a machine that cannot do tier 1
-    in reasonable time, the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
+    Takes `training.context` or `training.tier` if set, else the recommended tier. A machine that cannot do tier 1 in
+    reasonable time gets the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.

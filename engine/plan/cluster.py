@@ -1,4 +1,4 @@
-"""Several cards and hosts: what a rank may use, what each strategy needs of it, how much faster it is. No torch."""
+"""Plans for several GPUs and hosts: a rank's share, each strategy's memory and its speed-up. No torch."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
-"""Bytes a second of a network between hosts, each way, by its name."""
+"""Bytes a second of a network between hosts, in each direction, by name."""
 CARD_LINKS = {"nvlink": 300e9, "nvlink-bridge": 50e9}
-"""Bytes a second between two cards of a host, each way; "pcie" follows from the card's generation and lanes."""
+"""Bytes a second between two GPUs of a host, in each direction; "pcie" follows from the GPU's generation and lanes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Like hosts, each with some cards."""
+    """Identical hosts, each with one or more GPUs."""
 
     machine: Machine
-    "One host; its `gpus` are the cards that train."
+    "One host; its `gpus` are those that train."
     hosts: int = 1
     card_link: float
-    "Bytes a second between cards of a host."
+    "Bytes a second between GPUs of a host."
     host_link: float
     "Bytes a second between hosts."
 
     @property
     def ranks(self) -> int:
-        """Processes: one a card."""
+        """Number of processes, one per GPU."""
         return self.hosts * max(1, len(self.machine.gpus))
 
     @property
     def link(self) -> float:
-        """The slowest link on the way round."""
+        """Bytes a second of the slowest link in the ring."""
         return self.card_link if self.hosts == 1 else min(self.card_link, self.host_link)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyPlan:
-    """One way for the ranks of a cluster to share an update."""
+    """One strategy for the ranks of a cluster to share an update."""
 
     strategy: str
     ranks: int
     context: int
     windows: int
-    "Of an update."
+    "Windows of one update."
     fits: bool
     reason: str
     gpu_peak_bytes: int
-    "Of the rank that needs most."
+    "Peak of the rank that needs most."
     host_peak_bytes: int
-    "Of a host, for all its ranks."
+    "Peak of one host, over all its ranks."
     seconds: float
-    "An update."
+    "Seconds per update."
     speed_up: float | None
-    "Against the same update on the first card alone; None where that does not fit."
+    "Relative to the same update on the first GPU alone; None where that does not fit."
     sent_bytes: float
-    "By a rank in an update."
+    "Bytes that a rank sends per update."
     words: str
-    "How the time comes about."
+    "Derivation of the time."
 
 
 def least_of(machines: Sequence[Machine]) -> Machine:
-    """What each of these machines has at least: one layout has to fit every rank.
+    """Returns the minimum of these machines' resources: one layout has to fit every rank.
 
     Args:
         machines: One for each rank, with the rank's own GPU first, or without a GPU.
@@ -98,7 +98,7 @@ def _free_bytes(gpu: Gpu) -> float:
 
 
 def share_of(machine: Machine, ranks: int, card: int = 0) -> Machine:
-    """What one of the ranks on a host may use: its card, and its part of everything else."""
+    """Returns the share of a host that one of its ranks may use: its GPU, and its part of everything else."""
     gpus = machine.gpus[card : card + 1] if machine.gpus else ()
     return replace(
         machine,
@@ -111,14 +111,14 @@ def share_of(machine: Machine, ranks: int, card: int = 0) -> Machine:
 
 
 def card_link(name: str, gpu: Gpu | None) -> float:
-    """Bytes a second between two cards of a host.
+    """Returns bytes a second between two GPUs of a host.
 
     Args:
         name: A key of CARD_LINKS, "pcie", or a number of GB/s.
-        gpu: One of the cards.
+        gpu: One of the GPUs.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: `name` is none of these.
     """
     if name in CARD_LINKS:
         return CARD_LINKS[name]
@@ -129,10 +129,10 @@ def card_link(name: str, gpu: Gpu | None) -> float:
 
 
 def host_link(name: str) -> float:
-    """Bytes a second between hosts; `name` is a key of NETWORKS, or a number of GB/s.
+    """Returns bytes a second between hosts; `name` is a key of NETWORKS, or a number of GB/s.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `name` is neither.
     """
     return NETWORKS[name] if name in NETWORKS else _gigabytes(name)
 
@@ -145,12 +145,12 @@ def _gigabytes(text: str) -> float:
 
 
 def cluster_plans(planning: PlanRequest, cluster: Cluster, context: int) -> list[StrategyPlan]:
-    """Every strategy for windows of `context` tokens, the fastest that fits first.
+    """Plans every strategy for windows of `context` tokens, the fastest that fits first.
 
     Args:
-        planning: Model, precision and the like; its machine is replaced by a rank's.
-        cluster: The cards.
-        context: Tokens a window.
+        planning: Model, precision and settings; its machine is replaced by a rank's share.
+        cluster: The hosts and their GPUs.
+        context: Tokens per window.
     """
     alone = _of_card(planning, cluster, 0, 1, "data")
     one = plan_context(alone, context)
@@ -171,7 +171,7 @@ def _of_card(planning: PlanRequest, cluster: Cluster, card: int, ranks: int, str
 
 
 def _slowest(planning: PlanRequest, cluster: Cluster, context: int, strategy: str) -> TierPlan:
-    """The plan of the card that is worst off: the others wait for it."""
+    """Returns the plan of the slowest GPU, which the others wait for."""
     cards = max(1, len(cluster.machine.gpus))
     distinct: list[int] = []
     for card in range(cards):
@@ -235,7 +235,7 @@ def _zero3(
     turns: int,
     rate: float,
 ) -> StrategyPlan:
-    """Whole windows; every layer's weights are gathered before they are used, forward, again and backward."""
+    """Plans whole windows; each layer's weights are gathered before its forward, its recompute and its backward."""
     whole = dataclasses.replace(planning.stepping("whole"), weights=("resident",))
     row = _slowest(whole, cluster, context, "data")
     element = 4 if planning.compute_type == "fp32" else 2

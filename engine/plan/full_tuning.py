@@ -1,8 +1,8 @@
-"""What training every weight adds to the memory ledger and to the time model.
+"""Memory and time that full fine-tuning adds to the ledger and to the time model.
 
-The optimiser works on fp32 weights (mixed precision, arXiv 1710.03740) with two states each (Adam, arXiv 1412.6980):
-16 bytes a parameter beside the 16-bit ones that the model computes with (ZeRO, arXiv 1910.02054, section 3.1). They
-live on the GPU, or on the host (ZeRO-Offload, arXiv 2101.06840).
+The optimiser works on fp32 master weights (mixed precision, arXiv 1710.03740) with two states each (Adam, arXiv
+1412.6980). That takes 16 bytes per parameter beside the 16-bit weights that the model computes with (ZeRO, arXiv
+1910.02054, section 3.1). They are resident on the GPU, or offloaded to the host (ZeRO-Offload, arXiv 2101.06840).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from engine.plan.workload import Workload
 
 STATE_TO_GO_BACK_TO = "the state to go back to"
 SUM_BYTES = 12
-"A gradient is written in 16 bits, read, and added to its fp32 sum."
+"Bytes per parameter to accumulate a gradient: written in 16 bits, read, and added to its fp32 sum."
 WHOLE_SUM_BYTES = 8
-"And where autograd adds up the pieces of a whole window's loss, in 16 bits."
+"The same where autograd accumulates the loss chunks of a whole window, in 16 bits."
 UPDATE_BYTES = 30
-"An update reads weight, gradient and both states, and writes all but the gradient, and the 16-bit copy."
+"Bytes per parameter of an update: reads weight, gradient, both states; writes weight, both states, the 16-bit copy."
 
 
 def state_parts(work: Workload) -> Iterator[Line]:
-    """Weights, gradients and optimiser states in fp32, where they live, and the copies of them.
+    """Lists fp32 weights, gradients and optimiser states in their home, and the copies of them.
 
-    Gradients on their way there come and go (engine.plan.activations).
+    Gradients in transit are peak candidates (engine.plan.activations).
     """
     count = work.spec.parameters
     own = 0 if work.element == 4 else 4
@@ -51,13 +51,13 @@ def state_parts(work: Workload) -> Iterator[Line]:
 
 
 def update_seconds(work: Workload, *, memory: float, ram: float, link: float) -> tuple[float, str]:
-    """Time of one update, and the formula. Of a window; several windows share an update.
+    """Returns the time of one update and its formula. Several windows may share an update.
 
     Args:
-        work: What is trained.
-        memory: Bytes a second of the memory that computes.
-        ram: Of host memory beside a GPU.
-        link: Between the two.
+        work: The workload.
+        memory: Bytes a second of the compute device's memory.
+        ram: Bytes a second of host memory, for a GPU's offloaded states.
+        link: Bytes a second between host and GPU.
     """
     count, on_host = work.spec.parameters, masters_on_host(work)
     rate = ram if on_host else memory
@@ -70,16 +70,16 @@ def update_seconds(work: Workload, *, memory: float, ram: float, link: float) ->
 
 
 def masters_on_host(work: Workload) -> bool:
-    """Whether gradients have a way to go."""
+    """Whether gradients move from the GPU to the host."""
     return work.on_gpu and work.master_home == "host"
 
 
 def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[float, str]:
-    """Time that the gradients of one window take to the host, and the formula.
+    """Returns the time to move the gradients of one window to the host, and its formula.
 
-    They arrive in pinned memory that is kept (engine.models.gradient_home), so that the link is what counts.
-    Measured for updates of one window: those of further ones are added up on the host, which is not in the formula.
-    Where tiles are streamed, a table that is embedding and head at once goes twice.
+    They arrive in pinned memory that is kept (engine.models.gradient_home), so the link sets the time. Measured for
+    updates of one window; the formula leaves out the host's additions for further windows. Where tiles are streamed, a
+    tied embedding and head moves twice.
     """
     twice = work.spec.vocab_size * work.spec.hidden_size if streamed and work.spec.tied_embeddings else 0
     count = work.spec.parameters + twice
@@ -89,7 +89,7 @@ def way_home_seconds(work: Workload, *, streamed: bool, link: float) -> tuple[fl
 def summing_seconds(
     work: Workload, *, tiles: int, pieces: int, memory: float, pieces_bytes: int = SUM_BYTES
 ) -> tuple[float, str]:
-    """Time to add up the gradients of tiles, and of the loss's pieces for the head; and the formula."""
+    """Returns the time to accumulate the gradients of tiles, and of the loss chunks for the head; and its formula."""
     table = work.spec.vocab_size * work.spec.hidden_size
     layers = work.spec.decoder_parameters
     moved = SUM_BYTES * tiles * (layers + table) + pieces_bytes * pieces * table

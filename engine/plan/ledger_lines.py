@@ -1,6 +1,6 @@
-"""The lines of the memory ledger: what is held all the time, wherever it lives, each with its formula.
+"""Lines of the memory ledger that are resident throughout a step, wherever they live, each with its formula.
 
-Constants that were measured, not derived, are named here.
+Measured constants, as opposed to derived ones, are named here.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ BaseWeights = Literal["resident", "nf4", "streamed"]
 
 MIB = 1024**2
 CUDA_CONTEXT = 850 * MIB
-"CUDA context and loaded kernels, outside the allocator: 841 to 855 MiB on an H100. Smaller cards should take less."
+"CUDA context and loaded kernels, outside the allocator: 841 to 855 MiB on an H100. Smaller GPUs should take less."
 HOST_PROCESS = 2048 * MIB
-"Python, torch, transformers and the CUDA libraries: 1,875 MiB measured after a step; and the loader of the data."
+"Python, torch, transformers and the CUDA libraries: 1,875 MiB measured after a step; and the data loader."
 HOST_PROCESS_CPU = 1024 * MIB
 "Python, torch and transformers without CUDA. Estimate."
 ALLOCATOR_SLACK = 0.04
-"Share of everything allocated that the caching allocator loses to rounding and fragmentation. Estimate."
+"Share of all allocations that the caching allocator loses to rounding and fragmentation. Estimate."
 NF4_BITS = 4.127
-"4 bits, and one 8-bit scale for 64 weights with its own second-level scale (QLoRA, arXiv 2305.14314)."
+"Bits per weight: 4, and one 8-bit scale for 64 weights with its own second-level scale (QLoRA, arXiv 2305.14314)."
 LORA_BYTES = 16
-"A parameter of the adapter: fp32 value, gradient and two Adam states."
+"Bytes per adapter parameter: fp32 value, gradient and two Adam states."
 ROTARY_CACHE = 128 * MIB
-"Rotary tables of all tiles are kept if they fit in this (engine.streaming.positions)."
+"Rotary tables of all tiles stay resident if they fit in this (engine.streaming.positions)."
 CHECKPOINTS_KEPT = 3
 "Two kept, one being written."
 
 CONTEXT = "CUDA context and libraries"
 PROCESS = "the training process itself"
 NOT_ALLOCATED = (CONTEXT, PROCESS)
-"""Lines that are not the allocator's."""
+"""Names of lines that the allocator does not serve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A part whose formula is put into words only when somebody reads it: a planner compares thousands."""
+    """One ledger line. `words` renders its formula on demand, since a planner compares thousands of lines."""
 
     name: str
     where: Place
@@ -53,7 +53,7 @@ class Line:
 
 
 def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
-    """What does not depend on how the step is laid out, but for the base weights."""
+    """Lists the lines that do not depend on the step layout, apart from the base weights."""
     if work.on_gpu:
         context = work.gpu_context or CUDA_CONTEXT
         place = "here" if work.gpu_context else "on an H100"
@@ -100,7 +100,7 @@ def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
 
 
 def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
-    """The base model as it waits for its use."""
+    """Lists the base weights in their home between uses."""
     spec, element = work.spec, work.element
     outside = spec.parameters - spec.decoder_parameters
     yield Line(
@@ -143,7 +143,7 @@ def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterato
 
 
 def unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
-    """The streamed step unpacks 4-bit matrices a layer at a time, for all its tiles."""
+    """Lists the matrices that the streamed step unpacks from 4 bits, one layer at a time for all its tiles."""
     if plan.weights == "nf4":
         unpacked, element = work.spec.linear_parameters, work.element
         yield Line(
@@ -155,7 +155,7 @@ def unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[
 
 
 def factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line]:
-    """Adapters ready for products: in 16 bits each factor is a rounded one and its remainder."""
+    """Lists the adapters as products take them; in 16 bits each factor is a rounded value and its remainder."""
     ready, each = layers * work.lora_parameters // work.spec.layers, 4
     yield Line(
         name="adapters ready to multiply",
@@ -166,9 +166,10 @@ def factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line
 
 
 def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
-    """Keys, values and their gradients of the one layer that is computed, and of a windowed one beside it.
+    """Lists keys, values and their gradients of the layer being computed, and of a windowed layer beside it.
 
-    Either is kept for the next layer of its kind. A ring is small, and on the device wherever whole layers' home is.
+    The buffers of either are reused by the next layer of its kind. A ring is small, and on the device whatever the
+    home of whole layers.
     """
     ringed, _ = layers_of_ring(work.spec, plan.tile, work.context)
     if ringed < work.spec.layers:
@@ -217,12 +218,12 @@ def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device:
 
 
 def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
-    """Where tiles arrive on the device, and what stays there for each position."""
+    """Lists the device buffers that tiles arrive in, and the tables that stay there for each position."""
     spec, element = work.spec, work.element
     stored = _stored_bytes(work, plan) * spec.hidden_size
     stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
     if plan.stash and stashes_kv(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
-        stashed += work.key_width * element  # of a ring's tiles keys and values come back through two buffers
+        stashed += work.key_width * element  # keys and values of a ring's tiles come back through two buffers
     a_token = round(stored) + spec.hidden_size * element + stashed
     yield Line(
         name="tiles in flight between the homes",
@@ -236,12 +237,12 @@ def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> It
 
 
 def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
-    """Of one stored value of hidden states. Quantised ones carry one fp32 scale for a block of 64."""
+    """Bytes of one stored hidden-state value. Quantised ones carry one fp32 scale per block of 64."""
     return work.element if plan.activation_bits == 16 else plan.activation_bits / 8 + 4 / 64
 
 
 def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
-    """Hidden states, gradient stream and stash, wherever they live between the passes."""
+    """Lists hidden states, gradient stream and saved attention output in their home between the passes."""
     spec, n, element = work.spec, work.context, work.element
     home: Place = plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host"
     every = plan.checkpoint_every
@@ -282,7 +283,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
 
 
 def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
-    """Of each kind of file four tiles are on the host at most: two being read, two being written."""
+    """Host staging of a disk home: at most four tiles of each kind of file, two being read and two being written."""
     spec, element = work.spec, work.element
     a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
     if plan.stash:
@@ -297,18 +298,18 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
 
 
 def stashes_kv(spec: ModelSpec) -> bool:
-    """Whether keys and values are kept beside the attention output: where the two are no larger than it."""
+    """Whether keys and values are saved beside the attention output: where both together are no larger than it."""
     return 2 * spec.kv_heads <= spec.heads
 
 
 def stored_layers(layers: int, every: int) -> int:
-    """Layer inputs that exist at once: every k-th layer's, and the k - 1 after one of them, computed again.
+    """Number of layer inputs that exist at once: every k-th layer's, and k - 1 recomputed ones after one of them.
 
-    The last layer's output is not among them: the gradient stream takes its place tile by tile.
+    The last layer's output is not among them: the gradient stream replaces it tile by tile.
     """
     return -(-layers // every) + min(every, layers) - 1
 
 
 def in_words(held: Held) -> str:
-    """Names with their bytes."""
+    """Lists names with their bytes, as text."""
     return " + ".join(f"{name} {size:,}" for name, size in held if size)

@@ -1,7 +1,7 @@
-"""The memory ledger: where every byte of a step goes, as named parts with their formulas.
+"""The memory ledger: every byte of a step, as named parts with their formulas.
 
-Pure arithmetic. A part's `bytes` is what its formula says, and a place's peak is the sum of its parts. What is held all
-the time is counted once; of what comes and goes, the moment that holds the most (engine.plan.activations).
+Pure arithmetic. A part's `bytes` is the value of its formula, and a place's peak is the sum of its parts. Resident
+parts count once; of transient ones, only the peak candidate that holds the most (engine.plan.activations).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
     where: Place
     bytes: int
     formula: str
-    "In words, with its numbers."
+    "Formula in words, with its numbers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Ledger:
 
     lines: tuple[Line, ...]
     phases: tuple[tuple[str, int], ...] = ()
-    "Bytes on the compute device that each phase reaches; the parts are those of the highest."
+    "Bytes on the compute device at each phase's peak; the parts are those of the highest phase."
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -67,12 +67,12 @@ class Ledger:
 
 
 def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bool = True) -> Ledger:
-    """The ordinary path: one window at once.
+    """Computes the ledger of the ordinary path, one whole window at once.
 
     Args:
         work: Model and window.
         weights: Storage of the base weights.
-        recompute: Whether only each layer's input is kept, and the rest computed again (gradient checkpointing).
+        recompute: Whether only each layer's input is saved and the rest recomputed (gradient checkpointing).
     """
     device: Place = "gpu" if work.on_gpu else "host"
     n, element = work.context, work.element
@@ -94,7 +94,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
-    """The streamed step, layer-major, with every choice of `plan`."""
+    """Computes the ledger of the streamed step, layer-major, with every choice of `plan`."""
     device: Place = "gpu" if work.on_gpu else "host"
     n = work.context
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
@@ -108,7 +108,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *slot_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),
     ]
-    # A tile's own keys come first, then blocks from the beginning: two that follow one another are held together.
+    # A tile's own keys come first, then blocks from the beginning. Two consecutive blocks are held together.
     before = n - tile
     if work.spec.windowed_layers == work.spec.layers:
         before = min(before, (work.spec.sliding_window or n) - 1)
@@ -123,7 +123,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     return _close(parts, device, moments, work, tile, keys, piece)
 
 
-# --- what comes and goes -------------------------------------------------------------------------------------
+# --- transient allocations -----------------------------------------------------------------------------------
 
 
 def _close(
@@ -135,7 +135,7 @@ def _close(
     keys: Mapping[Phase, int],
     piece: int,
 ) -> Ledger:
-    """Adds the highest moment, and the allocator's slack on all that the allocator gives out."""
+    """Adds the highest peak candidate, and the allocator's slack on all that it allocates."""
     logits = piece * work.spec.vocab_size
     sizes = [moment.bytes(tokens, keys.get(moment.phase, 0), logits) for moment in moments]
     highest = moments[sizes.index(max(sizes))]

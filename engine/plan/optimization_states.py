@@ -1,4 +1,4 @@
-"""Whether an optimisation acts in a run on a machine, why, and what it changes there by the ledger and time model."""
+"""Decides whether an optimisation acts in a run on a machine, why, and its effect by the ledger and time model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Word = Literal["on", "off", "unavailable"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """A run on a machine, as far as it is decided. Arguments of `states`."""
+    """A run on a machine, with the choices made so far. Arguments of `states`."""
 
     config: RunConfig
     machine: Machine
@@ -42,24 +42,24 @@ class RunContext:
 
     @property
     def stream(self) -> StreamPlan | None:
-        """The streamed step's plan; None where whole windows are trained on, or nothing is chosen yet."""
+        """The streamed step's plan; None for whole windows, or before a plan is chosen."""
         return self.choice.plan.layout.stream if self.choice else None
 
     @property
     def precision(self) -> str:
-        """Storage of the base weights."""
+        """Storage type of the base weights."""
         return self.choice.plan.layout.precision if self.choice else self.config.model.precision
 
     @functools.cached_property
     def work(self) -> Workload | None:
-        """What one window asks of the machine; None before a context is chosen."""
+        """The workload of one window; None before a context is chosen."""
         if self.choice is None:
             return None
         work = workload_of(request_of_run(self.config, self.machine, self.spec, None), self.choice.context)
         return dataclasses.replace(work, master_home=self.choice.plan.layout.master_home)
 
 
-# --- what a row needs of the machine and the model -----------------------------------------------------------
+# --- requirements of a row: machine and model ----------------------------------------------------------------
 
 
 def _needs_gpu(run_context: RunContext) -> str | None:
@@ -73,7 +73,7 @@ def _needs_several_gpus(run_context: RunContext) -> str | None:
 
 def _needs_library(name: str, extra: str) -> Callable[[RunContext], str | None]:
     def check(run_context: RunContext) -> str | None:
-        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        # A simulated machine has no list of libraries; assume that it has every one.
         installed = run_context.machine.libraries.get(name, "unknown") is not None
         return None if installed else f"the package {name} is not installed: pip install 'elite-tui[{extra}]'"
 
@@ -115,7 +115,7 @@ NEEDS: Mapping[str, Callable[[RunContext], str | None]] = {
     "separate_heads": _needs_separate_heads,
     "whole_windows": _needs_whole_windows,
 }
-"""Each word says why a situation lacks it, with the remedy, or None."""
+"""Maps each need to a check that returns the reason why a run lacks it, with the remedy, or None."""
 
 
 # --- rows that the plan decides ------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ _DECIDED: Mapping[str, Callable[[RunContext], tuple[bool, str]]] = {
 
 
 def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | None:
-    """The plan with and without a row's option; None where the two make no sense here."""
+    """Returns the plan with and without a row's option; None where the pair is not a valid plan."""
     replace = dataclasses.replace
     narrow = plan.activation_bits if plan.activation_bits < 16 else 4
     every = plan.checkpoint_every if plan.checkpoint_every > 1 else 2
@@ -237,13 +237,13 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
 
 
 def _state_bytes(row: Optimization, parameters: int) -> int | None:
-    """Bytes a run's device holds more with a row that adds to, or takes from, the states of what is trained."""
+    """Signed bytes on a run's device for a row that adds optimiser states, or shrinks them."""
     copies = {"ema": 4, "swa": 4, "lookahead": 4, "adamw_8bit": -6}
     return copies[row.id] * parameters if row.id in copies else None
 
 
 def _effects(row: Optimization, run_context: RunContext) -> tuple[int | None, int | None, float | None]:
-    """GPU bytes, host bytes and seconds an update, on against off."""
+    """Returns GPU bytes, host bytes and seconds per update, on minus off."""
     work, choice = run_context.work, run_context.choice
     if work is None or choice is None:
         return None, None, None
@@ -274,26 +274,26 @@ def _difference(
     )
 
 
-# --- together ------------------------------------------------------------------------------------------------
+# --- all rows ------------------------------------------------------------------------------------------------
 
 
 def states(
     config: RunConfig, machine: Machine, spec: ModelSpec, choice: Choice | None
 ) -> tuple[OptimizationState, ...]:
-    """What becomes of every optimisation in a run, in the order of `optimizations()`.
+    """Returns the state of every optimisation in a run, in the order of `optimizations()`.
 
     Args:
         config: The run.
         machine: Where it would run.
         spec: Its model.
-        choice: The context and plan that were chosen for it; None before that: rows that the plan decides are "off".
+        choice: Its context and plan; None before they are chosen, when rows that the plan decides are "off".
     """
     run_context = RunContext(config=config, machine=machine, spec=spec, choice=choice)
     return tuple(state_of(row, run_context) for row in optimizations())
 
 
 def state_of(row: Optimization, run_context: RunContext) -> OptimizationState:
-    """What becomes of one row."""
+    """Returns the state of one row."""
     on, reason = _decide(row, run_context)
     lacking = None if on and row.id == "gqa" else _lacking(row, run_context)
     if lacking is not None:
@@ -318,7 +318,7 @@ def _acts(row: Optimization, run_context: RunContext) -> bool:
 
 
 def _lacking(row: Optimization, run_context: RunContext) -> str | None:
-    """Why the row cannot act in this situation, or None."""
+    """Returns the reason why the row cannot act in this run, or None."""
     for need in row.needs:
         if (reason := NEEDS[need](run_context)) is not None:
             return reason

@@ -1,12 +1,12 @@
-"""The registry of optimisations: what each is, what switches it, and whether it acts in a run.
+"""The registry of optimisations: description, switch and state in a run.
 
 The rows are in assets/optimizations.toml, in the order of the documents. The configuration's own sections hold the
-truth about what is on; this module translates between the two::
+truth about what is on. This module translates between the two::
 
     optimizations()               every row
-    states(config, machine, ...)  which of them act in a run on a machine, and what each changes there
+    states(config, machine, ...)  which of them act in a run on a machine, with their effects
     toggle(config, id, on)        the configuration with one of them switched
-    refuse_conflicts(config, ...) raises where two that are on exclude each other
+    refuse_conflicts(config, ...) raises where two enabled ones exclude each other
 
 A new technique is one file that implements it, one row, and one proof (engine/verify).
 """
@@ -32,29 +32,29 @@ else:
 
 Group = Literal["extreme", "standard", "beyond"]
 _UNSET = "unset"
-"""Stands for None in the file: TOML has no word for it."""
+"""Stands for None in the file: TOML has no null."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """One row."""
+    """One row of the registry."""
 
     id: str
     name: str
     group: Group
     sentence: str
-    "What it does, in one plain sentence."
+    "One plain sentence of description."
     paper: str
     'Title and arXiv identifier of the first source, or "–".'
     exact: bool
-    "Whether training computes what it would compute without it; False is an approximation or a random disturbance."
+    "Whether training computes the same result without it; False is an approximation or a random disturbance."
     requires: tuple[str, ...]
     "Identifiers that must be on as well."
     conflicts: tuple[str, ...]
     "Identifiers that cannot be on as well; both rows of a pair name each other."
     conflict_reasons: Mapping[str, str]
     switch_on: Mapping[str, Any]
-    "Configuration path → value. Empty: chosen by the plan, or always at work."
+    "Configuration path → value. Empty: chosen by the plan, or always on."
     switch_off: Mapping[str, Any]
     implemented_in: str
     "Path of the module."
@@ -63,18 +63,18 @@ class Optimization:
     papers: tuple[str, ...]
     "arXiv identifiers, in assets/papers.toml."
     source: str
-    "Where it is from, besides the papers."
+    "Source other than the papers."
     needs: tuple[str, ...]
-    "Words of engine.plan.optimization_states.NEEDS."
+    "Keys of engine.plan.optimization_states.NEEDS."
     effect: str
-    "On memory and time, in words."
+    "Effect on memory and time, in words."
     default: str
-    "When it is on without being asked for."
+    "When it is on by default."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """One paper."""
+    """One paper of the bibliography."""
 
     arxiv: str
     title: str
@@ -83,35 +83,35 @@ class Paper:
 
     @property
     def url(self) -> str:
-        """Where its abstract is."""
+        """Address of its abstract."""
         return f"https://arxiv.org/abs/{self.arxiv}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationState:
-    """What becomes of one optimisation in a run. Effects are predicted; None is unknown or none worth a number."""
+    """State of one optimisation in a run. Effects are predicted; None is unknown, or too small for a number."""
 
     id: str
     state: Literal["on", "off", "unavailable"]
     reason: str
-    "Why; with the remedy, where it is unavailable."
+    "Reason for the state; with the remedy, where it is unavailable."
     gpu_bytes: int | None = None
-    "Signed change of the GPU's peak from having it on instead of off."
+    "Signed change of the GPU's peak, on minus off."
     host_bytes: int | None = None
     step_seconds: float | None = None
-    "Signed change of one update's time."
+    "Signed change of one update's seconds."
 
 
 @functools.cache
 def papers() -> Mapping[str, Paper]:
-    """Every paper by arXiv identifier."""
+    """Returns every paper by arXiv identifier."""
     data = tomllib.loads(asset("papers.toml").read_text(encoding="utf-8"))
     return MappingProxyType({arxiv: Paper(arxiv=arxiv, **entry) for arxiv, entry in data.items()})
 
 
 @functools.cache
 def optimizations() -> tuple[Optimization, ...]:
-    """Every row, in the order of the file."""
+    """Returns every row, in the order of the file."""
     data = tomllib.loads(asset("optimizations.toml").read_text(encoding="utf-8"))
     conflicts: dict[str, dict[str, str]] = {name: {} for name in data}
     for name, row in data.items():
@@ -151,7 +151,7 @@ def _values(switch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def find_optimization(name: str) -> Optimization:
-    """The row of an identifier.
+    """Returns the row of an identifier.
 
     Raises:
         EliteError: OPTIMIZATION_UNKNOWN, with the nearest one.
@@ -164,7 +164,7 @@ def find_optimization(name: str) -> Optimization:
 
 
 def value_at(config: RunConfig, path: str) -> Any:
-    """The value of one field by its dotted path."""
+    """Returns the value of one field by its dotted path."""
     section, _, name = path.partition(".")
     return getattr(getattr(config, section), name)
 
@@ -174,10 +174,10 @@ _ALSO_ON = {"adamw_8bit": ("paged_adamw_8bit",), "lr_scaling": ("linear",), "act
 
 
 def is_switched_on(config: RunConfig, row: Optimization) -> bool:
-    """Whether the configuration alone asks for it. Rows without a switch are never asked for.
+    """Whether the configuration alone switches the row on. Rows without a switch are never switched on by it.
 
-    A choice must be the row's own ("auto", or nothing, leaves it to the plan), as must a number whose zero stands for
-    automatic; of other numbers any but the one for "off" counts: a LoRA+ ratio of 8 as well as 16.
+    A choice must equal the row's own value ("auto" or null leaves it to the plan), as must a number whose zero means
+    automatic. Of other numbers every value except the "off" one counts: a LoRA+ ratio of 8 as well as 16.
     """
 
     def asks(path: str) -> bool:
@@ -192,7 +192,7 @@ def is_switched_on(config: RunConfig, row: Optimization) -> bool:
 
 
 def _holds_the_switch(row: Optimization, config: RunConfig) -> bool:
-    """Whether another optimisation is on through a field that switches this one as well."""
+    """Whether another optimisation is on through a field that also switches this one."""
     others = (other for other in optimizations() if other.id != row.id)
     return any(
         not row.switch_off.keys().isdisjoint(other.switch_on) and is_switched_on(config, other) for other in others
@@ -200,7 +200,7 @@ def _holds_the_switch(row: Optimization, config: RunConfig) -> bool:
 
 
 def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
-    """The configuration with one optimisation switched on or off; with one that is switched off go its parts.
+    """Returns the configuration with one optimisation switched; switching off resets the fields of its parts too.
 
     Raises:
         EliteError: OPTIMIZATION_UNKNOWN; OPTIMIZATION_CONFLICT with the reason: it has no switch, or another one that
@@ -235,13 +235,13 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
 
 
 def _defaults_of_parts(row: Optimization) -> dict[str, Any]:
-    """The fields of what is a part of it: without the whole there is nothing that they could say."""
+    """Defaults of the fields that belong to its parts, which mean nothing without the whole."""
     parts = [part for part in optimizations() if row.id in part.requires]
     return {path: field_spec(path).default for part in parts for path in part.switch_off}
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    """The configuration with some fields set, by dotted path.
+    """Returns the configuration with some fields set, by dotted path.
 
     Raises:
         EliteError: CONFIG_INVALID.
@@ -254,16 +254,16 @@ def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
 
 
 def may_stream(config: RunConfig) -> bool:
-    """Whether a run that is out of memory may go over to the streamed step: nothing that it asks for excludes that.
+    """Whether a run may fall back to the streamed step on OOM: nothing that it sets excludes that.
 
-    A micro-batch, which the streamed step has none of, was only there for speed.
+    A micro-batch does not: the streamed step has none, and it only served speed.
     """
     excluding = (find_optimization(other) for other in find_optimization("streamed_backprop").conflicts)
     return not any(is_switched_on(config, row) for row in excluding if row.id != "auto_batch_size")
 
 
 def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
-    """Makes sure that no two optimisations that a run asks for exclude each other.
+    """Checks that no two optimisations of a run exclude each other.
 
     Args:
         config: The run.
@@ -278,7 +278,7 @@ def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
     else:
         on.pop("streamed_backprop", None)
     usual = RunConfig()
-    # What somebody asked for is named first, what is on by default as that which stands in its way.
+    # Name the user's own settings first; report defaults as the obstacle.
     for row in sorted(on.values(), key=lambda row: is_switched_on(usual, row) or row.id == "streamed_backprop"):
         for other in row.conflicts:
             if other not in on:

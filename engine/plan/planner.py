@@ -1,4 +1,4 @@
-"""The planner: for each tier the fastest plan that fits, or the reason why none does and what would change it."""
+"""The planner: for each tier the fastest plan that fits, or the reason why none does and the remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engine.plan.time import TimePart
 from engine.plan.workload import Workload
 
 UPDATES_CPU = 8
-"Updates that an epoch keeps at least without a GPU: a short run should learn something."
+"Minimum updates per epoch without a GPU, so that a short run still trains visibly."
 SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
@@ -40,29 +40,29 @@ class TierPlan:
     """One row of the tier table."""
 
     tier: int | None
-    "None for a context that is no tier's."
+    "None for a context that belongs to no tier."
     context: int
     sees: str
     extreme: bool
     fits: bool
     reason: str
-    "Why it does not fit; or what else to know about it."
+    "Why it does not fit; or another remark."
     remedy: str
     "The cheapest changes that would make it fit; empty where it does."
     gpu_peak_bytes: int
     host_peak_bytes: int
     disk_bytes: int
     step_seconds: float
-    "One optimiser update, which may gather several windows."
+    "Seconds per optimiser update, which may gather several windows."
     windows_per_step: int
     steps_per_epoch: int | None
     "None where the repository's size is not known."
     holds_repository: bool
     layout: StepLayout
-    "The choices."
+    "The chosen step layout."
     parts: tuple[Part, ...]
     time: tuple[TimePart, ...]
-    "Of one window."
+    "Time model of one window."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
 
@@ -75,17 +75,17 @@ class TierPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TierTable:
-    """Every tier on one machine for one model."""
+    """Every tier for one model on one machine."""
 
     recommended: int | None
-    "Highest tier that fits, in reasonable time, and is not above the smallest that holds the repository."
+    "Highest tier that fits within `patience` and is not above the smallest that holds the repository."
     tiers: tuple[TierPlan, ...]
 
     def row(self, tier: int) -> TierPlan:
-        """The row of one tier.
+        """Returns the row of one tier.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such tier.
         """
         return {row.tier: row for row in self.tiers}[tier]
 
@@ -97,7 +97,7 @@ def plan_tiers(
     precision: str = "auto",
     repository_tokens: int | None = None,
 ) -> TierTable:
-    """The tier table, with defaults for all that it does not take.
+    """Plans every tier, with defaults for all other settings.
 
     Raises:
         EliteError: PRECISION_UNAVAILABLE.
@@ -106,7 +106,7 @@ def plan_tiers(
 
 
 def tier_table(planning: PlanRequest) -> TierTable:
-    """The best plan for each tier, and which tier to recommend."""
+    """Plans every tier and recommends one."""
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
@@ -127,10 +127,10 @@ def _recommend(planning: PlanRequest, rows: tuple[TierPlan, ...]) -> int | None:
 def plan_context(
     planning: PlanRequest, context: int, *, tier: int | None = None, sees: str = "", extreme: bool = False
 ) -> TierPlan:
-    """The best plan for windows of `context` tokens, or the one that is nearest to fitting.
+    """Returns the best plan for windows of `context` tokens, or the one that is nearest to fitting.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is wanted and it refuses the model.
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is allowed and it refuses the model.
     """
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
@@ -190,18 +190,18 @@ def plan_context(
 
 
 def _barred(planning: PlanRequest, context: int) -> str | None:
-    """Why no way to compute a step that is wanted takes a context, whatever the memory; None where one does."""
+    """Returns why no allowed way to compute a step takes a context, regardless of memory; None where one does."""
     streamed, whole = streaming_refusal(planning.spec, context), whole_refusal(planning.spec, context)
     problems = {"streamed": (streamed,), "whole": (whole,), "auto": (streamed, whole)}[planning.step]
     return problems[0] if all(problems) else None
 
 
 def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
-    """Every plan that was weighed for windows of this workload, whether it fits or not."""
+    """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
     if (asked := planning.fixed.get("weights")) is not None:
         weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
-    if work.ranks > 1:  # only the streamed step is spread
+    if work.ranks > 1:  # only the streamed step can share a window
         way = "streamed"
     elif planning.ranks > 1 and planning.distributed.strategy in ("zero2", "zero3") and way == "auto":
         way = "whole"
@@ -217,13 +217,13 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
             each, planning.machine, budget, weights, way, planning.training.recompute, planning.fixed
         )
     ]
-    if work.ranks > 1:  # exchanged from where they are computed
+    if work.ranks > 1:  # ranks exchange keys and values between GPUs
         found = [c for c in found if (stream := c.layout.stream) is None or stream.kv_home == "gpu"]
     return found
 
 
 def _in_the_way(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> str:
-    """What was taken from the planner and keeps every plan from fitting: one choice if it is one, else all; or ""."""
+    """Names the fixed settings that keep every plan from fitting: one if it alone does, else all; or ""."""
 
     def fits_without(names: Collection[str]) -> bool:
         free = dataclasses.replace(planning, stream=structs.replace(planning.stream, **dict.fromkeys(names)))
@@ -237,7 +237,7 @@ def _in_the_way(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
 
 
 def _master_homes(planning: PlanRequest) -> tuple[Literal["gpu", "host"] | None, ...]:
-    """Where the fp32 weights may live; none where an adapter is trained."""
+    """Allowed homes of the fp32 master weights; (None,) where an adapter is trained."""
     if planning.trains_adapter:
         return (None,)
     return ("gpu", "host") if planning.on_gpu else ("host",)
@@ -248,12 +248,12 @@ def _steps(tokens: float, tokens_a_step: int) -> int:
 
 
 def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
-    """A missing GPU is dearer than missing RAM, and that is dearer than missing disk."""
+    """Orders by cost: a missing GPU costs more than missing RAM, and RAM more than disk."""
     return candidate.short_of("gpu"), candidate.short_of("host"), candidate.short_of("disk")
 
 
 def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:
-    """Why nothing fits, and the cheapest changes that would let something fit."""
+    """Returns why nothing fits, and the cheapest changes that would make a plan fit."""
     on_device = [candidate for candidate in found if not candidate.short_of("gpu")]
     if not on_device:
         needed = closest.ledger.peak("gpu")
@@ -278,12 +278,12 @@ def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tupl
 
 
 def _lacking(candidate: Candidate, where: Place) -> str:
-    """What must be added in a place; of what is added, too, a share stays free."""
+    """Names the memory to add in one place; of added memory, too, the headroom stays free."""
     return format_bytes(candidate.short_of(where) / (1 - HEADROOM))
 
 
 def largest_context(planning: PlanRequest, *, step: int = 1024) -> TierPlan | None:
-    """The largest context, in multiples of `step` and at most twice the highest tier, that fits; None if none does."""
+    """Returns the largest context that fits, in multiples of `step` up to twice the highest tier; None if none fits."""
     low, high = 0, 2 * tiers()[-1].context // step
     best = None
     while low < high:

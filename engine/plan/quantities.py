@@ -1,4 +1,4 @@
-"""Bytes, counts and durations in words, the same in every table and message."""
+"""Formats bytes, counts and durations, the same in every table and message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ GIB = 1024**3
 
 
 def format_bytes(count: float) -> str:
-    """Binary units with one decimal: "6.7 GiB", "512.0 MiB"."""
+    """Formats in binary units with one decimal: "6.7 GiB", "512.0 MiB"."""
     for unit, size in (("TiB", 1024**4), ("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
         if abs(count) >= size:
             return f"{count / size:.1f} {unit}"
@@ -14,7 +14,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """One unit: 0.4 s, 12 s, 3 min, 5.6 h, 10 h, 2.1 days."""
+    """Formats in one unit: 0.4 s, 12 s, 3 min, 5.6 h, 10 h, 2.1 days."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -27,7 +27,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_context(tokens: int) -> str:
-    """Tokens in binary units where they are round: 512K, 1M, 4,000."""
+    """Formats tokens, in binary units where they are round: 512K, 1M, 4,000."""
     if tokens % 1024**2 == 0:
         return f"{tokens // 1024**2}M"
     if tokens % 1024 == 0:

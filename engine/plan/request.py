@@ -1,4 +1,4 @@
-"""What the planner is asked for: machine, model and settings, the same for every context of a table."""
+"""The planner's request: machine, model and settings, the same for every context of a table."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from engine.plan.workload import Backend, ComputeType, Workload
 PATIENCE_GPU = 10 * 3600.0
 "Seconds that one window of the recommended tier may take on a GPU: a night."
 PATIENCE_CPU = 60.0
-"And without a GPU, where long contexts are a demonstration."
+"The same without a GPU, where long contexts are a demonstration."
 TOKENS_PER_UPDATE = 8192
 "Default of training.tokens_per_update, unless one window is larger."
 LEAST_SHARE = 4096
-"Tokens of a window for each rank, from which on auto spreads it: with fewer, a layer's messages cost too much."
+"Tokens of a window per rank from which auto shares it; with fewer, a layer's messages cost too much."
 Method = Literal["lora", "full"]
-"""What is trained: an adapter, or every weight."""
+"""Training method: an adapter, or every weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What stays the same for every context of one table. The sections are a run's configuration."""
+    """Inputs that all contexts of one table share. The sections are a run's configuration."""
 
     machine: Machine
-    "Where it trains; of several processes, what one of them may use."
+    "The machine that trains; of several processes, the share of one of them."
     spec: ModelSpec
     compute_type: ComputeType
     weights: tuple[BaseWeights, ...]
-    "Storages of the base weights that the planner chooses from."
+    "Allowed storages of the base weights."
     lora: LoraSection = field(default_factory=LoraSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     stream: StreamSection = field(default_factory=StreamSection)
     data: DataSection = field(default_factory=DataSection)
     distributed: DistributedSection = field(default_factory=DistributedSection)
     repository_tokens: int | None = None
-    "To train on; None where it is not known."
+    "Tokens to train on; None where the number is not known."
     ranks: int = 1
     "Processes on all hosts."
     rank_link: float = 10e9
@@ -57,7 +57,7 @@ class PlanRequest:
 
     @classmethod
     def of(cls, machine: Machine, spec: ModelSpec, precision: str = "auto", **changes: Any) -> PlanRequest:
-        """The request for a precision on a machine; `changes` are fields.
+        """Builds the request for a precision on a machine; `changes` sets further fields.
 
         Raises:
             EliteError: PRECISION_UNAVAILABLE.
@@ -66,12 +66,12 @@ class PlanRequest:
         return cls(machine=machine, spec=spec, **{"compute_type": compute_type, "weights": weights, **changes})
 
     def stepping(self, way: Way) -> PlanRequest:
-        """The same with another `training.step`."""
+        """Returns the request with another `training.step`."""
         return dataclasses.replace(self, training=structs.replace(self.training, step=way))
 
     @functools.cached_property
     def fixed(self) -> Mapping[str, Any]:
-        """Fields of StreamPlan that are not the planner's to choose, and their values."""
+        """Fields of StreamPlan that the configuration sets, and their values."""
         return self.stream.fixed()
 
     @property
@@ -81,17 +81,17 @@ class PlanRequest:
 
     @functools.cached_property
     def adapter_parameters(self) -> int:
-        """Numbers in the adapter; 0 where every weight is trained."""
+        """Number of adapter parameters; 0 where every weight is trained."""
         return self.spec.lora_parameters(self.lora.rank, tuple(self.lora.targets)) if self.trains_adapter else 0
 
     @property
     def step(self) -> Way:
-        """`training.step`; streamed where a choice of the streamed step was taken from the planner."""
+        """`training.step`; streamed where the configuration sets a field of the streamed step."""
         way = self.training.step
         return "streamed" if self.fixed and way == "auto" else way
 
     def window_ranks(self, context: int) -> int:
-        """Ranks that share one window: all of them, or one."""
+        """Returns the number of ranks that share one window: all of them, or one."""
         if self.training.step == "whole":
             return 1
         if self.distributed.strategy in ("ring", "ulysses"):
@@ -104,12 +104,12 @@ class PlanRequest:
         return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
 
     def windows_per_update(self, context: int) -> int:
-        """Full windows of an update, as near to its wanted tokens as they come (engine.data.window_source)."""
+        """Returns the full windows of an update, nearest to its configured tokens (engine.data.window_source)."""
         return max(1, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the first GPU does the work."""
+        """Whether the first GPU trains."""
         return bool(self.machine.gpus)
 
     @property
@@ -119,10 +119,10 @@ class PlanRequest:
 
 
 def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[ComputeType, tuple[BaseWeights, ...]]:
-    """What a precision means on a machine: the compute type, and the storages of the base weights to choose from.
+    """Resolves a precision on a machine to the compute type, and the allowed storages of the base weights.
 
     Raises:
-        EliteError: PRECISION_UNAVAILABLE; of weights that are trained themselves, in 4 bits.
+        EliteError: PRECISION_UNAVAILABLE; also for full fine-tuning of 4-bit weights.
     """
     if method == "full" and precision == "nf4":
         raise errors.PRECISION_UNAVAILABLE(
@@ -150,7 +150,7 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
     if precision == "nf4":
         return half, ("nf4",)
     if precision == "auto":
-        # A simulated machine has no list of libraries, and is taken to have what it needs.
+        # A simulated machine has no list of libraries; assume that it has every one.
         installed = machine.libraries.get("bitsandbytes", "unknown") is not None
         return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
     own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
@@ -158,10 +158,10 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
 
 
 def workload_of(planning: PlanRequest, context: int) -> Workload:
-    """What windows of `context` tokens ask of the machine."""
+    """Builds the workload of windows of `context` tokens."""
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
-    # A simulated machine has no list of libraries, and is taken to have what it needs.
+    # A simulated machine has no list of libraries; assume that it has every one.
     liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
     ranks = planning.window_ranks(context)
     asked = planning.fixed.get("attention")
@@ -189,7 +189,7 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
 
 
 def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
-    """Why the streamed step does not take a model at a context (engine.streaming.decoder); None where it does."""
+    """Returns why the streamed step refuses a model at a context (engine.streaming.decoder); None where it does not."""
     if problem := refusal(spec.family, "streamed") or spec.not_streamed:
         return problem
     if spec.fixed_rope_context is not None and context > spec.fixed_rope_context:
@@ -198,9 +198,9 @@ def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
 
 
 def whole_refusal(spec: ModelSpec, context: int) -> str | None:
-    """Why windows of a context are not computed whole; None where they are.
+    """Returns why windows of a context cannot be computed whole; None where they can.
 
-    `dynamic` tables depend on the longest input so far: a document's gradient would depend on its neighbours.
+    `dynamic` rotary tables depend on the longest input so far: a document's gradient would depend on its neighbours.
     """
     if problem := refusal(spec.family, "whole"):
         return problem
@@ -210,7 +210,7 @@ def whole_refusal(spec: ModelSpec, context: int) -> str | None:
 
 
 def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
-    """The kernel that is taken to win the race of `engine.attention.select` on a card."""
+    """Returns the kernel expected to win the measurements of `engine.attention.select` on a GPU."""
     if gpu is None:
         return "cpu"
     capability = gpu.compute_capability or (8, 0)
@@ -220,10 +220,10 @@ def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
 
 
 def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
-    """The kernel that takes the memory of one that was asked for.
+    """Returns the backend whose memory model applies to a kernel that the configuration names.
 
     Raises:
-        EliteError: CONFIG_INVALID; it cannot serve the device.
+        EliteError: CONFIG_INVALID; the kernel does not run on the device.
     """
     problem = None
     if gpu is None and name != "cpu":
@@ -244,12 +244,12 @@ def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
 
 
 def _matrix_workspaces(gpu: Gpu | None) -> int:
-    """Of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
+    """Workspace bytes of two threads: 32 MiB each from Hopper on, 8,320 KiB before (torch's defaults for cuBLAS)."""
     if gpu is None:
         return 0
     return 2 * (32 * 1024 if (gpu.compute_capability or (8, 0)) >= (9, 0) else 8320) * 1024
 
 
 def without_gpu(machine: Machine) -> Machine:
-    """The same machine, as a run with model.device cpu sees it."""
+    """Returns the machine as a run with model.device cpu sees it."""
     return dataclasses.replace(machine, gpus=())

@@ -1,4 +1,4 @@
-"""Searches the ways to lay out one step, and finds the fastest that fits a machine."""
+"""Searches step layouts for the fastest that fits a machine."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 HEADROOM = 0.12
-"Share of the GPU's memory, of RAM and of the free disk that a plan leaves alone."
+"Share of the GPU's memory, of RAM and of the free disk that a plan leaves free."
 
-# How much faster a plan must be to be preferred in spite of what it costs otherwise.
+# Minimum speed-up for which a plan is preferred despite its other costs.
 STREAMED_STEP = 1.1
-"The ordinary path has fewer moving parts; measured, tiles are at least as fast as predicted (docs/benchmarks.md)."
+"The ordinary path has fewer moving parts; measured tiles are at least as fast as predicted (docs/benchmarks.md)."
 FOUR_BIT_WEIGHTS = 1.05
-"They are an approximation of the model's own."
+"4-bit weights approximate the model's own."
 STREAMED_WEIGHTS = 1.1
 DISK_HOME = 1.5
-"Every step writes the whole home: solid-state disks wear."
+"Each step writes all hidden states to disk, which wears solid-state disks."
 
 _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
-"Tile, key block and loss piece, coarsest (fastest) first."
+"Tile, key block and loss chunk, coarsest (fastest) first."
 _CHECKPOINT_EVERY = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Bytes that a plan may use in each place: the headroom and what others use are already taken off."""
+    """Bytes that a plan may use in each place, after headroom and other processes."""
 
     gpu: int
     host: int
@@ -45,7 +45,7 @@ class Budget:
 
     @staticmethod
     def of(machine: Machine) -> Budget:
-        """The budget of a machine's first GPU (0 without one), RAM and disk."""
+        """Returns the budget of a machine's first GPU (0 without one), RAM and disk."""
         gpu = machine.gpus[0] if machine.gpus else None
         total = gpu.memory_total if gpu else None
         free = gpu.memory_free if gpu else None
@@ -56,7 +56,7 @@ class Budget:
         )
 
     def limit(self, where: Place) -> int:
-        """Bytes of one place."""
+        """Returns the bytes of one place."""
         return {"gpu": self.gpu, "host": self.host, "disk": self.disk}[where]
 
 
@@ -66,7 +66,7 @@ def _left(total: int, free: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One way to lay out a step, with its ledger and its time."""
+    """One step layout with its ledger and its time."""
 
     layout: StepLayout
     ledger: Ledger
@@ -77,12 +77,12 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """Whether every place has room, with headroom."""
+        """Whether every place has room, headroom included."""
         return not self.shortages
 
     @cached_property
     def time(self) -> tuple[TimePart, ...]:
-        """Where one window's time goes."""
+        """Time model of one window."""
         layout = self.layout
         if layout.stream is None:
             return whole_sequence_time(self.work, layout.weights, self.speeds, recompute=layout.recompute)
@@ -90,12 +90,12 @@ class Candidate:
 
     @cached_property
     def seconds(self) -> float:
-        """Of one window."""
+        """Seconds of one window."""
         return total_seconds(self.time)
 
     @property
     def score(self) -> float:
-        """Seconds, weighted by what the plan costs besides time: the lowest is preferred."""
+        """Seconds, weighted by the plan's other costs: the lowest is preferred."""
         costs = {"resident": 1.0, "nf4": FOUR_BIT_WEIGHTS, "streamed": STREAMED_WEIGHTS}
         score = self.seconds * costs[self.layout.weights]
         if (stream := self.layout.stream) is not None:
@@ -103,16 +103,16 @@ class Candidate:
         return score
 
     def short_of(self, where: Place) -> int:
-        """Bytes missing in one place."""
+        """Returns the bytes missing in one place."""
         return dict(self.shortages).get(where, 0)
 
 
 Way = Literal["auto", "whole", "streamed"]
-"""How a step is computed: whole windows, tile by tile, or whichever is faster of what fits."""
+"""How to compute a step: whole windows, tile by tile, or the faster of those that fit."""
 
 
 Recompute = Literal["auto", "always", "never"]
-"""Whether whole windows compute each layer again in the backward pass; auto is what is faster of what fits."""
+"""Whether whole windows recompute each layer in the backward pass; auto takes the faster of those that fit."""
 
 
 def search(
@@ -124,16 +124,16 @@ def search(
     recompute: Recompute = "auto",
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Candidate]:
-    """All candidates that are worth comparing, those that do not fit included.
+    """Returns all candidates that are worth comparing, including those that do not fit.
 
-    `weights` are the storages of the base weights that the wanted precision allows, `fixed` the fields of the streamed
-    plans that are not to be searched.
+    `weights` are the storages of the base weights that the configured precision allows. `fixed` holds the fields of
+    streamed plans that are not searched.
     """
     again = {"auto": (True, False), "always": (True,), "never": (False,)}[recompute]
     speeds = speeds_of(machine, work)
     found: list[Candidate] = []
     if way != "streamed":
-        # Whole windows need all weights at once; where only streamed ones are allowed there is no such plan.
+        # Whole windows need all weights at once, so streamed weights alone allow no such plan.
         found += [
             _whole_sequence(work, storage, speeds, budget, recompute=each)
             for storage in weights
@@ -158,14 +158,14 @@ def _streamed(
 ) -> Iterator[Candidate]:
     grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
     for plan in _plans(work, weights, fixed):
-        # Off the device, most homes do not change what the grain decides: one grain then suits all of these plans.
+        # Except for a home on the device, the home hardly changes which grain fits, so one grain serves these plans.
         on_device = not work.on_gpu or plan.hidden_home == "gpu"
         key = (plan.kv_home, plan.hidden_home == "disk", on_device and plan)
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget, _grains(fixed))
         grained = _with_grain(plan, grains[key])
         if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained):
-            continue  # nothing would be paged: the plan with the device as home is the same
+            continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
         for each in (grained, _keeping_layers(work, grained, budget)):
             if each is not None:
                 layout = _layout(work, weights, stream=each)
@@ -177,11 +177,11 @@ def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
 
 
 def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamPlan | None:
-    """The plan of a lone tile with as many layers kept as the GPU has room for; None where there is none to keep."""
+    """Returns a single tile's plan with as many layers kept as the GPU has room for; None if it has room for none."""
     if not work.on_gpu or work.context > plan.tile or plan.weights == "streamed" or plan.checkpoint_every > 1:
         return None
     fit, least_unfit = 0, work.spec.layers + 1
-    while least_unfit - fit > 1:  # a layer more never takes less
+    while least_unfit - fit > 1:  # memory rises with each layer kept
         layers = (fit + least_unfit) // 2
         keeping = streamed_ledger(work, replace(plan, keep_layers=layers))
         fit, least_unfit = (layers, least_unfit) if keeping.peak("gpu") <= budget.gpu else (fit, layers)
@@ -208,17 +208,17 @@ def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> It
 
 
 def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
-    """Of keys and values, and of hidden states, in the order of what they cost."""
+    """Homes of keys and values, and of hidden states, cheapest first."""
     homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
     if on_gpu:
         homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
-    # What is fixed need not be among them: on a processor the GPU's place is in the host's memory as well.
+    # A fixed home need not be in the list: on a CPU, the "gpu" home is host memory as well.
     wanted = dict.fromkeys((fixed.get("kv_home", kv), fixed.get("hidden_home", hidden)) for kv, hidden in homes)
     return [home for home in wanted if home != ("host", "gpu")]
 
 
 def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """Tile, key block and loss piece, coarsest first."""
+    """Tile, key block and loss chunk, coarsest first."""
     grains = []
     for usual_tile, usual_block, loss_piece in _GRAINS:
         tile = fixed.get("tile", min(usual_tile, fixed.get("key_block", usual_tile)))
@@ -230,9 +230,9 @@ def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 def _fit_grain(
     work: Workload, plan: StreamPlan, budget: Budget, grains: list[tuple[int, int, int]]
 ) -> tuple[int, int, int]:
-    """The coarsest grain with which the plan fits the device, or the finest if none does.
+    """Returns the coarsest grain with which the plan fits the device, or the finest if none does.
 
-    With a home on the disk, tiles wait in host memory: then they must fit there as well.
+    With a disk home, tiles are staged in host memory, so they must fit there as well.
     """
     places: list[Place] = ["gpu" if work.on_gpu else "host"]
     if plan.hidden_home == "disk":

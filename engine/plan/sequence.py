@@ -1,6 +1,6 @@
-"""What it costs to spread a window over ranks (engine.distributed): memory of a layer's exchange, its time, its bytes.
+"""Cost of sharing a window over ranks (engine.distributed): memory, time and bytes of a layer's exchange.
 
-`Workload.context` is then a rank's part of the window.
+`Workload.context` is here one rank's part of the window.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from engine.plan.workload import Workload
 
 LINK_SHARE = 0.7
-"Share of a link's rate that messages between ranks are taken to reach. Assumed."
+"Share of a link's rate that messages between ranks reach. Assumed."
 
 
 def exchange_lines(work: Workload, device: Place) -> list[Line]:
-    """One layer's tensors while the ranks exchange, in the backward pass, which holds the most.
+    """Lists one layer's tensors while the ranks exchange, in the backward pass, which holds the most.
 
     Queries, output and its gradient in the compute type, the queries' gradient in fp32; keys and values three times
     (own, held, arriving), their gradients three times in fp32 (held, arriving, this rank's part); logsumexp.
@@ -41,7 +41,7 @@ def exchange_lines(work: Workload, device: Place) -> list[Line]:
 
 
 def exchange_bytes(work: Workload) -> tuple[float, float]:
-    """Bytes that a rank sends for one window: beside attention (the ring), and before or after it (Ulysses)."""
+    """Returns the bytes that a rank sends per window: overlapping attention (ring), before or after it (Ulysses)."""
     n, q, kv, e, ranks = work.context, work.query_width, 2 * work.key_width, work.element, work.ranks
     if work.exchange == "ring":
         forward = (ranks - 1) * n * kv * e
@@ -54,6 +54,6 @@ def exchange_bytes(work: Workload) -> tuple[float, float]:
 
 
 def repeated_flops(work: Workload) -> float:
-    """Products before attention that a rank computes once more in each direction, as a layer is run in two legs."""
+    """Returns the operations before attention that a rank repeats in each direction, since a layer runs in two legs."""
     a_token = work.spec.hidden_size * (work.query_width + 2 * work.key_width)
     return 2.0 * 2.0 * work.context * work.spec.layers * a_token

@@ -1,7 +1,7 @@
-"""Rates of a machine for a workload: measured where `engine profile` has run, by data sheet elsewhere.
+"""Rates of a machine for a workload: measured where `engine profile` has run, otherwise by data sheet.
 
 Data-sheet figures are multiplied by an efficiency for each kind of work. The efficiencies were fitted to the steps of
-benchmarks/results/memory-h100.json and are assumed elsewhere: a predicted time says so.
+benchmarks/results/memory-h100.json. On other GPUs they are assumed, and a predicted time says so.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from engine.hardware.measured import NARROW, WIDE, Measured
 from engine.plan.workload import Backend, Workload
 
 ATTENTION_BACKWARD = 2.5
-"Matrix products of attention's backward pass, in units of its forward pass (5 products against 2)."
+"Matrix products of attention's backward pass, relative to its forward pass (5 products against 2)."
 MATRIX_EFFICIENCY = 0.63
 "Share of the tensor rate that products with wide matrices reach."
 NARROW_MATRIX = 500
-"Width at which an H100 reaches half of that; a slower card is filled by narrower matrices, in proportion."
+"Width at which an H100 reaches half of that rate; narrower matrices fill a slower GPU, in proportion."
 H100_FLOPS = 989.4e12
 LINK_EFFICIENCY = 0.83
 "Share of PCIe's rate that pinned copies reach (53 of 63 GB/s measured on generation 5)."
 LAUNCH_SECONDS = 10e-6
-"Seconds to start one operation, on the computer that the H100 was in."
+"Seconds to launch one operation, on the host of that H100."
 
 CPU_FLOPS_A_CORE = 80e9
 "2.5 GHz × 2 fused units × 8 lanes × 2: AVX2, fp32."
@@ -33,54 +33,55 @@ CPU_ATTENTION_EFFICIENCY = (0.25, 0.2)
 CPU_MEMORY_BANDWIDTH = 20e9
 
 WIDE_HEAD = 128
-"Head size from which on a kernel reaches its rate."
+"Head size from which on a kernel reaches its full rate."
 _HOPPER_ATTENTION: dict[tuple[Backend, bool], tuple[float, float]] = {
     ("cudnn", True): (0.64, 0.53),
     ("cudnn", False): (0.43, 0.46),
-    # Compiled for the tensor instructions of Ampere, which reach a part of Hopper's rate.
+    # Compiled for Ampere's tensor instructions, which reach a part of Hopper's rate.
     ("flash", True): (0.34, 0.34),
     ("flash", False): (0.25, 0.26),
     ("efficient", True): (0.11, 0.115),
     ("efficient", False): (0.08, 0.085),
 }
-"""By kernel and whether heads are wide: the attention's share of the stages of benchmarks/results/memory-h100.json,
-at 64K to 512K tokens where cuDNN computes and at 32K to 128K where another kernel was asked for.
+"""(Forward, backward) share of the tensor rate, by kernel and whether heads are wide. Measured as attention's part of
+the stages of benchmarks/results/memory-h100.json, at 64K to 512K tokens for cuDNN and at 32K to 128K for other kernels.
 
 cuDNN with wide heads reached (0.70, 0.58) in those stages of one layer, and about nine tenths of that over a whole
 window: attention alone took 9.4 s at 128K and 37.6 s at 256K of the 1.5B on an H200 (docs/benchmarks.md), 1.10 times
-what the short rates say; with heads of 64 it took what they say (93.8 s at 512K of the 0.5B, 1.01 times). Why is not
-known; power may limit it. The rates here are calibrated to whole windows, since steps of a run follow each other."""
+the prediction from the short rates. With heads of 64 it took the predicted time (93.8 s at 512K of the 0.5B, 1.01
+times). The cause is unknown; power may limit it. The rates here are calibrated to whole windows, since the steps of a
+run follow each other."""
 
 UNKNOWN_GPU_FLOPS = 20e12
-"A GPU that is not in the catalogue is taken to be a slow one."
+"A GPU that is not in the catalogue counts as a slow one."
 UNKNOWN_GPU_BANDWIDTH = 250e9
 DISK_BANDWIDTH = {"nvme": 1.5e9, "ssd": 0.4e9, "hdd": 0.12e9, "network": 0.1e9}
-"Sustained bytes a second, each way. An unknown disk counts as ssd."
+"Sustained bytes a second, in each direction. An unknown disk counts as ssd."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """Rates that the model divides by: operations or bytes a second."""
+    """Rates that the time model divides by, in operations or bytes a second."""
 
     matrix: float
-    "Of products as wide as the model's hidden states."
+    "Operations a second of products as wide as the model's hidden states."
     head: float
-    "Of products as wide as its vocabulary."
+    "Operations a second of products as wide as its vocabulary."
     attention_forward: float
     attention_backward: float
     memory: float
     link: float
-    "Host and GPU, each way."
+    "Bytes a second between host and GPU, in each direction."
     disk: float
     ram: float = CPU_MEMORY_BANDWIDTH / 2
-    "Writing to host memory."
+    "Bytes a second written to host memory."
     launch: float = LAUNCH_SECONDS
     corrections: Mapping[str, float] = field(default_factory=dict)
-    "See Measured."
+    "See `Measured`."
 
 
 def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[float, float]:
-    """Share of the tensor rate that attention reaches, forward and backward. Hopper's were measured."""
+    """Returns the share of the tensor rate that attention reaches, forward and backward. Measured on Hopper only."""
     capability, wide = gpu.compute_capability or (8, 0), head_dim >= WIDE_HEAD
     if capability < (8, 0):
         return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
@@ -90,7 +91,7 @@ def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[flo
 
 
 def speeds_of(machine: Machine, work: Workload) -> Speeds:
-    """The rates of a machine for a workload: measured where `engine profile` has run, by data sheet elsewhere."""
+    """Returns a machine's rates for a workload: measured where `engine profile` has run, otherwise by data sheet."""
     speeds = _by_data_sheet(machine, work)
     measured = machine.measured
     return speeds if measured is None else _as_measured(speeds, measured, work)
@@ -113,7 +114,7 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
     gpu = machine.gpus[0]
     peak = gpu.tensor_flops or UNKNOWN_GPU_FLOPS
     if work.compute_type == "fp32":
-        peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by card
+        peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by GPU
     lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
     matrix, head = (
         peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS)
@@ -125,14 +126,14 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
         attention_forward=peak * forward,
         attention_backward=peak * backward,
         memory=gpu.memory_bandwidth or UNKNOWN_GPU_BANDWIDTH,
-        # Generation 3 carries 0.985 GB/s a lane, and each later one twice that.
+        # Generation 3 carries 0.985 GB/s per lane, and each later one twice that of the one before.
         link=0.985e9 * 2 ** (generation - 3) * lanes * LINK_EFFICIENCY,
         disk=disk,
     )
 
 
 def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
-    """What was measured in the place of what a data sheet says; what was not measured stays."""
+    """Replaces data-sheet rates by measured ones; rates that were not measured stay."""
     found: dict[str, float | None] = {
         "matrix": _matrix_rate(measured, work, work.spec.hidden_size),
         "head": _matrix_rate(measured, work, work.spec.vocab_size),
@@ -152,18 +153,18 @@ def _as_measured(speeds: Speeds, measured: Measured, work: Workload) -> Speeds:
 
 
 def _matrix_rate(measured: Measured, work: Workload, width: int) -> float | None:
-    """At a width, from R·w / (w + c) through the two widths that were measured."""
+    """Returns the rate at a width, from R·w / (w + c) through the two measured widths."""
     wide, narrow = (rates.get(work.compute_type) for rates in (measured.matrix, measured.narrow_matrix))
     if not wide or not narrow:
         return wide
-    wide = max(wide, narrow)  # it has more to share out; where it seems slower, something else ran meanwhile
+    wide = max(wide, narrow)  # wider is never slower; a lower reading means that something else ran meanwhile
     ratio = min(wide / narrow, 0.9 * WIDE / NARROW)
     half = WIDE * NARROW * (ratio - 1) / (WIDE - ratio * NARROW)
     return wide * (WIDE + half) / WIDE * width / (width + half)
 
 
 def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] | None:
-    """Of the fastest kernel at the head size that is nearest to the model's."""
+    """Returns the rates of the fastest kernel at the measured head size that is nearest to the model's."""
     on_device = [
         rate
         for rate in measured.attention

@@ -1,4 +1,4 @@
-"""StepLayout: how a step is computed, as one value from the planner to the step and into the journal. No torch."""
+"""StepLayout: the layout of a step as one value, shared by planner, step and journal. No torch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _WHOLE, _STREAMED = "whole-sequence", "layer-major"
 
 @dataclass(frozen=True, kw_only=True)
 class StepLayout:
-    """One way to compute a step."""
+    """One way to lay out a step in time and memory."""
 
     stream: StreamPlan | None = None
-    "Tile by tile; None for whole windows."
+    "Plan of the tile-by-tile step; None for whole windows."
     recompute: bool = False
-    "Whole windows: whether activations are computed again in the backward pass (arXiv 1604.06174)."
+    "Whole windows: whether activations are recomputed in the backward pass (arXiv 1604.06174)."
     precision: str = "bf16"
-    "How base weights are stored: bf16, fp16, fp32 or nf4."
+    "Storage type of the base weights: bf16, fp16, fp32 or nf4."
     master_home: Literal["gpu", "host"] | None = None
-    "Where every weight is trained: the home of the fp32 ones; None for an adapter."
+    "Home of the fp32 master weights in full fine-tuning; None for an adapter."
     window_ranks: int = 1
-    "Processes that share a window."
+    "Number of processes that share a window."
 
     @property
     def weights(self) -> BaseWeights:
-        """Where base weights are while a step is computed."""
+        """Storage and residency of the base weights during the step."""
         if self.stream is not None:
             return self.stream.weights
         return "nf4" if self.precision == "nf4" else "resident"
 
     def as_json(self) -> dict[str, Any]:
-        """The layout as one flat object of JSON values, as `engine plan --json` shows it."""
+        """Returns the layout as one flat object of JSON values, as `engine plan --json` shows it."""
         common: dict[str, Any] = {"precision": self.precision, "weights": self.weights}
         if self.master_home is not None:
             common["master_home"] = self.master_home
@@ -48,16 +48,16 @@ class StepLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, like: StepLayout | None = None) -> StepLayout:
-        """Reads what `as_json` wrote, now or in an earlier version.
+        """Reads the output of `as_json`, of this or an earlier version.
 
         Earlier versions kept `{"stream": {...} or null, "recompute": bool}` in checkpoints.
 
         Args:
             data: The object.
-            like: Gives what the object does not say.
+            like: Supplies values that the object lacks.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the object is not a layout.
         """
         known = like or cls()
         if "order" not in data:
@@ -76,7 +76,7 @@ class StepLayout:
         )
 
     def describe(self) -> str:
-        """The layout in words."""
+        """Describes the layout in words."""
         if self.stream is None:
             return "whole windows" + (", activations computed twice" if self.recompute else "")
         plan = self.stream
@@ -87,7 +87,7 @@ class StepLayout:
 
 
 def difference(before: StepLayout, after: StepLayout) -> str:
-    """What changed, in the plan's own words."""
+    """Describes the changes between two layouts, in the plan's own words."""
     if before.stream is None or after.stream is None:
         return f"{before.describe()} → {after.describe()}"
     was, now = dataclasses.asdict(before.stream), dataclasses.asdict(after.stream)

@@ -1,4 +1,4 @@
-"""How many ranks a run has, and how they share its work. No torch."""
+"""Chooses the number of ranks of a run, and the strategy by which they share its work. No torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Strategy = Literal["data", "zero2", "zero3", "ring", "ulysses"]
 
 
 def ranks_to_start(config: RunConfig, machine: Machine | None = None) -> Ranks:
-    """The ranks that a launcher starts. A rank knows from its launcher how many there are (`ProcessGroup.ranks`).
+    """Returns the ranks that a launcher starts. A rank learns their number from its launcher (`ProcessGroup.ranks`).
 
     Args:
-        config: The run's.
-        machine: This host with every GPU that the run may use; None: read it, where the answer depends on it.
+        config: The run's configuration.
+        machine: This host with every GPU that the run may use; None: detect it, where the answer depends on it.
 
     Raises:
         EliteError: GPUS_MISSING, HOSTFILE_INVALID.
@@ -33,7 +33,7 @@ def ranks_to_start(config: RunConfig, machine: Machine | None = None) -> Ranks:
 
 
 def hosts_to_start(config: RunConfig, machine: Machine | None = None) -> list[Host]:
-    """The same by host, this one first.
+    """Returns the same by host, this one first.
 
     Raises:
         EliteError: GPUS_MISSING, HOSTFILE_INVALID.
@@ -54,17 +54,17 @@ def _read_machine() -> Machine:
 
 
 def is_distributed(config: RunConfig) -> bool:
-    """Whether a run that is about to start takes more than one rank."""
+    """Whether a run about to start takes more than one rank."""
     return bool(config.distributed.hostfile) or ranks_to_start(config).all > 1
 
 
 def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool, spreads: bool) -> Strategy:
-    """How `ranks` processes share the work of an update.
+    """Chooses the strategy by which `ranks` processes share the work of an update.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         spec: The model.
-        ranks: Processes.
+        ranks: Number of processes.
         streamed: Whether the plan streams windows tile by tile.
         spreads: Whether the plan spreads each window over all ranks.
 
@@ -117,4 +117,4 @@ _NOT_WITH_ZERO: dict[str, tuple[object, ...]] = {
     "training.early_stopping": (0,),
     "distributed.compression": ("none",),
 }
-"""Settings that need whole gradients or weights in every rank, with what leaves them off."""
+"""Settings that need whole gradients or weights in every rank, with the values that switch them off."""

@@ -1,4 +1,4 @@
-"""StreamPlan: every choice of the streamed step, as one value. Pure data: the planner searches over these."""
+"""StreamPlan: every choice of the streamed step, as one value. Pure data that the planner searches over."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from engine.errors import StreamPlanError
 Home = Literal["gpu", "host", "disk"]
 
 FORWARD_BLOCKS = 4
-"Key blocks that one attention call of the forward pass may see where keys and values are on the device."
+"Key blocks per attention call of the forward pass where keys and values are on the device."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """How one exact step over a long sequence is laid out in time and memory (docs/architecture.md).
+    """Layout in time and memory of one exact step over a long sequence (docs/architecture.md).
 
     All options give the same gradient, except `activation_bits` below 16, which is approximate.
 
     Raises:
-        StreamPlanError: the options contradict each other; the message says why.
+        StreamPlanError: the options contradict each other; the message gives the reason.
     """
 
     tile: int = 4096
     "Tokens that pass through a layer at once."
     key_block: int = 32768
-    "Keys that one attention call sees; bounds every temporary, so that none is as long as the context."
+    "Keys per attention call; bounds every temporary, so that none is as long as the context."
     stash: bool = True
-    "Keep each layer's attention output and logsumexp, so that the backward pass never repeats attention; keys and "
+    "Save each layer's attention output and logsumexp, so that the backward pass never recomputes attention; keys and "
     "values too, where grouped heads make the two no larger than the output."
     checkpoint_every: int = 1
-    "Hidden states of every k-th layer are kept; the layers between are computed once more."
+    "Hidden states of every k-th layer are kept; the layers between are recomputed."
     weights: Literal["resident", "nf4", "streamed"] = "resident"
-    "Base weights on the GPU as they are; on the GPU in 4 bits; or on the host, two layers at a time on the GPU."
+    "Base weights resident on the GPU; resident in 4 bits; or streamed from the host, two layers at a time on the GPU."
     kv_home: Literal["gpu", "host"] = "gpu"
-    "Where one layer's keys, values and their gradients live; on the host, GPU memory does not grow with context."
+    "Home of one layer's keys, values and their gradients; on the host, GPU memory does not grow with context."
     hidden_home: Home = "host"
-    "Where hidden states and the stash live between the passes."
+    "Home of hidden states and the saved attention output between the passes."
     activation_bits: Literal[16, 8, 4] = 16
     "Width of the stored hidden states; 8 and 4 are approximate (block-wise quantisation)."
     keep_layers: int = 0
-    "Of a context that is a single tile: so many of the last layers keep their activations on the GPU between the "
-    "passes, and are not computed again."
+    "Where the context is a single tile: the number of last layers whose activations stay on the GPU between the "
+    "passes, and that are not recomputed."
     loss_piece: int = 1024
     "Tokens whose logits exist at once."
     attention: str = "auto"
-    "Name of the attention backend; auto measures."
+    "Name of the attention backend; auto takes the fastest measured."
 
     def __post_init__(self) -> None:
         for field, (hint, allowed) in _hints().items():
@@ -83,5 +83,5 @@ class StreamPlan:
 
 @functools.cache
 def _hints() -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Type of each field, with the values that it allows if they are listed; a planner makes thousands of plans."""
+    """Type and listed values of each field. Cached, since a planner makes thousands of plans."""
     return {field: (hint, get_args(hint)) for field, hint in get_type_hints(StreamPlan).items()}

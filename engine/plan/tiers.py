@@ -16,30 +16,30 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """One tier."""
+    """One context tier."""
 
     number: int
     context: int
-    "Tokens a window."
+    "Tokens per window."
     card_gib: int
-    "Memory of the card that it was designed for."
+    "Memory of the GPU that it was designed for."
     sees: str
-    "What of a project one window holds."
+    "The part of a project that one window holds."
     extreme: bool = False
-    "Needs the streamed step on any card."
+    "Whether it needs the streamed step on any GPU."
 
 
 @functools.cache
 def tiers() -> tuple[Tier, ...]:
-    """All tiers, by rising context."""
+    """Returns all tiers, by rising context."""
     data = tomllib.loads(asset("tiers.toml").read_text(encoding="utf-8"))
     return tuple(sorted((Tier(**entry) for entry in data["tier"]), key=lambda tier: tier.context))
 
 
 def tier_of(number: int) -> Tier:
-    """The tier of that number.
+    """Returns the tier of that number.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such tier.
     """
     return {tier.number: tier for tier in tiers()}[number]

@@ -1,4 +1,4 @@
-"""Moments of the streamed step that can set the peak: see engine.plan.activations."""
+"""Peak candidates of the streamed step. See engine.plan.activations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.plan.workload import Backend, Workload
 
 
 def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[PeakCandidate, ...]:
-    """Moments of the streamed step, beyond what its buffers hold all the time.
+    """Returns the peak candidates of the streamed step, beyond its resident buffers.
 
     Args:
         work: Model and kernels.
-        stash: Whether the attention output is fetched instead of computed again.
+        stash: Whether the saved attention output is fetched instead of recomputed.
         encoded: Whether hidden states are stored in fewer bits, and so decoded before use.
-        keep: Layers that a lone tile does not compute again.
+        keep: Number of layers that a single tile does not recompute.
     """
     return _tile_moments(
         work.spec,
@@ -35,7 +35,7 @@ def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int 
 
 
 def _between(w: Widths) -> Held:
-    """What is kept between attention and MLP."""
+    """Tensors kept between attention and MLP."""
     if w.one_norm:
         return ()
     copies = w.norm_copies(w.spec.norms_per_layer - 1) or (("residual", w.hidden),)
@@ -43,7 +43,7 @@ def _between(w: Widths) -> Held:
 
 
 def _kept_layer(w: Widths) -> Held:
-    """What the streamed step leaves of a layer that a lone tile does not compute again (`keep_layers`)."""
+    """Tensors that the streamed step saves of a layer that a single tile does not recompute (`keep_layers`)."""
     return (
         ("normed input", w.hidden),
         *w.norm_copies(1),
@@ -90,9 +90,9 @@ def _tile_moments(
 
 
 def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backend: Backend) -> Iterator[PeakCandidate]:
-    """Moments at which the last `keep` layers are kept: from their forward pass to the first one's backward pass.
+    """Yields the peaks while the last `keep` layers are kept, from their forward pass to the first one's backward.
 
-    A layer's output is the next one's input, so only the lowest has an input of its own; decoded ones are copies.
+    A layer's output is the next one's input, so only the lowest has an input of its own. Decoded inputs are copies.
     """
     layer = _kept_layer(w)
     inputs = (("their inputs", (keep if encoded else 1) * w.hidden),)
@@ -100,7 +100,7 @@ def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backen
     yield PeakCandidate(
         phase="forward", at="in the last layer kept", token=(("output before its sum", w.hidden),), kept=kept
     )
-    # The tile before, which the loss of several tiles has not let go of, is the last layer's output here.
+    # The previous tile, which a loss over several tiles still references, is the last layer's output here.
     yield replace(loss, token=(("final norm and its gradient", 2 * w.hidden), *w.norm_copies(1)), kept=kept)
     gradient = ("gradient of its output", w.hidden)
     more = (w.mlp_peak - w.mlp_saved) * w.mlp + 4 * w.inner
@@ -118,9 +118,9 @@ def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backen
 
 
 def _with_gradients(moments: Iterable[PeakCandidate], w: Widths) -> Iterator[PeakCandidate]:
-    """Weights that are trained have gradients: as they come, and until a layer is done the sums of its tiles in fp32.
+    """Adds the gradients of trained weights: each as it is computed, and a layer's fp32 sums over its tiles.
 
-    Of fp32 weights the sums are the gradients that wait for the update anyway.
+    With fp32 weights, the sums are the gradients that wait for the update anyway.
     """
     spec, wide = w.spec, 4 if w.element == 2 else 0
     table, widest = spec.vocab_size * spec.hidden_size, spec.largest_tensor
@@ -148,13 +148,13 @@ def _tile_embedding(w: Widths) -> PeakCandidate:
 
 
 def _tile_forward(w: Widths, decoded: Held) -> PeakCandidate:
-    """No graph: the MLP's tensors beside the residual, the normed input and the tile before, not yet let go."""
+    """No graph: the MLP's tensors beside the residual, the normed input and the previous tile, which is still alive."""
     held = (*decoded, ("residual, norm and the tile before", 3 * w.hidden), ("MLP", w.mlp_forward * w.mlp), *w.routed)
     return PeakCandidate(phase="forward", at="in the MLP", token=held)
 
 
 def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> PeakCandidate:
-    """A block's output is folded into the sum of those before it."""
+    """A block's output is merged into the running sum of the blocks before it."""
     held = (
         *decoded,
         ("residual, norm and the tile before", 3 * w.hidden),
@@ -168,7 +168,7 @@ def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> PeakC
 
 
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
-    """The final norm's output, its gradient, and the one of the tile before; a piece's own are small."""
+    """The final norm's output, its gradient, and the previous tile's gradient; a loss chunk's own tensors are small."""
     held = (("final norm and its gradients", 3 * w.hidden), *w.norm_copies(1))
     return PeakCandidate(phase="loss", at="at the head", token=held, logit=w.element if fused_loss else LOGIT_BYTES)
 
@@ -187,7 +187,7 @@ def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> PeakCandidate
 
 
 def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: Backend) -> PeakCandidate:
-    """A block's gradients are made while those of the block before are still held."""
+    """A block's gradients are computed while those of the previous block are still held."""
     held = (
         *entry,
         *attention,
@@ -204,7 +204,7 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
 
 
 def _reversed(w: Widths, *, results: int, inputs: int) -> Held:
-    """Copies that a window's mirrored triangle is computed from (engine.attention.mask_tiles), for a whole tile."""
+    """Copies from which a window's mirrored triangle is computed (engine.attention.mask_tiles), for a whole tile."""
     return (("reversed for the window's edge", results + inputs + 2 * w.keys),) if w.spec.windowed_layers else ()
 
 
@@ -214,16 +214,16 @@ _ATTENTION_WORKSPACE: dict[Backend, Callable[[Widths], Held]] = {
     "efficient": lambda w: (("row sums", w.logsumexp),),
     "cpu": lambda w: (("row sums", w.logsumexp),),
 }
-"""What a kernel's backward pass takes for itself, a query."""
+"""Bytes per query of the workspace of each kernel's backward pass."""
 
 
 def _repeats_keys(w: Widths, backend: Backend) -> bool:
-    """Whether the kernel has no groups of heads, and gets each key and value once for every query head."""
+    """Whether the kernel lacks grouped heads, so that each key and value is repeated for every query head."""
     return backend in ("efficient", "cpu") and w.spec.heads != w.spec.kv_heads
 
 
 def _key_workspace(w: Widths, backend: Backend) -> Held:
-    """What it takes a key; of two blocks that follow one another one is being computed, so half of it counts."""
+    """Bytes per key of the kernel's workspace. Of two consecutive blocks only one is computed, so half of it counts."""
     if w.spec.heads == w.spec.kv_heads:
         return ()
     if _repeats_keys(w, backend):

@@ -1,6 +1,6 @@
-"""The time model: how long one window takes, as named parts with their formulas.
+"""The time model: the time of one window, as named parts with their formulas.
 
-Work divided by the rates of engine/plan/speeds.py. How often memory is crossed was fitted to the steps of
+Each part is work divided by a rate of engine/plan/speeds.py. The number of memory passes was fitted to the steps of
 benchmarks/results/memory-h100.json.
 """
 
@@ -28,23 +28,23 @@ from engine.plan.workload import Workload
 FUSED_PASSES, PLAIN_PASSES = 6, 22
 "Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
 ADAPTER_PASSES = 6
-"And in a window computed whole, for each input of an adapter: to fp32 and back, forward, again and backward."
+"The same in a window computed whole, per adapter input: to fp32 and back, in forward, recompute and backward."
 STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 90
-"Bytes that cross the GPU's memory a logit: a kernel that writes the gradient in place; autograd with checkpointing."
+"Bytes of GPU memory traffic per logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP, PAGE_OVERLAP = 0.8, 0.5
-"""Share of the transfers that hides behind computing: of hidden states, which are asked for a tile ahead; of blocks of
-keys and their gradients, where only the next block is on its way while one is computed."""
+"""Share of the transfers that overlaps computing: of hidden states, which are prefetched one tile ahead; of blocks of
+keys and their gradients, where only the next block is in flight while one is computed."""
 
 FORWARD_CALLS, BACKWARD_CALLS, LAYER_CALLS = 450, 900, 1200
-"""Operations that Python starts for one tile through one layer: forward; again with its backward; and for a whole
-window's layer, forward, again and backward. In units of the smallest operation: their own work is in there. Where
-nothing else was waited for, a tile took 3.5 to 6 ms forward and 6.2 to 10.2 ms backward."""
+"""Kernels that Python launches for one tile through one layer: forward; recompute and backward; and for a whole
+window's layer, forward, recompute and backward. Counted in units of the smallest kernel, with their own work included.
+Where launches alone set the time, a tile took 3.5 to 6 ms forward and 6.2 to 10.2 ms backward."""
 LOSS_CALLS = 160
-"And for each piece of the streamed step's loss: 1.6 to 2 ms."
+"The same per loss chunk of the streamed step: 1.6 to 2 ms."
 ENCODED_CALLS = 200
-"More of them where hidden states are written down in fewer bits."
+"Additional launches where hidden states are stored in fewer bits."
 PAGE_CALLS = 60
-"And for each block of keys that a tile fetches from home."
+"Additional launches per key block that a tile fetches from its home."
 
 UPDATE = "updating every weight"
 
@@ -61,7 +61,7 @@ class TimePart:
 def whole_sequence_time(
     work: Workload, weights: BaseWeights, speeds: Speeds, *, recompute: bool = True
 ) -> tuple[TimePart, ...]:
-    """One window at once: every layer runs forward, again where it is recomputed, and backward."""
+    """Models one whole window: every layer runs forward, its recompute if any, and backward."""
     forwards = 2 if recompute else 1
     matrices = work.spec.layers * (3 if recompute else 2)
     parts = [
@@ -80,7 +80,7 @@ def whole_sequence_time(
 
 
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
-    """One exact streamed step: forward, loss, and for each layer in reverse the backward pass."""
+    """Models one exact streamed step: forward, loss, and for each layer in reverse the backward pass."""
     spec, n = work.spec, work.context
     tiles = -(-n // min(plan.tile, n))
     kept = min(plan.keep_layers, spec.layers) / spec.layers if tiles == 1 else 0.0
@@ -105,7 +105,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     passes = spec.layers * tiles
     more = ENCODED_CALLS if plan.activation_bits < 16 else 0
     if plan.kv_home == "host":
-        # A tile meets half of all blocks, on average.
+        # A tile attends to half of all blocks, on average.
         more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2) * _paged_layers(work, plan) / spec.layers)
     stages = [
         (forward, passes * (FORWARD_CALLS + more)),
@@ -115,7 +115,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     parts = [*layers[:3], *loss, *layers[3:]]
     tiles_seconds, pages = _transfer_seconds(work, plan, speeds, tiles, again)
     transfers = tiles_seconds + pages
-    # What overlaps costs nothing up to the computing time; the rest, and all beyond that time, is waited for.
+    # Overlapped transfers are free up to the computing time; the rest, and all beyond that time, is waited for.
     hidden = OVERLAP * tiles_seconds + PAGE_OVERLAP * pages
     waited = transfers - hidden * min(1.0, busy / transfers) if transfers else 0.0
     if waited:
@@ -128,12 +128,12 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
-    """Seconds of one window."""
+    """Sums the seconds of one window."""
     return sum(part.seconds for part in parts)
 
 
 def attention_flops(work: Workload) -> float:
-    """Operations of one forward pass of attention over all layers: 4 · pairs · heads · head_dim a layer.
+    """Returns the operations of one forward pass of attention: 4 · pairs · heads · head_dim per layer, over all layers.
 
     Causal: n²/2 pairs; with a sliding window of w tokens n·w − w²/2.
     """
@@ -142,7 +142,7 @@ def attention_flops(work: Workload) -> float:
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
     full = spec.full_attention_layers
-    # Spread over ranks, each has its part of a sequence that is so many times as long.
+    # With sequence parallelism `context` is a rank's part, and the sequence is `ranks` times as long.
     return 4 * work.query_width * (full * pairs * work.ranks + (spec.layers - full) * windowed)
 
 
@@ -166,13 +166,13 @@ def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[Ti
 def _matrix_parts(
     work: Workload, speeds: Speeds, forwards: float, *, refill: bool, head_products: int
 ) -> list[TimePart]:
-    """Frozen weights have a gradient for their inputs only: one backward product, trained ones have two."""
+    """Frozen weights need one backward product, for their inputs' gradient; trained weights need two."""
     spec, n = work.spec, work.context
     trains_all = work.master_home is not None
     units = forwards + (2 if trains_all else 1)
     head_products += 1 if head_products and trains_all else 0
     weights = spec.multiplied_parameters
-    # Each adapter matrix: the forward products, and in the backward pass one for its inputs and one for itself.
+    # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
     if refill:
         flops += 2.0 * n * spec.layers * 2 * spec.hidden_size * work.key_width
@@ -197,7 +197,7 @@ def _logits_part(work: Workload, speeds: Speeds, a_logit: int) -> TimePart:
 
 
 def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passes: float) -> list[TimePart]:
-    """NF4 weights become matrices of the compute type each time they are used."""
+    """NF4 weights are unpacked to the compute type each time they are used."""
     if weights != "nf4":
         return []
     moved = passes * work.spec.quantised_parameters * (NF4_BITS / 8 + work.element)
@@ -216,7 +216,7 @@ def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
 
 
 def _update_parts(work: Workload, speeds: Speeds, *, streamed: bool) -> list[TimePart]:
-    """An adapter's update is over at once; that of every weight is not."""
+    """Models the update of every weight; an adapter's is negligible."""
     if work.master_home is None:
         return []
     parts = []
@@ -230,7 +230,7 @@ def _update_parts(work: Workload, speeds: Speeds, *, streamed: bool) -> list[Tim
 def _summing_parts(
     work: Workload, speeds: Speeds, *, tiles: int, pieces: int, pieces_bytes: int = SUM_BYTES
 ) -> list[TimePart]:
-    """Trained weights have gradients, which are added up."""
+    """Models the accumulation of trained weights' gradients."""
     if work.master_home is None:
         return []
     seconds, formula = summing_seconds(
@@ -248,7 +248,7 @@ def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
 
 
 def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:
-    """What it costs that ranks share the window; the ring's messages travel beside attention."""
+    """Models the exchange between ranks that share the window; the ring's messages overlap attention."""
     if work.ranks == 1:
         return []
     flops, (beside, between), rate = repeated_flops(work), exchange_bytes(work), work.rank_link * LINK_SHARE
@@ -268,7 +268,7 @@ def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[Ti
 
 
 def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
-    """Every tile's backward pass adds into the fp32 key and value gradients of all tiles before it, or of a window."""
+    """Every tile's backward adds to the fp32 key and value gradients of all tiles before it, or of its window."""
     spec, half = work.spec, work.context / 2
     window = min((spec.sliding_window or work.context) - 1, half)
     earlier = (tiles - 1) * ((spec.layers - spec.windowed_layers) * half + spec.windowed_layers * window)
@@ -282,7 +282,7 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
 
 
 def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
-    """Key and value gradients at home are set to zero by the processor, while the GPU waits."""
+    """The CPU zeroes the offloaded key and value gradients while the GPU waits."""
     if plan.kv_home != "host" or not work.on_gpu or not _paged_layers(work, plan):
         return []
     zeroed = _paged_layers(work, plan) * 2 * work.context * work.key_width * 4
@@ -291,12 +291,12 @@ def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[Tim
 
 
 def _paged_layers(work: Workload, plan: StreamPlan) -> int:
-    """Layers whose keys and values would live on the host with kv_home host: those without a ring."""
+    """Returns the layers whose keys and values kv_home host would offload: those without a ring."""
     return work.spec.layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
-    """Adds what the GPU waits for Python. A stage is (seconds of computing, operations to start)."""
+    """Adds the GPU's wait for launches. A stage is (seconds of computing, number of launches)."""
     waited = sum(max(0.0, calls * speeds.launch - computing) for computing, calls in stages)
     total = sum(calls for _, calls in stages)
     formula = f"{total:,.0f} operations × {speeds.launch * 1e6:.3g} µs, beyond the computing that they overlap"
@@ -306,7 +306,7 @@ def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], spe
 def _corrected(
     parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
 ) -> tuple[TimePart, ...]:
-    """Adds what a probe of this model on this machine found to be missing, or too much."""
+    """Adds the correction, up or down, that a probe of this model on this machine found."""
     precision = "nf4" if weights == "nf4" else work.compute_type
     factor = speeds.corrections.get(correction_key(work.spec.name, precision, streamed=streamed))
     if factor is None:
@@ -319,11 +319,11 @@ def _corrected(
 def _transfer_seconds(
     work: Workload, plan: StreamPlan, speeds: Speeds, tiles: int, again: float
 ) -> tuple[float, float]:
-    """Seconds of all copies between the GPU and the homes, on their own: of tiles and weights, of blocks of keys."""
+    """Returns the seconds of all copies between GPU and homes, not overlapped: tiles and weights; key blocks."""
     spec, n, e = work.spec, work.context, work.element
     ratio = plan.activation_bits / 16
-    # Hidden states: written and read going forward, read for the refill and the backward pass; the gradient stream is
-    # read and written. A layer that is not stored is computed, written and read once more.
+    # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
+    # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
         hidden += 2 * spec.layers * n * (work.query_width * e + 4 * spec.heads)
@@ -333,7 +333,7 @@ def _transfer_seconds(
         seconds += (3 + again) * spec.decoder_parameters * e / speeds.link
     pages = 0.0
     if plan.kv_home == "host":
-        # Every tile meets all earlier keys: half of n each, on average. Backward also reads and writes fp32 gradients.
+        # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
         pairs = _paged_layers(work, plan) * n * (tiles - 1) / 2 * work.key_width
         reads = (1 if plan.stash else 2 + again) + 1
         pages = pairs * 2 * (reads * e + 2 * 4) / speeds.link

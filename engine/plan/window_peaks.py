@@ -1,4 +1,4 @@
-"""Moments of a window computed whole that can set the peak: see engine.plan.activations."""
+"""Peak candidates of a window computed whole. See engine.plan.activations."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from engine.plan.workload import Workload
 def window_peaks(
     work: Workload, *, recompute: bool, four_bit: bool = False, pieces: bool = True
 ) -> tuple[PeakCandidate, ...]:
-    """Moments of a window computed whole.
+    """Returns the peak candidates of a window computed whole.
 
     Args:
         work: Model and kernels.
-        recompute: Whether each layer is computed again in the backward pass.
+        recompute: Whether each layer is recomputed in the backward pass.
         four_bit: Whether each matrix is unpacked when it is used.
-        pieces: Whether the loss is taken in more than one piece.
+        pieces: Whether the loss takes more than one chunk.
     """
     return _window_moments(
         work.spec,
@@ -46,7 +46,7 @@ def _window_moments(
     pieces: bool,
     trained: bool,
 ) -> tuple[PeakCandidate, ...]:
-    """PEFT's own forward under autocast: the adapters' inputs go to fp32 and back."""
+    """Models PEFT's own forward under autocast, where the adapters' inputs are cast to fp32 and back."""
     w = Widths(spec, element, rank, fused=fused, autocast=True)
     if trained:
         return tuple(_trained_window(w, recompute=recompute, pieces=pieces))
@@ -55,10 +55,10 @@ def _window_moments(
         unpacked = (("largest matrix", max(linear.parameters for linear in spec.linears) * element),)
     casts = adapter * element if w.wide > 1 else 0
     if recompute:
-        # The final hidden states are gone when the loss's backward pass ends.
+        # The final hidden states are freed when the loss's backward pass ends.
         inputs = ("layer inputs", spec.layers * w.hidden)
         kept: Held = (inputs, ("final hidden states", w.final))
-        # Casts of the adapters' weights are dropped when the forward pass ends, but for the layer computed again.
+        # The adapters' 16-bit copies are freed when the forward pass ends, except for the recomputed layer's.
         loss_fixed: Held = ()
         layer_fixed: Held = (("adapters' 16-bit copies", casts // spec.layers), *unpacked)
         beside: Held = (("gradients of hidden states", (1 if w.wide_gelu else 2) * w.hidden),)
@@ -90,16 +90,16 @@ def _window_moments(
 
 
 def _of_pieces(w: Widths, pieces: bool) -> Held:
-    """While a piece of the loss has its logits, the gradient of those before it is there."""
+    """Gradient of the earlier loss chunks, alive beside a chunk's logits."""
     return (("its gradient", w.hidden),) if pieces else ()
 
 
 def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[PeakCandidate]:
-    """Every weight is trained: no adapters, and gradients wait for the end of the backward pass.
+    """Yields the peaks of full fine-tuning: no adapters, and gradients wait for the end of the backward pass.
 
-    16-bit weights have theirs summed in fp32 once they are complete (engine.models.wide_gradients): the head's when
-    its last piece is done, or when the embedding has added its own where the two are one. fp32 weights sum into the
-    gradients that wait for the update.
+    Gradients of 16-bit weights are summed in fp32 once complete (engine.models.wide_gradients). The head's is complete
+    after its last loss chunk, or, where embedding and head are tied, once the embedding has added its own. Gradients of
+    fp32 weights accumulate directly in those that wait for the update.
     """
     spec, element, wide = w.spec, w.element, 4 if w.element == 2 else 0
     table, widest = spec.vocab_size * spec.hidden_size, spec.largest_tensor
@@ -121,9 +121,9 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Pea
         head = (("the head's gradient, fp32", wide * table),)
     matrix = ("a matrix's gradient", element * widest)
     between: Held = (*saved[:-1], ("gradients of hidden states", 2 * w.hidden))
-    # An activation that autocast widens: as where it is counted below, and the down projection's input.
+    # An activation that autocast widens counts as in `_window_layer`, plus the down projection's input.
     inside: Held = (*between, ("MLP and its gradients", (13 if w.wide_gelu else w.mlp_peak) * w.mlp))
-    # In the last layer everything waits, in the first one all other layers' gradients do; after its MLP, its own.
+    # In the last layer all saved tensors wait, in the first one all other layers' gradients; after its MLP, its own.
     last = spec.layers - 1
     for at, waits, done, token in (
         ("in the last layer's MLP", last, 0, inside),
@@ -145,7 +145,7 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Pea
 
 
 def _adapter_inputs(w: Widths, *, adapted: bool = True) -> Held:
-    """PEFT casts each adapter's input to fp32, autocast casts it back: a 16-bit copy is kept. In fp32 none is made."""
+    """Inputs saved for adapters: PEFT casts them to fp32 and autocast back, saving a 16-bit copy (none in fp32)."""
     projections = sum(linear.inputs == w.spec.hidden_size for linear in w.spec.linears)
     if w.wide == 1 or not adapted:
         return (("normed inputs", (1 if w.one_norm else 2) * w.hidden), ("adapters", len(w.spec.linears) * w.inner))
@@ -158,10 +158,10 @@ def _adapter_inputs(w: Widths, *, adapted: bool = True) -> Held:
 
 
 def _window_saved(w: Widths, *, adapted: bool = True) -> Held:
-    """What one layer keeps for its backward pass; the MLP's comes last."""
+    """Tensors that one layer saves for its backward pass; the MLP's come last."""
     residual = w.norm_copies(w.spec.norms_per_layer) or (("residual", w.spec.norms_per_layer * w.hidden),)
-    # The down projection's input is among the adapters' copies. Widened: half the input, and in fp32 the input, the
-    # tanh, and the tanh plus 1.
+    # The down projection's input is among the adapters' copies. Widened, the MLP saves half the input, and in fp32
+    # the input, the tanh, and the tanh plus 1.
     copied = adapted and w.wide > 1
     mlp = 8 - copied if w.wide_gelu else w.mlp_saved - copied
     return (
@@ -175,15 +175,15 @@ def _window_saved(w: Widths, *, adapted: bool = True) -> Held:
 
 
 def _window_layer(w: Widths) -> Held:
-    """One layer's tensors at their highest.
+    """One layer's tensors at their peak.
 
-    That is at the adapter of its down projection, whose input is there in fp32 as well; where autocast has the
-    activation in fp32, at the activation's gradient: 7 + 6, without the copy for the adapter, which is counted there.
+    The peak is at the adapter of the down projection, whose input then exists in fp32 as well. Where autocast widens
+    the activation, it is at the activation's gradient: 7 + 6, without the adapter's copy, which is counted there.
     """
     if w.wide_gelu:
         mlp, rest = 12 * w.mlp, 0
     else:
-        # The norm's output, in fp32 where it is LayerNorm, and the down projection's output.
+        # The norm's output (in fp32 where it is LayerNorm), and the down projection's output.
         mlp, rest = w.mlp_saved * w.mlp, (1 + (w.wide if w.spec.norm_bias else 1)) * w.hidden
     residual: Held = () if w.one_norm else (("residual", w.hidden),)
     return (

@@ -1,8 +1,8 @@
-"""The ring that holds keys and values of a layer with a sliding window. Pure arithmetic: the planner counts with it.
+"""Ring buffer for keys and values of a sliding-window layer. Pure arithmetic, which the planner uses too.
 
-A query sees the `window` keys up to its own, so a tile reads the `window - 1` positions before it and no others. Of any
-tile, later tiles therefore read its last `window - 1` positions at most. The ring has one place for each tile that a
-tile's window reaches, and one for the tile itself, whose gradients wait there for their turn.
+A query sees the `window` keys up to its own, so a tile reads only the `window - 1` positions before it. Later tiles
+therefore read at most the last `window - 1` positions of any tile. The ring has one slot for each earlier tile that a
+tile's window reaches, and one for the tile itself, whose gradients stay there until its backward.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WindowRing:
-    """Tile t has place t mod `places`; positions of its last `kept` tokens lie there in order."""
+    """Tile t takes slot t mod `places`, which holds its last `kept` tokens in order."""
 
     window: int
     "Keys that a query sees, its own included."
@@ -25,17 +25,17 @@ class WindowRing:
 
     @property
     def reach(self) -> int:
-        """Tiles before a tile that its window reaches."""
+        """Number of earlier tiles that a tile's window reaches."""
         return -(-(self.window - 1) // self.tile)
 
     @property
     def kept(self) -> int:
-        """Tokens of a tile that later tiles read: its last ones."""
+        """Last tokens of a tile that later tiles read."""
         return min(self.tile, self.window - 1)
 
     @property
     def places(self) -> int:
-        """Tiles that are held at once."""
+        """Number of tiles held at once."""
         return self.reach + 1
 
     @property
@@ -45,12 +45,12 @@ class WindowRing:
 
 
 def ring_for(window: int | None, tile: int, context: int) -> WindowRing | None:
-    """The ring of a layer; None where the keys of the whole context take no more, or the layer has no window.
+    """Returns the ring of a layer; None if it has no window, or if the whole context's keys are no larger.
 
     Args:
         window: Keys that a query of the layer sees; None for all before it.
-        tile: Tokens a tile.
-        context: Tokens that the buffers are made for.
+        tile: Tokens per tile.
+        context: Tokens that the buffers hold.
     """
     if window is None or window + tile >= context:
         return None
@@ -59,9 +59,9 @@ def ring_for(window: int | None, tile: int, context: int) -> WindowRing | None:
 
 
 def layers_of_ring(spec: ModelSpec, tile: int, context: int) -> tuple[int, WindowRing | None]:
-    """How many layers of a model are held in a ring, and the ring; arguments as in `ring_for`.
+    """Returns the number of a model's layers that use a ring, and the ring; arguments as in `ring_for`.
 
-    The others' keys and values of the whole context are held, a layer at a time.
+    The other layers hold keys and values of the whole context, one layer at a time.
     """
     ring = ring_for(spec.sliding_window, tile, context) if spec.windowed_layers else None
     return (0, None) if ring is None else (spec.windowed_layers, ring)

@@ -1,4 +1,4 @@
-"""Workload: what a run asks of a machine, apart from how the step is laid out."""
+"""Workload: the demands of a run on a machine, apart from the step layout."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ class Workload:
 
     spec: ModelSpec
     context: int
-    "Tokens a window."
+    "Tokens per window."
     compute_type: ComputeType
     "Type of activations and of base weights that are not quantised."
     lora_parameters: int
-    "0 where every weight is trained."
+    "Number of adapter parameters; 0 in full fine-tuning."
     master_home: Literal["gpu", "host"] | None = None
-    "Where every weight is trained: the home of the fp32 ones and of the optimiser's states. None for an adapter."
+    "Home of the fp32 master weights and optimiser states in full fine-tuning; None for an adapter."
     on_gpu: bool = True
-    "False: everything lives in host memory."
+    "False: all tensors are in host memory."
     lora_rank: int = 16
     backend: Backend = "cudnn"
     attention: str | None = None
-    "The kernel that was asked for, by its own name; None: the fastest."
+    "Name of the kernel that the configuration asks for; None: the fastest."
     fused_kernels: bool = True
     "Whether norms, rotary embedding and MLP activation are one kernel each (engine.models.fused)."
     fused_loss: bool = True
     "Whether the streamed step's loss writes its gradient over the logits (engine.streaming.loss)."
     workspaces: int = 2 * 8320 * 1024
-    "Bytes that the matrix library keeps: one workspace for the forward's thread and one for the backward's."
+    "Bytes of matrix-library workspace: one for the forward's thread and one for the backward's."
     attention_efficiency: tuple[float, float] = (0.7, 0.55)
     "Share of the tensor rate that attention reaches, forward and backward."
     gpu_context: int | None = None
-    "Bytes that CUDA keeps for the process, where they were measured."
+    "Measured bytes of the process's CUDA context; None: the default."
     repository_tokens: int = 0
     activation_bits: Literal[16, 8, 4] = 16
-    "Width of stored hidden states; below 16 only where asked for."
+    "Width of stored hidden states; below 16 only where the configuration asks for it."
 
     ranks: int = 1
-    "Processes that share a window: `context` is then the part of one."
+    "Processes that share a window; `context` is then one rank's part."
     exchange: Literal["ring", "ulysses"] = "ring"
-    "How they compute attention together."
+    "Algorithm by which they compute attention together."
     rank_link: float = 10e9
     "Bytes a second from a rank to the next."
 

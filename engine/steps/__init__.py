@@ -1,1 +1,1 @@
-"""Every way to compute an update's gradient: whole, streamed, over ranks, ZeRO, and the fallback on OOM."""
+"""Implementations of the step that computes an update's gradient: whole, streamed, over ranks, ZeRO, OOM fallback."""

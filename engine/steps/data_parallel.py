@@ -1,7 +1,7 @@
-"""Data parallel: every rank computes the gradient of its own windows of an update, and the sums are added up.
+"""Data parallel, where every rank computes the gradient of its own windows of an update, and ranks sum the gradients.
 
-The step is that of one process: each window's loss is scaled by 1 / (targets of the whole update), so that the sum of
-the ranks' gradients is the gradient of one big batch, however unequal the ranks' shares are.
+Each window's loss is scaled by 1 / (targets of the whole update), as in a single process. So the sum of the ranks'
+gradients is the gradient of one big batch, even if the ranks' shares are unequal.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _DONE, _ABANDONED, _FAILED = 0, 1, 2
 
 
 def shares(windows: Sequence[Window], ranks: int) -> list[list[int]]:
-    """Which windows each rank takes: the longest first, each to the rank with least to do.
+    """Assigns windows to ranks, the longest first, each to the rank with least work; returns each rank's indices.
 
-    Work is counted as length × (length + 4,096): linear layers grow with a window's length, attention with its square.
+    A window's work is length × (length + 4,096), because linear layers grow with its length, attention with its square.
     """
     work = [len(window) * (len(window) + 4096) for window in windows]
     loads, taken = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[int]]]
@@ -39,11 +39,12 @@ def shares(windows: Sequence[Window], ranks: int) -> list[list[int]]:
 
 
 class DataParallelStep(FallbackStep):
-    """A FallbackStep over this rank's windows, whose gradients are then everybody's. Each rank finds its own layout.
+    """A FallbackStep over this rank's windows, which sums the gradients over ranks. Each rank finds its own layout.
 
     Args:
-        team: The ranks.
-        add_up: How gradients are summed.
+        tuning, layout, build, smaller, notify: As in FallbackStep.
+        group: The ranks.
+        add_up: Sums the gradients; None for an all-reduce.
     """
 
     def __init__(
@@ -61,9 +62,14 @@ class DataParallelStep(FallbackStep):
         self._group, self._add_up = group, add_up or AllReduceSum(group)
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep; the result is that of all ranks."""
+        """See TrainingStep. The result and the gradients are summed over all ranks.
+
+        Raises:
+            StepAbandonedError: a rank was asked to stop.
+            EliteError: RANK_FAILED, if another rank failed.
+        """
         mine = [windows[index] for index in shares(windows, self._group.size)[self._group.rank]]
-        # Drawn alike in all ranks, whose generators stay together; dropout differs from rank to rank.
+        # All ranks draw the same seed, so that their generators stay in sync; dropout differs from rank to rank.
         seed = draw_seed()
         state, loss_sum, failure = _DONE, 0.0, None
         try:
@@ -98,7 +104,7 @@ def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:
 
 
 def gradients_of(tuning: FineTuning) -> list[Tensor]:
-    """Gradients of all that is trained; zeros where this rank had nothing to do."""
+    """Lists the gradients of all trained weights, each of its weight's shape; zeros where this rank has none."""
     for parameter in tuning.weights.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

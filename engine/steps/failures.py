@@ -1,4 +1,4 @@
-"""What kind of failure an exception is, whatever library raised it."""
+"""Classifies exceptions across libraries."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _DRIVER_WORDS = (
 
 
 class HostMemoryLowError(Exception):
-    """Another buffer of this size, and the kernel would end a process. The message gives the figures."""
+    """Raised before an allocation that could trigger the OOM killer. The message gives the figures."""
 
 
 def memory_place(error: BaseException) -> Place | None:
-    """Which memory was full; None for any other failure."""
+    """Names the full memory; None for any other failure."""
     if isinstance(error, HostMemoryLowError):
         return "host"
     place = full_place(error)
@@ -44,12 +44,12 @@ def memory_place(error: BaseException) -> Place | None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a checkpoint found no room."""
+    """Whether the disk was full when a checkpoint was written."""
     return isinstance(error, EliteError) and error.kind is errors.OUTPUT_FULL
 
 
 def is_driver_failure(error: BaseException) -> bool:
-    """Whether the GPU's context is gone: nothing on the card can be read any more."""
+    """Whether the GPU's context is lost, so that nothing on the GPU can be read any more."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)
@@ -59,12 +59,12 @@ def is_driver_failure(error: BaseException) -> bool:
 
 
 def is_divergence(error: BaseException) -> bool:
-    """Whether the loss or its gradient stopped being a number."""
+    """Whether the loss or its gradient is not finite."""
     return isinstance(error, EliteError) and error.kind in (errors.LOSS_NOT_FINITE, errors.GRADIENT_NOT_FINITE)
 
 
 def release_memory() -> None:
-    """Gives back what a failed attempt held: its tensors hang in the frames of the exception that has gone."""
+    """Frees the tensors of a failed attempt, which the frames of its exception referred to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -72,12 +72,12 @@ def release_memory() -> None:
 
 @contextlib.contextmanager
 def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
-    """Turns running out of memory, which torch reports in several ways, into one typed error.
+    """Turns an OOM, which torch reports in several ways, into one typed error.
 
     Args:
-        phase: Named in the error.
-        largest: What takes most of the memory in this phase.
-        remedy: What to do about it.
+        phase: Phase to name in the error.
+        largest: Largest allocation of this phase.
+        remedy: Remedy to name in the error.
 
     Raises:
         EliteError: OUT_OF_MEMORY.
@@ -93,7 +93,7 @@ def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_errors_by_phase(session: TrainingSession) -> Iterator[None]:
-    """The same for a whole run: what no phase of it has foreseen is named by the phase alone.
+    """Turns an OOM that no phase of a run has handled into an error that names the phase.
 
     Raises:
         EliteError: MEMORY_FULL.

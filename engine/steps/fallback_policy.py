@@ -1,7 +1,7 @@
-"""The ways to lay out a step, from the fastest to the one that needs least memory.
+"""The order of step layouts, from the fastest to the one that needs least memory.
 
-All of them compute the same gradient (engine.plan.stream_plan), so a run may change from one to the next in the middle
-of an update.
+All of them compute the same gradient (engine.plan.stream_plan), so a run may change its layout in the middle of an
+update.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST_TILE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class FallbackPolicy:
-    """What the ways down depend on."""
+    """Chooses the next smaller layout on OOM, within the limits of model, hardware and configuration."""
 
     context: int
     "Tokens in the longest window."
@@ -32,20 +32,20 @@ class FallbackPolicy:
     quantised: bool
     "Whether the base weights are stored in 4 bits."
     on_gpu: bool
-    "Whether a GPU computes; otherwise host memory is all there is."
+    "Whether the compute device is a GPU; otherwise all memory is host memory."
     streamable: bool
-    "Whether the streamed step knows the model's family."
+    "Whether the streamed step supports the model's family."
     way: Way = "auto"
-    "What the configuration asks for; with whole or streamed there is no other."
+    "The configured kind of layout; whole or streamed excludes the other."
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    "Fields of StreamPlan that the configuration asks for."
+    "Fields of StreamPlan that the configuration sets."
 
     def smaller(self, layout: StepLayout, place: Place) -> StepLayout | None:
-        """The fastest layout that needs less of a place than this one, and is as was asked for; None for none."""
+        """Returns the fastest configured layout that needs less memory of a place than this one; None for none."""
         return _smaller(layout, "GPU" if place == "host" and not self.on_gpu else place, self)
 
     def allows(self, layout: StepLayout) -> bool:
-        """Whether a layout is one that the configuration asks for."""
+        """Whether the configuration allows a layout."""
         if layout.stream is None:
             return self.way != "streamed" and not self.fixed
         return self.way != "whole" and _with(layout.stream, self) == layout.stream
@@ -54,11 +54,11 @@ class FallbackPolicy:
 def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLayout | None:
     if layout.stream is None:
         if place != "GPU":
-            return None  # whole windows keep nothing elsewhere
+            return None  # a whole-window step offloads nothing
         if not layout.recompute:
             return replace(layout, recompute=True)
         return replace(layout, stream=_first_plan(policy), recompute=False) if policy.streamable else None
-    for level in _leveles(layout.stream, place, policy):
+    for level in _levels(layout.stream, place, policy):
         plan = _with(level, policy)
         if plan is not None and plan != layout.stream:
             return replace(layout, stream=plan)
@@ -66,7 +66,7 @@ def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLa
 
 
 def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
-    """The plan with what is fixed as it was asked for; None where the rest does not allow that."""
+    """Applies the configured fields to a plan; None where the plan's other fields conflict with them."""
     fixed = dict(policy.fixed)
     weights = fixed.pop("weights", plan.weights)
     if (weights == "streamed") != (plan.weights == "streamed"):
@@ -80,7 +80,7 @@ def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
         return None
 
 
-def _leveles(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[StreamPlan]:
+def _levels(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[StreamPlan]:
     if place == "disk":
         yield from _on_disk(plan, policy.layers)
         return
@@ -96,7 +96,7 @@ def _first_plan(policy: FallbackPolicy) -> StreamPlan:
 
 
 def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
-    """Less GPU memory, what costs least time first."""
+    """Yields plans with less GPU memory, the cheapest in time first."""
     if plan.keep_layers:
         yield replace(plan, keep_layers=plan.keep_layers // 2)
     if on_gpu and plan.hidden_home == "gpu":
@@ -118,7 +118,7 @@ def _finer(plan: StreamPlan) -> StreamPlan:
 
 
 def _between(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:
-    """Less host memory for what waits between the passes."""
+    """Yields plans that keep less in host memory between the passes."""
     if plan.hidden_home != "disk":
         yield replace(plan, hidden_home="disk")
     yield from _less_kept(plan, layers)

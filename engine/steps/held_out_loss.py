@@ -1,4 +1,4 @@
-"""Held-out loss: how well the model predicts files that it was not trained on."""
+"""Held-out loss, the loss on files that the model was not trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss): as uncertain as a choice among this many equally likely tokens. `loss` is in nats a token."""
+    """Computes exp(loss), the number of equally likely tokens of the same uncertainty. `loss` is in nats a token."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -23,7 +23,7 @@ class HeldOutLoss:
     """Result of one evaluation."""
 
     loss: float
-    "Mean cross-entropy a token, nats. Every token weighs the same, whatever its window's length."
+    "Mean cross-entropy a token, in nats. Every token has the same weight, in short and long windows alike."
     tokens: int
     seconds: float
 
@@ -40,14 +40,14 @@ def evaluate(
     max_tokens: int,
     progress: Callable[[int, int], None],
 ) -> HeldOutLoss:
-    """Scores at most `max_tokens` tokens, taken evenly from all held-out windows: the same ones at every call.
+    """Scores at most `max_tokens` tokens, taken evenly from all held-out windows, the same ones at every call.
 
     For the base model's score, call it within `model.disable_adapter()`.
 
     Args:
-        loss_of: Summed cross-entropy of a window (`TrainingStep.loss`).
-        windows: The held-out ones; at least one.
-        max_tokens: Targets scored at most.
+        loss_of: Returns the summed cross-entropy of a window (`TrainingStep.loss`).
+        windows: The held-out windows; at least one.
+        max_tokens: Most targets to score.
         progress: Called with windows done and windows in all; may raise to abandon the evaluation.
     """
     chosen = [window for _, window in choose_windows(windows, max_tokens)]
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def choose_windows(windows: WindowSource, max_tokens: int) -> Iterator[tuple[int, Window]]:
-    """Windows at even distances with their numbers, the last one cut where `max_tokens` targets are reached."""
+    """Yields evenly spaced windows with their indices; the last one is truncated at `max_tokens` targets in all."""
     most = max(windows[index].targets for index in range(len(windows)))
     count = min(len(windows), math.ceil(max_tokens / max(1, most)))
     left = max_tokens

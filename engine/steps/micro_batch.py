@@ -1,4 +1,4 @@
-"""How many windows go through the model together: the search for the most that fit."""
+"""Searches for the largest microbatch, in windows, that fits in memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from engine.models.spec import ModelSpec
 
 MOST = 256
-"""Windows tried together at most."""
+"""Most windows that are tried in a microbatch."""
 CPU_SHARE = 1 / 3
-"""Share of the free RAM that a micro-batch may take on a CPU, where trying is not safe: the system kills."""
+"""Share of the free RAM that a microbatch may take on a CPU, where a trial could trigger the OOM killer."""
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:
-    """The largest k up to `most` for which `fits(k)`, which is monotone; 0 if not even 1 fits."""
+    """Finds the largest k up to `most` for which the monotone `fits(k)` holds; 0 if not even 1 fits."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, high * 2
@@ -33,7 +33,7 @@ def largest_that_fits(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 
 def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Callable[[int], bool]:
-    """Tries one step on k copies of a window, and gives everything back."""
+    """Returns a test that tries one step on k copies of a window, and frees its memory."""
 
     class Patient:
         def progress(self, *_: object, **__: object) -> None: ...
@@ -44,7 +44,7 @@ def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Cal
     def fits(count: int) -> bool:
         batch = [window] * count
         try:
-            # A scale of zero leaves the gradients as they are: None becomes zeros, which the first update clears.
+            # A scale of zero keeps the gradients' values; None becomes zeros, which the first update clears.
             step.run(batch, 0.0 / count_targets(batch), Patient())
         except (RuntimeError, MemoryError) as error:
             if full_place(error) is None:
@@ -59,10 +59,10 @@ def fits_on_gpu(step: TrainingStep, window: Window, device: torch.device) -> Cal
 
 
 def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> int:
-    """Activations kept by ordinary backpropagation without recomputing, over one window.
+    """Estimates the bytes of activations that backpropagation without recompute keeps for one window.
 
-    Per token and layer, what autograd saves: input, norm, residual and attention output (6 of the hidden size),
-    queries, keys and values before and after the rotation, and 4 of the feed-forward size (gate, up, their
+    Autograd's saved tensors per token and layer are input, norm, residual and attention output (6 of the hidden
+    size), queries, keys and values before and after the rotation, and 4 of the feed-forward size (gate, up, their
     product, the activation).
     """
     attention = 2 * spec.head_dim * (spec.heads + 2 * spec.kv_heads)
@@ -71,6 +71,6 @@ def whole_window_bytes(spec: ModelSpec, context: int, bytes_per_number: int) -> 
 
 
 def fits_in_ram(spec: ModelSpec, context: int, bytes_per_number: int, free: int) -> Callable[[int], bool]:
-    """Compares what k windows keep, by formula, with a share of the free RAM."""
+    """Returns a test that compares the estimated activations of k windows with a share of the free RAM."""
     one = whole_window_bytes(spec, context, bytes_per_number)
     return lambda count: count * one <= CPU_SHARE * free

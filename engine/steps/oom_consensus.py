@@ -1,8 +1,8 @@
-"""A smaller step for all ranks: asked for by one that ran out of memory, taken by all when they begin again.
+"""A smaller layout for all ranks, requested by a rank that ran out of memory, and used by all after a restart.
 
-Ranks that compute a window together have one layout, and wait for each other in the middle of a step, where none can
-change it alone. The one whose memory is full says which layout would fit and ends; the run's own process starts all of
-them again from the last checkpoint, in that layout.
+Ranks that compute a window together share one layout, and wait for each other in the middle of a step, where none can
+change it alone. On OOM a rank writes the next smaller layout to the run directory and exits. The run's own process
+restarts all ranks from the last checkpoint in that layout.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ _TAKEN = "layout.json"
 
 @dataclass(frozen=True, kw_only=True)
 class FallbackRequest:
-    """One notch down."""
+    """A request for the next smaller layout."""
 
     rank: int
-    "Who asks for it."
+    "The rank that requests it."
     time: float
     layout: dict[str, Any]
     "engine.plan.step_layout.StepLayout.as_json()."
     what: str
-    "What changes, in the plan's own words."
+    "The change of the layout, for people."
     why: str
 
 
 def ask(run: Path, rank: int, layout: Mapping[str, Any], what: str, why: str) -> None:
-    """Leaves a rank's wish in the run directory, before it ends."""
-    with contextlib.suppress(OSError):  # the run ends as it would have
+    """Writes a rank's request to the run directory, before the rank exits."""
+    with contextlib.suppress(OSError):  # without a request the run ends with the OOM error
         _write(_path(run, rank), FallbackRequest(rank=rank, time=time.time(), layout=dict(layout), what=what, why=why))
 
 
 def asked(run: Path) -> FallbackRequest | None:
-    """The first rank's wish, if any has one."""
+    """Returns the earliest request of any rank; None if there is none."""
     found = [wish for path in (run / FOLDER).glob("rank-*.retreat.json") if (wish := _read(path)) is not None]
     return min(found, key=lambda wish: wish.time, default=None)
 
 
 def take(run: Path, wish: FallbackRequest) -> None:
-    """All ranks find it when they begin again; the wishes are forgotten.
+    """Stores a request for all ranks to read after the restart, and deletes the others.
 
     Raises:
         OSError: the run directory cannot be written.
@@ -58,12 +58,12 @@ def take(run: Path, wish: FallbackRequest) -> None:
 
 
 def taken(run: Path) -> FallbackRequest | None:
-    """What all ranks begin with."""
+    """Reads the request that all ranks start with; None if there is none."""
     return _read(run / FOLDER / _TAKEN)
 
 
 def forget(run: Path) -> None:
-    """A run begins anew: a checkpoint knows its layout."""
+    """Deletes all requests; a run that starts needs none, because a checkpoint stores its layout."""
     for path in (*(run / FOLDER).glob("rank-*.retreat.json"), run / FOLDER / _TAKEN):
         path.unlink(missing_ok=True)
 

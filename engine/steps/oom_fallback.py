@@ -1,4 +1,4 @@
-"""A way to compute a step that gives way when memory runs out: it frees, re-plans one notch down, and repeats."""
+"""A TrainingStep that on OOM frees its buffers, falls back one layout, and retries."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ T = TypeVar("T")
 
 
 class ClosableStep(TrainingStep, ScoringStep, Protocol):
-    """A way to compute a step that can give the model back."""
+    """A step implementation that can restore the model."""
 
     def close(self) -> None:
-        """Frees all buffers and leaves the model as it was found."""
+        """Frees all buffers and restores the model."""
 
 
 class FallbackStep:
-    """A TrainingStep over whichever layout fits.
+    """A TrainingStep that falls back to smaller layouts until one fits.
 
-    An attempt that ran out of memory leaves nothing behind: its gradients are dropped, its buffers freed, and the
-    generators put back, so that the repeated step is the one that was asked for.
+    After an attempt that ran out of memory it drops the gradients, frees the buffers and restores the generators, so
+    that the retry computes the same step.
 
     Args:
-        tuning: What is trained.
-        layout: The layout to begin with.
-        build: Makes the way to compute a step in a layout.
-        smaller: The next layout down for a full place; None for none.
-        tell: Told what was done and why.
+        tuning: Owns the model and the trained weights.
+        layout: The first layout.
+        build: Makes the step implementation of a layout.
+        smaller: Returns the next smaller layout for a full place; None for none.
+        notify: Called with each change of layout and its reason.
     """
 
     def __init__(
@@ -56,7 +56,11 @@ class FallbackStep:
         self._trains = True
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep. The trained weights' gradients are cleared before."""
+        """See TrainingStep. The trained weights' gradients must be cleared before, because a retry drops them.
+
+        Raises:
+            EliteError: OUT_OF_MEMORY, if no smaller layout is left; LAYOUT_UNAVAILABLE, if a layout is refused.
+        """
         return self._until_it_fits(lambda way: way.run(windows, scale, monitor), trains=True)
 
     def loss(self, window: Window) -> float:
@@ -68,17 +72,17 @@ class FallbackStep:
         return self._until_it_fits(lambda way: way.token_losses(window), trains=False)
 
     def close(self) -> None:
-        """Frees all buffers and leaves the model as it was found; the next step makes them anew."""
+        """Frees all buffers and restores the model; the next step allocates the buffers again."""
         if self._way is not None:
             self._way.close()
             self._way = None
 
     def can_shrink(self, place: Place) -> bool:
-        """Whether a layout is left that needs less of a place."""
+        """Whether a layout that needs less memory of a place is left."""
         return self._smaller(self.layout, place) is not None
 
     def shrink(self, place: Place, why: str) -> bool:
-        """Re-plans one notch down before anything fails; False if there is nothing smaller."""
+        """Falls back one layout before an OOM; returns False if no smaller layout is left."""
         layout = self._smaller(self.layout, place)
         if layout is None:
             return False
@@ -112,7 +116,10 @@ class FallbackStep:
             restore_random(generators)
 
     def _ready(self, *, trains: bool) -> ClosableStep:
-        """The present way; one made while the adapter was off does not know what it trains, and is made again."""
+        """Returns the present step implementation.
+
+        One that was built while the adapter was off does not know the trained weights, and is built again.
+        """
         if trains and not self._trains:
             self.close()
         if self._way is None:
@@ -133,7 +140,7 @@ def _first(error: BaseException) -> str:
 
 
 def _out_of_ways(error: Exception, place: Place) -> Exception:
-    """The error with which it ends: nothing smaller is left to try."""
+    """Returns the final error, when no smaller layout is left."""
     if isinstance(error, EliteError):
         return error
     return errors.OUT_OF_MEMORY(

@@ -1,9 +1,8 @@
-"""Sequences of lengths that repeat: a window as the model takes it, filled up behind its last token.
+"""Pads windows to one of few lengths.
 
-Windows are cut where files and definitions end, so that hardly two have the same length. cuDNN plans its attention for
-every length that it meets: over windows as they are, steps ran at two thirds of the speed (docs/benchmarks.md,
-Ablation). What is filled up lies behind all tokens, so that none of them attends to it, and predicts nothing: losses
-and gradients stay as they are.
+Windows are cut where files and definitions end, so that hardly two have the same length. cuDNN makes an attention plan
+for every length. On unpadded windows, steps ran at two thirds of the speed (docs/benchmarks.md, Ablation). The padding
+lies behind all tokens, so that none of them attends to it, and it predicts nothing. Losses and gradients are unchanged.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from engine.streaming.loss import IGNORED
 from engine.streaming.sequence_run import next_token_labels
 
 _SHARE = 16
-"""A length is a multiple of the largest power of two that is no more than this part of it: 6% are filled up at most,
-1% on average in windows of whole definitions."""
+"""A padded length is a multiple of the largest power of two that is at most 1 / _SHARE of the window. Padding is 6% at
+most, 1% on average in windows of whole definitions."""
 _COARSEST = 1024
 _FILLER = 0
 
 
 def longest_filled(context: int, device: torch.device) -> int | None:
-    """What windows of a context are filled up to at most: on a GPU, where kernels plan for each length."""
+    """Returns the longest padded length on a GPU, whose kernels plan for each length; None on a CPU."""
     return context if device.type == "cuda" else None
 
 
 def filled_length(tokens: int, most: int) -> int:
-    """The length, of few there are, that a sequence of so many tokens is filled up to; `most` at most."""
+    """Returns the padded length, one of few, of a sequence of `tokens` tokens; at most `most`."""
     step = min(_COARSEST, 1 << (max(tokens // _SHARE, 1).bit_length() - 1))
     return max(tokens, min(-(-tokens // step) * step, most))
 
 
 def filled(window: Window, most: int | None) -> Window:
-    """The window, its last document longer by what fills it up to one of few lengths; None fills nothing up."""
+    """Pads the window's last document to one of few lengths, at most `most`; None pads nothing."""
     missing = 0 if most is None else filled_length(len(window), most) - len(window)
     return Window(np.pad(window.ids, (0, missing), constant_values=_FILLER), window.starts) if missing else window
 
 
 def labels_of(window: Window, length: int) -> Tensor:
-    """What each position of the window, filled up to `length`, has to predict.
+    """Makes the labels of the window, padded to `length`.
 
     Returns:
         The next token of the same document, IGNORED where there is none. Shape (length,), int64.
@@ -55,23 +54,23 @@ def labels_of(window: Window, length: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelInputs:
-    """A window as a model takes it that computes it whole. All of shape (tokens,), int64, on its device."""
+    """Inputs of a model for a whole window. All tensors are of shape (tokens,), int64, on the model's device."""
 
     ids: Tensor
     labels: Tensor
     "See `labels_of`."
     positions: Tensor | None
-    "None where they are those of a single document. Where they begin anew, flash-attn finds documents by them."
+    "Positions in documents, None for a single document. flash-attn finds documents where they restart from 0."
     starts: tuple[int, ...]
     "First position of each document."
 
     def __len__(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return len(self.ids)
 
 
 def model_inputs(window: Window, most: int | None, device: torch.device) -> ModelInputs:
-    """The window, `filled`, on a device."""
+    """Makes the inputs of a `filled` window on a device."""
     whole = filled(window, most)
     return ModelInputs(
         ids=torch.as_tensor(whole.ids, device=device),

@@ -1,10 +1,11 @@
-"""A long step saved within itself: losing an hour-long step is losing work.
+"""Partial checkpoints within a long step, so that an interruption does not lose an hour of work.
 
-The state is that of a layer boundary of the backward pass (engine.streaming.boundary): G, the adapter's gradients so
-far, and a few numbers. It is written where training stands still for it, as the next layer would overwrite G: seconds
-for gigabytes, every so many minutes at most, and only in steps that take that long.
+A partial checkpoint is the state at a layer boundary of the backward pass (engine.streaming.boundary), which is G, the
+trained weights' gradients so far, and a few numbers. Training pauses while it is written, because the next layer would
+overwrite G. Writing takes seconds for gigabytes. It happens once in so many minutes at most, and only in steps that
+take that long.
 
-Whether a state belongs to a step is told by a fingerprint of all that the step computes from: weights, windows, scale.
+A fingerprint of the step's inputs (weights, windows, scale) tells whether a state belongs to a step.
 """
 
 from __future__ import annotations
@@ -34,37 +35,37 @@ FOLDER = "in-step"
 _GRADIENTS, _GENERATOR = "gradients.safetensors", "generator.safetensors"
 _PART = "stream-{:05d}.safetensors"
 _PART_BYTES = 256 << 20
-"""Tiles of G that go into one file, which is all that has to be in memory once more."""
+"""Bytes of G's tiles in one file, which bounds the extra memory."""
 
 Weights = Mapping[str, torch.nn.Parameter]
-"""What is trained, by name (engine.models.fine_tuning)."""
+"""Trained weights by name (engine.models.fine_tuning)."""
 
 _WORTH_SECONDS = 20.0
-"""A step that has not run for so long is done again as fast as it is saved."""
+"""A shorter step is repeated as fast as it is saved."""
 
 _GRACE_SECONDS = 15.0
-"""What a stop waits for the next layer boundary, at most: half of the 30 s that a spot machine gives."""
+"""Longest wait of a stop for the next layer boundary, half of the 30 s notice of a spot machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartialState:
-    """Where a step over several windows stood."""
+    """Position within a step over several windows."""
 
     window: int
-    "Position of the present window; those before are done."
+    "Index of the present window; those before it are done."
     loss_before: float
-    "Sum of their losses, in nats."
+    "Sum of the losses of the windows before, in nats."
     point: BackwardPoint
 
 
 class PartialCheckpointStore:
-    """Writes and finds the state of the present step.
+    """Saves and restores partial checkpoints of the present step.
 
     Args:
-        folder: Where it goes; replaced by each new state.
-        every_seconds: Least time between two.
-        emit: Is told.
-        clock: Seconds.
+        folder: Directory of the state; each new state replaces it.
+        every_seconds: Least time between two states.
+        emit: Called with events.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -75,16 +76,16 @@ class PartialCheckpointStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._every, self._emit, self._clock = folder, every_seconds, emit, clock
-        # Whether the next step may be the one whose state is there: of a process before, or before a re-plan.
+        # Whether the saved state may be the next step's, from an earlier process or from before a re-plan.
         self._left_behind = folder.exists() or atomic_dir.old_of(folder).exists()
         self._began = self._saved = self._boundary_at = clock()
         self._boundary_takes = float("inf")
 
     def begin(self, weights: Weights, windows: Sequence[Window], scale: float, tile: int) -> PartialState | None:
-        """A step of such tiles begins.
+        """Begins a step with tiles of `tile` tokens.
 
         Returns:
-            The state to go on from, with its gradients put into the weights; None to begin the step again.
+            The state to resume from, after its gradients are loaded into the weights; None to repeat the step.
         """
         self._began = self._saved = self._boundary_at = self._clock()
         self._boundary_takes = float("inf")
@@ -117,7 +118,7 @@ class PartialCheckpointStore:
         return state
 
     def boundary_is_near(self) -> bool:
-        """Whether a step that should stop had better go on to the next boundary, to be saved there."""
+        """Whether a stop should wait for the next boundary, to save the step there."""
         left = self._boundary_takes - (self._clock() - self._boundary_at)
         return self._is_long and left <= _GRACE_SECONDS
 
@@ -130,7 +131,7 @@ class PartialCheckpointStore:
         *,
         stopping: bool,
     ) -> None:
-        """Saves the state if it is time to, or if the run is stopping."""
+        """Saves the state if `every_seconds` have passed, or if the run stops in a long step."""
         now = self._clock()
         self._boundary_takes, self._boundary_at = now - self._boundary_at, now
         if not (self._is_long if stopping else now - self._saved >= self._every):
@@ -162,18 +163,18 @@ class PartialCheckpointStore:
 
 
 def folder_of(run: Path, rank: int) -> Path:
-    """Where a rank keeps its own."""
+    """Returns the directory of a rank's partial checkpoint."""
     return run / (FOLDER if rank == 0 else f"{FOLDER}-{rank}")
 
 
 def clear(folder: Path) -> None:
-    """Removes the state: the run is complete."""
+    """Deletes the state once the run is complete."""
     for path in (folder, atomic_dir.aside_of(folder), atomic_dir.old_of(folder)):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(weights: Weights, windows: Sequence[Window], scale: float) -> str:
-    """Names a step by all that its gradient follows from; the base model and the layout are the run's own."""
+    """Hashes the inputs of a step's gradient, without the base model and the layout, which belong to the run."""
     digest = hashlib.sha256(scale.hex().encode())
     for name, parameter in sorted(weights.items()):
         digest.update(name.encode())
@@ -214,7 +215,7 @@ def _files(weights: Weights, state: PartialState) -> Iterator[tuple[str, bytes]]
 
 
 def _read_point(found: AtomicDir) -> BackwardPoint | None:
-    """The point; None where an earlier version drew random numbers by a rule that is no longer known."""
+    """Reads the point; None where an earlier version drew random numbers by a rule that is no longer supported."""
     about = found.about
     if "drawn_tile" not in about:
         return None

@@ -1,4 +1,4 @@
-"""Held-out loss by all ranks together."""
+"""Held-out loss over all ranks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def evaluate_together(
     progress: Callable[[int, int], None],
     stopping: type[Exception],
 ) -> HeldOutLoss:
-    """`engine.steps.held_out_loss.evaluate` in every rank, with the same result in each.
+    """Runs `engine.steps.held_out_loss.evaluate` in every rank, with the same result in each.
 
     Args:
-        team: The ranks.
-        loss_of: A window's loss.
-        windows: The held-out ones.
-        shared: Whether ranks take windows in turns; else they compute each together.
+        group: The ranks.
+        loss_of: Returns a window's summed loss.
+        windows: The held-out windows.
+        shared: Whether ranks divide the windows in turns; otherwise they compute each one together.
         max_tokens: As in `evaluate`.
         progress: As in `evaluate`; raises `stopping` to abandon the evaluation.
-        stopping: Raised in all ranks as soon as one has raised it.
+        stopping: Exception that is raised in all ranks if one rank raises it.
     """
     if group.size == 1:
         return evaluate(loss_of, windows, max_tokens=max_tokens, progress=progress)
@@ -48,7 +48,10 @@ def evaluate_together(
 
 
 def _in_turns(group: ProcessGroup, loss_of: Callable[[Window], float]) -> Callable[[Window], float]:
-    """The loss of every `size`-th window, and 0.0 for those that other ranks score: the ranks' sums add up to all."""
+    """Returns a loss function that scores every `size`-th window, and gives 0.0 for those of other ranks.
+
+    The sum over ranks is then the loss of all windows.
+    """
     turns = itertools.count()
     return lambda window: loss_of(window) if next(turns) % group.size == group.rank else 0.0
 
@@ -56,7 +59,7 @@ def _in_turns(group: ProcessGroup, loss_of: Callable[[Window], float]) -> Callab
 def _in_step(
     group: ProcessGroup, progress: Callable[[int, int], None], stopping: type[Exception]
 ) -> Callable[[int, int], None]:
-    """Rank 0 decides for all whether to go on: the next window is computed by all or by none."""
+    """Lets rank 0 decide whether to continue, so that either all ranks or none compute the next window."""
 
     def report(done: int, total: int) -> None:
         def ask() -> bool:

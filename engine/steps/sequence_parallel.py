@@ -1,4 +1,4 @@
-"""Sequence parallel in a run: every rank goes through the same windows, with its share of each."""
+"""Sequence parallel, where every rank computes its shard of the same windows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from engine.steps.whole_step import StepMonitor, StepResult, Window
 
 
 class SequenceParallelStep(FallbackStep):
-    """A FallbackStep over SequenceSteps. It does not re-plan: the layout is one for all ranks.
+    """A FallbackStep over SequenceSteps, which does not re-plan, because all ranks share one layout.
 
     Args:
-        team: The ranks.
-        ask: Told of the layout in which all ranks might begin again, what it changes, and why; the step fails then.
+        tuning, layout, build, smaller, notify: As in FallbackStep.
+        group: The ranks.
+        ask: Called on OOM, before the step fails, with a smaller layout for a restart of all ranks, its changes and
+            the reason.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class SequenceParallelStep(FallbackStep):
         self._add_up, self._for_all, self._ask = AllReduceSum(group), smaller, ask
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep; the result is that of all ranks."""
+        """See TrainingStep. The result and the gradients are summed over all ranks."""
         result = super().run(windows, scale, monitor)
         self._add_up(gradients_of(self._tuning))
         return result

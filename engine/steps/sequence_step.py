@@ -1,8 +1,8 @@
-"""The streamed step over a sequence that is spread over ranks: each keeps its share of hidden states, keys and values.
+"""The streamed step over a sharded sequence, where each rank keeps its shard of hidden states, keys and values.
 
-The same step as on one device (engine/streaming/passes.py) but for attention, which all ranks compute together, layer
-by layer. Loss and gradients are those of this rank's tokens with everybody's attention: summed over the ranks they are
-those of the whole sequence.
+It is the same step as on one device (engine/streaming/passes.py) but for attention, which all ranks compute together,
+layer by layer. Each rank's loss and gradients are those of its own tokens, which attend to the tokens of all ranks.
+Their sums over the ranks are those of the whole sequence.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgre
 from engine.streaming.step import StreamedStep
 
 _LEAST_TOKENS = 8
-"""A rank's share of a sequence that is worth spreading; shorter ones every rank computes, weighted by 1 / ranks."""
+"""Least tokens a rank of a sequence that is sharded; every rank computes a shorter one, weighted by 1 / ranks."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank's share of the present sequence."""
+    """This rank's shard of the present sequence."""
 
     kept: list[list[Segment]]
-    "Of every rank."
+    "Segments of every rank."
     positions: Tensor
-    "Of this rank's tokens in their documents, (tokens,)."
+    "Positions of this rank's tokens in their documents, (tokens,)."
 
 
 class _ShardArguments(TileArguments):
-    """TileArguments by the shard's positions."""
+    """TileArguments with the shard's positions."""
 
     shard_positions: Tensor
 
@@ -58,15 +58,15 @@ class _ShardArguments(TileArguments):
 class SequenceStep(StreamedStep):
     """A StreamedStep by all ranks together; every rank calls it with the same sequence.
 
-    Gradients that it leaves are this rank's part: the ranks' sum is the sequence's. `StepOutcome.loss_sum` is that of
-    the whole sequence already. States within a step (`boundary`) are not kept.
+    It leaves this rank's part of the gradients, whose sum over ranks is the sequence's gradient. `StepOutcome.loss_sum`
+    is already that of the whole sequence. Partial checkpoints (`boundary`) are not supported.
 
     Args:
         model, plan, device, spill_directory, label_smoothing, wide_gradients: As in StreamedStep; the plan is the
             same in every rank.
-        team: The ranks.
-        strategy: How attention is shared.
-        order: How the ring's ranks cut the sequence.
+        group: The ranks.
+        strategy: Ring or Ulysses attention.
+        order: Order of the shards in ring attention.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class SequenceStep(StreamedStep):
             token_ids, labels = token_ids.cpu()[own], labels.cpu()[own]
         run = super()._sequence(token_ids, labels, document_starts, progress, None, resumed)
         run.keeps = range(0)
-        if self._shard is not None:  # a tile's number is one of this rank's; without a shard all ranks draw alike
+        if self._shard is not None:  # tile numbers are this rank's own; without a shard all ranks draw the same
             run.seed = derive_seed(run.seed, "shard", self._group.rank)
         return run
 
@@ -161,7 +161,7 @@ class SequenceStep(StreamedStep):
     # --- one layer -------------------------------------------------------------------------------------------
 
     def _run_layer(self, run: SequenceRun, layer: int, purpose: Pass) -> None:
-        """See StreamedStep; in two legs, with the ranks' exchange between them."""
+        """See LayerPasses. Runs the layer in two legs, with the ranks' exchange between them."""
         shared, stash = self._shared, self._stash
         if shared is None:
             super()._run_layer(run, layer, purpose)
@@ -185,7 +185,7 @@ class SequenceStep(StreamedStep):
         shared.forget()
 
     def _collect(self, run: SequenceRun, layer: int, following: int) -> None:
-        """Attention of all tiles, from their inputs; tile `following` is read next."""
+        """Computes the attention of all tiles from their inputs, and prefetches tile `following`."""
         assert self._shared is not None
         with torch.no_grad():
             for tile in range(run.tiles):
@@ -235,7 +235,7 @@ class SequenceStep(StreamedStep):
         return self._call_layer(run, layer, tile, x, Pass.GRADIENT)
 
     def _read_ahead(self, layer: int, tile: int, following: int | None) -> Tensor:
-        """A tile of the layer's input, (1, tile, hidden), with the next one on its way."""
+        """Reads a tile of the layer's input, (1, tile, hidden), and prefetches the next one."""
         hidden = self._workspace.hidden
         hidden.prefetch(layer, tile)
         x = hidden.read(layer, tile).unsqueeze(0)
@@ -248,14 +248,14 @@ class SequenceStep(StreamedStep):
         return self._workspace.attention.stash
 
     def _go_on(self) -> None:
-        """Rank 0 decides for all whether the step goes on.
+        """Lets rank 0 decide for all ranks whether the step continues.
 
         Raises:
-            StepCancelled: it does not.
+            StepCancelled: the step does not continue.
         """
         stops = self._stops
         if stops is None:
             return
-        asked = stops()  # in every rank: it also looks after the machine
+        asked = stops()  # called in every rank, because it also monitors the machine
         if self._group.agree(lambda: asked):
             raise StepCancelled

@@ -1,10 +1,10 @@
-"""The attention function of a streamed step whose sequence is spread over ranks.
+"""The attention function of a streamed step whose sequence is sharded over ranks.
 
-A rank's queries need keys of all ranks, so that a layer cannot be run tile by tile in one go. It is run up to its
-attention for every tile (COLLECT), then the ranks exchange (engine.distributed.exchange), then it is run on from the
-attention's output (OUTPUT). The backward pass goes the other way round: from the layer's output down to that of its
-attention (BELOW), exchange, and from queries, keys and values down to the layer's input (ABOVE). What a tile's layer
-computes before its attention is computed once more each time; at a long context that is little beside attention.
+A rank's queries need keys of all ranks, so that a layer is run tile by tile in two legs. The first runs every tile up
+to its attention (COLLECT). Then the ranks exchange (engine.distributed.exchange), and the second leg continues from the
+attention's output (OUTPUT). The backward pass runs from the layer's output down to that of its attention (BELOW),
+exchanges, and runs from queries, keys and values down to the layer's input (ABOVE). Each leg recomputes the part of
+the layer before its attention, which at a long context is little beside attention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.streaming.attention import KvCollected, Stash
 
 
 class Leg(Enum):
-    """How much of the layer is run."""
+    """Part of the layer that is run."""
 
     COLLECT = "up to the attention: keep queries, keys and values"
     OUTPUT = "with the attention's output, which is there"
@@ -29,10 +29,10 @@ class Leg(Enum):
 
 
 class SharedAttention:
-    """One layer's tensors in this rank, (tokens, heads, head_dim), and the function that its tiles call.
+    """Holds one layer's tensors in this rank, (tokens, heads, head_dim), and computes its tiles' attention.
 
     Args:
-        exchange: How the ranks compute attention.
+        exchange: Computes attention over all ranks.
         rows: Tokens that this rank keeps.
     """
 
@@ -46,16 +46,16 @@ class SharedAttention:
         self._inputs: tuple[Tensor, ...] = ()
 
     def begin(self, leg: Leg, tile: slice) -> None:
-        """The next call of the function is for these rows of this rank."""
+        """Sets the leg and the rows of this rank for the next call of `compute`."""
         self._leg, self._tile = leg, tile
 
     # --- called by the layer ---------------------------------------------------------------------------------
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of the present tile; shapes as in AttentionBackend.
+        """Keeps q, k, v of the present tile, or returns its attention output, by leg; shapes as in AttentionBackend.
 
         Raises:
-            KvCollected: the rest of the layer is not needed.
+            KvCollected: in COLLECT and ABOVE, which do not need the rest of the layer.
         """
         self._scale, self._window = scale, window
         if self._leg is Leg.ABOVE:
@@ -70,7 +70,7 @@ class SharedAttention:
         if self._leg is Leg.OUTPUT:
             return out
         self._leaf = out.detach().requires_grad_()
-        # A view: what follows may write into its input only if it is no leaf.
+        # A view, because the layer may write into its input in place, which a leaf does not allow.
         return self._leaf.view_as(self._leaf)
 
     def _keep(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -84,16 +84,16 @@ class SharedAttention:
     # --- called by the step ----------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Another layer begins."""
+        """Drops the tensors of a layer before another one begins."""
         self._q = self._kv = self._grad_out = self._dq = self._dkv = self._leaf = torch.empty(0)
         self._attended, self._inputs = None, ()
 
     def exchange_forward(self) -> None:
-        """After COLLECT over all tiles: computes their attention."""
+        """Computes the attention of all tiles, after COLLECT over them."""
         self._attended = self._exchange.forward(self._q, self._kv, scale=self._scale, window=self._window)
 
     def keep_grad_out(self) -> None:
-        """After the backward pass of a tile's BELOW: keeps the gradient of its attention's output."""
+        """Keeps the gradient of a tile's attention output, after the backward pass of its BELOW."""
         gradient = self._leaf.grad
         assert gradient is not None
         if not self._grad_out.numel():
@@ -102,7 +102,7 @@ class SharedAttention:
         self._leaf = torch.empty(0)
 
     def exchange_backward(self) -> None:
-        """After BELOW over all tiles: computes the gradients of their queries, keys and values."""
+        """Computes the gradients of all tiles' queries, keys and values, after BELOW over them."""
         assert self._attended is not None
         self._dq, self._dkv = self._exchange.backward(
             self._grad_out, self._q, self._kv, self._attended, scale=self._scale, window=self._window
@@ -111,7 +111,7 @@ class SharedAttention:
         self._attended = None
 
     def backward_above(self) -> None:
-        """After a tile's ABOVE: goes on with the gradients of its queries, keys and values."""
+        """Backpropagates the gradients of a tile's queries, keys and values, after its ABOVE."""
         found: list[Any] = [self._dq[self._tile], self._dkv[0, self._tile], self._dkv[1, self._tile]]
         ends = [(x, heads_first(g).to(x.dtype)) for x, g in zip(self._inputs, found, strict=True) if x.requires_grad]
         self._inputs = ()
@@ -121,13 +121,13 @@ class SharedAttention:
     # --- between the passes ----------------------------------------------------------------------------------
 
     def write(self, stash: Stash, layer: int, spans: list[slice]) -> None:
-        """Keeps the attention's output for the backward pass."""
+        """Saves the attention output of a layer for the backward pass."""
         assert self._attended is not None
         for tile, span in enumerate(spans):
             stash.write(layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span])
 
     def read(self, stash: Stash, layer: int, spans: list[slice]) -> None:
-        """Brings it back."""
+        """Restores the saved attention output of a layer."""
         rows, found = 0, None
         for tile, span in enumerate(spans):
             out, logsumexp = stash.read(layer, tile)

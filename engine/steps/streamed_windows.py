@@ -1,4 +1,4 @@
-"""The streamed way to compute a step: windows longer than the GPU could hold, tile by tile (engine.streaming)."""
+"""The streamed TrainingStep, for windows that do not fit on the GPU, tile by tile (engine.streaming)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, Tile
 
 
 class StreamedWindows:
-    """A TrainingStep over a StreamedStep, which owns the model from now on.
+    """A TrainingStep over a StreamedStep, which owns the model until `close`.
 
     Args:
-        tuning: What is trained.
+        tuning: Owns the model and the trained weights.
         plan: The layout.
-        device: Where to compute.
-        spill_directory: For hidden states on disk.
-        store: Keeps a long step's state; None to keep none.
-        make: StreamedStep, or one by several ranks.
-        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.steps.padding).
+        device: The compute device.
+        spill_directory: Directory for hidden states on disk.
+        label_smoothing: Label smoothing of the training loss.
+        store: Saves a long step's state; None to save none.
+        make: StreamedStep, or a subclass over several ranks.
+        fill_up_to: Longest window, where each is padded to one of few lengths (engine.steps.padding).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class StreamedWindows:
         )
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep. With a store, a step that was cut off goes on from the last state within it."""
+        """See TrainingStep. With a store, an interrupted step resumes from its last partial checkpoint."""
         self._mode.train()
         store, whole = self._store, [filled(window, self._fill_up_to) for window in windows]
 
@@ -113,5 +114,5 @@ class StreamedWindows:
             return self._step.evaluate(torch.as_tensor(whole.ids), labels=labels, document_starts=whole.starts)
 
     def close(self) -> None:
-        """Frees all buffers and leaves the model as it was found."""
+        """Frees all buffers and restores the model."""
         self._step.close()

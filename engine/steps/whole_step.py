@@ -1,9 +1,9 @@
-"""One step: the gradient of some windows' loss. The whole-sequence way, and the interface that every way shares.
+"""The interface of a step, which computes the gradient of some windows' loss, and the whole-sequence implementation.
 
-A way of computing a step differs in memory and time, never in what it computes: the gradient of
-`scale` times the sum of the cross-entropies of all targets, added to the `.grad` of the trained fp32 weights.
-The loop owns everything else (accumulation, clipping, the optimiser, checkpoints), so that a way that
-streams a long window through the GPU in tiles takes this one's place without a change elsewhere.
+Implementations of a step differ in memory and time, but all compute the same. They add the gradient of
+`scale` times the sum of the cross-entropies of all targets to the `.grad` of the trained fp32 weights.
+The loop owns everything else (gradient accumulation, clipping, the optimiser, checkpoints), so that a step that
+streams a long window through the GPU in tiles can replace this one without a change elsewhere.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step has to tell."""
+    """Summed loss and number of targets of a step."""
 
     loss_sum: float
-    "Sum of what is trained on (cross-entropies, smoothed if so asked), in nats, not scaled. May be infinite or NaN."
+    "Sum of the training losses (cross-entropies, smoothed if configured), in nats, unscaled. May be infinite or NaN."
     tokens: int
     "Targets summed over: one fewer than tokens in each document of each window."
 
 
 class StepAbandonedError(Exception):
-    """A stop was asked for in mid-step. The gradients are incomplete and must be thrown away."""
+    """Raised on a stop request in mid-step. The gradients are incomplete and must be discarded."""
 
 
 class StepMonitor(Protocol):
-    """What a step may tell and ask while it runs. Both calls are cheap enough for every tile."""
+    """Receives a step's progress and requests its stop. Both calls are cheap enough for every tile."""
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
         """Reports that `done` of `total` units of a stage ("forward", "loss", "backward") are done."""
 
     def stop_requested(self) -> bool:
-        """Whether the step should raise StepAbandonedError at the next point where it can."""
+        """Whether the step should raise StepAbandonedError as soon as possible."""
 
 
 class TrainingStep(Protocol):
-    """A way to compute one step."""
+    """An implementation of the step."""
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """Adds the gradient of `scale` times loss_sum to the trained weights' `.grad`, and returns the loss_sum.
@@ -72,51 +72,54 @@ class TrainingStep(Protocol):
         Args:
             windows: At least one; their lengths may differ.
             scale: 1 / (targets of the whole update), times the loss scale of fp16 where there is one.
-            monitor: Told of the progress, asked whether to go on.
+            monitor: Receives the progress, and may request a stop.
 
         Raises:
-            StepAbandonedError: the monitor asked for it.
+            StepAbandonedError: the monitor requested a stop.
         """
 
     def loss(self, window: Window) -> float:
-        """Sum of the cross-entropies of one window, in nats, by the model as it is: no dropout, no gradient."""
+        """Computes the sum of the cross-entropies of one window, in nats, without dropout or gradient."""
 
 
 class ScoringStep(Protocol):
-    """A way to score a window token by token."""
+    """A step implementation that scores a window token by token."""
 
     def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
-        """Cross-entropy of each token of a window after its first, in nats, by the model as it is. Shape (tokens - 1,).
+        """Computes the cross-entropy of each token of a window after its first, in nats, without dropout.
 
-        0 at the first token of each document, which is not predicted.
+        Returns:
+            Shape (tokens - 1,); 0 at the first token of each document, which is not predicted.
         """
 
 
 def count_targets(windows: Sequence[Window]) -> int:
-    """Tokens that are predicted: all but each document's first."""
+    """Counts the predicted tokens, which are all but each document's first."""
     return sum(window.targets for window in windows)
 
 
 def groups_of(windows: Sequence[Window], most: int) -> Iterator[Sequence[Window]]:
-    """The windows in order, up to `most` neighbours at a time."""
+    """Yields the windows in order, up to `most` neighbours at a time."""
     for start in range(0, len(windows), most):
         yield windows[start : start + most]
 
 
 class WholeSequenceStep:
-    """Ordinary backpropagation, some windows at a time: for what fits as a whole, and the reference for the rest.
+    """Computes a step by ordinary backpropagation, some windows at a time.
+
+    It serves windows whose activations fit, and is the reference for the other implementations.
 
     Attributes:
-        micro_batch: Windows that go through the model together, as documents of one sequence.
-        recompute: Whether each layer's activations are computed again in the backward pass instead of kept
-            (gradient checkpointing, arXiv 1604.06174): one more forward for a memory of n·d a layer.
+        micro_batch: Windows of a microbatch, as documents of one sequence.
+        recompute: Whether the backward pass recomputes each layer's activations instead of keeping them (gradient
+            checkpointing, arXiv 1604.06174), which takes one more forward and keeps n·d numbers a layer.
 
     Args:
         model: A causal language model, alone or in an adapter.
-        autocast: Entered for every forward pass.
-        label_smoothing: Of the loss that gradients are taken of.
-        gradients: Takes the gradients of 16-bit parameters (engine.models.master_weights).
-        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.steps.padding).
+        autocast: Makes the context of every forward pass.
+        label_smoothing: Label smoothing of the training loss.
+        gradients: Collects the gradients of 16-bit parameters (engine.models.master_weights).
+        fill_up_to: Longest window, where each is padded to one of few lengths (engine.steps.padding).
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class WholeSequenceStep:
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
 
     def close(self) -> None:
-        """Leaves the model as it was found."""
+        """Restores the model."""
         if self.recompute:
             self._base.gradient_checkpointing_disable()
 
@@ -180,7 +183,7 @@ class WholeSequenceStep:
 
     @contextlib.contextmanager
     def _attending(self, window: Window) -> Iterator[ModelInputs]:
-        """What the model takes of a window; within, its documents do not see each other."""
+        """Yields the model's inputs for a window, whose documents do not attend to each other in this context."""
         most = None if self._fill_up_to is None else self._fill_up_to * self.micro_batch
         inputs = model_inputs(window, most, self._device)
         with packed_attention(self._decoder.config, inputs.starts, len(inputs)):
@@ -192,7 +195,7 @@ class WholeSequenceStep:
             return summed_cross_entropy(hidden, self._head, inputs.labels, label_smoothing=label_smoothing)
 
     def _hidden(self, inputs: ModelInputs) -> Tensor:
-        """Final hidden states, (tokens, hidden)."""
+        """Computes the final hidden states, (tokens, hidden)."""
         positions = None if inputs.positions is None else inputs.positions[None]
         found = self._decoder(input_ids=inputs.ids[None], position_ids=positions, use_cache=False)
         hidden: Tensor = found.last_hidden_state[0]

@@ -1,7 +1,7 @@
-"""A step under DeepSpeed's ZeRO (arXiv 1910.02054, 2101.06840): what each rank need not hold itself is spread.
+"""A step under DeepSpeed's ZeRO (arXiv 1910.02054, 2101.06840), which shards training state over ranks.
 
-DeepSpeed's engine runs on the run's own deepspeed.json and owns gradients, clipping and the optimiser's states; the
-loop sees the interfaces that it knows. Checkpoints hold whole tensors, so that any number of ranks goes on from them.
+DeepSpeed's engine runs on the run's own deepspeed.json and owns gradients, clipping and the optimiser state. The loop
+sees its usual interfaces. Checkpoints hold whole tensors, so that any number of ranks can resume from them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STATES = ("exp_avg", "exp_avg_sq")
 
 
 class _WindowLoss(nn.Module):
-    """The summed loss as a module's forward: ZeRO-3 gathers weights around modules."""
+    """Computes the summed loss as a module's forward, because ZeRO-3 gathers weights around modules."""
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
@@ -48,17 +48,17 @@ class _WindowLoss(nn.Module):
 
 
 class ZeroStep:
-    """A TrainingStep whose ranks each take windows of their own; also the optimiser that the loop sees.
+    """A TrainingStep whose ranks each compute their own windows, and the optimiser that the loop sees.
 
     Args:
         tuning: The model with its adapter; ZeRO-3 moves its weights from the host.
-        optimizer: AdamW over the adapter; DeepSpeed gives it this rank's share.
+        optimizer: AdamW over the adapter; DeepSpeed gives it this rank's shard.
         config: The run's deepspeed.json.
-        device: Where to compute.
-        team: The ranks.
-        recompute: Whether layers are computed again in the backward pass.
-        label_smoothing: Of the loss that is trained.
-        fill_up_to: Longest window, where each is filled up to one of few lengths (engine.steps.padding).
+        device: The compute device.
+        group: The ranks.
+        recompute: Whether the backward pass recomputes layers.
+        label_smoothing: Label smoothing of the training loss.
+        fill_up_to: Longest window, where each is padded to one of few lengths (engine.steps.padding).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ZeroStep:
         label_smoothing: float = 0.0,
         fill_up_to: int | None = None,
     ) -> None:
-        # One card a rank is visible, so that DeepSpeed's number of it is 0.
+        # Each rank sees one GPU, so that DeepSpeed's number of it is 0.
         os.environ |= {"RANK": str(group.rank), "WORLD_SIZE": str(group.size), "LOCAL_RANK": "0"}
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -96,7 +96,7 @@ class ZeroStep:
         self._stepped, self._pending = False, False
         tuning.step, tuning.optimizer = self, optimizer
         self.pipeline = GradientPipeline(clip=lambda _: self._update())
-        "Where the loop clips, DeepSpeed clips and updates."
+        "Clips and updates by DeepSpeed when the loop clips."
 
     def _index(self, parameter: Parameter) -> int:
         return next(i for i, one in enumerate(self._parameters) if one is parameter)
@@ -104,22 +104,22 @@ class ZeroStep:
     # --- TrainingStep ----------------------------------------------------------------------------------------
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
-        """See TrainingStep; the result is that of all ranks. The gradient stays in DeepSpeed's engine."""
+        """See TrainingStep. The result is that of all ranks, and the gradient stays in DeepSpeed's engine."""
         group = self._group
         mine = windows[group.rank :: group.size]
         rounds = -(-len(windows) // group.size)
         self._engine.train()
-        seed, total = draw_seed(), 0.0  # alike in all ranks, whose generators stay together
+        seed, total = draw_seed(), 0.0  # the same seed in all ranks, so that their generators stay in sync
         for turn in range(rounds):
             asked = monitor.stop_requested()
             if group.agree(lambda asked=asked: asked):  # type: ignore[misc]
                 raise StepAbandonedError
-            # Every rank takes part in every round: where it has no window left, with one that weighs nothing.
+            # Every rank takes part in every round; a rank with no window left computes one of weight 0.
             window, weight = (mine[turn], 1.0) if turn < len(mine) else (windows[0], 0.0)
             self._engine.set_gradient_accumulation_boundary(is_boundary=turn + 1 == rounds)
             with keyed_numbers(self._device, seed, "window", turn * group.size + group.rank):
                 loss = self._loss(window, self._label_smoothing)
-                # DeepSpeed averages over the ranks; the update wants their sum.
+                # DeepSpeed averages over the ranks, but the update needs their sum.
                 self._engine.backward(loss * (scale * group.size * weight))
             total += float(loss.detach()) * weight
             self._pending = True
@@ -127,13 +127,13 @@ class ZeroStep:
         return StepResult(loss_sum=group.total([total])[0], tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
-        """See TrainingStep; every rank computes the same window, whose weights they hold together."""
+        """See TrainingStep. Every rank must compute the same window, because the weights are sharded."""
         self._engine.eval()
         with torch.no_grad():
             return float(self._loss(window, 0.0))
 
     def close(self) -> None:
-        """DeepSpeed's engine cannot give a model back."""
+        """Does nothing, because DeepSpeed's engine cannot restore a model."""
 
     def _loss(self, window: Window, label_smoothing: float) -> Tensor:
         inputs = model_inputs(window, self._fill_up_to, self._device)
@@ -144,7 +144,7 @@ class ZeroStep:
 
     @property
     def offloads(self) -> bool:
-        """Whether the optimiser's states are off the device."""
+        """Whether the optimiser state is offloaded."""
         sharded = self._engine.optimizer
         return bool(getattr(sharded, "cpu_offload", False) or getattr(sharded, "offload_optimizer", False))
 
@@ -152,29 +152,29 @@ class ZeroStep:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Rates and the like; DeepSpeed's shares are their parameters."""
+        """Parameter groups with their rates; the parameters are DeepSpeed's shards."""
         return self.base.param_groups
 
     @property
     def positions(self) -> list[list[int]]:
-        """Which of the trained weights are in each group."""
+        """Indices of the trained weights in each group."""
         return [indices for _, indices in self._groups]
 
     def _update(self) -> float:
-        """Clips and applies the gradient; its norm as it came."""
+        """Clips and applies the gradient, and returns its norm before clipping."""
         self._engine.step()
         self._stepped, self._pending = True, False
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else 0.0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """DeepSpeed clears gradients itself, after the update."""
+        """Does nothing, because DeepSpeed clears gradients after the update."""
 
     def step(self) -> None:
-        """The update was made when the gradient was clipped (`pipeline`)."""
+        """Does nothing, because clipping has already made the update (`pipeline`)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's AdamW gives it, with whole tensors. All ranks call it."""
+        """Returns the state in the format of torch's AdamW, with whole tensors. All ranks must call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: dict[int, dict[str, Any]] = {}
@@ -190,12 +190,12 @@ class ZeroStep:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict`, here or of AdamW on one GPU, gave. All ranks call it."""
+        """Restores the state of `state_dict`, or of AdamW on one GPU. All ranks must call it."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         if state["state"]:
             self._make_states()
-            # torch numbers weights in the order of the groups, this object in that of the model.
+            # torch numbers weights in the order of the groups, this class in that of the model.
             numbers = [int(number) for group in state["param_groups"] for number in group["params"]]
             places = dict(zip(numbers, (place for group in self.positions for place in group), strict=True))
             for number, entry in state["state"].items():
@@ -215,9 +215,9 @@ class ZeroStep:
         return int(next(iter(self.base.state.values()))["step"])
 
     def _make_states(self) -> None:
-        """States exist after a first step: one at a rate of zero, which changes nothing, makes them.
+        """Creates the optimiser state by a step at a rate of zero, which changes no weight.
 
-        It also uses up a gradient that was computed and must not be applied.
+        The step also discards a pending gradient that must not be applied.
         """
         if self._stepped and not self._pending:
             return
@@ -238,10 +238,10 @@ class ZeroStep:
 
     @contextlib.contextmanager
     def whole(self, *, changed: bool) -> Iterator[None]:
-        """Within, the adapter's parameters are whole, in fp32, in every rank.
+        """Gathers the adapter's parameters, whole and in fp32 in every rank, while the context is open.
 
         Args:
-            changed: They are given new values within, the same in every rank.
+            changed: Whether the caller changes the values, in the same way in every rank.
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
@@ -261,7 +261,7 @@ class ZeroStep:
             self._refresh(wholes)
 
     def _refresh(self, wholes: Sequence[Tensor]) -> None:
-        """Brings what the layers compute with up to the master weights."""
+        """Copies the master weights into the weights that the layers compute with."""
         import deepspeed
 
         for parameter, value in zip(self._parameters, wholes, strict=True):
@@ -273,24 +273,24 @@ class ZeroStep:
 
 
 class ZeroTuning(AdapterTuning):
-    """An adapter whose weights DeepSpeed shares among ranks."""
+    """An adapter whose weights DeepSpeed shards over ranks."""
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__(model)
         self.step: ZeroStep | None = None
-        "Owns the weights, as soon as there is one."
+        "Owner of the weights, once it is built."
 
     def whole(self) -> AbstractContextManager[None]:
         """See FineTuning."""
         return contextlib.nullcontext() if self.step is None else self.step.whole(changed=False)
 
     def state(self) -> dict[str, Tensor]:
-        """See FineTuning. All ranks call it."""
+        """See FineTuning. All ranks must call it."""
         with self.whole():
             return {name: tensor.clone() for name, tensor in super().state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """See FineTuning. All ranks call it."""
+        """See FineTuning. All ranks must call it."""
         assert self.step is not None
         with self.step.whole(changed=True):
             super().load_state(state)

@@ -23,7 +23,7 @@ IMPLEMENTATION = "elite_streamed"
 
 
 class Pass(Enum):
-    """What the layer is being run for."""
+    """Purpose of a layer's run."""
 
     FORWARD = "compute outputs; keep keys and values, and the stash where there is one"
     EVALUATE = "compute outputs; keep keys and values for the layer's later tiles only"
@@ -34,17 +34,17 @@ class Pass(Enum):
 
 
 class KvCollected(Exception):  # noqa: N818 - not an error: ends a layer early
-    """Raised inside a layer in Pass.COLLECT once keys and values are kept; the rest of the layer is not needed."""
+    """Raised inside a layer in Pass.COLLECT once keys and values are kept, to skip the rest of the layer."""
 
 
 class Stash:
-    """Attention output and logsumexp of each layer, so that no pass repeats attention.
+    """Saves the attention output and logsumexp of each layer, so that no pass recomputes attention.
 
-    Keys and values too, where grouped heads make the two no larger than the output: to fetch them is less work
-    than to project every tile again.
+    Saves keys and values too, where grouped heads make both together no larger than the output. To fetch them is then
+    less work than to project every tile again.
 
     Args:
-        new_array: Makes an array of (width, dtype) in the stash's home.
+        new_array: Makes an array of (width, dtype) in the home of the saved tensors.
         new_reader: Makes a reader of (width, dtype).
     """
 
@@ -60,7 +60,7 @@ class Stash:
         self._heads: dict[int, int] = {}
 
     def write(self, layer: int, tile: int, out: Tensor, logsumexp: Tensor) -> None:
-        """Keeps out (1, heads, tile, head_dim) and logsumexp (1, heads, tile)."""
+        """Saves out (1, heads, tile, head_dim) and logsumexp (1, heads, tile)."""
         rows = out[0].transpose(0, 1).flatten(1)
         sums = logsumexp[0].T.contiguous()
         if layer not in self._arrays:
@@ -73,7 +73,7 @@ class Stash:
             array.write(tile, value)
 
     def write_kv(self, layer: int, tile: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keeps k, v (1, kv_heads, tile, head_dim), if they are small beside q."""
+        """Saves k, v (1, kv_heads, tile, head_dim), if the two are no larger than q (1, heads, tile, head_dim)."""
         if 2 * k.shape[1] > q.shape[1]:
             return
         width = k.shape[1] * k.shape[3]
@@ -83,7 +83,7 @@ class Stash:
             array.write(tile, value[0].transpose(0, 1).reshape(-1, width))
 
     def restore_kv(self, layer: int, spans: Sequence[slice], store: KvCache) -> bool:
-        """Fetches a whole layer's keys and values into the store; tells whether they had been kept."""
+        """Fetches a whole layer's keys and values into the KV cache; returns whether they were saved."""
         if layer not in self._keys_values:
             return False
         for tile, span in enumerate(spans):
@@ -97,34 +97,34 @@ class Stash:
         return True
 
     def keeps_kv(self, layer: int) -> bool:
-        """Whether a layer's keys and values were kept."""
+        """Whether a layer's keys and values are saved."""
         return layer in self._keys_values
 
     def prefetch_kv(self, layer: int, tile: int) -> None:
-        """Starts to fetch what `read_kv` will return."""
+        """Starts to fetch the tile for `read_kv`."""
         for array in self._keys_values[layer]:
             self._reader(array, keys=True).prefetch(array, tile)
 
     def read_kv(self, layer: int, tile: int, kv_heads: int) -> tuple[Tensor, Tensor]:
-        """Kept k, v of a tile, (1, kv_heads, tile, head_dim). Valid until the next tile's are fetched."""
+        """Returns the saved k, v of a tile, (1, kv_heads, tile, head_dim); valid until the next tile is fetched."""
         self.prefetch_kv(layer, tile)
         rows = [self._reader(array, keys=True).read(array, tile) for array in self._keys_values[layer]]
         k, v = (x.view(x.shape[0], kv_heads, -1).transpose(0, 1).unsqueeze(0) for x in rows)
         return k, v
 
     def prefetch(self, layer: int, tile: int) -> None:
-        """Starts to fetch what `read` will return."""
+        """Starts to fetch the tile for `read`."""
         for array in self._arrays.get(layer, ()):
             self._reader(array).prefetch(array, tile)
 
     def read(self, layer: int, tile: int) -> tuple[Tensor, Tensor]:
-        """Out (1, heads, tile, head_dim) and logsumexp (1, heads, tile) of a tile."""
+        """Returns the out (1, heads, tile, head_dim) and logsumexp (1, heads, tile) of a tile."""
         rows, sums = (self._reader(array).read(array, tile) for array in self._arrays[layer])
         out = rows.view(rows.shape[0], self._heads[layer], -1).transpose(0, 1).unsqueeze(0)
         return out, sums.T.contiguous().unsqueeze(0)
 
     def _reader(self, array: TileArray, *, keys: bool = False) -> TileReader:
-        """Keys and values have a reader of their own: they are fetched for another tile than the output."""
+        """Returns an array's reader; keys and values have their own, because they are fetched for another tile."""
         key = (array.width, array.dtype, keys)
         if key not in self._readers:
             self._readers[key] = self._new_reader(array.width, array.dtype)
@@ -134,7 +134,7 @@ class Stash:
         return [array for pair in (*self._arrays.values(), *self._keys_values.values()) for array in pair]
 
     def begin(self, rows: int) -> None:
-        """A sequence of this many tokens begins."""
+        """Prepares for a sequence of `rows` tokens."""
         for array in self._all_arrays():
             array.rows = rows
         for reader in self._readers.values():
@@ -149,16 +149,16 @@ class Stash:
 
 
 class TileAttention:
-    """State of the streamed attention: which layer, which tile, which pass.
+    """Computes the attention of the present layer and tile, and owns the KV caches.
 
     Args:
         backend: Kernel of one block.
-        key_block: Most keys in one call of its backward, whose temporaries are as long.
+        key_block: Most keys in one call of its backward, whose temporaries are as long as its keys.
         forward_key_block: Most keys in one call of its forward.
-        new_keys_values: Makes the store for (kv_heads, head_dim, dtype), when the first layer shows them.
-        stash: Where outputs are kept between the passes, or None to repeat attention.
-        new_windowed: Makes the store of layers with a window for (kv_heads, head_dim, dtype, window); None where it
-            would be no smaller than the store of a whole layer. Without it there are only those.
+        new_keys_values: Makes the KV cache for (kv_heads, head_dim, dtype), when the first layer shows them.
+        stash: Saves attention outputs between the passes; None to recompute attention.
+        new_windowed: Makes the KV cache of layers with a window for (kv_heads, head_dim, dtype, window); returns None
+            where it would be no smaller than that of a whole layer. Without it every layer has a whole cache.
     """
 
     def __init__(
@@ -178,32 +178,32 @@ class TileAttention:
         self._of_layer: dict[int, KvCache] = {}
         self.document_starts: Sequence[int] = (0,)
         self.lone = False
-        "Whether the sequence is a single tile: nothing is before it and nothing comes after."
+        "Whether the sequence is a single tile."
         self.layer = self.tile = self.start = 0
         self.purpose = Pass.FORWARD
 
     def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
-        """Another sequence begins: its forward pass shows each layer's window anew."""
+        """Begins another sequence, whose forward pass shows each layer's window again."""
         self.document_starts, self.lone = document_starts, lone
         self._windows.clear()
         self._of_layer.clear()
 
     def begin(self, purpose: Pass, layer: int, tile: int, start: int) -> None:
-        """The next call of the function is for this tile of this layer."""
+        """Sets the pass, the layer and the tile of the next call of the attention function."""
         self.purpose, self.layer, self.tile, self.start = purpose, layer, tile, start
 
     def zero_gradients(self, layer: int) -> None:
-        """The backward pass of a layer begins."""
+        """Begins the backward pass of a layer."""
         if not self.lone:
             self._of_layer[layer].zero_gradients()
 
     def release(self) -> None:
-        """Drops keys, values and their gradients."""
+        """Drops the KV caches and their gradients."""
         self._stores.clear()
         self._of_layer.clear()
 
     def store(self, k: Tensor) -> KvCache:
-        """The present layer's store, for keys of k's shape; made when first asked for."""
+        """Returns the present layer's KV cache for keys like k (1, kv_heads, tile, head_dim); made on first use."""
         shape, window = (k.shape[1], k.shape[3], k.dtype), self._windows.get(self.layer)
         store = self._stores.get((*shape, window))
         if store is None and window is not None and self._new_windowed is not None:
@@ -217,36 +217,36 @@ class TileAttention:
         return store
 
     def _see_window(self, window: int | None) -> None:
-        """The present layer attends through this window, in every pass of a sequence.
+        """Checks that the present layer's window is the same in every pass of a sequence.
 
         Raises:
-            RuntimeError: it did not in an earlier pass. Its store may then lack keys that it sees.
+            RuntimeError: an earlier pass had another window. The KV cache may then lack keys that the layer sees.
         """
         if self._windows.setdefault(self.layer, window) != window:
             raise RuntimeError(
                 f"layer {self.layer} attends through a window of {window} after one of {self._windows[self.layer]}"
             )
 
-    # --- keys and values on their way back -------------------------------------------------------------------
+    # --- keys and values restored in the backward pass -------------------------------------------------------
 
     def reach(self, layer: int) -> int | None:
-        """Tiles before a tile whose keys come back just ahead of it; None where the whole layer's come first."""
+        """Counts the earlier tiles whose keys are restored just before a tile; None where all come first."""
         store = self._of_layer.get(layer)
         return store.ring.reach if isinstance(store, WindowedKvCache) else None
 
     def collects(self, layer: int) -> bool:
-        """Whether these tiles are run again up to their keys; otherwise `restore_below` fetches them."""
+        """Whether keys are restored by recompute; otherwise `restore_below` fetches them."""
         return self.stash is None or not self.stash.keeps_kv(layer)
 
     def below(self, layer: int, tile: int, tiles: int) -> range:
-        """Tiles whose keys come back just ahead of this one, where tiles go down from the last."""
+        """Lists the tiles whose keys are restored just before this one, where tiles run down from the last."""
         reach = self.reach(layer) or 0
         lowest = tile - reach
-        nearest = tile - 1 if tile == tiles - 1 else lowest  # the others came back ahead of a later tile
+        nearest = tile - 1 if tile == tiles - 1 else lowest  # the others were restored before a later tile
         return range(nearest, max(lowest, 0) - 1, -1) if reach else range(0)
 
     def restore_below(self, layer: int, tile: int, spans: Sequence[slice]) -> None:
-        """Fetches what `below` says from the stash, and starts to fetch what is needed ahead of the next tile."""
+        """Fetches the saved keys and values of the tiles `below` this one, and prefetches those of the next tile."""
         store = self._of_layer[layer]
         assert self.stash is not None
         assert isinstance(store, WindowedKvCache)
@@ -256,14 +256,14 @@ class TileAttention:
             self.stash.prefetch_kv(layer, below)
 
     def restore_kv(self, layer: int, spans: Sequence[slice]) -> bool:
-        """Fills the store with a whole layer's keys and values from the stash, if they are there."""
+        """Fetches a whole layer's saved keys and values into its KV cache; returns whether they were saved."""
         store = self._of_layer.get(layer)
         if self.stash is None or store is None:
             return False
         return self.stash.restore_kv(layer, spans, store)
 
     def pieces(self, length: int, window: int | None, key_block: int) -> list[Piece]:
-        """What the present tile's queries see."""
+        """Lists the mask tiles that the present tile's queries see."""
         return list(
             causal_pieces(
                 self.start,
@@ -275,7 +275,11 @@ class TileAttention:
         )
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of the present tile; shapes as in AttentionBackend."""
+        """Computes the attention of the present tile; shapes as in AttentionBackend.
+
+        Raises:
+            KvCollected: the pass is COLLECT, and keys and values are kept.
+        """
         self._see_window(window)
         if not self.lone and (
             self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT)
@@ -297,7 +301,11 @@ class TileAttention:
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
-        """Output and logsumexp of the present tile."""
+        """Computes the present tile's attention over all earlier keys; shapes as in AttentionBackend.
+
+        Returns:
+            out (1, heads, tile, head_dim), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
+        """
         return attend(
             q,
             k,
@@ -322,7 +330,7 @@ class _TileAttentionFunction(Function):
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.state, ctx.scale, ctx.window, ctx.start = state, scale, window, state.start
         ctx.store = state.store(k)
-        # A view: autograd must not take the stash's buffer for a fresh output that it may overwrite.
+        # A view, so that autograd does not take the saved output's buffer for a fresh output that it may overwrite.
         return out.view_as(out)
 
     @staticmethod
@@ -351,17 +359,20 @@ class _TileAttentionFunction(Function):
 
 
 class AttentionState(Protocol):
-    """What a layer's call of the function reaches: a step's state."""
+    """State of a step that a layer's call of the attention function reaches."""
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of the present tile; shapes as in AttentionBackend. `window`: keys a query sees, None for all."""
+        """Computes the attention of the present tile; shapes as in AttentionBackend.
+
+        `window` is the number of keys that a query sees, None for all.
+        """
 
 
 _active: AttentionState | None = None
 
 
 def activate(state: AttentionState | None) -> None:
-    """Sets the state that layers whose attention implementation is IMPLEMENTATION use; None for none."""
+    """Sets the state for layers whose attention implementation is IMPLEMENTATION; None clears it."""
     global _active
     _active = state
 
@@ -371,15 +382,15 @@ def _attention_function(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - masks are built from positions, by pieces
+    attention_mask: Tensor | None,  # noqa: ARG001 - mask tiles are built from positions
     scaling: float | None = None,
-    dropout: float = 0.0,  # noqa: ARG001 - refused when the decoder is taken apart
+    dropout: float = 0.0,  # noqa: ARG001 - Decoder refuses it
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Signature of transformers' AttentionInterface; returns (1, tile, heads, head_dim)."""
+    """Implements transformers' AttentionInterface; returns (1, tile, heads, head_dim)."""
     if _active is None:
         raise RuntimeError("no streamed step is running: this model's attention implementation was left behind")
     if softcap is not None or s_aux is not None:
@@ -390,9 +401,9 @@ def _attention_function(
 
 
 def register() -> None:
-    """Makes IMPLEMENTATION known to transformers."""
+    """Registers IMPLEMENTATION with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attention_function)
-    # Without a mask function of the same name transformers would drop documents' borders in silence.
+    # Without a mask function of the same name transformers would silently drop documents' borders.
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

@@ -1,8 +1,8 @@
-"""The scales of a decoder layer's 4-bit weights, unpacked together.
+"""Dequantises the scales of a decoder layer's 4-bit weights in one batch.
 
-bitsandbytes keeps one scale for each block of weights, and keeps the scales themselves in 8 bits ("double
-quantisation", QLoRA, arXiv 2305.14314, section 3). Unpacked matrix by matrix they cost two launches each, and on a fast
-GPU launches are what short contexts wait for.
+bitsandbytes keeps one scale for each block of weights, and stores the scales themselves in 8 bits ("double
+quantisation", QLoRA, arXiv 2305.14314, section 3). Dequantised matrix by matrix they cost two kernel launches each,
+and on a fast GPU short contexts are bound by launches.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 
 class BlockScales:
-    """Of several 4-bit matrices whose scales are in 8 bits.
+    """8-bit scales of several 4-bit matrices, packed into one tensor.
 
-    Their scales are moved side by side; each matrix's state keeps a view of its own.
+    Each matrix's state keeps a view of its own scales.
 
     Args:
         states: bitsandbytes' QuantState of each matrix, `joinable`.
@@ -49,7 +49,7 @@ class BlockScales:
 
     @staticmethod
     def joinable(states: Sequence[Any]) -> bool:
-        """Whether all scales are in 8 bits, coded alike, and none of their blocks would reach into the next matrix."""
+        """Whether all scales are in 8 bits, share one code, and no block of them would span two matrices."""
         if len(states) < 2 or not all(state is not None and state.nested for state in states):
             return False
         first = states[0].state2
@@ -62,7 +62,10 @@ class BlockScales:
         )
 
     def unpacked(self) -> list[Any]:
-        """A state for each matrix that `dequantize_4bit` can use at once; valid until the next call."""
+        """Returns a state for each matrix with its scales dequantised, for `dequantize_4bit`.
+
+        The states are valid until the next call.
+        """
         from bitsandbytes.functional import dequantize_blockwise
 
         scales: Tensor = dequantize_blockwise(self._packed, self._state)
@@ -72,6 +75,6 @@ class BlockScales:
         return self._plain
 
     def drop(self) -> None:
-        """Frees what `unpacked` made."""
+        """Frees the scales that `unpacked` made."""
         for plain in self._plain:
             plain.absmax = None

@@ -1,8 +1,8 @@
-"""A streamed step between two layers of its backward pass: the smallest state that it can go on from.
+"""State of a streamed step between two layers of its backward pass, the smallest that it can resume from.
 
-Everything below the boundary follows from the weights and the tokens by another forward pass, so that only the
-gradient stream has to be kept: context × hidden numbers, instead of as many for each layer. At 1M tokens of a 1.5B
-model that is 3 GiB instead of 86, at the price of a forward pass over the layers that are left, when it is needed.
+Another forward pass recomputes everything below the boundary from the weights and the tokens. So only the gradient
+stream has to be saved, which is context × hidden numbers instead of as many for each layer. At 1M tokens of a 1.5B
+model that is 3 GiB instead of 86. A resumed step pays for it with a forward pass over the layers that are left.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardPoint:
-    """The state of one sequence's step. The parameters' gradients so far belong to it, and are kept by their owner.
+    """State of one sequence's step. It includes the parameters' gradients so far, which their owner keeps.
 
-    G was taken at the hidden states of the forward pass before. The layers below compute these again, with the same
-    random numbers only if these are drawn for the same tiles.
+    G was taken at the hidden states of the first forward pass. The layers below recompute these, and draw the same
+    random numbers only for the same tiles.
     """
 
     layer: int
-    "The layers from this one up are done; G is dL/d(this layer's input). The number of layers: only the loss is done."
+    "The lowest layer that is done; G is dL/d(its input). The number of layers where only the loss is done."
     loss_sum: float
     "Summed cross-entropy, in nats."
     seed: int
-    "What random numbers of the embedding and the layers follow from (engine.randomness)."
+    "Seed of the random numbers of the embedding and the layers (engine.randomness)."
     drawn_tile: int | None
-    "Tokens of the tiles that random numbers were drawn for; None where none were drawn, and any tile may go on."
+    "Tile length that random numbers were drawn for; None where none were drawn, so that any tile length may resume."
     generator: Tensor
-    "torch's CPU generator after the seed was drawn: the next window's seed follows. No other generator's state counts."
+    "State of torch's CPU generator after the seed was drawn, from which the next window's seed is drawn."
     gradient: Callable[[], Iterator[Tensor]]
-    "Tiles of G in order, (tile, hidden), on the host; each is valid until the next is asked for."
+    "Yields the tiles of G in order, (tile, hidden), on the host; each is valid until the next."
 
     def suits(self, tile: int, context: int) -> bool:
-        """Whether a step of such tiles over a sequence of so many tokens may go on from here."""
+        """Whether a step of this tile length over a sequence of `context` tokens may resume from here."""
         return self.drawn_tile in (None, min(tile, context))
 
 
 def retile(pieces: Iterator[Tensor], rows: Sequence[int]) -> Iterator[Tensor]:
-    """The same rows in pieces of other lengths: the plan may have another tile by now.
+    """Splits the same rows into tiles of other lengths, since the plan may have another tile length by now.
 
     Args:
-        pieces: (any, hidden), in order; each is read before the next is asked for, which may take its place.
-        rows: Length of each piece wanted; together as many rows as there are.
+        pieces: (any, hidden), in order; each is read before the next is requested, which may overwrite it.
+        rows: Lengths of the tiles to yield; their sum is the number of rows.
+
+    Yields:
+        (length, hidden), one for each of `rows`.
 
     Raises:
         ValueError: there are fewer rows.

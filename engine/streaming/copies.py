@@ -1,7 +1,7 @@
-"""Copies between a CUDA device and the host, on two side streams beside the one that computes.
+"""Copies between a CUDA device and the host, on two side streams beside the compute stream.
 
-All copies of the streamed step begin in `begin_copy` and are awaited by `wait_for`. A test replaces the two by a
-simulation that runs every copy as early or as late as a device may (tests/support/side_streams.py).
+All copies of the streamed step start in `begin_copy` and are awaited by `wait_for`. A test replaces both functions by
+a simulation that runs every copy as early or as late as a device may (tests/support/side_streams.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class CopyStreams:
-    """The two side streams of one CUDA device: to it and from it."""
+    """The two side streams of one CUDA device, one for each direction."""
 
     def __init__(self, device: torch.device) -> None:
         self.to_device = torch.cuda.Stream(device)
@@ -21,22 +21,22 @@ class CopyStreams:
 
 
 def copy_streams(device: torch.device) -> CopyStreams | None:
-    """The side streams of a device; None on a CPU, which is its own host."""
+    """Makes the side streams of a device; None on a CPU, which is its own host."""
     return CopyStreams(device) if device.type == "cuda" else None
 
 
 def begin_copy(
     stream: torch.cuda.Stream, pairs: Sequence[tuple[Tensor, Tensor]], after: Iterable[torch.cuda.Event] = ()
 ) -> torch.cuda.Event:
-    """Copies (target, source) pairs on a side stream, and returns the event of their arrival.
+    """Starts to copy (target, source) pairs on a side stream, and returns the event of their completion.
 
-    The copy runs at any time between this call and the wait for its event. Until then nobody reads or writes a target,
-    and nobody writes a source; the device's tensors may be freed at once.
+    The copy runs at any time between this call and the wait for its event. Until then callers neither read nor write a
+    target, and do not write a source. Tensors on the device may be freed at once.
 
     Args:
         stream: One of CopyStreams. Copies on one stream keep their order.
-        pairs: Of equal shapes and dtypes; one of each pair on the device, the other in pinned host memory.
-        after: Copies on the other stream that have to be done first. What the compute stream was given before this
+        pairs: Tensors of equal shape and dtype; one of each pair on the device, the other in pinned host memory.
+        after: Copies on the other stream that must complete first. Work enqueued on the compute stream before this
             call always comes first.
     """
     stream.wait_stream(torch.cuda.current_stream())
@@ -53,5 +53,5 @@ def begin_copy(
 
 
 def wait_for(event: torch.cuda.Event) -> None:
-    """What is computed from now on comes after the event; the CPU goes on."""
+    """Makes the compute stream wait for the event, without blocking the CPU."""
     torch.cuda.current_stream().wait_event(event)

@@ -1,8 +1,8 @@
-"""A Hugging Face causal language model taken apart: embedding, decoder layers, final norm, head.
+"""Splits a Hugging Face causal language model into embedding, decoder layers, final norm and head.
 
 The layers are called as the model itself would call them. How a family calls them (rotary tables, one set a
-layer type, masks) is not written down here but observed: the model's own forward runs over a tile with its
-layers replaced by recorders that keep their arguments and pass the hidden states on.
+layer type, masks) is observed rather than coded here. The model's own forward runs over a tile with its layers
+replaced by recorders, which keep their arguments and return the hidden states unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.models.rope_tables import keep_tables_exact
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Query heads, key and value heads, and the width of one."""
+    """Number of query heads and of KV heads, and the width of a head."""
 
     heads: int
     kv_heads: int
@@ -32,7 +32,7 @@ class AttentionShape:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps the keyword arguments, hands the hidden states on."""
+    """Stands in for a decoder layer, keeps its keyword arguments, and returns the hidden states unchanged."""
 
     arguments: dict[str, Any]
 
@@ -45,7 +45,7 @@ class Decoder:
     """The parts of a causal language model, with or without a PEFT adapter.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED, for a family or setting whose result would be wrong.
+        EliteError: MODEL_FAMILY_UNSUPPORTED, for a family or setting that would give a wrong result.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,7 +63,7 @@ class Decoder:
 
     @property
     def attention_shape(self) -> AttentionShape:
-        """Heads of the attention."""
+        """Head counts and head width, from the configuration."""
         heads = self.config.num_attention_heads
         return AttentionShape(
             heads=heads,
@@ -73,7 +73,7 @@ class Decoder:
 
     @property
     def widest_window(self) -> int | None:
-        """Most keys that a query of any layer sees, as the configuration has it; None where a layer sees all."""
+        """Most keys that a query of any layer sees, from the configuration; None where a layer sees all."""
         if "full_attention" in (getattr(self.config, "layer_types", None) or ()):
             return None
         window: int | None = getattr(self.config, "sliding_window", None)
@@ -94,14 +94,14 @@ class Decoder:
             self._base.layers = layers
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Hidden states before the first layer, (1, n, hidden), for token_ids (1, n)."""
+        """Embeds token_ids (1, n) into the first layer's input, (1, n, hidden)."""
         return self.embedding(token_ids)  # type: ignore[no-any-return]
 
     def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
-        """Keyword arguments that the model gives each layer for a tile.
+        """Records the keyword arguments that the model passes to each layer for a tile.
 
         Args:
-            hidden: Anything of the tile's shape, dtype and device, (1, n, hidden).
+            hidden: Any tensor of the tile's shape, dtype and device, (1, n, hidden).
             positions: Positions of the tile's tokens, (1, n).
         """
         with self._recording(), torch.no_grad():
@@ -115,7 +115,7 @@ class Decoder:
         return [p for p in self._base.parameters() if id(p) not in inside]
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """Input of the head for the last layer's output, (1, n, hidden); differentiable."""
+        """Normalises the last layer's output for the head, both (1, n, hidden); differentiable."""
         with self._recording():
             positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
             output: Tensor = self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
@@ -134,7 +134,7 @@ def _refuse_unsupported(config: Any) -> None:
 
 
 def refuse_position_dependent_rope(config: Any, context: int) -> None:
-    """Refuses rotary tables that change with the length of the input, which tiles cannot see.
+    """Refuses rotary tables that depend on the length of the input, which a tile does not know.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.

@@ -1,7 +1,7 @@
-"""Tiles in files: hidden states of contexts that host memory does not hold.
+"""Offloads tiles to files, for contexts whose hidden states do not fit in host memory.
 
-Transfers between file and device pass through host buffers (pinned where there is a CUDA device). A few of them serve
-all files of a step: of the dozens of arrays only one layer's are in use at a time.
+Transfers between file and device pass through host buffers (pinned where there is a CUDA device). A few buffers serve
+all files of a step, because only one layer's arrays are in use at a time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from engine.streaming.tiles import TileArray
 
 _THREADS = 4
 _WRITES_AT_ONCE = 2
-"""Of one size: beyond that, whoever writes waits for the disk."""
+"""Pending writes of one buffer size; a further write waits for the disk."""
 _ENOUGH = 6
-"""Buffers of one size beyond which none is made while the device still copies from one that was given back."""
+"""Buffers of one size; beyond this count, `take` waits for a returned buffer that the device still copies from."""
 
 
 class DiskStaging:
-    """The host buffers and the threads that all files of one step share."""
+    """Host buffers and I/O threads that all files of one step share."""
 
     def __init__(self, streams: CopyStreams | None) -> None:
         self.streams = streams
@@ -43,14 +43,14 @@ class DiskStaging:
         self._made: dict[int, int] = defaultdict(int)
 
     def thread(self) -> ThreadPoolExecutor:
-        """The thread of a new file: transfers of one file keep their order."""
+        """Assigns a thread to a new file, so that transfers of one file keep their order."""
         return next(self._next)
 
     def take(self, size: int) -> Tensor:
-        """A buffer of `size` bytes that nobody uses, (size,) uint8.
+        """Returns an idle buffer of `size` bytes, (size,) uint8.
 
         Raises:
-            MemoryError: the host has no room for another one.
+            MemoryError: the host has no room for another buffer.
         """
         with self._lock:
             free = self._free[size]
@@ -69,30 +69,30 @@ class DiskStaging:
         return pinned_empty((size,), torch.uint8)
 
     def give(self, buffer: Tensor, copied: torch.cuda.Event | None = None) -> None:
-        """Takes a buffer back; it is free once `copied` has happened on the device."""
+        """Returns a buffer, (size,) uint8, to the pool; it is idle once the device has reached `copied`."""
         with self._lock:
             self._free[buffer.numel()].append((buffer, copied))
 
     @property
     def bytes(self) -> int:
-        """Of all buffers; they are kept for the next tile."""
+        """Bytes of all buffers; they are kept for the next tile."""
         return sum(size * count for size, count in self._made.items())
 
     def writing(self, size: int) -> threading.Semaphore:
-        """Bounds the writes of one size that wait for the disk."""
+        """Returns the semaphore that bounds the pending writes of one buffer size."""
         return self._writes[size]
 
     def close(self) -> None:
-        """Ends the threads. The files must have been closed."""
+        """Ends the threads. The files must be closed before."""
         for thread in self._threads:
             thread.shutdown()
         self._free.clear()
 
 
 class DiskTiles(TileArray):
-    """Lives in an unlinked temporary file: the space returns even if the process is killed.
+    """Stores tiles in an unlinked temporary file, whose space is freed even if the process is killed.
 
-    One thread moves its tiles, in the order of the calls, so that a read sees the write before it.
+    One thread reads and writes its tiles in the order of the calls, so that a read sees the write before it.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class DiskTiles(TileArray):
         self._file = tempfile.TemporaryFile(buffering=0, dir=directory, prefix="elite-spill-")  # noqa: SIM115
         self._row_bytes = width * dtype.itemsize
         try:
-            os.posix_fallocate(self._file.fileno(), 0, rows * self._row_bytes)  # a full disk is met now, not mid-step
+            os.posix_fallocate(self._file.fileno(), 0, rows * self._row_bytes)  # a full disk fails here, not mid-step
         except OSError:
             self._file.close()
             raise
@@ -111,7 +111,7 @@ class DiskTiles(TileArray):
         self._failed: BaseException | None = None
 
     def write(self, index: int, value: Tensor) -> None:
-        """See TileArray. What the disk refuses is raised by the next call."""
+        """See TileArray. The next call raises the error of a failed write."""
         self._check()
         staging, streams = self._staging, self._staging.streams
         bound = staging.writing(self._buffer_bytes)
@@ -149,7 +149,7 @@ class DiskTiles(TileArray):
         return buffer[: rows * self._row_bytes].view(self.dtype).view(rows, self.width)
 
     def _move(self, operation: Callable[[memoryview], int | None], span: slice, buffer: Tensor) -> None:
-        """Reads or writes a whole tile at its place in the file."""
+        """Reads or writes a whole tile at its offset in the file."""
         self._file.seek(span.start * self._row_bytes)
         view = memoryview(buffer.numpy())[: (span.stop - span.start) * self._row_bytes]  # type: ignore[arg-type]
         while view:
@@ -163,19 +163,19 @@ class DiskTiles(TileArray):
             raise self._failed
 
     def close(self) -> None:
-        """Waits for pending transfers and gives the space back."""
+        """Waits for pending transfers and frees the space."""
         self._thread.submit(self._file.close).result()
 
 
 class _Load:
-    """A tile on its way from a file; gives its buffer back when it was copied, or when nobody wants it any more."""
+    """A pending read of one tile; returns its buffer to the pool once it is copied, or when the read is dropped."""
 
     def __init__(self, array: DiskTiles, arrived: Future[None], buffer: Tensor, part: Tensor) -> None:
         self._array, self._arrived, self._part = array, arrived, part
         self._buffer: Tensor | None = buffer
 
     def __call__(self) -> Tensor:
-        """Waits for the tile and returns it on the device."""
+        """Waits for the tile and returns it, (tile rows, width), on the device."""
         buffer, self._buffer = self._buffer, None
         assert buffer is not None
         staging = self._array._staging

@@ -1,4 +1,4 @@
-"""Hidden states between the layers, and the gradient that travels down through them."""
+"""Stores the hidden states between the layers, and their gradient during the backward pass."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from engine.streaming.tiles import TileArray, TileReader
 
 
 class _StoredStates:
-    """One array of hidden states, as its codec's components."""
+    """One array of hidden states, as the components of its quantizer."""
 
     def __init__(self, components: list[TileArray]) -> None:
         self.components = components
 
 
 class HiddenStates:
-    """Inputs of the layers, of which every k-th is kept (`checkpoint_every`), and the gradient stream G.
+    """Stores the layers' inputs, of which every k-th is kept (`checkpoint_every`), and the gradient stream G.
 
     Layer l's input is kept in an array of its own if l is a multiple of k. The k - 1 inputs after a kept one share
-    scratch arrays: after the forward pass they hold the last segment, and each earlier segment is computed once
-    more from its kept input (Griewank & Walther 2000; Chen et al., arXiv 1604.06174). The last layer's output is
-    needed only until the loss has read it, tile by tile, so G takes its place. In all
-    ceil(L / k) + k - 1 + 1 arrays of context × hidden.
+    scratch arrays. After the forward pass these hold the last segment; each earlier segment is recomputed from its
+    kept input (Griewank & Walther 2000; Chen et al., arXiv 1604.06174). The last layer's output is needed only until
+    the loss has read it, tile by tile, so G overwrites it. In all there are ceil(L / k) + k - 1 + 1 arrays of
+    context × hidden.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class HiddenStates:
 
         self._kept = [stored() for _ in range(0, layers, self._every)]
         self._scratch = [stored() for _ in range(min(self._every, layers) - 1)]
-        # G keeps full precision: an error in it would reach every layer below.
+        # G keeps full precision, because an error in it would reach every layer below.
         self._top = factory.array(context, width, dtype, plan.tile)
         self._readers = [TileReader(w, d, tile, factory.device) for w, d in self._codec.components]
         self._top_reader = TileReader(width, dtype, tile, factory.device)
@@ -61,18 +61,18 @@ class HiddenStates:
 
     @property
     def stored_bytes(self) -> int:
-        """What the inputs of the layers take in their home, without the gradient stream."""
+        """Bytes of the stored layer inputs, without the gradient stream."""
         arrays = [array for states in (*self._kept, *self._scratch) for array in states.components]
         return sum(array.capacity * array.width * array.dtype.itemsize for array in arrays)
 
     def begin(self, context: int) -> None:
-        """A sequence of this many tokens begins."""
+        """Prepares for a sequence of `context` tokens."""
         for array in self._all_arrays():
             array.rows = context
         for reader in (*self._readers, self._top_reader):
             reader.reset()
         self._segment = (self._layers - 1) // self._every
-        # A lone tile is read again as soon as it is written: it need not wait for its way home and back.
+        # A single tile is read as soon as it is written, so it skips the copy to its home and back.
         self._one_tile = context <= self._top.tile and isinstance(self._codec, Plain)
         self._newest = self._newest_gradient = None
 
@@ -81,11 +81,11 @@ class HiddenStates:
         return self._scratch[offset - 1] if offset else self._kept[kept]
 
     def write(self, layer: int, tile: int, value: Tensor) -> None:
-        """Stores a tile of a layer's input, (tile, hidden); layer = number of layers is the last one's output."""
+        """Stores a tile of a layer's input, (tile, hidden); layer = number of layers stores the last layer's output."""
         if self._one_tile:
             self._newest = layer, value
             if layer == self._layers:
-                return  # the loss reads it at once, and nothing else does
+                return  # only the loss reads it, right after this call
         if layer == self._layers:
             self._top.write(tile, value)
             return
@@ -94,14 +94,14 @@ class HiddenStates:
             array.write(tile, part)
 
     def pass_on(self, layer: int, tile: int, value: Tensor) -> None:
-        """As `write`, for an input that is read once, by the layer that runs next, and not in the backward pass."""
+        """Stores a tile, (tile, hidden), that only the next layer reads, and the backward pass does not."""
         if self._one_tile:
             self._newest = layer, value
         else:
             self.write(layer, tile, value)
 
     def prefetch(self, layer: int, tile: int) -> None:
-        """Starts to fetch what `read` will return."""
+        """Starts to fetch the tile for `read`."""
         if self._newest is not None and self._newest[0] == layer:
             return
         if layer == self._layers:
@@ -111,7 +111,7 @@ class HiddenStates:
             reader.prefetch(array, tile)
 
     def read(self, layer: int, tile: int) -> Tensor:
-        """A tile of a layer's input, (tile, hidden), on the compute device."""
+        """Returns a tile of a layer's input, (tile, hidden), on the compute device."""
         if self._newest is not None and self._newest[0] == layer:
             return self._newest[1]
         if layer == self._layers:
@@ -127,28 +127,28 @@ class HiddenStates:
             self._top.write(tile, value)
 
     def prefetch_gradient(self, tile: int) -> None:
-        """Starts to fetch what `read_gradient` will return."""
+        """Starts to fetch the tile for `read_gradient`."""
         if self._newest_gradient is not None:
             return
         self._top_reader.prefetch(self._top, tile)
 
     def read_gradient(self, tile: int) -> Tensor:
-        """A tile of G."""
+        """Returns a tile of G, (tile, hidden), on the compute device."""
         if self._newest_gradient is not None:
             return self._newest_gradient
         return self._top_reader.read(self._top, tile)
 
     def holds(self, layer: int) -> bool:
-        """Whether the layer's input is there: kept, or in the present segment."""
+        """Whether the layer's input is stored, either kept or in the present segment."""
         kept, offset = divmod(layer, self._every)
         return not offset or kept == self._segment
 
     def kept_below(self, layer: int) -> int:
-        """The nearest layer not above `layer` whose input is kept."""
+        """Finds the nearest layer not above `layer` whose input is kept."""
         return layer - layer % self._every
 
     def hold_segment(self, layer: int) -> None:
-        """The scratch arrays now hold the inputs up to this layer's."""
+        """Records that the scratch arrays hold the segment of this layer."""
         self._segment = layer // self._every
 
     def close(self) -> None:

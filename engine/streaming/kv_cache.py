@@ -1,7 +1,7 @@
-"""Keys, values and their gradients of the one layer that is being computed.
+"""KV cache of the one layer that is being computed, with the gradients of its keys and values.
 
-Stored token by token, (context, kv_heads, head_dim), so that any run of tokens is one piece of memory.
-Gradients are fp32: tens of thousands of contributions are added to each.
+Stored tokens first, (context, kv_heads, head_dim), so that any run of tokens is contiguous in memory.
+Gradients are fp32, because each is a sum of tens of thousands of terms.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engine.streaming.copies import CopyStreams
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(n, kv_heads, head_dim) seen as (1, kv_heads, n, head_dim)."""
+    """Views (n, kv_heads, head_dim) as (1, kv_heads, n, head_dim)."""
     return x.transpose(0, 1).unsqueeze(0)
 
 
 def _tokens_first(x: Tensor) -> Tensor:
-    """(1, kv_heads, n, head_dim) seen as (n, kv_heads, head_dim)."""
+    """Views (1, kv_heads, n, head_dim) as (n, kv_heads, head_dim)."""
     return x.squeeze(0).transpose(0, 1)
 
 
@@ -37,7 +37,10 @@ class KvCache(ABC):
         """Stores k, v (1, kv_heads, tile, head_dim) of the tile that begins at `start`."""
 
     def destination(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
-        """Where keys and values of [start, stop) may be copied to, each (stop - start, kv_heads * head_dim)."""
+        """Returns views to copy keys and values of [start, stop) into, each (stop - start, kv_heads * head_dim).
+
+        None where the cache has no such views.
+        """
         return None
 
     @abstractmethod
@@ -46,7 +49,10 @@ class KvCache(ABC):
 
     @abstractmethod
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """What later tiles added for positions [start, stop): dk, dv (1, kv_heads, stop - start, head_dim), fp32."""
+        """Returns the gradients that later tiles added at positions [start, stop).
+
+        dk and dv are each (1, kv_heads, stop - start, head_dim), fp32 or wider.
+        """
 
     @abstractmethod
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -66,7 +72,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class DeviceKvCache(KvCache):
-    """All of it on the compute device: 2·n·Hkv·D·(2 + 4) bytes in bf16."""
+    """Keeps the whole cache on the compute device, 2·n·Hkv·D·(2 + 4) bytes in bf16."""
 
     def __init__(self, context: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (context, kv_heads, head_dim)
@@ -93,7 +99,7 @@ class DeviceKvCache(KvCache):
         return _heads_first(self._dk[start:stop]), _heads_first(self._dv[start:stop])
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Nothing to fetch."""
+        """Does nothing, because the cache is resident."""
 
     def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KvCache."""
@@ -106,11 +112,11 @@ class DeviceKvCache(KvCache):
 
 
 class _Page:
-    """Room for one page on the device: keys and values, and their gradients.
+    """Buffers for one page on the device, for keys, values and their gradients.
 
     Args:
         shape: (tokens, kv_heads, head_dim).
-        dtype: Of keys and values; gradients are fp32 or wider.
+        dtype: Dtype of keys and values; gradients are fp32 or wider.
         device: The compute device.
     """
 
@@ -122,23 +128,23 @@ class _Page:
         "Positions of the page's tokens."
         self.arrived: torch.cuda.Event | None = None
         self.changed = False
-        "Whether gradients were added that are not at home."
+        "Whether gradients were added that are not on the host yet."
 
 
 class HostKvCache(KvCache):
-    """Pages in pinned host memory: GPU memory does not grow with the context.
+    """Offloads pages to pinned host memory, so that GPU memory does not grow with the context.
 
-    A page is an aligned run of `page` tokens. There is room for two on the device: while attention reads one, the next
-    is fetched. Any number of pieces may read a page and add to its gradients while it is there; then its gradients go
-    home, once, before anybody fetches them again.
+    A page is an aligned run of `page` tokens. The device has room for two pages. While attention reads one, the next is
+    fetched. Any number of mask tiles may read a resident page and add to its gradients. Its gradients are then copied
+    to the host once, before they are fetched again.
 
     Args:
-        context: Tokens at most.
-        kv_heads, head_dim: Of keys and values.
-        dtype: Of keys and values; gradients are fp32 or wider.
+        context: Most tokens.
+        kv_heads, head_dim: Those of keys and values.
+        dtype: Dtype of keys and values; gradients are fp32 or wider.
         device: The compute device.
-        streams: Its side streams.
-        page: Tokens a page, the `key_block` of the pieces that will read it (engine/attention/mask_tiles.py).
+        streams: Side streams of the device.
+        page: Tokens of a page, the `key_block` of the mask tiles that read it (engine/attention/mask_tiles.py).
     """
 
     def __init__(
@@ -157,13 +163,13 @@ class HostKvCache(KvCache):
         self._grad = [pinned_empty(shape, _wide(dtype)) for _ in range(2)]
         self._room = [_Page((min(page, context), kv_heads, head_dim), dtype, device) for _ in range(2)]
         self._visits: deque[int] = deque()
-        "Pages that will be read, in order, from the one after the next."
+        "Pages to read after the next one, in order."
         self._present: _Page | None = None
         self._next: _Page | None = None
         self._homed: list[torch.cuda.Event] = []
-        "The last copy home, which comes after all before it; empty before the first."
+        "Event of the last copy to the host, which follows all earlier ones; empty before the first."
         self._summed: set[int] = set()
-        "Pages whose gradients at home are this layer's; those of others are zero."
+        "Pages with gradients of this layer on the host; those of other pages are zero."
         self._backward = False
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
@@ -171,12 +177,12 @@ class HostKvCache(KvCache):
         self._forget()
         self._backward = False
         rows = slice(start, start + k.shape[2])
-        # Contiguous first: a strided device-to-host copy is made of one transfer a row.
+        # Made contiguous first, because a strided device-to-host copy makes one transfer a row.
         values = (_tokens_first(x.detach()).contiguous() for x in (k, v))
         self._copy_home([(home[rows], value) for home, value in zip(self._kv, values, strict=True)])
 
     def zero_gradients(self) -> None:
-        """See KvCache. Writes nothing: gradients that nobody has added to are zeroed where they are used."""
+        """See KvCache. Writes nothing; gradients are zeroed at their first use."""
         self._forget()
         self._summed.clear()
         self._backward = True
@@ -197,7 +203,7 @@ class HostKvCache(KvCache):
         return _heads_first(found[0]), _heads_first(found[1])
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """See KeyValueSource. Each range lies within a page."""
+        """See KeyValueSource. Each range must lie within a page."""
         self._send_gradients_home()
         self._forget()
         self._visits.extend(number for number, _ in groupby(start // self._page for start, _ in ranges))
@@ -219,7 +225,11 @@ class HostKvCache(KvCache):
         page.changed = True
 
     def _enter(self, start: int, stop: int) -> _Page:
-        """The page of a range, which is the present one or the next."""
+        """Returns the page of a range, which is the present one or the next.
+
+        Raises:
+            RuntimeError: the range is in another page, or spans two.
+        """
         number = start // self._page
         if self._present is None or self._present.number != number:
             page = self._next
@@ -237,7 +247,7 @@ class HostKvCache(KvCache):
         return self._present
 
     def _fetch_next(self) -> None:
-        """Starts to fetch the next page to where the one before the present was."""
+        """Starts to fetch the next page into the buffers of the page before the present one."""
         if not self._visits:
             return
         page = self._room[1 if self._present is self._room[0] else 0]
@@ -253,7 +263,7 @@ class HostKvCache(KvCache):
         self._next = page
 
     def _send_gradients_home(self, *pages: _Page) -> None:
-        """Copies what was added to these pages, or to both, to the host."""
+        """Copies the changed gradients of these pages, or of both, to the host."""
         for page in pages or self._room:
             if page.changed:
                 tokens = page.rows.stop - page.rows.start
@@ -266,7 +276,7 @@ class HostKvCache(KvCache):
         self._homed = [copies.begin_copy(self._streams.to_host, pairs)]
 
     def _forget(self) -> None:
-        """What is on the device is no longer read."""
+        """Invalidates the pages on the device."""
         self._visits.clear()
         self._present = self._next = None
         for page in self._room:

@@ -8,9 +8,9 @@ import torch
 
 
 class LaunchThrottle:
-    """Bounds how much work is enqueued.
+    """Bounds the work enqueued on the GPU.
 
-    Progress is then true, a cancellation prompt, and memory that side streams still use comes back steadily.
+    This keeps reported progress true and cancellation prompt, and memory used by side streams is freed steadily.
     """
 
     _AHEAD = 2
@@ -20,7 +20,7 @@ class LaunchThrottle:
         self._events: deque[torch.cuda.Event] = deque()
 
     def tick(self) -> None:
-        """A tile was enqueued; waits until all but the last two are done."""
+        """Records that a tile was enqueued, and waits until all but the last two are done."""
         if not self._cuda:
             return
         self._events.append(torch.cuda.current_stream().record_event())

@@ -1,8 +1,8 @@
-"""Runs the frozen linear layers of a decoder through one operation each while a streamed step owns the model.
+"""Runs each frozen linear layer of a decoder as one operation while a streamed step owns the model.
 
 For every linear layer that is frozen, alone or under a LoRA adapter, `forward` is replaced on the instance and
-restored on `close`. 4-bit layers (bitsandbytes) are expanded into a buffer when their decoder layer is entered.
-What the replacement does not cover (DoRA, several adapters, dropout) keeps PEFT's own forward.
+restored on `close`. 4-bit layers (bitsandbytes) are dequantised into a buffer when their decoder layer is entered.
+Cases that the replacement does not cover (DoRA, several adapters, dropout) keep PEFT's own forward.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.streaming.weights import LayerWeights
 
 
 class _Site:
-    """One frozen linear layer: its bare module, the weight to use now, and its adapter ready for use."""
+    """One frozen linear layer, with its resident weight and its adapter in the dtype of its products."""
 
     def __init__(self, base: nn.Linear, lora_layer: Any, adapter: str | None, *, ends_layer: bool) -> None:
         self.base, self._lora_layer, self._adapter = base, lora_layer, adapter
@@ -29,27 +29,27 @@ class _Site:
 
     @property
     def quant_state(self) -> Any:
-        """State of a bitsandbytes 4-bit weight, None for a plain one."""
+        """Quantisation state of a bitsandbytes 4-bit weight, None for a plain one."""
         return getattr(self.base.weight, "quant_state", None)
 
     @property
     def weight(self) -> Tensor:
-        """(out features, in features), in the activations' dtype."""
+        """The weight, (out_features, in_features), in the activations' dtype."""
         return self.base.weight.data if self.expanded is None else self.expanded
 
     @property
     def lora(self) -> LoraMatrices | None:
-        """Its adapter as it is trained, and the dtype to use it in; None without one."""
+        """The trained adapter and the dtype of its products; None without an adapter."""
         if self._adapter is None:
             return None
         layer, name = self._lora_layer, self._adapter
-        # 4-bit weights are expanded to the dtype that they were quantised from.
+        # 4-bit weights are dequantised to the dtype that they were quantised from.
         dtype = self.weight.dtype if self.quant_state is None else self.quant_state.dtype
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         return LoraMatrices(a=a, b=b, scale=layer.scaling[name], dtype=dtype)
 
     def leave(self, *, keep_factors: bool) -> None:
-        """Another decoder layer will be run."""
+        """Drops the dequantised weight, and the adapter's factors unless they are kept."""
         if not keep_factors:
             self.factors = None
         self.expanded = None
@@ -60,7 +60,7 @@ class _Site:
         return frozen_linear(x, self, self.base.bias)
 
     def adapted(self, x: Tensor) -> Tensor:
-        """Replaces `forward` of the LoRA layer around it."""
+        """Replaces `forward` of the LoRA layer around the bare module."""
         if self._lora_layer.disable_adapters:
             return self.plain(x)
         assert self.factors is not None
@@ -76,16 +76,16 @@ class _Site:
         )
 
     def want_output(self, *, wanted: bool) -> None:
-        """Whether the layer's output will be read; if not, the product that only enters it is left out."""
+        """Sets whether the decoder layer's output will be read; otherwise its last product is skipped."""
         self.output_needed = wanted or not self._ends_layer
 
 
 _JOINT_VALUES = 2**24
-"Numbers of adapters that are made ready in one operation: 64 MiB in fp32, and as much again on the way."
+"Adapter elements cast in one operation: 64 MiB in fp32, plus as much for temporaries."
 
 
 def _make_factors(sites: Sequence[_Site]) -> None:
-    """Makes the adapters of these linear layers ready for use: those of one shape in the same few operations."""
+    """Casts the adapters of these linear layers, those of one shape batched in the same few operations."""
     alike: dict[tuple[Any, ...], list[tuple[_Site, LoraMatrices]]] = {}
     for site in sites:
         lora = site.lora
@@ -107,11 +107,11 @@ _ENDS_LAYER = {
     "qwen2": "mlp.down_proj",
     "qwen3": "mlp.down_proj",
 }
-"""The linear layer, by family, whose output enters nothing but the sum that the decoder layer returns."""
+"""The linear layer, by family, whose output is used only in the sum that the decoder layer returns."""
 
 
 class FrozenLinears:
-    """Owns the replaced forwards of all decoder layers.
+    """Replaces the forwards of the frozen linear layers in all decoder layers.
 
     Args:
         layers: The decoder layers.
@@ -143,11 +143,11 @@ class FrozenLinears:
         return any(site.quant_state is not None for sites in self.sites for site in sites)
 
     def begin(self, *, keep_factors: bool) -> None:
-        """A step begins; adapters may have changed since the last one.
+        """Begins a step; adapters may have changed since the last one.
 
         Args:
-            keep_factors: Whether adapters stay ready for use between the passes of this step: worth their memory
-                where a layer is soon done.
+            keep_factors: Whether cast adapters stay resident between the passes of this step; worth their memory
+                where a layer is short.
         """
         self._keeps_factors = keep_factors
         for site in (site for sites in self.sites for site in sites):
@@ -156,27 +156,27 @@ class FrozenLinears:
             _make_factors([site for sites in self.sites for site in sites])
 
     def enter(self, layer: int) -> None:
-        """Decoder layer `layer` will be run; the one before no more."""
+        """Prepares decoder layer `layer`, and leaves the one entered before."""
         self.leave()
         if not self._keeps_factors:
             _make_factors(self.sites[layer])
         self._entered = layer
 
     def want_output(self, *, wanted: bool) -> None:
-        """Whether the entered layer's output will be read, or only its gradients."""
+        """Sets whether the entered layer's output will be read, or only its gradients."""
         if self._entered is not None:
             for site in self.sites[self._entered]:
                 site.want_output(wanted=wanted)
 
     def leave(self) -> None:
-        """No decoder layer will be run."""
+        """Leaves the entered decoder layer, if any."""
         if self._entered is not None:
             for site in self.sites[self._entered]:
                 site.leave(keep_factors=self._keeps_factors)
             self._entered = None
 
     def close(self) -> None:
-        """Gives every module its own forward back."""
+        """Restores every module's own forward."""
         self.leave()
         for module in self._replaced:
             module.__dict__.pop("forward", None)
@@ -184,7 +184,7 @@ class FrozenLinears:
 
 
 def _frozen_linears(layer: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module | None]]:
-    """(linear layer, LoRA layer around it or None) for each that has no gradient of its own."""
+    """Yields (linear layer, LoRA layer around it or None) for each whose weight is frozen."""
     from peft.tuners.lora import LoraLayer
 
     wrapped: set[int] = set()
@@ -201,7 +201,7 @@ def _frozen_linears(layer: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module | N
 
 
 def _only_plain_adapter(layer: Any) -> str | None:
-    """Name of the one active, undecorated adapter of a LoRA layer; None if PEFT's forward has to do it."""
+    """Returns the name of a LoRA layer's one active, plain adapter; None if PEFT's forward is needed."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.disable_adapters or layer.merged or layer.fan_in_fan_out:
         return None
@@ -215,14 +215,14 @@ def _only_plain_adapter(layer: Any) -> str | None:
 
 
 class ExpandedWeights(LayerWeights):
-    """4-bit layers on the device, expanded while their decoder layer is entered: once a pass, not once a tile."""
+    """4-bit layers on the device, dequantised once a pass (when their decoder layer is entered), not once a tile."""
 
     def __init__(self, linears: FrozenLinears) -> None:
         self._sites = [[site for site in sites if site.quant_state is not None] for sites in linears.sites]
         self._scales = [_joint_scales(sites) for sites in self._sites]
 
     def enter(self, layer: int) -> None:
-        """See LayerWeights; the layer's linears have been entered."""
+        """See LayerWeights. FrozenLinears must have entered the layer."""
         from bitsandbytes.functional import dequantize_4bit
 
         sites, scales = self._sites[layer], self._scales[layer]

@@ -4,8 +4,8 @@ PEFT computes y = x Wᵀ + s (x Aᵀ) Bᵀ as separate modules: an fp32 copy of 
 every output. Here the low-rank products are added by the matrix product itself (addmm) and the backward keeps
 only x and x Aᵀ. Adapters stay fp32 master copies, and their gradients come in fp32.
 
-In 16-bit arithmetic each factor enters as two, a rounded one and the rounding's remainder, side by side:
-x [A_high; A_low]ᵀ. At a rank of 16 the product is bound by reading x, so this costs next to nothing; with A and B
+In 16-bit arithmetic each factor is split into its rounded value and the rounding's remainder, concatenated as
+x [A_high; A_low]ᵀ. At a rank of 16 the product is bound by reading x, so the split costs next to nothing. With A and B
 merely rounded, gradients are measurably further from fp32 than PEFT's (docs/experiments.md).
 """
 
@@ -24,30 +24,30 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True, kw_only=True)
 class LoraMatrices:
-    """An adapter as it is trained, and the dtype that it will be used in."""
+    """Trained matrices of one adapter, and the dtype of its products."""
 
     a: Tensor
-    "(rank, in features)."
+    "(rank, in_features)."
     b: Tensor
-    "(out features, rank)."
+    "(out_features, rank)."
     scale: float
     dtype: torch.dtype
 
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """An adapter ready for products in `dtype`: once a layer and pass, not once a tile."""
+    """An adapter cast to the dtype of its products, once a layer and pass instead of once a tile."""
 
     a: Tensor
-    "(rank', in features); rank' is twice the rank in 16 bits."
+    "(rank', in_features); rank' is twice the rank in 16 bits."
     b: Tensor
-    "(out features, rank'), with the scale in it."
+    "(out_features, rank'), with the scale in it."
     rank: int
     scale: float
 
     @classmethod
     def of(cls, adapters: Sequence[LoraMatrices]) -> list[LoraFactors]:
-        """Factors of adapters of one shape, scale and dtype, whose updates are scale B A."""
+        """Casts adapters of one shape, scale and dtype, whose updates are scale B A."""
         scale, dtype = adapters[0].scale, adapters[0].dtype
         with torch.no_grad():
             a = _split(torch.stack([adapter.a for adapter in adapters]), dtype, 1)
@@ -64,18 +64,21 @@ def _split(factor: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
 
 
 def _project(x: Tensor, factor: Tensor, rank: int) -> Tensor:
-    """X factorᵀ in x's dtype; of a factor in halves their sum, beside itself: (n, rank), or (n, 2 rank)."""
+    """Computes x factorᵀ in x's dtype, (n, rank).
+
+    For a factor in halves the result is the halves' sum, repeated side by side, (n, 2 rank).
+    """
     product = _wide_product(x, factor.T)
     if factor.shape[0] == rank:
         return product
     halves, both = product.view(-1, 2, rank), x.new_empty((product.shape[0], 2, rank))
-    # One kernel adds, rounds and writes twice: launches are what short tiles wait for.
+    # One kernel adds, rounds and writes both copies, because short tiles are bound by kernel launches.
     torch.add(halves[:, :1].expand_as(both), halves[:, 1:].expand_as(both), out=both)
     return both.view(-1, 2 * rank)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """A b of 16-bit matrices without rounding the sums to 16 bits."""
+    """Computes a b, (n, k) by (k, m), without rounding the sums of 16-bit matrices to 16 bits."""
     if a.dtype in (torch.float32, torch.float64):
         return a @ b
     if a.is_cuda:
@@ -84,14 +87,14 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class FrozenWeight(Protocol):
-    """A weight that comes and goes: expanded or fetched while its decoder layer is entered, not in between.
+    """A weight that is resident (dequantised or fetched) only while its decoder layer is entered.
 
-    Read again in the backward pass, so that a graph may outlive the memory that its forward pass read.
+    The backward pass reads it again, so that a graph may outlive the memory that its forward pass read.
     """
 
     @property
     def weight(self) -> Tensor:
-        """(out features, in features), in the activations' dtype; no gradient."""
+        """The weight, (out_features, in_features), in the activations' dtype; no gradient."""
 
 
 class _LoraLinear(Function):
@@ -110,7 +113,7 @@ class _LoraLinear(Function):
         flat = x.reshape(-1, x.shape[-1])
         inner = _project(flat, factors.a, factors.rank)
         if output_needed:
-            # The adapter's part first: the large product adds it while it writes, and rounds the sum once.
+            # The adapter's product comes first: the large matmul adds to it as it writes, and rounds the sum once.
             out = inner @ factors.b.T if bias is None else torch.addmm(bias, inner, factors.b.T)
             out.addmm_(flat, weight.T)
         else:
@@ -145,16 +148,19 @@ def lora_linear(
     *,
     output_needed: bool = True,
 ) -> Tensor:
-    """X Wᵀ + bias + scale (x Aᵀ) Bᵀ, with W and bias frozen (LoRA, arXiv 2106.09685, section 4.1).
+    """Computes x Wᵀ + bias + scale (x Aᵀ) Bᵀ, with W and bias frozen (LoRA, arXiv 2106.09685, section 4.1).
 
     Args:
-        x: (..., in features).
-        frozen: W.
-        bias: (out features,) or None; no gradient.
-        lora_a: (rank, in features).
-        lora_b: (out features, rank).
-        factors: Of the two, in x's dtype.
-        output_needed: False returns undefined values of the right shape, where only gradients are wanted.
+        x: (..., in_features).
+        frozen: W, (out_features, in_features).
+        bias: (out_features,) or None; no gradient.
+        lora_a: (rank, in_features).
+        lora_b: (out_features, rank).
+        factors: The two matrices cast to x's dtype.
+        output_needed: False leaves the output's values undefined, for callers that need only gradients.
+
+    Returns:
+        (..., out_features), in x's dtype.
     """
     arguments = (x, frozen, bias, lora_a, lora_b, factors, output_needed)
     out: Tensor = _LoraLinear.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -162,7 +168,16 @@ def lora_linear(
 
 
 def frozen_linear(x: Tensor, frozen: FrozenWeight, bias: Tensor | None) -> Tensor:
-    """X Wᵀ + bias with W frozen; the bias may be trained."""
+    """Computes x Wᵀ + bias with W frozen; the bias may be trained.
+
+    Args:
+        x: (..., in_features).
+        frozen: W, (out_features, in_features).
+        bias: (out_features,) or None.
+
+    Returns:
+        (..., out_features).
+    """
     frozen_bias = None if bias is None or bias.requires_grad else bias
     out: Tensor = _FrozenLinear.apply(x, frozen, frozen_bias)  # type: ignore[no-untyped-call]
     return out if bias is None or frozen_bias is not None else out + bias

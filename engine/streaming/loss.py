@@ -1,4 +1,4 @@
-"""Cross-entropy of a tile without a tokens × vocabulary tensor (arXiv 2410.10989, 2411.09009): piece by piece."""
+"""Cross-entropy of a tile, chunk by chunk, without a tokens × vocabulary tensor (arXiv 2410.10989, 2411.09009)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
 
 IGNORED = -100
-"""Label of a token that is not to be predicted."""
+"""Label of a position that predicts nothing."""
 
 
 def _torch_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -26,7 +26,7 @@ def _has_fused_cross_entropy(device_type: str) -> bool:
 def loss_and_gradient(
     hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, scale: float, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of a tile, and scale × its gradient with respect to `hidden`.
+    """Computes the summed cross-entropy of a tile, and scale × its gradient with respect to `hidden`.
 
     A head that requires gradients accumulates scale × its own.
 
@@ -34,12 +34,12 @@ def loss_and_gradient(
         hidden: Input of the language-model head, (tokens, hidden), no graph attached.
         labels: Token to predict at each position, (tokens,); IGNORED where none.
         head: The language-model head, a linear layer.
-        piece: Tokens whose logits exist at once.
+        piece: Tokens of a chunk, whose logits exist at once.
         scale: Multiplies the gradient, not the loss.
-        label_smoothing: Probability that all words share instead of the right one (arXiv 1512.00567).
+        label_smoothing: Probability that is spread over all tokens instead of the label (arXiv 1512.00567).
 
     Returns:
-        The sum over the tile, a scalar of fp32 or wider; the gradient, like `hidden`.
+        The sum over the tile in nats, a scalar of fp32 or wider; the gradient, (tokens, hidden), in hidden's dtype.
     """
     trains_head = any(p.requires_grad for p in head.parameters())
     fused = isinstance(head, nn.Linear) and _has_fused_cross_entropy(hidden.device.type)
@@ -54,7 +54,13 @@ def loss_and_gradient(
 
 
 def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) -> Tensor:
-    """Cross-entropy of each token of a tile, (tokens,), 0 where IGNORED; arguments of `loss_and_gradient`."""
+    """Computes the cross-entropy of each token of a tile, in nats, 0 where IGNORED.
+
+    Arguments are those of `loss_and_gradient`.
+
+    Returns:
+        (tokens,), fp32 or wider.
+    """
     parts = range(0, hidden.shape[0], piece)
     losses = []
     for i in parts:
@@ -78,7 +84,7 @@ def _autograd_piece(
 def _fused_piece(
     hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """A frozen head needs no graph."""
+    """Handles a frozen head, which needs no graph."""
     loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing)
     weight: Tensor = head.weight  # type: ignore[assignment]
     return loss, (grad_logits @ weight).mul_(scale)
@@ -88,7 +94,7 @@ def _fused_trained_piece(
     hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
-    logits = head(leaf)  # its backward reads input and weight, never the logits themselves
+    logits = head(leaf)  # its backward reads the input and the weight but not the logits, which are overwritten
     loss, grad_logits = _gradient_over_logits(logits.detach(), labels, label_smoothing)
     torch.autograd.backward(logits, grad_logits.mul_(scale))
     assert leaf.grad is not None
@@ -96,10 +102,10 @@ def _fused_trained_piece(
 
 
 def _gradient_over_logits(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """liger-kernel's kernel writes the logits' gradient over the logits: one tensor instead of four."""
+    """Writes the logits' gradient over the logits with liger-kernel's kernel; one tensor instead of four."""
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
-    logits.requires_grad_()  # the kernel computes a gradient only for what requires one
+    logits.requires_grad_()  # otherwise the kernel computes no gradient
     with torch.no_grad():
         loss, _, _, _, grad_logits = cross_entropy_forward(
             logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False

@@ -1,4 +1,4 @@
-"""What to say when a streamed step runs out of memory: the largest part, and what would take less."""
+"""The OOM error of a streamed step, which names the largest allocation and a smaller plan."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CPU_ALLOCATOR_WORDS = ("can't allocate memory", "not enough memory")
 
 
 def full_place(error: BaseException) -> str | None:
-    """What an error says is full, "GPU", "host" or "disk"; None for any other error.
+    """Names the full memory, "GPU", "host" or "disk"; None for any other error.
 
-    torch's CPU allocator has no exception of its own: it raises RuntimeError.
+    torch's CPU allocator has no exception of its own and raises RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return "GPU"
@@ -34,7 +34,7 @@ def full_place(error: BaseException) -> str | None:
 def out_of_memory(
     place: str, phase: str, model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int
 ) -> EliteError:
-    """The typed error for the home that was full, "GPU", "host" or "disk"."""
+    """Returns the typed error for the home that was full, "GPU", "host" or "disk"."""
     on_gpu = place == "GPU"
     largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else _largest_between(decoder, plan, context)
     pageable = plan.kv_home == "gpu" and ring_for(decoder.widest_window, plan.tile, context) is None
@@ -72,7 +72,10 @@ def _largest(parts: dict[str, int]) -> str:
 
 
 def _smaller_plan(place: str, plan: StreamPlan, *, pageable: bool) -> str:
-    """`pageable`: whether keys and values on the host would leave room on the GPU; rings of windows stay there."""
+    """Lists the settings of a smaller plan.
+
+    `pageable` says whether keys and values on the host would free GPU memory; rings of windows stay on the GPU.
+    """
     steps = []
     if place in ("host", "disk"):
         other = "disk" if place == "host" else "host"

@@ -4,11 +4,11 @@ Layer-major order. A decoder is a grid of layers and tiles of tokens, and only a
 
     forward   for each layer, for each tile in order: y = layer(x), attending to the keys of earlier tiles
     loss      for each tile: the loss, and G = dL/dy
-    backward  for each layer from the last, for each tile from the last: the layer again with a graph,
-              G = dL/dx; attention adds the gradients of earlier tiles' keys and values, and takes out its own
+    backward  for each layer from the last, for each tile from the last: recompute the layer with a graph,
+              G = dL/dx; attention adds to the gradients of earlier tiles' keys and values, and reads its own
 
-Only one layer's keys, values and their gradients exist at a time. Hidden states of every layer's input wait in
-their home (StreamPlan). Related work: OOMB (arXiv 2602.02108), StreamBP (arXiv 2506.03077).
+Only one layer's keys, values and their gradients exist at a time. The hidden states of every layer's input are
+offloaded to their home (StreamPlan). Related work: OOMB (arXiv 2602.02108), StreamBP (arXiv 2506.03077).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from engine.streaming.workspace import Workspace
 
 
 class LayerPasses:
-    """Walks a model's layers over the tiles of a SequenceRun, within a step that owns the model (StreamedStep).
+    """Runs a model's layers over the tiles of a SequenceRun, within a step that owns the model (StreamedStep).
 
     Arguments and errors are those of StreamedStep.
     """
@@ -71,7 +71,7 @@ class LayerPasses:
 
     @property
     def _lowest(self) -> int:
-        """The first layer that the backward pass has to reach."""
+        """Number of the lowest layer that the backward pass reaches."""
         if self._trains_embedding:
             return 0
         return next((i for i, trains in enumerate(self._trainable) if trains), len(self._trainable))
@@ -114,12 +114,12 @@ class LayerPasses:
         self._enter(layer)
         self._weights.prefetch(layer - 1 if purpose is Pass.COLLECT else layer + 1)
         for tile in range(run.tiles):
-            self._prefetch(layer, tile, purpose)  # what is on its way already is not asked for again
+            self._prefetch(layer, tile, purpose)  # does nothing for a tile that is already being fetched
             x = hidden.read(layer, tile)
             if tile + 1 < run.tiles:
                 self._prefetch(layer, tile + 1, purpose)
             elif tile and purpose in (Pass.FORWARD, Pass.EVALUATE):
-                self._prefetch(layer + 1, 0, purpose)  # written long ago: the next layer begins without a wait
+                self._prefetch(layer + 1, 0, purpose)  # written long ago, so that the next layer begins without a wait
             try:
                 y = self._call_layer(run, layer, tile, x.unsqueeze(0), purpose)
             except KvCollected:
@@ -129,7 +129,7 @@ class LayerPasses:
             run.advance(layer, tile)
 
     def _keep_layer(self, run: SequenceRun, layer: int) -> None:
-        """Runs a layer over the only tile, and leaves its graph for the backward pass."""
+        """Runs a layer over the only tile, and keeps its graph for the backward pass."""
         self._enter(layer)
         x = self._workspace.hidden.read(layer, 0).unsqueeze(0).detach()
         with torch.enable_grad():
@@ -141,7 +141,7 @@ class LayerPasses:
         run.advance(layer, 0)
 
     def _enter(self, layer: int) -> None:
-        """Makes a layer's weights ready, once for all tiles of a pass."""
+        """Makes a layer's weights resident, once for all tiles of a pass."""
         self._linears.enter(layer)
         self._weights.enter(layer)
 
@@ -152,7 +152,7 @@ class LayerPasses:
             stash.prefetch(layer, tile)
 
     def _call_layer(self, run: SequenceRun, layer: int, tile: int, x: Tensor, purpose: Pass) -> Tensor:
-        """The layer's output for a tile, (1, tile, hidden)."""
+        """Computes the layer's output for a tile x, both (1, tile, hidden)."""
         arguments = run.arguments.of(tile, x)[layer]
         self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
         with self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP)):
@@ -161,15 +161,15 @@ class LayerPasses:
         return y
 
     def _embed(self, run: SequenceRun, tile: int) -> Tensor:
-        """The first layer's input for a tile, (1, tile, hidden)."""
+        """Computes the first layer's input for a tile, (1, tile, hidden)."""
         with self._numbers(run, "embedding", 0, tile, first=True):
             return self.decoder.embed(run.token_ids(tile).unsqueeze(0))
 
     @contextlib.contextmanager
     def _numbers(self, run: SequenceRun, purpose: str, layer: int, tile: int, *, first: bool) -> Iterator[None]:
-        """Within it, random numbers follow from the key: the same in every pass over a tile, whatever draws them.
+        """Seeds the generators from the key, so that every pass over a tile draws the same random numbers.
 
-        `first` says that the forward pass draws them, where it is observed whether any are drawn at all.
+        `first` marks the forward pass, which records whether any random number is drawn.
         """
         watches = first and run.watches and not run.drew
         self._generators.seed(run.seed, purpose, layer, tile, watch=watches)
@@ -178,7 +178,10 @@ class LayerPasses:
             run.drew = self._generators.drew()
 
     def _loss(self, run: SequenceRun, scale: float | None) -> float:
-        """Summed loss; leaves scale × its gradient with respect to the last layer's output, unless scale is None."""
+        """Computes the summed loss, and stores scale × its gradient w.r.t. the last layer's output as G.
+
+        With `scale` None it stores no gradient but the loss of every token.
+        """
         if run.resumed is not None:
             rows = [span.stop - span.start for span in run.spans]
             for tile, gradient in enumerate(retile(run.resumed.gradient(), rows)):
@@ -242,7 +245,7 @@ class LayerPasses:
                 hidden.hold_segment(layer)
                 run.stage = "backward"
             attention = self._workspace.attention
-            # A lone tile needs only its own keys and values; those that a window sees come back tile by tile.
+            # A single tile needs only its own keys and values; those in a window are restored tile by tile.
             if run.tiles > 1 and keys_of != layer and attention.reach(layer) is None:
                 if not attention.restore_kv(layer, run.spans):
                     with torch.no_grad():
@@ -276,7 +279,7 @@ class LayerPasses:
         self.wide_gradients.flush()
 
     def _backward_order(self, run: SequenceRun, layer: int) -> list[tuple[Pass, int]]:
-        """Tiles of a layer's backward pass from the last, and what has to be collected ahead of each."""
+        """Lists the tiles of a layer's backward pass from the last, each after the tiles to collect for it."""
         attention, order = self._workspace.attention, []
         for tile in reversed(range(run.tiles)):
             if attention.collects(layer):
@@ -285,14 +288,14 @@ class LayerPasses:
         return order
 
     def _tile_backward(self, run: SequenceRun, layer: int, tile: int, x: Tensor, *, needs_input: bool) -> None:
-        """One tile of a layer's backward pass, from its input, (1, tile, hidden)."""
+        """Runs the backward pass of one tile of a layer from its input x, (1, tile, hidden)."""
         hidden, attention = self._workspace.hidden, self._workspace.attention
         if attention.reach(layer) is not None and not attention.collects(layer):
             attention.restore_below(layer, tile, run.spans)
         x = x.detach().requires_grad_(needs_input)
         gradient = hidden.read_gradient(tile).unsqueeze(0)
         if run.tiles > 1 and (tile or (needs_input and layer and hidden.holds(layer - 1))):
-            hidden.prefetch_gradient((tile - 1) % run.tiles)  # after the first tile comes the last, of the layer below
+            hidden.prefetch_gradient((tile - 1) % run.tiles)  # after tile 0 comes the last tile of the layer below
         y = self._call_layer(run, layer, tile, x, Pass.GRADIENT)
         if y.requires_grad:
             torch.autograd.backward(y, gradient)
@@ -332,5 +335,5 @@ class LayerPasses:
         self.wide_gradients.flush()
 
     def _draws_random_numbers(self) -> bool:
-        """Whether random numbers are to be expected: any module may draw some while it trains."""
+        """Whether random numbers may be drawn; in training mode any module may draw some."""
         return self.model.training

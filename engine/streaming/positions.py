@@ -1,4 +1,4 @@
-"""What the model tells each decoder layer about a tile's positions (rotary tables), kept where that is cheap."""
+"""Keyword arguments of the decoder layers for a tile's positions (rotary tables), cached where they are small."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from engine.streaming.decoder import Decoder
 
 CACHE_BYTES = 128 * 2**20
-"""Tables of all tiles stay on the device if they fit in this; otherwise they are made again for each layer."""
+"""Most bytes of the tables of all tiles that stay on the device; larger tables are recomputed for each layer."""
 
 
 class TileArguments:
     """Keyword arguments of every layer for each tile.
 
     Args:
-        decoder: Whose layers are called.
-        context: Tokens.
+        decoder: Decoder of the layers.
+        context: Tokens of the sequence.
         document_starts: First positions of packed documents, ascending from 0.
-        tile: Tokens a tile.
+        tile: Tokens of a tile.
         device: Compute device.
     """
 
@@ -34,7 +34,7 @@ class TileArguments:
         self._keeps: bool | None = None
 
     def of(self, tile: int, hidden: Tensor) -> list[dict[str, Any]]:
-        """One dictionary a layer. `hidden` is the tile's input, (1, tile, hidden)."""
+        """Returns one dictionary a layer. `hidden` is the tile's input, (1, tile, hidden)."""
         if tile in self._kept:
             return self._kept[tile]
         positions = self._positions(tile * self._tile, hidden.shape[1])
@@ -47,13 +47,13 @@ class TileArguments:
         return arguments
 
     def _positions(self, start: int, length: int) -> Tensor:
-        """Position of each token in its document, (length,), made where it is used: a copy would wait for the GPU."""
+        """Computes each token's position in its document, (length,) int64, on the device, as a copy would block."""
         order = torch.arange(start, start + length, device=self._device)
         return order - self._starts[torch.bucketize(order, self._starts, right=True) - 1]
 
 
 def _tensor_bytes(arguments: list[dict[str, Any]]) -> int:
-    """Bytes of the distinct tensors in the arguments."""
+    """Counts the bytes of the distinct tensors in the arguments."""
     found: dict[int, int] = {}
 
     def visit(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""How hidden states are written down: as they are, or block-wise in 8 or 4 bits (approximate; arXiv 2104.14129)."""
+"""Stores hidden states unquantised, or block-wise in 8 or 4 bits (approximate; arXiv 2104.14129)."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ _BLOCK = 64
 
 
 class Quantizer(ABC):
-    """Encodes a tile (tokens, width) into components (tokens, component width), a row a token."""
+    """Encodes a tile (tokens, width) into components (tokens, component width), one row a token."""
 
     components: list[tuple[int, torch.dtype]]
     "Width and dtype of each component."
 
     @abstractmethod
     def encode(self, value: Tensor) -> Sequence[Tensor]:
-        """The components of a tile."""
+        """Encodes a tile (tokens, width) into one (tokens, component width) for each of `components`."""
 
     @abstractmethod
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
-        """The tile back."""
+        """Decodes the components, each (tokens, component width), into the tile (tokens, width)."""
 
 
 class Plain(Quantizer):
-    """16 bits (or what the model computes in): exact."""
+    """Stores the model's own dtype, 16 bits as a rule; exact."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         self.components = [(width, dtype)]
 
     def encode(self, value: Tensor) -> Sequence[Tensor]:
-        """See Codec."""
+        """See Quantizer."""
         return [value]
 
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
-        """See Codec."""
+        """See Quantizer."""
         return parts[0]
 
 
 class EightBit(Quantizer):
-    """8-bit dynamic quantisation of bitsandbytes (arXiv 2110.02861), one fp32 scale a block of 64."""
+    """8-bit dynamic quantisation of bitsandbytes (arXiv 2110.02861), with one fp32 scale for each block of 64."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         _check_width(width)
@@ -53,14 +53,14 @@ class EightBit(Quantizer):
         self.components = [(width, torch.uint8), (width // _BLOCK, torch.float32)]
 
     def encode(self, value: Tensor) -> Sequence[Tensor]:
-        """See Codec."""
+        """See Quantizer."""
         from bitsandbytes.functional import quantize_blockwise
 
         codes, state = quantize_blockwise(value.contiguous(), blocksize=_BLOCK)
         return [codes, state.absmax.view(value.shape[0], -1)]
 
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
-        """See Codec."""
+        """See Quantizer."""
         from bitsandbytes.functional import QuantState, create_dynamic_map, dequantize_blockwise
 
         codes, absmax = parts
@@ -75,7 +75,7 @@ class EightBit(Quantizer):
 
 
 class FourBit(Quantizer):
-    """NF4 (arXiv 2305.14314), one fp32 scale a block of 64."""
+    """NF4 (arXiv 2305.14314), with one fp32 scale for each block of 64."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         _check_width(width)
@@ -83,14 +83,14 @@ class FourBit(Quantizer):
         self.components = [(width // 2, torch.uint8), (width // _BLOCK, torch.float32)]
 
     def encode(self, value: Tensor) -> Sequence[Tensor]:
-        """See Codec."""
+        """See Quantizer."""
         from bitsandbytes.functional import quantize_4bit
 
         codes, state = quantize_4bit(value.contiguous(), blocksize=_BLOCK, quant_type="nf4")
         return [codes.view(value.shape[0], -1), state.absmax.view(value.shape[0], -1)]
 
     def decode(self, parts: Sequence[Tensor]) -> Tensor:
-        """See Codec."""
+        """See Quantizer."""
         from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
 
         codes, absmax = parts
@@ -115,6 +115,10 @@ def _check_width(width: int) -> None:
 
 
 def quantizer_for(bits: Literal[16, 8, 4], width: int, dtype: torch.dtype) -> Quantizer:
-    """The codec of `activation_bits`."""
+    """Returns the quantizer of `activation_bits`.
+
+    Raises:
+        StreamPlanError: fewer than 16 bits, and the width is not a multiple of 64.
+    """
     kinds: dict[int, type[Plain | EightBit | FourBit]] = {16: Plain, 8: EightBit, 4: FourBit}
     return kinds[bits](width, dtype)

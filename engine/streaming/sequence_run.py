@@ -1,4 +1,4 @@
-"""One sequence on its way through a streamed step: its tiles, its labels, how far it is, whether to go on."""
+"""One sequence in a streamed step, with its tiles, labels, progress and cancellation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from engine.streaming.loss import IGNORED
 from engine.streaming.positions import TileArguments
 
 
-class StepCancelled(Exception):  # noqa: N818 - asked for, not an error
-    """The step was abandoned between two tiles; gradients of this step are incomplete and must be discarded."""
+class StepCancelled(Exception):  # noqa: N818 - requested, not an error
+    """Raised between two tiles when the step is cancelled; its gradients are incomplete and must be discarded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileProgress:
-    """How far a step is: tiles done of all tiles of the present stage."""
+    """Progress of a step, in tiles of the present stage."""
 
     stage: str
     layer: int
@@ -30,7 +30,10 @@ class TileProgress:
 
 
 class SequenceRun:
-    """Arguments are those of `StreamedStep.run`; from `seed` its random numbers follow."""
+    """State of one sequence within a step.
+
+    Arguments are those of `StreamedStep.run`; its random numbers are derived from `seed`.
+    """
 
     arguments: TileArguments
 
@@ -51,17 +54,17 @@ class SequenceRun:
         self.tiles = -(-self.context // tile)
         self.seed = seed
         self.drew = False
-        "Whether a random number was drawn in the forward pass, where `watches`."
+        "Whether the forward pass drew a random number; recorded only if `watches`."
         self.watches = False
         self.keeps: range = range(0)
         "Layers that keep their graph between the passes."
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-        "Input and output, (1, context, hidden), of each such layer that has been computed."
+        "Input and output, (1, context, hidden), of each layer in `keeps` that has been computed."
         self.predicted = int((labels != IGNORED).sum())
-        "Tokens that are predicted."
+        "Number of predicted tokens."
         self.loss_sum = 0.0
         self.token_losses: list[Tensor] = []
-        "Of each tile, (tile,), where only the loss is wanted."
+        "Losses of each tile's tokens, (tile,); only for a step without gradients."
         self.resumed: BackwardPoint | None = None
         self.generator = torch.empty(0, dtype=torch.uint8)
         self.stage, self._total, self._done = "preparation", 0, 0
@@ -69,15 +72,15 @@ class SequenceRun:
         self._pace = LaunchThrottle(device)
 
     def span(self, tile: int) -> slice:
-        """Positions of a tile."""
+        """Returns the positions of a tile."""
         return slice(tile * self._tile, min((tile + 1) * self._tile, self.context))
 
     def token_ids(self, tile: int) -> Tensor:
-        """Token ids of a tile, (tile,), on the compute device."""
+        """Returns the token ids of a tile, (tile,), on the compute device."""
         return self._token_ids[self.span(tile)].to(self._device, non_blocking=True)
 
     def labels(self, tile: int) -> Tensor:
-        """Labels of a tile, (tile,), on the compute device."""
+        """Returns the labels of a tile, (tile,), on the compute device."""
         return self._labels[self.span(tile)].to(self._device, non_blocking=True)
 
     @property
@@ -86,11 +89,15 @@ class SequenceRun:
         return [self.span(tile) for tile in range(self.tiles)]
 
     def enter(self, stage: str, total: int) -> None:
-        """A stage of so many tiles begins."""
+        """Begins a stage of `total` tiles."""
         self.stage, self._total, self._done = stage, total, 0
 
     def advance(self, layer: int, tile: int) -> None:
-        """A tile has been enqueued."""
+        """Records that a tile was enqueued, and reports the progress.
+
+        Raises:
+            StepCancelled: `cancelled` returned True.
+        """
         self._done += 1
         self._pace.tick()
         if self._progress is not None:
@@ -104,12 +111,20 @@ class SequenceRun:
 
 
 def _ready_to_copy(values: Tensor, device: torch.device) -> Tensor:
-    """The same values where a copy of a part of them to the device does not stop the CPU."""
+    """Pins host values for a CUDA device, so that copying a slice of them does not block the CPU."""
     return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
 
 
 def next_token_labels(token_ids: Tensor, document_starts: Sequence[int] = (0,)) -> Tensor:
-    """The next token of the same document at each position, IGNORED at a document's last. (context,) int64."""
+    """Labels each position with the next token of its document, IGNORED at a document's last token.
+
+    Args:
+        token_ids: (context,).
+        document_starts: First positions of the documents, ascending from 0.
+
+    Returns:
+        (context,), int64.
+    """
     labels = token_ids.roll(-1).to(torch.long)
     ends = torch.tensor([start - 1 for start in document_starts[1:]] + [token_ids.shape[0] - 1], dtype=torch.long)
     labels[ends.to(labels.device)] = IGNORED

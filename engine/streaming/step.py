@@ -1,7 +1,7 @@
 """The exact streamed step: loss and gradient of one sequence, tile by tile, in bounded memory.
 
-The passes over layers and tiles are in engine/streaming/passes.py. Here is what surrounds them: the sequence and its
-labels, the buffers, the model's attention taken over and given back, and what becomes of a step that ran out of memory.
+The passes over layers and tiles are in engine/streaming/passes.py. This module prepares the sequence, its labels and
+the buffers, swaps the model's attention function for the length of a step, and turns OOM into a typed error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = ["StepCancelled", "StepOutcome", "StreamedStep", "TileProgress", "next
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step did."""
+    """Loss and timings of one step."""
 
     loss_sum: float
     "Summed cross-entropy over the predicted tokens, in nats."
     predicted: int
-    "Tokens that were predicted."
+    "Number of predicted tokens."
     seconds: dict[str, float]
     "Wall time by stage: forward, loss, backward."
     token_losses: Tensor | None = None
@@ -45,16 +45,17 @@ class StreamedStep(LayerPasses):
     """Runs streamed steps on a model, which it owns until `close`.
 
     Gradients accumulate in `.grad` of trainable fp32 parameters, and in `wide_gradients` for others.
-    Buffers are made at the first step and reused by all that are no longer.
+    The first step allocates the buffers; every step that is no longer reuses them.
 
     Args:
         model: A causal language model of a supported family, alone or in a PEFT adapter, on its compute device
-            (with `weights="streamed"`: on the host, everything but the decoder layers is moved to `device`).
+            (with `weights="streamed"`: on the host; everything but the decoder layers is moved to `device`).
         plan: The layout.
-        device: Where to compute.
-        spill_directory: For `hidden_home="disk"`.
-        label_smoothing: Of the loss that gradients are taken of; `evaluate` has none.
-        wide_gradients: Takes the gradients of 16-bit parameters, and outlives this object. None: its own, in `sums`.
+        device: The compute device.
+        spill_directory: Directory for `hidden_home="disk"`.
+        label_smoothing: Label smoothing of the training loss; `evaluate` has none.
+        wide_gradients: Collects the gradients of 16-bit parameters, and outlives this object. None: this object's
+            own, in `sums`.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -73,25 +74,25 @@ class StreamedStep(LayerPasses):
         boundary: Callable[[BackwardPoint], None] | None = None,
         resumed: BackwardPoint | None = None,
     ) -> StepOutcome:
-        """Loss and gradient of one sequence.
+        """Computes loss and gradient of one sequence.
 
         Args:
             token_ids: (context,), on any device.
-            scale: Gradients are those of scale × the summed loss; None for 1 / predicted tokens, the mean.
+            scale: Factor of the summed loss before its gradient is taken; None for 1 / predicted tokens, the mean.
             labels: Token to predict at each position, (context,), IGNORED where none. None: the next token of
                 the same document.
             document_starts: First positions of packed documents, ascending from 0; attention and positions do
                 not cross them.
             progress: Called after every tile.
-            cancelled: Asked after every tile; True abandons the step.
+            cancelled: Called after every tile; True abandons the step.
             boundary: Called with the state after the loss and after every layer of the backward pass but the last.
-            resumed: Go on from this state of the same sequence, with the same weights; the parameters' gradients are
-                as they were then. The plan's tile may be another one where `resumed.suits` says so.
+            resumed: State of the same sequence to continue from, with the same weights and the parameters' gradients
+                of that time. The plan's tile may differ where `resumed.suits` allows it.
 
         Raises:
-            ValueError: `resumed` was drawn for other tiles.
+            ValueError: the random numbers of `resumed` were drawn for other tiles.
             StepCancelled: `cancelled` returned True.
-            EliteError: OUT_OF_MEMORY, after everything that this object holds was released.
+            EliteError: OUT_OF_MEMORY, after this object has released all its buffers.
         """
         run = self._sequence(token_ids, labels, document_starts, progress, cancelled, resumed)
         run.watches = boundary is not None and self._draws_random_numbers()
@@ -106,7 +107,10 @@ class StreamedStep(LayerPasses):
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> StepOutcome:
-        """Loss of one sequence, and of each of its tokens, without its gradient; arguments and errors of `run`."""
+        """Computes the loss of one sequence, (context,), and of each of its tokens, without a gradient.
+
+        Arguments and errors are those of `run`.
+        """
         return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
 
     def _sequence(
@@ -139,7 +143,7 @@ class StreamedStep(LayerPasses):
     ) -> StepOutcome:
         backward = scale is not None
         self._linears.begin(keep_factors=state.tiles == 1)
-        self.wide_gradients.drop()  # of a step that was given up
+        self.wide_gradients.drop()  # an abandoned step may have left some
         try:
             with self._owning(state):
                 began = time.perf_counter()
@@ -168,11 +172,11 @@ class StreamedStep(LayerPasses):
             token_losses=torch.cat(state.token_losses).float().cpu() if state.token_losses else None,
         )
 
-    # --- what a step needs ----------------------------------------------------------------------------------
+    # --- setup and teardown ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _owning(self, run: SequenceRun) -> Iterator[None]:
-        """Prepares buffers, and takes over the model's attention for the length of a step."""
+        """Prepares the buffers, and replaces the model's attention for the length of a step."""
         run.stage = "preparation"
         refuse_position_dependent_rope(self.decoder.config, run.context)
         self._workspace.prepare(run.context)
@@ -202,7 +206,7 @@ class StreamedStep(LayerPasses):
 
     @property
     def backend_name(self) -> str:
-        """The attention backend in use; "" before the first step."""
+        """Name of the attention backend in use; "" before the first step."""
         return self._workspace.backend_name
 
     def _now(self) -> float:
@@ -211,11 +215,11 @@ class StreamedStep(LayerPasses):
         return time.perf_counter()
 
     def release(self) -> None:
-        """Frees all buffers; the next step makes them anew."""
+        """Frees all buffers; the next step allocates them again."""
         self._workspace.release()
 
     def close(self) -> None:
-        """Frees all buffers and leaves the model as it was found."""
+        """Frees all buffers and restores the model."""
         self.release()
         self._linears.close()
         self._weights.close()

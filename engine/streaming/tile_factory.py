@@ -19,7 +19,11 @@ class TileFactory:
     Args:
         home: "gpu" keeps them on the compute device.
         device: The compute device; on a CPU "gpu" and "host" are the same.
-        directory: Where files of the home "disk" go.
+        streams: Side streams of a CUDA device, None on a CPU.
+        directory: Directory of the files of the home "disk".
+
+    Raises:
+        StreamPlanError: the home is "disk", and there is no directory.
     """
 
     def __init__(self, home: Home, device: torch.device, streams: CopyStreams | None, directory: Path | None) -> None:
@@ -29,7 +33,7 @@ class TileFactory:
         self._staging: DiskStaging | None = None
 
     def array(self, rows: int, width: int, dtype: torch.dtype, tile: int) -> TileArray:
-        """An array with undefined contents.
+        """Makes an array of (rows, width) in tiles of `tile` rows, with undefined contents.
 
         Raises:
             MemoryError, torch.OutOfMemoryError, OSError: the home has no room for it.
@@ -44,7 +48,7 @@ class TileFactory:
         return DeviceTiles(rows, width, dtype, tile, self.device)
 
     def release(self) -> None:
-        """Frees what the arrays shared; they have been closed."""
+        """Frees the buffers that the arrays share. The arrays must be closed before."""
         if self._staging is not None:
             self._staging.close()
             self._staging = None

@@ -1,7 +1,7 @@
-"""Arrays of tiles that live on the compute device or in pinned host memory, and the copies between.
+"""Arrays of tiles on the compute device or in pinned host memory, and the copies between the two.
 
-An array holds one row a token. While a tile is computed, the next one is on its way to the device and the last
-one on its way back (engine/streaming/copies.py). On a CPU everything is a plain copy.
+An array holds one row a token. While a tile is computed, the next one is copied to the device and the last one back
+to the host (engine/streaming/copies.py). On a CPU everything is a plain copy.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from engine.streaming.copies import CopyStreams
 
 
 class TileArray(ABC):
-    """(rows, width) in tiles of `tile` rows; the last tile may be shorter.
+    """An array of (rows, width) in tiles of `tile` rows; the last tile may be shorter.
 
-    `rows` may be lowered, and raised again up to what was allocated, between uses.
+    `rows` may be lowered between uses, and raised again up to `capacity`.
     """
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, tile: int) -> None:
@@ -28,30 +28,38 @@ class TileArray(ABC):
         self.width, self.dtype, self.tile = width, dtype, tile
 
     def span(self, index: int) -> slice:
-        """Rows of a tile."""
+        """Returns the rows of a tile."""
         return slice(index * self.tile, min((index + 1) * self.tile, self.rows))
 
     @abstractmethod
     def write(self, index: int, value: Tensor) -> None:
-        """Stores a tile, (tile rows, width) on the compute device.
+        """Stores a tile, shape (tile rows, width), on the compute device.
 
-        `value` may be freed at once, but not overwritten: its copy may come later.
+        `value` may be freed at once but not overwritten, because it may be copied later.
         """
 
     @abstractmethod
     def begin_load(self, index: int, slot: Tensor) -> Callable[[], Tensor]:
-        """Starts to fetch a tile; calling the result waits for it. It may lie in `slot` or in the array itself.
+        """Starts to fetch a tile, and returns a function that waits for it.
 
-        From this call until its wait the tile is not written, and `slot`, (tile rows or more, width), is used by nobody
-        else. A fetch that is never waited for may go on: the slot is used again by another `begin_load` only.
+        The tile may lie in `slot` or in the array itself. From this call until the wait callers do not write the tile
+        and do not use `slot`. A fetch that is never awaited may still run, so only another `begin_load` may reuse its
+        slot.
+
+        Args:
+            index: Number of the tile.
+            slot: Shape (rows, width) with at least the tile's rows, on the compute device.
+
+        Returns:
+            A function that returns the tile, shape (tile rows, width), on the compute device.
         """
 
-    def close(self) -> None:  # noqa: B027 - most homes have nothing to release but memory
-        """Releases what garbage collection does not."""
+    def close(self) -> None:  # noqa: B027 - most homes hold nothing but memory
+        """Releases resources that garbage collection does not."""
 
 
 class DeviceTiles(TileArray):
-    """Lives on the compute device: nothing is copied to read it."""
+    """Keeps tiles on the compute device, where they are read without a copy."""
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, tile: int, device: torch.device) -> None:
         super().__init__(rows, width, dtype, tile)
@@ -67,7 +75,7 @@ class DeviceTiles(TileArray):
 
 
 class PinnedTiles(TileArray):
-    """Lives in pinned host memory of a machine with a CUDA device."""
+    """Offloads tiles to pinned host memory of a machine with a CUDA device."""
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, tile: int, streams: CopyStreams) -> None:
         super().__init__(rows, width, dtype, tile)
@@ -95,10 +103,10 @@ class PinnedTiles(TileArray):
 
 
 class TileReader:
-    """Reads tiles of arrays of one width and dtype ahead of their use, through two slots on the compute device.
+    """Prefetches tiles of arrays of one width and dtype through two slots on the compute device.
 
-    A slot belongs to its tile from the fetch until the tile is given up or, once it was read, until the next `read`.
-    So a tile that was read is valid until another one is, whatever is fetched in between.
+    A slot belongs to its tile from the fetch until the tile is dropped or, once it is read, until the next `read`.
+    So a tile stays valid until another tile is read, even if others are prefetched in between.
     """
 
     def __init__(self, width: int, dtype: torch.dtype, tile: int, device: torch.device) -> None:
@@ -107,7 +115,7 @@ class TileReader:
         self._lent: int | None = None
 
     def prefetch(self, array: TileArray, index: int) -> None:
-        """Starts to fetch a tile; does nothing if it is on its way, or if no slot is free."""
+        """Starts to fetch a tile; does nothing if it is being fetched already, or if no slot is free."""
         if (array, index) in self._pending:
             return
         taken = {self._lent, *(slot for slot, _ in self._pending.values())}
@@ -116,14 +124,14 @@ class TileReader:
             self._pending[array, index] = free[0], array.begin_load(index, self._slots[free[0]])
 
     def reset(self) -> None:
-        """Gives up what was fetched ahead: an abandoned sequence must not leak into the next."""
+        """Drops prefetched tiles, so that an abandoned sequence does not leak into the next."""
         self._pending.clear()
         self._lent = None
 
     def read(self, array: TileArray, index: int) -> Tensor:
-        """The tile, (tile rows, width) on the compute device."""
+        """Returns a tile, shape (tile rows, width), on the compute device."""
         if (array, index) not in self._pending:
-            self._pending.clear()  # what was fetched ahead was guessed wrong
+            self._pending.clear()  # the prefetched tiles were the wrong ones
             self.prefetch(array, index)
         self._lent, wait = self._pending.pop((array, index))
         return wait()

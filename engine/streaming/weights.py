@@ -1,9 +1,8 @@
-"""Where the weights of the decoder layers wait, and how those of one layer become ready for use.
+"""Stores the weights of the decoder layers, and makes one layer's weights resident at a time.
 
-Layer-major order touches a layer's weights three times a step whatever the context, so they may wait in a slow
-or packed form: on the host (two layers on the device at a time, the next on its way while one computes;
-ZeRO-Offload, arXiv 2101.06840), or in 4 bits, expanded once a pass instead of once a tile (QLoRA, arXiv
-2305.14314).
+Layer-major order reads a layer's weights three times a step at any context, so they may be offloaded or packed. On the
+host (ZeRO-Offload, arXiv 2101.06840), two layers are on the device at a time, and the next is copied while one
+computes. In 4 bits (QLoRA, arXiv 2305.14314), they are dequantised once a pass instead of once a tile.
 """
 
 from __future__ import annotations
@@ -20,34 +19,34 @@ from engine.streaming.copies import CopyStreams
 
 
 class LayerWeights(ABC):
-    """Makes the weights of one decoder layer at a time ready on the compute device."""
+    """Makes the weights of one decoder layer at a time resident on the compute device."""
 
     @abstractmethod
     def enter(self, layer: int) -> None:
-        """Layer `layer` is computed from now on; no other is."""
+        """Makes the weights of `layer` resident; only this layer is computed until the next call."""
 
-    def prefetch(self, layer: int) -> None:  # noqa: B027 - only streamed weights travel
-        """Layer `layer` will be entered next."""
+    def prefetch(self, layer: int) -> None:  # noqa: B027 - only streamed weights are fetched
+        """Starts to fetch the weights of `layer`, which will be entered next."""
 
     def leave(self) -> None:  # noqa: B027 - only streamed weights are copied
-        """No layer is computed for now, and the weights may change."""
+        """Leaves the entered layer; the weights may change from now on."""
 
     def close(self) -> None:  # noqa: B027 - only streamed weights change the model
-        """Leaves the model as it was found."""
+        """Restores the model."""
 
 
 class ResidentWeights(LayerWeights):
-    """All layers on the device as they are."""
+    """All layers resident on the device."""
 
     def enter(self, layer: int) -> None:
-        """Nothing to do."""
+        """Does nothing, because every layer is resident."""
 
 
 class StreamedWeights(LayerWeights):
-    """Layers on the host, packed in one pinned buffer each; two buffers on the device.
+    """Layers offloaded to the host, packed in one pinned buffer each; two buffers on the device.
 
     The parameters' `data` points into a device buffer while their layer is entered, and into the host buffer before
-    and after: the model stays a valid host model. fp32 parameters that are trained (an adapter's) do not travel.
+    and after, so that the model stays a valid host model. Trained fp32 parameters (an adapter's) are not offloaded.
     """
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device, streams: CopyStreams | None) -> None:
@@ -62,7 +61,7 @@ class StreamedWeights(LayerWeights):
 
     @property
     def device_bytes(self) -> int:
-        """Memory that weights take on the device, however many layers there are."""
+        """Bytes of the weight buffers on the device, for any number of layers."""
         return sum(buffer.numel() for buffer in self._buffers)
 
     def prefetch(self, layer: int) -> None:
@@ -79,11 +78,11 @@ class StreamedWeights(LayerWeights):
             target.copy_(host)
             self._arrived[layer] = (number, None)
             return
-        # Comes after what is computed with the buffer's last layer, as every copy does.
+        # Like every copy, this one comes after the work on the layer that used the buffer before.
         self._arrived[layer] = number, copies.begin_copy(self._streams.to_device, [(target, host)])
 
     def _idle_buffer(self) -> int:
-        """The buffer that the layer being computed does not use."""
+        """Returns the number of the buffer that the entered layer does not use."""
         if self._entered is None or self._entered not in self._arrived:
             return 0
         return 1 - self._arrived[self._entered][0]
@@ -100,7 +99,7 @@ class StreamedWeights(LayerWeights):
         self._entered = layer
 
     def leave(self) -> None:
-        """See LayerWeights. Copies of weights that are trained are stale after the next update."""
+        """See LayerWeights. Drops the device copies of trained weights, which the next update makes stale."""
         if self._trained:
             self.close()
             self._arrived.clear()
@@ -113,15 +112,15 @@ class StreamedWeights(LayerWeights):
 
 
 def travels(parameter: nn.Parameter) -> bool:
-    """Whether a decoder layer's parameter waits on the host: the model's own do, an adapter's fp32 ones do not."""
+    """Whether a decoder layer's parameter is offloaded; the model's own are, an adapter's fp32 ones are not."""
     return not parameter.requires_grad or parameter.dtype != torch.float32
 
 
-_ALIGNMENT = 256  # of each parameter in a buffer, in bytes; what tensor cores and copies like
+_ALIGNMENT = 256  # bytes, of each parameter in a buffer, for tensor cores and copies
 
 
 def _offsets(parameters: Sequence[nn.Parameter]) -> list[int]:
-    """Byte offset of each parameter, and the total."""
+    """Lists the byte offset of each parameter, and the total."""
     offsets = [0]
     for parameter in parameters:
         size = parameter.numel() * parameter.element_size()
@@ -130,7 +129,7 @@ def _offsets(parameters: Sequence[nn.Parameter]) -> list[int]:
 
 
 def _pack(parameters: Sequence[nn.Parameter], *, pinned: bool) -> Tensor:
-    """Moves parameters into one host buffer, and points them there."""
+    """Packs parameters into one host buffer, (bytes,) uint8, and points them there."""
     size = _offsets(parameters)[-1]
     buffer = pinned_empty((size,), torch.uint8) if pinned else torch.empty(size, dtype=torch.uint8)
     for parameter, view in zip(parameters, _views(parameters, buffer), strict=True):

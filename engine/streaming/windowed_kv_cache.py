@@ -1,8 +1,8 @@
-"""Keys, values and their gradients of a layer with a sliding window: a ring on the compute device.
+"""KV cache of a layer with a sliding window, with gradients, as a ring buffer on the compute device.
 
-Its size depends on the window and the tile, not on the context. Going forward, each tile overwrites the one that no
-later query sees. Going backward, tiles come back from the last one down, each just ahead of the first tile that reads
-it; its gradients start from zero, and are complete when its own turn comes.
+Its size depends on the window and the tile, not on the context. In the forward pass each tile overwrites the tile that
+no later query sees. In the backward pass tiles are restored from the last one down, each just ahead of the first tile
+that reads it. Their gradients start from zero, and are complete when the backward pass reaches the tile itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from engine.streaming.kv_cache import KvCache
 
 
 class WindowedKvCache(KvCache):
-    """Places of the last `ring.kept` tokens of the `ring.places` newest tiles: 2·rows·Hkv·D·(2 + 4) bytes in bf16.
+    """Holds the last `ring.kept` tokens of each of the `ring.places` newest tiles.
+
+    It takes 2·rows·Hkv·D·(2 + 4) bytes in bf16.
 
     Args:
-        ring: Of the layer's window and the step's tile.
-        kv_heads, head_dim, dtype, device: Of the keys. Gradients are fp32 or wider.
+        ring: Ring of the layer's window and the step's tile.
+        kv_heads, head_dim, dtype, device: Those of the keys. Gradients are fp32 or wider.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class WindowedKvCache(KvCache):
         self._held: list[int | None] = [None] * ring.places
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
-        """See KvCache. The tile takes the place of an older one, or going backward of a later one."""
+        """See KvCache. The tile overwrites an older one, or a later one in the backward pass."""
         tile, ring = start // self.ring.tile, self.ring
         place = tile % ring.places
         rows, skipped = self._own(start, start + k.shape[2])
@@ -46,22 +48,22 @@ class WindowedKvCache(KvCache):
         self._held[place] = tile
 
     def zero_gradients(self) -> None:
-        """See KvCache. Nothing is held: the tiles are brought back as they are needed."""
+        """See KvCache. Also evicts every tile; tiles are restored as they are needed."""
         self._dk.zero_()
         self._dv.zero_()
         self._held = [None] * self.ring.places
 
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KvCache. Later tiles add nothing to tokens that are out of their windows."""
+        """See KvCache. Tokens outside the windows of all later tiles have zero gradients."""
         rows, skipped = self._own(start, stop)
         dk, dv = (F.pad(_heads_first(home[rows]), (0, 0, skipped, 0)) for home in (self._dk, self._dv))
         return dk, dv
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Nothing to fetch."""
+        """Does nothing, because the ring is resident."""
 
     def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """See KvCache. Copied only where the range goes on at the ring's beginning."""
+        """See KvCache. Copies only where the range wraps around the ring's end."""
         parts = self._rows(start, stop)
         k, v = (
             _heads_first(home[parts[0]] if len(parts) == 1 else torch.cat([home[part] for part in parts]))
@@ -79,7 +81,7 @@ class WindowedKvCache(KvCache):
                 first += length
 
     def _own(self, start: int, stop: int) -> tuple[slice, int]:
-        """Rows of the tile [start, stop) in its place, and how many of its first tokens have none."""
+        """Returns the ring rows of the tile [start, stop), and the number of its first tokens that are not kept."""
         ring = self.ring
         tile = start // ring.tile
         first = (tile + 1) * ring.tile - ring.kept  # of a whole tile; the context's last one may be shorter
@@ -88,10 +90,10 @@ class WindowedKvCache(KvCache):
         return slice(begin + offset, stop + offset) if begin < stop else slice(0, 0), begin - start
 
     def _rows(self, start: int, stop: int) -> list[slice]:
-        """Rows of the positions [start, stop), in order: one run of them, or two where the ring ends in between.
+        """Returns the ring rows of the positions [start, stop), in order, as one slice, or two where they wrap around.
 
         Raises:
-            RuntimeError: a position is not held. Whatever lies in its place belongs to another token.
+            RuntimeError: a position is not held. Its row belongs to another token.
         """
         ring, parts = self.ring, []  # type: WindowRing, list[slice]
         for tile in range(start // ring.tile, (stop - 1) // ring.tile + 1):
@@ -111,5 +113,5 @@ class WindowedKvCache(KvCache):
 
 
 def _heads_first(x: Tensor) -> Tensor:
-    """(n, kv_heads, head_dim) seen as (1, kv_heads, n, head_dim)."""
+    """Views (n, kv_heads, head_dim) as (1, kv_heads, n, head_dim)."""
     return x.transpose(0, 1).unsqueeze(0)

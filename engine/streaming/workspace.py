@@ -1,4 +1,4 @@
-"""The buffers of a streamed step: made at the first sequence, reused by all that are no longer."""
+"""The buffers of a streamed step, allocated at the first sequence and reused by every sequence that is no longer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from engine.streaming.windowed_kv_cache import WindowedKvCache
 
 
 class Workspace:
-    """Hidden states, and the attention with its keys, values and stash.
+    """Owns the hidden states, and the attention with its KV caches and saved outputs.
 
     Args:
-        decoder: Whose shapes the buffers have.
-        plan: Where they live.
-        device: Where to compute.
+        decoder: Gives the buffers' shapes.
+        plan: Names the buffers' homes.
+        device: The compute device.
         streams: Side streams of a CUDA device, None on a CPU.
-        spill_directory: For `hidden_home="disk"`.
+        spill_directory: Directory for `hidden_home="disk"`.
     """
 
     def __init__(
@@ -43,32 +43,32 @@ class Workspace:
         self._hidden: HiddenStates | None = None
         self._attention: TileAttention | None = None
         self.context = 0
-        "Tokens that the buffers are made for."
+        "Tokens that the buffers hold."
         self._rows = 0  # tokens of the present sequence
 
     @property
     def hidden(self) -> HiddenStates:
-        """After `prepare`."""
+        """The hidden states; only after `prepare`."""
         assert self._hidden is not None
         return self._hidden
 
     @property
     def attention(self) -> TileAttention:
-        """After `prepare`."""
+        """The attention; only after `prepare`."""
         assert self._attention is not None
         return self._attention
 
     @property
     def backend_name(self) -> str:
-        """The attention backend in use; "" before the first sequence."""
+        """Name of the attention backend in use; "" before the first sequence."""
         return self._attention.backend.name if self._attention else ""
 
     def prepare(self, context: int) -> None:
-        """Makes the buffers ready for a sequence of this many tokens.
+        """Prepares the buffers for a sequence of `context` tokens.
 
         Raises:
             MemoryError, torch.OutOfMemoryError, OSError: a home has no room.
-            StreamPlanError: the attention backend or the number of bits does not suit the model or the machine.
+            StreamPlanError: the model or the machine does not support the attention backend or the number of bits.
         """
         if context > self.context:
             self.release()
@@ -106,7 +106,7 @@ class Workspace:
             return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
 
         stash = Stash(new_array, new_reader) if plan.stash else None
-        # The forward has no temporary as long as its keys, unless they have to be fetched a page at a time.
+        # The forward has no temporary as long as its keys, unless keys are fetched a page at a time.
         forward_block = plan.key_block * (1 if self._pages_keys_values else FORWARD_BLOCKS)
         return TileAttention(
             backend, plan.key_block, forward_block, self._new_keys_values, stash, self._new_windowed_keys_values
@@ -123,19 +123,19 @@ class Workspace:
     def _new_windowed_keys_values(
         self, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int
     ) -> WindowedKvCache | None:
-        """On the device wherever those of whole layers live: it is small."""
+        """Makes the KV cache of a layer with a window, always on the device, because it is small."""
         ring = ring_for(window, self._plan.tile, self.context)
         return None if ring is None else WindowedKvCache(ring, kv_heads, head_dim, dtype, self._device)
 
     @property
     def _pages_keys_values(self) -> bool:
-        """Whether keys and values live on the host; on a CPU the host is the device."""
+        """Whether keys and values are offloaded to the host; on a CPU the host is the device."""
         return self._plan.kv_home == "host" and self._streams is not None
 
     def release(self) -> None:
-        """Frees all buffers; the next sequence makes them anew."""
+        """Frees all buffers; the next sequence allocates them again."""
         if self._device.type == "cuda":
-            # Copies that were begun and never waited for still use memory that is given back here.
+            # Copies that were started and never awaited still use the memory that is freed here.
             torch.cuda.synchronize(self._device)
         if self._hidden is not None:
             self._hidden.close()

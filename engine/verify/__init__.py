@@ -1,1 +1,1 @@
-"""Proofs: for every optimisation a small check, run on this machine, of an observable difference between on and off."""
+"""Proofs: a small check per optimisation, on this machine, of an observable difference between on and off."""

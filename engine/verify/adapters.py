@@ -12,7 +12,7 @@ from engine.verify.small import SmallRun, adapted, small_model
 
 
 def lora_plus(bench: Bench) -> str:
-    """B learns at `plus_ratio` times the rate of A; the loss after as many steps, both ways."""
+    """B trains at `plus_ratio` times the rate of A; compares the loss after equal steps, both ways."""
     ratio, losses = 8.0, {}
     for name, plus in (("lora", 1.0), ("lora+", ratio)):
         run = SmallRun(
@@ -47,7 +47,7 @@ def rslora(bench: Bench) -> str:
 
 
 def dora(bench: Bench) -> str:
-    """Each output's column length is a parameter of its own; the untrained adapter changes nothing."""
+    """Each output's column length is a trained parameter; the untrained adapter changes nothing."""
     plain = adapted(small_model(device=bench.device), RunConfig(), noise=0.0)
     model = adapted(small_model(device=bench.device), from_mapping({"lora": {"dora": True}}), noise=0.0)
     lengths = {name: p for name, p in trainable(model).items() if "magnitude" in name}

@@ -16,7 +16,7 @@ _HEADS, _KV_HEADS, _SIZE = 4, 2, 64
 
 
 def flash_attention(bench: Bench) -> str:
-    """The chosen kernel gives the result and the gradients of the definition, in memory linear in the length."""
+    """The chosen kernel matches the definition's output and gradients, in memory linear in the length."""
     dtype = torch.bfloat16 if bench.on_gpu else torch.float32
     backend = select_backend(bench.device, dtype, _HEADS, _KV_HEADS, _SIZE)
     usable = [found.name for found in usable_backends(bench.device, dtype, _SIZE)]
@@ -42,7 +42,7 @@ def _tensors(bench: Bench, dtype: torch.dtype, length: int) -> tuple[Tensor, Ten
     generator = torch.Generator().manual_seed(length)
 
     def draw(heads: int) -> Tensor:
-        # Stored token by token, as the projections leave them.
+        # Token-major in memory, as the projections write them.
         drawn = torch.randn((1, length, heads, _SIZE), generator=generator)
         return drawn.to(bench.device, dtype).transpose(1, 2)
 
@@ -57,7 +57,7 @@ def _flash(backend: AttentionBackend, q: Tensor, k: Tensor, v: Tensor, grad_out:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor) -> dict[str, Tensor]:
-    """By the definition, in fp32."""
+    """Computes attention by its definition, in fp32."""
     leaves = [x.detach().float().requires_grad_() for x in (q, k, v)]
     groups = _HEADS // _KV_HEADS
     scores = leaves[0] @ leaves[1].repeat_interleave(groups, 1).transpose(2, 3) * _SIZE**-0.5

@@ -1,4 +1,4 @@
-"""Proofs of what becomes of a repository's files."""
+"""Proofs of the dataset pipeline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def near_duplicate_removal(bench: Bench) -> str:
 
 
 def memory_mapped_dataset(bench: Bench) -> str:
-    """Tokens come from a mapped file; reading a window copies that window only."""
+    """Tokens come from a memory-mapped file; reading a window copies only that window."""
     root = _repository(bench, "repo", {f"module{i}.py": _source(i, lines=200) for i in range(30)})
     dataset = _dataset(bench, root)
     tokens = dataset.store.tokens
@@ -82,7 +82,7 @@ def memory_mapped_dataset(bench: Bench) -> str:
 
 
 def fim(bench: Bench) -> str:
-    """Chosen files have their middle at the end, behind the model's own tokens, and no character is lost."""
+    """Chosen files have their middle moved to the end, marked by the model's own tokens; no character is lost."""
     files = {f"module{i}.py": _source(i) for i in range(30)}
     root = _repository(bench, "repo", files)
     dataset = _dataset(bench, root, fim=0.5)

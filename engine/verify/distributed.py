@@ -1,4 +1,4 @@
-"""Proofs of what several processes share: two of them on this machine's processor, over gloo."""
+"""Proofs of distributed training: two processes on this machine's CPU, over gloo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _group() -> Any:
 
 
 def ring_attention(_: Bench) -> str:
-    """Two processes with half of the sequence each: loss and gradient of one with all of it."""
+    """Two processes with half of the sequence each match loss and gradient of one process with all of it."""
     length = 256
     ranks = run_processes(_ring_rank, 2, length)
     model = adapted(small_model(device=_CPU))
@@ -68,7 +68,7 @@ def _ring_rank(_: int, __: int, length: int) -> dict[str, Any]:
 
 
 def powersgd(_: Bench) -> str:
-    """A tenth or less of the bytes cross the wire, and the loss falls all the same."""
+    """A tenth or less of the bytes are sent, and the loss still falls."""
     plain, packed = run_processes(_data_parallel_ranks, 2)[0]
     ratio = plain["bytes"] / packed["bytes"]
     demand(ratio >= 10, f"bytes an update {plain['bytes']:,} → {packed['bytes']:,}")
@@ -85,7 +85,7 @@ def _data_parallel_ranks(rank: int, _: int) -> list[dict[str, Any]]:
 
 
 def _data_parallel(rank: int, *, compress: bool) -> dict[str, Any]:
-    """Losses of some updates with half of each batch, and the bytes that the last one sent."""
+    """Returns the losses of some updates with half of each batch, and the bytes that the last one sent."""
     group, model = _group(), _wide_model(16)
     add_up = PowerSgd(group, 1, whole_updates=2) if compress else AllReduceSum(group)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
@@ -112,12 +112,12 @@ def _wide_model(rank: int) -> Any:
 
 
 def zero3(_: Bench) -> str:
-    """Losses of one process; weights and optimiser states a process are halved."""
+    """Losses match one process; weights and optimiser states per process are halved."""
     return _zero({"strategy": "zero3"})
 
 
 def zero2_offload(_: Bench) -> str:
-    """Losses of one process; optimiser states a process are halved, and in host memory."""
+    """Losses match one process; optimiser states per process are halved, and offloaded to host memory."""
     return _zero({"strategy": "zero2", "offload": "host"})
 
 
@@ -188,7 +188,7 @@ class _Patient:
 
 
 def _alone() -> dict[str, Any]:
-    """The same updates in this process, with whole batches."""
+    """Runs the same updates in this process, with whole batches."""
     model = _wide_model(8)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
     losses = []

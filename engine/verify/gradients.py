@@ -1,4 +1,4 @@
-"""Proofs of what happens to gradients: the pipeline that a run composes, on gradients with known properties."""
+"""Proofs of gradient processing: the pipeline that a run composes, on gradients with known properties."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def gradient_centralization(bench: Bench) -> str:
 
 
 def adaptive_clipping(bench: Bench) -> str:
-    """No row's gradient is longer than the ratio times its weights; short ones stay as they are."""
+    """No row's gradient norm exceeds the ratio times its weights' norm; smaller gradients are unchanged."""
     ratio = 0.01
     parameter = _matrix(bench, 40, 64)
     assert parameter.grad is not None
     with torch.no_grad():
-        parameter[0] = 0.0  # as LoRA's B at first
+        parameter[0] = 0.0  # as LoRA's B is initialised
         parameter.grad[1] *= 1e-6
     short = parameter.grad[1].clone()
     before = float((parameter.grad.norm(dim=1) / parameter.norm(dim=1).clamp_min(SMALLEST_WEIGHT)).max())
@@ -52,7 +52,7 @@ def adaptive_clipping(bench: Bench) -> str:
 
 
 def gradient_noise(bench: Bench) -> str:
-    """The noise's deviation follows the annealed schedule, and is the same in a resumed run."""
+    """The noise's standard deviation follows the annealed schedule, and is the same in a resumed run."""
     pipeline = _pipeline(bench, gradient_noise=0.1, max_grad_norm=1e9)
     deviations, seen = {}, {}
     for step in (0, 100, 10_000):

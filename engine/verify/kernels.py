@@ -1,6 +1,6 @@
-"""Proofs of compiled and fused kernels and of the allocator's settings: each in a process of its own.
+"""Proofs of compiled and fused kernels and of the allocator's settings, each in a process of its own.
 
-Fused kernels replace functions of a whole model family, and the allocator's settings hold for a whole process.
+Fused kernels replace functions of a whole model family, and allocator settings apply to a whole process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.verify.small import Unbothered, adapted, gradients, random_tokens, s
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of this module returns in a fresh process."""
+    """Calls a function of this module in a fresh process and returns its result."""
     with get_context("spawn").Pool(1, initializer=quieten) as pool:
         return pool.apply(function, arguments)
 
@@ -37,7 +37,7 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def fused_kernels(bench: Bench) -> str:
-    """Same output and gradient as the family's own code, in less time."""
+    """Output and gradient match the family's own code, in less time."""
     need_gpu(bench, "the kernels are written for GPUs")
     need_library("liger_kernel", "gpu")
     need_library("triton", "gpu")
@@ -53,7 +53,7 @@ def fused_kernels(bench: Bench) -> str:
 
 
 def _gpu_steps(fuse: bool) -> dict[str, Any]:
-    """Decoder layers alone, forward and backward, without an adapter: what the kernels replace."""
+    """Times decoder layers alone, forward and backward without an adapter: the code that the kernels replace."""
     device = torch.device("cuda", 0)
     shape: dict[str, Any] = {
         "hidden_size": 1024,
@@ -77,13 +77,13 @@ def _gpu_steps(fuse: bool) -> dict[str, Any]:
 
 
 def _bf16_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Difference of all gradients together, relative to their norm."""
+    """Returns the difference of all gradients together, relative to their norm."""
     difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected)
     return float((difference / sum(float(g.square().sum()) for g in expected.values())) ** 0.5)
 
 
 def _fastest(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest call."""
+    """Returns the seconds of the fastest call."""
     times = []
     for _ in range(repeats):
         if device.type == "cuda":
@@ -100,7 +100,7 @@ def _fastest(function: Callable[[], object], device: torch.device, repeats: int)
 
 
 def torch_compile(bench: Bench) -> str:
-    """Same loss and gradient from compiled layers; time before and after warm-up."""
+    """Compiled layers give the same loss and gradient; reports the time before and after warm-up."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or not _compiles(compiler):
         raise UnavailableError(
@@ -128,7 +128,7 @@ def _compiles(compiler: str) -> bool:
 
 def _compiled_steps(device_type: str, on: bool) -> dict[str, Any]:
     device = torch.device(device_type)
-    # One adapter only: every kernel takes the compiler seconds.
+    # Adapt one projection only, since every kernel takes the compiler seconds.
     model = adapted(small_model(device=device, num_hidden_layers=1), from_mapping({"lora": {"targets": ["q_proj"]}}))
     if on:
         compile_layers(model.get_base_model())
@@ -147,7 +147,7 @@ def _compiled_steps(device_type: str, on: bool) -> dict[str, Any]:
 
 
 def memory_tuning(bench: Bench) -> str:
-    """Windows of growing length leave less reserved and unused memory behind."""
+    """Windows of growing length leave less reserved but unused memory."""
     need_gpu(bench, "it sets up a GPU's memory")
     untuned, tuned = (_apart(_unused_bytes, on) for on in (False, True))
     if not tuned["tf32"]:
@@ -162,7 +162,7 @@ def _unused_bytes(on: bool) -> dict[str, Any]:
         tune_memory(device)
     kept = []
     for size in range(40):
-        # Each window's buffers are a little longer than the last one's, and a small tensor outlives them.
+        # Each window's buffers are a little larger than the last one's, and a small tensor outlives them.
         large = torch.empty((21 + size) * 2**20, dtype=torch.uint8, device=device)
         kept.append(torch.empty(3 * 2**20, dtype=torch.uint8, device=device))
         del large

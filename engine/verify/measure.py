@@ -1,4 +1,4 @@
-"""Bytes of tensors while something runs, and differences between tensors, as proofs count them."""
+"""Measurements of proofs: peak bytes of tensors, differences between tensors, and call counts."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _is_among(storage: int, arguments: Any) -> bool:
-    """Whether a storage is one of an operation's arguments': a view, or a change in place, of what was there before."""
+    """Whether a storage belongs to an operation's arguments: a view, or an in-place change, of an existing tensor."""
     return any(isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata == storage for leaf in tree_leaves(arguments))
 
 
 def peak_bytes(device: torch.device, function: Callable[[], object]) -> int:
-    """Most bytes that tensors made within a call took at once, beyond those that were there before."""
+    """Returns the peak bytes of tensors created within a call, beyond those that existed before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -64,7 +64,15 @@ def peak_bytes(device: torch.device, function: Callable[[], object]) -> int:
 
 
 def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Largest difference of any entry relative to the expected one, in the 2-norm; infinite if entries are missing."""
+    """Returns the largest ‖found - expected‖ / ‖expected‖ over all entries; infinite if the keys differ.
+
+    Args:
+        found: Tensors by name, of any shape.
+        expected: Tensors of the same shapes.
+
+    Returns:
+        A 2-norm ratio, computed in fp64 on the CPU.
+    """
     if found.keys() != expected.keys():
         return float("inf")
 
@@ -76,13 +84,13 @@ def relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def mib(count: float) -> str:
-    """Bytes in MiB with two digits after the point."""
+    """Formats bytes in MiB with two decimals."""
     return f"{count / 2**20:.2f} MiB"
 
 
 @contextmanager
 def counted_calls(module: ModuleType, name: str) -> Iterator[list[int]]:
-    """Counts the calls of a module's function while inside; the list holds one number."""
+    """Counts the calls of a module's function inside the block, in a list with one number."""
     calls = [0]
     function = getattr(module, name)
 

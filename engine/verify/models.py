@@ -1,4 +1,4 @@
-"""Proofs of what is done to models."""
+"""Proofs of changes to models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from engine.verify.small import (
 
 
 def qlora(bench: Bench) -> str:
-    """Layer weights in about 4.1 bits; a run over them learns; only the adapter has gradients."""
+    """Layer weights take about 4.1 bits; a run over them trains; only the adapter has gradients."""
     need_library("bitsandbytes", "quant")
     spec = find_model("demo")
     placements = {name: choose_placement(bench.device.type, name) for name in ("bf16", "nf4")}
@@ -53,7 +53,7 @@ def qlora(bench: Bench) -> str:
 
 
 def _linear_bits(model: Any) -> float:
-    """Bits that a weight of the decoder layers' linear layers takes, scales included."""
+    """Returns the bits per weight of the decoder layers' linear layers, scales included."""
     weights = bits = 0
     for layer in model.get_decoder().layers:
         for module in layer.modules():
@@ -70,7 +70,7 @@ def _linear_bits(model: Any) -> float:
 
 
 def mixed_precision(bench: Bench) -> str:
-    """Half-width activations over fp32 master weights; a scaled loss skips what overflows and goes on."""
+    """Activations are 16-bit over fp32 master weights; a scaled loss skips an overflowing update and continues."""
     placement = choose_placement(bench.device.type, "bf16")
     accelerator = Accelerator(cpu=not bench.on_gpu, mixed_precision=placement.mixed_precision)
     base = small_model(device=bench.device).to(placement.dtype)
@@ -106,7 +106,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _scaled_steps(device: torch.device) -> tuple[float, float, bool, bool]:
-    """Scale before and after an overflow, whether that update was skipped, and whether the one after it was."""
+    """Returns the scale before and after an overflow, and whether that update and the next were skipped."""
     weight = torch.nn.Parameter(torch.ones(4, device=device))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     scaler = GradScaler(device.type, init_scale=1024.0, growth_interval=1000)
@@ -122,7 +122,7 @@ def _scaled_steps(device: torch.device) -> tuple[float, float, bool, bool]:
 
 
 def gqa(bench: Bench) -> str:
-    """Heads of a trained multi-head model are pooled; keys and values shrink, and training wins the loss back."""
+    """Heads of a trained multi-head model are pooled; keys and values shrink, and training recovers the loss."""
     windows = [patterned_tokens(64, seed) for seed in range(24)]
     settings: dict[str, Any] = {
         "training": {"tokens_per_update": 256, "learning_rate": 5e-3, "epochs": 6.0},
@@ -158,7 +158,7 @@ def gqa(bench: Bench) -> str:
 
 
 def _key_width(model: Any) -> int:
-    """Numbers that keys and values of one token take in a layer, as they are computed."""
+    """Returns the number of key and value elements per token that a layer computes."""
     attention = model.get_decoder().layers[0].self_attn
     widths: list[int] = []
     handles = [
@@ -173,7 +173,7 @@ def _key_width(model: Any) -> int:
 
 
 def neftune(bench: Bench) -> str:
-    """The noise has the length that the paper gives, in training only."""
+    """The noise has the norm that the paper gives, in training only."""
     alpha, length = 5.0, 512
     model = adapted(small_model(device=bench.device))
     transform(model, TrainingSection(neftune_alpha=alpha), length)
@@ -183,7 +183,7 @@ def neftune(bench: Bench) -> str:
         plain = embedding.eval()(ids)
         noise = embedding.train()(ids) - plain
     demand(torch.equal(plain, embedding.weight[ids]), "evaluation is disturbed")
-    # Uniform on ±a has variance a²/3: over n·d numbers the length is alpha / √3.
+    # Uniform on ±a has variance a²/3, so the norm over n·d elements is alpha / √3.
     found, expected = float(noise.norm()), alpha / math.sqrt(3)
     demand(abs(found / expected - 1) < 0.02, f"the noise's length is {found:.3f}, expected {expected:.3f}")
     return f"noise of length {found:.3f} on {length} embeddings (alpha / √3 = {expected:.3f}), none in evaluation"

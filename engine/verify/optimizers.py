@@ -1,4 +1,4 @@
-"""Proofs of optimisers, schedules, and averages, as a run composes them."""
+"""Proofs of optimisers, schedules and weight averages, as a run composes them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from engine.verify.small import SmallRun, adapted, patterned_tokens, small_model
 
 
 def adamw_8bit(bench: Bench) -> str:
-    """State bytes a parameter fall to about a quarter, and the loss falls as it does without."""
+    """State bytes per parameter fall to about a quarter, and the loss falls as in fp32."""
     need_library("bitsandbytes", "quant")
     bytes_, losses = {}, {}
     for kind in ("adamw", "adamw_8bit"):
-        # Wide matrices: states of fewer than 4,096 numbers stay in fp32.
+        # Use wide matrices: states of fewer than 4,096 elements stay in fp32.
         model = adapted(small_model(device=bench.device, hidden_size=512, num_hidden_layers=1), noise=0.0)
         run = SmallRun(bench.folder, bench.device, model=model, training={"optimizer": kind, "learning_rate": 2e-3})
         losses[kind] = run.steps(12)
@@ -38,7 +38,7 @@ def adamw_8bit(bench: Bench) -> str:
 
 
 def _rates(bench: Bench, **training: object) -> tuple[list[float], list[float]]:
-    """Rate and first momentum of every update of a run."""
+    """Returns learning rate and first momentum of every update of a run."""
     windows = [patterned_tokens(64, seed) for seed in range(8)]
     settings = {"learning_rate": 0.01, "warmup_fraction": 0.0, "tokens_per_update": 64, **training}
     run = SmallRun(bench.folder, bench.device, windows, training=settings)
@@ -81,7 +81,7 @@ def polynomial_lr(bench: Bench) -> str:
 
 
 def lr_scaling(bench: Bench) -> str:
-    """Four times the tokens an update: twice the rate by the square-root rule, four times in proportion."""
+    """Four times the tokens per update scale the rate by 2 (square-root rule) or by 4 (linear rule)."""
 
     def first_rate(rule: str) -> float:
         training = {"lr_scaling": rule, "learning_rate": 1e-4, "tokens_per_update": 32_768, "warmup_fraction": 0.0}
@@ -123,7 +123,7 @@ def lr_range_test(bench: Bench) -> str:
 
 
 def _history(run: SmallRun, steps: int) -> list[dict[str, Tensor]]:
-    """The adapter after each of so many updates."""
+    """Returns the adapter after each of `steps` updates."""
     weights = []
     for _ in range(steps):
         run.step()
@@ -136,7 +136,7 @@ def _worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def ema(bench: Bench) -> str:
-    """What is scored and kept is decay · average + (1 − decay) · weights, update by update."""
+    """The scored and saved weights are decay · average + (1 − decay) · weights, update by update."""
     decay = 0.8
     run = SmallRun(bench.folder, bench.device, training={"ema_decay": decay})
     history = _history(run, 8)
@@ -153,7 +153,7 @@ def ema(bench: Bench) -> str:
 
 
 def swa(bench: Bench) -> str:
-    """What is kept is the mean of the last updates' weights, at a rate that is held."""
+    """The saved weights are the mean of the last updates' weights, at a constant rate."""
     run = SmallRun(bench.folder, bench.device, training={"swa_fraction": 0.25, "warmup_fraction": 0.0})
     total = run.progress.total_steps
     rates = []
@@ -174,7 +174,7 @@ def swa(bench: Bench) -> str:
 
 
 def lookahead(bench: Bench) -> str:
-    """After every k-th update the weights are the slow ones, by the rule replayed with plain AdamW."""
+    """After every k-th update the weights equal the slow ones, replayed with plain AdamW."""
     k, alpha = 4, 0.5
     run = SmallRun(bench.folder, bench.device, training={"lookahead_steps": k, "lookahead_alpha": alpha})
     plain = SmallRun(bench.folder, bench.device)

@@ -1,7 +1,7 @@
-"""What a proof is given, what it returns, and how it says that it cannot run here.
+"""Contract of a proof: its inputs, its verdict, and its errors.
 
-A proof is a function `prove(bench) -> evidence`. It takes the implementation through the function that training
-takes it through, so that it fails when that function does nothing.
+A proof is a function `prove(bench) -> evidence`. It calls the implementation through the same function as training
+does, so that it fails when that function does nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where a proof runs."""
+    """Device and folder of a proof."""
 
     device: torch.device
     folder: Path
-    "Empty, and removed afterwards."
+    "Empty folder, removed afterwards."
 
     @property
     def on_gpu(self) -> bool:
@@ -30,50 +30,50 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of one proof."""
+    """Result of one proof."""
 
     id: str
     status: Literal["passed", "failed", "unavailable"]
     evidence: str
-    "Numbers that were seen; empty where it could not run."
+    "Measured numbers; empty where it could not run."
     reason: str
-    "Why it failed, or cannot run and what would change that; empty where it passed."
+    "Why it failed, or cannot run and the remedy; empty where it passed."
     seconds: float
 
 
 class ProofFailedError(AssertionError):
-    """What was seen is not what the technique promises. The message says both."""
+    """The measurement contradicts the technique's claim. The message gives both."""
 
 
 class UnavailableError(Exception):
-    """The proof cannot run on this machine. The message says why, and the remedy."""
+    """The proof cannot run on this machine. The message gives the reason and the remedy."""
 
 
 def demand(holds: bool, evidence: str) -> None:
-    """Fails the proof unless what was seen holds.
+    """Fails the proof unless `holds`.
 
     Raises:
-        ProofFailedError: it does not.
+        ProofFailedError: `holds` is false.
     """
     if not holds:
         raise ProofFailedError(evidence)
 
 
 def need_gpu(bench: Bench, why: str) -> None:
-    """Ends the proof where no GPU is.
+    """Makes the proof unavailable without a GPU.
 
     Raises:
-        UnavailableError: no CUDA device is there.
+        UnavailableError: there is no CUDA device.
     """
     if not bench.on_gpu:
         raise UnavailableError(f"{why}; run `engine verify` on a machine with an NVIDIA GPU")
 
 
 def need_library(module: str, extra: str) -> None:
-    """Ends the proof where a library is missing.
+    """Makes the proof unavailable without a library.
 
     Raises:
-        UnavailableError: it is not installed.
+        UnavailableError: the library is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise UnavailableError(f"the package {module} is not installed; run `pip install 'elite-tui[{extra}]'`")

@@ -1,4 +1,4 @@
-"""Silences what libraries announce while they are imported or load weights: imported before any of them."""
+"""Silences libraries' messages on import and while loading weights. Import it before any of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def quieten() -> None:
-    """No progress bars and no notices of what is missing on this machine: verdicts say what matters."""
+    """Disables progress bars and notices of missing features; verdicts report those that matter."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that proofs start

@@ -1,4 +1,4 @@
-"""Runs proofs one after the other, and turns whatever they do into a verdict."""
+"""Runs proofs in order, and turns every outcome into a verdict."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.verify.proof import Bench, ProofFailedError, UnavailableError, Verdi
 
 
 def verify(rows: Iterable[Optimization], device: torch.device) -> Iterator[Verdict]:
-    """The verdict on each row, as soon as it is there."""
+    """Yields the verdict on each row as soon as it is known."""
     for row in rows:
         yield prove(row, device)
 
 
 def prove(row: Optimization, device: torch.device) -> Verdict:
-    """Runs one row's proof. Any exception is a failure: a technique that cannot be shown is not there."""
+    """Runs one row's proof. Any exception is a failure, since an effect that cannot be shown does not count."""
     module, _, function = row.proof.partition(":")
     began = time.monotonic()
 
@@ -42,7 +42,7 @@ def prove(row: Optimization, device: torch.device) -> Verdict:
         bench = Bench(device=device, folder=Path(folder))
         rng = torch.get_rng_state()
         try:
-            # The number format of the first accelerator would hold for all that follow.
+            # Otherwise the first accelerator's number format would apply to all later ones.
             AcceleratorState._reset_state(reset_partial_state=True)
             torch.manual_seed(0)
             return verdict("passed", getattr(importlib.import_module(module), function)(bench))

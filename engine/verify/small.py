@@ -1,4 +1,4 @@
-"""Small models, tokens and runs that proofs work on: seconds on a CPU, and every code path of a large one."""
+"""Small models, tokens and runs for proofs: seconds on a CPU, with every code path of a large model."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _SHAPE = {
     "pad_token_id": 0,
     "bos_token_id": 0,
     "eos_token_id": 0,
-    # Wider than usual: with near-uniform attention, gradients of queries and keys would be mostly rounding.
+    # Wider than usual, since near-uniform attention would make gradients of queries and keys mostly rounding.
     "initializer_range": 0.1,
 }
 
 
 def small_model(family: str = "qwen2", *, device: torch.device | None = None, seed: int = 0, **shape: Any) -> Any:
-    """A frozen causal language model with random fp32 weights, some hundred thousand of them."""
+    """Builds a frozen causal language model with random fp32 weights, some hundred thousand of them."""
     config = AutoConfig.for_model(family, **{**_SHAPE, **shape})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def small_model(family: str = "qwen2", *, device: torch.device | None = None, se
 
 
 def adapted(model: Any, config: RunConfig | None = None, *, noise: float = 0.05) -> Any:
-    """The model in an adapter whose B is not zero, so that every gradient is there to compare."""
+    """Attaches an adapter whose B is not zero, so that every gradient can be compared."""
     made = attach_adapter(model, (config or RunConfig()).lora, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -66,19 +66,19 @@ def adapted(model: Any, config: RunConfig | None = None, *, noise: float = 0.05)
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    """The adapter's gradients by name, which are cleared."""
+    """Returns copies of the adapter's gradients by name, in their parameters' shapes, and clears them."""
     found = {name: p.grad.clone() for name, p in trainable(model).items() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
 
 
 def random_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
-    """A window without a pattern."""
+    """Returns a window of `count` tokens without a pattern."""
     return Window(np.random.RandomState(seed).randint(0, vocabulary, count).astype(np.int64))
 
 
 def patterned_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Window:
-    """A window of a language in which four of five tokens follow from the one before: something to learn."""
+    """Returns a window of `count` tokens in which four of five follow from the one before: a pattern to train on."""
     random = np.random.RandomState(seed)
     follower = np.random.RandomState(7).permutation(vocabulary)
     tokens = [int(random.randint(vocabulary))]
@@ -88,18 +88,18 @@ def patterned_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) ->
 
 
 class Unbothered:
-    """A StepMonitor that nobody watches."""
+    """A StepMonitor that ignores progress and never stops."""
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
-        """Nobody is told."""
+        """Does nothing."""
 
     def stop_requested(self) -> bool:
-        """Nobody asks."""
+        """Never requests a stop."""
         return False
 
 
 class ListWindows:
-    """Windows in memory."""
+    """A WindowSource over windows in memory."""
 
     def __init__(self, windows: list[Window]) -> None:
         self._windows = windows
@@ -116,13 +116,13 @@ class ListWindows:
 
 
 class SmallRun:
-    """A run of the real loop over a small model: everything that `engine train` composes, without files to read.
+    """A run of the real training loop over a small model: all components of `engine train`, without input files.
 
     Args:
-        folder: Where checkpoints would go.
-        device: Where to train.
-        windows: What to train on.
-        model: An adapted model, if not a fresh one.
+        folder: Folder for checkpoints.
+        device: Device that trains.
+        windows: Windows to train on.
+        model: An adapted model; None builds one.
         settings: Sections and fields of RunConfig.
     """
 
@@ -139,7 +139,7 @@ class SmallRun:
         base = {"context": context, "tokens_per_update": 4 * context, "learning_rate": 0.01, "epochs": 4.0}
         self.config = from_mapping({**settings, "training": {**base, **settings.get("training", {})}})
         training = self.config.training
-        # Losses must not depend on what ran before.
+        # Seed here, so that losses do not depend on earlier runs.
         torch.manual_seed(training.seed)
         self.model = model if model is not None else adapted(small_model(device=device), self.config, noise=0.0)
         source = ListWindows(windows)
@@ -173,30 +173,30 @@ class SmallRun:
         self._updates = plan_updates(source, training, context)
 
     def held_out_loss(self) -> float:
-        """Of the adapter that would be kept, nats a token."""
+        """Returns the held-out loss of the adapter that would be saved, in nats per token."""
         with self.learning.averaged():
             return self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
 
     def evaluate(self) -> float:
-        """As the recipe does: scores, and lets early stopping see the score."""
+        """Scores the adapter as the recipe does, and passes the score to early stopping."""
         with self.learning.averaged():
             loss = self.step_way.loss(self.held_out) / (len(self.held_out) - 1)
             self.learning.observe(loss)
         return loss
 
     def step(self) -> StepFigures:
-        """The next update."""
+        """Takes the next update."""
         done = take_optimizer_step(self.parts, self.progress, next(self._updates), Unbothered())
         self.losses.append(done.result.loss_sum / done.result.tokens)
         return done
 
     def steps(self, count: int | None = None) -> list[float]:
-        """The next updates, or all that are left; their losses."""
+        """Takes the next updates, or all that are left, and returns their losses."""
         made = [self.step() for _ in range(self.progress.total_steps - self.progress.step if count is None else count)]
         return self.losses[-len(made) :]
 
     def session(self) -> Any:
-        """What `fit` needs of a session; its events are kept in `events`."""
+        """Returns the part of a session that `fit` uses; its events are collected in `events`."""
         events: list[Any] = []
         return SimpleNamespace(
             config=self.config,
@@ -211,5 +211,5 @@ class SmallRun:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the adapter by name."""
+        """Returns a copy of the adapter by name, in its parameters' shapes."""
         return {name: parameter.detach().clone() for name, parameter in trainable(self.model).items()}

@@ -1,4 +1,4 @@
-"""Proofs of the streamed step's options: each against whole-sequence backpropagation, with what it saves."""
+"""Proofs of the streamed step's options, each against whole-sequence backpropagation, with its savings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LENGTH, _TILE = 700, 128
 
 
 def _plan(bench: Bench, **options: Any) -> StreamPlan:
-    """A plan of several tiles and blocks, with a kernel that computes in fp32."""
+    """Builds a plan of several tiles and blocks, with a kernel that computes in fp32."""
     backend = "efficient" if bench.on_gpu else "cpu"
     return StreamPlan(**{"tile": _TILE, "key_block": 256, "attention": backend, **options})
 
@@ -35,7 +35,7 @@ def _model(bench: Bench, **shape: Any) -> Any:
 
 
 def _whole(bench: Bench, length: int = _LENGTH, **shape: Any) -> dict[str, Tensor]:
-    """The gradient by plain backpropagation of the same model over the same window."""
+    """Returns the gradient by plain backpropagation of the same model over the same window."""
     model = _model(bench, **shape)
     WholeSequenceStep(model, recompute=False).run([random_tokens(length)], 1 / (length - 1), Unbothered())
     return gradients(model)
@@ -48,7 +48,7 @@ def _streamed(
     look: Callable[[StreamedStep], Any] = lambda _: None,
     **shape: Any,
 ) -> tuple[dict[str, Tensor], Any]:
-    """The gradient by the streamed step, and what `look` sees of the step after it."""
+    """Returns the gradient by the streamed step, and the value of `look` on the step afterwards."""
     model = _model(bench, on_host=plan.weights == "streamed", **shape)
     tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
@@ -57,7 +57,7 @@ def _streamed(
 
 
 def _peak(bench: Bench, plan: StreamPlan, length: int, **shape: Any) -> tuple[int, float]:
-    """Most bytes that one step takes on the device beside the model, and the seconds of a second step."""
+    """Returns the peak bytes of one step on the device beside the model, and the seconds of a second step."""
     model = _model(bench, on_host=plan.weights == "streamed", **shape)
     tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
@@ -74,7 +74,7 @@ def _exact(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
 
 
 def streamed_backprop(bench: Bench) -> str:
-    """Same gradient; the device's memory grows far less with the context."""
+    """The gradient is the same; the device's memory grows far less with the context."""
     same = _exact(_streamed(bench, _plan(bench))[0], _whole(bench))
     shape: dict[str, Any] = {"num_hidden_layers": 6, "intermediate_size": 256}
     homes = {"hidden_home": "host", "kv_home": "host"} if bench.on_gpu else {"hidden_home": "disk"}
@@ -87,7 +87,7 @@ def streamed_backprop(bench: Bench) -> str:
 
 
 def paged_kv(bench: Bench) -> str:
-    """Same gradient with pages on the host; the GPU holds two pages instead of all keys and values."""
+    """The gradient is the same with pages on the host; the GPU holds two pages instead of all keys and values."""
     need_gpu(bench, "on a processor the host is the device, and there is nothing to page")
     expected = _whole(bench)
     same = _exact(_streamed(bench, _plan(bench, kv_home="host"))[0], expected)
@@ -99,7 +99,7 @@ def paged_kv(bench: Bench) -> str:
 
 
 def attention_stash(bench: Bench) -> str:
-    """Same gradient; attention is computed once a tile and layer instead of twice."""
+    """The gradient is the same; attention is computed once per tile and layer instead of twice."""
     expected = _whole(bench)
     calls = {}
     for stash in (False, True):
@@ -116,7 +116,7 @@ def _stored(step: StreamedStep) -> int:
 
 
 def selective_checkpointing(bench: Bench) -> str:
-    """Same gradient with every third layer's input kept."""
+    """The gradient is the same with only every third layer's input kept."""
     shape: dict[str, Any] = {"num_hidden_layers": 9}
     found, stored = _streamed(bench, _plan(bench, checkpoint_every=3, stash=False), look=_stored, **shape)
     _, every = _streamed(bench, _plan(bench, stash=False), look=_stored, **shape)
@@ -126,7 +126,7 @@ def selective_checkpointing(bench: Bench) -> str:
 
 
 def activation_4bit(bench: Bench) -> str:
-    """Bytes of hidden states fall; the error that it costs is reported."""
+    """Bytes of hidden states fall; reports the error."""
     need_library("bitsandbytes", "quant")
     expected = _whole(bench)
     found: dict[int, tuple[dict[str, Tensor], int]] = {
@@ -134,7 +134,7 @@ def activation_4bit(bench: Bench) -> str:
     }
     errors = {bits: relative_error(gradient, expected) for bits, (gradient, _) in found.items()}
     bytes_ = {bits: stored for bits, (_, stored) in found.items()}
-    # fp32 here: 32 bits → 8 + 32/64 and 4 + 32/64.
+    # Hidden states are fp32 here: 32 bits → 8 + 32/64 and 4 + 32/64.
     ratios = [bytes_[16] / bytes_[bits] for bits in (8, 4)]
     demand(ratios[0] > 3.7 and ratios[1] > 7, f"hidden states / {ratios[0]:.2f} and / {ratios[1]:.2f}")
     demand(errors[16] < errors[8] < errors[4] < 1, f"gradient errors {errors[8]:.1e} and {errors[4]:.1e}")
@@ -145,7 +145,7 @@ def activation_4bit(bench: Bench) -> str:
 
 
 def activation_offload(bench: Bench) -> str:
-    """Same gradient with hidden states away from the device."""
+    """The gradient is the same with hidden states offloaded from the device."""
     shape: dict[str, Any] = {"num_hidden_layers": 12}
     home = "host" if bench.on_gpu else "disk"
     same = _exact(_streamed(bench, _plan(bench, hidden_home=home), **shape)[0], _whole(bench, **shape))
@@ -159,7 +159,7 @@ def activation_offload(bench: Bench) -> str:
 
 
 def weight_streaming(bench: Bench) -> str:
-    """Same gradient with two layers' weights on the device."""
+    """The gradient is the same with only two layers' weights on the device."""
     shape: dict[str, Any] = {"num_hidden_layers": 8}
 
     def device_bytes(step: StreamedStep) -> int:

@@ -1,4 +1,4 @@
-"""Proofs of the loop: what an update is made of, when a run ends, what is kept."""
+"""Proofs of the training loop: updates, early ends and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engine.verify.small import SmallRun, Unbothered, adapted, gradients, patter
 
 
 def gradient_accumulation(bench: Bench) -> str:
-    """An update of several windows of unlike lengths has the gradient of one big batch."""
+    """An update over several windows of different lengths has the gradient of one big batch."""
     windows = [random_tokens(length, seed) for seed, length in enumerate((64, 17, 2, 33, 64, 41))]
     run = SmallRun(
         bench.folder,
@@ -51,7 +51,7 @@ def gradient_accumulation(bench: Bench) -> str:
 
 
 def auto_batch_size(bench: Bench) -> str:
-    """The found size fits a limit, the next one does not, and a step of it is a step of windows apart."""
+    """The found size fits a limit and the next one does not; its step equals the step over separate windows."""
     window = random_tokens(257)
     model = adapted(small_model(device=bench.device))
 
@@ -80,7 +80,7 @@ def auto_batch_size(bench: Bench) -> str:
 
 
 def _tried_for_real(bench: Bench, step: WholeSequenceStep, window: Any) -> str:
-    """What training would use here: trial steps on a GPU, the ledger's formula on a CPU."""
+    """Returns the size that training would use here: by trial steps on a GPU, by the ledger's formula on a CPU."""
     if bench.on_gpu:
 
         def fits(count: int) -> bool:
@@ -94,7 +94,7 @@ def _tried_for_real(bench: Bench, step: WholeSequenceStep, window: Any) -> str:
 
 
 def dynamic_curriculum(bench: Bench) -> str:
-    """Sequences grow from an eighth to the whole context; an update keeps its tokens; the order stays."""
+    """Sequences grow from an eighth to the whole context; tokens per update and their order stay the same."""
     context = 512
     windows = [patterned_tokens(context, seed) for seed in range(20)]
     settings = {"training": {"tokens_per_update": context, "epochs": 1.0, "curriculum": True}}
@@ -128,11 +128,11 @@ def _cuts(context: int, length: int) -> list[int]:
 
 
 def early_stopping(bench: Bench) -> str:
-    """A run that gets worse ends early, and keeps the adapter that scored best."""
+    """A run whose loss rises ends early, and keeps the adapter with the best score."""
     run = SmallRun(
         bench.folder,
         bench.device,
-        # The held-out text has a pattern; after the first windows the training text has none.
+        # The held-out text has a pattern; the training text loses it after the first windows.
         [*(patterned_tokens(64, seed) for seed in range(8)), *(random_tokens(64, seed) for seed in range(40))],
         training={"early_stopping": 3, "evaluate_every": 2, "learning_rate": 0.02, "epochs": 4.0},
     )
@@ -160,7 +160,7 @@ def early_stopping(bench: Bench) -> str:
 
 
 def loss_spike_recovery(bench: Bench) -> str:
-    """An injected loss that is not a number: the run goes on from a good state."""
+    """After injected NaN gradients, the run continues from a good state."""
     run = SmallRun(bench.folder, bench.device, training={"epochs": 1.0})
     poisoned = [False]
     inner = run.parts.step.run
@@ -189,7 +189,7 @@ def loss_spike_recovery(bench: Bench) -> str:
 
 
 def checkpoint_pruning(bench: Bench) -> str:
-    """Only the newest checkpoints stay, each of them whole."""
+    """Only the newest checkpoints stay, each of them complete."""
     folder = CheckpointFolder(bench.folder / "checkpoints", Retention(newest=2))
     for step in (1, 2, 3, 4, 5):
         folder.save(step, [("state.json", b"{}" * step)])
@@ -199,11 +199,11 @@ def checkpoint_pruning(bench: Bench) -> str:
 
 
 def async_checkpointing(bench: Bench) -> str:
-    """Updates go on while a checkpoint is written, and the checkpoint is what the state was when it began."""
+    """Updates continue while a checkpoint is written; the checkpoint holds the state at its start."""
     run = SmallRun(bench.folder, bench.device, training={"epochs": 40.0})
     run.steps(2)
     state = capture(run.parts, run.progress, capture_random())
-    # Large enough that writing and reading it back takes longer than some updates.
+    # Large enough that writing and reading it takes longer than some updates.
     ballast = {"ballast": torch.zeros(32 * 2**20)}
     state = dataclasses.replace(state, tensors={**state.tensors, STATEFUL: {**state.tensors[STATEFUL], **ballast}})
     saver = Saver(run.parts.checkpoints, lambda _: None)

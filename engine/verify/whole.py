@@ -1,4 +1,4 @@
-"""Proofs of what whole windows and the loss are computed with."""
+"""Proofs of the whole-window step and of the loss."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _whole_gradient(model: Any, length: int, **options: Any) -> dict[str, Tensor
 
 
 def tiled_mlp(bench: Bench) -> str:
-    """Same gradient, lower peak."""
-    length = 513  # a GPU's fp32 attention keeps all its scores: they must not be what the peak is made of
+    """The gradient is the same, with a lower peak."""
+    length = 513  # a GPU's fp32 attention keeps all its scores, which must not dominate the peak
     shape: dict[str, Any] = {"intermediate_size": 4096, "num_hidden_layers": 2}
     plain, tiled = (adapted(small_model(device=bench.device, **shape)) for _ in range(2))
     tile_mlps(tiled.get_base_model(), tile=64)
@@ -48,7 +48,7 @@ def tiled_mlp(bench: Bench) -> str:
 
 
 def fused_linear_cross_entropy(bench: Bench) -> str:
-    """Same loss and gradient without all logits at once."""
+    """Loss and gradient are the same without all logits at once."""
     generator = torch.Generator().manual_seed(0)
     tokens, width, words = 4096, 64, 4096
     projection = torch.nn.Linear(width, words, bias=False).requires_grad_(requires_grad=False)
@@ -76,7 +76,7 @@ def fused_linear_cross_entropy(bench: Bench) -> str:
 
 
 def gradient_checkpointing(bench: Bench) -> str:
-    """Same gradient, lower peak."""
+    """The gradient is the same, with a lower peak."""
     length = 1025
     shape: dict[str, Any] = {"num_hidden_layers": 8}
     plain, again = (adapted(small_model(device=bench.device, **shape)) for _ in range(2))
@@ -91,7 +91,7 @@ def gradient_checkpointing(bench: Bench) -> str:
 
 
 def sequence_packing(bench: Bench) -> str:
-    """Documents in one row: loss and gradient of each apart, whole and streamed, without padding."""
+    """Documents packed in one row keep their own loss and gradient, whole and streamed, without padding."""
     lengths = [400, 37, 190, 73, 8, 292]
     documents = [random_tokens(n, seed) for seed, n in enumerate(lengths)]
     packed = joined(documents)
@@ -129,7 +129,7 @@ def _seconds_of(step: TrainingStep, windows: list[Window]) -> float:
 
 
 def label_smoothing(bench: Bench) -> str:
-    """The smoothed loss by its definition, and the same gradient from both ways to compute a step."""
+    """The smoothed loss matches its definition, and both kinds of step give the same gradient."""
     share, length = 0.2, 300
     model = adapted(small_model(device=bench.device))
     ids = torch.as_tensor(random_tokens(length).ids, device=bench.device)
@@ -149,7 +149,7 @@ def label_smoothing(bench: Bench) -> str:
 
 
 def longlora_s2(bench: Bench) -> str:
-    """Training reaches no further than neighbouring groups and never ahead; evaluation attends to everything."""
+    """Training attends no further than neighbouring groups and never ahead; evaluation attends to everything."""
     length = 256
     plain, shifted = (adapted(small_model(device=bench.device, num_hidden_layers=1)) for _ in range(2))
     shift_attention(shifted.get_base_model(), context=length)
@@ -160,14 +160,14 @@ def longlora_s2(bench: Bench) -> str:
         evaluated = [model.eval()(input_ids=ids).logits for model in (plain, shifted)]
     error = relative_error({"logits": evaluated[1]}, {"logits": evaluated[0]})
     demand(full == (0, 200), f"plain attention sees tokens {full}")
-    # Groups of 64: token 200 is in [192, 256), and shifted in [160, 224).
+    # Groups of 64: token 200 is in [192, 256), and in [160, 224) when shifted.
     demand(reach == (160, 200), f"in training token 200 sees tokens {reach[0]} to {reach[1]}, expected 160 to 200")
     demand(error < EXACT, f"in evaluation logits differ by {error:.1e} from full attention")
     return f"training: token 200 sees from 160 on, not from 0, and nothing ahead; evaluation within {error:.1e} of full"
 
 
 def _reach(model: Any, ids: Tensor, query: int) -> tuple[int, int]:
-    """First and last token whose embedding the output at `query` depends on, in training mode."""
+    """Returns first and last token whose embedding the output at `query` depends on, in training mode."""
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
     output = model.train()(inputs_embeds=embedded).logits[0, query].sum()
     (gradient,) = torch.autograd.grad(output, embedded)

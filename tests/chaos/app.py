@@ -164,8 +164,8 @@ def kill_the_start(lab: Lab, kills: int) -> dict[str, int]:
     for _ in range(kills):
         (state / FILE_NAME).write_text(json.dumps(to_mapping(config)), encoding="utf-8")
         screen = Screen()
-        for room in ("Project", "Hardware", "Tier", "Options", "Data"):
-            screen.wait_for(f"● {room}")
+        for screen_name in ("Project", "Hardware", "Tier", "Options", "Data"):
+            screen.wait_for(f"● {screen_name}")
             screen.press(CONTINUE)
         screen.wait_for("ready to start")
         screen.press(START)

@@ -95,7 +95,7 @@ def layouts(tmp_path):
     """The streamed plans that the checkpoints were computed with, in the order of their steps."""
     (run,) = (tmp_path / "out" / "runs").iterdir()
     states = [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/step-*/state.json"))]
-    return [state["progress"]["layout"]["stream"] for state in states]
+    return [state["progress"]["layout"] for state in states]
 
 
 def test_a_run_computes_as_it_was_asked_to_and_otherwise_after_it_was_asked_otherwise(call, tmp_path):

@@ -1,1 +1,1 @@
-"""What several tests need: tiny random models, windows, and a session that records."""
+"""Shared test helpers: tiny random models, windows, and a recording session."""

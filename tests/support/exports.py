@@ -1,4 +1,4 @@
-"""Finished runs of tiny models of several families, with real tokenizers, for exporting."""
+"""Makes finished runs of tiny models of several families, with real tokenizers, for export tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SPLITS = {
 
 
 def byte_level_tokenizer(numbers: str = r"\p{N}") -> Tokenizer:
-    """Byte-level BPE with the word rule of Qwen2 or Llama 3, with tokens for fill-in-the-middle."""
+    """Trains byte-level BPE with the word rule of Qwen2 or Llama 3, and fill-in-the-middle tokens."""
     split = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -73,7 +73,7 @@ def byte_level_tokenizer(numbers: str = r"\p{N}") -> Tokenizer:
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
-    """SentencePiece's kind, as Llama 2 and Phi-3 have it: spaces are "▁", what is unknown becomes bytes."""
+    """Makes SentencePiece's kind, as of Llama 2 and Phi-3: spaces are "▁", unknown text becomes bytes."""
     trained = Tokenizer(BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁]+|▁+"), behavior="isolated")
@@ -96,7 +96,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
 def save_base(
     path: Path, family: str, tokenizer: Tokenizer, *, tied: bool = False, seed: int = 0, **shape: Any
 ) -> Path:
-    """A tiny random model in Hugging Face format. Biases and norms are drawn too: zeros and ones hide mistakes."""
+    """Saves a tiny random model in Hugging Face format, with random biases and norms: zeros and ones hide mistakes."""
     torch.manual_seed(seed)
     head = {"head_dim": 16} if family in ("qwen3", "mistral") else {}
     window = {"sliding_window": None} if family == "mistral" else {}
@@ -123,7 +123,7 @@ def finished_run(
     seed: int = 1,
     **model: Any,
 ) -> RunDirectory:
-    """A run's folder as training leaves it, with an adapter of random updates."""
+    """Makes a run's folder as training leaves it, with an adapter of random updates."""
     config = from_mapping(
         {
             "model": {"name": str(base), **model},
@@ -153,7 +153,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def adapter_logits(run: RunDirectory, ids: torch.Tensor, changes: BaseChanges = NO_CHANGES) -> torch.Tensor:
-    """What the run's own model says: its base with its adapter, by PEFT, in fp32."""
+    """Returns fp32 logits (batch, tokens, vocabulary) of the run's base with its adapter, by PEFT."""
     from peft import PeftModel
 
     base = load_model(find_model(run.load_config().model.name), choose_placement("cpu", "fp32"), changes)

@@ -1,4 +1,4 @@
-"""Tiny models of every row of the registry of families, in shapes that real files have: saved, with a tokenizer."""
+"""Makes tiny models of every registered family, in shapes of real files, and saves them with a tokenizer."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"use_bias": False, "tie_word_embeddings": False, "residual_dropout": 0.0, "embedding_dropout": 0.0},
     ],
 }
-"""Settings of each family's models; the first of each is what the longer tests take."""
+"""Settings of each family's models; the longer tests use the first of each."""
 
 VARIANTS = [(family, number) for family, variants in ROWS.items() for number in range(len(variants))]
 
 
 def tiny_config(family: str, number: int = 0, **changes: Any) -> Any:
-    """The configuration of one variant."""
+    """Returns the configuration of one variant."""
     settings = {**_COMMON, "vocab_size": len(_tokenizer()), **ROWS[family][number], **changes}
     return AutoConfig.for_model(family, **{key: value for key, value in settings.items() if value is not _ABSENT})
 
@@ -80,7 +80,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_family(path: Path, family: str, number: int = 0, **changes: Any) -> Path:
-    """A folder with a model of random weights and its tokenizer. Norms and biases are drawn too."""
+    """Saves a model of random weights and its tokenizer in a folder. Norms and biases are random too."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(tiny_config(family, number, **changes))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A small file system of a test's own: real ENOSPC, in a mount namespace that ends with its process."""
+"""Mounts a small tmpfs for real ENOSPC, in a mount namespace that ends with its process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_mount = pytest.mark.skipif(not _can_mount(), reason="needs a mount namespa
 
 
 def run_mounted(script: str, folder: Path, size: str) -> str:
-    """What a script prints that gets the path of a tmpfs of this size as its argument."""
+    """Runs a script with the path of a tmpfs of this size as its argument, and returns its output."""
     mount = folder / "mounted"
     mount.mkdir()
     command = f'mount -t tmpfs -o size={size} none "{mount}" && exec "{sys.executable}" -c "$SCRIPT" "{mount}"'

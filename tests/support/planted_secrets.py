@@ -1,4 +1,4 @@
-"""Made-up secrets in the formats that providers document, drawn at random so that no real-looking key is committed."""
+"""Generates random fake secrets in the formats that providers document, so that no real-looking key is committed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ FORMATS = {
     "URL with a mark": "amqp://svc:{A8}!{A5}@mq.internal/",
 }
 
-# Values without a format of their own are known by where they stand.
+# Values without a format of their own are recognized by their context.
 PLACES = {
     "Python password": 'DB_PASSWORD = "{A9}!{D3}"\n',
     "Python API key": "api_key = '{H32}'\n",
@@ -116,7 +116,7 @@ BARE_PLACES = {
 
 
 def fill(template: str, rng: random.Random) -> tuple[str, list[str]]:
-    """The template with random characters for its fields, and those characters."""
+    """Fills a template's fields with random characters; returns the text and those characters."""
     values: list[str] = []
 
     def draw(match: re.Match[str]) -> str:
@@ -128,6 +128,6 @@ def fill(template: str, rng: random.Random) -> tuple[str, list[str]]:
 
 
 def private_key(kind: str, rng: random.Random) -> tuple[str, str]:
-    """A block that looks like a private key, and its first line of content."""
+    """Makes a block that looks like a private key; returns it and its first line of content."""
     body = base64.encodebytes(rng.randbytes(600)).decode()
     return f"-----BEGIN {kind}-----\n{body}-----END {kind}-----\n", body.splitlines()[0]

@@ -1,4 +1,4 @@
-"""Small in-memory runs of the loop: parts over a tiny model, and a run directory to save in."""
+"""Builds small in-memory training runs: trainer components over a tiny model, and a run directory for checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WINDOWS = patterned_windows([CONTEXT] * 11 + [20, 3], seed=3)
 
 
 def run_config(**sections: Mapping[str, Any]) -> RunConfig:
-    """Six updates of 128 tokens; dropout, so that the random state matters."""
+    """Configures six updates of 128 tokens, with dropout, so that the random state matters."""
     values: dict[str, dict[str, Any]] = {
         "training": {"context": CONTEXT, "tokens_per_update": 128, "learning_rate": 0.01, "epochs": 1.0},
         "lora": {"rank": 4, "dropout": 0.1},
@@ -59,7 +59,7 @@ def build(
     windows: WindowSource = WINDOWS,
     scored: list[int] | None = None,
 ) -> tuple[TrainerComponents, Progress]:
-    """The parts and the progress of a run that starts anew."""
+    """Builds the components and the progress of a fresh run."""
 
     def evaluate() -> float:
         if scored is not None:

@@ -1,4 +1,4 @@
-"""A training session in the test's own process: records every event, sends commands at chosen steps."""
+"""Provides a training session in the test's process that records every event and sends commands at chosen steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ E = TypeVar("E", bound=Event)
 
 
 class ScriptedInbox:
-    """Commands that arrive when a step was completed. `script` maps steps done to commands."""
+    """Delivers commands after completed steps. `script` maps completed steps to commands."""
 
     def __init__(self, script: Script) -> None:
         self._script = {step: list(commands) for step, commands in script.items()}
@@ -41,7 +41,7 @@ class ScriptedInbox:
 
 @dataclass
 class RecordingSession:
-    """What engine.training sees of a run. Events pile up in `events`."""
+    """The run as engine.training sees it. Records events in `events`."""
 
     config: RunConfig
     run: RunDirectory
@@ -64,5 +64,5 @@ class RecordingSession:
         self.emit(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text))
 
     def of(self, kind: type[E]) -> list[E]:
-        """The events of one type."""
+        """Returns the events of one type."""
         return [event for event in self.events if isinstance(event, kind)]

@@ -1,9 +1,9 @@
-"""Side streams of a device that is simulated on a CPU, where copies are copies and arrive when they like.
+"""Simulates a device's side streams on a CPU, where copies are real and complete at arbitrary times.
 
-On a CPU tiles and pages are seen where they are, and what is in flight on a GPU has always arrived. Here the streamed
-step's own code for a GPU runs (pinned tiles, pages, streamed weights, spill files), over streams that run each copy at
-once, or not before somebody waits for it. A GPU does anything in between. Until a copy has run, its target holds
-0xFF bytes, which are NaN as any float: whoever reads too early, or hands out what is still in use, gets those.
+On a CPU, tiles and pages are used in place, and copies that would be in flight on a GPU are complete. The streamed
+step's GPU code runs here (pinned tiles, pages, streamed weights, spill files), over streams that run each copy at
+once, or only when somebody waits for it. A GPU does anything in between. Until a copy has run, its target holds 0xFF
+bytes, which are NaN in every float type. Code that reads too early, or hands out memory still in use, gets those.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Event:
-    """Stands for a torch.cuda.Event after one copy."""
+    """Stands in for the torch.cuda.Event after one copy."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.happened = False
 
     def query(self) -> bool:
-        """Whether the copy has run."""
+        """Returns whether the copy has run."""
         return self.happened
 
     def synchronize(self) -> None:
@@ -45,22 +45,22 @@ class Event:
 
 
 class Stream:
-    """Copies in the order in which they were begun.
+    """Runs copies in the order of their start.
 
     Args:
-        late: How likely a copy is to wait until it is needed: 0 for never, 1 for always.
-        lock: Of both streams: spill files wait for copies in threads of their own.
-        chance: Decides.
+        late: Probability that a copy waits until it is needed, from 0 (never) to 1 (always).
+        lock: Shared by both streams, as spill files wait for copies in threads of their own.
+        chance: Random number generator.
     """
 
     def __init__(self, late: float, lock: threading.RLock, chance: random.Random) -> None:
         self._late, self.lock, self._chance = late, lock, chance
         self._waiting: deque[tuple[Sequence[Pair], Event]] = deque()
         self.copies = 0
-        "Copies begun so far."
+        "Copies started so far."
 
     def begin(self, pairs: Sequence[Pair], after: Sequence[Event]) -> Event:
-        """Begins a copy; what it has to come after is run first."""
+        """Starts a copy; runs the copies that it must follow first."""
         for event in after:
             event.synchronize()
         with self.lock:
@@ -82,7 +82,7 @@ class Stream:
 
 
 class Streams:
-    """Stands for CopyStreams."""
+    """Stands in for CopyStreams."""
 
     def __init__(self, to_device: float, to_host: float, seed: int = 0) -> None:
         lock, chance = threading.RLock(), random.Random(seed)
@@ -90,7 +90,7 @@ class Streams:
 
 
 def poison(tensor: Tensor) -> None:
-    """Overwrites a tensor with bytes that nobody would take for values."""
+    """Overwrites a tensor with bytes that no test mistakes for values."""
     tensor.view(torch.uint8).fill_(_POISON)
 
 
@@ -98,12 +98,12 @@ SCHEDULES: dict[str, tuple[float, float]] = {
     **{f"to the device {a}, home {b}": (x, y) for (a, x), (b, y) in product((("early", 0), ("late", 1)), repeat=2)},
     "by chance": (0.5, 0.5),
 }
-"""How late copies run on each stream: the four extremes, and a mixture."""
+"""Delay probabilities of copies on each stream: the four extremes, and a mixture."""
 
 
 @contextlib.contextmanager
 def simulated(schedule: str) -> Iterator[list[Streams]]:
-    """Within, streamed steps on a CPU copy as on a GPU, by one of SCHEDULES; yields the list of their streams."""
+    """Makes streamed steps on a CPU copy as on a GPU, by one of SCHEDULES; yields the list of their streams."""
     module: Any = copies
     real = module.copy_streams, module.begin_copy, module.wait_for
     made: list[Streams] = []

@@ -1,4 +1,4 @@
-"""Tiny random models of real families, and windows over made-up text."""
+"""Makes tiny random models of real families, and windows over synthetic text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
 
 
 def tiny_model(family: str = "qwen2", seed: int = 0, **shape: Any) -> Any:
-    """A model of a few ten thousand fp32 weights."""
+    """Makes a model of a few ten thousand fp32 weights."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**SHAPE, **shape}), attn_implementation="sdpa")
     model.config.use_cache = False
@@ -70,7 +70,7 @@ class ListWindows:
 
 
 def patterned_windows(lengths: Sequence[int], seed: int = 0) -> ListWindows:
-    """Windows of a made-up language in which the next token mostly follows from the last one."""
+    """Makes windows of a synthetic language whose next token mostly follows from the last one."""
     random = np.random.RandomState(seed)
     follower = np.random.RandomState(7).permutation(VOCABULARY)
     windows = []

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind that models come with, made by the tokenizers library alone."""
+"""Makes tokenizers of every kind that models use, with the tokenizers library alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def added(name: str, *, special: bool = False, **how: bool) -> AddedToken:
 
 
 def byte_level(tokens: Sequence[AddedToken] = (), *, ignore_merges: bool = False) -> Tokenizer:
-    """GPT-2's kind."""
+    """Makes GPT-2's kind."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,11 +33,11 @@ def byte_level(tokens: Sequence[AddedToken] = (), *, ignore_merges: bool = False
 
 
 def byte_fallback(tokens: Sequence[AddedToken] = (), scheme: str = "legacy") -> Tokenizer:
-    """The kind of Llama 2, CodeLlama and Gemma: SentencePiece's BPE.
+    """Makes the kind of Llama 2, CodeLlama and Gemma: SentencePiece's BPE.
 
     Args:
-        tokens: More of them.
-        scheme: How a text gets its first space: "legacy" by the normaliser, else Metaspace's always, first or never.
+        tokens: Additional tokens.
+        scheme: Source of a text's leading space: the normaliser ("legacy"), or Metaspace ("always", "first", "never").
     """
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
@@ -62,7 +62,7 @@ def byte_fallback(tokens: Sequence[AddedToken] = (), scheme: str = "legacy") -> 
 
 
 def unigram(tokens: Sequence[AddedToken] = (), scheme: str = "first") -> Tokenizer:
-    """SentencePiece's other kind: its vocabulary holds the control tokens as words."""
+    """Makes SentencePiece's other kind, whose vocabulary holds the control tokens as words."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     letters = sorted(set("".join(TEXTS)) | set(map(chr, range(32, 127))))
@@ -80,7 +80,7 @@ def unigram(tokens: Sequence[AddedToken] = (), scheme: str = "first") -> Tokeniz
 
 
 def word_piece(tokens: Sequence[AddedToken] = ()) -> Tokenizer:
-    """BERT's kind. It loses spaces: what it encodes cannot be given back."""
+    """Makes BERT's kind. It loses spaces, so encoded text cannot be restored."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False)

@@ -1,4 +1,4 @@
-"""Every test has a state folder of its own, and the same clock."""
+"""Gives every test a state folder of its own and the same time zone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tui.support import settled, still
 
 @pytest.fixture(autouse=True)
 def ground(tmp_path, monkeypatch):
-    """State folder, time zone, no animations, colours."""
+    """Sets state folder, time zone and colours."""
     monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -24,13 +24,13 @@ def ground(tmp_path, monkeypatch):
 
 @pytest.fixture
 def look(snap_compare):
-    """Compares an app's screen, once everything that it asked for is there."""
+    """Compares an app's screen with its snapshot, once all requests are answered."""
 
-    def compare(app, size, *, room=None, then=None):
+    def compare(app, size, *, screen_name=None, then=None):
         async def before(pilot):
             await settled(pilot)
-            if room is not None:
-                app.go(room)
+            if screen_name is not None:
+                app.go(screen_name)
                 await pilot.pause()
             if then is not None:
                 await then(pilot)

@@ -1,4 +1,4 @@
-"""The recorded run that stands in for a live engine: fixtures/demo-run/events.jsonl.
+"""Records the run that stands in for a live engine: fixtures/demo-run/events.jsonl.
 
 `python -m tests.tui.recording` writes the file again. Its times, ids and figures are fixed.
 """
@@ -33,11 +33,11 @@ START = 1_767_348_000.0
 STEPS = 60
 
 HOSTILE = "reading [/bold] src/[link=x].py \x1b[31m and [red]more"
-"A log line that would be markup, a link and an escape code, if anything parsed it."
+"A log line that a parser would take for markup, a link and an escape code."
 
 
 def record() -> list[Envelope]:
-    """Every event of the run, first to last."""
+    """Returns every event of the run in order."""
     events: list[tuple[float, Event]] = [
         (0.0, PhaseChanged(phase="data")),
         (0.4, LogLine(level="info", text="214 files, 521,904 tokens, 12 held out")),
@@ -122,10 +122,10 @@ def _completed(step: int) -> StepCompleted:
 
 
 def gpu_run(run_id: str, steps: int, *, seed: int = 0, ended: bool = True) -> list[Envelope]:
-    """A run on a graphics card with a noisy loss; where it has not ended, it is inside its next step."""
+    """Makes a GPU run with a noisy loss; unless it has ended, it is inside its next step."""
 
     def noise(step: int, part: int) -> float:
-        """Between −1 and 1, the same everywhere."""
+        """Returns a value from −1 to 1, the same on every machine."""
         wild = math.sin(step * 12.9898 + part * 78.233 + seed * 37.719) * 43758.5453
         return 2 * (wild - math.floor(wild)) - 1
 
@@ -208,7 +208,7 @@ def gpu_run(run_id: str, steps: int, *, seed: int = 0, ended: bool = True) -> li
 
 
 def recorded(until_step: int | None = None) -> list[Envelope]:
-    """The events on disk, up to the progress that follows a step; all of them for None."""
+    """Reads the recorded events, up to the progress that follows a step; all of them for None."""
     envelopes = [decode_event(line) for line in (FOLDER / "events.jsonl").read_bytes().splitlines()]
     if until_step is None:
         return envelopes

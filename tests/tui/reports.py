@@ -1,4 +1,4 @@
-"""A dataset's report that is the same everywhere."""
+"""A fixed dataset report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app on fixed ground: a machine, a repository and a run that are the same everywhere."""
+"""Builds the app on fixed data: machine, repository and run."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ CHECKS = [
 
 
 def gpu_machine() -> Machine:
-    """A gaming PC."""
+    """Describes a gaming PC."""
     return simulate(find_card("rtx-3060-12gb"), ram_bytes=32 * GIB, disk_bytes=400 * GIB)
 
 
 def cpu_machine() -> Machine:
-    """A laptop without an NVIDIA GPU."""
+    """Describes a laptop without an NVIDIA GPU."""
     return Machine(
         cpu_name="Example CPU",
         cpu_cores=8,
@@ -89,7 +89,7 @@ def cpu_machine() -> Machine:
 
 
 def snapshot_of(machine: Machine) -> Snapshot:
-    """A reading of a machine; some of it unknown."""
+    """Makes a telemetry snapshot of a machine, with some values unknown."""
     return Snapshot(
         time=START,
         gpus=tuple(
@@ -119,7 +119,7 @@ def snapshot_of(machine: Machine) -> Snapshot:
 
 
 def history_of(machine: Machine) -> list[Snapshot]:
-    """A minute and a half of readings that go up and down."""
+    """Makes a minute and a half of varying snapshots."""
     now = snapshot_of(machine)
     found = []
     for second in range(90):
@@ -139,7 +139,7 @@ def history_of(machine: Machine) -> list[Snapshot]:
 
 
 class Replay(RunHandle):
-    """A handle whose run is a list of events; commands are acknowledged at once and kept in `sent`."""
+    """A handle that replays a list of events; acknowledges commands at once and keeps them in `sent`."""
 
     def __init__(self, envelopes: list[Envelope]) -> None:
         super().__init__(RunDirectory(FOLDER))
@@ -150,12 +150,12 @@ class Replay(RunHandle):
         self.reach = Access(here=True)
 
     def poll(self) -> list[Envelope]:
-        """What came since the last call."""
+        """Returns the events since the last call."""
         coming, self._coming = self._coming, []
         return coming
 
     def add(self, *events: object) -> None:
-        """More events, in order."""
+        """Appends events in order."""
         for event in events:
             self._coming.append(Envelope(run=RUN_ID, seq=self._number, time=START + 500, event=event))
             self._number += 1
@@ -166,11 +166,11 @@ class Replay(RunHandle):
         self.add(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=True))
 
     def access(self) -> Access:
-        """Whatever a test set."""
+        """Returns the access that the test set."""
         return self.reach
 
     def close(self) -> None:
-        """Only remembers it."""
+        """Records the call."""
         self.closed = True
 
 
@@ -179,7 +179,7 @@ _ANSWERS: dict[str, object] = {}
 
 
 class FixedEngine(Engine):
-    """The engine with a fixed machine, repository and run; planning and checking are the real ones."""
+    """The engine with a fixed machine, repository and run; planning and checking are real."""
 
     def __init__(self, machine: Machine, handle: RunHandle | None = None) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class FixedEngine(Engine):
         return self.machine
 
     def plan_tiers(self, machine, mapping, tokens):
-        # The real planner, which takes a third of a second and would answer the same.
+        # The real planner, cached, since it takes a third of a second.
         asked = repr((machine, mapping, tokens))
         if asked not in _PLANS:
             _PLANS[asked] = super().plan_tiers(machine, mapping, tokens)
@@ -214,7 +214,7 @@ class FixedEngine(Engine):
         return self._once("ways_to_fit", mapping, machine, tokens, context)
 
     def _once(self, name, *asked):
-        # As above: all models of the catalogue take seconds.
+        # Cached too: planning all models of the catalogue takes seconds.
         key = f"{name}{asked!r}"
         if key not in _ANSWERS:
             _ANSWERS[key] = getattr(Engine, name)(self, *asked)
@@ -251,7 +251,7 @@ class FixedEngine(Engine):
 
 
 def make_app(
-    room: str = "project",
+    screen_name: str = "project",
     *,
     machine: Machine | None = None,
     handle: RunHandle | None = None,
@@ -259,26 +259,26 @@ def make_app(
     values: dict[str, object] | None = None,
     draft_path: Path | None = None,
 ) -> EliteApp:
-    """An app on fixed ground, in one room, with some values typed."""
+    """Builds an app on fixed data, on one screen, with some fields set."""
     draft = Draft(draft_path, {})
     for path, value in {"data.repositories": ["/home/me/shop"], **(values or {})}.items():
         draft.set(path, value)
     app = EliteApp(
         AppState(draft=draft, clock=lambda: START + 100),
         engine or FixedEngine(machine or gpu_machine(), handle),
-        first_room=room if room in ("monitor", "runs") else "project",
+        first_screen=screen_name if screen_name in ("monitor", "runs") else "project",
     )
     app.animation_level = "none"
     return app
 
 
-def room_of(app: EliteApp) -> str:
-    """The room on screen."""
+def screen_of(app: EliteApp) -> str:
+    """Returns the name of the current screen."""
     return app.screen.ROOM  # type: ignore[attr-defined]
 
 
 def text_of(app: EliteApp, selector: str) -> str:
-    """What a widget of the present screen says, without styles."""
+    """Returns the text of a widget on the current screen, without styles."""
     widget = app.screen.query_one(selector)
     if isinstance(widget, DiffWidget):
         return widget.plain
@@ -287,7 +287,7 @@ def text_of(app: EliteApp, selector: str) -> str:
 
 
 async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Waits until something is so."""
+    """Waits until a condition holds."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
         if asyncio.get_running_loop().time() > deadline:
@@ -297,7 +297,7 @@ async def until(pilot: Pilot, condition: Callable[[], bool], seconds: float = 20
 
 
 async def settled(pilot: Pilot) -> None:
-    """Waits until every worker has answered, and the cursor stands still."""
+    """Waits until every worker has answered, and stops cursors from blinking."""
     app = pilot.app
     assert isinstance(app, EliteApp)
     state = app.state
@@ -314,12 +314,12 @@ async def settled(pilot: Pilot) -> None:
 
 
 async def still(pilot: Pilot) -> None:
-    """Waits until the screen looks the same five times in a row: gauges draw after their layout."""
+    """Waits until the screen looks the same five times in a row, since gauges draw after their layout."""
     former: list[Strip] = []
     same = 0
     while same < 5:
         await pilot.pause(0.1)
-        for field in pilot.app.screen.query(Input):  # also of a form that was mounted meanwhile
+        for field in pilot.app.screen.query(Input):  # also in a form mounted in the meantime
             field.cursor_blink = False
         present = pilot.app.screen._compositor.render_strips()
         same = same + 1 if present == former else 0
@@ -327,7 +327,7 @@ async def still(pilot: Pilot) -> None:
 
 
 def copy_recording(folder: Path) -> RunDirectory:
-    """The recorded run as a run directory, below an output folder."""
+    """Copies the recorded run to a run directory below an output folder."""
     path = folder / "runs" / RUN_ID
     shutil.copytree(FOLDER, path)
     config = run_config.from_mapping(
@@ -338,5 +338,5 @@ def copy_recording(folder: Path) -> RunDirectory:
 
 
 def half_way() -> Replay:
-    """A run that is in its 34th step."""
+    """Returns a run inside its 34th step."""
     return Replay(recorded(until_step=33))

@@ -1,4 +1,4 @@
-"""A real terminal for the app: a pseudo-terminal in a session of its own."""
+"""Runs the app in a pseudo-terminal with its own session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _without_escapes(output: bytes) -> str:
 
 
 class Terminal:
-    """The wizard in a pseudo-terminal of its own session, as a person's terminal emulator starts it."""
+    """The wizard in a pseudo-terminal with its own session, as a terminal emulator starts it."""
 
     def __init__(
         self, *arguments: str, program: Sequence[str] = ("-m", "elite_tui"), size: tuple[int, int] = (80, 24)
@@ -34,7 +34,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         self.modes = termios.tcgetattr(self.master)
-        "How the terminal was before the app."
+        "The terminal's modes before the app."
         self.process = subprocess.Popen(
             [sys.executable, *program, *arguments],
             stdin=slave,
@@ -50,17 +50,17 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What was written since the last key, without escape sequences."""
+        """Returns the output since the last key, without escape sequences."""
         return _without_escapes(self._output)
 
     def text_after_leaving(self) -> str:
-        """What was written after the alternate screen was left."""
+        """Returns the output after the app left the alternate screen."""
         _, left, after = self._output.partition(b"\x1b[?1049l")
         assert left
         return _without_escapes(after)
 
     def read(self, seconds: float) -> None:
-        """Takes what the app writes; a terminal that is not read stalls it."""
+        """Reads the app's output; an unread terminal would stall it."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self.master], [], [], left)[0]:
@@ -72,19 +72,19 @@ class Terminal:
                 self._all += data
 
     def wait_for(self, condition, seconds: float) -> None:
-        """Reads until something is so."""
+        """Reads until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, self.text[-4000:]
             self.read(0.1)
 
     def press(self, keys: bytes) -> None:
-        """Types."""
+        """Sends keys."""
         self._output = b""
         os.write(self.master, keys)
 
     def is_sane(self) -> bool:
-        """Whether the terminal is as it was: line editing, normal screen, visible cursor, no mouse reports."""
+        """Returns whether the terminal is restored: line editing, normal screen, visible cursor, no mouse reports."""
         left = all(self._all.rfind(off) > self._all.rfind(on) for on, off in _MODES if on in self._all)
         return left and termios.tcgetattr(self.master) == self.modes
 

@@ -24,7 +24,7 @@ finite = st.floats(-1e9, 1e9)
 
 
 def series(points, **more):
-    """A series from pairs; None is a missing value."""
+    """Makes a series from pairs; None is a missing value."""
     return Series(name="train", x=values([x for x, _ in points]), y=values([y for _, y in points]), **more)
 
 
@@ -33,7 +33,7 @@ def reduced(points, columns):
     return reduce_to_columns(x, y, points[0][0], points[-1][0], columns)
 
 
-# --- reducing ------------------------------------------------------------------------------------------------
+# --- downsampling --------------------------------------------------------------------------------------------
 
 
 def test_a_missing_value_breaks_the_line():

@@ -49,12 +49,12 @@ def test_the_first_repository_is_the_present_folder(tmp_path, monkeypatch):
 def test_the_app_needs_no_torch_and_no_engine_parts_before_its_first_frame():
     code = """
 import sys
-from elite_tui.app import EliteApp, build_room
+from elite_tui.app import EliteApp, build_screen
 from elite_tui.client.calls import Engine
 from elite_tui.__main__ import load_draft
 from elite_tui.state import AppState
 app = EliteApp(AppState(draft=load_draft(None)), Engine())
-build_room("project", app)
+build_screen("project", app)
 slow = {"torch", "transformers", "peft", "accelerate", "pynvml", "psutil", "numpy", "engine.plan.planner"}
 print(sorted(slow & sys.modules.keys()))
 """

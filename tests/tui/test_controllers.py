@@ -1,4 +1,4 @@
-"""Controllers do their work for any Host: here one without a terminal, whose clock stands still."""
+"""Controllers work for any Host, here one without a terminal and with a fixed clock."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Timer:
 
 
 class Desktop:
-    """A Host that keeps what it is asked for; workers run at once."""
+    """A Host that records its calls; workers run at once."""
 
-    room = "project"
+    screen_name = "project"
 
     def __init__(self):
         self.told, self.posted, self.timers, self.notices, self.left = [], [], [], [], []
@@ -40,7 +40,7 @@ class Desktop:
         self.told.append(part)
 
     def go(self, name):
-        self.room = name
+        self.screen_name = name
 
     def leave(self, run_state="goes on"):
         self.left.append(run_state)
@@ -71,7 +71,7 @@ class Ground:
         self.runs = RunController(self.host, self.state, self.client)
 
     def take(self, kind):
-        """Takes the one message of a kind that was posted."""
+        """Removes and returns the only posted message of a type."""
         (message,) = (message for message in self.host.posted if isinstance(message, kind))
         self.host.posted.remove(message)
         return message
@@ -106,7 +106,7 @@ def test_typing_is_planned_for_once_and_written(tmp_path):
     ground = Ground(path)
     ground.state.preflight.value = object()
     ground.drafting.edit("lora.rank", "8")
-    ground.drafting.edit("lora.rank", "8")  # a control that says what it holds
+    ground.drafting.edit("lora.rank", "8")  # a control that reports its initial value
     ground.drafting.edit("lora.rank", "80")
     assert ground.host.told == [StatePart.DRAFT, StatePart.DRAFT]
     assert ground.state.preflight.value is None
@@ -125,11 +125,11 @@ def test_a_draft_that_cannot_be_written_is_said(tmp_path):
     ground.drafting.close()
 
 
-def test_a_dataset_is_read_anew_only_in_its_room():
+def test_a_dataset_is_read_anew_only_in_its_screen():
     ground = Ground()
     ground.drafting.edit("data.packing", "false")
     before = len(ground.host.timers)
-    ground.host.room = "data"
+    ground.host.screen_name = "data"
     ground.drafting.edit("data.packing", "")
     assert len(ground.host.timers) == before + 1
     ground.host.timers[-1].callback()
@@ -140,7 +140,7 @@ def test_the_app_ends_when_its_last_command_is_handed_over():
     ground = Ground(handle=half_way())
     ground.runs.open([None])
     ground.runs.opened(ground.take(RunOpened))
-    assert ground.host.room == "monitor"
+    assert ground.host.screen_name == "monitor"
     ground.runs.stop_and_leave()
     assert ground.host.left == []
     ground.runs.sent(ground.take(CommandSent))

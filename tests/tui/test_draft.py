@@ -1,4 +1,4 @@
-"""What is typed is kept, valid or not."""
+"""Typed text is kept, valid or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real thing: the wizard drives a real training process, and a run outlives a killed app."""
+"""End to end: the wizard drives a real training process, and a run outlives a killed app."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elite_tui.widgets.field_row import FieldRow
 from elite_tui.wizard.draft import Draft
 from engine.launch.handle import RunHandle
 from engine.runs.run_index import find_run, list_runs
-from tests.tui.support import make_app, room_of, settled, text_of, until
+from tests.tui.support import make_app, screen_of, settled, text_of, until
 from tests.tui.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ FEW_STEPS = {
 
 @pytest.fixture
 def repository(tmp_path):
-    """A dozen small files, one with a name that would be markup."""
+    """Makes a dozen small files, one with a name that would be markup."""
     folder = tmp_path / "shop"
     folder.mkdir()
     for number in range(12):
@@ -51,7 +51,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """The training process shares the machine with the tests."""
+    """Limits the training process to one thread, as it shares the machine with the tests."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
 
@@ -64,8 +64,8 @@ async def type_into(pilot, path, text):
     await until(pilot, lambda: control.value == text)
 
 
-async def test_from_the_first_room_to_the_result(repository, tmp_path, one_thread):
-    """Nothing is replaced: repository, machine, plan, preflight, process, training, journal."""
+async def test_from_the_first_screen_to_the_result(repository, tmp_path, one_thread):
+    """Replaces nothing: repository, machine, plan, preflight, process, training and journal are real."""
     app = EliteApp(AppState(draft=Draft(tmp_path / "wizard.json", {})), Engine())
     app.animation_level = "none"
     async with app.run_test(size=(100, 32)) as pilot:
@@ -80,7 +80,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await pilot.press("ctrl+n")
         await until(pilot, lambda: app.state.tiers.value is not None)
         await pilot.press("ctrl+n")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         await pilot.press("f4")
         await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         for path, value in {**FEW_STEPS, "training.max_steps": 3}.items():
@@ -93,7 +93,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         await until(pilot, lambda: app.state.preflight.value is not None)
         await until(pilot, lambda: "✓ ready to start" in text_of(app, "#verdict"))
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: room_of(app) == "monitor", seconds=60)
+        await until(pilot, lambda: screen_of(app) == "monitor", seconds=60)
         await until(pilot, lambda: app.state.run.step, seconds=120)
         await until(pilot, lambda: "train n/a" not in app.screen.query_one(LineChart).plain, seconds=60)
         await until(pilot, lambda: app.state.run.ended, seconds=120)
@@ -101,7 +101,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
         assert app.state.run.state == "completed"
         assert len(app.state.run.history.steps) == 3
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         assert "✓ completed" in text_of(app, "#verdict")
         assert "lower" in text_of(app, "#perplexity") or "higher" in text_of(app, "#perplexity")
         assert (app.state.run_path / "adapter" / "adapter_model.safetensors").is_file()
@@ -113,7 +113,7 @@ async def test_from_the_first_room_to_the_result(repository, tmp_path, one_threa
 
 
 def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_path, one_thread):
-    """SIGKILL to the app and the loss of its terminal; the run completes, and the monitor shows all of it."""
+    """Kills the app with SIGKILL and closes its terminal; the run completes, and the monitor shows all of it."""
     state = Path(os.environ["ELITE_TUI_STATE_DIR"])
     draft = Draft(state / "wizard.json", {})
     values = {"output.directory": str(tmp_path / "out"), "output.model_name": "shop", "training.max_steps": 12}
@@ -123,9 +123,9 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for room in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
+        for screen_name in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
             terminal.press(b"\x0e")
-            terminal.wait_for(lambda room=room: room in terminal.text, 60)
+            terminal.wait_for(lambda screen_name=screen_name: screen_name in terminal.text, 60)
         terminal.press(b"\x13")
         terminal.wait_for(lambda: any(run.step >= 1 for run in list_runs()), 180)
         os.kill(terminal.process.pid, signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
 
 
 def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
-    """An exception in a handler: three lines on the normal screen, a log, exit status 1."""
+    """Raises in a handler; expects three lines on the normal screen, a log, and exit status 1."""
     program = (
         "import sys; from elite_tui.app import EliteApp; from elite_tui.__main__ import main;"
         "EliteApp.action_toggle_theme = lambda self: 1 // 0; sys.exit(main(sys.argv[1:]))"
@@ -173,7 +173,7 @@ def test_a_failure_of_the_app_leaves_the_terminal_sane(repository):
 
 
 async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_path, one_thread):
-    """A run that another process started is watched, paused, resumed and stopped from the monitor."""
+    """Watches, pauses, resumes and stops a run that another process started."""
     from engine import config
     from engine.launch.launcher import launch
 
@@ -181,7 +181,7 @@ async def test_the_monitor_attaches_to_a_run_started_elsewhere(repository, tmp_p
         "data": {"repositories": [str(repository)]},
         "output": {"directory": str(tmp_path / "out"), "model_name": "shop"},
         "lora": {"rank": 4},
-        # More steps than a slow machine makes until the stop: the run may not complete before it.
+        # More steps than a slow machine completes before the stop, so that the run cannot finish first.
         "training": {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 256, "epochs": 1000},
     }
     launched = launch(config.from_mapping(values))

@@ -1,4 +1,4 @@
-"""The export of a result from its room: real files by a real process."""
+"""Export of a result from its screen, with real files by a real process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from textual.widgets import Button
 from elite_tui.screens.export import ExportScreen
 from engine.launch.handle import RunHandle
 from tests.tui.recording import RUN_ID
-from tests.tui.support import copy_recording, make_app, room_of, settled, text_of, until
+from tests.tui.support import copy_recording, make_app, screen_of, settled, text_of, until
 
 
-async def test_a_result_is_exported_from_its_room_and_not_twice(tmp_path):
+async def test_a_result_is_exported_from_its_screen_and_not_twice(tmp_path):
     recorded = copy_recording(tmp_path / "out")
     base = save_base(tmp_path / "base", "qwen2", byte_level_tokenizer())
     made = finished_run(tmp_path / "made", base)
@@ -24,7 +24,7 @@ async def test_a_result_is_exported_from_its_room_and_not_twice(tmp_path):
         await settled(pilot)
         await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         await pilot.press("x")
         await until(pilot, lambda: isinstance(app.screen, ExportScreen))
         app.screen.query_one("#gguf", Button).press()
@@ -35,4 +35,4 @@ async def test_a_result_is_exported_from_its_room_and_not_twice(tmp_path):
         app.screen.query_one("#gguf", Button).press()
         await until(pilot, lambda: "exists already" in text_of(app, "#said"), seconds=60)
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")

@@ -1,4 +1,4 @@
-"""Figures in words."""
+"""Formatting of figures."""
 
 from __future__ import annotations
 

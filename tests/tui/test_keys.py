@@ -1,7 +1,7 @@
-"""Every key of every room and of every question, pressed: each one does something, and the list is the bindings' own.
+"""Every key of every screen and dialog has an effect; the list of keys is taken from the bindings.
 
-A key that is new is here by itself, and fails until it has an effect; one that needs a state of its own to be of use
-says so in PREPARED.
+A new key is included automatically and fails until it has an effect. A key that needs a certain state has an entry
+in PREPARED.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from textual.binding import Binding
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
-from elite_tui.actions import global_actions, room_actions
+from elite_tui.actions import global_actions, screen_actions
 from elite_tui.app import EliteApp
-from elite_tui.rooms import ROOMS
+from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import ConfirmScreen, QuitScreen, TypedConfirmScreen
 from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.models import ModelsScreen
@@ -30,7 +30,7 @@ SMALL = {"model.name": "qwen2.5-coder-1.5b"}
 
 
 class NoMeasurement:
-    """What cannot be measured here."""
+    """A measurement that always fails."""
 
     def run(self, tell):
         raise MEASURING_FAILED(command="profile", problem="not here", remedy="elsewhere")
@@ -40,7 +40,7 @@ class NoMeasurement:
 
 
 class SilentModels:
-    """Models that load for ever."""
+    """Models that never finish loading."""
 
     def ask(self, request):
         pass
@@ -53,7 +53,7 @@ class SilentModels:
 
 
 class Watched(FixedEngine):
-    """Remembers what it was asked; three runs can be opened, measurements fail at once."""
+    """Records its calls; three runs can be opened, measurements fail at once."""
 
     def __init__(self, *, ended: bool = False) -> None:
         super().__init__(gpu_machine(), GpuReplay(ended=ended))
@@ -76,12 +76,12 @@ class Watched(FixedEngine):
 
 
 def seen(app: EliteApp) -> tuple[object, ...]:
-    """All that a key can change for a person: the screen, the focus, what was asked, sent and kept."""
+    """Returns all user-visible effects of a key: the screen, the focus, the requests, commands and saved settings."""
     handle = app.client.engine.handle
     lines = app.screen._compositor.render_strips() if app.is_running and app.screen_stack else []
     return (
         app.is_running,
-        app.room if app.is_running else "",
+        app.screen_name if app.is_running else "",
         [type(screen) for screen in app.screen_stack] if app.is_running else [],
         id(app.focused) if app.is_running else 0,
         app.theme,
@@ -93,19 +93,19 @@ def seen(app: EliteApp) -> tuple[object, ...]:
     )
 
 
-async def fresh(pilot, room: str) -> None:
-    """The room, entered anew, with nothing in front of it."""
+async def fresh(pilot, screen_name: str) -> None:
+    """Enters a screen again, without any dialog over it."""
     app = pilot.app
     while isinstance(app.screen, ModalScreen):
         app.pop_screen()
-    app._room = ""
-    app.go(room)
-    await until(pilot, lambda: app.screen.is_mounted and getattr(app.screen, "ROOM", "") == room)
+    app._screen_name = ""
+    app.go(screen_name)
+    await until(pilot, lambda: app.screen.is_mounted and getattr(app.screen, "ROOM", "") == screen_name)
     await rest(pilot)
 
 
 async def rest(pilot) -> None:
-    """Until nothing changes by itself."""
+    """Waits until nothing changes by itself."""
     await settled(pilot)
     former = None
     while (present := seen(pilot.app)) != former:
@@ -190,59 +190,67 @@ PREPARED = {
     ("runs", "end_filter"): keys("slash", "s", "enter"),
     ("runs", "turn_sort"): keys("o"),
 }
-"What has to be done before a key is of use."
+"Keys to press before a key has an effect."
 ENDED = {("monitor", "show_result")}
-"Keys that are of use only once the run has ended."
-ENDED_ROOMS = ("result", "generate")
-"Rooms about a run that has ended."
+"Keys that have an effect only after the run has ended."
+ENDED_SCREENS = ("result", "generate")
+"Screens of a run that has ended."
 QUICK = ("hardware", "result", "runs", "compare")
-"Rooms whose keys take seconds; those of the others, which plan anew, are in the slow suite."
+"Screens whose keys take seconds; those of the others, which plan again, are in the slow suite."
 EVERYWHERE = ("project", "monitor")
-"Rooms in which the keys of every room are tried: one with a form, one without."
+"Screens on which the global keys are tried: one with a form, one without."
 
 
-def bindings_of(room: str) -> list[tuple[str, str]]:
-    actions = (*room_actions(room), *(global_actions() if room in EVERYWHERE else ()))
+def bindings_of(screen_name: str) -> list[tuple[str, str]]:
+    actions = (*screen_actions(screen_name), *(global_actions() if screen_name in EVERYWHERE else ()))
     return [(action.name, key) for action in actions for key in action.keys.split(",")]
 
 
-async def open_room(pilot, room: str) -> None:
+async def open_screen(pilot, screen_name: str) -> None:
     app = pilot.app
     await settled(pilot)
-    if room == "compare":
+    if screen_name == "compare":
         await fresh(pilot, "runs")
         await keys("space", "down", "space", "c")(pilot)
-        await until(pilot, lambda: app.room == "compare" and app.state.comparison.value is not None)
-    await fresh(pilot, room)
+        await until(pilot, lambda: app.screen_name == "compare" and app.state.comparison.value is not None)
+    await fresh(pilot, screen_name)
 
 
-def app_for(room: str, *, ended: bool) -> EliteApp:
+def app_for(screen_name: str, *, ended: bool) -> EliteApp:
     engine = Watched(ended=ended)
-    if room not in ENDED_ROOMS and room != "monitor":
-        return make_app("runs" if room in ("runs", "compare") else "project", engine=engine, values=SMALL)
+    if screen_name not in ENDED_SCREENS and screen_name != "monitor":
+        return make_app("runs" if screen_name in ("runs", "compare") else "project", engine=engine, values=SMALL)
     app = make_app("monitor", engine=engine, values=SMALL)
     app.state.clock = lambda: app.state.run.updated_at if app.state.run is not None else 0.0
     return app
 
 
 @pytest.mark.parametrize(
-    "room", [room if room in QUICK else pytest.param(room, marks=pytest.mark.slow) for room in ROOMS]
+    "screen_name",
+    [
+        screen_name if screen_name in QUICK else pytest.param(screen_name, marks=pytest.mark.slow)
+        for screen_name in SCREENS
+    ],
 )
-async def test_every_key_of_a_room_does_something(room):
-    left = bindings_of(room)
+async def test_every_key_of_a_screen_does_something(screen_name):
+    left = bindings_of(screen_name)
     idle = []
     while left:
-        ended = room in ENDED_ROOMS or (room, left[0][0]) in ENDED
-        app = app_for(room, ended=ended)
+        ended = screen_name in ENDED_SCREENS or (screen_name, left[0][0]) in ENDED
+        app = app_for(screen_name, ended=ended)
         async with app.run_test(size=SIZE) as pilot:
-            await open_room(pilot, room)
-            while left and app.is_running and ended == (room in ENDED_ROOMS or (room, left[0][0]) in ENDED):
+            await open_screen(pilot, screen_name)
+            while (
+                left
+                and app.is_running
+                and ended == (screen_name in ENDED_SCREENS or (screen_name, left[0][0]) in ENDED)
+            ):
                 action, key = left.pop(0)
-                # A field would take letters for text, and each would seem to have an effect.
-                elsewhere = getattr(app.screen, "ROOM", "") != room
-                if elsewhere or (room, action) in PREPARED or isinstance(app.focused, Input):
-                    await fresh(pilot, room)
-                if prepare := PREPARED.get((room, action)):
+                # A field takes letters as text, so each would seem to have an effect.
+                elsewhere = getattr(app.screen, "ROOM", "") != screen_name
+                if elsewhere or (screen_name, action) in PREPARED or isinstance(app.focused, Input):
+                    await fresh(pilot, screen_name)
+                if prepare := PREPARED.get((screen_name, action)):
                     await prepare(pilot)
                 before = seen(app)
                 await pilot.press(key)
@@ -287,7 +295,7 @@ async def test_every_key_of_a_question_does_something(question):
 async def test_every_key_of_the_log_scrolls():
     app = app_for("monitor", ended=False)
     async with app.run_test(size=(80, 24)) as pilot:
-        await open_room(pilot, "monitor")
+        await open_screen(pilot, "monitor")
         pane = app.screen.query_one(LinePane)
         await until(pilot, lambda: pane.max_scroll_y > 0)
         for key in (binding.key for binding in LinePane.BINDINGS):
@@ -301,4 +309,6 @@ async def test_every_key_of_the_log_scrolls():
 
 
 def test_what_is_prepared_is_bound():
-    assert PREPARED.keys() | ENDED <= {(room, action.name) for room in ROOMS for action in room_actions(room)}
+    assert PREPARED.keys() | ENDED <= {
+        (screen_name, action.name) for screen_name in SCREENS for action in screen_actions(screen_name)
+    }

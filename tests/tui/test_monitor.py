@@ -1,4 +1,4 @@
-"""The monitor and the result, fed by a recorded run."""
+"""The monitor and the result, from a recorded run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tui.support import (
     cpu_machine,
     half_way,
     make_app,
-    room_of,
+    screen_of,
     settled,
     text_of,
     until,
@@ -146,7 +146,7 @@ async def test_quitting_with_a_run_asks(keys, leaves, sends):
             await until(pilot, lambda: app.return_value is not None)
         else:
             await until(pilot, lambda: not isinstance(app.screen, QuitScreen))
-            assert room_of(app) == "monitor"
+            assert screen_of(app) == "monitor"
     assert [type(command).__name__ for command in handle.sent] == sends
 
 
@@ -169,20 +169,20 @@ async def test_a_finished_run_from_disk_and_its_result(tmp_path):
         await until(pilot, lambda: "✓ completed" in text_of(app, "#status"))
         assert not app.screen.check_action("pause", ())
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         assert "▼ 89.0% lower" in text_of(app, "#perplexity")
         assert "adapter/" in text_of(app, "#paths")
-        # It is in no output folder that is known, so its path is what finds it.
+        # It is in no known output folder, so its reference is its path.
         await until(pilot, lambda: f"elite-tui monitor {run.path}" in text_of(app, "#next"))
         await pilot.press("m")
-        await until(pilot, lambda: room_of(app) == "monitor")
+        await until(pilot, lambda: screen_of(app) == "monitor")
         app.go("result")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         await pilot.press("n")
-        await until(pilot, lambda: room_of(app) == "project")
+        await until(pilot, lambda: screen_of(app) == "project")
         await settled(pilot)
         app.go("result")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
 
 
 async def test_a_run_that_died_says_so(tmp_path):
@@ -190,7 +190,7 @@ async def test_a_run_that_died_says_so(tmp_path):
     lines = run.journal_path.read_text().splitlines(keepends=True)
     run.journal_path.write_text("".join(lines[:60]))
     run.log_path.write_text("[/bold] the last words\n")
-    # Too old to be a run that is being started.
+    # Too old for a run that is still starting.
     import os
 
     os.utime(run.config_path, (0, 0))
@@ -201,7 +201,7 @@ async def test_a_run_that_died_says_so(tmp_path):
         await until(pilot, lambda: "✗ failed" in text_of(app, "#status"))
         assert "[/bold] the last words" in logged(app)
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         assert "engine train --resume" in text_of(app, "#next")
 
 
@@ -213,7 +213,7 @@ async def test_a_run_that_cannot_be_opened():
         await until(pilot, lambda: app.state.opening is not None)
         await until(pilot, lambda: "no run matches [/x]" in text_of(app, "#status"))
         await pilot.press("p", "s", "enter", "d")
-        assert room_of(app) == "monitor"
+        assert screen_of(app) == "monitor"
 
 
 async def test_a_worse_result_says_so():
@@ -229,7 +229,7 @@ async def test_a_worse_result_says_so():
         await settled(pilot)
         await until(pilot, lambda: app.state.run.ended)
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         assert "▲ 20.0% higher" in text_of(app, "#perplexity")
         assert "none was saved" in text_of(app, "#paths")
 
@@ -302,11 +302,11 @@ async def test_the_list_of_runs_opens_one(tmp_path):
         await pilot.press("f5")
         await settled(pilot)
         await pilot.press("enter")
-        await until(pilot, lambda: room_of(app) == "monitor")
+        await until(pilot, lambda: screen_of(app) == "monitor")
         assert engine.opened == [str(run.path)]
         await until(pilot, lambda: app.state.run.ended)
         await pilot.press("f3")
-        await until(pilot, lambda: room_of(app) == "runs")
+        await until(pilot, lambda: screen_of(app) == "runs")
 
 
 async def test_no_runs_yet():
@@ -316,6 +316,6 @@ async def test_no_runs_yet():
         await until(pilot, lambda: "no runs yet" in text_of(app, "#about"))
         await pilot.press("enter")
         await pilot.press("n")
-        await until(pilot, lambda: room_of(app) == "project")
+        await until(pilot, lambda: screen_of(app) == "project")
         await settled(pilot)
         assert app.state.machine.value is not None

@@ -1,4 +1,4 @@
-"""What the monitor shows and how it is looked at: curves, tabs, events, log, several runs, runs out of reach."""
+"""Views of the monitor: curves, tabs, events, log, several runs, unreachable runs."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ async def test_searching_the_log_and_its_levels():
             "10:01:06   SaveNow accepted: saved",
         ]
         assert "“save”: 2 of" in text_of(app, "#log-tabs")
-        # Letters typed into the search are no commands.
+        # Letters typed into the search are not commands.
         assert handle.sent == []
         await pilot.press("enter")
         assert isinstance(app.focused, LogPane)
@@ -319,7 +319,7 @@ async def test_a_failure_is_told_in_whole_sentences():
 
 
 class ManyRuns(FixedEngine):
-    """An engine whose runs are replayed by name."""
+    """An engine that replays several runs by name."""
 
     def __init__(self, handles):
         super().__init__(gpu_machine())
@@ -330,7 +330,7 @@ class ManyRuns(FixedEngine):
 
 
 def copies(tmp_path, *names):
-    """Run directories with the recorded journal, each under a name of its own."""
+    """Makes run directories with the recorded journal, each under its own name."""
     handles = {}
     for name in names:
         run = copy_recording(tmp_path / name)
@@ -391,7 +391,7 @@ async def test_commands_go_to_the_run_on_screen(tmp_path):
     assert "another" in app.return_value
 
 
-# --- runs out of reach ---------------------------------------------------------------------------------------
+# --- unreachable runs ----------------------------------------------------------------------------------------
 
 
 async def test_a_run_that_cannot_be_controlled_says_why():
@@ -405,7 +405,7 @@ async def test_a_run_that_cannot_be_controlled_says_why():
         await pilot.press("p", "w", "e", "s")
         await pilot.pause()
         assert handle.sent == []
-        # This machine's levels say nothing of that run.
+        # This machine's levels are unrelated to that run.
         await until(pilot, lambda: not app.screen.query_one("MachineGauges").display)
         await pilot.press("ctrl+q")
         await until(pilot, lambda: app.return_value is not None)
@@ -413,7 +413,7 @@ async def test_a_run_that_cannot_be_controlled_says_why():
 
 
 async def test_a_copy_from_another_machine(tmp_path):
-    """A folder with the record of a process elsewhere, and no socket: it is followed, and comes back to life."""
+    """Follows a folder with the record of a process on another machine and no socket; the run comes back to life."""
     run = copy_recording(tmp_path / "out")
     lines = run.journal_path.read_text().splitlines(keepends=True)
     run.journal_path.write_text("".join(lines[:60]))
@@ -426,7 +426,7 @@ async def test_a_copy_from_another_machine(tmp_path):
         await settled(pilot)
         await until(pilot, lambda: app.state.run.failed is not None)
         await until(pilot, lambda: "no sign of life" in text_of(app, "#progress"))
-        # The next synchronisation brings more of the journal: it was not dead.
+        # The next synchronisation brings more of the journal, so the run was alive.
         with run.journal_path.open("a") as journal:
             journal.write("".join(lines[60:100]))
         os.utime(run.process_path)

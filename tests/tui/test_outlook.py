@@ -1,4 +1,4 @@
-"""The projection in the monitor: there once there are enough scores, labelled, gone at the end."""
+"""The projection in the monitor appears after enough evaluations, is labelled, and disappears at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redraws: at most four a second, and none while the terminal has not taken the last."""
+"""Redraws happen at most four times a second, and never while the terminal has not taken the last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tui.support import half_way, make_app, settled, until
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that advances only on request."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -68,7 +68,7 @@ def test_a_flood_is_four_redraws_a_second(clock, monkeypatch):
     times = sorted({when for when, _ in drawn})
     assert all(later - earlier >= 0.25 - 1e-9 for earlier, later in itertools.pairwise(times))
     assert 38 <= len(times) <= 45
-    # What was asked for last is drawn in the end.
+    # The latest request is drawn in the end.
     assert {what for when, what in drawn if when == times[-1]} == {"run", "snapshots"}
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_drawn_into_a_terminal_that_is_behind(clock, monkeypatch):
 
 
 def _filled(slave):
-    """Whether the terminal says so after as much was written as it took: the kernel moves some on, a little later."""
+    """Fills the terminal and returns whether it reports so; the kernel moves some bytes on a little later."""
     with contextlib.suppress(BlockingIOError):
         while os.write(slave, b"x" * 4096):
             pass
@@ -127,7 +127,7 @@ async def test_the_monitor_draws_what_it_was_told_last():
 
 
 async def test_what_is_due_almost_at_once_is_drawn_too():
-    """News come as often as redraws may, so that one is often due within a microsecond."""
+    """Events arrive as often as redraws may happen, so that one is often due within a microsecond."""
     drawn = []
     app = App()
     async with app.run_test() as pilot:

@@ -1,4 +1,4 @@
-"""DiffWidget lines: what changed is drawn, whatever else happens to the layout meanwhile."""
+"""DiffWidget draws changed lines even if the layout changes in the meantime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_other_lines_may_come_between_a_new_layout_and_the_message_about_i
         lines.show(lines_of("one", "two", "three"))
         await pilot.pause()
         lines.styles.height = 6
-        # What a layout does first; its Resize message is handled later.
+        # The first part of a layout change; its Resize message is handled later.
         app.screen._clear_arrangement_cache()
         app.screen._compositor.reflow(app.screen, app.size)
         assert lines.content_size.height == 6

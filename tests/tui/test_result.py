@@ -1,4 +1,4 @@
-"""The result: what was reached, what it cost, what comes next; with any part of it missing."""
+"""The result: metrics, cost and next steps, with any part of it missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elite_tui.runs.result_panels import samples
 from engine.launch.handle import RunHandle
 from engine.runs.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
-from tests.tui.support import Replay, copy_recording, make_app, room_of, settled, text_of, until
+from tests.tui.support import Replay, copy_recording, make_app, screen_of, settled, text_of, until
 
 EVALUATION = {
     "perplexity_before": 60.34,
@@ -37,7 +37,7 @@ async def shown(pilot, run):
     await settled(pilot)
     await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
     await pilot.press("enter")
-    await until(pilot, lambda: room_of(app) == "result")
+    await until(pilot, lambda: screen_of(app) == "result")
     await until(pilot, lambda: app.state.report.value is not None and not app.state.report.loading)
 
 
@@ -70,7 +70,7 @@ async def test_nothing_beyond_the_events():
         assert not app.screen.query_one("#samples-title").display
         assert not app.screen.query_one("#compile-rate").display
         assert "n/a" in text_of(app, "#foreseen")
-        # Commands that this engine does not have are not offered.
+        # Commands that this engine lacks are not offered.
         from elite_tui.runs.report import _commands
 
         for command in ("export", "generate", "evaluate"):

@@ -1,4 +1,4 @@
-"""How the rooms of runs look. `pytest tests/tui/test_run_snapshots.py --snapshot-update` accepts."""
+"""Snapshots of the run screens. `pytest tests/tui/test_run_snapshots.py --snapshot-update` accepts changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.protocol import CommandAcked, RunFailed
 from engine.runs.access import Access
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START, gpu_run, recorded
-from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, room_of, until
+from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, screen_of, until
 
 SMALL, USUAL, LARGE = (80, 24), (120, 36), (200, 60)
 GPU_RUN = "20260104-100000-billing-77ab"
@@ -34,11 +34,11 @@ sizes = pytest.mark.parametrize("size", [SMALL, USUAL, LARGE], ids=name_of)
 large_is_slow = pytest.mark.parametrize(
     "size", [SMALL, USUAL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=name_of
 )
-"""For states in which the large layout shows nothing of its own."""
+"""For states in which the large layout shows nothing different."""
 
 
 class GpuReplay(Replay):
-    """A run on a graphics card."""
+    """A run on a GPU."""
 
     def __init__(self, *, ended=False, name=GPU_RUN, seed=0):
         super().__init__(gpu_run(name, 160, seed=seed, ended=ended))
@@ -46,7 +46,7 @@ class GpuReplay(Replay):
 
 
 def monitor(handle, machine=None):
-    """The monitor of one run; the clock stands at its last event."""
+    """Opens the monitor of one run; the clock stands at its last event."""
     app = make_app("monitor", machine=machine or gpu_machine(), handle=handle)
     app.state.clock = lambda: app.state.run.updated_at if app.state.run is not None else START
     return app
@@ -123,7 +123,7 @@ def test_a_run_out_of_reach(look, size):
 
 
 class SeveralRuns(FixedEngine):
-    """Three runs, by number."""
+    """Opens three runs by number."""
 
     def open_run(self, reference):
         name = f"2026010{4 + int(reference)}-100000-{('billing', 'shop', 'search')[int(reference)]}-77a{reference}"
@@ -164,7 +164,7 @@ def test_monitor_in_other_colours(look, theme, monkeypatch):
     assert look(app, USUAL, then=keys("right_square_bracket"))
 
 
-# --- questions -----------------------------------------------------------------------------------------------
+# --- dialogs -------------------------------------------------------------------------------------------------
 
 
 @large_is_slow
@@ -205,7 +205,7 @@ SAMPLES = (
 
 
 def result_of(report):
-    """The result room with a report, as its folder would tell it."""
+    """Opens the result screen with a report, as if read from the run's folder."""
     engine = FixedEngine(gpu_machine(), GpuReplay(ended=True))
     engine.read_report = lambda path: report
     app = make_app("monitor", engine=engine)
@@ -250,7 +250,7 @@ def test_generate(look, size):
         state = app.state.generation
         prompt = "class Cart:\n    def total(self):\n"
         app.screen.query_one("#prompt", TextArea).text = prompt
-        app.screen.query_one("#write").focus()  # a cursor that blinks is drawn or not
+        app.screen.query_one("#write").focus()  # no blinking cursor
         await pilot.pause()
         number = state.asked(running=False)
         state.hear({"event": "ready", "device": "NVIDIA GeForce RTX 3060", "sides": ["base", "tuned"]})
@@ -359,7 +359,7 @@ def test_comparison(look, size):
     async def compare(pilot):
         await until(pilot, lambda: bool(pilot.app.state.runs.value))
         await pilot.press("space", "space", "space", "c")
-        await until(pilot, lambda: room_of(pilot.app) == "compare" and pilot.app.state.comparison.value is not None)
+        await until(pilot, lambda: screen_of(pilot.app) == "compare" and pilot.app.state.comparison.value is not None)
         await pilot.press("right_square_bracket", "right_square_bracket", "right_square_bracket")
 
     assert look(make_app("runs", engine=engine), size, then=compare)

@@ -1,4 +1,4 @@
-"""A run folded from its events."""
+"""Folding a run from its events."""
 
 from __future__ import annotations
 

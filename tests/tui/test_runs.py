@@ -21,7 +21,7 @@ from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import remember_output
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START
-from tests.tui.support import make_app, room_of, settled, text_of, until
+from tests.tui.support import make_app, screen_of, settled, text_of, until
 
 SIZE = (140, 40)
 
@@ -46,7 +46,7 @@ def summary(number, **values):
 
 
 def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0):
-    """A run that completed, on disk."""
+    """Writes a completed run to disk."""
     mapping = {
         "data": {"repositories": ["/home/me/shop"]},
         "output": {"directory": str(output), "model_name": name},
@@ -83,7 +83,7 @@ def statuses(app):
     return [str(table.get_row_at(row)[1]) for row in range(table.row_count)]
 
 
-# --- what the list is made of --------------------------------------------------------------------------------
+# --- contents of the list ------------------------------------------------------------------------------------
 
 
 def test_every_word_must_match_somewhere():
@@ -142,7 +142,7 @@ def test_a_comparison_survives_what_is_damaged(tmp_path):
 
 @pytest.fixture
 def three_runs(tmp_path):
-    """Three completed runs of an output folder that is known."""
+    """Makes three completed runs in a known output folder."""
     output = tmp_path / "out"
     remember_output(output)
     return [make_run(output, name, rate=rate) for name, rate in (("alpha", 1e-4), ("beta", 2e-4), ("gamma", 3e-4))]
@@ -188,7 +188,7 @@ async def test_comparing_marked_runs(three_runs):
         await pilot.press("space", "space")
         assert "◉ 2 marked" in text_of(app, "#about")
         await pilot.press("c")
-        await until(pilot, lambda: room_of(app) == "compare")
+        await until(pilot, lambda: screen_of(app) == "compare")
         await until(pilot, lambda: app.screen.query_one(DataTable).row_count > 12)
         legend = text_of(app, "#chart").splitlines()[0]
         assert "A " in legend
@@ -203,7 +203,7 @@ async def test_comparing_marked_runs(three_runs):
         await pilot.press("f5")
         await settled(pilot)
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "runs")
+        await until(pilot, lambda: screen_of(app) == "runs")
         await settled(pilot)
 
 
@@ -220,7 +220,7 @@ async def test_deleting_asks_for_the_name(three_runs):
         await pilot.press(*"nope", "enter")
         assert isinstance(app.screen, TypedConfirmScreen)
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "runs")
+        await until(pilot, lambda: screen_of(app) == "runs")
         assert target.path.is_dir()
         await pilot.press("delete")
         await until(pilot, lambda: isinstance(app.screen, TypedConfirmScreen))
@@ -243,8 +243,8 @@ async def test_a_live_run_is_not_deleted(three_runs):
         assert statuses(app) == ["● starting"] * 3
         await pilot.press("delete")
         await until(pilot, lambda: len(app._notifications) == 1)
-        assert room_of(app) == "runs"
-        # The engine refuses too, had the list been out of date.
+        assert screen_of(app) == "runs"
+        # The engine refuses too, in case the list is out of date.
         app.run_desk.delete(three_runs[0].id, three_runs[0].path)
         await until(pilot, lambda: len(app._notifications) == 2)
         assert "still active" in " ".join(note.message for note in app._notifications)
@@ -271,4 +271,4 @@ async def test_a_list_that_cannot_be_read():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "run directory /[/x] is damaged" in text_of(app, "#about"))
         await pilot.press("delete", "space", "c", "enter", "o", "O", "escape")
-        assert room_of(app) == "runs"
+        assert screen_of(app) == "runs"

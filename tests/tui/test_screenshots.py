@@ -1,4 +1,4 @@
-"""The pictures in assets/screenshots are those that the script draws, and the README shows them."""
+"""The pictures in assets/screenshots match the script's output, and the README shows them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_every_picture_is_there_and_every_main_screen_is_in_the_readme():
     names = {picture.name for picture in script().PICTURES}
     assert {path.stem for path in FOLDER.glob("*.svg")} == names
     shown = set(re.findall(r"assets/screenshots/([\w-]+)\.svg", (ROOT / "README.md").read_text(encoding="utf-8")))
-    rooms = {"project", "hardware", "tiers", "options", "data", "review", "monitor", "result", "runs"}
-    assert rooms <= shown <= names
+    screens = {"project", "hardware", "tiers", "options", "data", "review", "monitor", "result", "runs"}
+    assert screens <= shown <= names
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How the palette and the other themes look. `pytest tests/tui/test_snapshots.py --snapshot-update` accepts."""
+"""Snapshots of palette and other themes. `pytest tests/tui/test_snapshots.py --snapshot-update` accepts changes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def test_palette(look):
     assert look(make_app(values=MODEL), USUAL, then=ask)
 
 
-@pytest.mark.parametrize("room", ["tiers", "monitor"])
-def test_light_theme(look, room):
+@pytest.mark.parametrize("screen_name", ["tiers", "monitor"])
+def test_light_theme(look, screen_name):
     app = make_app(
-        "monitor" if room == "monitor" else "project",
+        "monitor" if screen_name == "monitor" else "project",
         machine=gpu_machine(),
-        handle=half_way() if room == "monitor" else None,
+        handle=half_way() if screen_name == "monitor" else None,
         values=MODEL,
     )
     app.theme = LIGHT.name
-    assert look(app, USUAL, room=room if room != "monitor" else None)
+    assert look(app, USUAL, screen_name=screen_name if screen_name != "monitor" else None)
 
 
 def test_no_colour(look, monkeypatch):

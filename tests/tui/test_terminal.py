@@ -29,7 +29,7 @@ BROKEN_WORKER = (
 
 @pytest.fixture
 def live_run(tmp_path):
-    """A run that trains in a process of its own, with a short recipe."""
+    """Starts a run that trains in its own process, with a short recipe."""
     config = run_config.from_mapping(
         {
             "data": {"repositories": [str(tmp_path)]},
@@ -47,7 +47,7 @@ def live_run(tmp_path):
 
 
 def goes_on(run):
-    """Whether the run makes progress after this moment."""
+    """Returns whether the run makes progress from now on."""
     before = run.summary().step
     deadline = time.monotonic() + 30
     while run.status() == "running" and time.monotonic() < deadline:
@@ -96,14 +96,14 @@ def test_sigterm_leaves_in_good_order(live_run):
 
 
 class Tmux:
-    """A tmux server of its own, with one window that runs a command."""
+    """A separate tmux server with one window that runs a command."""
 
     def __init__(self) -> None:
-        # A socket's path must be short; a test's folder is not.
+        # A socket's path must be short, unlike a test's folder.
         self._folder = tempfile.mkdtemp(prefix="elite-")
 
     def run(self, *arguments: str) -> str:
-        """One tmux command; its output."""
+        """Runs one tmux command and returns its output."""
         environment = {key: value for key, value in os.environ.items() if key not in ("TMUX", "COLORTERM")}
         done = subprocess.run(
             ["tmux", "-S", f"{self._folder}/socket", "-f", os.devnull, *arguments],
@@ -116,7 +116,7 @@ class Tmux:
         return done.stdout
 
     def start(self, *command: str) -> int:
-        """Opens a session with a shell that runs a command; the app's process id."""
+        """Opens a session with a shell that runs a command; returns the app's process id."""
         Path(self._folder).mkdir(exist_ok=True)
         line = shlex.join([sys.executable, "-m", "elite_tui", *command])
         self.run("new-session", "-d", "-x", "120", "-y", "36", "-P", "-F", "#{pane_pid}", f"{line}; cat")
@@ -133,24 +133,24 @@ class Tmux:
 
     @property
     def text(self) -> str:
-        """What is on the screen."""
+        """Returns the text on the screen."""
         return self.run("capture-pane", "-p")
 
     def wait_for(self, condition, seconds=60.0):
-        """Waits until the screen says something."""
+        """Waits until a condition on the screen's text holds."""
         deadline = time.monotonic() + seconds
         while not condition(self.text):
             assert time.monotonic() < deadline, self.text
             time.sleep(0.1)
 
     def close(self) -> None:
-        """Ends the server: what runs in it loses its terminal."""
+        """Ends the server; its programs lose their terminal."""
         self.run("kill-server")
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def has_gone(pid):
-    """Whether a process ends soon."""
+    """Returns whether a process ends within 30 seconds."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         stat = Path(f"/proc/{pid}/stat")

@@ -16,15 +16,15 @@ from engine.runs.run_index import STATE_VARIABLE, list_runs
 
 ROOT = Path(__file__).parents[2]
 UNWANTED = ("COLORTERM", "NO_COLOR", "TMUX", "COLUMNS", "LINES")
-"What the test's own terminal says of itself."
+"Variables that describe the test's own terminal."
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 
 class Tmux:
-    """One window of a tmux server of its own."""
+    """One window of a separate tmux server."""
 
     def __init__(self, folder: Path, command: str, *, columns: int, rows: int, environment: dict[str, str]) -> None:
-        # One server a window: a server that ends takes a moment to give its socket back.
+        # One server per window, as a server that ends takes a moment to release its socket.
         self._socket = folder / f"tmux-{len(list(folder.glob('tmux-*')))}"
         kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         size = ("-x", str(columns), "-y", str(rows))
@@ -36,14 +36,14 @@ class Tmux:
         )
 
     def screen(self, *options: str) -> str:
-        """What stands on the terminal."""
+        """Returns the text on the terminal."""
         found = subprocess.run(
             ["tmux", "-S", self._socket, "capture-pane", "-p", *options], capture_output=True, text=True, check=False
         )
         return found.stdout
 
     def wait_for(self, text: str, seconds: float = 60) -> str:
-        """Waits until a text stands on the terminal."""
+        """Waits until a text is on the terminal."""
         deadline = time.monotonic() + seconds
         while text not in (screen := self.screen()):
             assert time.monotonic() < deadline, f"{text!r} never came:\n{screen}"
@@ -59,7 +59,7 @@ class Tmux:
         subprocess.run(["tmux", "-S", self._socket, "send-keys", "-l", text], check=True)
 
     def close(self) -> None:
-        """Ends the server and what runs in it."""
+        """Ends the server and its programs."""
         subprocess.run(["tmux", "-S", self._socket, "kill-server"], check=False, stderr=subprocess.DEVNULL)
 
 
@@ -75,7 +75,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def open_wizard(tmp_path, repository):
-    """Starts the wizard in a terminal; ended after the test."""
+    """Starts the wizard in a terminal, and ends it after the test."""
     opened: list[Tmux] = []
 
     def start(*, columns=100, rows=32, **environment):
@@ -90,7 +90,7 @@ def open_wizard(tmp_path, repository):
 
 
 def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
-    """The demo model, from the first room to the result, by the keys alone; nothing is replaced."""
+    """Trains the demo model, from the first screen to the result, by keys alone; replaces nothing."""
     terminal = open_wizard(TEXTUAL_ANIMATIONS="none")
     terminal.wait_for("12 files")
     terminal.press("Tab", "Tab")
@@ -107,7 +107,7 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.wait_for("Presets")
     terminal.press("F4")
     terminal.wait_for("Passes over the training files")
-    time.sleep(1.0)  # the form's first field takes the cursor once it is drawn
+    time.sleep(1.0)  # the first field gets the cursor once the form is drawn
     terminal.press("Tab", "Tab")
     terminal.type("1")
     terminal.wait_for("max steps               1 ")
@@ -138,7 +138,7 @@ def test_what_was_typed_is_there_after_the_terminal_was_lost(open_wizard):
     terminal.press("Tab", "Tab", "Tab")
     terminal.type("half-a-na")
     terminal.wait_for("half-a-na")
-    time.sleep(1.0)  # the draft is written half a second after the last key
+    time.sleep(1.0)  # the draft is saved half a second after the last key
     terminal.close()
     again = open_wizard()
     again.wait_for("half-a-na")

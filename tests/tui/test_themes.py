@@ -1,4 +1,4 @@
-"""The themes: readable, told apart by every kind of eye, in 256 colours and in none."""
+"""The themes are readable and distinct with every kind of colour vision, in 256 colours and in none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def luminance(rgb):
 
 
 def contrast(one, other):
-    """WCAG 2.2's ratio."""
+    """Returns WCAG 2.2's contrast ratio."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
@@ -63,7 +63,7 @@ def lab(rgb_linear):
 
 
 def difference(one, other):
-    """CIE76: two colours below 10 look alike at a glance."""
+    """Returns CIE76's difference; two colours below 10 look alike at a glance."""
     return sum((a - b) ** 2 for a, b in zip(lab(one), lab(other), strict=True)) ** 0.5
 
 

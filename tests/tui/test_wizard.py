@@ -1,4 +1,4 @@
-"""Each room's main flow and every key of the wizard, on fixed ground."""
+"""Each screen's main flow and every key of the wizard, on fixed data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
 from engine import errors
 from tests.tui.recording import RUN_ID
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, half_way, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, half_way, make_app, screen_of, settled, until
 
 SIZE = (100, 32)
 
@@ -27,9 +27,9 @@ async def type_into(pilot, path, text):
     await pilot.pause()
 
 
-async def enter(pilot, room):
-    pilot.app.go(room)
-    await until(pilot, lambda: room_of(pilot.app) == room and pilot.app.screen.is_mounted)
+async def enter(pilot, screen_name):
+    pilot.app.go(screen_name)
+    await until(pilot, lambda: screen_of(pilot.app) == screen_name and pilot.app.screen.is_mounted)
     await settled(pilot)
 
 
@@ -81,32 +81,32 @@ async def test_typing_asks_the_engine_again_and_is_kept(tmp_path):
     assert "-bad-" in path.read_text()
 
 
-async def test_forward_and_back_through_the_rooms():
+async def test_forward_and_back_through_the_screen():
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        for room in ("hardware", "tiers", "options", "data", "review"):
+        for screen_name in ("hardware", "tiers", "options", "data", "review"):
             await pilot.press("ctrl+n")
-            await until(pilot, lambda room=room: room_of(app) == room)
+            await until(pilot, lambda screen_name=screen_name: screen_of(app) == screen_name)
         await pilot.press("ctrl+n")
-        assert room_of(app) == "review"
-        for room in ("data", "options", "tiers", "hardware", "project"):
+        assert screen_of(app) == "review"
+        for screen_name in ("data", "options", "tiers", "hardware", "project"):
             await pilot.press("escape")
-            await until(pilot, lambda room=room: room_of(app) == room)
+            await until(pilot, lambda screen_name=screen_name: screen_of(app) == screen_name)
 
 
-@pytest.mark.parametrize("room", ["hardware", "tiers", "options", "data"])
-async def test_the_buttons_do_what_the_keys_do(room):
+@pytest.mark.parametrize("screen_name", ["hardware", "tiers", "options", "data"])
+async def test_the_buttons_do_what_the_keys_do(screen_name):
     app = make_app()
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
-        await enter(pilot, room)
-        here = room_of(app)
+        await enter(pilot, screen_name)
+        here = screen_of(app)
         app.screen.query_one("#forward", Button).press()
-        await until(pilot, lambda: room_of(app) != here)
+        await until(pilot, lambda: screen_of(app) != here)
         app.screen.query_one("#back", Button).press()
-        await until(pilot, lambda: room_of(app) == here)
-        assert room_of(app) == here
+        await until(pilot, lambda: screen_of(app) == here)
+        assert screen_of(app) == here
 
 
 async def test_the_trail_can_be_clicked_but_not_past_a_run():
@@ -115,10 +115,10 @@ async def test_the_trail_can_be_clicked_but_not_past_a_run():
         await settled(pilot)
         steps = list(app.screen.query("TrailStep"))
         await pilot.click(steps[3])
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         await pilot.click(list(app.screen.query("TrailStep"))[6])
         await pilot.pause()
-        assert room_of(app) == "options"
+        assert screen_of(app) == "options"
 
 
 async def test_tiers_choose_and_go_back_to_the_recommended():
@@ -216,7 +216,7 @@ async def test_review_starts_the_run():
         assert "512 tokens a window" in text_of(app, "#cost")
         assert "repositories: [/home/me/shop]" in text_of(app, "#text")
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: room_of(app) == "monitor")
+        await until(pilot, lambda: screen_of(app) == "monitor")
         assert app.client.engine.launched[0].training.context == 512
         assert app.state.run.run_id == RUN_ID
 
@@ -233,7 +233,7 @@ async def test_review_shows_a_problem_below_its_field_and_will_not_start():
         await pilot.press("ctrl+s")
         assert not app.state.launching
         await pilot.press("f8")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
 
 
 async def test_preflight_and_launch_errors_are_said():
@@ -253,7 +253,7 @@ async def test_preflight_and_launch_errors_are_said():
         await until(pilot, lambda: app.state.preflight.value is not None)
         await pilot.press("ctrl+s")
         await until(pilot, lambda: "a defect" in text_of(app, "#verdict"))
-        assert room_of(app) == "review"
+        assert screen_of(app) == "review"
 
 
 async def test_what_failed_for_nobodys_fault_is_in_the_log(tmp_path):
@@ -267,7 +267,7 @@ async def test_what_failed_for_nobodys_fault_is_in_the_log(tmp_path):
     assert "ZeroDivisionError" in (tmp_path / "state" / "elite-tui.log").read_text()
 
 
-async def test_help_shows_the_keys_of_the_room():
+async def test_help_shows_the_keys_of_the_screen():
     app = make_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
@@ -277,7 +277,7 @@ async def test_help_shows_the_keys_of_the_room():
         assert "ctrl+n" in shown
         assert "detach, stop or stay" in shown
         await pilot.press("escape")
-        assert room_of(app) == "project"
+        assert screen_of(app) == "project"
 
 
 async def test_theme_and_palette():
@@ -299,7 +299,7 @@ async def test_theme_and_palette():
         await until(pilot, lambda: app.state.repository.value is not None)
 
 
-async def test_the_palette_offers_what_the_room_can_do():
+async def test_the_palette_offers_what_the_screen_can_do():
     app = make_app("monitor", handle=half_way())
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)

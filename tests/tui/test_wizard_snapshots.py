@@ -1,4 +1,4 @@
-"""How the wizard's rooms look in meaningful states. `pytest ... --snapshot-update` accepts what is seen."""
+"""Snapshots of the wizard's screens in meaningful states. `pytest ... --snapshot-update` accepts changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tui.support import (
     gpu_machine,
     history_of,
     make_app,
-    room_of,
+    screen_of,
     settled,
     still,
     until,
@@ -34,7 +34,7 @@ all_sizes = pytest.mark.parametrize("size", SIZES, ids=name_of)
 large_is_slow = pytest.mark.parametrize(
     "size", [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.slow)], ids=name_of
 )
-"""For states in which the large layout shows nothing of its own."""
+"""For states in which the large layout shows nothing different."""
 
 
 @all_sizes
@@ -53,17 +53,17 @@ def test_project_refused(look, size):
 def test_hardware(look, size):
     app = make_app(machine=gpu_machine(), values=MODEL)
     app.state.snapshots.extend(history_of(gpu_machine()))
-    assert look(app, size, room="hardware")
+    assert look(app, size, screen_name="hardware")
 
 
 @large_is_slow
 def test_hardware_without_a_gpu(look, size):
-    assert look(make_app(machine=cpu_machine()), size, room="hardware")
+    assert look(make_app(machine=cpu_machine()), size, screen_name="hardware")
 
 
 @all_sizes
 def test_tiers(look, size):
-    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="tiers")
+    assert look(make_app(machine=gpu_machine(), values=MODEL), size, screen_name="tiers")
 
 
 @large_is_slow
@@ -75,7 +75,7 @@ def test_tiers_that_do_not_fit(look, size):
         await pilot.press("ctrl+end")
         await until(pilot, lambda: app.state.ways.value is not None)
 
-    assert look(app, size, room="tiers", then=last_row)
+    assert look(app, size, screen_name="tiers", then=last_row)
 
 
 @large_is_slow
@@ -83,7 +83,7 @@ def test_tiers_of_another_machine(look, size):
     app = make_app(machine=cpu_machine(), values={"model.name": "qwen2.5-coder-7b"})
     app.state.draft.keep("what-if.card", "rtx-4090")
     app.state.draft.keep("what-if.ram", "128")
-    assert look(app, size, room="tiers")
+    assert look(app, size, screen_name="tiers")
 
 
 @large_is_slow
@@ -94,10 +94,10 @@ def test_models(look, size):
         await settled(pilot)
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        # Every model is planned: seconds, and on a busy machine more.
+        # Planning every model takes seconds, and longer on a busy machine.
         await until(pilot, lambda: app.state.models.value is not None, 120)
 
-    assert look(app, size, room="tiers", then=ask)
+    assert look(app, size, screen_name="tiers", then=ask)
 
 
 @large_is_slow
@@ -106,15 +106,15 @@ def test_options_with_problems(look, size):
     app = make_app(values=values)
 
     async def formed(pilot):
-        # The form is mounted after the room, and takes the cursor to its first problem.
+        # The form is mounted after the screen, and focuses its first problem.
         await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
         wrong = app.screen.query("FieldRow.-wrong").first()
         await until(pilot, lambda: wrong.has_focus_within)
         await still(pilot)
-        # How far it scrolled depends on which notes were folded before.
+        # The scroll position depends on the notes wrapped before.
         wrong.scroll_visible(animate=False, top=True, force=True)
 
-    assert look(app, size, room="options", then=formed)
+    assert look(app, size, screen_name="options", then=formed)
 
 
 @all_sizes
@@ -123,7 +123,7 @@ def test_options(look, size):
         await settled(pilot)
         await pilot.press("down", "down", "down")
 
-    assert look(make_app(machine=gpu_machine(), values=MODEL), size, room="options", then=third_row)
+    assert look(make_app(machine=gpu_machine(), values=MODEL), size, screen_name="options", then=third_row)
 
 
 @all_sizes
@@ -133,7 +133,7 @@ def test_data(look, size):
     async def read(pilot):
         await until(pilot, lambda: app.state.data.value is not None)
 
-    assert look(app, size, room="data", then=read)
+    assert look(app, size, screen_name="data", then=read)
 
 
 @large_is_slow
@@ -147,7 +147,7 @@ def test_data_refused(look, size):
     async def refused(pilot):
         await until(pilot, lambda: app.state.data.error is not None)
 
-    assert look(app, size, room="data", then=refused)
+    assert look(app, size, screen_name="data", then=refused)
 
 
 @all_sizes
@@ -157,18 +157,18 @@ def test_review(look, size):
     async def checked(pilot):
         await until(pilot, lambda: app.state.preflight.value is not None)
 
-    assert look(app, size, room="review", then=checked)
+    assert look(app, size, screen_name="review", then=checked)
 
 
 @large_is_slow
 def test_review_with_a_problem(look, size):
     engine = FixedEngine(gpu_machine())
     engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
-    assert look(make_app(engine=engine, values=MODEL), size, room="review")
+    assert look(make_app(engine=engine, values=MODEL), size, screen_name="review")
 
 
 class Held(FixedEngine):
-    """Answers nothing until it is let go."""
+    """Answers nothing until released."""
 
     def __init__(self) -> None:
         super().__init__(gpu_machine())
@@ -185,15 +185,15 @@ class Held(FixedEngine):
 
 
 @pytest.mark.parametrize("size", SIZES[:2], ids=name_of)
-@pytest.mark.parametrize("room", ["project", "hardware", "tiers", "data", "review", "runs", "monitor"])
-def test_waiting_for_the_engine(snap_compare, room, size):
-    app = make_app(room, engine=Held(), values=MODEL)
+@pytest.mark.parametrize("screen_name", ["project", "hardware", "tiers", "data", "review", "runs", "monitor"])
+def test_waiting_for_the_engine(snap_compare, screen_name, size):
+    app = make_app(screen_name, engine=Held(), values=MODEL)
 
     async def enter(pilot):
         await until(pilot, lambda: app.screen_stack and app.screen.is_mounted)
-        if room not in ("project", "runs", "monitor"):
-            app.go(room)
-            await until(pilot, lambda: room_of(app) == room and app.screen.is_mounted)
+        if screen_name not in ("project", "runs", "monitor"):
+            app.go(screen_name)
+            await until(pilot, lambda: screen_of(app) == screen_name and app.screen.is_mounted)
         for field in app.screen.query(Input):
             field.cursor_blink = False
         await still(pilot)

@@ -1,4 +1,4 @@
-"""The tier room: what-if machines, the models that fit, and what would make a tier fit."""
+"""The tier screen: what-if machines, fitting models, and remedies for a tier that does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.memory import Part
 from engine.plan.planner import plan_context
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
 SMALL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -32,10 +32,10 @@ def text_of(app, selector):
     return str(app.screen.query_one(selector, Static).content)
 
 
-async def enter(pilot, room="tiers"):
+async def enter(pilot, screen_name="tiers"):
     await settled(pilot)
-    pilot.app.go(room)
-    await until(pilot, lambda: room_of(pilot.app) == room and pilot.app.screen.is_mounted)
+    pilot.app.go(screen_name)
+    await until(pilot, lambda: screen_of(pilot.app) == screen_name and pilot.app.screen.is_mounted)
     await settled(pilot)
 
 
@@ -52,7 +52,7 @@ async def test_another_card_is_planned_for_and_never_used(tmp_path):
         assert there > (here or 0)
         assert app.state.tiers.value.table.recommended == here
         assert not app.state.draft.mapping().get("training")
-        # Chosen there, but it does not fit here: the run keeps what it has.
+        # Chosen there, but it does not fit here, so the run keeps its tier.
         await pilot.press("enter")
         app.screen.query_one(DataTable).move_cursor(row=10)
         await pilot.press("enter")
@@ -67,7 +67,7 @@ async def test_another_card_is_planned_for_and_never_used(tmp_path):
 
 
 class Slow(FixedEngine):
-    """Plans tiers when it is let."""
+    """Plans tiers only once released."""
 
     def __init__(self, planned):
         super().__init__(gpu_machine())
@@ -84,7 +84,7 @@ async def test_keys_wait_for_the_table_while_its_plans_are_made():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.state.tiers.loading)
         app.go("tiers")
-        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
         table = app.screen.query_one(DataTable)
         await until(pilot, lambda: table.loading)
         await pilot.press("x", "y")
@@ -101,7 +101,7 @@ async def test_a_field_keeps_the_keys_when_the_plans_are_there():
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.state.tiers.loading)
         app.go("tiers")
-        await until(pilot, lambda: room_of(app) == "tiers" and app.screen.is_mounted)
+        await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
         await pilot.press("w")
         planned.set()
         await settled(pilot)
@@ -138,7 +138,7 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
         await enter(pilot)
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        # Every model is planned: seconds, and on a busy machine more.
+        # Planning every model takes seconds, and longer on a busy machine.
         await until(pilot, lambda: app.state.models.value is not None, 120)
         table = app.screen.query_one(DataTable)
         await until(pilot, lambda: table.row_count == len(catalogue()))
@@ -150,7 +150,7 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
         await pilot.press("escape")
-        assert room_of(app) == "tiers"
+        assert screen_of(app) == "tiers"
 
 
 async def test_a_tier_that_does_not_fit_says_what_would():
@@ -165,7 +165,7 @@ async def test_a_tier_that_does_not_fit_says_what_would():
 
 
 class Probe:
-    """A probe that was made before."""
+    """A probe with a prepared outcome."""
 
     def __init__(self, outcome):
         self._outcome = outcome
@@ -202,7 +202,7 @@ async def test_a_probe_stands_beside_the_prediction():
         await until(pilot, lambda: "6.00 GiB for 5.00 GiB predicted" in text_of(app, "#verdict"))
         assert "12s for 10s predicted" in text_of(app, "#verdict")
         assert asked[0][:5] == ("probe", "--tier", "2", "--model", "qwen2.5-coder-1.5b")
-        # Another row has not been probed, and another machine cannot be.
+        # Another row has no probe result, and another machine cannot be probed.
         app.screen.query_one(DataTable).move_cursor(row=2)
         await until(pilot, lambda: "probed" not in text_of(app, "#verdict"))
         await pilot.press("w", *"rtx-4090", "enter", "p")
@@ -220,7 +220,7 @@ async def test_a_probe_that_fails_says_so():
         await until(pilot, lambda: "out of [/bold] memory; close what holds it" in text_of(app, "#verdict"))
 
 
-# --- the arithmetic ----------------------------------------------------------------------------------------
+# --- the memory sums ---------------------------------------------------------------------------------------
 
 
 def machine_with_little_ram():

@@ -1,4 +1,4 @@
-"""The generate room: what it asks, what it shows of the answers, and that nothing outlives it."""
+"""The generate screen: its requests, the shown answers, and its cleanup."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elite_tui.generation.answers import Generation, request_of
 from elite_tui.generation.process import GenerationProcess
 from engine.errors import EliteError
 from tests.tui.recording import recorded
-from tests.tui.support import FixedEngine, Replay, cpu_machine, make_app, room_of, settled, text_of, until
+from tests.tui.support import FixedEngine, Replay, cpu_machine, make_app, screen_of, settled, text_of, until
 
 
 class WithModel(FixedEngine):
-    """Asks the embedded model, which is always there, instead of the recorded run's; the process is the real one."""
+    """Asks the embedded model, which always exists, instead of the recorded run's; the process is real."""
 
     def __init__(self):
         super().__init__(cpu_machine(), Replay(recorded()))
@@ -32,9 +32,9 @@ async def entered(pilot):
     await settled(pilot)
     await until(pilot, lambda: app.state.run is not None and app.state.run.ended)
     await pilot.press("enter")
-    await until(pilot, lambda: room_of(app) == "result")
+    await until(pilot, lambda: screen_of(app) == "result")
     await pilot.press("g")
-    await until(pilot, lambda: room_of(app) == "generate")
+    await until(pilot, lambda: screen_of(app) == "generate")
 
 
 async def test_both_are_asked_and_a_model_alone_says_so():
@@ -50,7 +50,7 @@ async def test_both_are_asked_and_a_model_alone_says_so():
         state = app.state.generation
         await until(pilot, lambda: state.status == "loading" or state.answers["base"].pieces, 60)
         await until(pilot, lambda: state.status == "ready", 60)
-        # The embedded model has no tuned one beside it: the request asked both, and the refusal is shown.
+        # The embedded model has no tuned counterpart; the request asked for both, and the refusal is shown.
         assert "6 tokens in" in text_of(app, "#title-base")
         assert state.sides == ("base",)
         assert "not here" in text_of(app, "#title-tuned")
@@ -59,10 +59,10 @@ async def test_both_are_asked_and_a_model_alone_says_so():
         assert len(engine.made) == 1
         process = engine.made[0]._process
         await pilot.press("escape")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         await until(pilot, lambda: process.poll() is not None)
         await pilot.press("g")
-        await until(pilot, lambda: room_of(app) == "generate")
+        await until(pilot, lambda: screen_of(app) == "generate")
         assert app.screen.query_one("#prompt", TextArea).text == "def f(?"
 
 
@@ -126,10 +126,10 @@ async def test_a_run_without_a_result_cannot_be_tried():
         await settled(pilot)
         await until(pilot, lambda: app.state.run is not None)
         app.go("result")
-        await until(pilot, lambda: room_of(app) == "result")
+        await until(pilot, lambda: screen_of(app) == "result")
         await pilot.press("g")
         await pilot.pause()
-        assert room_of(app) == "result"
+        assert screen_of(app) == "result"
 
 
 def test_the_process_is_let_go_while_it_loads():

@@ -1,4 +1,4 @@
-"""The options room: switches, conflicts, presets, and the form behind them."""
+"""The options screen: switches, conflicts, presets, and the form behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.models.catalogue import catalogue
 from engine.plan.choice import choose_plan
 from engine.plan.optimization_states import states
 from engine.plan.optimizations import is_switched_on, optimizations, toggle
-from tests.tui.support import cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -33,7 +33,7 @@ def state_of(app, name):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("options")
-    await until(pilot, lambda: room_of(pilot.app) == "options" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "options" and pilot.app.screen.is_mounted)
     await until(pilot, lambda: pilot.app.screen.query_one(OptimizationList).option_count > 0)
 
 
@@ -139,7 +139,7 @@ async def test_form_and_switches_show_the_same_and_the_view_is_kept(tmp_path):
         row.control.value = "false"
         await until(pilot, lambda: state_of(app, "rslora") == "off")
         app.go("review")
-        await until(pilot, lambda: room_of(app) == "review")
+        await until(pilot, lambda: screen_of(app) == "review")
         app.go("options")
         await until(pilot, lambda: bool(app.screen.query(FieldRow)))
         await pilot.press("f4")
@@ -152,12 +152,12 @@ async def test_a_field_with_a_problem_opens_the_form():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         app.go("options")
-        await until(pilot, lambda: app.focused is not None and room_of(app) == "options")
+        await until(pilot, lambda: app.focused is not None and screen_of(app) == "options")
         await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
         assert "✗ 1 to correct" in text_of(app, "#verdict")
 
 
-# --- presets and words, by themselves ----------------------------------------------------------------------
+# --- presets and formats, without the app ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("machine", [gpu_machine(), cpu_machine()], ids=["gpu", "cpu"])

@@ -1,4 +1,4 @@
-"""The hardware room: levels with their history, what is here and how to get the rest, and measuring."""
+"""The hardware screen: levels with their history, libraries and their installation, and measuring."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tui.support import (
     gpu_machine,
     half_way,
     make_app,
-    room_of,
+    screen_of,
     settled,
     snapshot_of,
     until,
@@ -43,7 +43,7 @@ def text_of(app, selector):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("hardware")
-    await until(pilot, lambda: room_of(pilot.app) == "hardware" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "hardware" and pilot.app.screen.is_mounted)
     await settled(pilot)
 
 
@@ -82,7 +82,7 @@ async def test_a_run_s_own_memory_is_told_apart():
         assert isinstance(step, StepCompleted)
         app.state.run.step = step
         app.go("hardware")
-        await until(pilot, lambda: room_of(app) == "hardware")
+        await until(pilot, lambda: screen_of(app) == "hardware")
         await until(pilot, lambda: "this run 3.00 GiB" in text_of(app, "#levels"))
         assert "others 4.00 GiB" in text_of(app, "#levels")
 
@@ -91,7 +91,7 @@ async def test_a_run_s_own_memory_is_told_apart():
 
 
 class Measuring(EngineProcess):
-    """A real process that takes its time."""
+    """A real process that takes a while."""
 
     def __init__(self, program: str) -> None:
         super().__init__("profile")

@@ -1,4 +1,4 @@
-"""RoomScreen: what all rooms share: the trail on top, the room in the middle, the keys at the bottom."""
+"""Defines the layout shared by all screens: trail on top, content in the middle, keys at the bottom."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERYTHING = frozenset(StatePart)
 
 
 class Elite(Protocol):
-    """What rooms know of the app: its state, its controllers, and the way to other rooms."""
+    """Interface of the app for screens: state, controllers and navigation."""
 
     state: AppState
     drafting: DraftController
@@ -40,24 +40,24 @@ class Elite(Protocol):
     generation_desk: GenerationController
 
     def go(self, name: str) -> None:
-        """Enters a room."""
+        """Switches to a screen."""
 
     def step(self, offset: int) -> None:
-        """Enters the room so many steps along the trail, with what was typed in this one."""
+        """Moves `offset` screens along the trail, once pending typing has reached the draft."""
 
     def begin_wizard(self) -> None:
-        """Enters the first room."""
+        """Switches to the first screen."""
 
     def leave(self) -> None:
         """Closes the app."""
 
 
 class Watching:
-    """A screen that is told of every change of the state, with `Changed`."""
+    """A screen that receives `Changed` for every change of the state."""
 
 
-class RoomScreen(Watching, Screen[None]):
-    """One room. Subclasses say what is in it (`compose_room`) and draw it from the state (`show`)."""
+class AppScreen(Watching, Screen[None]):
+    """One screen. Subclasses compose its content (`compose_body`) and draw it from the state (`show`)."""
 
     ROOM: ClassVar[str]
 
@@ -67,18 +67,18 @@ class RoomScreen(Watching, Screen[None]):
         self.state = elite.state
 
     def compose(self) -> ComposeResult:
-        """Trail, room, footer."""
+        """Composes trail, content and footer."""
         yield Trail(self.ROOM, has_run=self.state.run is not None)
-        with Vertical(id="room"):
-            yield from self.compose_room()
+        with Vertical(id="content"):
+            yield from self.compose_body()
         yield KeyBar(show_command_palette=False)
 
-    def compose_room(self) -> Iterable[Widget]:
-        """The room's widgets."""
+    def compose_body(self) -> Iterable[Widget]:
+        """Yields the screen's widgets."""
         raise NotImplementedError
 
     def show(self, changed: Parts) -> None:
-        """Draws what depends on the parts of the state that changed; on entering, on all of them."""
+        """Draws the widgets that depend on changed parts of the state; on entry, all parts count as changed."""
         raise NotImplementedError
 
     def on_mount(self) -> None:
@@ -92,15 +92,15 @@ class RoomScreen(Watching, Screen[None]):
             self.query_one(Trail).show(has_run=self.state.run is not None)
 
     @on(TrailStep.Chosen)
-    def _room_chosen(self, message: TrailStep.Chosen) -> None:
-        self.elite.go(message.room)
+    def _screen_chosen(self, message: TrailStep.Chosen) -> None:
+        self.elite.go(message.screen_name)
 
 
-class WizardRoom(RoomScreen):
-    """A room of the wizard: its fields go into the draft, its buttons along the trail."""
+class WizardScreen(AppScreen):
+    """A screen of the wizard. Its fields edit the draft; its buttons move along the trail."""
 
     def steps(self, *before: Widget, back: bool = True) -> Horizontal:
-        """The buttons that lead to the rooms beside, after others."""
+        """Returns the buttons to the neighbouring screens, after any others."""
         backwards = [Button("Back", id="back", compact=True)] if back else []
         forward = Button("Continue", id="forward", variant="primary", compact=True)
         return Horizontal(*before, *backwards, forward, classes="buttons")
@@ -110,11 +110,11 @@ class WizardRoom(RoomScreen):
         self.elite.drafting.edit(message.path, message.text)
 
     def action_forward(self) -> None:
-        """To the next room."""
+        """Moves to the next screen."""
         self.elite.step(1)
 
     def action_back(self) -> None:
-        """To the room before."""
+        """Moves to the previous screen."""
         self.elite.step(-1)
 
     @on(Button.Pressed, "#forward")

@@ -1,4 +1,4 @@
-"""The data room: a real dataset in words, its settings, and a reading that is stopped."""
+"""The data screen: a real dataset report, its settings, and a stopped reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elite_tui.format import data as data_words
 from elite_tui.widgets.field_row import FieldRow
 from engine import errors
 from tests.tui.reports import REPORT
-from tests.tui.support import FixedEngine, cpu_machine, make_app, room_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
 
@@ -26,12 +26,12 @@ def text_of(app, selector):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("data")
-    await until(pilot, lambda: room_of(pilot.app) == "data" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "data" and pilot.app.screen.is_mounted)
 
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    """A repository with something of every kind; the user's cache is the test's."""
+    """Makes a repository with a file for every kind of entry; the cache folder is the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "shop"
     root.mkdir()
@@ -47,7 +47,7 @@ def shop(tmp_path, monkeypatch):
 
 
 class RealData(FixedEngine):
-    """The fixed ground, with the engine's own dataset."""
+    """The fixed engine with real datasets."""
 
     preview_data = Engine.preview_data
 
@@ -64,7 +64,7 @@ async def test_a_real_dataset_is_told(shop):
         assert "hunter2" not in text_of(app, "#secrets")
         assert "copy.py" in text_of(app, "#twins")
         assert "tokens" in text_of(app, "#summary")
-        # Another policy is another dataset: it is read anew, and says so.
+        # Another policy gives another dataset, so it is built again.
         row = app.screen.query_one("#field-data-near_duplicates", FieldRow)
         row.query_one(Select).value = "keep"
         await until(pilot, lambda: app.state.data.value is None)
@@ -105,7 +105,7 @@ async def test_entered_again_nothing_is_read_again():
         await until(pilot, lambda: app.state.data.value is not None)
         engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(AssertionError)
         app.go("options")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         await enter(pilot)
         assert app.state.data.value is REPORT
 

@@ -1,4 +1,4 @@
-"""ChartRoom: a room with charts that are zoomed, moved and smoothed by the same keys."""
+"""Defines the base of screens with charts, which share the keys for zoom, pan and smoothing."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from textual import on
 from elite_tui.plot.smoothing import WEIGHTS
 from elite_tui.plot.viewport import Viewport
 from elite_tui.runs.curves import Look
-from elite_tui.screens.room import Elite, RoomScreen
+from elite_tui.screens.app_screen import AppScreen, Elite
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import Choice
 
 
-class ChartRoom(RoomScreen):
-    """Subclasses draw their charts in `draw_charts`. Every chart of the room shows the same stretch."""
+class ChartScreen(AppScreen):
+    """Base of screens with charts. Subclasses draw them in `draw_charts`; all charts show the same stretch."""
 
     def __init__(self, elite: Elite) -> None:
         super().__init__(elite)
         self.look = Look()
 
     def draw_charts(self) -> None:
-        """Draws every chart with the present `look`."""
+        """Draws every chart with the current `look`."""
         raise NotImplementedError
 
     @property
     def charts(self) -> list[LineChart]:
-        """The charts of the room."""
+        """The screen's charts."""
         return list(self.query(LineChart))
 
     def switches(self) -> list[Choice]:
-        """The present look, for a line of choices."""
+        """Returns the current chart settings for a choice bar."""
         zoomed = any(chart.viewport != Viewport() for chart in self.charts)
         smoothing = f"~{self.look.weight:g}" if self.look.weight else "raw"
         return [
@@ -45,11 +45,11 @@ class ChartRoom(RoomScreen):
 
     @on(LineChart.Moved)
     def _moved(self, message: LineChart.Moved) -> None:
-        """All charts of the room show the same stretch."""
+        """Applies one chart's viewport to all others."""
         self._share(message.viewport)
 
     def _steer(self, move: Callable[[LineChart], None]) -> None:
-        """Moves the first chart that shows anything, and the others with it."""
+        """Moves the first non-empty chart, and the others with it."""
         leader = next((chart for chart in self.charts if chart.picture.series), None)
         if leader is not None:
             move(leader)
@@ -65,37 +65,37 @@ class ChartRoom(RoomScreen):
         self.draw_charts()
 
     def action_zoom_in(self) -> None:
-        """A shorter stretch, to the newest point."""
+        """Zooms in on the newest point."""
         self._steer(lambda chart: chart.zoom(inwards=True))
 
     def action_zoom_out(self) -> None:
-        """A longer stretch."""
+        """Zooms out."""
         self._steer(lambda chart: chart.zoom(inwards=False))
 
     def action_pan_left(self) -> None:
-        """Earlier steps."""
+        """Pans to earlier steps."""
         self._steer(lambda chart: chart.pan(rightwards=False))
 
     def action_pan_right(self) -> None:
-        """Later steps."""
+        """Pans to later steps."""
         self._steer(lambda chart: chart.pan(rightwards=True))
 
     def action_whole(self) -> None:
-        """Everything."""
+        """Shows the whole x axis."""
         self._share(Viewport())
 
     def action_log_axis(self) -> None:
-        """Equal distances are equal factors, and back."""
+        """Toggles the logarithmic y axis."""
         self._look(replace(self.look, log=not self.look.log))
 
     def action_x_axis(self) -> None:
-        """Over steps, tokens or time."""
+        """Cycles the x axis through steps, tokens and time."""
         self._look(replace(self.look, x_kind=self.look.next_axis))
 
     def action_smoother(self) -> None:
-        """More smoothing; after the most, none."""
+        """Increases smoothing; wraps to none after the maximum."""
         self._look(replace(self.look, smoothing=(self.look.smoothing + 1) % len(WEIGHTS)))
 
     def action_rougher(self) -> None:
-        """Less smoothing."""
+        """Decreases smoothing."""
         self._look(replace(self.look, smoothing=max(0, self.look.smoothing - 1)))

@@ -1,4 +1,4 @@
-"""The first room: what fits, recent projects and runs."""
+"""The first screen: fitting tiers, recent projects and runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tui.support import (
     gpu_machine,
     half_way,
     make_app,
-    room_of,
+    screen_of,
     settled,
     until,
 )
@@ -31,7 +31,7 @@ def text_of(app, selector):
     return str(app.screen.query_one(selector, Static).content)
 
 
-async def test_the_first_room_says_what_fits():
+async def test_the_first_screen_says_what_fits():
     app = make_app(machine=gpu_machine(), values=MODEL)
     async with app.run_test(size=(120, 36)) as pilot:
         await settled(pilot)
@@ -53,7 +53,7 @@ async def test_what_was_typed_before_a_key_that_leaves_is_in_the_draft():
         await pilot.pause()
         for letter in "quick":
             field.post_message(Key(letter, letter))
-        # As a key with priority does: before the field has seen any of them.
+        # As a key with priority does, before the field has received any of them.
         await app.run_action("ask_quit")
         await until(pilot, lambda: bool(left))
     assert left == ["quick"]
@@ -64,7 +64,7 @@ async def test_a_project_is_remembered_and_taken_up_again(tmp_path):
     async with app.run_test(size=(120, 36)) as pilot:
         await settled(pilot)
         await pilot.press("ctrl+n")
-        await until(pilot, lambda: room_of(app) == "hardware")
+        await until(pilot, lambda: screen_of(app) == "hardware")
         await pilot.press("ctrl+q")
     draft = Draft.load(tmp_path / FILE_NAME)
     assert projects(draft) == [["/home/me/shop"]]
@@ -108,7 +108,7 @@ async def test_a_recent_run_is_opened(tmp_path):
         recent = app.screen.query_one(RecentList)
         await until(pilot, lambda: any("60.30 → 6.600" in str(option.prompt) for option in recent.options))
         await pilot.press("f4", "down", "enter")
-        await until(pilot, lambda: room_of(app) == "monitor")
+        await until(pilot, lambda: screen_of(app) == "monitor")
         assert engine.opened == [str(run.path)]
 
 

@@ -1,4 +1,4 @@
-"""The review: pre-flight rows as they come in, the files of the run, and what it costs."""
+"""The review: pre-flight rows as they arrive, the run's files, and its cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elite_tui.screens.review import hours_in_words
 from elite_tui.wizard.checks import Checks, in_words
 from engine import errors
 from engine.launch.doctor import NAMES, Check
-from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, room_of, settled, until
+from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
 
@@ -22,7 +22,7 @@ def text_of(app, selector):
 async def enter(pilot):
     await settled(pilot)
     pilot.app.go("review")
-    await until(pilot, lambda: room_of(pilot.app) == "review" and pilot.app.screen.is_mounted)
+    await until(pilot, lambda: screen_of(pilot.app) == "review" and pilot.app.screen.is_mounted)
 
 
 async def test_rows_come_in_one_after_the_other():
@@ -45,12 +45,12 @@ async def test_rows_come_in_one_after_the_other():
         await until(pilot, lambda: app.state.checks.done)
         await until(pilot, lambda: "1 to know about" in text_of(app, "#verdict"))
         assert "→ compare held-out perplexity" in " ".join(text_of(app, "#rows").split())
-        # Entered again with nothing changed, it is not examined again.
+        # On entry without changes, it is not examined again.
         engine.examine = lambda mapping: iter(())
         app.go("options")
-        await until(pilot, lambda: room_of(app) == "options")
+        await until(pilot, lambda: screen_of(app) == "options")
         app.go("review")
-        await until(pilot, lambda: room_of(app) == "review")
+        await until(pilot, lambda: screen_of(app) == "review")
         assert app.state.checks.done
 
 
@@ -121,7 +121,7 @@ async def test_the_files_by_key_and_button():
 
 
 async def test_the_real_rows_are_those_of_engine_doctor(tmp_path):
-    """Nothing is replaced but the trial step's child, which takes seconds."""
+    """Replaces only the trial step's child process, which takes seconds."""
     from engine.config import from_mapping
     from engine.launch.doctor import examine
 
