@@ -125,7 +125,13 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
     if status in ACTIVE:
         raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
     if status == "completed":
-        raise errors.RUN_ALREADY_COMPLETE(run=run.id)
+        problem = run.result_problem()
+        if problem is None:
+            raise errors.RUN_ALREADY_COMPLETE(run=run.id)
+        said = errors.one_line(
+            f"the result of {run.id} is damaged ({problem}): it is made again from the last checkpoint"
+        )
+        print(said, file=sys.stderr)  # noqa: T201
     return run
 
 
