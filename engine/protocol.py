@@ -178,7 +178,7 @@ class RankReported(Event):
     seconds: float = 0.0
     "Of its latest update."
     waited_seconds: float = 0.0
-    "Spent in collectives since the last report, waiting for other ranks or for the network."
+    "Spent in collectives since the last report, waiting for other ranks or for the interconnect."
     sent_bytes: int = 0
     "Handed to collectives for gradients since the last report."
     gpu_allocated: int | None = None
