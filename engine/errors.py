@@ -26,7 +26,7 @@ class StreamPlanError(ValueError):
 
 
 class EliteError(Exception):
-    """A user-facing error: one line with the problem, its place and the remedy.
+    """A user-facing error, shown as one line with the problem, its place and the remedy.
 
     Attributes:
         kind: The declaration that this error is an instance of.

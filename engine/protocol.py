@@ -42,7 +42,7 @@ class RunStarted(Event):
 
     model: str
     context: int
-    "Tokens a window."
+    "Tokens per window."
     total_steps: int
     first_step: int = 0
     "Steps already done by the run that this one resumes."
@@ -89,7 +89,7 @@ class StepCompleted(Event):
     total_steps: int
     epoch: float
     loss: float | None
-    "Mean cross-entropy a token, in nats; null where it was not finite."
+    "Mean cross-entropy per token, in nats; null if it was not finite."
     lr: float
     grad_norm: float | None
     tokens: int
@@ -137,7 +137,7 @@ class LogLine(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WarningRaised(Event):
-    """Something a person should know; the run goes on."""
+    """A warning for people; the run continues."""
 
     code: str
     text: str

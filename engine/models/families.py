@@ -142,7 +142,7 @@ def _llama(config: Config) -> dict[str, Any]:
 
 
 def _windowed_after(config: Config) -> dict[str, Any]:
-    """Qwen's sliding window, which holds for the layers from max_window_layers on if it is switched on."""
+    """Reads Qwen's sliding window, which holds for the layers from max_window_layers on if it is switched on."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     full = min(config.get("max_window_layers", 28), config["num_hidden_layers"])
     return {"sliding_window": window, "full_attention_layers": full}
@@ -160,7 +160,7 @@ def _windowed(default: int | None) -> Callable[[Config], dict[str, Any]]:
 
 
 def _alternating(pattern: int, window: int) -> Callable[[Config], dict[str, Any]]:
-    """Gemma's pattern, in which every `pattern`-th layer has full attention and the others the sliding window."""
+    """Reads Gemma's pattern. Every `pattern`-th layer has full attention, the others the sliding window."""
 
     def read(config: Config) -> dict[str, Any]:
         every = config.get("sliding_window_pattern") or pattern
@@ -179,7 +179,7 @@ def _starcoder2(config: Config) -> dict[str, Any]:
 
 
 def _mixtral(config: Config) -> dict[str, Any]:
-    """Mixtral's experts, which replace the MLP of every layer and are each as wide as a dense one."""
+    """Reads Mixtral's experts, which replace the MLP of every layer and are each as wide as a dense one."""
     return {**_windowed(None)(config), **_experts(config, "num_local_experts", 8, 2), **_every_layer_sparse(config)}
 
 
@@ -188,7 +188,7 @@ def _every_layer_sparse(config: Config) -> dict[str, Any]:
 
 
 def _qwen3_moe(config: Config) -> dict[str, Any]:
-    """Qwen3's experts, in each decoder_sparse_step-th layer not in mlp_only_layers; all layers share a window."""
+    """Reads Qwen3's experts, in each decoder_sparse_step-th layer not in mlp_only_layers; all layers share a window."""
     layers, dense = range(config["num_hidden_layers"]), config.get("mlp_only_layers") or ()
     step = config.get("decoder_sparse_step", 1)
     # The key was renamed within transformers 5; a file may have either.

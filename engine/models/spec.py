@@ -50,7 +50,7 @@ class ModelSpec:
     max_context: int
     "Positions that it was trained with; longer contexts work, at a quality that fine-tuning must recover."
     fixed_rope_context: int | None = None
-    "Longest context whose rotary tables do not change with its length; None where they never do."
+    "Longest context whose rotary tables do not change with its length; None if they never do."
     sliding_window: int | None = None
     "Tokens that a windowed layer attends to; None if every layer has full attention."
     full_attention_layers: int
@@ -210,7 +210,7 @@ class ModelSpec:
 
     @cached_property
     def embedding_parameters(self) -> int:
-        """Parameters of the token embedding and the head; counted once where they are tied."""
+        """Parameters of the token embedding and the head; counted once if they are tied."""
         head = 0 if self.tied_embeddings else self.vocab_size * self.hidden_size
         return self.vocab_size * self.hidden_size + head + self.vocab_size * self.head_bias
 
