@@ -1,4 +1,4 @@
-"""Files that are replaced in one go: a reader sees the old text or the new one, whenever the process ends."""
+"""Atomic file replacement. A reader sees the old text or the new one, even if the process dies in between."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text beside the file and puts it in its place. Several processes may do so at once.
+    """Writes a temporary file beside the file and renames it into place. Several processes may do so at once.
 
     Raises:
-        OSError: the folder cannot be written, or is full; the file is as it was, and nothing lies beside it.
+        OSError: the folder cannot be written, or is full; the file is unchanged, and the temporary file is removed.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
