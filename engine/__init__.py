@@ -1,3 +1,3 @@
-"""The headless engine: everything that the wizard does, without the wizard."""
+"""The headless engine, which does everything that the wizard does."""
 
 __version__ = "0.1.0"

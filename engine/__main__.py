@@ -1,4 +1,4 @@
-"""`python -m engine` is the `engine` command."""
+"""Runs the `engine` command as `python -m engine`."""
 
 from engine.cli import main
 

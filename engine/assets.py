@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def asset(*parts: str) -> Path:
-    """Path of a shipped file: inside an installed wheel, or in the checkout's assets/.
+    """Returns the path of a shipped file, inside an installed wheel or in the checkout's assets/.
 
     Raises:
         FileNotFoundError: no such asset; the installation is incomplete.

@@ -1,7 +1,7 @@
-"""Folders of files that are complete on disk or not there at all, and that notice when they were damaged.
+"""Atomic directories, which are complete on disk or absent, and detect damage by checksums.
 
-A folder is written aside, each file is synced and read back, and only then is it renamed. manifest.json holds the
-size and SHA-256 of each file, what the writer wants to say about them, and a digest of itself.
+A folder is written under a temporary name, each file is synced and read back, and only then is the folder renamed.
+manifest.json holds the size and SHA-256 of each file, the writer's metadata, and a digest of itself.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ _CHUNK = 1 << 22
 
 
 class DamagedError(Exception):
-    """A folder cannot be trusted. The message says which file and why."""
+    """A folder is damaged. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtomicDir:
-    """A folder whose files are what its manifest says."""
+    """A folder whose files match its manifest."""
 
     path: Path
     about: Mapping[str, Any]
-    "What the writer said about it."
+    "The writer's metadata."
 
     def read(self, name: str) -> bytes:
-        """The content of one file."""
+        """Reads one file."""
         return (self.path / name).read_bytes()
 
 
 def aside_of(final: Path) -> Path:
-    """Where a folder is written before it gets its name."""
+    """Returns the temporary path that a folder is written to before it is renamed."""
     return final.with_name(f".{final.name}.new")
 
 
 def old_of(final: Path) -> Path:
-    """Where a folder goes that another is about to replace."""
+    """Returns the path that a folder is renamed to while another replaces it."""
     return final.with_name(f".{final.name}.old")
 
 
 def write(final: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, Any]) -> int:
-    """Writes a folder, replacing one of the same name; returns its bytes.
+    """Writes a folder, replaces one of the same name, and returns its bytes.
 
     Args:
         final: Its path.
-        files: Names and contents; made one after the other, so that only one has to exist in memory.
+        files: Names and contents, produced one at a time, so that only one has to be in memory.
         about: JSON values for the manifest.
 
     Raises:
-        OSError: it cannot be written; whatever was there still is, and nothing else.
+        OSError: it cannot be written; an existing folder is unchanged, and no temporary one is left.
     """
     aside = aside_of(final)
     try:
@@ -116,16 +116,16 @@ def _manifest(entries: Mapping[str, Mapping[str, int | str]], about: Mapping[str
 
 
 def read_about(folder: Path) -> Mapping[str, Any]:
-    """What the writer said about a folder, without a look at its files.
+    """Reads a folder's metadata without verifying its files.
 
     Raises:
-        DamagedError: its manifest cannot be trusted.
+        DamagedError: its manifest is damaged.
     """
     return dict(_read_manifest(folder)["about"])
 
 
 def verify(folder: Path) -> AtomicDir:
-    """The folder, after every byte of it was compared with its manifest.
+    """Verifies every byte of a folder against its manifest.
 
     Raises:
         DamagedError: a file is missing, shorter, longer or different.
@@ -159,7 +159,7 @@ def _digest(value: Any) -> str:
 
 
 def _measure(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file, which need not fit into memory."""
+    """Computes size and SHA-256 of a file, which need not fit into memory."""
     found = hashlib.sha256()
     size = 0
     try:
@@ -173,7 +173,7 @@ def _measure(path: Path) -> tuple[int, str]:
 
 
 def _replace(final: Path, aside: Path) -> None:
-    """Puts a complete folder in place. A folder cannot be renamed over a full one, so an old one steps aside."""
+    """Renames a complete folder into place. A folder cannot be renamed over a full one, so the old one moves first."""
     old = old_of(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -189,7 +189,7 @@ def _replace(final: Path, aside: Path) -> None:
 
 
 def heal(final: Path) -> None:
-    """Undoes a replacement that a killed process left half done: the old folder gets its name back.
+    """Rolls back a replacement that a killed process left incomplete, by renaming the old folder back.
 
     Raises:
         OSError: the folder cannot be renamed.

@@ -1,8 +1,8 @@
-"""The `engine` command: parses arguments, runs one sub-command, turns its errors into one line and an exit code.
+"""The `engine` command. Parses arguments, runs one sub-command, and turns errors into one line and an exit code.
 
 A sub-command is a module of engine.commands with `NAMES`, `SUMMARY`, `add_arguments(parser, name)` and
-`run(args) -> int`. The modules are imported for `--help`, so they import what is slow (torch, transformers)
-inside `run`.
+`run(args) -> int`. `--help` imports every module, so a module imports slow libraries (torch, transformers) inside
+`run`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMAND_MODULES: tuple[str, ...] = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every sub-command."""
+    """Builds the parser of every sub-command."""
     parser = argparse.ArgumentParser(
         prog="engine",
         description="Fine-tune a code model on your own repository, headless.",
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return errors.INTERRUPTED
     except BrokenPipeError:
-        # The reader went away (`engine runs | head`): nothing more can be said, and Python would complain at exit.
+        # The reader closed the pipe (`engine runs | head`). Python would print a second error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status

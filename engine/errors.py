@@ -1,4 +1,4 @@
-"""Every error that a person can meet: a code, one sentence, a remedy and an exit code.
+"""Declares every user-facing error with its code, sentence, remedy and exit code.
 
 An error is declared once, as an `ErrorKind`, and raised by calling it::
 
@@ -22,18 +22,18 @@ INTERRUPTED = 130
 
 
 class StreamPlanError(ValueError):
-    """The options contradict each other, the model or the machine; the message says how."""
+    """Options that contradict each other, the model or the machine; the message says how."""
 
 
 class EliteError(Exception):
-    """One clear line: what is wrong, where, and what to do about it.
+    """A user-facing error, shown as one line with the problem, its place and the remedy.
 
     Attributes:
         kind: The declaration that this error is an instance of.
         message: The sentence with its values filled in.
-        remedy: What to do, with its values filled in.
+        remedy: The remedy with its values filled in.
         field: Dotted RunConfig path that the error is about ("data.repositories"), or "" for none.
-        values: What the templates were filled with, as shown.
+        values: Template values by name, as shown.
     """
 
     def __init__(self, kind: ErrorKind, message: str, remedy: str, values: Mapping[str, str] | None = None) -> None:
@@ -55,7 +55,7 @@ class EliteError(Exception):
 
     @property
     def field(self) -> str:
-        """RunConfig field that the error belongs beside, "" for none."""
+        """RunConfig field that forms show the error beside, "" for none."""
         return self.kind.field
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class EliteError(Exception):
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """Declaration of one error: templates are filled by `str.format` with the keywords of the call."""
+    """Declaration of one error. A call fills the templates by `str.format` with its keywords."""
 
     code: str
     message: str
@@ -73,13 +73,13 @@ class ErrorKind:
     field: str = ""
 
     def __call__(self, **values: Any) -> EliteError:
-        """The error itself, ready to be raised."""
+        """Returns the error, ready to be raised."""
         shown = {name: one_line(value) for name, value in values.items()}
         return EliteError(self, self.message.format(**shown), self.remedy.format(**shown), shown)
 
 
 def one_line(value: object) -> str:
-    """Untrusted text (file names, library messages, logs) on one line, newlines and terminal escapes spelled out."""
+    """Escapes newlines and terminal escapes in untrusted text (file names, library messages, logs)."""
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -100,7 +100,7 @@ _declare = _registry.declare
 
 
 def all_kinds() -> list[ErrorKind]:
-    """Every declared error in order of declaration, for the troubleshooting page."""
+    """Returns every declared error in order of declaration, for the troubleshooting page."""
     return list(_registry.kinds.values())
 
 

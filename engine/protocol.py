@@ -1,4 +1,4 @@
-"""Events and commands: the only thing that crosses the process boundary.
+"""Events and commands, the only messages that cross the process boundary.
 
 Standard library only, so that any process can read a journal without importing the engine's dependencies.
 An event travels in an `Envelope` and is written as one JSON object on one line::
@@ -42,7 +42,7 @@ class RunStarted(Event):
 
     model: str
     context: int
-    "Tokens a window."
+    "Tokens per window."
     total_steps: int
     first_step: int = 0
     "Steps already done by the run that this one resumes."
@@ -50,7 +50,7 @@ class RunStarted(Event):
     pid: int = 0
     engine_version: str = ""
     planned_gpu_bytes: int | None = None
-    "Peak that the plan predicts, for the gauge."
+    "Peak that the plan predicts; the gauge shows it."
     planned_host_bytes: int | None = None
     layout: dict[str, Any] | None = None
     "How the plan computes a step (engine.plan.step_layout); None in journals of earlier versions."
@@ -58,7 +58,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseChanged(Event):
-    """The run entered a phase. Phases come in the order of `PHASES`, some may be skipped."""
+    """The run entered a phase. Phases come in the order of `PHASES`; a run may skip some."""
 
     phase: str
     detail: str = ""
@@ -73,7 +73,7 @@ class StepProgress(Event):
 
     step: int
     stage: str
-    "forward, loss, backward, optimiser; or what a phase counts, such as files, tokens, windows."
+    "forward, loss, backward, optimiser; or the unit that a phase counts, such as files, tokens, windows."
     done: int
     total: int
     layer: int | None = None
@@ -82,14 +82,14 @@ class StepProgress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCompleted(Event):
-    """One optimiser update."""
+    """The optimiser made one update."""
 
     step: int
     "Counts from 1."
     total_steps: int
     epoch: float
     loss: float | None
-    "Mean cross-entropy a token, in nats; null where it was not finite."
+    "Mean cross-entropy per token, in nats; null if it was not finite."
     lr: float
     grad_norm: float | None
     tokens: int
@@ -137,7 +137,7 @@ class LogLine(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WarningRaised(Event):
-    """Something a person should know; the run goes on."""
+    """A warning for people; the run continues."""
 
     code: str
     text: str
@@ -145,12 +145,12 @@ class WarningRaised(Event):
 
 
 PAUSED_PREFIX = "paused-"
-"""Codes of warnings that begin so say that the run waits, until its next RecoveryTaken or step."""
+"""Prefix of warning codes that mean that the run waits, until its next RecoveryTaken or step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryTaken(Event):
-    """The engine met a failure and dealt with it."""
+    """The engine recovered from a failure."""
 
     what: str
     why: str
@@ -168,7 +168,7 @@ class CommandAcked(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RankReported(Event):
-    """How one of several processes fares: every few seconds, one for each rank."""
+    """Status of one rank, reported every few seconds."""
 
     rank: int
     step: int
@@ -178,7 +178,7 @@ class RankReported(Event):
     seconds: float = 0.0
     "Of its latest update."
     waited_seconds: float = 0.0
-    "Spent in collectives since the last report, waiting for other ranks or for the wire."
+    "Spent in collectives since the last report, waiting for other ranks or for the interconnect."
     sent_bytes: int = 0
     "Handed to collectives for gradients since the last report."
     gpu_allocated: int | None = None
@@ -188,7 +188,7 @@ class RankReported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
-    """Last event of a run that ended in good order."""
+    """Last event of a run that completed or was stopped."""
 
     status: Literal["completed", "stopped"]
     steps: int
@@ -215,7 +215,7 @@ class RunFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownEvent(Event):
-    """An event of a newer engine: kept, so that an old monitor can still show the rest of the journal."""
+    """An event of a newer engine, kept so that an old monitor can still show the rest of the journal."""
 
     name: str
     body: dict[str, Any]
@@ -245,36 +245,36 @@ EVENTS: dict[str, type[Event]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Base of all commands. `id` comes back in the CommandAcked event."""
+    """Base of all commands. The CommandAcked event repeats `id`."""
 
     id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(Command):
-    """End the run after the present tile or step, with a checkpoint unless `save` is false."""
+    """Ends the run after the current tile or step, with a checkpoint unless `save` is false."""
 
     save: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pause(Command):
-    """Wait, holding all memory, until Resume or Stop."""
+    """Pauses the run, with all its memory held, until Resume or Stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Command):
-    """Go on after Pause."""
+    """Continues after Pause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveNow(Command):
-    """Write a checkpoint after the present step."""
+    """Writes a checkpoint after the current step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateNow(Command):
-    """Score the held-out files after the present step."""
+    """Scores the held-out files after the current step."""
 
 
 COMMANDS: dict[str, type[Command]] = {kind.__name__: kind for kind in (Stop, Pause, Resume, SaveNow, EvaluateNow)}
@@ -302,7 +302,7 @@ class Envelope:
 
 
 def encode_event(envelope: Envelope) -> str:
-    """The envelope as one line of JSON, without the newline. Values that are not finite become null."""
+    """Encodes an envelope as one line of JSON, without the newline. Values that are not finite become null."""
     head = {
         "schema": envelope.schema,
         "run": envelope.run,
@@ -315,7 +315,7 @@ def encode_event(envelope: Envelope) -> str:
 
 
 def decode_event(line: str | bytes) -> Envelope:
-    """The envelope on one line of a journal.
+    """Decodes one line of a journal.
 
     Raises:
         ProtocolError: the line is not JSON, or a field is missing or of the wrong type.
@@ -336,12 +336,12 @@ def decode_event(line: str | bytes) -> Envelope:
 
 
 def encode_command(command: Command) -> str:
-    """The command as one line of JSON, without the newline."""
+    """Encodes a command as one line of JSON, without the newline."""
     return _dump({"schema": SCHEMA, "command": type(command).__name__, **_body(command)})
 
 
 def decode_command(line: str | bytes) -> Command:
-    """The command on one line.
+    """Decodes a command from one line.
 
     Raises:
         ProtocolError: not JSON, not a known command, or a field is missing or of the wrong type.
@@ -385,7 +385,7 @@ T = typing.TypeVar("T")
 
 
 def _build(cls: type[T], data: dict[str, Any]) -> T:
-    """An instance of `cls` from JSON values; unknown keys are dropped (a newer engine may send them)."""
+    """Builds a `cls` from JSON values; drops unknown keys, which a newer engine may send."""
     hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     values = {name: value for name, value in data.items() if name in known}
@@ -404,7 +404,7 @@ def _type_hints(cls: type) -> dict[str, Any]:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of the annotated type. A bool is not a number; an int is a valid float."""
+    """Tells whether a JSON value is of the annotated type. A bool is not a number; an int is a valid float."""
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(_is(value, option) for option in typing.get_args(hint))

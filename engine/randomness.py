@@ -1,12 +1,11 @@
 """Keys every random number of training by (seed, step, window, layer, tile, purpose).
 
-Modules draw from torch's global generators, whose state is a history: of what ran before, on which device, in which
-pass. A pass that is repeated, a window after another one, a run that was resumed must not depend on that history. The
-generators are therefore seeded from a key before every draw that counts, on the CPU and on the compute device alike,
-whatever a module looks like; afterwards their state is what it was.
+Modules draw from torch's global generators, whose state depends on every earlier draw. A recomputed pass, a later
+window and a resumed run must not depend on that history. The generators are therefore seeded from a key before every
+draw that counts, on the CPU and on the compute device alike, and restored afterwards.
 
-The chain of keys: an update seeds the CPU's generator by (seed, step); each of its windows takes a number of it; a
-window's layers and its embedding derive theirs by (number, purpose, layer, tile).
+An update seeds the CPU's generator by (seed, step). Each of its windows draws a number from it. A window's layers and
+its embedding derive theirs by (number, purpose, layer, tile).
 
 torch's CPU generator (mt19937) uses the lower 32 bits of a seed, a GPU's (Philox) all 64. `derive_seed` spreads a key
 over all of them, which sums such as `seed + step` or shifts such as `seed << 32` do not.
@@ -33,17 +32,17 @@ def derive_seed(*key: int | str) -> int:
 
 
 def draw_seed() -> int:
-    """Draws 63 bits from torch's CPU generator, which names the random numbers of what follows."""
+    """Draws 63 bits from torch's CPU generator, as the key of the random numbers that follow."""
     return int(torch.randint(2**63 - 1, ()))
 
 
 class KeyedGenerators:
     """torch's global generators of the CPU and of one device, which modules draw from.
 
-    Seeding them neither waits for a GPU nor touches the generators of other devices, as `torch.manual_seed` does.
+    Seeding them does not synchronize with a GPU or touch the generators of other devices, unlike `torch.manual_seed`.
 
     Args:
-        device: Where modules compute.
+        device: Compute device of the modules.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,11 +59,11 @@ class KeyedGenerators:
         return [self._of_cpu] if self._of_device is None else [self._of_cpu, self._of_device]
 
     def seed(self, *key: int | str, watch: bool = False) -> None:
-        """Makes the next numbers those of a key.
+        """Seeds the generators from a key.
 
         Args:
             key: See `derive_seed`.
-            watch: Whether `drew` is going to be asked.
+            watch: Whether to save the state that `drew` compares with.
         """
         value = derive_seed(*key)
         for generator in self._all:
@@ -73,14 +72,14 @@ class KeyedGenerators:
             self._seeded = self._of_cpu.get_state()
 
     def drew(self) -> bool:
-        """Whether a number was drawn since `seed`, which was told to watch."""
+        """Tells whether a number was drawn since `seed(..., watch=True)`."""
         if self._of_device is not None and self._of_device.get_offset():
             return True
         return not torch.equal(self._of_cpu.get_state(), self._seeded)
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """On exit, the generators are in the state that they had on entry."""
+        """Restores on exit the states that the generators had on entry."""
         states = [(generator, generator.get_state()) for generator in self._all]
         try:
             yield
@@ -91,7 +90,7 @@ class KeyedGenerators:
 
 @contextlib.contextmanager
 def keyed_numbers(device: torch.device, *key: int | str) -> Iterator[None]:
-    """Within it, random numbers on the CPU and the device follow from the key alone."""
+    """Makes random numbers on the CPU and the device depend on the key alone, and restores the generators on exit."""
     generators = KeyedGenerators(device)
     with generators.restored():
         generators.seed(*key)
@@ -107,7 +106,7 @@ class RandomState:
 
 
 def capture_random() -> RandomState:
-    """The states of torch's (CPU and every GPU), numpy's and Python's generators."""
+    """Captures the states of torch's (CPU and every GPU), numpy's and Python's generators."""
     tensors = {"torch.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"torch.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -117,7 +116,7 @@ def capture_random() -> RandomState:
 
 
 def restore_random(state: RandomState) -> None:
-    """Puts the generators back. States of GPUs that are no longer there are left out."""
+    """Restores the generators. Ignores states of GPUs that are no longer present."""
     torch.set_rng_state(state.tensors["torch.cpu"])
     for device in range(torch.cuda.device_count()):
         if (name := f"torch.cuda.{device}") in state.tensors:

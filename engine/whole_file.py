@@ -14,7 +14,7 @@ def replace_text(path: Path, text: str) -> None:
     Several processes may do so at once.
 
     Raises:
-        OSError: the folder cannot be written, or is full; the file is as it was, and nothing lies beside it.
+        OSError: the folder cannot be written, or is full; the file is unchanged, and the temporary file is removed.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,1 +1,1 @@
-"""What is here and what it can do: inventory, live telemetry, catalogue of known cards."""
+"""Hardware inventory, live telemetry, and the catalogue of known GPUs."""

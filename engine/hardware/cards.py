@@ -1,4 +1,4 @@
-"""The catalogue of known cards: their data-sheet figures, and machines simulated with them."""
+"""Catalogue of known GPUs with their data-sheet figures, and machines simulated with them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ else:
     import tomli as tomllib
 
 SYSTEM_RAM = 2 * GIB
-"Assumed to be taken by the system of a simulated machine."
+"RAM in bytes that the system of a simulated machine is assumed to use."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One card of assets/gpus.toml."""
+    """One GPU model of assets/gpus.toml."""
 
     key: str
     name: str
-    "As the driver reports it."
+    "Name that the driver reports."
     architecture: str
     memory: int
     "Bytes."
     bandwidth: float
-    "Bytes a second of its own memory."
+    "Memory bandwidth in bytes per second."
     tensor_flops: float
-    "Dense fp16 / bf16 operations a second, fp32 accumulation."
+    "Dense fp16 / bf16 operations per second, fp32 accumulation."
     compute_capability: tuple[int, int]
     pcie_generation: int
     pcie_lanes: int
@@ -42,7 +42,7 @@ class Card:
 
 @functools.cache
 def cards() -> dict[str, Card]:
-    """Every known card by key, in the file's order."""
+    """Loads every known GPU model by key, in the file's order."""
     data = tomllib.loads(asset("gpus.toml").read_text(encoding="utf-8"))
     found = {}
     for key, entry in data["cards"].items():
@@ -63,7 +63,7 @@ def cards() -> dict[str, Card]:
 
 
 def find_card(name: str) -> Card:
-    """The card of that key; spaces, case, "NVIDIA" and "GeForce" do not matter.
+    """Finds a GPU model by key. Spaces, case, "NVIDIA" and "GeForce" do not matter.
 
     Raises:
         EliteError: HARDWARE_UNKNOWN, with the nearest names.
@@ -82,13 +82,13 @@ def find_card(name: str) -> Card:
 
 
 def match_card(name: str, memory_total: int | None) -> Card | None:
-    """The known card that a driver reports under this name, the nearest in memory where several share it."""
+    """Finds the GPU model with the driver's name; the nearest in memory if several share it."""
     same = [card for card in cards().values() if card.name.lower() == name.lower()]
     return min(same, key=lambda card: abs(card.memory - (memory_total or 0)), default=None)
 
 
 def simulate(card: Card, *, ram_bytes: int, disk_bytes: int, cpu_cores: int = 8) -> Machine:
-    """A machine with that card, this much RAM and this much free disk."""
+    """Returns a simulated machine with one GPU, and the given RAM and free disk in bytes."""
     gpu = Gpu(
         index=0,
         name=card.name,

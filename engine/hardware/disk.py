@@ -1,4 +1,4 @@
-"""Space on the disk that a path is on, and what kind of disk it is."""
+"""Reads the free space and the kind of a path's disk."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gluster", "fuse.sshfs
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """The file system that a path is on, or would be on."""
+    """Filesystem of a path, which need not exist."""
 
     free: int
     "Bytes that this user may write."
     total: int
     kind: str | None
-    "nvme, ssd, hdd or network; None where the system does not say."
+    "nvme, ssd, hdd or network; None if unknown."
 
 
 def read_disk(path: Path, root: Path = Path("/")) -> Disk:
-    """The disk of a path, which need not exist yet.
+    """Reads the disk of a path, which need not exist yet.
 
     Args:
         path: A file or folder.
-        root: Where /proc and /sys are mounted.
+        root: Mount point of /proc and /sys.
 
     Raises:
         OSError: not even the topmost folder of the path can be read.
@@ -37,7 +37,7 @@ def read_disk(path: Path, root: Path = Path("/")) -> Disk:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Returns the path itself, or the nearest folder above it that exists."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link that leads nowhere
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -59,7 +59,7 @@ def _kind(path: Path, root: Path) -> str | None:
     block = root / "sys/dev/block" / number
     try:
         name = block.resolve().name
-        # A partition has no queue of its own: its disk's is one folder up.
+        # A partition has no queue of its own; its disk's queue is one folder up.
         queue = next(q for q in (block / "queue", block.resolve().parent / "queue") if q.exists())
         spinning = (queue / "rotational").read_text().strip() == "1"
     except (OSError, StopIteration):
@@ -67,5 +67,5 @@ def _kind(path: Path, root: Path) -> str | None:
     if name.startswith("nvme"):
         return "nvme"
     if spinning and name.startswith(("vd", "xvd", "dm-", "md")):
-        return None  # virtual disks say that they spin, whatever is under them
+        return None  # virtual disks report as rotational regardless of the disk below
     return "hdd" if spinning else "ssd"

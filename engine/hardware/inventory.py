@@ -1,4 +1,4 @@
-"""What is here: GPUs, processor, memory, disk and libraries, without importing any of the libraries."""
+"""Takes inventory of GPUs, CPU, memory, disk and libraries, without importing any of the libraries."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ LIBRARIES = {
     "flash-attn": "one more attention backend",
     "deepspeed": "ZeRO: states and weights in host memory or over several GPUs",
 }
-"""Distributions that matter, and what each enables."""
+"""Relevant distributions, and the use of each."""
 
 
 def take_inventory(disk_path: Path, root: Path = Path("/")) -> Machine:
-    """This machine, as far as this process may use it.
+    """Takes inventory of this machine, as far as this process may use it.
 
     Args:
-        disk_path: Where the run will be written; need not exist yet.
-        root: Where /proc and /sys are mounted.
+        disk_path: Path that the run will be written to; need not exist yet.
+        root: Mount point of /proc and /sys.
     """
     memory = read_memory(root)
     disk = read_disk(disk_path, root)

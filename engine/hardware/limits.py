@@ -1,6 +1,6 @@
-"""RAM and processor time that a container leaves: control groups, version 1 and 2.
+"""Reads a container's limits on RAM and CPU time from cgroups, version 1 and 2.
 
-A container sees the whole machine's memory in /proc/meminfo, and is killed when it takes more than its group may.
+A container sees the whole machine's memory in /proc/meminfo, but is killed when it exceeds its cgroup's limit.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NO_LIMIT = 1 << 60
-"Version 1 writes a number near 2^63 for no limit."
+"Larger limits count as none; version 1 writes a number near 2^63 for no limit."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """RAM of this process: bytes."""
+    """RAM of this process, in bytes."""
 
     total: int
     available: int
     limited_by: str | None
-    'The group that limits it, "cgroup v2"; None where it may use the whole machine.'
+    'The limiting cgroup, such as "cgroup v2"; None if the process may use the whole machine.'
 
 
 def read_memory(root: Path = Path("/")) -> Memory:
-    """RAM, as little as the machine and every group above this process allow.
+    """Reads the RAM that the machine and all cgroups of this process allow.
 
     Args:
-        root: Where /proc and /sys are mounted.
+        root: Mount point of /proc and /sys.
     """
     import psutil
 
@@ -39,7 +39,7 @@ def read_memory(root: Path = Path("/")) -> Memory:
         limit = _number(folder / limit_name)
         if limit is None or limit >= min(_NO_LIMIT, memory.total):
             continue
-        # The group's page cache counts as usage, but is given back before the group is killed.
+        # The cgroup's page cache counts as usage, but is reclaimed before the OOM killer acts.
         used = (_number(folder / usage_name) or 0) - (_statistic(folder / "memory.stat", cache_name) or 0)
         available = min(memory.available, max(0, limit - max(0, used)))
         memory = Memory(total=limit, available=available, limited_by=f"cgroup v{version}")
@@ -47,10 +47,10 @@ def read_memory(root: Path = Path("/")) -> Memory:
 
 
 def find_oom_counter(root: Path = Path("/")) -> Path | None:
-    """The file that counts the processes that the kernel ended for want of memory: this group's, else the machine's.
+    """Finds the file that counts OOM kills, of this process's cgroup, else of the machine.
 
     Args:
-        root: Where /proc and /sys are mounted.
+        root: Mount point of /proc and /sys.
     """
     groups = (folder / _OOM_FILES[version] for version, folder in _groups(root, "memory"))
     candidates = (*groups, root / "proc/vmstat")
@@ -58,7 +58,7 @@ def find_oom_counter(root: Path = Path("/")) -> Path | None:
 
 
 def read_oom_kills(counter: Path) -> int | None:
-    """What such a file says now; None where it is gone or says nothing."""
+    """Reads the number of OOM kills from such a file; None if it is missing or has none."""
     return _statistic(counter, "oom_kill")
 
 
@@ -70,7 +70,7 @@ _MEMORY_FILES = {
 
 
 def count_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may run on: its affinity, and its group's quota rounded up."""
+    """Counts the cores that this process may use, by its affinity and its cgroup's quota, rounded up."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
@@ -86,9 +86,9 @@ def count_cores(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path, controller: str) -> list[tuple[int, Path]]:
-    """Version and folder of every group that this process is in, from its own up to the top.
+    """Lists version and folder of every cgroup of this process, from its own up to the root.
 
-    Inside a container the path in /proc/self/cgroup may not exist under the mount, which then is the group itself.
+    Inside a container the path in /proc/self/cgroup may not exist under the mount, which then is the cgroup itself.
     """
     mount = root / "sys/fs/cgroup"
     found = []

@@ -1,4 +1,4 @@
-"""Machine and Gpu: what a computer has, as values. The planner reads nothing else of it."""
+"""Machine and Gpu, the values that the planner knows a computer by."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Gpu:
     memory_total: int | None
     "Bytes."
     memory_free: int | None
-    "Bytes that no process holds now."
+    "Bytes that are currently free."
     card: str | None = None
-    "Its name in assets/gpus.toml."
+    "Its key in assets/gpus.toml."
     uuid: str | None = None
     architecture: str | None = None
     compute_capability: tuple[int, int] | None = None
@@ -34,40 +34,40 @@ class Gpu:
     processes: int | None = None
     "Processes that hold memory on it."
     memory_bandwidth: float | None = None
-    "Bytes a second, by its data sheet."
+    "Bytes per second, by its data sheet."
     tensor_flops: float | None = None
-    "Dense fp16 / bf16 operations a second with fp32 accumulation, by its data sheet."
+    "Dense fp16 / bf16 operations per second with fp32 accumulation, by its data sheet."
     pcie_generation: int | None = None
     pcie_lanes: int | None = None
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it computes in bf16 (Ampere and newer; an unknown card is taken to be new)."""
+        """Whether it supports bf16 (Ampere and newer; an unknown GPU counts as new)."""
         return self.compute_capability is None or self.compute_capability >= (8, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One computer, real or simulated, as far as this process may use it."""
+    """Computer, real or simulated, as far as this process may use it."""
 
     gpus: tuple[Gpu, ...] = ()
     cpu_name: str | None = None
     cpu_cores: int
     "Cores that this process may run on."
     ram_total: int
-    "Bytes; the container's limit where there is one."
+    "Bytes; the container's limit if there is one."
     ram_available: int
     ram_limited_by: str | None = None
-    'What limits it below the installed memory: "cgroup v2".'
+    'The limit below the installed memory, such as "cgroup v2".'
     swap_total: int | None = None
     disk_free: int
-    "Bytes that this user may still write where the run goes."
+    "Bytes that this user may still write on the run's disk."
     disk_total: int
     disk_kind: str | None = None
     "nvme, ssd, hdd or network."
     libraries: Mapping[str, str | None] = field(default_factory=dict)
-    "Version of each library that enables something; None where it is not installed."
+    "Version of each library of LIBRARIES; None if it is not installed."
     simulated: str | None = None
-    "Name of the card that was asked for instead of measured."
+    "Key of the simulated GPU model; None for this machine's own hardware."
     measured: Measured | None = None
-    "What `engine profile` found here; None where it has not run, and for a simulated machine."
+    "Results of `engine profile`; None if it has not run, and for a simulated machine."

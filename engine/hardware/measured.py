@@ -1,4 +1,4 @@
-"""What `engine profile` measured on a machine: values."""
+"""Values that `engine profile` measured on a machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 VERSION = 1
-"Of the file's meaning. Files of another version are measured again."
+"Version of the file's format. Machines with files of another version are measured again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRate:
-    """Operations a second of one kernel at one head size, forward and backward."""
+    """Operations per second of one kernel at one head dimension, forward and backward."""
 
     backend: str
     head_dim: int
@@ -21,60 +21,60 @@ class AttentionRate:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Rates in operations or bytes a second, sizes in bytes. None was not measured."""
+    """Rates in operations or bytes per second, sizes in bytes. None means not measured."""
 
     version: int = VERSION
     time: float
     "Seconds since the epoch."
     torch: str
     gpu_room: int | None = None
-    "GPU memory that could be had, in pieces."
+    "GPU memory that could be allocated, in pieces."
     gpu_largest: int | None = None
-    "In one piece."
+    "GPU memory that could be allocated in one piece."
     gpu_context: int | None = None
-    "What the process took beside its tensors, kernels loaded."
+    "GPU memory of the process besides its tensors, with kernels loaded."
     gpu_problem: str | None = None
-    "Why the GPU's figures are missing or partial: busy, gone, too old."
+    "Why the GPU's figures are missing or partial, such as busy, gone or too old."
     others_busy: float = 0.0
-    "Share of the processor that other work took just before; rates are too low for it."
+    "Share of the CPU that other processes used just before, which makes the rates too low."
     matrix: Mapping[str, float] = field(default_factory=dict)
-    "By format: a product of wide matrices."
+    "Rate of products of matrices WIDE wide, by dtype."
     narrow_matrix: Mapping[str, float] = field(default_factory=dict)
-    "By format: one of matrices NARROW wide."
+    "Rate of products of matrices NARROW wide, by dtype."
     attention: tuple[AttentionRate, ...] = ()
     launch: float | None = None
-    "Seconds to start one small operation."
+    "Seconds to launch one small kernel."
     device_copy: float | None = None
-    "Bytes read and written a second inside the GPU's memory, together."
+    "Bytes read and written per second in the GPU's memory, added."
     to_device: float | None = None
     to_host: float | None = None
-    "From and to pinned memory."
+    "To and from the GPU, with pinned memory."
     to_device_pageable: float | None = None
     to_host_pageable: float | None = None
     ram_write: float | None = None
     ram_copy: float | None = None
-    "Bytes read and written, together."
+    "Bytes read and written per second, added."
     disk_write: float | None = None
     disk_read: float | None = None
-    "Past the page cache, as far as the system allows."
+    "Without the page cache, as far as the system allows."
     corrections: Mapping[str, float] = field(default_factory=dict)
-    "By `correction_key`: seconds that `engine probe` found, in units of those predicted from the rates above."
+    "Ratio of the seconds that `engine probe` measured to those predicted from the rates above, by `correction_key`."
 
     @property
     def doubt(self) -> str:
-        """Why these figures are too low, and the remedy, for a person; "" where the machine was idle."""
+        """Why these figures are too low, with the remedy, for a person; "" if the machine was idle."""
         if self.others_busy < _WORTH_TELLING:
             return ""
         return f"{self.others_busy:.0%} of the processor was busy: measure again when the machine is idle"
 
 
 _WORTH_TELLING = 0.15
-"""Share of the processor that other work took, from which on figures are off by more than their own spread."""
+"""Share of the CPU used by other processes from which the figures' error exceeds their own spread."""
 
 WIDE, NARROW = 4096, 1024
-"Widths of the matrices that are multiplied."
+"Widths of the multiplied matrices."
 
 
 def correction_key(model: str, precision: str, *, streamed: bool) -> str:
-    """What a correction holds for: one model in one format, by one way to compute a step."""
+    """Returns the key of a correction, for one model in one precision and one kind of step."""
     return f"{model}, {precision}, {'streamed' if streamed else 'whole'}"

@@ -1,4 +1,4 @@
-"""Where measurements are kept: one file a machine in the user's cache."""
+"""Stores measurements in the user's cache, in one file per machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine.whole_file import replace_text
 
 
 def fingerprint(machine: Machine) -> str:
-    """Short name of this hardware with its driver: figures of another are not its own."""
+    """Hashes the hardware, driver and torch version that measurements are valid for."""
     gpus = [(gpu.name, gpu.uuid, gpu.memory_total, gpu.driver) for gpu in machine.gpus]
     known = [gpus, machine.cpu_name, machine.cpu_cores, machine.libraries.get("torch")]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def load(machine: Machine) -> Measured | None:
-    """What was measured on this machine before; None if nothing was, or the file is of no use."""
+    """Loads this machine's measurements; None if there are none, or the file is invalid."""
     try:
         found = msgspec.json.decode(_path(machine).read_bytes(), type=Measured)
     except (OSError, ValueError, msgspec.MsgspecError):
@@ -30,7 +30,7 @@ def load(machine: Machine) -> Measured | None:
 
 
 def store(machine: Machine, measured: Measured) -> Path:
-    """Keeps the figures; the file appears complete or not at all.
+    """Stores the measurements; the file appears complete or not at all.
 
     Raises:
         OSError: the cache cannot be written.

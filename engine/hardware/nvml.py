@@ -1,7 +1,7 @@
-"""NVML, one guarded call at a time: what a driver cannot say is None, and the rest is still read.
+"""Reads NVML with each call guarded by itself. A value that the driver cannot give is None.
 
-Old drivers lack functions, laptops lack power readings, MIG hides utilisation, a card can fall off its bus: each
-call fails alone. Without a driver, or without nvidia-ml-py, there are no GPUs.
+Old drivers lack functions, laptops lack power readings, MIG hides utilisation, and a GPU can fall off its bus. A failed
+call does not affect the others. Without a driver, or without nvidia-ml-py, there are no GPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.hardware.visible import visible_names
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """What one GPU does now. None is unknown."""
+    """Current readings of one GPU. None means unknown."""
 
     index: int
     name: str | None
@@ -33,10 +33,10 @@ class GpuSample:
     temperature: float | None
     "Degrees Celsius."
     clock: float | None
-    "MHz of the multiprocessors."
+    "SM clock in MHz."
     clock_max: float | None
     throttled: tuple[str, ...] | None
-    "Why its clock is held down: power, heat, hardware."
+    "Reasons for clock throttling, of power, heat and hardware."
 
 
 _THROTTLES = {
@@ -48,7 +48,7 @@ _THROTTLES = {
 
 
 class Nvml:
-    """An open NVML library. `close` it when done."""
+    """Open NVML library. `close` it when done."""
 
     def __init__(self, library: ModuleType) -> None:
         self._library = library
@@ -56,7 +56,7 @@ class Nvml:
 
     @staticmethod
     def open() -> Nvml | None:
-        """The library, or None where there is no NVIDIA driver or no nvidia-ml-py."""
+        """Opens the library; None if there is no NVIDIA driver or no nvidia-ml-py."""
         try:
             import pynvml
         except ImportError:
@@ -68,17 +68,17 @@ class Nvml:
         return Nvml(pynvml)
 
     def close(self) -> None:
-        """Gives the library back. Never raises."""
+        """Shuts the library down. Never raises."""
         self._call("nvmlShutdown")
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """Every GPU that this process may use, in NVML's order (that of the PCI bus)."""
+        """Lists every GPU that this process may use, in NVML's order (that of the PCI bus)."""
         driver = _text(self._call("nvmlSystemGetDriverVersion"))
         cuda = self._cuda_version()
         return tuple(self._gpu(index, handle, driver, cuda) for index, handle in self._handles)
 
     def samples(self) -> tuple[GpuSample, ...]:
-        """What every GPU does now."""
+        """Reads every GPU."""
         return tuple(self._sample(index, handle) for index, handle in self._handles)
 
     def _gpu(self, index: int, handle: Any, driver: str | None, cuda: str | None) -> Gpu:
@@ -143,7 +143,7 @@ class Nvml:
         return self._visible(present, wanted)
 
     def _visible(self, present: list[tuple[int, Any]], wanted: str) -> tuple[tuple[int, Any], ...]:
-        """The devices that CUDA_VISIBLE_DEVICES names, in its order; a MIG device has its GPU's index."""
+        """Selects the devices that CUDA_VISIBLE_DEVICES names, in its order; a MIG device has its GPU's index."""
         by_index = dict(present)
         named = [(self._uuid(handle), index, handle) for index, handle in present]
         chosen = []
@@ -176,7 +176,7 @@ class Nvml:
         return None
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """One NVML function's value, or None where the driver, the card or the binding does not have it."""
+        """Calls one NVML function; returns None if the driver, the GPU or the binding does not support it."""
         function: Callable[..., Any] | None = getattr(self._library, name, None)
         if function is None:
             return None

@@ -1,7 +1,8 @@
-"""Pinned host memory of exactly the size that is asked for.
+"""Allocates pinned host memory of exactly the requested size.
 
-torch's pinned allocator rounds up to powers of two: hidden states of 1.6 GB would take 2.1 GB, times the number of
-layers. Here anonymous memory on huge pages (hundreds of times fewer pages to lock) is registered with CUDA.
+torch's pinned allocator rounds up to powers of two, with which hidden states of 1.6 GB would take 2.1 GB, times the
+number of layers. This module registers anonymous memory on huge pages with CUDA instead, which also means hundreds of
+times fewer pages to lock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 class _Registered(mmap.mmap):
-    """Anonymous memory that CUDA can copy to and from while the CPU goes on; unregistered before it is unmapped."""
+    """Anonymous memory registered with CUDA for asynchronous copies; unregistered before it is unmapped."""
 
     address: int = 0
 
@@ -25,12 +26,12 @@ class _Registered(mmap.mmap):
 
 
 def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Pinned host memory with undefined contents; freed with the last tensor on it.
+    """Allocates a pinned host tensor of the given shape and dtype, with undefined contents.
 
-    Without a CUDA device the memory is the same, and not pinned: no device copies from it.
+    The memory is freed with the last tensor on it. Without a CUDA device it is not pinned, as no device copies from it.
 
     Raises:
-        MemoryError: the system has no more memory, or locks no more.
+        MemoryError: the system has no more memory, or cannot lock more.
     """
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
@@ -42,8 +43,8 @@ def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
-    # The system hands out a page when it is first written, and clears it: with all threads, not with the one that
-    # registers. Of each page one byte will do.
+    # The system maps and clears a page when it is first written. Writing one byte of each page here does so with all
+    # threads; cudaHostRegister would use one.
     torch.frombuffer(memory, dtype=torch.uint8)[:: mmap.PAGESIZE].zero_()
     if not torch.cuda.is_available():
         return tensor

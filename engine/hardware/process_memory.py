@@ -1,4 +1,4 @@
-"""What this process uses of the machine's memory."""
+"""Reads the memory usage of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROCESS = psutil.Process()
 
 
 def memory_usage(device: torch.device) -> dict[str, int | None]:
-    """The memory fields of StepCompleted, in bytes; None for a GPU that is not there."""
+    """Returns the memory fields of StepCompleted, in bytes; those of the GPU are None if there is none."""
     gpu = device.type == "cuda"
     return {
         "gpu_allocated": torch.cuda.memory_allocated(device) if gpu else None,
@@ -22,10 +22,10 @@ def memory_usage(device: torch.device) -> dict[str, int | None]:
 
 
 def gpu_peak(device: torch.device) -> int | None:
-    """Most bytes that tensors took on the GPU so far."""
+    """Returns the peak bytes of tensors on the GPU so far; None without a GPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def host_peak() -> int:
-    """Most bytes of RAM that this process was resident with so far."""
+    """Returns the peak resident bytes of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

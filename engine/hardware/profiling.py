@@ -1,4 +1,4 @@
-"""Measures this machine in a child process, so that whatever goes wrong on a GPU ends there."""
+"""Measures this machine in a child process, which confines failures of a GPU."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from engine.hardware.threads import limit_omp_spin
 
 CHILD = "engine.benchmarking.profile_child"
 LOOK_SECONDS = 0.5
-"How long the processor is watched before it is measured."
+"Seconds of reading the CPU's load before it is measured."
 TIME_LIMIT = 240.0
-"Seconds after which the child is ended, whatever it waits for."
+"Seconds after which the child is killed."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileProgress:
-    """One measurement begins."""
+    """The start of one measurement."""
 
     what: str
     done: int
@@ -49,13 +49,13 @@ def profile_machine(
     """Runs every measurement once, in about a minute.
 
     Args:
-        machine: From `take_inventory`; says whether there is a GPU to measure, and who else uses it.
+        machine: From `take_inventory`; tells whether there is a GPU to measure, and whether other processes use it.
         disk_path: An existing folder on the disk that runs are written to.
-        progress: Called as each measurement begins.
-        time_limit: Seconds for all of them.
+        progress: Called at the start of each measurement.
+        time_limit: Seconds for all measurements.
 
     Raises:
-        EliteError: PROFILE_FAILED, when the child cannot measure even the processor.
+        EliteError: PROFILE_FAILED, if the child cannot even measure the CPU.
     """
     arguments = ["--disk", str(disk_path), "--cores", str(machine.cpu_cores)]
     for gpu in machine.gpus[:1]:
@@ -88,9 +88,9 @@ def _problem(status: int, output: str, time_limit: float) -> str | None:
 
 @contextmanager
 def _child(arguments: list[str], time_limit: float) -> Iterator[tuple[Iterator[str], Callable[[], tuple[int, str]]]]:
-    """The lines that the child writes, and its exit status with its last words once they are read."""
+    """Yields the child's output lines, and a function that waits for its exit status and standard error."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    limit_omp_spin(environment)  # as in training: threads that spin measure each other on a busy machine
+    limit_omp_spin(environment)  # as in training, because spinning threads measure each other on a busy machine
     process = subprocess.Popen(
         [sys.executable, "-m", CHILD, *arguments],
         stdin=subprocess.DEVNULL,

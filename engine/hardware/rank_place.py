@@ -1,7 +1,7 @@
-"""Where a rank stands among the others, as its launcher says. No torch.
+"""Reads a rank's place among all ranks from its launcher's environment. Imports no torch.
 
-Inside a rank nothing counts GPUs. CUDA shows it one, NVML still shows all of the machine's, and neither says how many
-ranks there are.
+A rank does not count GPUs. CUDA shows it one, NVML still shows all of the machine's, and neither tells the number of
+ranks.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-"""What torchrun and DeepSpeed's launcher call the number of ranks on a host."""
+"""Variables of torchrun and DeepSpeed's launcher for the number of ranks on a host."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """How many processes train together."""
+    """Numbers of ranks that train together."""
 
     here: int = 1
-    "On this host."
+    "Ranks on this host."
     all: int = 1
-    "On all hosts."
+    "Ranks on all hosts."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlace:
-    """One rank among all."""
+    """Place of one rank among all."""
 
     rank: int
     size: int
@@ -34,12 +34,12 @@ class RankPlace:
 
     @property
     def ranks(self) -> Ranks:
-        """How many there are."""
+        """Numbers of ranks on this host and on all."""
         return Ranks(here=self.local_size, all=self.size)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> RankPlace:
-        """Reads what torchrun, DeepSpeed's launcher or `engine train` left for a rank.
+        """Reads the variables that torchrun, DeepSpeed's launcher or `engine train` set for a rank.
 
         Raises:
             ValueError: a variable is missing or is no number; the message names it.
@@ -47,7 +47,7 @@ class RankPlace:
         rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
         local_rank = _number(environment, "LOCAL_RANK")
         name = next((name for name in _LOCAL_SIZES if name in environment), None)
-        # A launcher that does not say runs one host at least as large as this rank's place on it.
+        # Without the variable, the host has at least as many ranks as this rank's place on it.
         local_size = local_rank + 1 if name is None else _number(environment, name)
         place = RankPlace(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
         if not (0 <= rank < size and 0 <= local_rank < local_size <= size):

@@ -1,4 +1,4 @@
-"""The machine to plan for: this one, or one with a card from the catalogue."""
+"""Chooses the machine to plan for, this one or one with GPUs from the catalogue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.hardware.machine import GIB, Machine
 
 SIMULATED_RAM = 64 * GIB
 SIMULATED_DISK = 500 * GIB
-"What a simulated machine has where nobody said."
+"RAM and free disk of a simulated machine by default, in bytes."
 
 
 def target_machine(
@@ -23,18 +23,18 @@ def target_machine(
     disk: int | None = None,
     disk_path: Path = Path(),
 ) -> Machine:
-    """The machine that a plan is for.
+    """Returns the machine that a plan is for.
 
     Args:
-        hardware: "auto" is this machine; else a card of the catalogue, in a machine with SIMULATED_RAM and _DISK;
-            several as "rtx-3090*2", or one after the other with commas between.
-        vram: Bytes of the GPU's memory, instead of what it has.
-        ram: Bytes of RAM, instead of what there is.
-        disk: Bytes of free disk, instead of what there is.
-        disk_path: Where the run would be written.
+        hardware: "auto" for this machine; else a GPU of the catalogue, in a machine with SIMULATED_RAM and _DISK;
+            several as "rtx-3090*2" or separated by commas.
+        vram: Bytes of GPU memory in place of the GPU's own.
+        ram: Bytes of RAM in place of the machine's own.
+        disk: Bytes of free disk in place of the machine's own.
+        disk_path: Path that the run would be written to.
 
     Raises:
-        EliteError: HARDWARE_UNKNOWN; NO_GPU where `vram` is given and there is none.
+        EliteError: HARDWARE_UNKNOWN; NO_GPU, if `vram` is given and there is no GPU.
     """
     if hardware.strip().lower() != "auto":
         cards = [find_card(name) for name in _card_names(hardware)]
@@ -62,10 +62,10 @@ _MOST_CARDS = 64
 
 
 def _card_names(hardware: str) -> list[str]:
-    """The cards of "a*2, b": a, a, b.
+    """Expands "a*2, b" to the names a, a, b.
 
     Raises:
-        EliteError: HARDWARE_UNKNOWN where a count is no number from 1 to 64.
+        EliteError: HARDWARE_UNKNOWN, if a count is not a number from 1 to 64.
     """
     names: list[str] = []
     for part in hardware.split(","):

@@ -1,4 +1,4 @@
-"""Live readings for gauges: a thread samples, whoever draws reads the latest snapshot."""
+"""Samples live readings for gauges in a thread. The screens read the latest snapshot."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One reading of everything. None is unknown, and is shown as n/a."""
+    """One reading of all sources. None means unknown, and is shown as n/a."""
 
     time: float
     "Seconds since the epoch."
     gpus: tuple[GpuSample, ...]
-    "Empty where there is no NVIDIA GPU or driver."
+    "Empty if there is no NVIDIA GPU or driver."
     cpu_percent: float | None
-    "Of all cores together, since the snapshot before."
+    "Mean over all cores since the previous snapshot."
     ram_used: int | None
     ram_total: int | None
-    "The container's limit where there is one."
+    "The container's limit if there is one."
     swap_used: int | None
     swap_total: int | None
     disk_free: int | None
@@ -51,27 +51,27 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to sample. A second call does nothing."""
+        """Starts to sample. A second call does nothing."""
         if self._thread is None:
             self._stopping.clear()
             self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, waiting for a sample that is under way."""
+        """Stops the thread, after a sample in progress."""
         if self._thread is not None:
             self._stopping.set()
             self._thread.join(timeout=2 * self._interval + 5)
             self._thread = None
 
     def latest(self) -> Snapshot | None:
-        """The newest snapshot; None before the first. Costs nothing."""
+        """Returns the newest snapshot without reading anything; None before the first."""
         return self._latest
 
     def _run(self) -> None:
         nvml = Nvml.open()
         try:
-            _or_none(_cpu_percent)  # the first reading has no interval to speak of
+            _or_none(_cpu_percent)  # the first reading covers no interval
             first = True
             while not self._stopping.wait(0 if first else self._interval):
                 self._latest = _sample(nvml, self._disk_path, first=first)

@@ -1,4 +1,4 @@
-"""CUDA_VISIBLE_DEVICES: which GPUs a process sees, and in which order. No torch."""
+"""Sets CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, which select and order a process's GPUs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _VISIBLE, _ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 def visible_names(text: str) -> list[str]:
-    """What a value of CUDA_VISIBLE_DEVICES names: indices, UUIDs ("GPU-...") or MIG devices ("MIG-...").
+    """Splits CUDA_VISIBLE_DEVICES into indices, UUIDs ("GPU-...") and MIG devices ("MIG-...").
 
-    Like CUDA, stops at the first name that is none ("", "-1"): what follows it is hidden.
+    Like CUDA, it stops at the first invalid name ("", "-1"), which hides all that follow.
     """
     names: list[str] = []
     for name in (part.strip() for part in text.split(",")):
@@ -21,10 +21,10 @@ def visible_names(text: str) -> list[str]:
 
 
 def show_one(environment: MutableMapping[str, str], local_rank: int) -> None:
-    """Leaves a rank the GPU of its place among those that its launcher sees; none where they are too few.
+    """Restricts a rank to the GPU of its place among those that its launcher sees; to none if they are too few.
 
     Args:
-        environment: The rank's, before CUDA reads it.
+        environment: The rank's environment, before CUDA reads it.
         local_rank: The rank's place on its host.
     """
     text = environment.get(_VISIBLE)
@@ -35,6 +35,6 @@ def show_one(environment: MutableMapping[str, str], local_rank: int) -> None:
 def number_by_bus(environment: MutableMapping[str, str]) -> None:
     """Makes CUDA number GPUs by PCI bus, as NVML and nvidia-smi do, unless the user chose another order.
 
-    CUDA's own order begins with the fastest GPU: index 0 would be one GPU in a plan and another in the process.
+    CUDA's own order begins with the fastest GPU, with which index 0 could differ between a plan and the process.
     """
     environment.setdefault(_ORDER, "PCI_BUS_ID")

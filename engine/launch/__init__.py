@@ -1,1 +1,1 @@
-"""Processes: starts a training process or its ranks, relays their events, checks the machine before."""
+"""Starts a training process or its ranks, relays their events, and checks the machine beforehand."""

@@ -1,6 +1,6 @@
-"""The training process: its own session, its own log, and a last word whatever happens.
+"""The training process, which has its own session and log, and always reports how it ended.
 
-`main` is what the spawned process runs. torch and the recipe are imported in here, after the log is in place.
+The spawned process runs `main`. It imports torch and the recipe only after its log is in place.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
 
 _ATOMIC_BYTES = 3500
-"""Longer events are left to the journal. A pipe takes up to 4,096 bytes in one piece, so that a process that is
-killed while it writes leaves no half message, on which the reader of the queue would wait for ever."""
+"""Longer events go to the journal only. A pipe writes up to 4,096 bytes atomically, so a process that is killed while
+it writes leaves no partial message, for which the reader of the queue would wait for ever."""
 
 
 _LONGEST_TRACEBACK = 20_000
@@ -72,12 +72,12 @@ def main(
 
     Args:
         run_path: The run directory, which exists.
-        config: What to train.
-        resuming: Whether to go on from the newest checkpoint.
+        config: Configuration of the run.
+        resuming: Whether to continue from the newest checkpoint.
         recipe: "module:function" of the training recipe, called with the TrainingSession.
-        events: Takes the journal's lines; may be full or have no reader.
-        commands: Gives command lines from the launching process.
-        ready: Is closed as soon as the run is on its own and its launcher may go.
+        events: Queue for the journal's lines; may be full or have no reader.
+        commands: Queue of command lines from the launching process.
+        ready: Closed as soon as the run is independent and its launcher may exit.
     """
     run = RunDirectory(Path(run_path))
     _detach(run.log_path)
@@ -88,7 +88,7 @@ def main(
     session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)
     session.listen(functools.partial(_tap, events))
     watch_stop_signals(functools.partial(_react, session, journal))
-    # The launcher writes the same record; this one is for a launcher that was killed before it could.
+    # The launcher writes the same record, unless it was killed before it could.
     write_record(run.process_path, ProcessRecord.of_process(os.getpid(), journal.next_seq))
     heartbeat = Heartbeat(run.process_path)
     server = None
@@ -111,7 +111,7 @@ def main(
 
 def _detach(log_path: Path) -> None:
     """Makes the process outlive its terminal and its launcher."""
-    # Fails where the process leads a group already, which serves as well.
+    # Fails if the process already leads a group, which is enough.
     with contextlib.suppress(PermissionError):
         os.setsid()
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -126,7 +126,7 @@ def _detach(log_path: Path) -> None:
 
 
 class _LogFile(io.FileIO):
-    """Drops what finds no room: a library's warning must not end a run whose disk is full for a while."""
+    """Log file that drops writes to a full disk, so that a library's warning does not end the run."""
 
     def write(self, data: Any) -> int:
         """See io.RawIOBase."""
@@ -144,10 +144,10 @@ def _log_stream(descriptor: int) -> io.TextIOWrapper:
 
 
 def _leave_resource_tracker() -> None:
-    """Gives up the launcher's resource tracker; this process starts its own when it needs one.
+    """Releases the launcher's resource tracker; this process starts its own when it needs one.
 
-    From Python 3.12 on, a launcher that exits waits for its tracker, which lives for as long as anybody holds
-    its pipe: the launcher would wait for the end of the training.
+    From Python 3.12 on, a launcher that exits waits for its tracker. The tracker lives while any process holds its
+    pipe, so the launcher would wait for the end of the training.
     """
     tracker: Any = resource_tracker._resource_tracker
     inherited, tracker._fd = tracker._fd, None
@@ -158,7 +158,7 @@ def _leave_resource_tracker() -> None:
 def _tap(events: Queue[str], envelope: Envelope) -> None:
     line = encode_event(envelope)
     if len(line) <= _ATOMIC_BYTES:
-        # Nobody may be reading; whoever does finds in the journal what was dropped here.
+        # The queue may have no reader. A reader finds dropped events in the journal.
         with contextlib.suppress(Full):
             events.put_nowait(line)
 
@@ -221,7 +221,7 @@ def _train(session: TrainingSession, recipe: str) -> None:
         if session.ending is None:
             raise RuntimeError("training returned without a result")
     except BaseException as error:
-        # Whatever it is, the run must say so.
+        # The run must report any exception, including SystemExit and KeyboardInterrupt.
         text = "".join(traceback.format_exception(error))
         print(text, file=sys.stderr)  # noqa: T201 - into engine.log
         if session.ending is None:
@@ -229,7 +229,7 @@ def _train(session: TrainingSession, recipe: str) -> None:
 
 
 def describe_failure(run: RunDirectory, error: BaseException, text: str) -> RunFailed:
-    """The last event of a run that an exception ended; `text` is its traceback."""
+    """Builds the last event of a run that an exception ended; `text` is its traceback."""
     text = text[-_LONGEST_TRACEBACK:]
     if isinstance(error, EliteError):
         return _failure(error)
@@ -248,7 +248,7 @@ def _emit_failure(session: TrainingSession, failure: RunFailed) -> None:
     try:
         session.emit(failure)
     except OSError as error:
-        # The disk that holds the journal is full or gone. The exit status still tells the launcher.
+        # The disk with the journal is full or gone. The exit status still tells the launcher.
         session.ending = failure
         print(f"the journal cannot be written: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
 

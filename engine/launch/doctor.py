@@ -1,8 +1,8 @@
-"""Pre-flight: every condition that a run needs, one row each, with what to do where one is not met.
+"""Pre-flight checks. Examines every condition of a run, with one row and a remedy for each.
 
 `examine` serves `engine doctor` and the wizard's review. It yields rows as they are known, imports no torch, and
-changes nothing: what needs torch runs in a child process (engine.launch.doctor_probe), so that a library that
-crashes on import, or a card that hangs, is a row and not the end of this process.
+changes nothing. Checks that need torch run in a child process (engine.launch.doctor_probe), so that a library that
+crashes on import, or a GPU that hangs, fails a row and does not end this process.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from engine.models.spec import ModelSpec
 
 Status = Literal["passed", "warning", "failed", "skipped"]
-"""A run can start with warnings; with a failure it would fail. Skipped: does not apply, or cannot be known here."""
+"""A run can start with warnings, but not with a failed check. A skipped check does not apply or cannot be made here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One row."""
+    """Result of one check."""
 
     name: str
     status: Status
     text: str
-    "What was found, one line."
+    "The finding, one line."
     remedy: str = ""
-    'What to do about it; "" where nothing is to be done.'
+    'The remedy; "" if none is needed.'
 
 
 NAMES = (
@@ -74,20 +74,20 @@ NAMES = (
 """Every row's name, in order. A caller can show them all before the first result."""
 
 PROBED = ("number formats", "GPU memory", "tokenizer", "trial step")
-"""Rows that the child process finds out."""
+"""Rows of the child process."""
 
 PROBE_TIMEOUT_S = 180.0
 _CLOCK_SKEW_S = 60.0
 _LOW_MEMORY = 0.05
-_BEFORE_THIS_PROGRAM = 1_735_689_600  # 2025-01-01: a clock that shows less was never set
+_BEFORE_THIS_PROGRAM = 1_735_689_600  # 2025-01-01; an earlier clock was never set
 
 
 def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
-    """The rows, in the order of NAMES, each as soon as it is known. Never raises for what it examines.
+    """Yields the rows in the order of NAMES, each as soon as it is known. Reports failed checks as rows, never raises.
 
     Args:
-        config: What is to be trained; without repositories, only what does not depend on them is examined.
-        probe: Whether to start the child process (seconds); without it its rows are left out.
+        config: Configuration of the run; without repositories, only checks that do not need them are made.
+        probe: Whether to start the child process, which takes seconds; its rows are omitted otherwise.
     """
     output = Path(config.output.directory).expanduser().absolute()
     tokens, row = _repository(config)
@@ -110,7 +110,7 @@ def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
 
 
 def failed(rows: Iterable[Check]) -> list[Check]:
-    """The rows that keep a run from starting."""
+    """Returns the rows that keep a run from starting."""
     return [row for row in rows if row.status == "failed"]
 
 
@@ -146,7 +146,7 @@ def _output(output: Path) -> Check:
 
 
 def _clock(output: Path) -> Check:
-    """A monitor elsewhere goes by the files' times, and ids of runs begin with the time."""
+    """Checks the clock. A monitor on another machine relies on the files' times, and run ids begin with the time."""
     existing = output
     while not existing.exists():
         existing = existing.parent
@@ -216,7 +216,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
 
 
 def _context(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -> Check:
-    """Rotary positions beyond those that the model was trained with are new to it."""
+    """Checks the context against the model's trained positions, beyond which its rotary positions are untrained."""
     if spec is None or choice is None:
         return _skip("context", "there is no plan")
     if choice.context > spec.max_context:
@@ -260,7 +260,7 @@ def _gpu(config: RunConfig, machine: Machine) -> Iterator[Check]:
 
 
 def library_row(machine: Machine) -> Check:
-    """Installed versions against those that this program was made for."""
+    """Checks the installed libraries against the declared versions."""
     wrong = library_checks(machine.libraries)
     if wrong:
         return Check(
@@ -277,7 +277,7 @@ def library_row(machine: Machine) -> Check:
 
 
 def _probe(config: RunConfig, choice: Choice | None) -> Iterator[Check]:
-    """Rows of the child process; those that it did not live to tell are failures."""
+    """Yields the rows of the child process; the first row missing after a crash is a failure."""
     request = json.dumps(
         {
             "config": to_mapping(config),
@@ -304,7 +304,7 @@ def _probe(config: RunConfig, choice: Choice | None) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _child() -> Iterator[Callable[[str], tuple[list[Check], str]]]:
-    """A process that answers one request with rows; ended with everything that it started, whatever happens."""
+    """Starts a process that answers one request with rows, and always ends it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "engine.launch.doctor_probe"],
         stdin=subprocess.PIPE,
@@ -333,7 +333,7 @@ def _child() -> Iterator[Callable[[str], tuple[list[Check], str]]]:
 
 
 def _row(line: bytes) -> Check | None:
-    """A row in the child's output, in which libraries may print what they like."""
+    """Parses a row of the child's output; None for other lines, which libraries may print."""
     try:
         return Check(**json.loads(line))
     except (ValueError, TypeError):

@@ -1,6 +1,6 @@
-"""The part of pre-flight that needs torch, in a process of its own: a row of JSON a line on standard output.
+"""Runs the pre-flight checks that need torch, in a separate process, and prints one JSON row per line.
 
-A request comes on standard input (engine.launch.doctor); `--alone` takes the demo model instead.
+Reads a request from standard input (engine.launch.doctor); `--alone` uses the demo model instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRIAL_TOKENS = 64
 
 
 def main() -> int:
-    """Answers one request."""
+    """Answers one request and returns the exit status."""
     request: dict[str, Any] = {} if "--alone" in sys.argv else json.load(sys.stdin)
     config = from_mapping(request.get("config", {}))
     precision = str(request.get("precision") or "auto")
@@ -39,7 +39,7 @@ def main() -> int:
         except EliteError as error:
             rows = [Check(name=name, status="failed", text=error.message, remedy=error.remedy)]
         except Exception as error:
-            # Whatever a library throws here would end a run as well: it is this row's finding.
+            # Any exception of a library here would end a run too, so it is the row's finding.
             problem = errors.one_line(f"{type(error).__name__}: {error}")[:300]
             rows = [Check(name=name, status="failed", text=problem, remedy=_REMEDIES[name])]
         for row in rows:
@@ -56,14 +56,14 @@ _REMEDIES = {
 
 
 def _formats(config: RunConfig, precision: str) -> Iterator[Check]:
-    """The libraries load together, and one product in the run's number format is right."""
+    """Checks that the libraries load together and that one matrix product in the run's precision is right."""
     import torch
 
     from engine.models.placement import choose_placement
 
     placement = choose_placement(config.model.device, precision)
     if placement.precision == "nf4":
-        import bitsandbytes  # noqa: F401 - its binary is built for one CUDA version: this shows whether it loads
+        import bitsandbytes  # noqa: F401 - its binary is built for one CUDA version and may fail to load
     a = torch.arange(256, device=placement.device, dtype=torch.float32).view(16, 16) / 256
     product = (a.to(placement.dtype) @ a.to(placement.dtype)).float().cpu()
     exact = a.cpu() @ a.cpu()
@@ -98,7 +98,7 @@ def _has_driver() -> bool:
 
 
 def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
-    """Whether what the plan counts on can be had, a GiB at a time."""
+    """Checks that the planned GPU memory can be allocated, 1 GiB at a time."""
     import torch
 
     if config.model.device == "cpu" or not torch.cuda.is_available():
@@ -134,7 +134,7 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
 
 
 def _tokenizer(config: RunConfig) -> Iterator[Check]:
-    """The tokenizer belongs to the model, and code survives the round trip."""
+    """Checks that the tokenizer belongs to the model and that code survives the round trip."""
     from engine.models.loading import load_tokenizer
 
     spec = find_model(config.model.name)
@@ -154,9 +154,9 @@ def _tokenizer(config: RunConfig) -> Iterator[Check]:
 
 
 def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
-    """One forward and backward of the embedded model, with an adapter, in the run's number format.
+    """Runs one forward and backward of the embedded model, with an adapter, in the run's precision.
 
-    Of a model in a local folder, the files are matched with its weights first.
+    For a model in a local folder, it first matches the files with the model's weights.
     """
     import torch
 
@@ -184,13 +184,13 @@ def _trial(config: RunConfig, precision: str) -> Iterator[Check]:
 
 
 class _Alone:
-    """A StepMonitor that nobody watches."""
+    """StepMonitor that ignores progress and never stops."""
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
-        """Told to nobody."""
+        """Ignores progress."""
 
     def stop_requested(self) -> bool:
-        """Never."""
+        """Returns False."""
         return False
 
 

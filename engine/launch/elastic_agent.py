@@ -1,4 +1,4 @@
-"""Torch's elastic agent for the ranks of this host (what torchrun runs), in a thread."""
+"""Runs torch's elastic agent, as torchrun does, for the ranks of this host, in a thread."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from engine.config.hosts import Host
 
 _MONITOR_SECONDS = 0.2
 _MEET_SECONDS = 600
-"""How long hosts wait for each other at the start."""
+"""Seconds that hosts wait for each other at the start."""
 
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank's process ended, as the agent saw it first."""
+    """Exit of a rank's process, as seen by the agent."""
 
     rank: int
     status: int
-    "Exit status, or minus the number of the signal that ended it."
+    "Exit status, or the negative number of the signal that ended it."
     pid: int
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended it that is no answer to another rank's end.
+        """Whether a signal ended it, other than the agent's SIGTERM after another rank's end.
 
-        The agent ends the ranks that are left by SIGTERM, and newer torch lists them among those that failed.
+        The agent ends the remaining ranks by SIGTERM, and newer torch lists them among those that failed.
         """
         return self.status < 0 and self.status != -signal.SIGTERM
 
 
 class Agent:
-    """Starts the ranks of this host, the first in `hosts`, at once; they never restart by themselves.
+    """Starts the ranks of this host, the first in `hosts`, immediately; they never restart by themselves.
 
     Args:
-        hosts: All of them.
-        port: Where hosts meet.
-        run: Names the meeting.
-        arguments: Of `python`, for each rank.
+        hosts: All hosts of the run.
+        port: Rendezvous port.
+        run: Rendezvous id.
+        arguments: Arguments of `python` for each rank.
     """
 
     def __init__(self, hosts: Sequence[Host], port: int, run: str, arguments: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class Agent:
             max_nodes=len(hosts),
             nproc_per_node=hosts[0].slots,
             run_id=run,
-            # Alone, any free port does; several hosts have to know it, and who is first.
+            # A single host can use any free port; several must know the port and the first host.
             rdzv_backend="c10d" if alone else "static",
             rdzv_endpoint="127.0.0.1:0" if alone else f"{hosts[0].name}:{port}",
             rdzv_configs={"timeout": _MEET_SECONDS} if alone else {"timeout": _MEET_SECONDS, "rank": 0},
@@ -64,7 +64,7 @@ class Agent:
         )
         self._arguments = list(arguments)
         self.exits: list[RankExit] = []
-        "Ranks that failed, once `done`."
+        "Failed ranks, once `done`."
         self.error: BaseException | None = None
         "Why the ranks did not start, once `done`."
         self.done = threading.Event()
@@ -76,7 +76,7 @@ class Agent:
         except ChildFailedError as failed:
             found = [RankExit(rank, one.exitcode, one.pid) for rank, one in failed.failures.items()]
             self.exits = sorted(found, key=lambda one: (not one.was_killed, one.status < 0))
-        except BaseException as error:  # it is told in the supervisor's words
+        except BaseException as error:  # the supervisor reports it
             self.error = error
         finally:
             self.done.set()

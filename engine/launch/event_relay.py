@@ -1,4 +1,4 @@
-"""The wire between a run's own process and rank 0: events one way, commands the other, one JSON line each."""
+"""Relays events from rank 0 to the run's supervisor and commands back, one JSON message each."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from engine.protocol import (
 )
 
 _LAST_WORDS_S = 10.0
-"""How long the wire stays open for a rank 0 that does not end."""
+"""Seconds that `close` waits for a rank 0 that does not end."""
 
 
 class RelayServer:
-    """Takes the events of rank 0, and gives it commands. In the run's own process.
+    """Receives rank 0's events and sends it commands. Runs in the supervisor's process.
 
     Args:
-        take: Called for each event, in a thread of its own.
+        take: Called for each event, in the relay's thread.
     """
 
     def __init__(self, take: Callable[[Event], None]) -> None:
         self._take = take
-        # A folder that only this user can enter; its path is short, as a socket's must be.
+        # A temporary folder is private to this user, and its path is short enough for a socket.
         self._folder = Path(tempfile.mkdtemp(prefix="elite-relay-"))
         self._listener = Listener(str(self._folder / "rank0"), "AF_UNIX")
         self._connection: Connection | None = None
@@ -49,18 +49,18 @@ class RelayServer:
 
     @property
     def address(self) -> str:
-        """Where rank 0 finds it."""
+        """Address for rank 0 to connect to."""
         return str(self._listener.address)
 
     def send(self, command: Command) -> None:
-        """Passes a command on, at once or when rank 0 is there."""
+        """Sends a command, immediately or as soon as rank 0 is connected."""
         with self._lock:
             self._waiting.append(command)
             self._flush()
 
     def _flush(self) -> None:
         while self._connection is not None and self._waiting:
-            with contextlib.suppress(OSError):  # rank 0 is gone, and the agent will say so
+            with contextlib.suppress(OSError):  # rank 0 is gone, which the agent reports
                 self._connection.send_bytes(encode_command(self._waiting[0]).encode())
             self._waiting.pop(0)
 
@@ -77,9 +77,9 @@ class RelayServer:
                 self._take(decode_event(connection.recv_bytes()).event)
 
     def close(self) -> None:
-        """Ends the wire, after what a rank 0 that has ended said last."""
+        """Closes the relay after the last events of a rank 0 that has ended."""
         with contextlib.suppress(OSError):
-            Client(self.address, "AF_UNIX").close()  # no rank may ever have come: this ends the wait for one
+            Client(self.address, "AF_UNIX").close()  # unblocks accept() if no rank ever connected
         self._thread.join(_LAST_WORDS_S)
         self._listener.close()
         with self._lock:
@@ -89,10 +89,10 @@ class RelayServer:
 
 
 class RelayJournal:
-    """Where rank 0's events go: to the run's own process, which numbers and writes them.
+    """Journal of rank 0, which sends events to the supervisor's process. That numbers and writes them.
 
     Args:
-        address: Of the RelayServer.
+        address: Address of the RelayServer.
         run: The run's id.
     """
 
@@ -101,12 +101,12 @@ class RelayJournal:
         self._run = run
 
     def listen(self, deliver: Callable[[Command], None]) -> None:
-        """Hands over each command that arrives, in a thread, from now on."""
+        """Delivers each command that arrives from now on, in a thread."""
         threading.Thread(target=self._receive, args=(deliver,), name="commands", daemon=True).start()
 
     @property
     def waits(self) -> bool:
-        """Events wait in the run's own process, if anywhere."""
+        """Returns False, because events only ever wait in the supervisor's process."""
         return False
 
     def append(self, event: Event) -> Envelope:
@@ -129,11 +129,11 @@ class RelayJournal:
 
 
 class SilentJournal:
-    """Where the other ranks' events go: into their logs."""
+    """Journal of the other ranks, which prints events into their logs."""
 
     @property
     def waits(self) -> bool:
-        """Never."""
+        """Returns False."""
         return False
 
     def append(self, event: Event) -> Envelope:
@@ -145,6 +145,6 @@ class SilentJournal:
 
 
 def _end_orphan() -> None:
-    """The run's own process is gone: nobody would hear what this rank does."""
+    """Ends this rank after the supervisor's process died, because nothing receives its events any more."""
     print("the run's own process is gone", file=sys.stderr, flush=True)  # noqa: T201 - into the rank's log
     os._exit(1)

@@ -37,20 +37,20 @@ _LOG_TAIL_BYTES = 8000
 _TAPPED_LIMIT = 1000
 _DRAIN_LIMIT = 2000
 _READ_AT_ONCE = 1 << 20
-"""Bytes of a journal that one poll of an attached run decodes: a tenth of a second."""
+"""Bytes of a journal that one poll of an attached run decodes, in a tenth of a second."""
 
 
 class RunHandle:
-    """All events of a run in order, and a way to send it commands. Not for several threads at once.
+    """Yields all events of a run in order and sends it commands. Not thread-safe.
 
-    The queue is a fast tap of the journal that may lose events; the journal is complete but for most
-    StepProgress. The handle merges them: no event twice, none missing but StepProgress, in order of `seq`.
-    It starts with the run's first event, also where the run is resumed or attached to.
+    The queue is a fast copy of the journal that may lose events; the journal is complete except for most StepProgress.
+    The handle merges them in order of `seq`, without duplicates, and with no event missing except StepProgress. It
+    starts with the run's first event, even if the run is resumed or attached to.
 
     Attributes:
         run: The run.
         first_seq: Number of the first event of the attempt that was launched; 0 for an attached run.
-        ending: The run's last event, once `poll` has returned it. A run that is resumed has none again.
+        ending: The run's last event, once `poll` has returned it. Resuming the run resets it to None.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class RunHandle:
         self._next = 0
         self._tapped: set[int] = set()
         self._presumed_dead = False
-        "Whether `ending` was made up here. On another machine a mount that is behind looks like a death."
+        "Whether `ending` was inferred here. On another machine, a stale mount looks like a dead run."
 
     @classmethod
     def attach(cls, run: RunDirectory) -> RunHandle:
-        """A handle of a run that was started elsewhere; `poll` replays its journal and goes on live."""
+        """Attaches to a run that was started elsewhere; `poll` replays its journal and continues live."""
         return cls(run)
 
     @property
@@ -86,21 +86,21 @@ class RunHandle:
 
     @property
     def problem(self) -> str:
-        """Why the journal cannot be read at present, "" if it can."""
+        """Why the journal currently cannot be read, "" if it can."""
         return self._reader.problem
 
     @property
     def behind(self) -> bool:
-        """Whether the last poll left events that are already in the journal: the next one has more at once."""
+        """Whether the last poll left events unread that are already in the journal."""
         return self._reader.behind
 
     def poll(self) -> list[Envelope]:
-        """The events since the last call. Never blocks.
+        """Returns the events since the last call. Never blocks.
 
-        A training process that ended without a last event gets one here, a RunFailed with error "child-died",
-        which is not in the journal.
+        If the training process ended without a last event, it adds a RunFailed with error "child-died", which is not in
+        the journal.
         """
-        # Liveness before events: what a process wrote is in the journal when it is seen dead.
+        # Liveness is read before events, so that all events of a dead process are in the journal.
         ours_alive = self._process is not None and self._process.exitcode is None
         record = process_record.read_record(self.run.process_path)
         alive = ours_alive or (record is not None and process_record.is_alive(self.run.process_path, record))
@@ -128,17 +128,17 @@ class RunHandle:
             deliver_command(self.run, command)
 
     def access(self) -> Access:
-        """Whether the run takes commands from here, and if not, why."""
+        """Tells whether the run takes commands from here, and if not, why."""
         if self._commands is not None and self._process is not None and self._process.exitcode is None:
             return Access(here=True)
         return look(self.run)
 
     def status(self) -> RunStatus:
-        """What the run does now."""
+        """Reads the run's status."""
         return self.run.status()
 
     def close(self) -> None:
-        """Lets go of the run, which goes on. `poll` then follows the journal alone."""
+        """Detaches from the run, which continues. `poll` then reads the journal alone."""
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -148,7 +148,7 @@ class RunHandle:
             self._commands = None
 
     def wait_exit(self, timeout_s: float) -> bool:
-        """Whether the process, which frees its memory after the last event, has gone within `timeout_s` seconds."""
+        """Waits up to `timeout_s` seconds for the process, which still frees memory after its last event, to exit."""
         if self._process is not None:
             self._process.join(timeout_s)
             return self._process.exitcode is not None
@@ -162,10 +162,10 @@ class RunHandle:
         return True
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Signals the training process: SIGTERM asks it to stop, a second one or SIGKILL ends it at once.
+        """Signals the training process. SIGTERM requests a stop; a second one or SIGKILL ends it immediately.
 
         Raises:
-            EliteError: RUN_NOT_ACTIVE, or RUN_CONTROL_UNREACHABLE where it is on another machine.
+            EliteError: RUN_NOT_ACTIVE; RUN_CONTROL_UNREACHABLE, if it is on another machine.
         """
         record = process_record.read_record(self.run.process_path)
         if record is None or not process_record.is_alive(self.run.process_path, record):
@@ -174,7 +174,7 @@ class RunHandle:
             raise errors.RUN_CONTROL_UNREACHABLE(run=self.run.id, problem="it runs on another machine")
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
-                # With the processes that it started: it leads its own group.
+                # It leads its own process group, so this also ends the processes that it started.
                 os.killpg(os.getpgid(record.pid), number)
             else:
                 os.kill(record.pid, number)
@@ -195,7 +195,7 @@ class RunHandle:
         return envelopes
 
     def _add_journal(self, tapped: list[Envelope]) -> list[Envelope]:
-        """The tapped events and those of the journal's new lines that were not tapped, in order."""
+        """Merges the queue's events with those of the journal's new lines that the queue has not given, in order."""
         found = {envelope.seq: envelope for envelope in tapped}
         for envelope in self._reader.poll():
             stale = isinstance(envelope.event, StepProgress) and envelope.seq < self._next
@@ -216,7 +216,7 @@ class RunHandle:
 
     def _follow_ending(self, envelope: Envelope, first_seq: int) -> None:
         if isinstance(envelope.event, (RunFinished, RunFailed)):
-            # The end of an earlier attempt is not the end of a run that was resumed since.
+            # The end of an earlier attempt does not end a run that was resumed since.
             self.ending = envelope.event if envelope.seq >= first_seq else None
         elif isinstance(envelope.event, (RunStarted, PhaseChanged)) or self._presumed_dead:
             self.ending = None
@@ -250,7 +250,7 @@ class RunHandle:
 
 
 def _tail(path: Path) -> str:
-    """The end of a log, from the start of a line; "" where there is none."""
+    """Reads the end of a log, from the start of a line; "" if there is none."""
     try:
         with os.fdopen(regular_file.open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size

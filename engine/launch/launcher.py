@@ -1,7 +1,7 @@
 """Starts the training process of a run.
 
-The process is `spawn`ed: a fork of a program that has threads (every Textual app) or CUDA is not safe. It shares
-nothing with its launcher but two queues, and outlives it.
+The process is `spawn`ed, because a fork of a program with threads (every Textual app) or CUDA is not safe. It shares
+only two queues with its launcher, and outlives it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
 
 RECIPE = "engine.recipes.fine_tune:train"
-"""What the training process calls with its TrainingSession."""
+"""Recipe that the training process calls with its TrainingSession."""
 
 SUPERVISED = "engine.launch.supervisor:train"
-"""The same for a run of several ranks."""
+"""Recipe for a run of several ranks."""
 
 _QUEUE_EVENTS = 1000
 _START_TIMEOUT_S = 60.0
 
 
 def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str = RECIPE) -> RunHandle:
-    """Starts a run, or goes on with one, and returns when its process stands on its own.
+    """Starts or resumes a run, and returns once its process is independent.
 
-    May be called in any thread, also within a running Textual app.
+    May be called in any thread, even within a running Textual app.
 
     Args:
-        config: What to train, checked by `preflight.check`; for a resumed run, its own configuration but for what
-            may change (engine.runs.resume_changes), which it then keeps.
-        resume: The run to go on with; None makes a new one.
+        config: Configuration, checked by `preflight.check`. A resumed run may change some fields of its own
+            (engine.runs.resume_changes), and then keeps the changes.
+        resume: The run to resume; None creates a new one.
         recipe: "module:function" to call in the process instead of the real training. Tests pass a short one.
 
     Raises:
@@ -73,32 +73,32 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
             name=f"elite-{run.id}",
         )
         _start(process)
-        # Already ended, if it is gone: the handle will say how.
+        # The process may already have ended; the handle reports how.
         with contextlib.suppress(ProcessLookupError):
             write_record(run.process_path, ProcessRecord.of_process(process.pid or 0, first_seq))
     ready.close()
-    # Until the child has opened the queues by name, this process must not exit: its end removes the names.
+    # This process must not exit before the child has opened the queues by name, because its exit removes the names.
     wait([is_up], timeout=_START_TIMEOUT_S)
     is_up.close()
     return RunHandle(run, process=process, events=events, commands=commands, first_seq=first_seq)
 
 
 def _start(process: SpawnProcess) -> None:
-    # A Ctrl-C in the moment before the child has its handlers must reach it later, not kill it.
+    # A Ctrl-C before the child has installed its handlers must be deferred, not kill it.
     mask = block_stop_signals()
     try:
         process.start()
     finally:
         restore_signals(mask)
-    # multiprocessing joins its children when the interpreter exits. This child is meant to stay.
+    # multiprocessing joins its children when the interpreter exits, but this child must outlive it.
     children: set[SpawnProcess] = multiprocessing.process._children  # type: ignore[attr-defined]
     children.discard(process)
 
 
 def _ensure_tracker() -> None:
-    """Starts multiprocessing's resource tracker, which it would otherwise do with a stderr that Textual replaced.
+    """Starts multiprocessing's resource tracker with the real stderr, which Textual replaces.
 
-    The replacement answers fileno() with -1, and the start fails with "bad value(s) in fds_to_keep".
+    The replacement's fileno() is -1, with which the start fails with "bad value(s) in fds_to_keep".
     """
     with contextlib.redirect_stderr(sys.__stderr__):
         resource_tracker.ensure_running()

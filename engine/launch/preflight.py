@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked before its process starts, for the command line and the wizard."""
+"""Checks a run before its process starts, for the command line and the wizard."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
 
 _CHECKPOINT_BYTES = 12
-"""A parameter of the adapter in a checkpoint: its value and AdamW's two states, fp32."""
+"""Bytes of an adapter parameter in a checkpoint, its value and AdamW's two states in fp32."""
 
 _TOKEN_BYTES = 4
 
 
 def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
-    """The configuration with absolute paths, once everything that it names was found usable. Leaves nothing behind.
+    """Checks everything that a configuration names, and returns it with absolute paths. Leaves nothing behind.
 
     Takes as long as listing the repositories does.
 
     Args:
-        config: What to train.
-        ranks: How many processes there are already; None: as many as would be started.
+        config: Configuration of the run.
+        ranks: Ranks that are already running; None means the ranks that would be started.
 
     Raises:
         EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
@@ -65,7 +65,7 @@ def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
 
 
 def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
-    """The configuration with the precision that a model's files leave open.
+    """Sets the precision of a model whose files hold only 4 bits.
 
     Raises:
         EliteError: CONFIG_INVALID.
@@ -83,24 +83,23 @@ def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
 
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
-    """Bytes that a run writes: tokens, adapter, checkpoints (those kept, the best, a new one), journal, log."""
+    """Sums the bytes that a run writes for tokens, adapter, checkpoints (kept, best and new), journal and log."""
     parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
     checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
 
 def partial_checkpoint_bytes(config: RunConfig, spec: ModelSpec, context: int) -> int:
-    """Bytes of a long step saved within itself (engine.steps.partial_checkpoint).
+    """Returns the bytes of the partial checkpoints of a long step (engine.steps.partial_checkpoint).
 
-    It holds the gradient stream, and gradients in fp32.
-
-    Twice, as one state is written beside the one before it.
+    A partial checkpoint holds the gradient stream, and gradients in fp32. It counts twice, because a new one is written
+    beside the previous one.
     """
     return 2 * (2 * context * spec.hidden_size + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets))
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration as a process with another current folder, or whoever repeats the run, can use it.
+    """Makes a configuration's paths absolute, for processes with another current folder and for repeating the run.
 
     Raises:
         EliteError: MODEL_*.
@@ -121,5 +120,5 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 def _absolute(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
-    except RuntimeError:  # "~name" of a user who does not exist: a folder may well have that name
+    except RuntimeError:  # "~name" of a user who does not exist may still be the name of a folder
         return Path(text).absolute()

@@ -1,10 +1,10 @@
-"""What each rank runs: the recipe of a run on one GPU, in a team.
+"""Entry point of each rank, which runs the recipe on one GPU in a process group.
 
     python -m engine.launch.rank RUN_DIRECTORY       by the elastic agent of a run, or torchrun on another host
     torchrun ... -m engine.launch.rank RUN.yaml      a new run, without `engine train`
     deepspeed ... --no_local_rank --module engine.launch.rank RUN.yaml
 
-The launcher says by the environment which rank this is. Rank 0 sends its events to the run's own process, if any.
+The launcher sets the rank in the environment. Rank 0 sends its events to the supervisor's process, if there is one.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from engine.distributed.torch_process_group import TorchProcessGroup
 
 _LET_THE_FIRST_BE_SEEN_S = 5.0
-"""A rank that only noticed another's end stays so long, so that the agent sees the other one's end first."""
+"""Seconds that a rank that only noticed another's exit waits, so that the agent sees the other's exit first."""
 
 _OWN_END_S = 12.0
-"""What rank 0 has to save and end by itself after the agent's SIGTERM; the agent kills after 30 s."""
+"""Seconds that rank 0 has to save and exit by itself after the agent's SIGTERM; the agent kills it after 30 s."""
 
 
 def main() -> int:
-    """Trains as one rank; the exit status."""
+    """Trains as one rank and returns the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--relay", default="")
@@ -104,7 +104,7 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         module, _, function = options.recipe.partition(":")
         getattr(importlib.import_module(module), function)(session)
-        group.agree(lambda: None)  # nobody leaves while another may still ask it something
+        group.agree(lambda: None)  # a barrier, so that no rank exits while another may still need it
         watch.close()
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
 
 
 def _detach(run: Path, rank: int) -> None:
-    """The rank's own log; and an end with the agent's, however that comes."""
+    """Redirects output to the rank's log, and makes the kernel kill the rank when the agent dies."""
     (run / FOLDER).mkdir(exist_ok=True)
     log = os.open(log_path(run, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target in (1, 2):
@@ -139,23 +139,22 @@ def _detach(run: Path, rank: int) -> None:
 
 def prepare_environment(place: RankPlace) -> None:
     """Sets this rank's GPU, its threads and NCCL, before torch is imported."""
-    # Each rank sees one GPU, as a run on one GPU does.
+    # Each rank sees a single GPU, like a run on one GPU.
     show_one(os.environ, place.local_rank)
     number_by_bus(os.environ)
 
     limit_omp_spin(os.environ)
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // place.local_size)))
-    # NVLink multicast needs a fabric manager that containers often cannot reach; NCCL then fails instead of doing
-    # without it.
+    # NVLink multicast needs a fabric manager that containers often cannot reach. NCCL then fails without a fallback.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
 def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGroup:
-    """Meets the other ranks; their team. `timeout_s`: what one waits for the others' tensors.
+    """Joins the process group of all ranks. `timeout_s` is the timeout of its collectives in seconds.
 
     Raises:
-        EliteError: DEVICE_UNAVAILABLE, some ranks have a GPU and others have none.
+        EliteError: DEVICE_UNAVAILABLE, if only some ranks have a GPU.
     """
     import torch
     from torch import distributed
@@ -165,11 +164,11 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGro
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not on_cpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # The default group is what DeepSpeed uses.
+    # DeepSpeed uses the default group.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     group = TorchProcessGroup(device, timeout_s, here=place.local_size, device_name=_name_device(device))
-    # accelerate would join the group by these, and take the device by LOCAL_RANK.
+    # accelerate would join the group by these, and choose the device by LOCAL_RANK.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     without = [str(rank) for rank, kind in enumerate(group.gather(device.type)) if kind == "cpu"]
@@ -180,7 +179,7 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGro
 
 
 def _name_device(device: torch.device) -> str:
-    """This rank's GPU by the machine's number of it, "cuda:1"; torch calls it 0 in every rank."""
+    """Names this rank's GPU by its number on the machine, such as "cuda:1"; torch numbers it 0 on every rank."""
     if device.type != "cuda":
         return str(device)
 
@@ -199,7 +198,7 @@ def _journal(address: str, run: RunDirectory, *, leads: bool) -> RelayJournal | 
 
 
 class _RankWatch:
-    """The watch over the others, and what it does when one falls silent."""
+    """Watches the other ranks, and saves and ends this rank when one is lost."""
 
     def __init__(self, session: TrainingSession, group: TorchProcessGroup, silent_seconds: float) -> None:
         from engine.launch.rank_watchdog import Watch
@@ -232,7 +231,7 @@ class _RankWatch:
         _save_and_end(session, group, failure)
 
     def close(self) -> None:
-        """All is well."""
+        """Stops watching."""
         self._watch.close()
 
 
@@ -241,9 +240,9 @@ def _watch(session: TrainingSession, group: TorchProcessGroup, silent_seconds: f
 
 
 def _end_in_time(session: TrainingSession, group: TorchProcessGroup) -> None:
-    """The agent ends this rank, since another one ended: the main thread may hang in a collective."""
+    """Handles the agent's SIGTERM after another rank's exit; the main thread may hang in a collective."""
     if not session.commands.stop_requested:
-        # Wakes a run that is paused, and a step that would compute on for nobody: both find the other gone, and save.
+        # Wakes a paused run and interrupts a step. Both then notice the lost rank, and save.
         session.commands.deliver(Stop(id="signal"))
 
     def end() -> None:
@@ -258,7 +257,7 @@ def _save_and_end(session: TrainingSession, group: TorchProcessGroup, failure: R
     if group.leads and session.ending is None:
         try:
             group.emergency()
-        except Exception:  # the error that ends the run is another
+        except Exception:  # must not hide the error that ends the run
             traceback.print_exc()
         with contextlib.suppress(OSError):
             session.emit(failure)

@@ -1,4 +1,4 @@
-"""Runs a function in several processes of one gloo group on this machine's processor, and gathers what they return."""
+"""Runs a function in several processes of one gloo group on this machine's CPU, and gathers the results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class ProcessFailedError(RuntimeError):
 
 
 def run_processes(function: Callable[..., Any], count: int, *arguments: Any, timeout: float = 300.0) -> list[Any]:
-    """What `function(rank, count, *arguments)` returns in each rank, in order.
+    """Runs `function(rank, count, *arguments)` on each rank, and returns the results in order of rank.
 
     Args:
-        function: Of a module, so that a new process can import it; called with torch.distributed initialised.
-        count: Processes.
-        arguments: Passed on, pickled.
-        timeout: Seconds for all of it.
+        function: A module's function, which a new process can import; called with torch.distributed initialised.
+        count: Number of processes.
+        arguments: Further arguments, which are pickled.
+        timeout: Seconds for the whole call.
 
     Raises:
         ProcessFailedError: a rank failed; the others are ended.
@@ -36,7 +36,7 @@ def run_processes(function: Callable[..., Any], count: int, *arguments: Any, tim
     context = get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]
-        # By name: a process silences libraries before it imports the module, which unpickling it would do first.
+        # By name, so that a process silences libraries before it imports the module. Unpickling would import it first.
         name = f"{function.__module__}:{function.__qualname__}"
         processes = [
             context.Process(target=_rank, args=(pipes[rank][1], folder, name, rank, count, arguments), daemon=True)
@@ -80,7 +80,7 @@ def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arg
         for library in ("bitsandbytes", "DeepSpeed"):
             logging.getLogger(library).setLevel(logging.ERROR)
         module, _, function = name.partition(":")
-        # The group is of processors. PowerSGD's hook would synchronise with a GPU that it sees, and fail.
+        # The group computes on CPUs. PowerSGD's hook would synchronise with a visible GPU, and fail.
         hidden = {"CUDA_VISIBLE_DEVICES": ""}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), **hidden}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -97,11 +97,11 @@ def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arg
             )
         finally:
             distributed.destroy_process_group()
-    except Exception:  # the parent raises it in its own words
+    except Exception:  # the parent raises it as ProcessFailedError
         _send(sender, worked=False, value=traceback.format_exc())
 
 
 def _send(sender: Connection, *, worked: bool, value: Any) -> None:
-    """By value: multiprocessing would hand tensors over as shared memory, which ends with this process."""
-    with contextlib.suppress(BrokenPipeError):  # the parent has given up
+    """Sends a result by value, because multiprocessing would share tensors in memory that ends with this process."""
+    with contextlib.suppress(BrokenPipeError):  # the parent has timed out
         sender.send_bytes(pickle.dumps((worked, value)))

@@ -1,8 +1,8 @@
-"""Ends a rank whose fellows are gone or silent: no rank may wait for ever.
+"""Ends a rank when other ranks are lost or silent, so that no rank waits for ever.
 
-Every rank counts up a number in the agents' store. Rank 0 watches all others, the others watch rank 0. A process that
-is stopped, a host that dropped off the network, a kernel that hangs with the interpreter locked: their number stands
-still. A rank that merely computes for an hour counts on, as the counter is a thread of its own.
+Every rank increments a counter in the agents' store. Rank 0 watches all others, and the others watch rank 0. The
+counter stops for a stopped process, for a host that dropped off the network, and for a kernel that hangs with the GIL
+held. A rank that computes for an hour keeps counting, because the counter runs in its own thread.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _BEAT_SECONDS = 2.0
 
 
 class Watch:
-    """Counts for this rank and watches others, in a thread.
+    """Increments this rank's counter and watches those of others, in a thread.
 
     Args:
-        host, port: The agents' store.
-        rank, size: This rank among all.
-        silent_seconds: How long a number may stand still.
-        lost: Called once, in the watch's thread, with the rank that fell silent; None where the store itself is gone.
+        host, port: Address of the agents' store.
+        rank, size: This rank and the number of ranks.
+        silent_seconds: Seconds after which an unchanged counter means a lost rank.
+        lost: Called once, in the watch's thread, with the lost rank, or with None if the store itself is gone.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Watch:
         silent_seconds: float,
         lost: Callable[[int | None], None],
     ) -> None:
-        # A connection of its own: the process group's waits for minutes with its lock held.
+        # A separate connection, because the process group's waits for minutes with its lock held.
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
         self._store = PrefixStore("elite-watch", store)
         self._rank, self._watched = rank, [r for r in range(size) if (r == 0) != (rank == 0)]
@@ -48,7 +48,7 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops watching; this rank's number is taken back, so that nobody misses it."""
+        """Stops watching, and sets this rank's counter to -1, so that other ranks do not report it lost."""
         self._stop.set()
         self._thread.join(timeout=5.0)
 
@@ -72,5 +72,5 @@ class Watch:
                 if not self._stop.is_set():
                     self._lost(None)
                 return
-        with contextlib.suppress(RuntimeError):  # the agent went first
+        with contextlib.suppress(RuntimeError):  # the agent has already exited
             self._store.set(f"{self._rank}", "-1")

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM of the training process: the first asks it to stop, the second ends it at once.
+"""Handles SIGINT and SIGTERM of the training process. The first one requests a stop, the second ends it immediately.
 
-Python runs signal handlers in the main thread between two bytecodes, which a long kernel call holds up for
-minutes. So the handlers do nothing, and a thread reads the signal numbers from the wakeup descriptor.
+Python runs signal handlers in the main thread between two bytecodes, which a long kernel call delays for minutes. So
+the handlers do nothing, and a thread reads the signal numbers from the wakeup descriptor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def block_stop_signals() -> set[signal.Signals]:
-    """Holds SIGINT, SIGTERM and SIGHUP back from this thread and what it starts; returns the mask before."""
+    """Blocks SIGINT, SIGTERM and SIGHUP in this thread and its children; returns the previous mask."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGHUP})
     return {signal.Signals(number) for number in mask}
 
@@ -28,7 +28,7 @@ def restore_signals(mask: set[signal.Signals]) -> None:
 def watch_stop_signals(react: Callable[[signal.Signals], None]) -> None:
     """Calls `react` from a thread for each SIGINT and SIGTERM from now on, and ignores SIGHUP.
 
-    Must be called in the main thread. Signals that were held back by `block_stop_signals` arrive now.
+    Must be called in the main thread. Signals that `block_stop_signals` blocked arrive now.
     """
     readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
     os.set_blocking(readable, True)
@@ -36,7 +36,7 @@ def watch_stop_signals(react: Callable[[signal.Signals], None]) -> None:
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    # Ignored for good: a dropped terminal means nothing to a process that has its own session and log.
+    # Ignored, because the process has its own session and log and does not depend on a terminal.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""The recipe of a run with several ranks, in the run's own process: it starts them and stays between.
+"""Recipe of a run with several ranks. Spawns the ranks and relays their events, in the run's main process.
 
-The journal, the control socket and the signals stay where they are on one GPU. Events come from rank 0, commands go to
-it, and when a rank ends before its time this process, which is none of them, says which one and how.
+The journal, the control socket and the signals stay in this process, as on one GPU. Events come from rank 0, and
+commands go to it. When a rank exits early, this process, which is no rank itself, reports which one and how.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 RECIPE = "engine.launch.supervisor:train"
 RANK_RECIPE = "ELITE_RANK_RECIPE"
-"""Environment: what each rank runs instead of the training recipe."""
+"""Environment variable with a recipe for each rank in place of the training recipe."""
 
 _POLL_SECONDS = 0.2
 _LEAVE_SECONDS = 20.0
-"""What the other ranks have to leave after rank 0's last word."""
+"""Seconds that the ranks have to exit after rank 0's last event."""
 
 
 def train(session: TrainingSession) -> None:
-    """Trains with several ranks until rank 0 has said its last word and all are gone.
+    """Trains with several ranks until rank 0 has sent its last event and all ranks have exited.
 
     Raises:
-        EliteError: RANK_DIED, RANK_FAILED, RANKS_NOT_STARTED, or what rank 0 failed with.
+        EliteError: RANK_DIED, RANK_FAILED, RANKS_NOT_STARTED, or rank 0's own error.
     """
     hosts = hosts_to_start(session.config)
     run, resuming = session.run.path, session.resuming
@@ -58,7 +58,7 @@ def train(session: TrainingSession) -> None:
 
 
 def _taken(run: Path, smaller: FallbackRequest) -> bool:
-    """Whether all ranks will find the step; where the disk is full, the run ends with what it failed of."""
+    """Stores the smaller step for all ranks; returns False on a full disk, and the run then ends with its failure."""
     try:
         oom_consensus.take(run, smaller)
     except OSError:
@@ -69,13 +69,13 @@ def _taken(run: Path, smaller: FallbackRequest) -> bool:
 def _attempt(
     session: TrainingSession, hosts: list[Host], *, resuming: bool
 ) -> tuple[Agent, RunFinished | RunFailed | None]:
-    """All ranks from their start to their end, and rank 0's last word."""
+    """Runs all ranks until they exit; returns the agent and rank 0's last event."""
     run = session.run.path
     last: list[RunFinished | RunFailed] = []
 
     def take(event: Event) -> None:
         if isinstance(event, (RunFinished, RunFailed)):
-            last.append(event)  # held back until all ranks are gone: another may have failed first
+            last.append(event)  # held back until all ranks have exited, because another may have failed first
         else:
             session.emit(event)
 
@@ -93,9 +93,9 @@ def _attempt(
 
 
 def _smaller_step(session: TrainingSession, hosts: list[Host]) -> FallbackRequest | None:
-    """The step in which the ranks may begin again, where one ended because its memory was full.
+    """Returns the smaller step in which the ranks may restart after an OOM on one of them.
 
-    Ranks of other hosts are not this process's to start.
+    It is None for several hosts, because this process cannot start the ranks of other hosts.
     """
     if session.commands.stop_requested or len(hosts) > 1:
         return None
@@ -127,7 +127,7 @@ def _wait(session: TrainingSession, agent: Agent, relay: RelayServer, last: list
 
 
 def _kill_ranks() -> None:
-    """Ends ranks that stay after rank 0's last word: nothing that they could still do matters."""
+    """Kills ranks that are still running after rank 0's last event, as the run's result is then complete."""
     import psutil
 
     for child in psutil.Process().children():
@@ -137,13 +137,13 @@ def _kill_ranks() -> None:
 
 def _conclude(session: TrainingSession, agent: Agent, hosts: list[Host], last: RunFinished | RunFailed | None) -> None:
     asked = session.commands.stop_requested
-    # Rank 0 also stops in good order when the agent ends it after another's end.
+    # Rank 0 also reports "stopped" when the agent ends it after another rank's exit.
     if isinstance(last, RunFinished) and (asked or last.status != "stopped"):
         session.emit(last)
         return
     ranks = sum(host.slots for host in hosts)
     failures = read_failures(session.run.path)
-    # A rank that only lost touch answers another's end; whoever was killed, or failed in its own words, came first.
+    # RANK_LOST is a consequence of another rank's exit. A rank that was killed or reported its own error is the cause.
     first = next((one for one in failures if one.failure.error != errors.RANK_LOST.code), None)
     killed = next((one for one in agent.exits if _was_killed(one, failures)), None)
     if first is not None and (killed is None or not killed.was_killed or first.rank == killed.rank):
@@ -174,7 +174,7 @@ def _ending(end: RankExit) -> str:
 
 
 def _named(session: TrainingSession, rank: int, ranks: int, failure: RunFailed) -> RunFailed:
-    """A rank's own failure, with its number unless it is rank 0's or has one."""
+    """Adds the rank's number to its failure, unless it is rank 0's or already names a rank."""
     if rank == 0 or failure.error in (errors.RANK_DIED.code, errors.RANK_FAILED.code):
         return failure
     error = errors.RANK_FAILED(

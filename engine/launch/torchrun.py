@@ -1,4 +1,4 @@
-"""What rank 0 does itself where no `engine train` stands beside it: torchrun or deepspeed started all ranks at once."""
+"""Run files that rank 0 keeps itself if torchrun or deepspeed started all ranks, without `engine train`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from engine.runs.run_directory import RunDirectory
 
 
 def make_run(configuration: Path, group: ProcessGroup) -> RunDirectory:
-    """A new run of a YAML file, made and checked by rank 0.
+    """Creates a new run from a YAML file, which rank 0 checks.
 
     Raises:
-        EliteError: what the configuration is refused for.
+        EliteError: an error of `engine.launch.preflight.check` or of creating the run directory.
     """
 
     def create() -> str:
@@ -33,7 +33,7 @@ def make_run(configuration: Path, group: ProcessGroup) -> RunDirectory:
 
 
 class TorchrunRun:
-    """The run's journal, its process record and its control socket, in rank 0."""
+    """Keeps the run's journal, process record and control socket on rank 0."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.journal = JournalWriter(run.journal_path, run.id)
@@ -45,18 +45,18 @@ class TorchrunRun:
             run_index.remember_output(run.path.parent.parent)
 
     def listen(self, session: TrainingSession) -> None:
-        """Takes commands from now on; without a socket (a path too long), signals still stop the run."""
+        """Receives commands from now on. If the socket cannot be created, signals still stop the run."""
         with contextlib.suppress(OSError):
             self._control = ControlServer(self._run.socket_path, session.commands.deliver)
             session.listen(self._control.answer)
 
     def stop(self, session: TrainingSession) -> None:
-        """A signal asks the run to stop, with a checkpoint."""
+        """Requests a stop with a checkpoint, after a signal."""
         if not session.commands.stop_requested:
             session.commands.deliver(Stop(id="signal"))
 
     def close(self) -> None:
-        """The run has ended."""
+        """Closes the journal, the heartbeat and the control socket."""
         if self._control is not None:
             self._control.close()
         self._heartbeat.close()

@@ -1,1 +1,1 @@
-"""Catalogue of architectures, loading and quantising, adapters, the embedded demo model."""
+"""Model catalogue, loading, quantisation, adapters, and the embedded demo model."""

@@ -1,4 +1,4 @@
-"""The LoRA adapter (arXiv 2106.09685): attached to a frozen model, saved in PEFT's format."""
+"""Attaches a LoRA adapter (arXiv 2106.09685) to a frozen model and saves it in PEFT's format."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ ALL_LINEAR = "all-linear"
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
-    """The model with an adapter that changes nothing yet (B = 0). Only the adapter's weights require gradients.
+    """Wraps the model in an adapter that changes nothing yet (B = 0). Only the adapter's weights require gradients.
 
-    A and B are fp32 whatever the base is stored in: they are the master weights that the optimiser updates.
+    A and B are fp32 for every base precision, because they are the master weights that the optimiser updates.
 
     Raises:
         EliteError: CONFIG_INVALID when `lora.targets` names layers that the model does not have.
@@ -55,7 +55,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
 
 
 def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
-    """The linear layers that get an adapter, as PEFT takes them.
+    """Returns PEFT's `target_modules`, the linear layers that get an adapter.
 
     Raises:
         EliteError: CONFIG_INVALID.
@@ -79,18 +79,18 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
 
 
 def without_adapter(model: Any) -> PreTrainedModel:
-    """The causal language model within an adapter, or itself if it has none."""
+    """Returns the causal language model inside an adapter, or the model itself if it has none."""
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name, in a fixed order."""
+    """Returns the trainable parameters by name, in a fixed order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def adapter_config_json(model: PeftModel) -> str:
-    """The content of adapter_config.json, for a model that is going to be loaded for use."""
+    """Returns the content of adapter_config.json, with `inference_mode` set."""
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder:
         config = copy.copy(model.peft_config["default"])
         config.inference_mode = True
@@ -107,15 +107,15 @@ def save_adapter(
 ) -> None:
     """Writes the adapter in PEFT's format and the tokenizer. The folder appears complete or not at all.
 
-    `changes` to the base model are written beside it: it is of no use on the unchanged one. So is `base`, the
-    fingerprint of the weights that it was trained on.
+    `changes` to the base model are written beside it, because the adapter is useless on the unchanged one. So is
+    `base`, the fingerprint of the weights that it was trained on.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
-    # "auto" would ask the hub whether the embeddings were resized: they never are.
+    # "auto" would ask the hub whether the embeddings were resized, which they never are.
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
     changes.save(aside)

@@ -1,6 +1,6 @@
-"""What is done to a base model before an adapter is put on it: whoever uses the adapter later must do the same.
+"""Changes to a base model before an adapter is attached. Every later use of the adapter must repeat them.
 
-It is written beside the adapter as base_changes.json, so that evaluation, generation and export can repeat it.
+They are written beside the adapter as base_changes.json; evaluation, generation and export read them from there.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ FILE_NAME = "base_changes.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BaseChanges:
-    """The changes. None leaves a thing as the model has it."""
+    """Changes to the base model. None keeps the model's own value."""
 
     yarn_factor: float | None = None
-    "Rotary positions are stretched this many times (YaRN, arXiv 2309.00071)."
+    "Factor by which rotary positions are stretched (YaRN, arXiv 2309.00071)."
     kv_heads: int | None = None
-    "Key and value heads are pooled to this many (GQA, arXiv 2305.13245)."
+    "Number of key and value heads after pooling (GQA, arXiv 2305.13245)."
 
     @staticmethod
     def of(model: ModelSection, spec: ModelSpec, context: int) -> BaseChanges:
-        """Those that a run with windows of `context` tokens makes."""
+        """Derives the changes of a run with windows of `context` tokens."""
         stretched = model.rope_scaling == "auto" and context > spec.max_context and spec.stretches
         return BaseChanges(
             yarn_factor=context / spec.max_context if stretched else None,
-            # Asking for what cannot be pooled is refused when it is tried.
+            # Heads that cannot be pooled are refused by check_pooling and pool_key_value_heads.
             kv_heads=model.kv_heads if model.kv_heads != spec.kv_heads else None,
         )
 
     def applied_to(self, spec: ModelSpec) -> ModelSpec:
-        """The shapes afterwards."""
+        """Returns the model's shapes after the changes."""
         return dataclasses.replace(spec, kv_heads=self.kv_heads) if self.kv_heads else spec
 
     def save(self, adapter: Path) -> None:
-        """Writes them into an adapter's folder; nothing where there are none."""
+        """Writes the changes into an adapter's folder; writes nothing if there are none."""
         if self != BaseChanges():
             (adapter / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(adapter: Path) -> BaseChanges:
-        """Those in an adapter's folder.
+        """Reads the changes from an adapter's folder.
 
         Raises:
             ValueError, TypeError: the file is not what `save` wrote.
@@ -85,10 +85,10 @@ def check_pooling(model: ModelSection, spec: ModelSpec) -> None:
 
 
 def stretch_positions(config: Any, factor: float) -> bool:
-    """Sets YaRN in a transformers configuration, before its model is made; tells whether it could.
+    """Sets YaRN in a transformers configuration before its model is built; returns whether anything changed.
 
-    A model that brings a scaling of its own keeps it. Where layer types differ, those with a sliding window never
-    see a distance that they were not trained with, and keep their positions.
+    A model with a scaling of its own keeps it. Where layer types differ, the layers with a sliding window keep their
+    positions, because they never see a distance that they were not trained with.
     """
     parameters: dict[str, Any] = dict(config.rope_parameters or {})
     nested = [key for key in parameters if isinstance(parameters[key], dict)]

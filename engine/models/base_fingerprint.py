@@ -1,7 +1,8 @@
 """Fingerprints of the weights that a run was trained on, kept with its adapter.
 
-An adapter is a difference: added to other weights it gives a model that nobody trained. Samples of every tensor's
-bytes are hashed, with its name, shape and number format: weights that were fine-tuned once more differ everywhere.
+An adapter is a difference. Added to other weights, it gives a model that nobody trained. The fingerprint hashes
+samples of every tensor's bytes with its name, shape and dtype. Samples are enough, because fine-tuning again changes
+weights everywhere.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from engine.whole_file import replace_text
 
 FILE_NAME = "base_weights.json"
 _SAMPLES, _SAMPLE = 16, 1024
-"""Of one tensor: how many, evenly spread from its first byte to its last, and the bytes of each."""
+"""Samples per tensor, spread evenly from its first byte to its last, and bytes per sample."""
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What identifies the weights of a model, whatever files they are in."""
+    """Identifies the weights of a model, independent of the files that hold them."""
 
     parts: Mapping[str, str]
     "Layer, or weight outside of the layers → hash."
 
     def save(self, folder: Path) -> None:
-        """Writes it into a folder.
+        """Writes the fingerprint into a folder.
 
         Raises:
             OSError: it cannot be written.
@@ -42,7 +43,7 @@ class Fingerprint:
 
     @staticmethod
     def read(folder: Path) -> Fingerprint | None:
-        """The one in a folder; None where there is none, as in runs of earlier versions.
+        """Reads the fingerprint in a folder; None if there is none, as in runs of earlier versions.
 
         Raises:
             OSError, ValueError: it cannot be read.
@@ -57,7 +58,7 @@ class Fingerprint:
         return Fingerprint(parts)
 
     def difference(self, other: Fingerprint) -> str | None:
-        """What differs in a few words; None where nothing does."""
+        """Describes the difference in a few words; None if there is none."""
         if self.parts == other.parts:
             return None
         changed = sorted(key for key in self.parts if self.parts[key] != other.parts.get(key))
@@ -96,12 +97,12 @@ def _samples(size: int) -> list[tuple[int, int]]:
 
 
 def compare_with_base(kept_in: Path, weights: WeightMap, run: str) -> bool:
-    """Compares a model's files with the fingerprint in a folder; tells whether there was one.
+    """Compares a model's files with the fingerprint in a folder; returns whether there was one.
 
     Args:
         kept_in: The adapter's folder, or the run's.
-        weights: Of the model that is about to be used in the base's place.
-        run: Words for what was trained on it.
+        weights: Weights of the model that is about to be used as the base.
+        run: Name of the run or adapter in the error message.
 
     Raises:
         EliteError: BASE_CHANGED.

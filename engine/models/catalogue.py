@@ -41,7 +41,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @functools.cache
 def catalogue() -> dict[str, ModelSpec]:
-    """The architectures of assets/models.toml, by name, in the file's order."""
+    """Loads the architectures of assets/models.toml, by name, in the file's order."""
     entries = tomllib.loads(asset("models.toml").read_text(encoding="utf-8"))
     return {name: _from_entry(name, entry) for name, entry in entries.items()}
 
@@ -56,10 +56,10 @@ def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
 
 
 def find_model(name: str, *, download: bool = True) -> ModelSpec:
-    """The shapes of a model.
+    """Finds the shapes of a model.
 
     Args:
-        name: Catalogue name; local directory with a config.json; or hub id, "organisation/model".
+        name: Catalogue name, local directory with a config.json, or hub id ("organisation/model").
         download: Whether the few kilobytes of a hub id's config.json may be fetched if they are not cached.
 
     Raises:
@@ -120,7 +120,7 @@ def _from_hub(hub_id: str, *, download: bool) -> ModelSpec:
 
 
 def _fetch_config(hub_id: str) -> str:
-    """config.json by plain HTTP: the hub's client would retry for 23 s before it says that there is no network."""
+    """Fetches config.json by plain HTTP, because the hub's client retries for 23 s before it reports a lost network."""
     import http.client
     import urllib.error
     import urllib.request
@@ -172,7 +172,7 @@ def _trainable(spec: ModelSpec) -> ModelSpec:
 
 
 def _refuse_untrainable(family: str, by_setting: Mapping[Ability, str]) -> None:
-    """Refuses, before anything else of a model is read, what no way to compute a step can train."""
+    """Refuses a model that neither kind of step can train, before anything else of it is read."""
     whole, streamed = (refusal(family, way) or by_setting.get(way) for way in ("whole", "streamed"))
     if whole and streamed:
         raise refuse(family, "whole", whole)

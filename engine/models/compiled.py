@@ -1,4 +1,4 @@
-"""torch.compile, a decoder layer at a time: one compiled region serves all layers."""
+"""Regional torch.compile. Compiles each decoder layer by itself, so one compiled region serves all layers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> None:
-    """Compiles the call of every decoder layer, in place. The first steps are slow: each new length compiles anew.
+    """Compiles every decoder layer in place. The first steps are slow, because each new length compiles again.
 
     Args:
         model: A causal language model, with or without an adapter.
-        backend: torch.compile's; "inductor" makes fused kernels.
+        backend: torch.compile's backend; "inductor" makes fused kernels.
     """
     for layer in model.get_decoder().layers:
         layer.compile(backend=backend)

@@ -1,8 +1,8 @@
-"""The families of models, by transformers' model_type: what each can do here, and how its config.json is read.
+"""Registry of model families by transformers' model_type, with each family's abilities and its config.json keys.
 
-This is the one registry of families: planner, steps, generation and export ask `refusal`, `require` or `supporting`
-each time, and keep no list of their own. A proof on a small copy of a family's configuration may add a row or overrule
-one (`admit`). Keys of config.json and their defaults are those of transformers 5.
+Planner, steps, generation and export ask `refusal`, `require` or `supporting` each time, and keep no list of their
+own. A proof on a small copy of a family's configuration may add a row or override one (`admit`). Keys of config.json
+and their defaults are those of transformers 5.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Config = Mapping[str, Any]
 """A config.json."""
 
 Ability = Literal["planned", "whole", "streamed", "fused", "generated", "exported", "gguf"]
-"""What can be done with a model: plan a run; train whole windows, or tile by tile; use fused kernels; generate text;
-export an adapter or a merged model; export it as GGUF."""
+"""A supported use of a model. In order: plan a run, train on whole windows, train tile by tile (streamed), use fused
+kernels, generate text, export an adapter or a merged model, export as GGUF."""
 
 _FEATURES: dict[Ability, tuple[str, str]] = {
     "planned": ("planning", "its shapes are not known"),
@@ -32,53 +32,53 @@ _FEATURES: dict[Ability, tuple[str, str]] = {
     "exported": ("export", "its exported weights have not been compared with the run's"),
     "gguf": ("GGUF export", "llama.cpp's names for its tensors are not known here"),
 }
-"""Each ability as an error names it, and why a family lacks it that gives no reason of its own."""
+"""Each ability's name in errors, and the default reason why a family lacks it."""
 
 _PROVED: frozenset[Ability] = frozenset({"planned", "whole", "streamed", "generated", "exported"})
-"""What tests show of every family that does not say otherwise (tests/models/test_families.py)."""
+"""Abilities that tests prove for every family that does not say otherwise (tests/models/test_families.py)."""
 _FUSED: frozenset[Ability] = _PROVED | {"fused"}
-"""Those whose gradient with fused kernels was compared on a GPU with the one without."""
+"""Abilities of families whose gradient with fused kernels was compared on a GPU with the one without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufNames:
-    """How a family is called in a GGUF file."""
+    """A family's names in a GGUF file."""
 
     architecture: str
     interleaved: bool = False
-    "Whether its rotary embedding turns neighbouring numbers, not those half a head apart: q and k are reordered."
+    "Whether its rotary embedding rotates neighbouring values, not those half a head apart. Export reorders q and k."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One row: what the models of one transformers `model_type` share."""
+    """Shared properties of all models of one transformers `model_type`."""
 
     does: frozenset[Ability] = _PROVED
-    "What was shown to be right for it. GGUF export goes by `gguf`."
+    "Abilities proved for the family, except GGUF export, which depends on `gguf`."
     because: str = ""
-    "Why it lacks what is not in `does`; empty for the reason that each ability has."
+    "Why the family lacks the abilities that are not in `does`; empty for each ability's default reason."
     gguf: GgufNames | None = None
     shape: Mapping[str, Any] = field(default_factory=dict)
     "ModelSpec fields that are the same for all its models."
     kv_heads: int | None = None
-    "Default of num_key_value_heads; None is as many as there are query heads."
+    "Default of num_key_value_heads; None means as many as query heads."
     head_dim: int | None = None
-    "Default of head_dim; None is hidden_size / num_attention_heads."
+    "Default of head_dim; None means hidden_size / num_attention_heads."
     tied_embeddings: bool = False
     max_context: int = 32768
     rope_defaults: Mapping[str, Any] = field(default_factory=dict)
-    "Defaults of further keys that rotary positions depend on."
+    "Defaults of other keys that rotary positions depend on."
     from_config: Callable[[Config], dict[str, Any]] = lambda _: {}
     "ModelSpec fields that depend on keys of this family's config.json alone."
 
 
 def admit(model_type: str, family: Family) -> None:
-    """Adds a row to the registry, or overrules the one that is there, for the rest of the process."""
+    """Adds a row to the registry, or overrides the existing one, for the rest of the process."""
     FAMILIES[model_type] = family
 
 
 def refusal(model_type: str, ability: Ability) -> str | None:
-    """Why a family lacks an ability, as the second half of a sentence; None where it has it."""
+    """Returns why a family lacks an ability, as the second half of a sentence; None if it has it."""
     family = FAMILIES.get(model_type)
     has = family is not None and (family.gguf is not None if ability == "gguf" else ability in family.does)
     if has:
@@ -87,12 +87,12 @@ def refusal(model_type: str, ability: Ability) -> str | None:
 
 
 def supporting(ability: Ability) -> tuple[str, ...]:
-    """The families that have an ability, by name."""
+    """Lists the families that have an ability, by name."""
     return tuple(sorted(name for name in FAMILIES if refusal(name, ability) is None))
 
 
 def refuse(model_type: str, ability: Ability, problem: str) -> errors.EliteError:
-    """The error for a model that lacks an ability, with the families that have it."""
+    """Builds the error for a model that lacks an ability, with the families that have it."""
     others = ", ".join(supporting(ability))
     supported = f"{others}, or --to merged" if ability == "gguf" else others
     return errors.MODEL_FAMILY_UNSUPPORTED(
@@ -111,17 +111,17 @@ def require(model_type: str, ability: Ability) -> None:
 
 
 def adapts_mlp(model_type: str) -> bool:
-    """Whether adapters go on the linear layers of a family's MLPs.
+    """Tells whether adapters go on the linear layers of a family's MLPs.
 
-    Where layers can hold experts, PEFT takes the name of such a layer for that of the experts' weights, and would put
-    an adapter on every expert: what the streamed step, the plan and the export know nothing of.
+    Where layers can hold experts, PEFT takes the name of such a layer for that of the experts' weights and would put
+    an adapter on every expert, which the streamed step, the plan and the export do not support.
     """
     family = FAMILIES.get(model_type)
     return family is None or bool(family.shape.get("adapts_mlp", True))
 
 
 def gguf_names(model_type: str) -> GgufNames:
-    """How a family is called in a GGUF file.
+    """Returns a family's names in a GGUF file.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -142,7 +142,7 @@ def _llama(config: Config) -> dict[str, Any]:
 
 
 def _windowed_after(config: Config) -> dict[str, Any]:
-    """Qwen: the window, where it is switched on at all, holds for the layers from max_window_layers on."""
+    """Reads Qwen's sliding window, which holds for the layers from max_window_layers on if it is switched on."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
     full = min(config.get("max_window_layers", 28), config["num_hidden_layers"])
     return {"sliding_window": window, "full_attention_layers": full}
@@ -160,7 +160,7 @@ def _windowed(default: int | None) -> Callable[[Config], dict[str, Any]]:
 
 
 def _alternating(pattern: int, window: int) -> Callable[[Config], dict[str, Any]]:
-    """Gemma: every `pattern`-th layer attends to everything, the others through the window."""
+    """Reads Gemma's pattern. Every `pattern`-th layer has full attention, the others the sliding window."""
 
     def read(config: Config) -> dict[str, Any]:
         every = config.get("sliding_window_pattern") or pattern
@@ -179,7 +179,7 @@ def _starcoder2(config: Config) -> dict[str, Any]:
 
 
 def _mixtral(config: Config) -> dict[str, Any]:
-    """Every layer's MLP is experts, each as wide as a dense one."""
+    """Reads Mixtral's experts, which replace the MLP of every layer and are each as wide as a dense one."""
     return {**_windowed(None)(config), **_experts(config, "num_local_experts", 8, 2), **_every_layer_sparse(config)}
 
 
@@ -188,7 +188,7 @@ def _every_layer_sparse(config: Config) -> dict[str, Any]:
 
 
 def _qwen3_moe(config: Config) -> dict[str, Any]:
-    """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name; a window is every layer's."""
+    """Reads Qwen3's experts, in each decoder_sparse_step-th layer not in mlp_only_layers; all layers share a window."""
     layers, dense = range(config["num_hidden_layers"]), config.get("mlp_only_layers") or ()
     step = config.get("decoder_sparse_step", 1)
     # The key was renamed within transformers 5; a file may have either.
@@ -253,7 +253,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family(
         gguf=GgufNames(architecture="phi3"),
-        # transformers takes YaRN in a file of this family for LongRoPE: what was stretched could not be loaded again.
+        # transformers takes YaRN in a file of this family for LongRoPE, so a stretched model could not be loaded again.
         shape={"fused_projections": True, "takes_yarn": False},
         max_context=4096,
         rope_defaults={"original_max_position_embeddings": 4096},
@@ -283,16 +283,16 @@ FAMILIES: dict[str, Family] = {
         from_config=_starcoder2,
     ),
 }
-"""The rows. Every one loads, plans, trains, generates and exports as it says (tests/models/test_families.py)."""
+"""The registry. tests/models/test_families.py loads, plans, trains, generates and exports every row as it claims."""
 
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
-"""Keys of config.json for the dropout of pretraining. Fine-tuning has none of it (engine.models.loading): the streamed
-step would draw other numbers in its recomputation, and both ways to compute a step give one gradient."""
+"""Keys of config.json for the dropout of pretraining, which fine-tuning switches off (engine.models.loading). The
+streamed step would draw other numbers in its recomputation, and both kinds of step must give the same gradient."""
 
 
 def setting_refusals(config: Config) -> dict[Ability, str]:
-    """What a model's own settings forbid, whatever its family can do: ability → why.
+    """Returns the abilities that a model's own settings rule out, with the reason for each.
 
     Args:
         config: config.json, or `to_dict()` of a transformers configuration.
@@ -320,7 +320,7 @@ class ConfigError(ValueError):
 def spec_from_config(
     config: Config, *, name: str, hub_id: str | None = None, path: Path | None = None, licence: str = "unknown"
 ) -> ModelSpec:
-    """The ModelSpec that a config.json describes.
+    """Builds the ModelSpec that a config.json describes.
 
     Raises:
         ConfigError: a key is missing or is not a positive whole number, or the family is not in FAMILIES.
@@ -339,9 +339,9 @@ def spec_from_config(
 
 
 def _shape(family: Family, config: Config) -> dict[str, Any]:
-    """The fields of a ModelSpec that describe its architecture."""
+    """Returns the fields of a ModelSpec that describe its architecture."""
     heads = config["num_attention_heads"]
-    # config.json leaves a key out, or sets it to null, where the value is transformers' default.
+    # A key that config.json leaves out or sets to null has transformers' default.
     kv_heads = config.get("num_key_value_heads", family.kv_heads)
     defaults = {"max_position_embeddings": family.max_context, **family.rope_defaults}
     positions = {**defaults, **config}

@@ -1,7 +1,7 @@
-"""What a run trains of a model, and in which form it is kept: an adapter (LoRA), or every weight.
+"""The trained weights of a model, which are either a LoRA adapter's or all of the model's.
 
 Everything downstream of the gradient (clipping, the optimiser, averages, checkpoints) works on `FineTuning.weights`,
-which are fp32 in either case, and knows nothing of the difference.
+which are fp32 in either case, and does not depend on the difference.
 """
 
 from __future__ import annotations
@@ -30,59 +30,59 @@ if TYPE_CHECKING:
 
 
 class FineTuning(ABC):
-    """What is trained.
+    """Trained weights of a model, with their form in checkpoints and results.
 
     Attributes:
-        model: What computes: the base model, in its adapter if it has one.
+        model: The module that computes, which is the base model, wrapped in its adapter if it has one.
         weights: The fp32 parameters that the optimiser updates, by name, in a fixed order.
     """
 
     weights_file: ClassVar[str]
-    "Where a checkpoint holds the weights; the library's own name for it."
+    "Name of the weights file in a checkpoint, as the library names it."
     config_file: ClassVar[str]
-    "What the library needs beside it."
+    "Name of the configuration that the library needs beside it."
 
     model: Any
     weights: Mapping[str, nn.Parameter]
     optimizer: Optimizer | None = None
-    "Over the weights, where one was needed before the run's learning is put together (ZeRO)."
+    "Optimiser over the weights, if one was needed before the trainer is built (ZeRO)."
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within it, all of the weights are in this process, however ranks share them. All ranks enter it."""
+        """Gathers sharded weights, so that this process holds all of them within the context. All ranks enter it."""
         return nullcontext()
 
     @property
     @abstractmethod
     def base(self) -> PreTrainedModel:
-        """The causal language model without what is around it."""
+        """The causal language model without its adapter."""
 
     @property
     def masters(self) -> MasterWeights | None:
-        """The weights, where the model computes with rounded copies of them; None where they are its own."""
+        """fp32 master weights, if the model computes with rounded copies of them; None if the weights are its own."""
         return None
 
     def publish(self) -> None:  # noqa: B027 - an adapter computes with the weights themselves
-        """The weights have changed: the model computes with them from now on."""
+        """Publishes changed weights to the model, which computes with them from now on."""
 
     @abstractmethod
     def untrained(self) -> AbstractContextManager[Any]:
-        """Within it, before any update, the model is the one that training begins with."""
+        """Makes the model within the context the one that training begins with. Enter it before any update."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """The weights by the names that the library gives them in `weights_file`."""
+        """Returns the weights in their shapes, by the names that the library gives them in `weights_file`."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on what `state` gave.
+        """Loads weights that `state` returned, in the same shapes.
 
         Raises:
-            RuntimeError, KeyError, ValueError: it is of another model.
+            RuntimeError, KeyError, ValueError: the state is of another model.
         """
 
     @abstractmethod
     def config_json(self) -> str:
-        """The content of `config_file`."""
+        """Returns the content of `config_file`."""
 
     @abstractmethod
     def save(
@@ -96,8 +96,8 @@ class FineTuning(ABC):
 
         Args:
             path: A folder, which is replaced.
-            tokenizer: Is written beside it.
-            changes: What was done to the base before the adapter.
+            tokenizer: Tokenizer that is written beside it.
+            changes: Changes to the base before the adapter.
             base: Fingerprint of the base's weights.
 
         Raises:
@@ -106,7 +106,7 @@ class FineTuning(ABC):
 
 
 class AdapterTuning(FineTuning):
-    """LoRA (arXiv 2106.09685): the base model is frozen, the adapter's fp32 weights are trained."""
+    """LoRA (arXiv 2106.09685). The base model is frozen; the adapter's fp32 weights are trained."""
 
     weights_file, config_file = "adapter_model.safetensors", "adapter_config.json"
 
@@ -122,7 +122,7 @@ class AdapterTuning(FineTuning):
         return base
 
     def untrained(self) -> AbstractContextManager[Any]:
-        """See FineTuning: without the adapter, whatever it has learnt."""
+        """See FineTuning. Disables the adapter, trained or not."""
         context: AbstractContextManager[Any] = self.model.disable_adapter()
         return context
 
@@ -153,11 +153,11 @@ class AdapterTuning(FineTuning):
 
 
 class FullTuning(FineTuning):
-    """Every weight is trained; in fp32, whatever the model computes in (mixed precision, arXiv 1710.03740).
+    """Full fine-tuning. Trains every weight in fp32, in any compute precision (mixed precision, arXiv 1710.03740).
 
     Args:
         model: The base model, unquantised.
-        home: Device of the fp32 weights where the model's are narrower.
+        home: Device of the fp32 weights, if the model's are narrower.
     """
 
     weights_file, config_file = "model.safetensors", "config.json"
@@ -183,7 +183,7 @@ class FullTuning(FineTuning):
         self._masters.publish()
 
     def untrained(self) -> AbstractContextManager[Any]:
-        """See FineTuning: nothing has been updated yet."""
+        """See FineTuning. No weight has been updated yet, so there is nothing to undo."""
         return nullcontext()
 
     def state(self) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ class FullTuning(FineTuning):
         self._masters.load(state)
 
     def config_json(self) -> str:
-        """See FineTuning: of the fp32 weights."""
+        """See FineTuning. Names fp32, the dtype of the weights."""
         config = type(self.model.config).from_dict({**self.model.config.to_dict(), "dtype": "float32"})
         text: str = config.to_json_string()
         return text

@@ -1,7 +1,7 @@
-"""Checks a model's folder before anything of it is loaded: which files are read, and what they hold. Without torch.
+"""Checks the files of a model's folder and their contents before any of it is loaded. Imports no torch.
 
-Loading, scoring, generation and export all read the weights that `open_folder` names. Where transformers and another
-program would read different files, the folder is refused.
+Loading, scoring, generation and export all read the weights that `open_folder` names. A folder is refused if
+transformers and another program would read different files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _READ = (".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken")
-"""Endings of the files that transformers reads of a folder."""
+"""Endings of the files that transformers reads from a folder."""
 _READ_FOLDERS = ("additional_chat_templates",)
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
@@ -42,11 +42,11 @@ class ModelFolder:
     config: dict[str, Any]
     "config.json."
     tensors: dict[str, StoredTensor]
-    "Every tensor of the files that are read, by its name there; without rotary tables, which every model makes itself."
+    "Every tensor by its stored name, except rotary tables, which every model computes itself."
 
     @cached_property
     def quant_states(self) -> dict[str, str]:
-        """Weights that bitsandbytes stored in 4 bits → the tensor that says how."""
+        """Weights that bitsandbytes stored in 4 bits → the tensor with their quantisation state."""
         return {name.partition(_QUANT_STATE)[0]: name for name in self.tensors if _QUANT_STATE in name}
 
     @property
@@ -55,14 +55,14 @@ class ModelFolder:
         return bool(self.quant_states)
 
     def is_part(self, name: str) -> bool:
-        """Whether a tensor is a part of a 4-bit weight: its scales, or how they are stored."""
+        """Tells whether a tensor is part of a 4-bit weight, such as its scales or its quantisation state."""
         return _QUANT_STATE in name or name.rpartition(".")[0] in self.quant_states
 
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
-        """A tensor's shape; of a 4-bit one, that of the weight which it stands for.
+        """Returns a tensor's shape; for a 4-bit one, the shape of the unpacked weight.
 
         Raises:
-            EliteError: MODEL_DIRECTORY_INVALID, where what says so cannot be read.
+            EliteError: MODEL_DIRECTORY_INVALID, if the quantisation state cannot be read.
         """
         state = self.quant_states.get(tensor.name)
         if state is None:
@@ -74,7 +74,7 @@ class ModelFolder:
 
 
 def open_folder(path: Path) -> ModelFolder:
-    """The folder's configuration and tensors, read from headers only.
+    """Reads the folder's configuration and tensors, from headers only.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID names the file that is missing, damaged, ambiguous or not a file;
@@ -103,12 +103,12 @@ def _words(error: Exception) -> str:
 
 
 def check_files(path: Path) -> None:
-    """Makes sure that what is read of a folder are regular files, or links to some, as in the hub's cache.
+    """Makes sure that all files read from a folder are regular ones, or links to such, as in the hub's cache.
 
-    A pipe or a device would block for ever, or give another content at each reading.
+    A pipe or a device would block for ever, or give different content at each read.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a file is not.
         OSError: the folder cannot be listed.
     """
     for folder in (path, *(path / name for name in _READ_FOLDERS)):
@@ -186,7 +186,7 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_index(path: Path) -> dict[str, str] | None:
-    """The file of each tensor, by the index; None where there is none."""
+    """Returns the file of each tensor by the index; None if there is no index."""
     if not (path / INDEX).exists():
         return None
     index = _read_json(path / INDEX)
@@ -205,7 +205,7 @@ def _weight_files(path: Path, where: dict[str, str] | None) -> list[Path]:
     single = path / SINGLE
     named = list(dict.fromkeys(where.values())) if where is not None else []
     if single.exists() and named not in ([], [SINGLE]):
-        # transformers reads the first, other programs the second.
+        # transformers reads the single file, other programs the index.
         raise ValueError(f"it holds {SINGLE} and {INDEX}, which names {named[0]}; remove the one that is out of date")
     if where is None and single.exists():
         return [single]
@@ -237,7 +237,7 @@ def _without_weights(path: Path) -> str:
 
 
 def check_quantisation(path: Path | str, config: dict[str, Any]) -> None:
-    """Refuses a quantisation that config.json names, and that is not supported from training to export.
+    """Refuses a quantisation in config.json that is not supported from training to export.
 
     Raises:
         EliteError: MODEL_QUANTISED.
@@ -256,7 +256,7 @@ def check_quantisation(path: Path | str, config: dict[str, Any]) -> None:
 
 
 def _check_formats(folder: ModelFolder) -> None:
-    """Every tensor is a weight in floating point, or a part of a 4-bit one."""
+    """Makes sure that every tensor is a floating-point weight or part of a 4-bit one."""
     says_4_bit = folder.config.get("quantization_config") is not None
     if says_4_bit != folder.is_4_bit:
         problem = (

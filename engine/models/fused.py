@@ -1,4 +1,4 @@
-"""Fused Triton kernels (RMSNorm, rotary embedding, SwiGLU) from liger-kernel (arXiv 2410.10989), where they apply."""
+"""Fused Triton kernels (RMSNorm, rotary embedding, SwiGLU) from liger-kernel (arXiv 2410.10989)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from engine.models.families import refusal
 
 
 def fuse_kernels(model: PreTrainedModel, device: torch.device) -> bool:
-    """Replaces norms, rotary embedding and MLP activation by fused kernels on `device`; tells whether it could.
+    """Replaces norms, rotary embedding and MLP activation by fused kernels on `device`; returns whether it could.
 
-    The rotary function is replaced for the whole family in this process: other models of it must be on a GPU too.
+    The rotary function is replaced for the whole family in this process, so other models of it must be on a GPU too.
     """
     family = model.config.model_type
     if device.type != "cuda" or refusal(family, "fused") or importlib.util.find_spec("liger_kernel") is None:

@@ -1,8 +1,8 @@
-"""Where the gradients of trained weights arrive on the host.
+"""Host buffers for the gradients of trained weights.
 
-Fresh memory comes page by page as it is written, at 1.5 GB/s, which is what a gradient's way home used to take. So each
-weight has memory of its own that is kept from step to step, pinned, and what is added to it comes through a small
-piece of staging memory.
+The operating system maps new memory page by page as it is written, which limits a gradient's copy to the host to
+1.5 GB/s. So each weight has a pinned buffer that is kept from step to step, and gradients that are added to it pass
+through a small staging buffer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from engine.hardware.pinned_memory import pinned_empty
 
 STAGING_VALUES = 2**24
-"Of a gradient that is added to another one, at a time: 64 MiB in fp32."
+"Values of the staging buffer, 64 MiB in fp32."
 
 
 class GradientHome:
-    """Memory on the host for one gradient of each weight.
+    """Keeps one host buffer for the gradient of each weight.
 
     Args:
-        empty: Makes host memory of (shape, dtype).
+        empty: Allocates host memory of (shape, dtype).
     """
 
     def __init__(self, empty: Callable[[Sequence[int], torch.dtype], Tensor] = pinned_empty) -> None:
@@ -31,7 +31,9 @@ class GradientHome:
         self._staging: Tensor | None = None
 
     def keep(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """A copy of the gradient in the weight's own memory, which holds it until the next call for that weight.
+        """Copies the gradient into the weight's buffer and returns it, in the gradient's shape and dtype.
+
+        The buffer holds the copy until the next call for that weight.
 
         Raises:
             MemoryError: the host has no room.

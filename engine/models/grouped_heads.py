@@ -11,11 +11,11 @@ from engine import errors
 
 
 def pool_key_value_heads(model: Any, kv_heads: int) -> None:
-    """Replaces each group of key and value heads by their mean. Approximate: training has to win the loss back.
+    """Replaces each group of key and value heads by their mean. This is approximate; training must recover the loss.
 
     Args:
         model: A causal language model with as many key heads as query heads and unquantised, separate projections.
-        kv_heads: Heads to keep; divides the heads that there are.
+        kv_heads: Heads to keep, a divisor of the present number.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED when the model's shapes do not allow it.
@@ -50,7 +50,7 @@ def _refusal(config: Any, problem: str, supported: str) -> errors.EliteError:
 
 
 def _pooled(projection: nn.Linear, heads: int, kept: int) -> nn.Linear:
-    """The projection with groups of neighbouring heads averaged: those that a query head group will share."""
+    """Averages the neighbouring heads of a projection that a group of query heads will share."""
 
     def pool(weight: Tensor) -> nn.Parameter:
         return nn.Parameter(pool_heads(weight.detach(), heads, kept), requires_grad=False)
@@ -63,7 +63,7 @@ def _pooled(projection: nn.Linear, heads: int, kept: int) -> nn.Linear:
 
 
 def pool_heads(weight: Tensor, heads: int, kept: int) -> Tensor:
-    """The means of groups of neighbouring heads. Shape (heads · head_dim, ...) to (kept · head_dim, ...)."""
+    """Averages groups of neighbouring heads. Shape (heads · head_dim, ...) to (kept · head_dim, ...)."""
     size = weight.shape[0] // heads
     mean = weight.float().view(kept, heads // kept, size, -1).mean(1)
     return mean.reshape(kept * size, *weight.shape[1:]).to(weight.dtype)

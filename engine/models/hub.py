@@ -1,4 +1,4 @@
-"""Finds the folder that a model's files are in: the package's, a person's, or the hub's cache."""
+"""Finds the folder with a model's files, in the package, in a local directory, or in the hub's cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 
 
 def find_folder(spec: ModelSpec, *, download: bool = True) -> Path:
-    """The folder of a model's files. Those of the hub that are not in its cache are fetched: what is read, no more.
+    """Returns the folder with a model's files. Downloads hub files that are not cached, and only those that are read.
 
     Args:
         spec: The model.
-        download: Whether files of the hub may be fetched.
+        download: Whether files of the hub may be downloaded.
 
     Raises:
         EliteError: MODEL_NOT_AVAILABLE.
@@ -37,7 +37,7 @@ def _fetch(name: str, *, only_cached: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Variants and other libraries' copies (model.fp16.safetensors, consolidated.safetensors) stay where they are.
+        # Variants and other libraries' copies (model.fp16.safetensors, consolidated.safetensors) are not downloaded.
         folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, SINGLE], local_files_only=only_cached))
         if not (folder / SINGLE).exists() and (folder / INDEX).exists():
             files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))

@@ -1,7 +1,7 @@
-"""The last matrix product and the loss, in pieces.
+"""LM head and cross-entropy, computed in chunks of tokens.
 
-Logits of n tokens are n rows of one fp32 number a word: 20 GB at 32K tokens and 152K words. Only the sum of the
-cross-entropies is wanted, so the logits of one piece exist at a time, in the forward and in the backward.
+fp32 logits of 32K tokens over a vocabulary of 152K take 20 GB. Only the sum of the cross-entropies is needed, so the
+logits of one chunk exist at a time, in the forward and in the backward.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 
 def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    """The decoder (token ids → final hidden states, after its norm) and the head (hidden states → logits)."""
+    """Returns the decoder (token ids → final hidden states, after its norm) and the head (hidden states → logits)."""
     return model.base_model, model.get_output_embeddings()
 
 
 def piece_of(head: nn.Module) -> int:
-    """Tokens whose logits exist at once, as the plan counts them."""
+    """Returns the tokens of a loss chunk, as the plan counts them."""
     return loss_chunk(int(head.out_features))  # type: ignore[arg-type]
 
 
 def summed_cross_entropy(
     hidden: Tensor, head: nn.Module, targets: Tensor, piece: int | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over tokens of the cross-entropy, in nats, fp32, differentiable in `hidden` and the head's weights.
+    """Sums the cross-entropy over tokens, in nats, fp32, differentiable in `hidden` and the head's weights.
 
     Args:
         hidden: Final hidden states. Shape (n, d).
         head: Maps (p, d) to logits (p, vocabulary).
         targets: The token that follows each position. Shape (n,), int64.
-        piece: Tokens whose logits exist at once; any value gives the same sum up to rounding. None: `piece_of(head)`.
-        label_smoothing: Probability that all words share instead of the right one (arXiv 1512.00567).
+        piece: Tokens per chunk; any value gives the same sum up to rounding. None means `piece_of(head)`.
+        label_smoothing: Probability moved from the target to the whole vocabulary (arXiv 1512.00567).
     """
     piece = piece or piece_of(head)
     total = hidden.new_zeros((), dtype=torch.float32)
-    # The backward of an only piece starts with its logits: computing them again would save nothing.
+    # The backward of a single chunk starts with its logits, so recomputing them would save nothing.
     recompute = torch.is_grad_enabled() and hidden.shape[0] > piece
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
@@ -67,8 +67,8 @@ def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor, label_smoothin
 def check_head(model: PreTrainedModel) -> None:
     """Makes sure that the head alone turns the decoder's output into the model's own logits.
 
-    A few families scale or cap their logits after the head; their loss cannot be taken in pieces this way. The layers
-    do not run: weights may wait on the host while fused kernels, which need a GPU, are in place already.
+    A few families scale or cap their logits after the head, so their loss cannot be computed in chunks this way. The
+    layers do not run, because weights may be on the host while fused kernels, which need a GPU, are already in place.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -91,7 +91,7 @@ def check_head(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def _answering(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Within it, the decoder returns these hidden states, (batch, tokens, hidden), whatever it is asked."""
+    """Makes the decoder return these hidden states, (batch, tokens, hidden), for any input within the context."""
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
     own = decoder.__dict__.get("forward")

@@ -1,4 +1,4 @@
-"""Makes sure that a loaded model has the numbers that its files hold, where engine.models.weight_map says they are."""
+"""Makes sure that a loaded model has the values in its files, as engine.models.weight_map maps them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from engine.models.weight_map import WeightMap
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COMPARED = 256
-"""Numbers of each weight that are compared: neighbours, of its middle."""
+"""Neighbouring values from the middle of each weight that are compared."""
 
 
 @torch.no_grad()
 def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> None:
     """Compares a sample of every weight with the files.
 
-    The names are matched twice, by the library and by `map_weights`: whatever release the library is of, a weight that
-    it draws at random, or takes from another tensor, is seen here.
+    The names are matched twice, by the library and by `map_weights`. In any release of the library, this detects a
+    weight that it draws at random or takes from another tensor.
 
     Args:
-        model: As `from_pretrained` made it. Weights in 4 bits are left out.
-        weights: Of the same files.
-        info: What `from_pretrained` says with `output_loading_info`.
+        model: A model from `from_pretrained`. Weights in 4 bits are not compared.
+        weights: Weight map of the same files.
+        info: Loading info of `from_pretrained` (`output_loading_info`).
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.

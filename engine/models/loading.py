@@ -1,6 +1,6 @@
-"""Loads tokenizers and base models: the embedded demo, local directories, and the hub.
+"""Loads tokenizers and base models from the embedded demo, local directories, and the hub.
 
-Weights come from safetensors only and no code of a model's author is ever run (`trust_remote_code` is off).
+Weights come from safetensors only, and code of a model's author never runs (`trust_remote_code` is off).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
-    """The model's fast tokenizer, as its tokenizer.json says; converted where there is none.
+    """Loads the model's fast tokenizer from its tokenizer.json; converts other files if there is none.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
@@ -69,7 +69,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
             wanted = stored_vocabulary(Path(source)) if Path(source).is_dir() else {}
             tokenizer = _from_library(spec, AutoTokenizer, source, {})
             check_converted(tokenizer, wanted, Path(source))
-    except (AttributeError, TypeError) as error:  # transformers, of settings that are of another kind
+    except (AttributeError, TypeError) as error:  # from transformers, for settings of the wrong type
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
@@ -79,7 +79,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
 
 
 class _Cached:
-    """Finds a file of a model, on disk or on the hub; None where it has no such file."""
+    """Finds a file of a model, on disk or on the hub; None if there is no such file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -91,12 +91,12 @@ class _Cached:
 
 
 def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_CHANGES) -> PreTrainedModel:
-    """The base model with its weights in place: frozen, without a cache of keys and values.
+    """Loads the base model with its weights, frozen and without a KV cache.
 
     Args:
-        spec: What to load.
-        placement: Where to, and in which numbers.
-        changes: What to do to it before an adapter is put on it.
+        spec: The model to load.
+        placement: Its device and precision.
+        changes: Changes to make before an adapter is attached.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
@@ -115,14 +115,14 @@ def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_
 
 
 def _source(spec: ModelSpec) -> str:
-    """A directory's path or a hub id."""
+    """Returns a directory's path or a hub id."""
     if spec.name == "demo":
         return str(asset("demo-model"))
     return str(spec.path) if spec.path else spec.hub_id or spec.name
 
 
 def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
-    """Which stored tensor is which weight of a model, and its configuration; fetched from the hub where need be.
+    """Maps the stored tensors to a model's weights and loads its configuration. Downloads missing files from the hub.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
@@ -138,8 +138,8 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
 def _keep_differentiable(model: PreTrainedModel) -> None:
     """Keeps bitsandbytes from packing weights for inference.
 
-    On CPUs with AVX512-BF16 it does so at the first forward without gradients (an evaluation), and from then on
-    no gradient passes through the layer: training would go on, and learn nothing below the top layer.
+    On CPUs with AVX512-BF16 it does so at the first forward without gradients (an evaluation). From then on, no
+    gradient passes through the layer, so training would continue but change nothing below the top layer.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -163,7 +163,7 @@ def _load_pretrained(
         **_arguments(placement),
     }
     if weights.folder.is_4_bit:
-        # How it was quantised is the file's affair; what it multiplies in is the device's.
+        # The file determines the quantisation, the device the compute dtype.
         config.quantization_config["bnb_4bit_compute_dtype"] = str(placement.dtype).removeprefix("torch.")
         arguments.pop("quantization_config", None)
     model, info = _from_library(spec, AutoModel, str(weights.folder.path), arguments)
@@ -189,7 +189,7 @@ def _arguments(placement: Placement) -> dict[str, Any]:
 
 
 def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str, Any]) -> Any:
-    """`loader.from_pretrained`, with the library's failures in one line each."""
+    """Calls `loader.from_pretrained` and turns the library's exceptions into one-line errors."""
     try:
         return loader.from_pretrained(source, trust_remote_code=False, **arguments)
     except (OSError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""fp32 weights behind a model that computes in 16 bits (mixed precision training, arXiv 1710.03740, section 3.1).
+"""fp32 master weights of a model that computes in 16 bits (mixed precision training, arXiv 1710.03740, section 3.1).
 
-The small updates of fine-tuning would vanish in a 16-bit weight: the optimiser works on these, and the model gets
-rounded copies. Gradients come the other way, and are summed in fp32 (engine.models.wide_gradients).
+The small updates of fine-tuning would vanish in a 16-bit weight. The optimiser therefore updates the masters, and the
+model gets rounded copies. Gradients are summed in fp32 (engine.models.wide_gradients).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class MasterWeights:
     """The trained weights of a model in fp32. A parameter that is fp32 already is its own master.
 
     Args:
-        model: Every parameter that requires a gradient is trained. Tied ones are one.
-        home: Device of the masters, their gradients and so of the optimiser's states.
+        model: Model whose parameters that require gradients are trained. Tied parameters share one master.
+        home: Device of the masters and their gradients, and so of the optimizer states.
 
     Attributes:
-        parameters: Masters by the name that the model gives its parameter. A backward pass leaves gradients in
-            their `.grad` once `gradients.flush` was called.
+        parameters: Masters by the model's parameter names. `gradients.flush` moves a backward pass's gradients into
+            their `.grad`.
         gradients: Sums the gradients of the narrow parameters.
     """
 
@@ -42,13 +42,13 @@ class MasterWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Rounds the masters into the model."""
+        """Copies the masters into the model's parameters, rounded to their dtype."""
         for copy, master in self._copies:
             copy.copy_(master)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Takes on values by name, and rounds them into the model.
+        """Loads values by name, in the masters' shapes, and rounds them into the model.
 
         Raises:
             KeyError: a name is missing or unknown.

@@ -1,4 +1,4 @@
-"""NEFTune (arXiv 2310.05914): uniform noise on the embeddings while training."""
+"""NEFTune (arXiv 2310.05914), which adds uniform noise to the embeddings while training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 def add_embedding_noise(model: Any, alpha: float, context: int) -> None:
-    """Adds noise of norm alpha / sqrt(3) a window, on average, to what the embedding returns in training mode.
+    """Adds noise to the embedding's output in training mode, of norm alpha / sqrt(3) per window on average.
 
-    Each number is drawn from ±alpha / sqrt(n d). The paper's n is the sequence at hand; here it is the context of the
-    run, so that a window gets the same noise whether it passes whole or tile by tile.
+    Each value is drawn uniformly from ±alpha / sqrt(n d). The paper's n is the sequence length; here it is the run's
+    context, so that a window gets noise of the same scale in the whole and in the streamed step.
 
     Args:
         model: A causal language model, with or without an adapter.
-        alpha: The paper's; 5 there.
-        context: Tokens a window.
+        alpha: The paper's alpha, which is 5 there.
+        context: Tokens per window.
     """
     embedding: nn.Module = model.get_input_embeddings()
 

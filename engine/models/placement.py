@@ -1,4 +1,4 @@
-"""Where the base model lives, and in which numbers."""
+"""Chooses the base model's device and precision."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """A device and the number formats used on it."""
+    """Device and dtypes of the base model."""
 
     device: torch.device
     precision: Precision
     compute: Literal["bf16", "fp16", "fp32"]
-    "Format of the matrix products; differs from `precision` only for nf4."
+    "Precision of the matrix products; differs from `precision` only for nf4."
 
     @property
     def dtype(self) -> torch.dtype:
-        """Format of the weights that are not quantised, and of the activations."""
+        """Precision of the unquantised weights and the activations."""
         return _DTYPES[self.compute]
 
     @property
     def mixed_precision(self) -> Literal["no", "bf16", "fp16"]:
-        """The same, in accelerate's words."""
+        """The compute dtype as accelerate's `mixed_precision`."""
         return "no" if self.compute == "fp32" else self.compute
 
 
 def choose_placement(device: str, precision: str) -> Placement:
-    """The placement for `model.device` and `model.precision`, either of which may be "auto".
+    """Chooses the placement for `model.device` and `model.precision`, either of which may be "auto".
 
     Raises:
         EliteError: DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
@@ -86,5 +86,5 @@ def _require_bitsandbytes() -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The card's name, or "cpu"."""
+    """Returns the GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

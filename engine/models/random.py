@@ -1,4 +1,4 @@
-"""Models with a catalogue entry's shapes and random weights: time and memory do not depend on the values."""
+"""Builds models with a catalogue entry's shapes and random weights. Time and memory do not depend on the values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _STANDARD_DEVIATION = 0.02
 def random_model(
     spec: ModelSpec, placement: Placement, *, layers: int | None = None, weights_device: torch.device | None = None
 ) -> PreTrainedModel:
-    """A frozen causal language model of `spec`'s shapes.
+    """Builds a frozen causal language model of `spec`'s shapes.
 
     Args:
         spec: Shapes.
-        placement: Device and number format; nf4 quantises the decoder layers' linears with double quantisation.
+        placement: Device and dtype; nf4 quantises the decoder layers' linears with double quantisation.
         layers: Decoder layers, if not all.
-        weights_device: Where the weights end up, if not on the placement's device.
+        weights_device: Final device of the weights, if not the placement's.
     """
     config = _config(spec, layers or spec.layers)
     home = weights_device or placement.device
@@ -65,16 +65,16 @@ def _config(spec: ModelSpec, layers: int) -> Any:
 
 
 def _windows(spec: ModelSpec, layers: int) -> dict[str, Any]:
-    """Said for every model: some families have a window by default."""
+    """Returns the window keys, which every model needs because some families have a window by default."""
     found: dict[str, Any] = {"sliding_window": spec.sliding_window}
-    if spec.family.startswith("qwen"):  # theirs is switched on, and begins above the layers without one
+    if spec.family.startswith("qwen"):  # Qwen's window has a switch and applies above the first max_window_layers
         found |= {"use_sliding_window": spec.windowed_layers > 0}
         found |= {"max_window_layers": min(spec.full_attention_layers, layers)}
     return found
 
 
 def _experts(spec: ModelSpec) -> dict[str, Any]:
-    """Keys of the families whose layers hold experts; none for others."""
+    """Returns the expert keys of families with experts; none for others."""
     if not spec.sparse_layers:
         return {}
     return {
@@ -86,7 +86,7 @@ def _experts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _draw(like: torch.Tensor, placement: Placement) -> torch.Tensor:
-    """Random values of a parameter, drawn on the compute device: a CPU would need minutes for 7 billion."""
+    """Draws random values of a parameter's shape on the compute device; a CPU would need minutes for 7 billion."""
     made = torch.empty(like.shape, dtype=placement.dtype, device=placement.device)
     return made.fill_(1.0) if like.ndim == 1 else made.normal_(std=_STANDARD_DEVIATION)
 

@@ -1,4 +1,4 @@
-"""What a configuration says of its rotary positions, without torch: whether tables depend on the input's length."""
+"""Reads RoPE scaling from a configuration. Tells whether rotary tables depend on the input's length, without torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "max_position_embeddings", "original_max_position_embeddings")
-"""Keys of a configuration that these functions look at."""
+"""Configuration keys that these functions read."""
 
 
 def fixed_rope_context(config: Mapping[str, Any]) -> int | None:
-    """Tokens up to which the rotary tables do not depend on the input's length; None where they never do.
+    """Returns the longest input for which the rotary tables are fixed, in tokens; None if they always are.
 
-    As transformers computes them (modeling_rope_utils): `dynamic` rescales for inputs beyond max_position_embeddings,
-    whatever else the file says; `longrope` changes its factors beyond original_max_position_embeddings, for which a key
-    of the configuration itself counts before one of its rotary settings.
+    This follows transformers (modeling_rope_utils). `dynamic` rescales for inputs beyond max_position_embeddings,
+    regardless of other keys. `longrope` changes its factors beyond original_max_position_embeddings, for which a key of
+    the configuration takes precedence over one of its rotary settings.
 
     Args:
         config: config.json with the family's defaults, or the same keys of a transformers configuration.
@@ -32,7 +32,7 @@ def fixed_rope_context(config: Mapping[str, Any]) -> int | None:
 
 
 def rope_type(config: Mapping[str, Any]) -> str:
-    """The scaling of the layers that attend to everything: default, linear, dynamic, yarn, longrope, llama3 ...
+    """Returns the RoPE scaling of the full-attention layers, such as default, linear, dynamic, yarn, longrope, llama3.
 
     Args:
         config: As in `fixed_rope_context`.
@@ -48,7 +48,7 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The configuration's rotary settings: one, or one a layer type."""
+    """Yields the configuration's rotary settings, one or one per layer type."""
     rope = _rope(config)
     yield rope
     yield from (value for value in rope.values() if isinstance(value, Mapping))
@@ -62,5 +62,5 @@ def _kind(settings: Mapping[str, Any]) -> str:
 
 
 def _first_length(*candidates: Any) -> int:
-    """The first that is a length; 0 where none is: then no context is known to be safe."""
+    """Returns the first candidate that is a length; 0 if none is, as no context is then known to be safe."""
     return next((value for value in candidates if isinstance(value, int) and value > 0), 0)

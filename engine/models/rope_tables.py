@@ -1,8 +1,8 @@
-"""Keeps rotary tables in full fp32, whatever matrix products are allowed to round.
+"""Keeps rotary tables in full fp32, even where TF32 is allowed.
 
-transformers before 5.22 makes the angles by a matrix product (inverse frequencies @ positions). With TF32, which
-`tune_memory` allows, the factors of a product are rounded to 10 bits: positions above 2,048 fall together (transformers
-issue 48428). The product runs over one element, so in full fp32 it is the rounded product that newer versions write.
+transformers before 5.22 computes the angles by a matrix product (inverse frequencies @ positions). With TF32, which
+`tune_memory` allows, the factors of a product are rounded to 10 bits, and positions above 2,048 coincide (transformers
+issue 48428). The product runs over one element, so in full fp32 it equals the elementwise product of newer versions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _MARK = "_elite_full_precision"
 
 
 def keep_tables_exact(model: nn.Module) -> None:
-    """Makes every rotary embedding of a model compute in fp32, outside TF32 and autocast. Again: nothing changes.
+    """Makes every rotary embedding of a model compute in fp32, without TF32 and autocast. Idempotent.
 
     Args:
-        model: A transformers model, alone or in an adapter; its rotary modules are replaced in place.
+        model: A transformers model, with or without an adapter; the forward of its rotary modules is replaced in place.
     """
     for module in model.modules():
         if type(module).__name__.endswith("RotaryEmbedding") and _MARK not in module.__dict__:

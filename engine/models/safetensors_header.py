@@ -1,7 +1,7 @@
-"""Reads the header of a safetensors file: which tensors it holds, of which shape and format, and where. Without torch.
+"""Reads names, shapes, dtypes and offsets of tensors from the header of a safetensors file. Imports no torch.
 
-The format is https://huggingface.co/docs/safetensors/index#format: 8 bytes with the header's length, the header as
-JSON, then the tensors' bytes without gaps.
+A file has 8 bytes with the header's length, the header as JSON, then the tensors' bytes without gaps
+(https://huggingface.co/docs/safetensors/index#format).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _LONGEST = 100_000_000
-"""Bytes of a header; the library's own limit."""
+"""Largest header in bytes, the library's own limit."""
 
 _BITS = {
     "BOOL": 8,
@@ -41,7 +41,7 @@ _BITS = {
     "I64": 64,
     "U64": 64,
 }
-"""Of one number, by the format's name."""
+"""Bits of one value, by the dtype's name."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class StoredTensor:
     file: Path
     name: str
     dtype: str
-    "The format's name: BF16, F8_E4M3 …"
+    "Name of the dtype, such as BF16 or F8_E4M3."
     shape: tuple[int, ...]
     start: int
-    "Byte of the file at which it begins."
+    "Offset of its first byte in the file."
     size: int
-    "Bytes."
+    "Size in bytes."
 
     def read(self, pieces: Iterable[tuple[int, int]] | None = None) -> Iterator[bytes]:
-        """Bytes of the tensor.
+        """Reads bytes of the tensor.
 
         Args:
-            pieces: Offset and length of each piece; all of it in one where None is given.
+            pieces: Offset and length of each piece in bytes; None reads the whole tensor as one piece.
 
         Raises:
             OSError: the file cannot be read, or is shorter than its header said.
@@ -77,11 +77,11 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name, in the file's order.
+    """Reads the tensors of a file by name, in the file's order.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not whole, or not in this format; the message begins with the file's name.
+        ValueError: it is incomplete, or not in this format; the message begins with the file's name.
     """
     try:
         with path.open("rb") as file:
@@ -147,7 +147,7 @@ def _counts(value: Any) -> tuple[int, ...] | None:
 
 
 def _check_layout(tensors: list[StoredTensor], begin: int, size: int) -> None:
-    """Tensors follow each other without gaps, and fill the file."""
+    """Makes sure that the tensors fill the file without gaps."""
     end = begin
     for tensor in sorted(tensors, key=lambda one: (one.start, one.size)):
         if tensor.start != end:

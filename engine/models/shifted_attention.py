@@ -1,9 +1,9 @@
-"""LongLoRA's shifted sparse attention (arXiv 2309.12307): training attends within groups, evaluation to everything.
+"""LongLoRA's shifted sparse attention (arXiv 2309.12307). Training attends within groups, evaluation is full attention.
 
-A window of n tokens is cut into groups of a quarter of the context. Half of the heads attend within those; for the
-other half the cuts lie half a group later, so that neighbouring groups exchange what they know. The paper rolls the
-sequence round for that, which shows the first tokens the last ones; here the cuts move instead, and nothing looks
-ahead.
+A window of n tokens is cut into groups of a quarter of the context. Half of the heads attend within those. The other
+half attends within groups shifted by half a group, so that information flows between neighbouring groups. The paper
+rolls the sequence for that, which lets the first tokens see the last ones. Here the cuts move instead, and attention
+stays causal.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - groups are causal by themselves
+    attention_mask: Tensor | None,  # noqa: ARG001 - is_causal replaces it
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Signature of transformers' AttentionInterface; returns (batch, n, heads, head_dim)."""
+    """Implements transformers' AttentionInterface; returns (batch, n, heads, head_dim)."""
     key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     training = isinstance(module, nn.Module) and module.training
     halves = zip(*(x.chunk(2, dim=1) for x in (query, key, value)), strict=True)
@@ -62,7 +62,7 @@ def _attention(
 
 
 def _cuts(length: int, group: int, *, shifted: bool) -> Iterator[int]:
-    """Borders of the groups, from 0 to `length`."""
+    """Yields the borders of the groups, from 0 to `length`."""
     yield 0
     yield from range(group // 2 if shifted else group, length, group)
     yield length

@@ -1,4 +1,4 @@
-"""ModelSpec: the architecture of a decoder as numbers, and the parameter counts that follow from them."""
+"""ModelSpec, the shapes of a decoder and the parameter counts that follow from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Shapes of a decoder-only transformer. Pure data: enough to plan a run without the weights."""
+    """Shapes of a decoder-only transformer, as pure data that suffices to plan a run without the weights."""
 
     name: str
     family: str
@@ -37,7 +37,7 @@ class ModelSpec:
     "Local directory that the weights are in."
     published_parameters: int | None = None
     stored_in_4_bits: bool = False
-    "Whether its files hold the linear layers in bitsandbytes' 4 bits only."
+    "Whether its files hold the linear layers only in bitsandbytes' 4 bits."
 
     hidden_size: int
     layers: int
@@ -48,19 +48,19 @@ class ModelSpec:
     vocab_size: int
     tied_embeddings: bool
     max_context: int
-    "Positions that it was trained with; longer contexts work, at a quality that fine-tuning must win back."
+    "Positions that it was trained with; longer contexts work, at a quality that fine-tuning must recover."
     fixed_rope_context: int | None = None
-    "Longest context whose rotary tables do not change with its length; None where they never do."
+    "Longest context whose rotary tables do not change with its length; None if they never do."
     sliding_window: int | None = None
-    "Tokens that a windowed layer attends to; None where every layer attends to everything before it."
+    "Tokens that a windowed layer attends to; None if every layer has full attention."
     full_attention_layers: int
     "Layers without the sliding window."
     rope_type: str = "default"
-    "Scaling of its rotary positions that its own files bring."
+    "RoPE scaling in its own files."
     takes_yarn: bool = True
-    "Whether its family can be stretched by YaRN, where its files bring no scaling."
+    "Whether its family can be stretched by YaRN, if its files have no scaling."
     not_streamed: str | None = None
-    "Why a setting of this model keeps it from the streamed step; None where nothing does."
+    "Why a setting of this model rules out the streamed step; None if nothing does."
 
     gated_mlp: bool = True
     attention_bias: bool = False
@@ -77,9 +77,9 @@ class ModelSpec:
     fused_projections: bool = False
     "Query, key and value in one linear layer, gate and up in another."
     sparse_layers: int = 0
-    "Layers whose MLP is experts, of which each token passes through a few."
+    "Layers with experts in place of the MLP, of which each token passes through a few."
     experts: int = 0
-    "In each of those layers."
+    "Experts in each of those layers."
     experts_per_token: int = 0
     expert_size: int = 0
     "Width of one expert's MLP, which is gated and has no bias."
@@ -88,11 +88,11 @@ class ModelSpec:
 
     @property
     def stretches(self) -> bool:
-        """Whether YaRN can stretch its positions: it would replace a scaling of the model's own."""
+        """Whether YaRN can stretch its positions. It cannot if the model has a scaling of its own to replace."""
         return self.takes_yarn and self.rope_type == "default"
 
     def with_layers(self, layers: int) -> ModelSpec:
-        """The same model with so many decoder layers, of which as large a share is windowed."""
+        """Returns the model with this many decoder layers and the same share of windowed ones."""
         full = round(layers * self.full_attention_layers / self.layers)
         return replace(self, layers=layers, full_attention_layers=full)
 
@@ -103,10 +103,10 @@ class ModelSpec:
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
-        """The linear layers of a decoder layer, in the order in which they run: of one without experts, if any is.
+        """Linear layers of a decoder layer in execution order; of a layer without experts, if there is one.
 
-        Experts are no linear layers: transformers keeps those of a layer in two tensors, which adapters leave alone and
-        4-bit storage too.
+        Experts are not linear layers. transformers keeps those of a layer in two tensors, which neither adapters nor
+        4-bit storage touch.
         """
         return (*self._attention_linears, *(self._mlp_linears if self.sparse_layers < self.layers else ()))
 
@@ -139,12 +139,12 @@ class ModelSpec:
         return _NAMES.get(self.family, ("o_proj", "up_proj", "down_proj"))
 
     def _over_layers(self, attention: int, mlp: int, sparse: int) -> int:
-        """Sum over all layers of what each has in attention, and in its MLP or its experts."""
+        """Sums over all layers the counts of attention, and of the MLP or the experts."""
         return self.layers * attention + (self.layers - self.sparse_layers) * mlp + self.sparse_layers * sparse
 
     @cached_property
     def _expert_parameters(self) -> int:
-        """Of one expert: gate, up and down."""
+        """Parameters of one expert's gate, up and down projections."""
         return 3 * self.hidden_size * self.expert_size
 
     @cached_property
@@ -153,17 +153,17 @@ class ModelSpec:
 
     @cached_property
     def linear_parameters(self) -> int:
-        """Parameters of the linear layers of the decoder layer that has most: what 4-bit storage unpacks at once."""
+        """Parameters of the linear layers of the largest decoder layer, which 4-bit storage unpacks at once."""
         return _parameters(self.linears)
 
     @cached_property
     def quantised_parameters(self) -> int:
-        """Parameters that a 4-bit model quantises: of all decoder layers' linear layers."""
+        """Parameters that a 4-bit model quantises, those of all decoder layers' linear layers."""
         return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), 0)
 
     @cached_property
     def multiplied_parameters(self) -> int:
-        """Parameters of all decoder layers that multiply a token: of experts, those that it passes through."""
+        """Active parameters of all decoder layers; of the experts, only those that a token passes through."""
         sparse = self.experts_per_token * self._expert_parameters + self._router_parameters
         return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), sparse)
 
@@ -178,19 +178,19 @@ class ModelSpec:
 
     @cached_property
     def mlp_width(self) -> int:
-        """Most numbers between the matrices of an MLP that one token has: of experts, all that it passes through."""
+        """Largest inner width of an MLP for one token, summed over the experts that it passes through."""
         dense = self.intermediate_size if self.sparse_layers < self.layers else 0
         return max(dense, self.experts_per_token * self.expert_size if self.sparse_layers else 0)
 
     @cached_property
     def largest_tensor(self) -> int:
-        """Numbers of the largest parameter of a decoder layer."""
+        """Elements of the largest parameter of a decoder layer."""
         largest = max(linear.parameters for linear in self.linears)
         return max(largest, 2 * self.experts * self.expert_size * self.hidden_size if self.sparse_layers else 0)
 
     @cached_property
     def _norm_parameters(self) -> int:
-        """Of one decoder layer's norms."""
+        """Parameters of one decoder layer's norms."""
         head_norms = 2 * self.head_dim if self.qk_norm else 0
         return (self.norms_per_layer * self.hidden_size + head_norms) * (1 + self.norm_bias)
 
@@ -210,7 +210,7 @@ class ModelSpec:
 
     @cached_property
     def embedding_parameters(self) -> int:
-        """Parameters of the token embedding and the head; counted once where they are tied."""
+        """Parameters of the token embedding and the head; counted once if they are tied."""
         head = 0 if self.tied_embeddings else self.vocab_size * self.hidden_size
         return self.vocab_size * self.hidden_size + head + self.vocab_size * self.head_bias
 
@@ -221,7 +221,7 @@ class ModelSpec:
         return self.decoder_parameters + self.embedding_parameters + final_norm
 
     def lora_parameters(self, rank: int, targets: Sequence[str] = ("all-linear",)) -> int:
-        """Parameters of a LoRA adapter: rank · (inputs + outputs) for each adapted linear layer of each layer."""
+        """Counts a LoRA adapter's parameters, rank · (inputs + outputs) for each adapted linear of each layer."""
         attention, mlp = (
             sum(rank * (e.inputs + e.outputs) for e in linears if "all-linear" in targets or e.name in targets)
             for linears in (self._attention_linears, self._mlp_linears)

@@ -1,4 +1,4 @@
-"""The MLP of a whole window over tiles of tokens (ALST, arXiv 2506.13996): nothing in it mixes tokens."""
+"""Tiled MLP of a whole window (ALST, arXiv 2506.13996), which works because an MLP does not mix tokens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from engine import errors
 
 TILE = 2048
-"""Tokens that pass through an MLP at once: enough to fill a GPU."""
+"""Tokens that pass through an MLP at once, enough to fill a GPU."""
 
 
 def tile_mlps(model: Any, tile: int = TILE) -> None:
-    """Makes every decoder layer run its MLP over `tile` tokens at a time, and again for each in the backward pass.
+    """Makes every decoder layer run its MLP over `tile` tokens at a time and recompute each tile in the backward pass.
 
-    Of a window, only the MLP's input and output are ever as long; its inner activations are as long as a tile.
+    Only the MLP's input and output have the window's length; its inner activations have the tile's.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED where layers have no plain MLP (mixtures of experts).
+        EliteError: MODEL_FAMILY_UNSUPPORTED if layers have no plain MLP (mixtures of experts).
     """
     for layer in model.get_decoder().layers:
         mlp = getattr(layer, "mlp", None)
@@ -37,11 +37,11 @@ def tile_mlps(model: Any, tile: int = TILE) -> None:
 
 
 def _tiled(forward: Callable[[Tensor], Tensor], tile: int, hidden: Tensor) -> Tensor:
-    """`forward` of hidden (batch, n, d), tile by tile."""
+    """Applies `forward` to hidden (batch, n, d), tile by tile."""
     if hidden.shape[1] <= tile:
         return forward(hidden)
     parts = hidden.split(tile, dim=1)
     if not torch.is_grad_enabled():
         return torch.cat([forward(part) for part in parts], dim=1)
-    # The second time draws the first one's random numbers, whichever module draws them.
+    # The recomputation must draw the same random numbers as the first forward.
     return torch.cat([checkpoint(forward, part, use_reentrant=False, preserve_rng_state=True) for part in parts], dim=1)

@@ -1,8 +1,8 @@
-"""Opens a model's tokenizer as its files say. tokenizer.json is the truth; other files are converted.
+"""Opens a model's tokenizer from its files. tokenizer.json is authoritative; other files are converted.
 
-transformers lets a class that config.json or tokenizer_config.json names put its own normaliser and splitting in the
-place of the file's. The model was trained on the file's tokens, so only the names of special tokens, the chat template
-and the like come from the library here.
+transformers lets a class named in config.json or tokenizer_config.json replace the file's normaliser and
+pre-tokenizer. The model was trained on the file's tokens, so here the library only provides the names of special
+tokens, the chat template and similar settings.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from engine.tokenization.encoder import find_end
 
 FILE = "tokenizer.json"
 _CONVERTED = (("vocab.json", "merges.txt"), ("tokenizer.model",))
-"Files that transformers makes a tokenizer.json of."
+"Files that transformers converts to a tokenizer.json."
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files. Without them transformers would make an empty one up."""
+    """Tells whether a folder holds a tokenizer's files. Without them, transformers would create an empty tokenizer."""
     return (folder / FILE).exists() or any(all((folder / name).exists() for name in names) for names in _CONVERTED)
 
 
 def open_saved(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that a run saved beside its result.
+    """Opens the tokenizer that a run saved beside its result.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.
@@ -46,7 +46,7 @@ def open_saved(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_file(file: Path) -> Tokenizer:
-    """A tokenizer.json.
+    """Reads a tokenizer.json.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.
@@ -58,22 +58,22 @@ def read_file(file: Path) -> Tokenizer:
 
 
 def use_file(tokenizer: PreTrainedTokenizerFast, own: Tokenizer) -> None:
-    """Puts the file's tokenizer in the place of whatever the library made of it.
+    """Replaces the library's tokenizer by the file's.
 
-    The flags add_bos_token and add_eos_token count for nothing beside a file, here as in transformers 5: its
-    post-processor says what begins a text.
+    As in transformers 5, a file overrides the flags add_bos_token and add_eos_token; its post-processor adds the tokens
+    that begin a text.
     """
     tokenizer._tokenizer = own  # `backend_tokenizer` cannot be set
 
 
 def name_end(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], source: str) -> None:
-    """Makes sure that the tokenizer names the token that ends a text, so that whatever is saved with it agrees.
+    """Sets the tokenizer's end-of-text token, so that all files saved with it agree.
 
-    In this order: the tokenizer's settings, config.json (which may hold a class's default: it counts only where it is
-    a control token), the usual names.
+    Sources in order: the tokenizer's settings, config.json, the usual names. config.json may hold a class's default, so
+    it counts only if it names a control token.
 
     Raises:
-        EliteError: MODEL_DIRECTORY_INVALID, when nothing says which it is, or the files do not hold it.
+        EliteError: MODEL_DIRECTORY_INVALID, if no source names the token, or the files do not hold it.
     """
     own = tokenizer.backend_tokenizer
     named = tokenizer.eos_token
@@ -94,7 +94,7 @@ def name_end(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], sour
 
 
 def stored_vocabulary(folder: Path) -> dict[str, int]:
-    """Text → id of the files that a tokenizer is converted of.
+    """Reads the vocabulary (text → id) from the files that a tokenizer is converted from.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.
@@ -103,7 +103,7 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
         if (folder / "vocab.json").exists():
             found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
             return found
-        # Not a dependency: nearly every model has a tokenizer.json.
+        # sentencepiece is not a dependency, because nearly every model has a tokenizer.json.
         sentencepiece = importlib.import_module("sentencepiece")
         model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         return {model.id_to_piece(token): token for token in range(model.get_piece_size())}
@@ -113,7 +113,7 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
 
 
 def check_converted(tokenizer: PreTrainedTokenizerFast, wanted: Mapping[str, int], folder: Path) -> None:
-    """Holds a converted tokenizer against the vocabulary that it was made of.
+    """Compares a converted tokenizer with the vocabulary that it was made from.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.

@@ -1,4 +1,4 @@
-"""What is done to a model, adapter included, before it trains: each technique is one function of its own module."""
+"""Applies training techniques to a model and its adapter. Each technique is one function of its own module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def transform(model: Any, training: TrainingSection, context: int) -> list[str]:
-    """Applies what a configuration asks for, in an order that works, and names it.
+    """Applies the configured techniques in an order that works, and returns their names.
 
     Combinations that exclude each other were refused before (engine.plan.optimizations.refuse_conflicts).
 
     Args:
         model: A causal language model, alone or in its adapter.
         training: The settings.
-        context: Tokens a window.
+        context: Tokens per window.
     """
     base: Any = without_adapter(model)
     applied = []

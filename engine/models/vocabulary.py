@@ -1,4 +1,4 @@
-"""Makes sure that every token which a text can become has a row in the model's embedding."""
+"""Makes sure that every token id that a text can produce has a row in the model's embedding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine import errors
 def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
     """Refuses a tokenizer with ids beyond the model's rows.
 
-    More rows than ids are padding. A control token beyond them that nothing emits is left alone: Gemma 3's text models
-    carry one for images.
+    Surplus rows are padding. A control token beyond the rows is allowed if nothing emits it; Gemma 3's text models have
+    one for images.
 
     Args:
-        path: Of the model, for the message.
+        path: Path of the model, for the message.
         tokenizer: A fast tokenizer of transformers.
-        rows: The embedding's.
+        rows: Rows of the embedding.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.
@@ -34,7 +34,7 @@ def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
 
 
 def _emitted(tokenizer: Any) -> set[int]:
-    """Control tokens that training and generation put between texts."""
+    """Returns the control tokens that training and generation emit."""
     from engine.tokenization.encoder import Encoder
 
     encoder = Encoder(tokenizer)

@@ -1,8 +1,8 @@
-"""Says which stored tensor is which weight of a model: the one answer that loading and exporting share.
+"""Maps the stored tensors to the weights of a model, for both loading and export.
 
 Names are matched by transformers' own rules for the family (a decoder saved without its head lacks "model."; experts
-are stored one by one and held together). A weight that is missing would be drawn at random, a tensor that nothing
-takes would be lost in the export: both are refused, by name, before anything is trained.
+are stored one by one and held together). A missing weight would be drawn at random, and an unused tensor would be lost
+in the export. Both are refused by name before training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.models.folder import ModelFolder
 from engine.models.safetensors_header import StoredTensor
 
 _PIECE = 1 << 22
-"""Bytes of two tensors that are compared at once."""
+"""Bytes of two tensors that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class WeightMap:
 
     folder: ModelFolder
     whole: Mapping[str, StoredTensor]
-    "The model's name of a weight → the only tensor that it is made of."
+    "The model's name of a weight → the single tensor that holds it."
     joined: Mapping[str, tuple[StoredTensor, ...]]
-    "The model's name of a weight → the tensors that it is put together from (experts)."
+    "The model's name of a weight → the tensors that it is assembled from (experts)."
     shapes: Mapping[str, tuple[int, ...]]
     "The model's name of a weight → its shape in the model."
     tied: Mapping[str, str]
@@ -38,9 +38,9 @@ class WeightMap:
 
     @property
     def names(self) -> Mapping[str, StoredTensor]:
-        """Each stored tensor by the name that it is exported under.
+        """Each stored tensor by its name in an export.
 
-        That is the model's; in a model of joined weights, the stored one, which other programs know.
+        That is the model's name or, in a model with joined weights, the stored name, which other programs know.
         """
         if not self.joined:
             return self.whole
@@ -48,21 +48,21 @@ class WeightMap:
         return {tensor.name: tensor for tensor in stored}
 
     def exported_as(self, name: str) -> str:
-        """The key in `names` of one of the model's weights."""
+        """Returns the key in `names` of one of the model's weights."""
         return self.whole[name].name if self.joined and name in self.whole else name
 
 
 def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
-    """Matches the stored tensors with the weights of the model that `config` makes.
+    """Matches the stored tensors with the weights of the model that `config` describes.
 
     Args:
         folder: From `open_folder`.
         config: Its transformers configuration.
 
     Raises:
-        EliteError: MODEL_DIRECTORY_INVALID names a weight that is missing, is there twice or has another shape, or a
-            tensor that no weight takes.
-        ValueError, KeyError, AttributeError: transformers cannot make a model of the configuration.
+        EliteError: MODEL_DIRECTORY_INVALID names a weight that is missing, is stored twice or has another shape, or a
+            tensor that no weight uses.
+        ValueError, KeyError, AttributeError: transformers cannot build a model from the configuration.
     """
     model = _empty_model(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -87,11 +87,11 @@ def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
 class _Matched:
     tensor: StoredTensor
     converted: bool
-    "Whether it is a part of the weight, not all of it."
+    "Whether it is part of the weight, not all of it."
 
 
 def _empty_model(config: Any) -> Any:
-    """The model without numbers."""
+    """Builds the model on the meta device."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -99,8 +99,8 @@ def _empty_model(config: Any) -> Any:
 
 
 def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> dict[str, list[_Matched]]:
-    """The stored tensors by the weight that transformers makes of them."""
-    # Not in the library's documentation; it is what `from_pretrained` renames with, and PEFT uses it too.
+    """Groups the stored tensors by the weight that transformers makes of them."""
+    # Undocumented in transformers, but `from_pretrained` renames with it, and PEFT uses it too.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -129,7 +129,7 @@ def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> di
 
 
 def _tied(model: Any) -> dict[str, str]:
-    """Names of parameters that are another one → that one's name."""
+    """Maps the name of each tied parameter to the name that it is listed under."""
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -139,13 +139,13 @@ def _tied(model: Any) -> dict[str, str]:
 
 
 def _join_tied(folder: ModelFolder, groups: dict[str, list[_Matched]], name: str, source: str) -> None:
-    """Leaves one of two tensors that config.json ties. They must be the same."""
+    """Keeps one of two tensors that config.json ties. They must be equal."""
     if source not in groups:
         groups[source] = groups.pop(name)
         return
     one, other = (groups[key][0].tensor for key in (source, name))
     if not _same(one, other):
-        # transformers 5 keeps both, version 4 and llama.cpp drop the second one.
+        # transformers 5 keeps both; version 4 and llama.cpp drop the second.
         problem = (
             f"{other.name} differs from {one.name}, and config.json ties them; set tie_word_embeddings to false to "
             f"use both, or remove {other.name}"
@@ -186,7 +186,7 @@ def _check_shapes(
 
 
 def _some(names: list[str]) -> str:
-    """A few names, and how many there are besides."""
+    """Lists the first names and the number of the others."""
     shown = 2
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes model and tokenizer, which agree on where a text ends. The folder appears complete or not at all.
+    """Writes model and tokenizer with the same end-of-text tokens. The folder appears complete or not at all.
 
     Raises:
         OSError: the disk is full or not writable.

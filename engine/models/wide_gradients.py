@@ -1,7 +1,7 @@
-"""Gradients of parameters that are not fp32, accumulated in fp32.
+"""Accumulates the gradients of 16-bit parameters in fp32.
 
-A tile's contribution is rounded to the parameter's dtype once; hundreds of them added in bf16 would lose most of
-their digits. fp32 parameters (LoRA's master copies) accumulate in `.grad` as usual and do not appear here.
+A tile's gradient is rounded to the parameter's dtype once. A sum of hundreds of them in bf16 would lose most of its
+digits. fp32 parameters (LoRA's master weights) accumulate in `.grad` as usual and are not handled here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class WideGradients:
     """Collects the gradients of trainable low-precision parameters, one layer at a time on the device.
 
     Args:
-        parameters: All parameters of the model; fp32 and frozen ones are passed over.
-        home: Device that keeps the sums between layers and steps: the CPU where the device has no room.
+        parameters: All parameters of the model; fp32 and frozen ones are skipped.
+        home: Device that keeps the sums between layers and steps, which is the CPU if the device has no room.
         masters: Parameters at home whose `.grad` takes the sums instead of `sums` (engine.models.master_weights).
     """
 
@@ -33,7 +33,7 @@ class WideGradients:
         self._arrivals = GradientHome()
         self._present: dict[nn.Parameter, Tensor] = {}
         self.sums: dict[nn.Parameter, Tensor] = {}
-        "fp32 gradient of each parameter, at home."
+        "fp32 gradient of each parameter, on `home`."
         narrow = [p for p in parameters if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
         self._hooks = [p.register_post_accumulate_grad_hook(self._take) for p in narrow]
 
@@ -47,7 +47,7 @@ class WideGradients:
         parameter.grad = None
 
     def flush(self) -> None:
-        """Sends home what has been collected: a layer's last tile is done."""
+        """Moves the collected gradients to `home`, after a layer's last tile."""
         for parameter, gradient in self._present.items():
             if self._masters is not None:
                 self._add_to_master(self._masters[parameter], gradient)
@@ -67,16 +67,16 @@ class WideGradients:
             master.grad += gradient
 
     def drop(self) -> None:
-        """Forgets what has not been sent home: the pass that it is of was given up."""
+        """Drops gradients that have not been moved to `home`, after an abandoned pass."""
         self._present.clear()
 
     def clear(self) -> None:
-        """Forgets all gradients, as `optimizer.zero_grad` does for fp32 ones."""
+        """Drops all gradients, as `optimizer.zero_grad` does for fp32 ones."""
         self._present.clear()
         self.sums.clear()
 
     def close(self) -> None:
-        """Stops collecting."""
+        """Removes the hooks, which ends the collecting."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -1,1 +1,1 @@
-"""Composes what the other packages offer into whole jobs: fine-tuning, the learning-rate range test."""
+"""Composes the other packages into complete jobs, fine-tuning and the learning-rate range test."""

@@ -1,4 +1,4 @@
-"""Identifies the weights that a run trains on, before anything else of it begins."""
+"""Fingerprints the base weights of a run before anything else of it starts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def identify_base(session: TrainingSession, spec: ModelSpec) -> Fingerprint:
-    """Matches the base's files with its weights, and keeps their fingerprint in the run's folder.
+    """Matches the base's files with its weights, and saves their fingerprint in the run's folder.
 
-    A run that is resumed must find the weights that it began with: its checkpoints hold an adapter only, and its
-    figures are compared with the base's.
+    A resumed run must find the weights that it started with, because its checkpoints hold only an adapter and its
+    metrics are compared with the base's.
 
     Raises:
-        EliteError: MODEL_*, BASE_CHANGED, or RUN_DAMAGED where the fingerprint that was kept cannot be read.
+        EliteError: MODEL_*, BASE_CHANGED, or RUN_DAMAGED if the saved fingerprint cannot be read.
     """
     weights, _ = open_weights(spec)
     run = session.run

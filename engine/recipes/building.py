@@ -1,4 +1,4 @@
-"""Builds what a run trains with: the model, the way to compute its step, and the way to update it."""
+"""Builds the model of a run, its step, and its optimiser with everything around it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 
 _CPU = torch.device("cpu")
 Tell = Callable[[str], None]
-"""Takes a sentence for the log."""
+"""Logs a sentence."""
 
 
 def build_model(
     config: RunConfig, setup: Setup, notify: Tell, sharing: Sharing = ALONE
 ) -> tuple[FineTuning, Accelerator]:
-    """The base model, ready to be trained as a whole or in a fresh adapter, and accelerate's view of the device.
+    """Builds the model for full fine-tuning or with a new adapter, and accelerate's Accelerator for the device.
 
     Raises:
         EliteError: OUT_OF_MEMORY, MODEL_*, or the refusal of a technique that the model does not allow.
@@ -94,7 +94,7 @@ def _tuning(model: PreTrainedModel, config: RunConfig, setup: Setup, sharing: Sh
 
 
 def base_changes(config: RunConfig, setup: Setup) -> BaseChanges:
-    """What is done to the base model before it is trained."""
+    """Returns the changes to the base model before training."""
     return BaseChanges.of(config.model, setup.spec, setup.context)
 
 
@@ -108,7 +108,7 @@ def choose_step(
     notify: Tell,
     sharing: Sharing = ALONE,
 ) -> TrainingStep:
-    """The way to compute a step. Every way gives the same gradient; the plan says which one fits, until it does not."""
+    """Builds the planned step, which falls back to smaller layouts on OOM. Every layout gives the same gradient."""
     config, placement = session.config, setup.placement
     training = config.training
     if isinstance(tuning, ZeroTuning):
@@ -125,7 +125,7 @@ def choose_step(
                 device=placement.device,
                 spill_directory=session.run.path,
                 label_smoothing=training.label_smoothing,
-                # A state within a step is one rank's; where a window is spread, it would take all of them.
+                # A partial checkpoint is one rank's. A window that is spread over ranks would need all of theirs.
                 store=None if sharing.spreads_windows else store,
                 make=sharing.streamed,
                 fill_up_to=longest_filled(setup.context, setup.placement.device),
@@ -165,9 +165,10 @@ def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> Ze
 
 
 def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning, windows: Windows) -> int:
-    """The largest micro-batch that fits, tried on a GPU, by formula on a CPU. At least one: the loop says what fails.
+    """Finds the largest microbatch that fits, by trial on a GPU and by formula on a CPU.
 
-    No larger than one update: more windows never come together.
+    It is at least one, as the loop reports a window that does not fit. It is at most the windows of one update, as more
+    are never batched.
     """
     placement = setup.placement
     most = min(setup.choice.plan.windows_per_step, len(windows))
@@ -189,7 +190,7 @@ def _find_micro_batch(setup: Setup, step: WholeSequenceStep, tuning: FineTuning,
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """How a run learns from its gradients, and when it ends."""
+    """Optimiser side of a run, with curriculum, weight average and early stopping."""
 
     tuning: FineTuning
     updating: Updating
@@ -198,19 +199,19 @@ class Learning:
 
     @property
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint has to bring back besides the optimiser and the schedule."""
+        """Stateful components for checkpoints, besides the optimiser and the schedule."""
         entries: dict[str, Stateful] = dict(self.updating.stateful)
         if self.early_stopping is not None:
             entries["early_stopping"] = self.early_stopping
         return entries
 
     def sequences(self, windows: Sequence[Window], step: int) -> Sequence[Window]:
-        """What the update after `step` updates trains on, of its windows."""
+        """Returns the sequences of the update after `step` updates, cut from its windows."""
         return windows if self.curriculum is None else self.curriculum.cut(windows, step)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it, the weights are those to be scored: the average, where there is one."""
+        """Applies the weight average within the context, if there is one, for evaluation."""
         if (average := self.updating.average) is None:
             yield
             return
@@ -220,16 +221,16 @@ class Learning:
         self.tuning.publish()
 
     def observe(self, loss: float) -> None:
-        """The weights that `averaged` shows scored this loss on the held-out files."""
+        """Records the held-out loss of the weights that `averaged` applies."""
         if self.early_stopping is not None:
             self.early_stopping.observe(loss)
 
     def early_end(self) -> str | None:
-        """Why the run should end now, or None."""
+        """Returns why the run should end now; None if it should not."""
         return None if self.early_stopping is None else self.early_stopping.reason
 
     def keep_result(self) -> None:
-        """Leaves in the model what is to be saved: the best weights, or their average, or the last ones."""
+        """Loads the weights to save into the model, which are the best ones, their average, or the last ones."""
         if self.updating.average is not None:
             self.updating.average.keep()
         if self.early_stopping is not None:
@@ -238,10 +239,10 @@ class Learning:
 
 
 def build_learning(tuning: FineTuning, config: RunConfig, *, context: int, total_steps: int) -> Learning:
-    """What a configuration asks for.
+    """Builds the configured optimiser, curriculum and early stopping.
 
     Raises:
-        EliteError: CONFIG_INVALID when early stopping has no evaluations to watch; OPTIMIZATION_UNAVAILABLE.
+        EliteError: CONFIG_INVALID, if early stopping has no evaluations to watch; OPTIMIZATION_UNAVAILABLE.
     """
     training = config.training
     _check_early_stopping(training)

@@ -1,4 +1,4 @@
-"""The evaluation at the end of a training run, by the process that trained, with the model that it has in memory."""
+"""Evaluates the result at the end of a training run, in the training process, with its model in memory."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def final_eval(
     dataset: Dataset,
     progress: Progress,
 ) -> Evaluation | None:
-    """Measures what `engine evaluate` would, and keeps it in the run's directory; None where only that can do it.
+    """Runs the evaluation of `engine evaluate` and saves it in the run's directory; None if it cannot run here.
 
-    With an adapter the base model is still there. Where every weight was trained, or weights are spread over
-    processes, both models have to be loaded for it.
+    With an adapter the base model is still in memory. After full fine-tuning, or with weights sharded over processes,
+    both models would have to be loaded, which `engine evaluate` does.
 
     Args:
-        session: Whose run it is.
-        setup: What it decided.
-        tuning: What was trained, as it is kept.
-        step: Scores windows.
-        tokenizer: The model's.
-        dataset: Its held-out windows.
-        progress: Told how far it is; may raise to abandon it.
+        session: Session of the run.
+        setup: Decisions of the run.
+        tuning: Trained weights.
+        step: Step that scores windows.
+        tokenizer: The model's tokenizer.
+        dataset: Data set with the held-out windows.
+        progress: Called with the progress; may raise to abandon the evaluation.
     """
     if not (isinstance(tuning, AdapterTuning) and isinstance(step, FallbackStep) and session.group.size == 1):
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"

@@ -1,6 +1,6 @@
-"""The run, top to bottom: setup, data, model, baseline, training, evaluation, saving.
+"""The fine-tuning recipe. Runs setup, data, model, baseline, training, evaluation and saving in this order.
 
-`train` is what the child process calls. Everything that a person sees of it goes through `session.emit`.
+The child process calls `train`. Everything that a person sees of it goes through `session.emit`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 
 class StopRequestedError(Exception):
-    """A stop was asked for before the first update or after the last: the loop is not there to save."""
+    """A stop was requested before the first update or after the last, outside the loop that saves."""
 
 
 def train(session: TrainingSession) -> None:
-    """Trains as `session.config` says, and leaves the result in the run's directory with a report.
+    """Trains by `session.config`, and writes the result and a report into the run's directory.
 
     Raises:
-        EliteError: anything that a person can meet, with its remedy. Other exceptions are bugs.
+        EliteError: any expected failure, with its remedy. Other exceptions are bugs.
     """
     started = time.monotonic()
     try:
@@ -71,7 +71,7 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
-    with session.group.leader_first():  # the others find the token store that it has made
+    with session.group.leader_first():  # the other ranks reuse the leader's token store
         dataset = _read_data(session, setup, tokenizer)
     progress = _open_progress(session, setup, dataset)
 
@@ -166,7 +166,7 @@ def _train(session: TrainingSession) -> None:
 
 
 def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedTokenizerFast) -> Dataset:
-    """The windows to train on and those held out, from the cache when nothing has changed."""
+    """Builds the training and held-out windows, from the cache if nothing has changed."""
     data = session.config.data
     dataset = build_dataset(
         data,
@@ -192,7 +192,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
 
 
 def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
-    """A fresh record, or the one of the checkpoint that the run goes on from."""
+    """Creates a new progress record, or continues that of the checkpoint that the run resumes from."""
     training = session.config.training
     total_steps = count_updates(dataset.train, training, setup.context)
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
@@ -221,7 +221,7 @@ def _build_parts(
     sharing: Sharing,
     seed: int,
 ) -> TrainerComponents:
-    """What the loop works with."""
+    """Builds the components of the loop."""
 
     def score_now() -> float | None:
         try:
@@ -253,7 +253,7 @@ def _build_parts(
 
 
 def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
-    """Scores the held-out files and tells."""
+    """Scores the held-out files and emits EvalCompleted."""
     report = _phase_progress(session, step)
     found = evaluate_together(
         session.group,
@@ -282,7 +282,7 @@ def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
 
 
 def _phase_progress(session: TrainingSession, step: int = 0) -> Callable[[int, int, str], None]:
-    """Reports done, total and what is counted, not too often; raises StopRequestedError when asked to stop."""
+    """Returns a callback that emits done, total and unit at a limited rate; it raises StopRequestedError on a stop."""
     told_at = 0.0
 
     def report(done: int, total: int, stage: str) -> None:
@@ -305,7 +305,7 @@ def _describe_training(session: TrainingSession, setup: Setup, progress: Progres
 
 
 def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
-    """Ends a run that was told to stop before its first update. An earlier checkpoint stays as it is."""
+    """Ends a run that was stopped outside the loop. Earlier checkpoints are unchanged."""
     while (command := session.commands.poll()) is not None:
         stop = isinstance(command, Stop)
         session.acknowledge(command, accepted=stop, text="stopping" if stop else "the run is stopping")

@@ -1,4 +1,4 @@
-"""The learning-rate range test on a run's own data, model and step: a recipe that keeps no adapter."""
+"""Runs the learning-rate range test on a run's own data, model and step, and saves no adapter."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 LOWEST, HIGHEST = 1e-6, 1.0
 STEPS = 60
-"""Rates that are tried, unless `training.max_steps` says how many."""
+"""Number of rates that are tried, unless `training.max_steps` is set."""
 _MANY_EPOCHS = 1000.0
 
 
 class _Monitor:
-    """Passes the wish to stop on."""
+    """Tells a step of a requested stop."""
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
-        """The inside of a step is not shown."""
+        """Ignores progress within a step, which is not shown."""
 
     def stop_requested(self) -> bool:
-        """Whether the test is to end."""
+        """Tells whether the test should stop."""
         return self._session.commands.stop_requested
 
 
 def find_rate(session: TrainingSession) -> None:
-    """Tries rates from 1e-6 to 1, one an update, and writes what it found to lr_range.json in the run's directory.
+    """Tries rates from 1e-6 to 1, one per update, and writes the result to lr_range.json in the run's directory.
 
     Raises:
         EliteError: as `engine.recipes.fine_tune.train`.
@@ -100,7 +100,7 @@ def find_rate(session: TrainingSession) -> None:
 
 
 def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: list[float]) -> TrainerComponents:
-    """What one update works with: the run's own, but for a schedule that follows the rates."""
+    """Builds the run's own components, but with a schedule that follows the rates."""
     config = session.config
 
     def notify(text: str) -> None:

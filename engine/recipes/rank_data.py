@@ -1,4 +1,4 @@
-"""Which kind of step a run takes, by its team and strategy."""
+"""Chooses the kind of step by the run's process group and strategy."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """How a run's ranks share the work."""
+    """Division of a run's work among its ranks."""
 
     strategy: Strategy | None
-    "None alone."
+    "None for a single process."
     make: Callable[..., FallbackStep]
-    "Makes what the loop calls."
+    "Builds the step that the loop calls."
     streamed: Callable[..., StreamedStep]
-    "Makes the streamed step under it."
+    "Builds the streamed step under it."
     came_to: FallbackRequest | None = None
-    "What all ranks begin with, where one ran out of memory in a window that they share."
+    "Layout that all ranks start with after an OOM on one of them in a shared window."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
-    "What a checkpoint has to bring back besides."
+    "Additional stateful components for checkpoints."
 
     @property
     def spreads_windows(self) -> bool:
@@ -56,7 +56,7 @@ ALONE = Sharing(strategy=None, make=FallbackStep, streamed=StreamedStep)
 
 
 def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
-    """The strategy of a run.
+    """Chooses the strategy of a run and the steps for it.
 
     Raises:
         EliteError: STRATEGY_UNAVAILABLE.

@@ -1,4 +1,4 @@
-"""What is decided before anything large is read: model, device, number formats, context, where to go on from."""
+"""Decides model, device, precision, context and resumption of a run before anything large is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """Where a run goes on from. Its tensors, which were found whole, are read again when they are needed."""
+    """Verified checkpoint that a run resumes from. Its tensors are read again when they are needed."""
 
     checkpoint: AtomicDir
     progress: Progress
@@ -47,7 +47,7 @@ class Resumption:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The decisions."""
+    """Decisions of a run."""
 
     spec: ModelSpec
     placement: Placement
@@ -60,7 +60,7 @@ class Setup:
 
     @property
     def context(self) -> int:
-        """Tokens a window."""
+        """Tokens per window."""
         return self.choice.context
 
 
@@ -80,7 +80,7 @@ def set_up(session: TrainingSession) -> Setup:
     changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
     choice = group.agree(lambda: _plan(session, machine, changed))
     refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
-    # Where the plan was free to choose, it may have taken 4 bits to make the context fit.
+    # A plan with a free choice may have chosen 4 bits to make the context fit.
     planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
     placement = _same_in_all(group, choose_placement(config.model.device, planned))
     kept = config.checkpoint
@@ -122,7 +122,7 @@ def set_up(session: TrainingSession) -> Setup:
 
 
 def _same_in_all(group: ProcessGroup, placement: Placement) -> Placement:
-    """The placement in a format that every rank's GPU computes in: one of them may be too old for bf16."""
+    """Returns the placement in a precision that every rank's GPU supports; one of them may be too old for bf16."""
     formats = group.gather(placement.compute)
     if placement.compute == "bf16" and "fp16" in formats:
         precision: Precision = "nf4" if placement.precision == "nf4" else "fp16"
@@ -131,7 +131,7 @@ def _same_in_all(group: ProcessGroup, placement: Placement) -> Placement:
 
 
 def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, list[str]]:
-    """The newest checkpoint whose bytes are all as written, and what is wrong with the ones after it."""
+    """Finds the newest checkpoint that passes verification, and the damage of the newer ones."""
     damaged: list[str] = []
     for path in checkpoints.newest_first():
         try:
@@ -143,7 +143,7 @@ def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, lis
 
 
 def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: int) -> None:
-    """Positions that the base model never saw are untrained: fine-tuning has to teach them."""
+    """Warns of a context beyond the base model's, because positions that it never saw are untrained."""
     if context > spec.max_context:
         session.emit(
             WarningRaised(
@@ -156,7 +156,7 @@ def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: in
 
 
 def _positions(session: TrainingSession, spec: ModelSpec, context: int) -> str:
-    """What is done about it."""
+    """Says whether YaRN stretches the positions."""
     factor = BaseChanges.of(session.config.model, spec, context).yarn_factor
     return "its positions are not stretched" if factor is None else f"YaRN stretches its positions {factor:g} times"
 
@@ -180,7 +180,7 @@ def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged
 
 
 def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice:
-    """The context and the plan of its step; also written to plan.json."""
+    """Plans the context and its step, and writes plan.json."""
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     if config.training.context is None and config.training.tier is None:
@@ -193,7 +193,7 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
 
 
 def _as_planned_before(session: TrainingSession) -> RunConfig:
-    """The configuration with what the first plan chose: the free memory of today must not change the run."""
+    """Fixes the configuration to the first plan's choices, so that today's free memory does not change the run."""
     config = session.config
     try:
         plan = json.loads(regular_file.read_text(session.run.plan_path))
@@ -205,6 +205,6 @@ def _as_planned_before(session: TrainingSession) -> RunConfig:
 
 
 def _use_cores() -> None:
-    """As many threads as this process may use cores: torch counts the host's, also where a container allows two."""
+    """Limits torch's threads to the cores that this process may use; torch counts the host's, even in a container."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))

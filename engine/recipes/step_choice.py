@@ -1,4 +1,4 @@
-"""The way in which a run computes its steps: as planned, until memory says otherwise."""
+"""Builds a run's step in its planned layout, with fallbacks for OOM."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def fallback_step(
     make: Callable[..., FallbackStep] = FallbackStep,
     came_to: FallbackRequest | None = None,
 ) -> FallbackStep:
-    """The step in the planned layout, or in the one that the run had come to before it was resumed.
+    """Builds the step in the planned layout, or in the run's last layout if it is resumed.
 
     Args:
-        session: Is told of re-plans; `recovery.enabled` allows them.
-        setup: Has the planner's layout, and what the ways down depend on.
-        tuning: What is trained.
-        progress: Remembers the layout, for the run to resume in.
-        build: Makes the way to compute a step in a layout.
-        make: FallbackStep, or one that works in a team.
-        came_to: The layout in which all ranks begin again, since one ran out of memory.
+        session: Emits an event for each fallback; `recovery.enabled` allows them.
+        setup: Provides the planner's layout and the inputs of the fallback policy.
+        tuning: Trained weights.
+        progress: Stores the layout, for the run to resume in.
+        build: Builds the step of a layout.
+        make: FallbackStep, or a variant for several ranks.
+        came_to: The layout in which all ranks restart after an OOM on one of them.
     """
     config, placement = session.config, setup.placement
     policy = FallbackPolicy(
@@ -58,7 +58,7 @@ def fallback_step(
         progress.recoveries.append(f"{what}: {why}")
         session.emit(RecoveryTaken(what=what, why=why))
 
-    # A plan follows the free memory and the speed of the day; a resumed run has to round as it did before.
+    # A plan depends on the current free memory and speed; a resumed run must keep its layout to round as before.
     if came_to is not None:
         progress.layout = came_to.layout
     planned = setup.choice.plan.layout

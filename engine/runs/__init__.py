@@ -1,1 +1,1 @@
-"""A run on disk and its context: directory, index, journal, control socket, commands."""
+"""Run directory, run index, journal, control socket, commands, and the session of a training process."""

@@ -1,4 +1,4 @@
-"""What can be done with a run from this process: watched always, controlled only where its process is in reach."""
+"""Tells whether a run can be controlled from this machine. Its journal can always be read."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Access:
-    """Whether a run's process is on this machine, and why it takes no commands from here."""
+    """Access to a run's process from this machine."""
 
     here: bool
+    """Whether the process is on this machine."""
     refusal: str = ""
-    """"" where commands can be sent."""
+    """Why it takes no commands from here; "" if commands can be sent."""
 
 
 def look(run: RunDirectory) -> Access:
-    """How the run's process can be reached. Connects to nothing."""
+    """Determines the access to a run's process, without connecting to it."""
     record = process_record.read_record(run.process_path)
     here = record is None or record.place == process_record.this_place()
     if not here:
@@ -30,7 +31,7 @@ def look(run: RunDirectory) -> Access:
     try:
         owner = run.socket_path.stat().st_uid
     except OSError:
-        # Before the process has come up, and after its end, there is none either.
+        # There is no socket either before the process is up and after it has ended.
         alive = record is not None and process_record.is_alive(run.process_path, record)
         return Access(here, "it has no control socket in its folder" if alive else "")
     if owner != os.getuid():

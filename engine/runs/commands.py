@@ -1,4 +1,4 @@
-"""Carries out, between two updates, what was asked of the run since the last one."""
+"""Executes, between two updates, the commands that arrived since the last one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Actions:
-    """What a command can make the loop do. Each returns one line about it."""
+    """Actions of the loop that commands trigger. Each returns a one-line result."""
 
     save: Callable[[], str]
     evaluate: Callable[[], str]
 
 
 def decide(session: TrainingSession, actions: Actions) -> Stop | None:
-    """Executes the commands that came since the last call, in all ranks alike.
+    """Executes the commands that arrived since the last call, on all ranks alike.
 
-    Rank 0 has the inbox; the others repeat what changes the run. A single process agrees with itself.
+    Rank 0 has the inbox; the others repeat the actions that change the run.
 
     Returns:
-        The Stop that ends the run, acknowledged; None to go on.
+        The Stop that ends the run, acknowledged; None to continue.
     """
     group = session.group
     if not group.leads:
@@ -61,15 +61,15 @@ def _follow(group: ProcessGroup, actions: Actions) -> Stop | None:
 
 
 def execute_commands(session: TrainingSession, actions: Actions) -> Stop | None:
-    """Empties the inbox, waiting in it for as long as the run is paused.
+    """Executes all commands in the inbox, and waits for more while the run is paused.
 
     Returns:
-        The Stop that ends the run, acknowledged; None to go on.
+        The Stop that ends the run, acknowledged; None to continue.
     """
     inbox = session.commands
     paused = False
     while True:
-        # A Stop is announced a moment before it is in the inbox.
+        # `stop_requested` is set a moment before the Stop is in the inbox.
         waits = paused or inbox.stop_requested
         command = inbox.wait(POLL_SECONDS) if waits else inbox.poll()
         if isinstance(command, Stop):
@@ -82,7 +82,7 @@ def execute_commands(session: TrainingSession, actions: Actions) -> Stop | None:
 
 
 def _carry_out(session: TrainingSession, actions: Actions, command: Command, paused: bool) -> bool:
-    """Does what one command says; returns whether the run is paused after it."""
+    """Executes one command; returns whether the run is paused after it."""
     accepted, text = True, ""
     if isinstance(command, Pause):
         accepted, paused, text = not paused, True, "already paused" if paused else "paused; memory is kept"

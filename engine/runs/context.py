@@ -1,4 +1,4 @@
-"""What a training recipe sees of its process: its configuration, a way to tell, and an inbox of commands."""
+"""TrainingSession, which gives a recipe its configuration, its event journal and its command inbox."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Journal(Protocol):
-    """Where events go first (engine.runs.journal.JournalWriter)."""
+    """Journal that receives every event first (engine.runs.journal.JournalWriter)."""
 
     @property
     def waits(self) -> bool:
-        """Whether events wait in memory for room on the disk."""
+        """Whether events wait in memory for disk space."""
 
     def append(self, event: Event) -> Envelope:
-        """Takes an event, and returns it with its place in the run."""
+        """Appends an event, and returns it with its place in the run."""
 
 
 Listener = Callable[[Envelope], None]
-"""Is told of every event after it is in the journal; must neither block nor raise."""
+"""Called for each event after it is journaled; must neither block nor raise."""
 
 
 class CommandInbox:
@@ -44,14 +44,14 @@ class CommandInbox:
         self._commands.put(command)
 
     def poll(self) -> Command | None:
-        """The next command, or None at once."""
+        """Returns the next command; None if there is none."""
         try:
             return self._commands.get_nowait()
         except queue.Empty:
             return None
 
     def wait(self, timeout_s: float) -> Command | None:
-        """The next command, or None after `timeout_s` seconds without one."""
+        """Waits for the next command; returns None after `timeout_s` seconds without one."""
         try:
             return self._commands.get(timeout=timeout_s)
         except queue.Empty:
@@ -64,18 +64,18 @@ class CommandInbox:
 
 
 class TrainingSession:
-    """One attempt at a run, as its recipe sees it.
+    """One attempt at a run, from its recipe's side.
 
     Attributes:
-        config: What to train.
-        run: Where everything about the run is kept.
-        resuming: Whether to go on from the run's newest checkpoint.
-        commands: What people ask for meanwhile; the recipe acknowledges each one.
+        config: Configuration of the run.
+        run: The run's directory.
+        resuming: Whether to continue from the run's newest checkpoint.
+        commands: Commands of users; the recipe acknowledges each one.
         ending: The last event, once it was emitted.
-        phase: What the run is at; "" before its first PhaseChanged.
-        team: The processes that train together.
+        phase: Current phase; "" before the first PhaseChanged.
+        group: The processes that train together.
 
-    The recipe emits its events, ends with a RunFinished, and raises what goes wrong: the process around it
+    The recipe emits its events, ends with a RunFinished, and raises its errors. The child process
     (engine.launch.child) turns exceptions into a RunFailed.
     """
 
@@ -100,21 +100,21 @@ class TrainingSession:
         self._lock = threading.RLock()
 
     def listen(self, listener: Listener) -> None:
-        """Adds somebody who is told of every event from now on."""
+        """Adds a listener for every event from now on."""
         self._listeners.append(listener)
 
     @property
     def journal_waits(self) -> bool:
-        """Whether the disk is so full that events wait in memory to be written."""
+        """Whether events wait in memory because the disk is full."""
         return self._journal.waits
 
     def emit(self, event: Event) -> None:
-        """Writes the event to the journal and tells whoever follows the run. Any thread may call it.
+        """Writes the event to the journal and calls all listeners. Any thread may call it.
 
         Raises:
-            OSError: the journal cannot be written, and not only for a full disk.
+            OSError: the journal cannot be written, for another reason than a full disk.
         """
-        # One lock over both, so that followers hear events in the order of their numbers.
+        # One lock over both, so that listeners get events in the order of their numbers.
         with self._lock:
             envelope = self._journal.append(event)
             if isinstance(event, (RunFinished, RunFailed)):
@@ -125,5 +125,5 @@ class TrainingSession:
                 listener(envelope)
 
     def acknowledge(self, command: Command, accepted: bool, text: str = "") -> None:
-        """Answers a command: carried out, or refused with the reason in `text`."""
+        """Acknowledges a command as executed, or as refused with the reason in `text`."""
         self.emit(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text))

@@ -1,8 +1,8 @@
-"""Commands to a running training process over the unix socket in its run directory.
+"""Sends commands to a running training process over the unix socket in its run directory.
 
 A client sends a command as one line of JSON. The server answers `{"received": id}` when the command is in the
-inbox, and the CommandAcked event, as in the journal, when the training has acted on it, which may take as long as
-a step. `{"error": text}` says why there will be no answer.
+inbox. It answers with the CommandAcked event, as in the journal, when the training has executed the command, which may
+take as long as a step. `{"error": text}` says why there will be no answer.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 _LONGEST_ADDRESS = 103
-"""Bytes of a unix socket's path that every system takes (107 on Linux)."""
+"""Bytes of a unix socket's path that every system accepts (107 on Linux)."""
 
 _LONGEST_LINE = 1 << 16
 
 
 class ControlServer:
-    """Takes commands from this user's other processes, in a thread of its own.
+    """Receives commands from this user's other processes, in a background thread.
 
     Args:
-        path: The socket; what a dead run left there is replaced.
-        deliver: Is called with each command, from the server's thread.
+        path: Path of the socket; one that a dead run left there is replaced.
+        deliver: Called with each command, from the server's thread.
 
     Raises:
-        OSError: the filesystem takes no sockets.
+        OSError: the filesystem has no sockets.
     """
 
     def __init__(self, path: Path, deliver: Callable[[Command], None]) -> None:
@@ -70,7 +70,7 @@ class ControlServer:
         self._thread.start()
 
     def answer(self, envelope: Envelope) -> None:
-        """Passes a CommandAcked on to the client that waits for it. Any thread may call it."""
+        """Forwards a CommandAcked to the client that waits for it. Any thread may call it."""
         if not isinstance(envelope.event, CommandAcked):
             return
         with self._lock:
@@ -79,7 +79,7 @@ class ControlServer:
             _send(connection, encode_event(envelope))
 
     def close(self) -> None:
-        """Tells whoever still waits that no answer will come, and removes the socket. A second call does nothing."""
+        """Sends an error to all waiting clients, and removes the socket. A second call does nothing."""
         if self._closing:
             return
         self._closing = True
@@ -104,7 +104,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            return  # the client gave up meanwhile
+            return  # the client has disconnected
         connection.setblocking(False)
         uid = _peer_uid(connection)
         if uid not in (None, os.getuid()):
@@ -157,7 +157,7 @@ def send_command(run: RunDirectory, command: Command, timeout: float = 10.0) -> 
 
     Raises:
         EliteError: RUN_NOT_ACTIVE or RUN_CONTROL_UNREACHABLE.
-        TimeoutError: the run has the command and has not acted on it yet, as it is within a step.
+        TimeoutError: the run has the command but has not executed it yet, because it is within a step.
     """
     deadline = time.monotonic() + timeout
     received = False
@@ -173,7 +173,7 @@ def send_command(run: RunDirectory, command: Command, timeout: float = 10.0) -> 
 
 
 def deliver_command(run: RunDirectory, command: Command, timeout: float = 10.0) -> None:
-    """Sends a command to a run and returns when the run has it; the answer will be in the journal.
+    """Sends a command to a run and returns once the run has it; the answer will be in the journal.
 
     Raises:
         EliteError: RUN_NOT_ACTIVE or RUN_CONTROL_UNREACHABLE.
@@ -198,7 +198,7 @@ def _connect(run: RunDirectory, timeout: float) -> socket.socket:
 
 
 def _connect_in_turn(connection: socket.socket, address: str, deadline: float) -> None:
-    """Connects, waiting where other clients fill the server's queue: the kernel then says EAGAIN at once."""
+    """Connects, and retries while other clients fill the server's backlog, for which the kernel returns EAGAIN."""
     while True:
         try:
             connection.connect(address)
@@ -211,9 +211,9 @@ def _connect_in_turn(connection: socket.socket, address: str, deadline: float) -
 
 
 def _lines(connection: socket.socket, first: str, deadline: float) -> Iterator[bytes]:
-    """Sends a line, then yields the lines that come back until the other end closes or time is up."""
+    """Sends a line, then yields the reply's lines until the server closes the connection or the deadline passes."""
     buffer = b""
-    # The server may close first with its reason already sent.
+    # The server may already have sent its reason and closed the connection.
     with contextlib.suppress(BrokenPipeError):
         connection.sendall(first.encode() + b"\n")
     while (left := deadline - time.monotonic()) > 0:
@@ -263,7 +263,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def short_address(path: Path) -> Iterator[str]:
-    """A path to the same socket that fits a socket address: through a link, where its own is too long."""
+    """Yields a path to the socket that fits a socket address, through a symbolic link if its own is too long."""
     if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
         yield str(path)
         return
@@ -274,7 +274,7 @@ def short_address(path: Path) -> Iterator[str]:
 
 
 def _peer_uid(connection: socket.socket) -> int | None:
-    """User at the other end; None where the system cannot say, and the socket's mode alone guards it."""
+    """Returns the peer's user id; None if the system cannot tell, so that only the socket's mode protects it."""
     if not sys.platform.startswith("linux"):
         return None
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -283,6 +283,6 @@ def _peer_uid(connection: socket.socket) -> int | None:
 
 
 def _send(connection: socket.socket, line: str) -> None:
-    # A client that went away, or that never reads, has no claim to an answer.
+    # A client that has disconnected, or that never reads, gets no answer.
     with contextlib.suppress(OSError):
         connection.send(line.encode() + b"\n")

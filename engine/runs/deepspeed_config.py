@@ -1,6 +1,6 @@
-"""`deepspeed.json`: the run in DeepSpeed's terms.
+"""Builds `deepspeed.json`, the DeepSpeed configuration of a run.
 
-Keys and meanings: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19). Nothing here needs DeepSpeed.
+https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19) documents the keys. Nothing here needs DeepSpeed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ DEFAULT_TOKENS_PER_UPDATE = 8192
 
 
 def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int = 1) -> dict[str, Any]:
-    """With strategy zero2 or zero3, what the run's own DeepSpeed engine reads (engine.steps.zero_step).
+    """Builds the configuration of the run's own DeepSpeed engine for strategy zero2 or zero3 (engine.steps.zero_step).
 
-    Else for people who train on with DeepSpeed: ZeRO stage 2 for one process, with the optimiser's states offloaded to
-    the host where a GPU trains.
+    For other strategies it serves people who continue to train with DeepSpeed. It is then ZeRO stage 2 for one process,
+    with the optimizer states offloaded to the host if a GPU trains.
 
     Args:
-        config: The run.
-        context: Tokens a window. None, before it is chosen: `training.context`, or one default update's worth.
-        ranks: Processes.
+        config: Configuration of the run.
+        context: Tokens per window. None, before it is chosen, means `training.context` or one default update's tokens.
+        ranks: Number of processes.
     """
     if config.distributed.strategy in ("zero2", "zero3"):
         return _of_this_run(config, ranks)
     on_gpu = config.model.device != "cpu"
     window = context or config.training.context or DEFAULT_TOKENS_PER_UPDATE
     tokens = config.training.tokens_per_update or max(DEFAULT_TOKENS_PER_UPDATE, window)
-    # As engine.data.window_source: windows are gathered until they hold at least so many tokens.
+    # As in engine.data.window_source, an update takes windows until they hold at least this many tokens.
     windows_per_update = -(-tokens // window)
     precision = config.model.precision
     zero: dict[str, Any] = {
@@ -45,11 +45,11 @@ def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int =
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": windows_per_update,
         "gradient_clipping": config.training.max_grad_norm,
-        # 4-bit weights are computed with in bf16, as is `auto` on a card that has it.
+        # 4-bit weights compute in bf16, as does `auto` on a GPU that has it.
         "bf16": {"enabled": precision == "bf16" or (on_gpu and precision in ("auto", "nf4"))},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": zero,
-        # torch's AdamW needs no compiler; DeepSpeed would otherwise build its own on first use.
+        # torch's AdamW needs no compiler; DeepSpeed would otherwise compile its own on first use.
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
@@ -67,7 +67,7 @@ def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int =
 
 
 def _of_this_run(config: RunConfig, ranks: int) -> dict[str, Any]:
-    """The run gives DeepSpeed its optimiser, and says itself which backward pass is an update's last."""
+    """Builds the zero2 or zero3 configuration. The run passes its optimiser and marks each update's last backward."""
     stage = 3 if config.distributed.strategy == "zero3" else 2
     on_gpu = config.model.device != "cpu"
     zero: dict[str, Any] = {
@@ -77,7 +77,7 @@ def _of_this_run(config: RunConfig, ranks: int) -> dict[str, Any]:
         "reduce_scatter": True,
     }
     if stage == 3:
-        # Norms stay whole: to gather 10,000 numbers costs more than to keep them.
+        # Norms are not sharded, because gathering 10,000 values costs more than keeping them.
         zero["stage3_param_persistence_threshold"] = 10_000
     where = config.distributed.offload
     if where != "none":

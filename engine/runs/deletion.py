@@ -1,4 +1,4 @@
-"""Deletes a run that has ended: its folder, nothing else, and never by halves under its own name."""
+"""Permanently deletes the folder of a run that has ended, and never leaves a partial folder under its name."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 _ASIDE = ".deleted-"
-"""Beginning of the name of a run that is being deleted. Names with a dot are no runs to anybody."""
+"""Prefix of the name of a run that is being deleted. Names that begin with a dot are not listed as runs."""
 
 
 def delete_run(run: RunDirectory) -> None:
-    """Removes a run with all it holds: checkpoints, adapter, journal, log.
+    """Permanently deletes a run with its checkpoints, adapter, journal and log.
 
-    The folder is renamed first, so that the run is there whole or not at all, and nobody can resume it meanwhile.
-    What a crash left of an earlier deletion is removed too. Links inside are removed, not followed.
+    The folder is renamed first, so that the run is complete or absent, and cannot be resumed during the deletion.
+    Leftovers of an earlier interrupted deletion are removed too. Links inside are removed, not followed.
 
     Raises:
-        EliteError: RUN_UNDELETABLE where it is no run directory, or the disk refuses; RUN_STILL_ACTIVE while its
-            process lives, also one on another machine; RUN_UNKNOWN where it was deleted meanwhile.
+        EliteError: RUN_UNDELETABLE, if it is no run directory or the filesystem refuses; RUN_STILL_ACTIVE, while its
+            process is alive, even on another machine; RUN_UNKNOWN, if it was deleted in the meantime.
     """
     path = run.path
     if path.is_symlink() or path.parent.name != "runs" or not run.config_path.is_file():

@@ -1,8 +1,8 @@
-"""The journal `events.jsonl`: one event a line, appended by the training process, read by anybody.
+"""Writes and reads the journal `events.jsonl`, one event per line, appended by the training process.
 
-A reader may be a monitor that started an hour later, on another machine that mounts the run directory, or one
-that reads while a line is half written. So the writer only ever appends whole lines, and the reader takes a line
-when its newline is there, counts what is damaged, and never raises.
+A reader may start an hour later, run on another machine that mounts the run directory, or read while a line is half
+written. So the writer only appends complete lines. The reader takes a line only with its newline, counts damaged lines,
+and never raises.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRESS_INTERVAL_S = 1.0
-"""At most one StepProgress in this many seconds is written; the others only take a number."""
+"""At most one StepProgress in this many seconds is written; the others only get a number."""
 
 _DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinished, RunFailed)
-"""Rare events that must survive a power cut: they are forced to the disk at once."""
+"""Rare events that must survive a power failure, and are therefore synced at once."""
 
 _BLOCK = 1 << 16
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_WAITING = 10_000
-"""Lines that wait in memory for room on a full disk, at most."""
+"""Most lines that wait in memory while the disk is full."""
 
 
 _SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
 
 
 def seal_line(line: bytes) -> bytes:
-    """An event's line with a checksum (CRC-32) as its last field: a flipped bit of a number would look like another."""
+    """Adds a CRC-32 as the last field of an event's line, to detect a flipped bit that leaves a valid number."""
     return b'%b,"crc":"%08x"}' % (line[:-1], zlib.crc32(line))
 
 
 def decode_line(line: bytes) -> Envelope | None:
-    """The envelope on one line, or None where the line is damaged or of a newer schema. The checksum may be missing."""
+    """Decodes one line; None if it is damaged or of a newer schema. The checksum may be missing."""
     seal = _SEAL.search(line)
     if seal is not None:
         line = line[: seal.start()] + b"}"
@@ -70,10 +70,10 @@ def decode_line(line: bytes) -> Envelope | None:
 class JournalWriter:
     """Appends events to one run's journal. Only one process writes; its threads may share the writer.
 
-    Opening it for a resumed run continues `seq` after the last valid line, and removes what a crash left of a
-    half-written last line (or ends the line, where it is complete but for its newline).
+    Opening it for a resumed run continues `seq` after the last valid line. It also removes a last line that a crash
+    left half written, or adds its newline if nothing else is missing.
 
-    On a full disk the lines wait in memory, in order, and are written when there is room again.
+    While the disk is full, lines wait in memory, in order, and are written once there is space.
 
     Raises:
         OSError: the journal cannot be written for another reason than a full disk, or too many lines wait.
@@ -90,7 +90,7 @@ class JournalWriter:
 
     @property
     def waits(self) -> bool:
-        """Whether lines wait for room on the disk."""
+        """Whether lines wait for disk space."""
         return bool(self._waiting)
 
     @property
@@ -99,12 +99,12 @@ class JournalWriter:
         return self._seq
 
     def append(self, event: Event) -> Envelope:
-        """Numbers the event and writes it; a StepProgress too soon after the last is only numbered."""
+        """Numbers the event and writes it; only numbers a StepProgress that comes too soon after the last one."""
         with self._lock:
             return self._append(event)
 
     def append_last(self, event: Event, timeout_s: float) -> Envelope | None:
-        """Like `append`, for a process about to end: None if another thread held the journal all this time."""
+        """Appends the last event of a process; returns None if another thread holds the journal for `timeout_s`."""
         if not self._lock.acquire(timeout=timeout_s):
             return None
         try:
@@ -113,7 +113,7 @@ class JournalWriter:
             self._lock.release()
 
     def close(self) -> None:
-        """Flushes to the disk and closes. Lines that still find no room are lost; `waits` then stays true."""
+        """Syncs and closes the journal. Lines that still do not fit on the disk are lost; `waits` then stays true."""
         with self._lock:
             if self._fd >= 0:
                 self._write_waiting()
@@ -141,7 +141,7 @@ class JournalWriter:
         return True
 
     def _write_waiting(self) -> None:
-        """Writes what waits, as far as there is room."""
+        """Writes the waiting lines, as far as there is disk space."""
         while self._waiting:
             try:
                 self._write(self._waiting[0])
@@ -157,7 +157,7 @@ class JournalWriter:
         try:
             written = os.write(self._fd, line)
             if written < len(line):
-                # A short write is how a filling disk first shows; the next write says why.
+                # A disk that fills up first gives a short write; the next write raises the error.
                 os.write(self._fd, line[written:])
         except OSError:
             os.ftruncate(self._fd, start)
@@ -168,10 +168,10 @@ class JournalReader:
     """Reads a journal from its start, and again as it grows.
 
     Attributes:
-        damaged: Lines skipped so far because they were no events.
-        problem: Why the journal could not be read at the last attempt, "" if it could; a mounted directory may
-            be away for a while, and comes back.
-        behind: Whether the last call left lines that are already there.
+        damaged: Lines skipped so far because they were no valid events.
+        problem: Why the last attempt to read the journal failed, "" if it did not. A mounted directory may be
+            unavailable for a while.
+        behind: Whether the last call left complete lines unread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,10 +182,10 @@ class JournalReader:
         self._offset = 0
 
     def poll(self, limit: int | None = None) -> list[Envelope]:
-        """The events whose lines were completed since the last call; none where there is no journal yet.
+        """Reads the events whose lines were completed since the last call; none if there is no journal yet.
 
         Args:
-            limit: About so many bytes at a time: a journal of weeks takes half a minute to decode.
+            limit: Approximate bytes per call, because a journal of weeks takes half a minute to decode.
         """
         data = self._read_new(limit)
         # An incomplete last line is read again from its start, as its writer may yet remove it.
@@ -206,7 +206,7 @@ class JournalReader:
             with os.fdopen(regular_file.open_regular(self._path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self._offset:
-                    self._offset = 0  # another file is in its place
+                    self._offset = 0  # the journal was replaced by another file
                 file.seek(self._offset)
                 data = file.read(limit)
                 if limit is not None and len(data) == limit:
@@ -222,9 +222,9 @@ class JournalReader:
 
 
 def read_ends(path: Path, limit: int) -> tuple[list[Envelope], list[Envelope]]:
-    """The events in the first and in the last `limit` bytes; all of them in both where the journal is shorter.
+    """Reads the events in the first and in the last `limit` bytes; both are all events if the journal is shorter.
 
-    For summaries: a journal of weeks is not read whole.
+    Summaries use it, so as not to read the whole journal of a run of weeks.
 
     Raises:
         OSError: the journal cannot be read (one that does not exist is empty).
@@ -247,7 +247,7 @@ def read_ends(path: Path, limit: int) -> tuple[list[Envelope], list[Envelope]]:
 
 
 def next_seq(path: Path) -> int:
-    """Number that the next event of this journal gets; 0 where there is none yet.
+    """Returns the number of the journal's next event; 0 if there is no journal yet.
 
     Raises:
         OSError: the journal cannot be read.
@@ -260,7 +260,7 @@ def next_seq(path: Path) -> int:
 
 
 def _next_seq(fd: int) -> int:
-    """One above the last valid line's number, looking backwards from the end in blocks."""
+    """Returns the last valid line's number plus one, searching backwards from the end in blocks."""
     end = os.fstat(fd).st_size
     rest = b""
     while end > 0:

@@ -1,7 +1,7 @@
-"""What a recipe asks of the processes that train with it. Alone, every question answers itself.
+"""ProcessGroup of the ranks that train together. In a single process, every collective is a no-op.
 
-Every method but `emergency` is called by all ranks in the same order: what one rank decides by its clock, its disk or
-its inbox is decided by rank 0 for all.
+All ranks call every method except `emergency` in the same order. Decisions that depend on a rank's clock, disk or inbox
+are made by rank 0 for all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """One process alone; engine.distributed.torch_process_group has more.
+    """Process group of a single process; engine.distributed.torch_process_group implements several.
 
     Attributes:
-        rank: Number of this process, from 0.
-        size: Processes.
-        ranks: The same by host, as the launcher said.
-        emergency: Set by the loop: saves what can be saved without the other ranks, in whatever thread calls it.
+        rank: Rank of this process.
+        size: Number of ranks.
+        ranks: Ranks by host, from the launcher.
+        emergency: Callback of the loop that saves the state available without the other ranks, from any thread.
     """
 
     def __init__(self) -> None:
@@ -35,25 +35,25 @@ class ProcessGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this process decides, and writes what is written once."""
+        """Whether this is rank 0, which makes decisions and writes shared files."""
         return self.rank == 0
 
     def agree(self, value: Callable[[], T]) -> T:
-        """What `value` gives in rank 0, in every rank."""
+        """Broadcasts rank 0's result of `value` to every rank."""
         return value()
 
     def total(self, values: list[float]) -> list[float]:
-        """The sums over all ranks."""
+        """Sums each value over all ranks."""
         return values
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in every rank."""
+        """Gathers every rank's value on every rank."""
         return [value]
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Rank 0 runs the block alone; the others after it, when what it left on disk is complete."""
+        """Runs the block on rank 0 first, and on the other ranks once its files are complete."""
         yield
 
     def report(self, emit: Callable[[Event], None], step: int, seconds: float) -> None:
-        """An update is done: tells how each rank fares, not too often."""
+        """Emits a RankReported for each rank after an update, at a limited rate."""

@@ -1,8 +1,8 @@
-"""Which process trains a run, and whether it still does.
+"""Records the training process of a run, and tells whether it is alive.
 
-A process id alone proves nothing: ids are used again. `process.json` also holds the process's start time, as the
-kernel counts it, and the place where the id means something (boot and pid namespace). Somebody who reads the run
-directory from elsewhere cannot see the process, and goes by the heartbeat: the record's modification time.
+A process id alone is not enough, because ids are reused. `process.json` also holds the process's start time, as the
+kernel counts it, and the boot and pid namespace in which the id is valid. A reader on another machine cannot see the
+process, and uses the heartbeat instead, which is the record's modification time.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from engine.whole_file import replace_text
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
-"""A run seen from another machine is taken for dead after this long without a heartbeat (clocks may differ)."""
+"""Seconds without a heartbeat after which another machine takes a run for dead (clocks may differ)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRecord:
-    """The training process of a run's present attempt."""
+    """Training process of a run's current attempt."""
 
     pid: int
     start: str
-    "When the process started: clock ticks since boot (Linux), else seconds since the epoch."
+    "Start time of the process, in clock ticks since boot (Linux) or seconds since the epoch."
     place: str
     "Boot and pid namespace in which `pid` is valid."
     first_seq: int
-    "Number of the first event of this attempt; what lies below belongs to earlier ones."
+    "Number of the first event of this attempt; lower numbers belong to earlier ones."
     oom_counter: str = ""
-    "File that counts the processes that the kernel ends for want of memory in this one's group; empty for none."
+    "File with the number of OOM kills in this process's cgroup; empty for none."
     oom_kills: int = 0
-    "What it said when this process started."
+    "Its value when this process started."
 
     @classmethod
     def of_process(cls, pid: int, first_seq: int) -> ProcessRecord:
-        """The record of a process on this machine.
+        """Creates the record of a process on this machine.
 
         Raises:
             ProcessLookupError: it has ended.
@@ -63,17 +63,17 @@ class ProcessRecord:
 
 
 def write_record(path: Path, record: ProcessRecord) -> None:
-    """Replaces the record at once; a reader sees the old one or the new one.
+    """Replaces the record atomically; a reader sees the old one or the new one.
 
     Raises:
         OSError: the run directory cannot be written.
     """
-    # Two processes write the same record at the start of a run.
+    # Atomic, because two processes write the same record at the start of a run.
     replace_text(path, json.dumps(asdict(record)) + "\n")
 
 
 def read_record(path: Path) -> ProcessRecord | None:
-    """The record, or None where there is none or it is damaged."""
+    """Reads the record; None if it is missing or damaged."""
     try:
         data = json.loads(regular_file.read_text(path, 1 << 16))
         record = ProcessRecord(**data)
@@ -86,7 +86,7 @@ def read_record(path: Path) -> ProcessRecord | None:
 
 
 def is_alive(path: Path, record: ProcessRecord) -> bool:
-    """Whether the recorded process still runs."""
+    """Tells whether the recorded process is still running."""
     if record.place == this_place():
         return process_start(record.pid) == record.start
     try:
@@ -96,14 +96,14 @@ def is_alive(path: Path, record: ProcessRecord) -> bool:
 
 
 def memory_ran_out(record: ProcessRecord) -> bool:
-    """Whether the kernel has ended a process of the recorded one's group for want of memory since that one started."""
+    """Tells whether the OOM killer hit the process's cgroup since the process started."""
     if not record.oom_counter or record.place != this_place():
         return False
     return (limits.read_oom_kills(Path(record.oom_counter)) or 0) > record.oom_kills
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this machine started, or None where it has ended (a zombie has)."""
+    """Returns the start time of a process of this machine; None if it has ended (a zombie has)."""
     if not sys.platform.startswith("linux"):
         return _portable_start(pid)
     try:
@@ -126,7 +126,7 @@ def _portable_start(pid: int) -> str | None:
 
 
 def this_place() -> str:
-    """Names the boot and pid namespace of this process."""
+    """Identifies the boot and pid namespace of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -135,7 +135,7 @@ def this_place() -> str:
 
 
 class Heartbeat:
-    """Touches the record every `HEARTBEAT_S` seconds until closed, from a thread of its own."""
+    """Touches the record every `HEARTBEAT_S` seconds until closed, in a background thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -144,7 +144,7 @@ class Heartbeat:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops beating."""
+        """Stops the heartbeat."""
         self._closed.set()
         self._thread.join()
 
@@ -153,4 +153,4 @@ class Heartbeat:
             try:
                 os.utime(self._path)
             except FileNotFoundError:
-                return  # the run directory was deleted under the run
+                return  # the run directory was deleted while the run was active

@@ -1,4 +1,4 @@
-"""What ranks leave in the run directory: `ranks/rank-3.log`, and `ranks/rank-3.failed.json` where one failed."""
+"""Files of the ranks in the run directory, such as `ranks/rank-3.log` and, after a failure, `rank-3.failed.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = "ranks"
 
 @dataclass(frozen=True, kw_only=True)
 class RankFailure:
-    """How a rank ended by its own word."""
+    """Failure that a rank reported itself."""
 
     rank: int
     time: float
@@ -26,19 +26,19 @@ class RankFailure:
 
 
 def log_path(run: Path, rank: int) -> Path:
-    """A rank's standard output and error."""
+    """Returns the path of a rank's log, with its standard output and error."""
     return run / FOLDER / f"rank-{rank}.log"
 
 
 def write_failure(run: Path, rank: int, failure: RunFailed) -> None:
-    """Leaves a rank's last word."""
+    """Writes a rank's failure."""
     text = json.dumps({"rank": rank, "time": time.time(), "failure": dataclasses.asdict(failure)})
     with contextlib.suppress(OSError):  # the log has it too
         replace_text(run / FOLDER / f"rank-{rank}.failed.json", text)
 
 
 def read_failures(run: Path) -> list[RankFailure]:
-    """The last words of ranks that failed, the first failure first."""
+    """Reads the failures of all ranks, in order of time."""
     found = []
     for path in (run / FOLDER).glob("rank-*.failed.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -49,7 +49,7 @@ def read_failures(run: Path) -> list[RankFailure]:
 
 
 def clear_failures(run: Path) -> None:
-    """Forgets the last words of an earlier attempt."""
+    """Deletes the failures of an earlier attempt."""
     (run / FOLDER).mkdir(exist_ok=True)
     for path in (run / FOLDER).glob("*rank-*.failed.json*"):
         path.unlink(missing_ok=True)

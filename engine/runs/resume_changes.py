@@ -1,4 +1,4 @@
-"""What a changed configuration means for a run that goes on: a diff, and which of it cannot be."""
+"""Compares the configuration of a resumed run with its first one, and tells which changes are allowed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FREE_FIELDS = (
     "training.step",
     "training.evaluate_every",
 )
-"""May change: they do not touch what the weights, the optimiser's states or the windows are. All others may not, those
-of later versions included: a seed, a rate or a rank that changed midway would make a run that nobody can repeat."""
+"""Fields that may change, because they do not affect the weights, the optimizer states or the windows. All others may
+not, including those of later versions. A run with a seed, a rate or a rank that changed midway is not reproducible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Change:
 
     @property
     def allowed(self) -> bool:
-        """Whether the run may go on with it."""
+        """Whether the run may resume with it."""
         return self.field.partition(".")[0] in _FREE_SECTIONS or self.field in _FREE_FIELDS
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ def _shown(value: Any) -> str:
 
 
 def changes(before: RunConfig, after: RunConfig) -> list[Change]:
-    """The fields that differ, in order of declaration."""
+    """Lists the fields that differ, in order of declaration."""
     old, new = run_config.to_mapping(before), run_config.to_mapping(after)
     return [
         Change(field=f"{section}.{name}", before=value, after=new[section][name])

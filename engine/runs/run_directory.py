@@ -1,4 +1,4 @@
-"""The run directory: everything about one run, in one folder. It is the truth; queue and socket are shortcuts.
+"""The run directory, which holds everything about one run. It is authoritative; queue and socket are shortcuts.
 
 <output>/runs/<id>/  config.yaml  deepspeed.json  plan.json  events.jsonl  engine.log  process.json
                      control.sock  checkpoints/step-000123/  adapter/  report.md
@@ -54,17 +54,17 @@ class RunDirectory:
 
     @property
     def deepspeed_path(self) -> Path:
-        """The same run in DeepSpeed's terms."""
+        """DeepSpeed configuration of the run."""
         return self.path / "deepspeed.json"
 
     @property
     def plan_path(self) -> Path:
-        """What the planner chose."""
+        """The planner's choice."""
         return self.path / "plan.json"
 
     @property
     def journal_path(self) -> Path:
-        """The journal of events."""
+        """Journal of events."""
         return self.path / "events.jsonl"
 
     @property
@@ -74,31 +74,31 @@ class RunDirectory:
 
     @property
     def process_path(self) -> Path:
-        """Which process trains (engine.runs.process_record)."""
+        """Record of the training process (engine.runs.process_record)."""
         return self.path / "process.json"
 
     @property
     def socket_path(self) -> Path:
-        """Where the training process takes commands."""
+        """Socket on which the training process receives commands."""
         return self.path / "control.sock"
 
     @property
     def checkpoints_path(self) -> Path:
-        """One folder a checkpoint, step-000123."""
+        """Folder of the checkpoints, each in a folder such as step-000123."""
         return self.path / "checkpoints"
 
     @property
     def adapter_path(self) -> Path:
-        """The result of training an adapter, in PEFT's format."""
+        """Trained adapter, in PEFT's format."""
         return self.path / "adapter"
 
     @property
     def model_path(self) -> Path:
-        """The result of training every weight, in Hugging Face's format."""
+        """Result of full fine-tuning, in Hugging Face's format."""
         return self.path / "model"
 
     def result_path(self, method: Literal["lora", "full"]) -> Path:
-        """Where a method of training leaves its result."""
+        """Returns the path of a training method's result."""
         return self.adapter_path if method == "lora" else self.model_path
 
     def result_problem(self) -> str | None:
@@ -124,14 +124,14 @@ class RunDirectory:
 
     @property
     def report_path(self) -> Path:
-        """What happened, for people."""
+        """Report for people."""
         return self.path / "report.md"
 
     @classmethod
     def create(cls, config: RunConfig) -> RunDirectory:
-        """Makes the folder of a new run, with its configuration, below `config.output.directory`.
+        """Creates the folder of a new run, with its configuration, below `config.output.directory`.
 
-        It appears under its name at once and complete; on an error nothing is left behind.
+        It appears atomically and complete under its name; an error leaves nothing behind.
 
         Raises:
             EliteError: OUTPUT_UNWRITABLE or OUTPUT_FULL.
@@ -158,10 +158,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """The run in an existing folder.
+        """Opens the run in an existing folder.
 
         Raises:
-            EliteError: RUN_UNKNOWN where no run is there, RUN_DAMAGED where it cannot be read.
+            EliteError: RUN_UNKNOWN, if there is no run; RUN_DAMAGED, if it cannot be read.
         """
         run = cls(path.absolute())
         try:
@@ -173,7 +173,7 @@ class RunDirectory:
         return run
 
     def write_deepspeed(self, config: RunConfig, context: int | None = None, ranks: int = 1) -> None:
-        """Writes deepspeed.json, again when the run's context has been chosen.
+        """Writes deepspeed.json; called again once the run's context has been chosen.
 
         Raises:
             OSError: the run directory cannot be written.
@@ -182,7 +182,7 @@ class RunDirectory:
         replace_text(self.deepspeed_path, text + "\n")
 
     def write_config(self, config: RunConfig) -> None:
-        """Replaces the configuration in one go, for a run that goes on with a changed one.
+        """Replaces the configuration atomically, for a run that resumes with a changed one.
 
         Raises:
             OSError: the run directory cannot be written.
@@ -190,7 +190,7 @@ class RunDirectory:
         replace_text(self.config_path, run_config.to_yaml(config))
 
     def load_config(self) -> RunConfig:
-        """The run's configuration.
+        """Loads the run's configuration.
 
         Raises:
             EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
@@ -205,19 +205,19 @@ class RunDirectory:
         return run_config.load(self.config_path)
 
     def status(self) -> RunStatus:
-        """What the run does now, from its journal's end and its process."""
+        """Reads the run's status from its journal's end and its process."""
         return read_status(self)
 
     def summary(self) -> RunSummary:
-        """The run in one line of a table."""
+        """Reads the run's line in the table of runs."""
         return read_summary(self)
 
     @contextlib.contextmanager
     def launching(self) -> Iterator[None]:
-        """Holds the run while a process is started for it, so that only one can be; or while it is deleted.
+        """Locks the run while a process is started for it, so that only one can be, or while it is deleted.
 
         Raises:
-            EliteError: OUTPUT_UNWRITABLE, or RUN_UNKNOWN where it was deleted meanwhile.
+            EliteError: OUTPUT_UNWRITABLE; RUN_UNKNOWN, if the run was deleted in the meantime.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -239,7 +239,7 @@ class RunDirectory:
 
 
 def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
-    """Shows by writing that runs can be stored below a folder, which need not exist; leaves nothing there.
+    """Checks by writing that runs can be stored below a folder, which need not exist; leaves nothing there.
 
     Args:
         output: The folder.
@@ -254,8 +254,8 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
         existing = output
         while not existing.exists():
             existing = existing.parent
-        # By trying: root may write anywhere by its rights, and not in /proc or on a read-only filesystem.
-        # Unbuffered, as a buffer that cannot be written would keep the file from being removed.
+        # Permissions do not tell: root has all of them, but cannot write in /proc or on a read-only filesystem.
+        # Unbuffered, because a buffer that cannot be written would keep the file from being removed.
         with tempfile.NamedTemporaryFile(prefix=".elite-", dir=existing, buffering=0) as probe:
             probe.write(b"\0" * 4096)
         free = shutil.disk_usage(existing).free
@@ -276,7 +276,7 @@ def _mebibytes(size: int) -> str:
 
 
 def _missing_parents(path: Path) -> list[Path]:
-    """The folders that would be made for `path`, innermost first."""
+    """Lists the folders that would be created for `path`, innermost first."""
     missing = []
     while not path.exists():
         missing.append(path)

@@ -1,4 +1,4 @@
-"""Remembers where a user's runs are, and finds a run by what that user calls it."""
+"""Indexes a user's output folders, and finds a run by its id, the beginning of its id, or its path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE_VARIABLE = "ELITE_TUI_STATE_DIR"
 
 
 def state_directory() -> Path:
-    """Folder of this user's index; it need not exist yet."""
+    """Returns the folder of this user's index, which need not exist yet."""
     if chosen := os.environ.get(STATE_VARIABLE):
         return Path(chosen)
     import platformdirs
@@ -38,13 +38,13 @@ def remember_output(output: Path) -> None:
         return
     index = _index_path()
     index.parent.mkdir(parents=True, exist_ok=True)
-    # One short append a folder: two runs that start together cannot lose one another's line.
+    # One short append per folder, so that two runs that start together cannot lose each other's line.
     with index.open("a", encoding="utf-8") as file:
         file.write(json.dumps(str(output)) + "\n")
 
 
 def known_outputs() -> list[Path]:
-    """The remembered output folders, deleted ones included, in order of first use."""
+    """Lists the remembered output folders, including deleted ones, in order of first use."""
     try:
         lines = _index_path().read_bytes().splitlines()
     except OSError:
@@ -61,14 +61,14 @@ def known_outputs() -> list[Path]:
 
 
 def find_runs(output: Path | None = None) -> list[RunDirectory]:
-    """The runs below one output folder, or below every remembered one, newest first."""
+    """Finds the runs below one output folder, or below every remembered one, newest first."""
     outputs = [output.absolute()] if output else known_outputs()
     runs = [run for folder in outputs for run in _runs_below(folder)]
     return sorted(runs, key=_age, reverse=True)
 
 
 def _age(run: RunDirectory) -> tuple[str, float]:
-    # The id begins with the second of its creation; the file tells runs of the same second apart.
+    # The id begins with the second of its creation; the file's time orders runs of the same second.
     try:
         return run.id[:15], run.config_path.stat().st_mtime
     except OSError:
@@ -76,16 +76,16 @@ def _age(run: RunDirectory) -> tuple[str, float]:
 
 
 def list_runs(output: Path | None = None) -> list[RunSummary]:
-    """Summaries of `find_runs(output)`."""
+    """Lists the summaries of `find_runs(output)`."""
     return [run.summary() for run in find_runs(output)]
 
 
 def find_run(reference: str | None = None, output: Path | None = None) -> RunDirectory:
-    """The run that a person means.
+    """Finds the run that a reference names.
 
     Args:
-        reference: A path to a run directory, an id, or the unique beginning of one; None is the newest run.
-        output: Where the newest is looked for; None is below every remembered folder.
+        reference: A path to a run directory, an id, or the unique beginning of one; None means the newest run.
+        output: Output folder to search for the newest run; None means every remembered one.
 
     Raises:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS or RUN_DAMAGED.
@@ -111,7 +111,7 @@ def _runs_below(output: Path) -> Iterator[RunDirectory]:
     try:
         entries = list(os.scandir(output / "runs"))
     except OSError:
-        return  # deleted, or on a disk that is not mounted now
+        return  # deleted, or on a disk that is not mounted
     for entry in entries:
         if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "config.yaml")):  # noqa: PTH113, PTH118
             yield RunDirectory(Path(entry.path))

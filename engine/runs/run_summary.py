@@ -1,4 +1,4 @@
-"""A run's status and its line in the table of runs, from the ends of its journal and from its process."""
+"""Reads a run's status and its line in the table of runs from the ends of its journal and from its process."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 RunStatus = Literal["starting", "running", "paused", "completed", "stopped", "failed", "died"]
 
 ACTIVE: tuple[RunStatus, ...] = ("starting", "running", "paused")
-"""Statuses in which a process trains."""
+"""Statuses in which a process is training."""
 
 _END_BYTES = 1 << 18
 _START_GRACE_S = 30.0
-"""A run directory without a process record is being started if it is younger than this."""
+"""Seconds within which a run directory without a process record counts as being started."""
 
 
 class RunFiles(Protocol):
-    """What a summary reads of a run (engine.runs.run_directory.RunDirectory)."""
+    """Files of a run that a summary reads (engine.runs.run_directory.RunDirectory)."""
 
     @property
     def id(self) -> str:
@@ -62,7 +62,7 @@ class RunFiles(Protocol):
 
     @property
     def process_path(self) -> Path:
-        """Which process trains it."""
+        """Record of its training process."""
 
     def load_config(self) -> RunConfig:
         """Reads the configuration."""
@@ -70,7 +70,7 @@ class RunFiles(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """One line of `engine runs`. What is not known (yet) is None."""
+    """One line of `engine runs`. Unknown values are None."""
 
     id: str
     path: Path
@@ -100,12 +100,12 @@ class _Observation:
 
 
 def read_status(run: RunFiles) -> RunStatus:
-    """What the run does now. A journal that cannot be read counts as an empty one."""
+    """Reads the run's status. A journal that cannot be read counts as empty."""
     return _status(run, _observe(run))
 
 
 def read_summary(run: RunFiles) -> RunSummary:
-    """The run's line in the table."""
+    """Reads the run's line in the table."""
     seen = _observe(run)
     head, tail = seen.head, seen.tail
     events = [*head, *tail]
@@ -133,7 +133,7 @@ def read_summary(run: RunFiles) -> RunSummary:
 
 
 def _observe(run: RunFiles) -> _Observation:
-    # The process first: a run that ends in between is then seen with its last event.
+    # Reads the process first, so that a run that ends in between is seen with its last event.
     record = process_record.read_record(run.process_path)
     alive = record is not None and process_record.is_alive(run.process_path, record)
     try:
@@ -186,7 +186,7 @@ def _names(run: RunFiles) -> tuple[str, str]:
     try:
         config = run.load_config()
     except EliteError:
-        # Of a newer or a damaged installation: the run is still listed, under its folder's name.
+        # A run of a newer version or with a damaged configuration is still listed, under its folder's name.
         return "", run.id
     return config.model.name, config.output.model_name
 

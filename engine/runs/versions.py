@@ -1,4 +1,4 @@
-"""Installed libraries against the versions that this program declares, without importing any of them."""
+"""Compares installed libraries with the versions that this program declares, without importing any of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ DISTRIBUTION = "elite-tui"
 
 
 def library_checks(installed: Mapping[str, str | None]) -> list[str]:
-    """What is missing or of a version that was not declared, one sentence each.
+    """Lists libraries that are missing or of an undeclared version, one sentence each.
 
     Args:
-        installed: Version by distribution; None where it is not installed.
+        installed: Version by distribution; None if it is not installed.
     """
     from packaging.requirements import Requirement
 
@@ -33,7 +33,7 @@ def _declared() -> list[str]:
     try:
         return importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return []  # run from a source folder: there is no declaration to compare with
+        return []  # a source folder has no installed declaration to compare with
 
 
 def _version(distribution: str) -> str | None:

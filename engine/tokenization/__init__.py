@@ -1,1 +1,1 @@
-"""Text to tokens and back: what may become a control token, and what separates texts."""
+"""Encodes text to tokens and back, and controls which text may become a control token."""

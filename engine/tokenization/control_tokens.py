@@ -1,7 +1,7 @@
-"""Tells apart a tokenizer's added tokens: those that control a model, and those that are plain text.
+"""Separates a tokenizer's added tokens into control tokens and plain text.
 
-The flag `special` does not tell: Qwen2.5-Coder's <|fim_prefix|> and <tool_call> are not flagged, and some tokenizers
-flag runs of spaces. A token counts as text only if a person may write it without a thought of the model.
+The flag `special` is unreliable. Qwen2.5-Coder's <|fim_prefix|> and <tool_call> are not flagged, and some tokenizers
+flag runs of spaces. A token counts as text only if people write it without the model in mind.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ _HTML_TAG = re.compile(
     r"</?(?:a|b|blockquote|br|caption|code|em|h[1-6]|hr|i|li|ol|p|pre|strong|sub|sup|s|table|tbody|td|tfoot|th|thead|tr"
     r"|u|ul)>"
 )
-"Gemma adds these, and saw them wherever a page held them."
+"HTML tags that Gemma adds as tokens, and was trained on wherever a page had them."
 
 
 def is_plain_text(content: str, *, special: bool) -> bool:
-    """Whether an added token may be found in text.
+    """Tells whether text may encode to an added token.
 
-    White space always may: CodeGen, Phi and Gemma add runs of it. Words and HTML tags may unless they are flagged:
-    somebody extended the vocabulary by them. All else is control: "<|im_start|>", "[INST]", "|||EMAIL|||".
+    White space always may, because CodeGen, Phi and Gemma add runs of it. Words and HTML tags may unless they are
+    flagged, because they extend the vocabulary. All other tokens are control tokens, such as "<|im_start|>", "[INST]"
+    and "|||EMAIL|||".
 
     Args:
-        content: The token's text, as tokenizer.json holds it.
+        content: The token's text in tokenizer.json.
         special: Its flag there.
     """
     shown = content.replace("▁", " ")
@@ -34,7 +35,7 @@ def is_plain_text(content: str, *, special: bool) -> bool:
 
 
 def control_tokens(stored: dict[str, Any]) -> dict[int, str]:
-    """Id → text of the added tokens that no text may become.
+    """Returns id → text of the added tokens that no text may encode to.
 
     Args:
         stored: The content of a tokenizer.json.

@@ -1,4 +1,4 @@
-"""Text to token ids, in batches, on all cores, whatever the text contains."""
+"""Encodes any text to token ids, in batches and on all cores."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 REVISION = 1
-"Raised when the same tokenizer gives other ids; part of every store's key."
+"Increased when the same tokenizer gives other ids; part of every store's key."
 _END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|end▁of▁sentence|>")
 _FILE_TOKENS = ("<|file_sep|>", "<file_sep>", "<filename>")
 
 
 class Encoder:
-    """A tokenizer made safe for files: a control token's name inside a file is text and never becomes that token.
+    """Tokenizer for files. The name of a control token inside a file is encoded as text and never as that token.
 
     Attributes:
-        vocabulary: One more than the highest id.
-        fim: Its tokens for fill-in-the-middle, or None where the model has none.
-        newlines: Line ends in the text of each token. Shape (vocabulary,), uint8.
-        first: Ids that the tokenizer's post-processor puts before a text; often the token bos, often none.
+        vocabulary: Highest id plus one.
+        fim: Tokens for fill-in-the-middle, or None if the model has none.
+        newlines: Line ends in the text of each token, at most 255. Shape (vocabulary,), uint8.
+        first: Ids that the tokenizer's post-processor puts before a text; often the BOS token, often none.
         end: Id of the token that ends a document.
-        file_mark: Id of the token that starts a file ("<|file_sep|>"), or None where the model has none.
-        fingerprint: SHA-256, in hex, of all that determines the ids.
+        file_mark: Id of the token that starts a file ("<|file_sep|>"), or None if the model has none.
+        fingerprint: SHA-256, in hex, of everything that determines the ids.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Takes a copy, so that settings changed here or there do not meet.
+        """Copies the tokenizer, so that changed settings do not affect the original.
 
         Args:
             tokenizer: A tokenizers.Tokenizer, or a fast tokenizer of transformers.
@@ -69,32 +69,32 @@ class Encoder:
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
     def encode_documents(self, documents: Sequence[tuple[str, str]]) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of each (path line, text).
+        """Encodes each (path line, text) to ids of shape (tokens,).
 
-        First tokens, file mark if there is one, path, line end, text, end token.
+        Their order is first tokens, file mark if there is one, path, line end, text, end token.
         """
         return self.encode_middles([(path, text, None) for path, text in documents])
 
     def encode_middles(
         self, documents: Sequence[tuple[str, str, tuple[int, int] | None]]
     ) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of each (path line, text, cut): as `encode_documents`, the text rearranged where there is a cut.
+        """Encodes each (path line, text, cut) as `encode_documents` does, with the text rearranged at a cut.
 
-        With a cut, the text from its first position to its second stands behind the rest: first tokens,
-        path, line end, <prefix> text before it, <suffix> text after it, <middle> the text itself, end token.
+        With a cut, the text from its first position to its second moves behind the rest. The order is then first
+        tokens, path, line end, <prefix> text before it, <suffix> text after it, <middle> the text itself, end token.
 
         Raises:
-            ValueError: a cut, but no tokens for it.
+            ValueError: there is a cut, but the tokenizer has no tokens for fill-in-the-middle.
         """
         return self._encode([[*self._parts(path, text, middle), self.end] for path, text, middle in documents])
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of plain text to go on from: first tokens and the text; the end token where that is nothing."""
+        """Encodes a prompt to its first tokens and the text, or to the end token alone if both are empty."""
         [ids] = self._encode([[text]])
         return [int(token) for token in ids] or [self.end]
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """A document's text, without its path line, from what `encode_documents` gives."""
+        """Decodes the ids of `encode_documents` to a document's text, without its path line."""
         begin = [*self.first, *([] if self.file_mark is None else [self.file_mark])]
         inner = list(ids[len(begin) :] if list(ids[: len(begin)]) == begin else ids)
         if inner[-1:] == [self.end]:
@@ -112,7 +112,7 @@ class Encoder:
         return [*head, fim.prefix, text[:begin], fim.suffix, text[end:], fim.middle, text[begin:end]]
 
     def _encode(self, documents: Sequence[Sequence[int | str]]) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of documents of single tokens and texts, behind the first tokens."""
+        """Encodes documents of single tokens and texts, and puts the first tokens before each."""
         pieces: list[Part] = []
         plans: list[list[int | slice]] = []  # of each document: single tokens, and pieces
         for document in documents:
@@ -135,42 +135,42 @@ class Encoder:
     def lines_to_tokens(
         self, ids: npt.NDArray[np.uint32], text: str, lines: npt.NDArray[np.uint32]
     ) -> npt.NDArray[np.int64]:
-        """The first token of each line of a document's text.
+        """Finds the first token of each line of a document's text; none if the tokenizer changes line ends.
 
         Args:
-            ids: The document, as `encode_documents` gives it. Shape (tokens,).
+            ids: The document's ids from `encode_documents`. Shape (tokens,).
             text: Its text, without the path line.
-            lines: Counted from 0, ascending.
+            lines: Line numbers from 0, ascending. Shape (lines,).
         """
         ends = np.cumsum(self.newlines[ids], dtype=np.int64)
         if not len(lines) or ends[-1] != text.count("\n") + 1:
-            # The tokenizer changes line ends: where a line begins cannot be told.
+            # The tokenizer changes line ends, so the first token of a line is unknown.
             return np.empty(0, dtype=np.int64)
         first: npt.NDArray[np.int64] = np.searchsorted(ends, lines.astype(np.int64) + 1) + 1
         return np.unique(first[first < len(ids)])
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that is wrapped."""
+        """The wrapped tokenizer."""
         return self._tokenizer
 
     @functools.cached_property
     def ends(self) -> frozenset[int]:
-        """Ids behind which nothing of the same text comes: the end, a file's mark, and all other control tokens."""
+        """Ids that end a text, which are the end token, the file mark, and all other control tokens."""
         marks = {self.end, *self._text.control}
         return frozenset(marks if self.file_mark is None else {*marks, self.file_mark})
 
     def ends_among(self, listed: int | list[int] | None) -> int | list[int]:
-        """What a model's settings for generation list as its ends, set right: `end`, and their other control tokens.
+        """Corrects the end tokens in a model's settings to `end` and their other control tokens.
 
-        A class's default may stand there: an ordinary token, at which nothing ends.
+        The settings may hold a class's default, which can be an ordinary token that ends nothing.
         """
         before = listed if isinstance(listed, list) else [listed]
         ends = list(dict.fromkeys([self.end, *(token for token in before if token in self.ends)]))
         return ends if len(ends) > 1 else self.end
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Decodes token ids to text, special tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
@@ -180,9 +180,9 @@ class Encoder:
 
 
 def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that a tokenizer's post-processor puts before a text.
+    """Returns the ids that a tokenizer's post-processor puts before a text.
 
-    It is asked, not read: there are several kinds of post-processors, and flags that contradict them.
+    Encoding probes finds them, because there are several kinds of post-processors and flags that contradict them.
     """
     if tokenizer.padding or tokenizer.truncation:
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -196,7 +196,7 @@ def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def find_end(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that ends a text, by its usual names; for tokenizers of which nobody says what it is."""
+    """Finds the id of the end-of-text token by its usual names, for tokenizers whose settings do not name it."""
     return _first_of(tokenizer, _END_TOKENS)
 
 
@@ -206,5 +206,5 @@ def _first_of(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
 
 
 def demo_encoder() -> Encoder:
-    """The embedded demo model's tokenizer."""
+    """Loads the embedded demo model's tokenizer."""
     return Encoder(Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))))

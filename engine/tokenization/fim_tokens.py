@@ -23,7 +23,7 @@ class FimTokens:
 
 
 def find_tokens(token_to_id: Callable[[str], int | None]) -> FimTokens | None:
-    """The tokens of whichever kind a tokenizer knows; None where it knows none."""
+    """Finds the fill-in-the-middle tokens of a tokenizer; None if it has none."""
     for names in _KINDS:
         ids = [found for name in names if (found := token_to_id(name)) is not None]
         if len(ids) == len(names):

@@ -1,13 +1,13 @@
-"""Cuts a long text, so that whatever is done with it takes bounded memory."""
+"""Cuts a long text into pieces, so that processing it takes bounded memory."""
 
 from __future__ import annotations
 
 _PIECE = 1 << 20
-"Characters."
+"Characters per piece."
 
 
 def cut(text: str) -> list[str]:
-    """Pieces of at most _PIECE characters, cut after line ends where there are any; together they are the text."""
+    """Cuts text into pieces of at most _PIECE characters, after line ends where possible. They concatenate to it."""
     pieces = []
     start = 0
     while len(text) - start > _PIECE:

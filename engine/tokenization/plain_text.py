@@ -1,4 +1,4 @@
-"""Encodes text as text: whatever it spells, no control token comes of it."""
+"""Encodes text without ever producing a control token, even if the text spells one."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of text, and whether a text begins with it."""
+    """Piece of a text."""
 
     text: str
     begins: bool
-    "SentencePiece puts a space before a text; what stands further inside one gets none."
+    "Whether a text begins with it. SentencePiece puts a space before a text, but not before a later piece."
 
 
 class PlainText:
-    """A tokenizer that knows no control token.
+    """Tokenizer that never emits a control token.
 
     Attributes:
-        tokenizer: For decoding.
-        control: Id → text of the added tokens that are no text.
+        tokenizer: Tokenizer for decoding.
+        control: Id → text of the control tokens.
     """
 
     def __init__(self, stored: dict[str, Any], marks: Iterable[int] = ()) -> None:
@@ -40,7 +40,7 @@ class PlainText:
 
         Args:
             stored: The content of a tokenizer.json.
-            marks: Ids of tokens that have a part to play, whatever they are called.
+            marks: Ids of further control tokens, regardless of their names.
 
         Raises:
             ValueError: tokenizers cannot read it.
@@ -58,7 +58,7 @@ class PlainText:
         self._unknown: int | None = model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, parts: Sequence[Part]) -> list[npt.NDArray[np.uint32]]:
-        """Token ids of each part. Shape (tokens,) each."""
+        """Encodes each part to token ids of shape (tokens,)."""
         found: list[npt.NDArray[np.uint32]] = [np.empty(0, dtype=np.uint32)] * len(parts)
         for begins in (True, False):
             numbers = [number for number, part in enumerate(parts) if part.begins is begins]
@@ -79,10 +79,10 @@ class PlainText:
         return any(token != self._unknown or self.control[token] in text for token in present)
 
     def _spelled(self, part: Part) -> npt.NDArray[np.uint32]:
-        """Encodes a part whose characters make up a token that is no text, by cutting it within that token.
+        """Encodes a part that spells a control token, by cutting it within that token.
 
-        The flags above keep names out of a text. A model may still hold them as words of its own: Unigram takes the
-        longest, BPE with `ignore_merges` whole words.
+        The flags of `_flagged` keep added tokens out of a text. A model may still have them in its vocabulary, where
+        Unigram takes the longest word and BPE with `ignore_merges` whole words.
         """
         tokenizer = self.tokenizer if part.begins else self._inner
         encoding = tokenizer.encode(part.text, add_special_tokens=False)
@@ -114,13 +114,13 @@ def _built(stored: dict[str, Any]) -> Tokenizer:
 
 
 def _flagged(stored: dict[str, Any], control: dict[int, str]) -> dict[str, Any]:
-    """The tokenizer with exactly its control tokens flagged: `encode_special_tokens` passes over those alone."""
+    """Flags exactly the control tokens, because `encode_special_tokens` skips only flagged tokens."""
     tokens = [{**token, "special": token["id"] in control} for token in stored.get("added_tokens") or ()]
     return {**stored, "added_tokens": tokens}
 
 
 def _without_prefix(stored: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer as it is within a text: without the space that it puts before one."""
+    """Removes the space that the tokenizer puts before a text, for pieces within one."""
     stored = {**stored, "normalizer": copy.deepcopy(stored.get("normalizer"))}
     stored["pre_tokenizer"] = copy.deepcopy(stored.get("pre_tokenizer"))
     for step in _steps(stored["normalizer"], "normalizers"):
@@ -137,7 +137,7 @@ def _without_prefix(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steps(step: dict[str, Any] | None, inner: str) -> Iterator[dict[str, Any]]:
-    """A step and those within it."""
+    """Yields a step and the steps nested in it."""
     if step:
         yield step
         for one in step.get(inner) or ():

@@ -1,1 +1,1 @@
-"""The recipe, the loop and its checkpoints."""
+"""The training loop, its checkpoints and its recovery from failures."""

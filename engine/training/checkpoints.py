@@ -1,6 +1,6 @@
-"""The checkpoints of one run: named by their step, and which of them are kept.
+"""Saves, lists and prunes the checkpoints of one run.
 
-What their files mean is engine.training.state's business; that they are whole is engine.atomic_dir's.
+engine.training.state defines their content; engine.atomic_dir makes sure that they are complete.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay: the newest, the best, and one for every so many hours."""
+    """Retention policy, which keeps the newest checkpoints, the best one, and one every `hours` hours."""
 
     newest: int = 2
     best: bool = True
-    "The one with the lowest held-out loss, of those that were saved when it was measured."
+    "Whether to keep the one with the lowest held-out loss, of those saved with an evaluation."
     hours: float = 0.0
-    "0 keeps none for its age."
+    "Hours between checkpoints that are kept for their age; 0 keeps none for it."
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
-    """A checkpoint that was written and read back."""
+    """A checkpoint that was written and verified."""
 
     path: Path
     step: int
@@ -52,15 +52,15 @@ class CheckpointFolder:
     def save(
         self, step: int, files: Iterable[tuple[str, bytes]], held_out_loss: float | None = None
     ) -> SavedCheckpoint:
-        """Writes a checkpoint, replacing one of the same step, and deletes those that need not stay.
+        """Writes a checkpoint, replaces one of the same step, and prunes old ones by the retention policy.
 
         Args:
-            step: Its number.
-            files: Names and contents, made one after the other.
-            held_out_loss: As measured with just these weights, None if it was not.
+            step: Its step.
+            files: Names and contents, produced one at a time.
+            held_out_loss: Held-out loss of exactly these weights; None if it was not measured.
 
         Raises:
-            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE; the checkpoints that were there are still there.
+            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE; existing checkpoints are untouched.
         """
         started = time.monotonic()
         final = self.path / f"step-{step:06d}"
@@ -73,19 +73,19 @@ class CheckpointFolder:
         return SavedCheckpoint(path=final, step=step, bytes=size, seconds=time.monotonic() - started)
 
     def newest_first(self) -> list[Path]:
-        """The checkpoints' folders, whether valid or not."""
+        """Lists the checkpoints' folders, valid or not."""
         found = [(int(match[1]), path) for path in self._entries() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]
 
     def heal(self) -> None:
-        """Puts right what a process left that was killed while it replaced a checkpoint."""
+        """Repairs the folder after a process was killed while it replaced a checkpoint."""
         for path in self._entries():
             if match := _HIDDEN.fullmatch(path.name):
                 with contextlib.suppress(OSError):
                     atomic_dir.heal(self.path / match[1])
 
     def keep_only_newest(self) -> int:
-        """Deletes all but the newest valid checkpoint, for room on a full disk; returns how many went."""
+        """Deletes all but the newest valid checkpoint to free disk space; returns the number deleted."""
         valid = next((path for path in self.newest_first() if _is_valid(path)), None)
         gone = [path for path in self.newest_first() if path != valid] if valid is not None else []
         for path in gone:
@@ -129,7 +129,7 @@ class CheckpointFolder:
 
 
 class ReadOnlyCheckpoints(CheckpointFolder):
-    """The same for a process that trains along: another one writes them."""
+    """Checkpoints of a rank that leaves writing them to another rank."""
 
     def save(
         self,
@@ -137,22 +137,22 @@ class ReadOnlyCheckpoints(CheckpointFolder):
         files: Iterable[tuple[str, bytes]],  # noqa: ARG002
         held_out_loss: float | None = None,  # noqa: ARG002
     ) -> SavedCheckpoint:
-        """Writes nothing."""
+        """Writes nothing, and returns the checkpoint that another rank writes."""
         return SavedCheckpoint(path=self.path / f"step-{step:06d}", step=step, bytes=0, seconds=0.0)
 
     def heal(self) -> None:
-        """Leaves it to the other."""
+        """Does nothing; the writing rank repairs the folder."""
 
     def keep_only_newest(self) -> int:
-        """Leaves it to the other."""
+        """Deletes nothing; the writing rank does."""
         return 0
 
 
 def verify(folder: Path) -> AtomicDir:
-    """A checkpoint, after every byte of it was compared with its manifest, and its name with its step.
+    """Verifies every byte of a checkpoint against its manifest, and its name against its step.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: the checkpoint differs from the one that was written.
     """
     found = atomic_dir.verify(folder)
     match = _NAME.fullmatch(folder.name)
@@ -162,7 +162,7 @@ def verify(folder: Path) -> AtomicDir:
 
 
 def _remove(path: Path) -> None:
-    """Hidden first: a process that is killed meanwhile must not leave half a checkpoint under its name."""
+    """Deletes a checkpoint. Renames it first, so that a killed process leaves no partial checkpoint under its name."""
     hidden = path.with_name(f".{path.name}.gone")
     with contextlib.suppress(OSError):
         path.rename(hidden)
@@ -178,7 +178,7 @@ def _is_valid(path: Path) -> bool:
 
 
 def writing_failed(path: Path, error: OSError) -> errors.EliteError:
-    """The typed error for a folder that could not be written."""
+    """Maps an OSError from writing a folder to a typed error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB"

@@ -1,4 +1,4 @@
-"""What the loop works with."""
+"""TrainerComponents, the parts that the training loop drives."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerComponents:
-    """What the loop works with, all of it ready for the next update."""
+    """Components of the training loop, all ready for the next update."""
 
     tuning: FineTuning
-    "What is trained."
+    "Trained weights and their model."
     step: TrainingStep
     optimizer: Optimizer | ZeroStep
     schedule: Schedule
     gradients: GradientPipeline
-    "What happens to the gradient before the optimiser sees it."
+    "Transforms of the gradient before the optimiser uses it."
     accelerator: Accelerator
     windows: WindowSource
     context: int
     "Tokens in the longest window."
     checkpoints: CheckpointFolder
     seed: int = 0
-    "With an update's position, what its random numbers follow from (`training.seed`)."
+    "Key of an update's random numbers, together with its position (`training.seed`)."
     evaluate: Callable[[], float | None]
-    "Scores the held-out files, emits EvalCompleted, and gives the loss a token; None if a stop came in between."
+    "Scores the held-out files, emits EvalCompleted, and returns the loss per token; None if a stop interrupted it."
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
-    "What else keeps state; every entry is in every checkpoint, under its name."
+    "Other stateful components; every entry is in every checkpoint, under its name."
     sequences: Callable[[Sequence[Window], int], Sequence[Window]] = lambda windows, _: windows
-    "What the update after so many steps trains on, of its windows: a curriculum cuts them."
+    "Maps an update's windows and the steps before it to its sequences; a curriculum cuts the windows."
     early_end: Callable[[], str | None] = lambda: None
-    "Why the run should end now, before its last step; None while it should go on."
+    "Returns why the run should end before its last step; None while it should continue."
 
     @property
     def model(self) -> Any:
-        """What computes."""
+        """The module that computes."""
         return self.tuning.model
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Puts the optimiser where its saved state has it, of this version or an earlier one."""
+        """Loads the optimizer state from a checkpoint of this version or an earlier one."""
         groups = getattr(self.optimizer, "positions", None)
         if groups is None:
             position = {id(parameter): i for i, parameter in enumerate(self.tuning.weights.values())}

@@ -1,4 +1,4 @@
-"""A full disk: old checkpoints go, and then the run waits for room instead of ending."""
+"""Handles a full disk. Deletes old checkpoints, then pauses the run until there is space, instead of ending it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from engine.training.checkpoints import CheckpointFolder
 
 PAUSED = f"{PAUSED_PREFIX}disk-full"
-"""Code of the warning with which a run says that it waits."""
+"""Code of the warning that the run waits for disk space."""
 
 _LOOK_SECONDS = 2.0
 _MARGIN = 1.2
 
 
 _RESULT_BYTES = 16 << 20
-"""Looked for before a result is written again; it may be larger, and then fails once more."""
+"""Free bytes before a result is written again. A larger result fails again and is retried."""
 
 
 class DiskSpace:
-    """Makes or awaits room for a checkpoint.
+    """Frees disk space for a checkpoint, or waits for it.
 
     Args:
-        session: Is told, and may bring a Stop or a Resume meanwhile.
+        session: Emits events, and receives Stop and Resume while waiting.
         folder: The run's checkpoints.
     """
 
@@ -39,10 +39,10 @@ class DiskSpace:
         self._session, self._folder = session, folder
 
     def until_written(self, write: Callable[[], None]) -> None:
-        """Writes something that the run must not end without, as often as it takes until there is room for it.
+        """Retries a write that the run must not end without until there is space for it.
 
         Raises:
-            EliteError: OUTPUT_FULL, at a Stop, or where the run does not recover by itself.
+            EliteError: OUTPUT_FULL, at a Stop, or if recovery is off.
         """
         while True:
             try:
@@ -58,10 +58,10 @@ class DiskSpace:
                 return
 
     def make(self, needed: int, error: EliteError) -> None:
-        """Returns when there may be room for `needed` bytes.
+        """Frees `needed` bytes by deleting older checkpoints, or waits for them.
 
         Raises:
-            EliteError: `error` itself, if the run was told to stop in the meantime.
+            EliteError: `error` itself, if a Stop arrived in the meantime.
         """
         pruned = self._folder.keep_only_newest()
         if pruned:
@@ -73,7 +73,7 @@ class DiskSpace:
         self.wait(needed, error)
 
     def wait(self, needed: int, error: EliteError) -> None:
-        """Pauses until there is room, until told to go on, or to stop.
+        """Pauses until `needed` bytes are free, or until a Resume or a Stop arrives.
 
         Raises:
             EliteError: `error` itself, at a Stop.
@@ -108,5 +108,5 @@ class DiskSpace:
 
 
 def _found_no_room(error: Exception) -> bool:
-    # safetensors and tokenizers write files themselves, and have the system's error in their message only.
+    # safetensors and tokenizers write files themselves, and give the system's error only in their message.
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

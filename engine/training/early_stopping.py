@@ -1,4 +1,4 @@
-"""Ends a run whose held-out loss no longer falls, and keeps the adapter that scored best."""
+"""Early stopping. Ends a run whose held-out loss no longer falls, and keeps the best adapter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import Parameter
 
 
 class EarlyStopping:
-    """Watches the evaluations of a run.
+    """Tracks the evaluations of a run.
 
     Args:
-        parameters: What is kept of the best one, by name.
+        parameters: Parameters to keep from the best evaluation, by name.
         patience: Evaluations without a lower loss after which the run should end.
     """
 
@@ -27,7 +27,7 @@ class EarlyStopping:
 
     @torch.no_grad()
     def observe(self, loss: float) -> None:
-        """The adapter as it is now scored this loss on the held-out files."""
+        """Records the held-out loss of the current adapter."""
         if loss < self.best_loss:
             self.best_loss, self._since = loss, 0
             for name, parameter in self._live.items():
@@ -37,25 +37,25 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str | None:
-        """Why the run should end now, or None."""
+        """Why the run should end now; None if it should not."""
         if self._since < self._patience:
             return None
         return f"the held-out loss has not fallen below {self.best_loss:.4f} in {self._since} evaluations"
 
     @torch.no_grad()
     def keep_best(self) -> None:
-        """Leaves the best adapter in the model, if any was scored."""
+        """Restores the best adapter into the model, if any was scored."""
         if math.isfinite(self.best_loss):
             for name, parameter in self._live.items():
                 parameter.copy_(self._best[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best adapter by name, its loss (None before the first), and the evaluations since."""
+        """Returns the best adapter by name, its loss (None before the first), and the evaluations since."""
         loss = self.best_loss if math.isfinite(self.best_loss) else None
         return {**self._best, "best_loss": loss, "since": self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes on what `state_dict` gave."""
+        """Loads a state that `state_dict` returned."""
         self.best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
         self._since = int(state["since"])
         for name, value in self._best.items():

@@ -1,4 +1,4 @@
-"""The loop: update after update, obeying commands in between, saving as it goes, going back where it must."""
+"""The training loop. Makes updates, executes commands between them, saves checkpoints, and rolls back on failure."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from engine.training.state import Progress
 
 ETA_STEPS = 20
-"""Latest steps whose speed the estimate of the time left is made from."""
+"""Latest steps whose mean time gives the ETA."""
 
 
 PROGRESS_SECONDS = 0.2
-"""Shortest time between two reports from inside a step."""
+"""Least seconds between two progress events from inside a step."""
 
 
 def fit(session: TrainingSession, parts: TrainerComponents, progress: Progress) -> Literal["completed", "stopped"]:
-    """Trains from where `progress` stands to its end, or until told to stop. Leaves a checkpoint either way.
+    """Trains from `progress` to the last update, or until a Stop. Saves a checkpoint either way.
 
     Raises:
-        EliteError: what engine.training.recovery could not deal with, after saving what is good.
+        EliteError: a failure that engine.training.recovery could not handle, after the last good state was saved.
     """
     updates = list(plan_updates(parts.windows, session.config.training, parts.context))
     rollback = RollbackStore(session, parts, progress)
@@ -70,7 +70,7 @@ def _fit(
                 recovery.handle(error)
                 continue
         if stop is not None:
-            # The keeper's generators are from before an abandoned step, so that resuming draws what it drew.
+            # The RNG states to save are from before an abandoned step, so that resuming draws the same numbers.
             if stop.save:
                 rollback.save_now()
             return "stopped"
@@ -90,7 +90,7 @@ def _fit(
 
 
 def _score_if_due(parts: TrainerComponents, progress: Progress, every: int) -> float | None:
-    """The held-out loss, every so many steps but not at the end, where it is scored anyway."""
+    """Evaluates the held-out loss every `every` steps, except at the end, where it is evaluated anyway."""
     if every and progress.step % every == 0 < progress.total_steps - progress.step:
         return parts.evaluate()
     return None
@@ -101,11 +101,11 @@ def _told(loss: float | None) -> str:
 
 
 class _Monitor:
-    """Passes a step's progress on, and the wish to stop down; looks after the machine meanwhile."""
+    """Emits a step's progress, tells the step of a requested stop, and runs the machine's watches."""
 
     def __init__(self, session: TrainingSession, step: int, watch: Callable[[], None]) -> None:
         self._session, self._step, self._watch = session, step, watch
-        self._told_at = time.monotonic()  # short steps have nothing to tell from inside
+        self._told_at = time.monotonic()  # short steps report no progress from inside
 
     def progress(self, stage: str, done: int, total: int, *, layer: int | None = None, tile: int | None = None) -> None:
         now = time.monotonic()
@@ -120,7 +120,7 @@ class _Monitor:
 
 
 class _Pace:
-    """How long the steps that are left will take, by the latest ones."""
+    """ETA of the run, from the mean time of the latest steps."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=ETA_STEPS)

@@ -1,4 +1,4 @@
-"""One optimiser step: the gradient of an update's windows, clipped, applied, and counted."""
+"""Takes one optimiser step. Computes the gradient of an update's windows, clips and applies it, and counts progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFigures:
-    """What one optimiser step has to tell."""
+    """Results of one optimiser step."""
 
     result: StepResult
     lr: float
@@ -33,11 +33,14 @@ class StepFigures:
 def take_optimizer_step(
     parts: TrainerComponents, progress: Progress, update: Update, monitor: StepMonitor
 ) -> StepFigures:
-    """One optimiser step over the windows of one update. Changes weights and progress only if all went well.
+    """Takes one optimiser step over the windows of one update. Changes weights and progress only if nothing failed.
 
-    The gradient is that of the mean over all the update's targets, as of one big batch: each window's summed
-    loss is scaled by 1 / (targets of the update), not by 1 / (number of windows). Its random numbers follow from the
-    run's seed and the number of updates made before it, whatever ran in between.
+    The gradient is that of the mean loss over all the update's targets, as for one big batch. Each window's summed loss
+    is therefore scaled by 1 / (targets of the update), not by 1 / (number of windows). Random numbers depend only on
+    the run's seed and the number of updates made before.
+
+    Raises:
+        EliteError: LOSS_NOT_FINITE; GRADIENT_NOT_FINITE, if no loss scaler handles the overflow.
     """
     started = time.monotonic()
     parts.optimizer.zero_grad(set_to_none=True)
@@ -55,7 +58,7 @@ def take_optimizer_step(
     if not math.isfinite(norm) and scaler is None:
         raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
     lr = float(parts.schedule.get_last_lr()[0])
-    parts.optimizer.step()  # with fp16's scaler, skipped when the scaled gradients overflowed
+    parts.optimizer.step()  # fp16's scaler skips it if the scaled gradients overflowed
     parts.schedule.step()
     seconds = time.monotonic() - started
     progress.step += 1

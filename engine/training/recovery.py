@@ -1,15 +1,15 @@
-"""What a run does when something fails: go back, skip, repeat in less memory, or end in good order.
+"""Recovers from failures of a run by rollback, by skipping data, by retrying in less memory, or by a clean end.
 
-| failure | what is done |
+| failure | recovery |
 |---|---|
-| memory full within the step | the step is re-planned and repeated (engine.steps.oom_fallback) |
-| the same in a window that ranks share | all ranks begin again, in a smaller step (engine.steps.oom_consensus) |
-| memory full in the optimiser | a smaller step, back to the last snapshot, and the same updates again |
-| NaN or a spike of the loss | back to the last snapshot, past these updates, at a lower rate (arXiv 2204.02311 §5.1) |
-| disk full | older checkpoints go, then the run waits (engine.training.disk_space) |
-| GPU or driver gone | the snapshot in memory becomes the last checkpoint, and the run ends |
-| another rank gone | the same with what this rank has: the present state, else the snapshot |
-| host memory low, card hot | engine.training.watches |
+| OOM within the step | the step is re-planned and retried (engine.steps.oom_fallback) |
+| OOM in a window that ranks share | all ranks restart the step in a smaller layout (engine.steps.oom_consensus) |
+| OOM in the optimiser | a smaller step, rollback to the last snapshot, and the same updates again |
+| NaN or a loss spike | rollback to the last snapshot, these updates skipped, lower rate (arXiv 2204.02311 §5.1) |
+| disk full | older checkpoints are deleted, then the run waits (engine.training.disk_space) |
+| GPU or driver lost | the snapshot in memory becomes the last checkpoint, and the run ends |
+| another rank lost | this rank saves its current state, else the snapshot, and the run ends |
+| host memory low, GPU hot | engine.training.watches |
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
 
 class Recovery:
-    """Deals with the failures of one run.
+    """Recovers from the failures of one run.
 
     Args:
-        session: Is told what was done, and why.
-        parts: What training works with.
-        progress: How far it is.
-        keeper: What it can go back to.
-        updates: All of the run's.
+        session: Receives an event for each recovery, with its reason.
+        parts: Components of the loop.
+        progress: Progress of the run.
+        rollback: Snapshots and checkpoints to roll back to.
+        updates: All updates of the run.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class Recovery:
         )
 
     def watch(self) -> None:
-        """Looks after the machine; cheap enough for every tile of a step.
+        """Runs the machine's watches; cheap enough for every tile of a step.
 
         Raises:
-            HostMemoryLowError: the step should take less host memory.
+            HostMemoryLowError: the step should use less host memory.
         """
         self._heat()
         self._host_memory()
 
     def between_steps(self) -> None:
-        """Looks after the machine where a smaller step costs nothing but its buffers, and a pause nothing at all.
+        """Runs the machine's watches between steps, where a smaller layout repeats no work and a pause is harmless.
 
         Raises:
             EliteError: OUTPUT_FULL.
@@ -95,7 +95,7 @@ class Recovery:
             self._shrink("host", str(error))
 
     def accept(self, loss: float) -> bool:
-        """Whether an update that was just made may stay; if not, the run has gone back.
+        """Tells whether to keep the latest update; if not, the run has rolled back.
 
         Raises:
             EliteError: TRAINING_UNSTABLE.
@@ -103,21 +103,21 @@ class Recovery:
         deviation = self._spikes.deviation(loss)
         if not self._spikes.is_spike(loss):
             if self._gone_back_to is not None and self._keeper.snapshot.progress.step > self._gone_back_to:
-                self._gone_back_to = None  # far enough from the last failure to trust memory again
+                self._gone_back_to = None  # far enough from the last failure to trust the snapshot again
             return True
         step = self._progress.step
         self._go_past(step, f"the loss of step {step:,} was {loss:.3f}, {deviation:.0f} deviations above its median")
         return False
 
     def handle(self, error: Exception) -> None:
-        """Returns when training can go on from where the run's progress now stands; else raises.
+        """Recovers from a failed step, so that training can continue from the run's progress; else raises.
 
         Raises:
             EliteError: TRAINING_UNSTABLE, or `error` itself.
         """
         step = self._progress.step + 1
         if is_driver_failure(error) or _is_lost_rank(error):
-            raise error  # `keep_what_is_left` meets both, here and between steps
+            raise error  # `keep_what_is_left` handles both, here and between steps
         if self._bounds.enabled and is_divergence(error):
             self._go_past(step, str(error.args[0]))
             return
@@ -126,13 +126,13 @@ class Recovery:
             self._repeat_smaller(place, error)
             return
         if isinstance(error, EliteError) or place is not None:
-            # Weights and progress are those before the failed update: worth keeping.
+            # Weights and progress are still those before the failed update, so they are worth saving.
             self._keeper.save_now()
         raise error
 
     @contextlib.contextmanager
     def keep_what_is_left(self) -> Iterator[None]:
-        """Around all of training: saves what there is when the card or another rank is gone, in a step or between two.
+        """Wraps training; saves the last good state when the GPU or another rank is lost, within or between steps.
 
         Raises:
             EliteError: GPU_LOST in place of the driver's error.
@@ -147,7 +147,7 @@ class Recovery:
             raise
 
     def _save_alone(self) -> None:
-        """Another rank is gone. Where weights and states are spread, the newest snapshot is all that is left."""
+        """Saves after another rank was lost. With sharded weights and states, only the newest snapshot is left."""
         try:
             self._keeper.save_now()
         except EliteError:
@@ -156,7 +156,7 @@ class Recovery:
     # --- memory ---------------------------------------------------------------------------------------------
 
     def _repeat_smaller(self, place: Place, error: Exception) -> None:
-        """The optimiser may have changed some weights and not others: the updates since the snapshot are made again."""
+        """Rolls back and shrinks the step. The optimiser may have changed only some weights, so updates are redone."""
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         error.__traceback__ = None  # its frames hold tensors
         release_memory()
@@ -174,7 +174,7 @@ class Recovery:
     # --- divergence -----------------------------------------------------------------------------------------
 
     def _go_past(self, failed: int, why: str) -> None:
-        """Back to the last good state, and past every update from there to the failed one, at a lower rate."""
+        """Rolls back to the last good state, skips all updates up to the failed one, and lowers the learning rate."""
         progress = self._progress
         snapshot = self._last_good()
         rate = progress.rate_scale * self._bounds.rate_factor
@@ -199,7 +199,7 @@ class Recovery:
         self._keeper.keep()
 
     def _last_good(self) -> Snapshot:
-        """The snapshot in memory; where that has just failed, the newest checkpoint before it."""
+        """Returns the snapshot in memory; if training from that has just failed, the newest checkpoint before it."""
         snapshot = self._keeper.snapshot
         if self._gone_back_to is not None:
             older = self._keeper.checkpoint_before(self._gone_back_to)
@@ -214,10 +214,10 @@ class Recovery:
         write_recovery_report(report, self._session.run.id, self._progress, why)
         raise errors.TRAINING_UNSTABLE(rollbacks=self._progress.rollbacks, last=why, report=report.name)
 
-    # --- the card -------------------------------------------------------------------------------------------
+    # --- the GPU --------------------------------------------------------------------------------------------
 
     def _gpu_lost(self, error: Exception, step: int) -> EliteError:
-        """Weights on the card may be unreadable; the snapshot is on the host."""
+        """Saves the snapshot, which is on the host; weights on the GPU may be unreadable."""
         saved = self._keeper.save_snapshot()
         kept = f"step {saved.step:,}" if saved is not None else "its last checkpoint"
         problem = str(error).strip().splitlines()[0]
@@ -233,5 +233,5 @@ def _is_lost_rank(error: Exception) -> bool:
 
 
 def _scale_rate(parts: TrainerComponents, ratio: float) -> None:
-    """Multiplies the learning rate, now and in all that the schedule will set."""
+    """Multiplies the current and all later learning rates of the schedule."""
     parts.schedule.scale_rate(ratio)

@@ -1,4 +1,4 @@
-"""report.md of a run that gave up: what went wrong, what was tried, where to go on."""
+"""Writes report.md of a run that gave up, with its failures, recoveries and next steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_recovery_report(path: Path, run: str, progress: Progress, last: str) -> None:
-    """Writes the report, replacing an older one in one go.
+    """Writes the report and replaces an older one atomically.
 
     Raises:
         OSError: the disk is full or not writable.

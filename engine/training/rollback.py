@@ -1,4 +1,4 @@
-"""What a run can go back to: a snapshot in memory, a few updates old at most, and its checkpoints."""
+"""Rollback targets of a run, which are a snapshot in memory, at most a few updates old, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEEP_STEPS = 10
 KEEP_SECONDS = 600.0
-"""A snapshot is taken after this many updates or seconds, whichever comes first."""
+"""A snapshot is taken after KEEP_STEPS updates or KEEP_SECONDS seconds, whichever comes first."""
 
 
 _JOURNAL_BYTES = 1 << 20
@@ -33,9 +33,9 @@ class RollbackStore:
     """Takes snapshots and writes checkpoints of one run. `close` it at the end.
 
     Args:
-        session: Is told of checkpoints.
-        parts: Whose state is kept.
-        progress: Kept with it.
+        session: Receives an event for each checkpoint.
+        parts: Components whose state is saved.
+        progress: Progress that is saved with them.
     """
 
     def __init__(self, session: TrainingSession, parts: TrainerComponents, progress: Progress) -> None:
@@ -46,14 +46,14 @@ class RollbackStore:
         self._group = session.group
         self._generators = capture_random()
         self.snapshot = self._take()
-        "The newest in memory."
+        "Newest snapshot in memory."
         self._kept_at = self._saved_at = time.monotonic()
         self._group.emergency = self.save_snapshot
 
     # --- in memory ------------------------------------------------------------------------------------------
 
     def mark(self) -> None:
-        """The next update is about to draw its first random number: what is saved from now on draws it again."""
+        """Captures the RNG states before the next update, so that a state saved from now on draws its numbers again."""
         self._generators = capture_random()
 
     def keep(self) -> None:
@@ -62,15 +62,15 @@ class RollbackStore:
         self._kept_at = time.monotonic()
 
     def keep_if_due(self) -> None:
-        """Takes a snapshot if the last one is old."""
+        """Takes a snapshot if the last one is older than KEEP_STEPS or KEEP_SECONDS."""
         steps = self._progress.step - self.snapshot.progress.step
         if steps >= KEEP_STEPS or self._group.agree(lambda: time.monotonic() - self._kept_at >= KEEP_SECONDS):
             self.keep()
 
     def go_back(self, snapshot: Snapshot) -> None:
-        """Puts the run where a snapshot has it: weights, optimiser, schedule, generators, position in the data.
+        """Restores weights, optimiser, schedule, RNG states and data position from a snapshot.
 
-        What is known of failures stays known.
+        The record of failures is kept.
         """
         restore(snapshot, self._parts)
         now, then = self._progress, snapshot.progress
@@ -78,7 +78,7 @@ class RollbackStore:
         self._parts.optimizer.zero_grad(set_to_none=True)
 
     def checkpoint_before(self, step: int) -> Snapshot | None:
-        """The newest valid checkpoint of an earlier step than this."""
+        """Reads the newest valid checkpoint of a step before `step`; None if there is none."""
         self._saver.wait()
         path = self._group.agree(lambda: self._path_before(step))
         return None if path is None else read_snapshot(verify(path))
@@ -99,7 +99,7 @@ class RollbackStore:
     # --- on disk --------------------------------------------------------------------------------------------
 
     def save_if_due(self, held_out_loss: float | None = None) -> None:
-        """Starts to write a checkpoint, if it is time or if these weights are the best so far.
+        """Starts to write a checkpoint, if one is due or if these weights were just evaluated.
 
         Raises:
             EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
@@ -116,7 +116,7 @@ class RollbackStore:
         return is_time and not self._saver.busy
 
     def save_now(self) -> str:
-        """Writes a checkpoint, waits until it is complete, and says where it is.
+        """Writes a checkpoint, waits until it is complete, and returns its place in words.
 
         Raises:
             EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
@@ -128,7 +128,7 @@ class RollbackStore:
     def save_snapshot(self) -> SavedCheckpoint | None:
         """Writes the snapshot in memory unless that or a later state is on disk; returns the newest on disk.
 
-        For a GPU that is gone: it touches nothing on the card.
+        It does not touch the GPU, so it works after the GPU is lost.
         """
         self._settle()
         if self._saver.last is None or self._saver.last.step < self.snapshot.progress.step:
@@ -136,10 +136,10 @@ class RollbackStore:
         return self._saver.last
 
     def await_journal(self) -> None:
-        """Waits while the disk has no room even for events.
+        """Waits while the disk has no space even for the journal.
 
         Raises:
-            EliteError: OUTPUT_FULL, without recovery or at a Stop.
+            EliteError: OUTPUT_FULL, if recovery is off or at a Stop.
         """
         if self._session.journal_waits:
             error = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its journal")
@@ -148,7 +148,7 @@ class RollbackStore:
             self._space.wait(_JOURNAL_BYTES, error)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the checkpoint that is being written."""
         self._saver.close()
 
     def _write(self, snapshot: Snapshot, held_out_loss: float | None, *, wait: bool = False) -> SavedCheckpoint | None:
@@ -163,7 +163,7 @@ class RollbackStore:
                 return self._saver.last
 
     def _check(self) -> None:
-        """Meets what the last writing in the background met: with room again, it is written again."""
+        """Handles a failure of the last background write; writes again once there is space."""
         if self._group.agree(self._had_no_room):
             self.keep()
             self._write(self.snapshot, None)

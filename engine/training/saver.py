@@ -1,4 +1,4 @@
-"""Writes checkpoints in a thread of its own, so that training waits only for the copy in memory."""
+"""Writes checkpoints in a background thread, so that training waits only for the copy in memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Saver:
-    """One checkpoint at a time; a failure comes back at the next call. Waited for when the process exits.
+    """Writes one checkpoint at a time and raises a failure at the next call. Process exit waits for it.
 
     Args:
-        folder: Where they go.
-        announce: Told of each one that is complete, in the saver's thread.
+        folder: Folder of the checkpoints.
+        announce: Called with each complete checkpoint, in the saver's thread.
     """
 
     def __init__(self, folder: CheckpointFolder, announce: Callable[[SavedCheckpoint], None]) -> None:
@@ -24,35 +24,35 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[SavedCheckpoint] | None = None
         self.last: SavedCheckpoint | None = None
-        "The newest that is complete."
+        "Newest complete checkpoint."
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written."""
         return self._pending is not None and not self._pending.done()
 
     def begin(self, snapshot: Snapshot, held_out_loss: float | None = None) -> None:
-        """Starts to write a snapshot, after the one before it.
+        """Starts to write a snapshot, after the previous one is complete.
 
         Raises:
-            EliteError: OUTPUT_FULL or OUTPUT_UNWRITABLE, the one before could not be written.
+            EliteError: OUTPUT_FULL or OUTPUT_UNWRITABLE, if the previous one could not be written.
         """
         self.wait()
         self._pending = self._thread.submit(self._write, snapshot, held_out_loss)
 
     def check(self) -> None:
-        """Raises what the last writing met, if it has ended; once."""
+        """Raises the error of the last write, once, if it has ended with one."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until nothing is being written, and raises what the last writing met."""
+        """Waits for the write in progress, and raises its error."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Waits for what is being written, and ends the thread. Raises nothing: the loop has its own end."""
+        """Waits for the write in progress, and ends the thread. Raises nothing, so as not to hide the loop's error."""
         self._thread.shutdown(wait=True)
 
     def _write(self, snapshot: Snapshot, held_out_loss: float | None) -> SavedCheckpoint:

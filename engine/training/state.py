@@ -1,9 +1,9 @@
-"""Everything that the next update depends on: taken at one moment, kept in memory, and to and from a checkpoint.
+"""Captures, saves and restores the complete training state.
 
-A `Snapshot` is a copy on the host: training goes on while it is written, and can go back to it at once. In files it
-is safetensors and JSON only: reading a checkpoint never runs code. The files of what is trained are the library's own,
-so a checkpoint's folder can be loaded as it is: an adapter with `PeftModel.from_pretrained`, a whole model with
-`AutoModelForCausalLM.from_pretrained`.
+A `Snapshot` is a copy on the host. Training continues while it is written, and can roll back to it at once. Its files
+are safetensors and JSON only, so reading a checkpoint never runs code. The files of the trained weights are the
+library's own, so a checkpoint's folder loads directly, an adapter with `PeftModel.from_pretrained` and a whole model
+with `AutoModelForCausalLM.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -37,63 +37,63 @@ _FORMS = {kind.weights_file: kind.config_file for kind in (AdapterTuning, FullTu
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come. The only mutable record of it."""
+    """Progress of a run. The only mutable record of it."""
 
     step: int = 0
-    "Updates done or skipped: the position among the run's updates."
+    "Updates done or skipped, which is the position among the run's updates."
     total_steps: int
     epoch: float = 0.0
     windows: int = 0
-    "Windows trained on, counted again in each epoch."
+    "Windows trained on; each epoch counts them again."
     tokens: int = 0
     "Targets trained on."
     seconds: float = 0.0
-    "Time spent in updates, in all sessions together."
+    "Seconds spent in updates, over all sessions."
     data: str = ""
-    "Identifies the windows: a resumed run must find the same ones."
+    "Identifies the windows; a resumed run must find the same ones."
     loss_before: float | None = None
-    "Held-out loss of the base model, nats a token."
+    "Held-out loss of the base model, nats per token."
     held_out_scored: int = 0
     "Tokens that it was measured on."
     rate_scale: float = 1.0
-    "What recoveries lowered the learning rate to, as a share of the configured one."
+    "Learning rate after recoveries, as a share of the configured one."
     rollbacks: int = 0
-    "Times that the run went back because the loss was not what it should be."
+    "Rollbacks because of a NaN or a loss spike."
     skipped: list[int] = field(default_factory=list)
-    "Updates that were passed over, counted from 1."
+    "Updates that were skipped, counted from 1."
     recoveries: list[str] = field(default_factory=list)
-    "What went wrong so far and what was done, one line each."
+    "Failures so far and their recoveries, one line each."
     layout: dict[str, Any] | None = None
-    "How the step is laid out, as engine.plan.step_layout.StepLayout writes it; None before the first one."
+    "Layout of the step, as engine.plan.step_layout.StepLayout writes it; None before the first one."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The run between two updates, on the host."""
+    """The training state between two updates, on the host."""
 
     progress: Progress
-    "A copy: it stays as it is."
+    "A copy, which does not change."
     tensors: Mapping[str, Mapping[str, Tensor]]
-    "By file, by name."
+    "File name → tensor name → tensor."
     record: Mapping[str, Any]
-    "JSON values: what is not a tensor."
+    "State other than tensors, as JSON values."
     weights_file: str
-    "The one among them that holds what is trained."
+    "Name of the file with the trained weights."
     config: str
-    "What the library needs beside the weights, as text."
+    "Text of the configuration that the library needs beside the weights."
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """What is trained, by the library's names."""
+        """Trained weights in their shapes, by the library's names."""
         return self.tensors[self.weights_file]
 
     @property
     def size(self) -> int:
-        """Bytes that its tensors take, in memory as in files."""
+        """Bytes of its tensors, in memory and in files."""
         return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group.values())
 
     def files(self) -> Iterator[tuple[str, bytes]]:
-        """A checkpoint's files, each made when it is asked for."""
+        """Yields a checkpoint's files by name, each serialized when it is requested."""
         for name, tensors in self.tensors.items():
             yield name, safetensors.torch.save(dict(tensors))
         yield _FORMS[self.weights_file], self.config.encode()
@@ -101,16 +101,16 @@ class Snapshot:
 
 
 def capture(parts: TrainerComponents, progress: Progress, generators: RandomState) -> Snapshot:
-    """The run as it is now.
+    """Captures the current training state.
 
     Args:
-        parts: What is trained is taken, a frozen base model is not; optimiser, schedule, loss scaler, and every entry
-            of `stateful`.
-        progress: As it is.
-        generators: As they were before the first draw that the next update will make.
+        parts: Components. Trained weights, optimiser, schedule, loss scaler and every entry of `stateful` are
+            captured; a frozen base model is not.
+        progress: Current progress, which is copied.
+        generators: RNG states before the first draw of the next update.
 
     Raises:
-        TypeError: something keeps a state that is neither tensors nor JSON values.
+        TypeError: a component has a state that is neither tensors nor JSON values.
     """
     scaler = parts.accelerator.scaler
     optimizer, moments = tensor_tree.split(parts.optimizer.state_dict())
@@ -136,10 +136,10 @@ def capture(parts: TrainerComponents, progress: Progress, generators: RandomStat
 
 
 def read_snapshot(checkpoint: AtomicDir) -> Snapshot:
-    """The run as a checkpoint holds it.
+    """Reads the training state from a checkpoint.
 
     Raises:
-        DamagedError: its files are whole, but are not a checkpoint's.
+        DamagedError: its files are complete, but are not a checkpoint's.
     """
     try:
         record = dict(json.loads(checkpoint.read(STATE)))
@@ -156,16 +156,16 @@ def read_snapshot(checkpoint: AtomicDir) -> Snapshot:
 
 
 def _read_tensors(checkpoint: AtomicDir, name: str) -> dict[str, Tensor]:
-    # A tensor at a time: the file as a whole, beside its tensors, would be twice the memory.
+    # Reads one tensor at a time, because the whole file beside its tensors would take twice the memory.
     with safe_open(checkpoint.path / name, framework="pt") as file:
         return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
 def restore(snapshot: Snapshot, parts: TrainerComponents) -> None:
-    """Puts everything where the snapshot has it: weights, optimiser, schedule, loss scaler, `stateful`, generators.
+    """Restores weights, optimiser, schedule, loss scaler, `stateful` and RNG states from a snapshot.
 
     Raises:
-        DamagedError: it is of another model or another optimiser.
+        DamagedError: the snapshot is of another model or another optimiser.
     """
     record, tensors = snapshot.record, snapshot.tensors
     try:
@@ -178,7 +178,7 @@ def restore(snapshot: Snapshot, parts: TrainerComponents) -> None:
         if parts.accelerator.scaler is not None and others["scaler"]:
             parts.accelerator.scaler.load_state_dict(others["scaler"])
         for name, entry in parts.stateful.items():
-            if name in others["parts"]:  # one that was switched on since starts anew
+            if name in others["parts"]:  # a component that was switched on since has no saved state
                 entry.load_state_dict(others["parts"][name])
         restore_random(RandomState(tensors[RANDOM], record["random"]))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""State dictionaries of any library, as JSON and tensors: what a checkpoint holds, and never more than data.
+"""Converts state dictionaries of any library to JSON and tensors, and back, for checkpoints.
 
-Optimisers, schedules and whatever else keeps state return nested dictionaries, lists and tuples of tensors and
+Optimisers, schedules and other stateful components return nested dictionaries, lists and tuples of tensors and
 numbers, with keys that need not be text. `split` takes the tensors out and leaves a JSON value with their names;
-`join` puts them back. No step of it runs code, as unpickling would.
+`join` puts them back. Neither runs code from the file, as unpickling would.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ _MARKS = (_TENSOR, _ITEMS, _TUPLE, _FLOAT)
 
 
 def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A JSON value and the tensors by name, copied to the host. Functions become null, as in torch's own state.
+    """Splits a state into a JSON value and its tensors by name.
+
+    Tensors are copied to the host in their shapes and dtypes. Functions become null, as in torch's own state.
 
     Raises:
-        TypeError: something in it is neither a tensor nor a value that JSON has.
+        TypeError: the state holds a value that is neither a tensor nor representable in JSON.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(tree, "", tensors), tensors
@@ -31,7 +33,7 @@ def split(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = path
-        while name in tensors:  # 0 and "0" are two keys with one name, and so are "a.b" and b in a
+        while name in tensors:  # the keys 0 and "0" give the same name, and so do "a.b" and b in a
             name += "'"
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
@@ -56,7 +58,7 @@ def _join(path: str, key: object) -> str:
 
 
 def join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What was split, with copies of the tensors: the originals stay as they are.
+    """Rebuilds a state from the two results of `split`, with copies of the tensors in their shapes and dtypes.
 
     Raises:
         KeyError, TypeError, ValueError: the two do not belong together.

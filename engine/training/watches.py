@@ -1,6 +1,6 @@
-"""What a run keeps an eye on while it trains: host memory that runs short, a card that slows down for its heat.
+"""Watches for low host memory and for a GPU that throttles because of heat.
 
-A watch is called often, also from within a step, and looks only as often as it makes sense.
+A watch is called often, also from within a step, and limits its own rate of reading.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _HEAT_AGAIN_SECONDS = 1800.0
 _STALLED = 20.0
 _STALL_MATTERS_BELOW = 3.0
 _MEMORY_AGAIN_SECONDS = 60.0
-"""After smaller buffers were asked for, so that their effect shows before still smaller ones are."""
+"""Seconds after a low reading until the next one, so that smaller buffers take effect first."""
 
 
 class HostMemoryWatch:
-    """Raises HostMemoryLowError before the kernel would end a process, where smaller buffers can be had.
+    """Raises HostMemoryLowError before the OOM killer would end a process, if the step can use smaller buffers.
 
-    Low is: less than `reserve` of the RAM that this process may use is available; or, up to three times that, while
-    everything on the machine spends a fifth of its time waiting for memory (PSI, "full avg10").
+    Memory is low if less than `reserve` of the RAM that this process may use is available. Up to three times that is
+    low too, while all tasks of the machine wait for memory a fifth of the time (PSI, "full avg10").
 
     Args:
         reserve: Share of RAM; 0 never raises.
-        emit: Takes a warning where nothing can be done.
-        can_shrink: Whether the step has a layout that takes less host memory.
-        root: Where /proc and /sys are mounted.
-        clock: Seconds.
+        emit: Receives a warning if the step cannot shrink.
+        can_shrink: Tells whether the step has a layout that takes less host memory.
+        root: Mount point of /proc and /sys.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HostMemoryWatch:
         self._warned = False
 
     def __call__(self) -> None:
-        """Looks at most once a second.
+        """Reads memory at most once a second.
 
         Raises:
             HostMemoryLowError: memory is low.
@@ -87,7 +87,7 @@ class HostMemoryWatch:
 
 
 def read_stall(root: Path = Path("/")) -> float:
-    """Percent of the last ten seconds in which all tasks waited for memory; 0 where the kernel does not say."""
+    """Reads the percentage of the last ten seconds in which all tasks waited for memory; 0 if the kernel has no PSI."""
     try:
         lines = (root / "proc/pressure/memory").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
@@ -106,9 +106,9 @@ class HeatWatch:
     """Warns when a GPU lowers its clock because it is hot.
 
     Args:
-        emit: Takes the warning.
+        emit: Receives the warning.
         sample: Reads the GPUs.
-        clock: Seconds.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class HeatWatch:
         self._told = -_HEAT_AGAIN_SECONDS
 
     def __call__(self) -> None:
-        """Looks every half minute, and warns every half hour at most."""
+        """Reads the GPUs every half minute, and warns every half hour at most."""
         now = self._clock()
         if now - self._looked < _HEAT_SECONDS:
             return
