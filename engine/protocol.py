@@ -382,6 +382,8 @@ def _refuse_constant(name: str) -> None:
 
 
 T = typing.TypeVar("T")
+_MOST = 2**63
+"Whole numbers of events are below it: bytes, tokens, seconds since 1970."
 
 
 def _build(cls: type[T], data: dict[str, Any]) -> T:
@@ -414,8 +416,9 @@ def _is(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     if hint is type(None):
         return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and isinstance(value, float):
+        return True
+    if hint in (float, int):
+        # JSON has whole numbers of any length, which no float holds and no screen shows.
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
     return isinstance(value, hint)

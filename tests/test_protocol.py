@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import protocol
-from engine.protocol import Envelope, LogLine, ProtocolError, RunStarted, StepCompleted, Stop, UnknownEvent
+from engine.protocol import Envelope, LogLine, ProtocolError, RunFinished, RunStarted, StepCompleted, Stop, UnknownEvent
 
 STEP = StepCompleted(
     step=1, total_steps=2, epoch=0.5, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=10, tokens_per_second=5.0
@@ -85,3 +85,19 @@ def test_no_input_raises_anything_else(line):
 
 def test_events_have_defaults_only_where_a_reader_may_miss_them():
     assert [f.name for f in fields(RunStarted)][:3] == ["model", "context", "total_steps"]
+
+
+@pytest.mark.parametrize(
+    "number", ["1" + "0" * 400, "-1" + "0" * 30, str(2**63)], ids=["400 digits", "-30 digits", "2^63"]
+)
+@pytest.mark.parametrize("field", ["step", "loss", "tokens", "time"])
+def test_a_whole_number_that_no_screen_could_show_is_refused(field, number):
+    told = json.loads(protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
+    with pytest.raises(ProtocolError):
+        protocol.decode_event(json.dumps({**told, field: "NUMBER"}).replace('"NUMBER"', number))
+
+
+def test_a_perplexity_of_any_size_arrives():
+    event = RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=1e300)
+    line = protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=event))
+    assert protocol.decode_event(line).event == event

@@ -7,6 +7,7 @@ process, and uses the heartbeat instead, which is the record's modification time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -150,7 +151,6 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_S):
-            try:
+            # A network file system may be away for a moment (ESTALE, EIO, ENOENT): monitors would call the run dead.
+            with contextlib.suppress(OSError):
                 os.utime(self._path)
-            except FileNotFoundError:
-                return  # the run directory was deleted while the run was active

@@ -1,0 +1,97 @@
+"""Files of a run directory that somebody else made: FIFOs, devices, links, what is too long or empty."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from engine import regular_file
+from engine.config import from_mapping
+from engine.errors import EliteError
+from engine.protocol import RunFinished, RunStarted
+from engine.runs import process_record
+from engine.runs.journal import JournalReader, JournalWriter, read_ends
+from engine.runs.run_directory import RunDirectory
+
+KINDS = {
+    "a FIFO": os.mkfifo,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = from_mapping({"output": {"directory": str(tmp_path / "out")}, "data": {"repositories": ["."]}})
+    run = RunDirectory.create(config)
+    journal = JournalWriter(run.journal_path, run.id)
+    journal.append(RunStarted(model="demo", context=64, total_steps=1))
+    journal.append(RunFinished(status="completed", steps=1, seconds=1.0))
+    journal.close()
+    return run
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_only_regular_files_are_opened(make, tmp_path):
+    make(tmp_path / "file")
+    with pytest.raises(OSError):  # noqa: PT011 - of the system's own kind where it refuses
+        regular_file.read_bytes(tmp_path / "file")
+
+
+def test_a_file_that_is_too_long_is_refused_before_it_is_read_whole(tmp_path):
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(regular_file.NotRegularError, match="more than"):
+        regular_file.read_bytes(tmp_path / "file")
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("name", ["events.jsonl", "process.json", "config.yaml", "plan.json", "engine.log"])
+def test_a_run_is_listed_whatever_its_files_are(make, name, run):
+    """In a process of its own: a reader that waits for a FIFO could not be interrupted by a test."""
+    (run.path / name).unlink(missing_ok=True)
+    make(run.path / name)
+    script = "import sys; from pathlib import Path; from engine.runs.run_directory import RunDirectory as R; "
+    script += "print(R(Path(sys.argv[1])).summary().id)"
+    done = subprocess.run([sys.executable, "-c", script, run.path], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == run.id, done.stderr
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_a_journal_that_is_none_has_a_problem(make, tmp_path):
+    path = tmp_path / "events.jsonl"
+    make(path)
+    reader = JournalReader(path)
+    assert reader.poll() == []
+    if path.exists():
+        with pytest.raises(OSError):  # noqa: PT011
+            read_ends(path, 100)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\0" * 4096])
+def test_an_empty_configuration_is_not_all_defaults(content, run):
+    run.config_path.write_bytes(content)
+    with pytest.raises(EliteError, match="it is empty"):
+        run.load_config()
+
+
+def test_the_heartbeat_goes_on_after_the_disk_was_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(process_record, "HEARTBEAT_S", 0.02)
+    path = tmp_path / "run" / "process.json"
+    path.parent.mkdir()
+    path.write_text("x")
+    heartbeat = process_record.Heartbeat(path)
+    path.parent.rename(tmp_path / "away")
+    time.sleep(0.1)
+    (tmp_path / "away").rename(path.parent)
+    os.utime(path, (1, 1))
+    until = time.monotonic() + 20
+    while path.stat().st_mtime < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    heartbeat.close()
+    assert path.stat().st_mtime > 2
