@@ -270,6 +270,11 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+RESULT_DAMAGED = _declare(
+    "result-damaged",
+    "the result of run {run} is damaged: {problem}",
+    "`engine train --resume {run}` makes it again from the last checkpoint",
+)
 RUN_WITHOUT_RESULT = _declare(
     "run-without-result",
     "run {run} has left no model ({status})",

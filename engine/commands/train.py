@@ -118,6 +118,7 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_STILL_ACTIVE or RUN_ALREADY_COMPLETE.
     """
     from engine.runs import run_index
+    from engine.runs.result_check import result_problem
     from engine.runs.run_summary import ACTIVE
 
     run = run_index.find_run(None, output) if reference == NEWEST else run_index.find_run(reference)
@@ -125,7 +126,7 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
     if status in ACTIVE:
         raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
     if status == "completed":
-        problem = run.result_problem()
+        problem = result_problem(run.result_path(run.load_config().training.method))
         if problem is None:
             raise errors.RUN_ALREADY_COMPLETE(run=run.id)
         said = errors.one_line(

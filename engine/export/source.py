@@ -17,6 +17,7 @@ from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_position
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.families import require
+from engine.runs.result_check import result_problem
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -58,7 +59,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
     """Opens a run's result.
 
     Raises:
-        EliteError: EXPORT_NOTHING, EXPORT_DAMAGED, CONFIG_*, MODEL_*.
+        EliteError: EXPORT_NOTHING, EXPORT_DAMAGED, RESULT_DAMAGED, CONFIG_*, MODEL_*.
     """
     config = run.load_config()
     results = [path for path in (run.adapter_path, run.model_path) if path.is_dir()]
@@ -69,6 +70,8 @@ def open_source(run: RunDirectory, target: str) -> Source:
             problem=f"it is {run.status()} and left no adapter",
             remedy=f"`engine train --resume {run.id}` goes on to its end",
         )
+    if (problem := result_problem(results[0])) is not None:
+        raise errors.RESULT_DAMAGED(run=run.id, problem=problem)
     spec = find_model(config.model.name)
     require(spec.family, "exported")
     is_adapter = results[0] == run.adapter_path

@@ -26,6 +26,7 @@ from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
 from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
+from engine.runs.result_check import result_problem
 from engine.steps.failures import memory_errors
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ClosableStep, FallbackStep
@@ -139,10 +140,12 @@ def result_of(run: RunDirectory) -> Path:
     """Returns the folder of a run's adapter or model.
 
     Raises:
-        EliteError: RUN_WITHOUT_RESULT.
+        EliteError: RUN_WITHOUT_RESULT, RESULT_DAMAGED.
     """
     for path in (run.adapter_path, run.model_path):
         if (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
+            if (problem := result_problem(path)) is not None:
+                raise errors.RESULT_DAMAGED(run=run.id, problem=problem)
             return path
     raise errors.RUN_WITHOUT_RESULT(run=run.id, status=run.status())
 
@@ -151,7 +154,7 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
     """Reads a run's plan and places its models on this machine.
 
     Raises:
-        EliteError: RUN_WITHOUT_RESULT, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
+        EliteError: RUN_WITHOUT_RESULT, RESULT_DAMAGED, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
     """
     try:
         plan = json.loads(regular_file.read_text(run.plan_path))

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine import atomic_dir, durable, errors, regular_file
 from engine import config as run_config
+from engine import durable, errors, regular_file
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_summary import RunStatus, RunSummary, read_status, read_summary
 from engine.whole_file import replace_text
@@ -100,27 +100,6 @@ class RunDirectory:
     def result_path(self, method: Literal["lora", "full"]) -> Path:
         """Returns the path of a training method's result."""
         return self.adapter_path if method == "lora" else self.model_path
-
-    def result_problem(self) -> str | None:
-        """Says what is wrong with the files of the result; None where nothing is.
-
-        Results of earlier versions have no manifest: of these only the sizes tell.
-
-        Raises:
-            EliteError: CONFIG_UNREADABLE or CONFIG_INVALID.
-        """
-        folder = self.result_path(self.load_config().training.method)
-        if (folder / atomic_dir.MANIFEST).exists():
-            try:
-                atomic_dir.verify(folder)
-            except atomic_dir.DamagedError as error:
-                return str(error)
-            return None
-        weights = list(folder.glob("*.safetensors"))
-        if not weights:
-            return f"{folder.name} has no weights"
-        empty = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size == 0]
-        return f"{empty[0]} is empty" if empty else None
 
     @property
     def report_path(self) -> Path:

@@ -17,6 +17,7 @@ from support.tiny import tiny_model
 from engine.errors import EliteError
 from engine.export import target
 from engine.export.exporting import export
+from engine.generation.run_models import result_of
 
 
 def error_of(call):
@@ -47,6 +48,7 @@ import shutil, sys
 from pathlib import Path
 from engine.errors import EliteError
 from engine.export.exporting import export
+from engine.generation.run_models import result_of
 from engine.runs.run_directory import RunDirectory
 small, run = Path(sys.argv[1]), RunDirectory(Path({run!r}))
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # it was free when it was looked at
@@ -126,8 +128,9 @@ def test_numbers_that_fp16_cannot_hold_are_refused(tmp_path, tokenizers):
         assert not (tmp_path / to).exists()
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["with its manifest", "of an earlier version"])
 @pytest.mark.parametrize("damage", ["truncated", "another model", "not finite", "no config"])
-def test_a_damaged_adapter_is_refused(damage, qwen_run, tmp_path, tokenizers):
+def test_a_damaged_adapter_is_refused(damage, sealed, qwen_run, tmp_path):
     run = type(qwen_run)(tmp_path / qwen_run.id)
     shutil.copytree(qwen_run.path, run.path)
     file = run.adapter_path / "adapter_model.safetensors"
@@ -139,6 +142,23 @@ def test_a_damaged_adapter_is_refused(damage, qwen_run, tmp_path, tokenizers):
         save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(file).items()}, file)
     else:
         (run.adapter_path / "adapter_config.json").unlink()
+    if not sealed:
+        (run.adapter_path / "manifest.json").unlink()
+    code = "result-damaged" if sealed and damage != "no config" else "export-damaged"
     for to in ("merged", "gguf"):
-        assert error_of(lambda to=to: export(run, to, tmp_path / to)).code == "export-damaged"
+        assert error_of(lambda to=to: export(run, to, tmp_path / to)).code == code
         assert not (tmp_path / to).exists()
+
+
+@pytest.mark.parametrize("left", ["a pickle", "nothing", "an empty file"])
+def test_an_adapter_without_weights_is_refused(left, qwen_run, tmp_path):
+    run = type(qwen_run)(tmp_path / qwen_run.id)
+    shutil.copytree(qwen_run.path, run.path)
+    file = run.adapter_path / "adapter_model.safetensors"
+    file.unlink()
+    if left == "a pickle":
+        torch.save({"x": torch.ones(1)}, run.adapter_path / "adapter_model.bin")
+    elif left == "an empty file":
+        file.touch()
+    assert error_of(lambda: export(run, "adapter", tmp_path / "out")).code == "result-damaged"
+    assert error_of(lambda: result_of(run)).code == "result-damaged"
