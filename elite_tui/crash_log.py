@@ -17,7 +17,7 @@ def record_crash(error: BaseException) -> Path | None:
     path = state_directory() / FILE_NAME
     now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
             log.write(f"--- {now}\n")
             log.writelines(traceback.format_exception(error))

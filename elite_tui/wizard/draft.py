@@ -98,7 +98,7 @@ class Draft:
         text = self._dump()
         if self._path is None or text == self._saved:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=FILE_NAME)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:

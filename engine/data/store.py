@@ -158,7 +158,7 @@ def locked(cache: Path, key: str) -> Iterator[None]:
         EliteError: OUTPUT_UNWRITABLE, the cache cannot be written; also for an OSError within.
     """
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds the text of private repositories
         with (cache / f"{key}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

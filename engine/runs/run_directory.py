@@ -122,7 +122,7 @@ class RunDirectory:
         made = _missing_parents(runs)
         temporary = runs / f".{run_id}"
         try:
-            temporary.mkdir(parents=True)
+            temporary.mkdir(mode=0o700, parents=True)  # logs and completions quote private repositories
             cls(temporary).config_path.write_text(run_config.to_yaml(config), encoding="utf-8")
             cls(temporary).write_deepspeed(config)
             durable.sync_tree(temporary)

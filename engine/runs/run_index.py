@@ -37,7 +37,7 @@ def remember_output(output: Path) -> None:
     if output in known_outputs():
         return
     index = _index_path()
-    index.parent.mkdir(parents=True, exist_ok=True)
+    index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # One short append per folder, so that two runs that start together cannot lose each other's line.
     with index.open("a", encoding="utf-8") as file:
         file.write(json.dumps(str(output)) + "\n")

@@ -139,3 +139,9 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         run_out_of_space()
     assert caught.value.code == "output-unwritable"
     assert [path.name for path in tmp_path.iterdir()] == ["k.lock"]
+
+
+def test_nobody_else_may_look_into_the_stores(tmp_path):
+    """Tokens are the text of private repositories."""
+    with locked(tmp_path / "cache", "key"):
+        assert (tmp_path / "cache").stat().st_mode & 0o077 == 0

@@ -95,3 +95,13 @@ def test_the_heartbeat_goes_on_after_the_disk_was_away(tmp_path, monkeypatch):
         time.sleep(0.02)
     heartbeat.close()
     assert path.stat().st_mtime > 2
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_nobody_else_may_look_into_a_run(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        config = from_mapping({"output": {"directory": str(tmp_path / "out")}, "data": {"repositories": ["."]}})
+        assert RunDirectory.create(config).path.stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
