@@ -12,7 +12,6 @@ from textual.app import App, SystemCommand
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
 from elite_tui.client.workers import EngineClient
-from elite_tui.crash_log import record_crash
 from elite_tui.format.figures import printable
 from elite_tui.generation.controller import GenerationController
 from elite_tui.messages import Changed
@@ -26,6 +25,7 @@ from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.typing_order import after_typing
 from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft_controller import DraftController
+from engine.runs.crash_log import record_crash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -69,17 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
     except EliteError as error:
-        if getattr(args, "json", False):
-            print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
-        print(f"engine: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return _report(error, as_json=getattr(args, "json", False))
     except KeyboardInterrupt:
         return errors.INTERRUPTED
     except BrokenPipeError:
         # The reader closed the pipe (`engine runs | head`). Python would print a second error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        from engine.runs.crash_log import internal_error
+
+        return _report(internal_error(error), as_json=getattr(args, "json", False))
     return status
+
+
+def _report(error: EliteError, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
+    print(f"engine: {error}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
 
 
 if __name__ == "__main__":

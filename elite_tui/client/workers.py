@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from elite_tui import messages
-from elite_tui.crash_log import internal_error
 from elite_tui.runs.followed import Followed
 from engine.errors import EliteError
 from engine.protocol import COMMANDS
+from engine.runs.crash_log import internal_error
 
 if TYPE_CHECKING:
     from textual.message import Message

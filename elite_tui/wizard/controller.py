@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from elite_tui import messages
 from elite_tui.client.workers import existing_folder
-from elite_tui.crash_log import internal_error
 from elite_tui.host import Debounce
 from elite_tui.state_part import StatePart
 from elite_tui.wizard.facts import Reading
 from elite_tui.wizard.what_if import WhatIf
 from engine import errors
 from engine.errors import EliteError
+from engine.runs.crash_log import internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

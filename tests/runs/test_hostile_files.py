@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from engine import regular_file
+from engine.cli import main
 from engine.config import from_mapping
 from engine.errors import EliteError
 from engine.protocol import RunFinished, RunStarted
@@ -105,3 +107,16 @@ def test_nobody_else_may_look_into_a_run(mask, tmp_path):
         assert RunDirectory.create(config).path.stat().st_mode & 0o077 == 0
     finally:
         os.umask(before)
+
+
+def test_an_exception_that_nobody_foresaw_is_one_line(monkeypatch, capsys, tmp_path):
+    def fail(_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("engine.commands.runs.run", fail)
+    assert main(["runs", "--json"]) == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"] == "internal"
+    assert err.startswith("engine: unexpected ZeroDivisionError: division by zero; please report this with ")
+    assert err.count("\n") == 1
+    assert "Traceback" in (tmp_path / "state" / "elite-tui.log").read_text()

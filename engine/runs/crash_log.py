@@ -13,7 +13,7 @@ FILE_NAME = "elite-tui.log"
 
 
 def record_crash(error: BaseException) -> Path | None:
-    """Appends a traceback to the app's log; returns its path, or None if the log cannot be written."""
+    """Appends a traceback to the log; returns its path, or None if the log cannot be written."""
     path = state_directory() / FILE_NAME
     now = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
     try:
