@@ -203,8 +203,8 @@ def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> 
         session.emit(
             WarningRaised(
                 code="data-changed",
-                text=f"the repositories changed since the run began: {progress.data} then, {data} now",
-                hint="some files may be learnt twice and others not at all; a new run learns them evenly",
+                text=f"the data changed since the run began: {progress.data} then, {data} now",
+                hint="some windows may be trained on twice and others not at all; a new run takes each once",
             )
         )
     return dataclasses.replace(progress, total_steps=total_steps, data=data)
