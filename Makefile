@@ -7,7 +7,7 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots build coverage clean
+.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots pictures build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,11 @@ bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and pro
 	$(BIN)/python benchmarks/terminal.py --json benchmarks/results/terminal.json
 
 screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
+	$(BIN)/python scripts/screenshots.py
+
+pictures: $(STAMP) ## Draw the pictures that the tests compare with, of every size, and the screenshots
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/tui/test_run_snapshots.py tests/tui/test_wizard_snapshots.py \
+	  tests/tui/test_snapshots.py -m "not gpu" --snapshot-update
 	$(BIN)/python scripts/screenshots.py
 
 build: $(STAMP) ## Build wheel and sdist into dist/, and install the wheel into a new environment

@@ -83,7 +83,7 @@ def _in_words(kind: Any, bounds: Meta) -> str:
         (item,) = get_args(kind)
         return f"a list of {', '.join(get_args(item))}" if get_origin(item) is Literal else "a list of texts"
     if kind is str and bounds.pattern:
-        return "a name of letters, digits, '.', '_' and '-', at most 64 long"
+        return str((bounds.extra or {})["allowed"])
     limits = [(bounds.gt, "above"), (bounds.ge, "at least"), (bounds.lt, "below"), (bounds.le, "at most")]
     words = " and ".join(f"{word} {limit:,}" for limit, word in limits if limit is not None)
     return f"{_TYPE_NAMES[kind]} {words}".rstrip()

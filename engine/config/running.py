@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from engine.config.kinds import PathText, option
+from engine.config.kinds import PathText, option, words
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         Meta(
             pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
             description="Name of the fine-tuned model: letters, digits, '.', '_' and '-'.",
-            extra=option("--model-name"),
+            extra=option("--model-name") | words("a name of letters, digits, '.', '_' and '-', at most 64 long"),
         ),
     ] = "my-code-model"
 

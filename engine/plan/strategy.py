@@ -95,7 +95,7 @@ def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int,
             return "the package deepspeed is not installed", "run `pip install 'elite-tui[deepspeed]'`"
         if streamed:
             return "DeepSpeed runs whole windows", "add --set training.step=whole, or " + auto
-        for setting, plain in _NOT_WITH_ZERO.items():
+        for setting, plain in NOT_WITH_ZERO.items():
             section, _, name = setting.partition(".")
             if getattr(getattr(config, section), name) not in plain:
                 return f"DeepSpeed owns gradients and weights, {setting} cannot act on them", (
@@ -104,7 +104,7 @@ def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int,
     return "", ""
 
 
-_NOT_WITH_ZERO: dict[str, tuple[object, ...]] = {
+NOT_WITH_ZERO: dict[str, tuple[object, ...]] = {
     "model.precision": ("bf16", "fp32", "auto"),
     "training.method": ("lora",),
     "training.optimizer": ("adamw",),

@@ -13,18 +13,18 @@ from engine.errors import EliteError
 from engine.models.catalogue import catalogue, find_model
 from engine.models.families import supporting
 
-NAMES = [
+PROMISED = {
     *(f"qwen2.5-coder-{size}" for size in ("0.5b", "1.5b", "3b", "7b", "14b")),
     *(f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b")),
     *("phi-2", "starcoder2-3b", "deepseek-coder-1.3b", "codellama-7b", "demo"),
-]
+}
 
 
 def test_the_catalogue_holds_the_promised_models():
-    assert set(catalogue()) == set(NAMES)
+    assert set(catalogue()) >= PROMISED
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", catalogue())
 def test_parameters_computed_from_shapes_match_the_published_count(name):
     spec = find_model(name)
     if name == "demo":
