@@ -7,6 +7,8 @@ import sys
 import time
 import uuid
 
+from engine import errors
+
 NAMES = ("attach", "stop", "pause", "resume")
 SUMMARY = {
     "attach": "Follow a run from its first event; replay it if it has ended.",
@@ -50,6 +52,8 @@ def _attach(args: argparse.Namespace) -> int:
             while handle.ending is None:
                 for envelope in handle.poll():
                     display.show(envelope)
+                if handle.unreadable:
+                    raise errors.RUN_DAMAGED(path=handle.run.path, problem=handle.problem)
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
             display.say(f"left run {handle.run.id}, which goes on; `engine stop {handle.run.id}` ends it")
@@ -63,7 +67,6 @@ def _attach(args: argparse.Namespace) -> int:
 def _send(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from engine import errors
     from engine.commands.output import print_json
     from engine.protocol import Command, Pause, Resume, Stop
     from engine.runs import run_index

@@ -51,6 +51,7 @@ class RunHandle:
         run: The run.
         first_seq: Number of the first event of the attempt that was launched; 0 for an attached run.
         ending: The run's last event, once `poll` has returned it. Resuming the run resets it to None.
+        unreadable: At the last poll, whether the journal could not be read and no process was there to write it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RunHandle:
         self._reader = JournalReader(run.journal_path)
         self._next = 0
         self._tapped: set[int] = set()
+        self.unreadable = False
         self._presumed_dead = False
         "Whether `ending` was inferred here. On another machine, a stale mount looks like a dead run."
 
@@ -105,6 +107,7 @@ class RunHandle:
         record = process_record.read_record(self.run.process_path)
         alive = ours_alive or (record is not None and process_record.is_alive(self.run.process_path, record))
         envelopes = self._merge(queue_is_fed=ours_alive)
+        self.unreadable = bool(self.problem) and not alive
         if self._events is not None and not ours_alive:
             self.close()
         first = record.first_seq if record else 0

@@ -120,3 +120,14 @@ def test_an_exception_that_nobody_foresaw_is_one_line(monkeypatch, capsys, tmp_p
     assert err.startswith("engine: unexpected ZeroDivisionError: division by zero; please report this with ")
     assert err.count("\n") == 1
     assert "Traceback" in (tmp_path / "state" / "elite-tui.log").read_text()
+
+
+@pytest.mark.parametrize("make", [KINDS["a FIFO"], KINDS["a link to a device"]], ids=["a FIFO", "a link to a device"])
+def test_attaching_to_a_run_without_a_journal_ends(make, run):
+    run.journal_path.unlink()
+    make(run.journal_path)
+    command = [sys.executable, "-m", "engine", "attach", str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "run-damaged" in done.stderr or "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
