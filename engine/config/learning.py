@@ -75,6 +75,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             "skip leaves out files that hold any, keep learns them."
         ),
     ] = "mask"
+    allowed_secrets: Annotated[
+        list[str],
+        Meta(
+            description="Findings that are no secrets, by the fingerprints that `engine data` and the data screen "
+            "show. They are learnt as they are.",
+            extra=option("--allow-secret"),
+        ),
+    ] = field(default_factory=list)
     near_duplicates: Annotated[
         Literal["skip", "keep"],
         Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),

@@ -16,6 +16,7 @@ from engine.data.languages import NOTEBOOK
 from engine.data.notebooks import NOTEBOOK_BYTES, NotebookError, cells_as_text
 from engine.data.rows import DataSet, Row
 from engine.data.safe_files import Folder, NotRegularError
+from engine.data.secrets import masked_name
 
 _PYTHON_ENCODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _UNLIKELY_IN_LATIN_1 = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
@@ -143,5 +144,8 @@ def _decode(content: bytes, encoding: str) -> str | None:
 
 
 def path_line(file: SourceFile) -> str:
-    """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name)
+    """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were.
+
+    Tokens in it are masked, whatever `data.secrets` says: no name is worth one.
+    """
+    return masked_name("".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name))
