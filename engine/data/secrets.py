@@ -27,6 +27,7 @@ from engine.data.secret_rules import (
     sql,
     urls,
 )
+from engine.data.secret_rules.searched_text import SearchedText
 
 REVISION = 2
 "Raised when the same text would be masked otherwise; part of every store's key."
@@ -73,35 +74,39 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
         allowed: Fingerprints of values that are no secrets.
 
     Raises:
-        SearchTooLongError: the text took longer than SECONDS.
+        SearchTooLongError: the text took longer than SECONDS, or holds thousands of secrets.
     """
     deadline = time.monotonic() + SECONDS
-    found = []
-    for number, secret in enumerate(_search(text, language, depth=2)):
+    found: list[Secret] = []
+    kinds: dict[str, str] = {}
+    for secret in _search(text, language, depth=2):
         found.append(secret)
-        if number % 64 == 0 and time.monotonic() > deadline:
+        kinds.setdefault(text[secret.start : secret.end], secret.kind)
+        if len(kinds) > _MOST_VALUES or (len(found) % 64 == 0 and time.monotonic() > deadline):
             raise SearchTooLongError
     if time.monotonic() > deadline:
         raise SearchTooLongError
-    found += [same for secret in found for same in _same(text, secret)]
+    for value, kind in kinds.items():
+        found += _everywhere(text, kind, value)
     if allowed:
         found = [secret for secret in found if fingerprint(text[secret.start : secret.end]) not in allowed]
     return _without_overlap(found)
 
 
+_MOST_VALUES = 2000
+"Different secrets in one text; each is looked for in the whole of it."
 _LONGEST_REPEATED = 300
 _LEAST_REPEATED = 8
 "Characters of a value that is a secret wherever it stands; shorter ones may be words."
 
 
-def _same(text: str, secret: Secret) -> Iterator[Secret]:
-    """The other places of a secret's value in the text."""
-    value = text[secret.start : secret.end]
+def _everywhere(text: str, kind: str, value: str) -> Iterator[Secret]:
+    """Every place of a secret's value, whatever stands before it there."""
     if _LEAST_REPEATED <= len(value) <= _LONGEST_REPEATED and any(c.isdigit() for c in value):
-        for other in _every(text, secret.kind, value):
-            before, after = text[other.start - 1 : other.start], text[other.end : other.end + 1]
-            if other.start != secret.start and not (before.isalnum() or after.isalnum()):
-                yield other
+        for secret in _every(text, kind, value):
+            before, after = text[secret.start - 1 : secret.start], text[secret.end : secret.end + 1]
+            if not (before.isalnum() or after.isalnum()):
+                yield secret
 
 
 def _without_overlap(found: list[Secret]) -> list[Secret]:
@@ -125,39 +130,37 @@ def hint(value: str) -> str:
 
 
 def masked_name(name: str) -> str:
-    """A path with the secrets in it replaced."""
-    words = announced.candidates(re.sub(r"[/\\ ]", "\n", name))
-    for _, value in announced.announced([*words, *announced.candidates(name)]):
+    """A path with the keys and tokens in it replaced."""
+    words = [*SearchedText(name, "").candidates, *SearchedText(re.sub(r"[/\\]", " ", name), "").candidates]
+    for _, value in announced.announced(words):
         name = name.replace(value, PLACEHOLDER)
     return name
 
 
 def _search(text: str, language: str, depth: int) -> Iterator[Secret]:
-    # The one capital letter that would change the length and so every position after it.
-    lower = text.replace("\u0130", "I").lower()
-    words = announced.candidates(text)
-    for kind, value in announced.announced(words):
+    source = SearchedText(text, language)
+    for kind, value in announced.announced(source.candidates):
         yield from _every(text, kind, value)
-    for kind, start, end in _by_place(text, lower, language, words):
+    for kind, start, end in _by_place(source):
         yield Secret(kind, start, end)
     if depth:
-        for kind, value in encoded.encoded(words, lambda inner: any(_search(inner, "YAML", depth - 1))):
+        for kind, value in encoded.encoded(source.candidates, lambda inner: any(_search(inner, "YAML", depth - 1))):
             yield from _every(text, kind, value)
 
 
-def _by_place(text: str, lower: str, language: str, words: list[str]) -> Iterator[tuple[str, int, int]]:
-    yield from keys.key_blocks(text)
-    yield from urls.urls(text)
-    yield from urls.headers(text, lower)
-    yield from commands.commands(text, lower)
-    yield from sql.sql(text, lower)
-    yield from calls.calls(text, lower)
-    yield from manifests.manifests(text, lower)
-    found = names.present(text, lower)
-    yield from literals.named_literals(text, lower, found)
-    yield from literals.compared_literals(text, lower)
-    yield from bare.bare_values(text, lower, found, language)
-    yield from announced.beside_names(text, lower, words)
+def _by_place(source: SearchedText) -> Iterator[tuple[str, int, int]]:
+    found = names.present(source)
+    yield from keys.key_blocks(source)
+    yield from urls.urls(source)
+    yield from urls.headers(source)
+    yield from commands.commands(source)
+    yield from sql.sql(source)
+    yield from calls.calls(source)
+    yield from manifests.manifests(source)
+    yield from literals.named_literals(source, found)
+    yield from literals.compared_literals(source)
+    yield from bare.bare_values(source, found)
+    yield from announced.beside_names(source)
 
 
 def _every(text: str, kind: str, value: str) -> Iterator[Secret]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.assets import asset
+from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive
 
 if sys.version_info >= (3, 11):
@@ -21,7 +22,8 @@ else:
     import tomli as tomllib
 
 _LONG_WORDS = 16
-_RANDOM_LOOKING = re.compile(r"\d\D*\d|(?:[A-Z][^A-Z]*){5}")
+_SOLID = re.compile(r"[A-Za-z0-9+/=_~.:$@%&|-]{16,}")
+"What keys are made of, with what binds their parts; brackets, quotation marks and commas are not."
 _NAMES_BEFORE = 100
 "Characters before a value in which its provider's name may stand."
 
@@ -61,6 +63,11 @@ def _kinds() -> tuple[_Kind, ...]:
     return (*own, *others)
 
 
+@functools.cache
+def _starts() -> frozenset[str]:
+    return frozenset(start for kind in _kinds() for start in kind.starts)
+
+
 def _bounded(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9])(?:{value})(?![A-Za-z0-9])")
 
@@ -80,16 +87,12 @@ def _provider_names() -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, names)))
 
 
-def candidates(text: str) -> list[str]:
-    """The words long enough and random enough to hold a key: to search those alone is ten times as quick."""
-    return list({word for word in text.split() if len(word) >= _LONG_WORDS and _RANDOM_LOOKING.search(word)})
-
-
 def announced(words: list[str]) -> Iterator[tuple[str, str]]:
     """Kind and value of each key of a known form."""
-    joined = "\n".join(words)
+    joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
+    present = {start for start in _starts() if start in joined}
     for kind in _kinds():
-        if any(start in joined for start in kind.starts):
+        if not present.isdisjoint(kind.starts):
             for match in kind.pattern.finditer(joined):
                 value = match[0]
                 # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
@@ -109,15 +112,15 @@ _DIGEST = re.compile(
 )
 
 
-def beside_names(text: str, lower: str, words: list[str]) -> Iterator[tuple[str, int, int]]:
+def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     """Random-looking values in whose line a provider or a telling name stands before them."""
-    for token in set(_TOKEN.findall("\n".join(words))):
+    for token in set(_TOKEN.findall("\n".join(source.candidates))):
         if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
             continue
         value = token.strip("=.-")
         for piece in {value, value.rpartition("=")[2], token.rpartition("=")[2] or token}:
             if len(piece) >= _LONG_WORDS:
-                yield from _beside(text, lower, piece)
+                yield from _beside(source.text, source.lower, piece)
 
 
 def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]:

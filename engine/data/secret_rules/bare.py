@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.literals import in_string, line_start, literal
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -18,7 +19,7 @@ LANGUAGES = frozenset(
 "Where a value may stand without quotation marks."
 _BARE = (
     TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
-    r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\||>)?"
+    r"(?:encoding=\"base64\")?(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\||>)?"
     r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:!!\w+[ \t]+|\*\*|&quot;|&#3[49];)?"
     r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n)?"
 )
@@ -55,16 +56,14 @@ def _patterns(stem: Stem) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[
     return tuple(re.compile(name + rest) for rest in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
 
 
-def bare_values(text: str, lower: str, found: Collection[str], language: str) -> Iterator[tuple[str, int, int]]:
+def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
     """Kind and place of each value without quotation marks that a telling name is given, or of one beside its name.
 
     Args:
-        text: What is searched.
-        lower: The same in small letters, character by character.
+        source: What is searched.
         found: Stems that occur in it (engine.data.secret_rules.names.present).
-        language: Of the text.
     """
-    configures = language in LANGUAGES
+    text, lower, configures = source.text, source.lower, source.language in LANGUAGES
     for stem in stems():
         if stem.text not in found:
             continue

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.literals import literal
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Found = tuple[str, int, int]
@@ -32,10 +33,11 @@ _FIRST_TOO = ("hmac", "secretkeyspec(")
 _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"'`])")
 
 
-def calls(text: str, lower: str) -> Iterator[Found]:
+def calls(source: SearchedText) -> Iterator[Found]:
     """The later ones of several strings that a call which takes credentials is given; the first is a user or host."""
+    text, lower = source.text, source.lower
     for part, names, evidence in _CALLS:
-        if part in lower:
+        if source.has(part):
             for name in names:
                 position = lower.find(name)
                 while position >= 0:

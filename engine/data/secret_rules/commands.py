@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Found = tuple[str, int, int]
@@ -13,57 +14,55 @@ _OPTIONS = r"(?:[^\n|;]|\\\n){0,300}?"
 _PIPED = rf"echo[ \t]+(?:-\w+[ \t]+)?{_WORD}[ \t]*\|[^\n]{{0,80}}(?:--password-stdin|chpasswd|sudo -S)"
 _NETRC = rf"\S{{1,120}}\s{{1,20}}(?:(?:login|account)[ \t]+\S{{1,120}}\s{{1,20}})?passw(?:or)?d[ \t]+{_WORD}"
 _COMMANDS = (
-    # Texts that must all occur, and how the command goes; the value is the word that is kept.
-    ((" -p", "mysql"), rf"\bmysql\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
-    ((" -p", "mariadb"), rf"\bmariadb\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
-    ((" -p", "sshpass"), rf"sshpass{_OPTIONS}-p[ \t]*{_WORD}"),
-    ((" -p", "login"), rf"\w[^\n|;]{{0,40}}\blogin\b{_OPTIONS}[ \t]-p[ \t=]*{_WORD}"),
-    ((" -p", "mongo"), rf"\bmongo\w*[ \t]{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
-    ((" -p", "7z"), rf"\b7z\w?[ \t]+\w+[ \t]{_OPTIONS}[ \t]?-p{_WORD}"),
-    ((" -P", "sqlcmd"), rf"\bsqlcmd\b{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
-    ((" -P", "zip"), rf"\b(?:zip|unzip)[ \t]{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
-    ((" -a ", "redis-cli"), rf"redis-cli{_OPTIONS}[ \t]-a[ \t]+{_WORD}"),
-    ((" -w", "ldap"), rf"\bldap\w+[ \t]{_OPTIONS}[ \t]-w[ \t]*{_WORD}"),
-    (("%", " -U", "client"), rf"(?:smb|rpc)client\b{_OPTIONS}-U[ \t]*[\"']?[^\s%'\"]{{1,60}}%{_WORD}"),
+    # Parts of words that must all occur, and how the command goes; the value is the word that is kept.
+    (("\n-p", "mysql"), rf"\bmysql\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
+    (("\n-p", "mariadb"), rf"\bmariadb\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
+    (("\n-p", "sshpass"), rf"sshpass{_OPTIONS}-p[ \t]*{_WORD}"),
+    (("\n-p", "login"), rf"\w[^\n|;]{{0,40}}\blogin\b{_OPTIONS}[ \t]-p[ \t=]*{_WORD}"),
+    (("\n-p", "mongo"), rf"\bmongo\w*[ \t]{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
+    (("\n-p", "7z"), rf"\b7z\w?[ \t]+\w+[ \t]{_OPTIONS}[ \t]?-p{_WORD}"),
+    (("\n-p", "sqlcmd"), rf"\bsqlcmd\b{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
+    (("\n-p", "zip"), rf"\b(?:zip|unzip)[ \t]{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
+    (("\n-a\n", "redis-cli"), rf"redis-cli{_OPTIONS}[ \t]-a[ \t]+{_WORD}"),
+    (("\n-w", "ldap"), rf"\bldap\w+[ \t]{_OPTIONS}[ \t]-w[ \t]*{_WORD}"),
+    (("smbclient", "%"), rf"smbclient\b{_OPTIONS}-U[ \t]*[\"']?[^\s%'\"]{{1,60}}%{_WORD}"),
     (("pass:",), rf"-pass(?:in|out)?[ \t]+[\"']?pass:{_WORD}"),
     (("/pass:",), rf"/pass:{_WORD}"),
     (("htpasswd",), rf"htpasswd[ \t]+-\w{{0,10}}b\w{{0,10}}[ \t]+\S{{1,80}}[ \t]+\S{{1,80}}[ \t]+{_WORD}"),
-    (("/user:", "net use"), rf"net use[ \t]+(?:\S{{1,60}}[ \t]+){{0,4}}?/user:\S{{1,60}}[ \t]+{_WORD}"),
-    (("net user",), rf"net user[ \t]+[\w.-]{{1,60}}[ \t]+{_WORD}"),
+    (("/user:",), rf"net use[ \t]+(?:\S{{1,60}}[ \t]{{1,8}}){{0,4}}?/user:\S{{1,60}}[ \t]+{_WORD}"),
+    (("\nnet\n", "\nuser\n"), rf"net user[ \t]+[\w.-]{{1,60}}[ \t]+{_WORD}"),
     (("--passphrase",), rf"--passphrase[ \t=]+{_WORD}"),
     (("<<<",), rf"(?:secret|passw\w*|token)[ \t]*<<<[ \t]*{_WORD}"),
-    (("secret set",), rf"secret set[ \t]{_OPTIONS}(?:--body|-b)[ \t=]+{_WORD}"),
-    (("kv put",), rf"kv put[ \t]{_OPTIONS}[ \t]\w{{1,40}}={_WORD}"),
+    (("\nset\n", "secret"), rf"secret set[ \t]{_OPTIONS}(?:--body|-b)[ \t=]+{_WORD}"),
+    (("\nkv\n", "\nput\n"), rf"kv put[ \t]{_OPTIONS}[ \t]\w{{1,40}}={_WORD}"),
     (("echo", "--password-stdin"), _PIPED),
     (("echo", "chpasswd"), _PIPED),
-    (("echo", "| sudo -S"), _PIPED),
+    (("echo", "\nsudo\n"), _PIPED),
     (("requirepass",), rf"requirepass[\"']?,?[ \t]+{_WORD}"),
     (("masterauth",), rf"masterauth[ \t]+{_WORD}"),
     (("bindpw",), rf"bindpw[ \t]+{_WORD}"),
     (("rootpw",), rf"rootpw[ \t]+{_WORD}"),
     (("machine", "passw"), rf"machine[ \t]+{_NETRC}"),
-    (("login ", "passw"), rf"login[ \t]+{_NETRC}"),
+    (("login", "passw"), rf"login[ \t]+{_NETRC}"),
 )  # fmt: skip
 _COMPILED = tuple(
-    (hints, re.compile(pattern, 0 if any(hint != hint.lower() for hint in hints) else re.IGNORECASE))
+    (hints, re.compile(pattern, 0 if re.search(r"-[A-Z]\[", pattern) else re.IGNORECASE))
     for hints, pattern in _COMMANDS
 )
 _CURL = re.compile(rf"(?:[ \t\"'](?:-u|--(?:proxy-)?user)[ \t=]+|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}")
 
 
-def commands(text: str, lower: str) -> Iterator[Found]:
+_USER = ("\n-u", "'-u", '"-u', "--user", "--proxy-user")
+
+
+def commands(source: SearchedText) -> Iterator[Found]:
     """Passwords on command lines of well-known programs."""
-    present: dict[str, bool] = {}
+    text = source.text
     for hints, pattern in _COMPILED:
-        for hint in hints:
-            if hint not in present:
-                present[hint] = hint in (text if hint != hint.lower() else lower)
-            if not present[hint]:
-                break
-        else:
+        if all(map(source.has, hints)):
             for match in pattern.finditer(text):
                 yield from _command_value(text, match)
-    if "-u" in text and ("curl" in lower or "http" in lower):
+    if any(map(source.has, _USER)) and (source.has("curl") or source.has("http")):
         for match in _CURL.finditer(text):
             start, end = match.span(match.lastgroup or 0)
             user, colon, value = text[start:end].partition(":")

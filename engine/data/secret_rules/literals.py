@@ -10,12 +10,13 @@ import re
 from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
 _QUOTE = r"(?P<esc>\\{0,8})(?P<q>[\"`]|(?<![&<])')"
 _PLAIN = r"[^\n\"'`;\\]{0,72}"
-_ODD = r"(?:\\(?=[ \t]*\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);)"
+_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);)"
 "What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors."
 _QUOTED = (
     rf"{TAIL}(?P<close>\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
@@ -48,14 +49,14 @@ def _pattern(stem: Stem) -> re.Pattern[str]:
     return re.compile(stem.text + stem.rest + _QUOTED)
 
 
-def named_literals(text: str, lower: str, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
+def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
     """Kind and place of each string literal that a telling name is given.
 
     Args:
-        text: What is searched.
-        lower: The same in small letters, character by character.
+        source: What is searched.
         found: Stems that occur in it (engine.data.secret_rules.names.present).
     """
+    text, lower = source.text, source.lower
     for stem in stems():
         if stem.text in found:
             for match in _pattern(stem).finditer(lower):
@@ -180,8 +181,9 @@ _TELLING = re.compile(
 )
 
 
-def compared_literals(text: str, lower: str) -> Iterator[tuple[str, int, int]]:
+def compared_literals(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     """Kind and place of each literal with a telling name behind it: one that is compared with it, or its header's."""
+    text, lower = source.text, source.lower
     for match in _COMPARED.finditer(lower):
         named = _TELLING.search(match["name"])
         if named is None or says_other_thing(match["name"][named.end() :]):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_placeholder, is_secretive
 
 Found = tuple[str, int, int]
@@ -26,21 +27,22 @@ _PGPASS = re.compile(
 )
 
 
-def manifests(text: str, lower: str) -> Iterator[Found]:
+def manifests(source: SearchedText) -> Iterator[Found]:
     """Secrets of Kubernetes, keys of a kubeconfig, registries' logins, password files, and tables with such columns."""
-    if "secret" in lower and "data" in lower and _KIND_SECRET.search(lower):
+    text, lower = source.text, source.lower
+    if source.has("secret") and source.has("data") and source.has("kind") and _KIND_SECRET.search(lower):
         yield from _kubernetes(text, lower)
-    if 'auth"' in lower or "auth'" in lower or "auth\\" in lower or "_auth" in lower or 'token"' in lower:
+    if any(map(source.has, ('auth"', "auth'", "auth\\", "_auth=", 'identitytoken"', 'registrytoken"'))):
         for match in _AUTH.finditer(lower):
             group = "value" if match["value"] is not None else "other"
             value = text[slice(*match.span(group))]
             if ":" in (decoded_ascii(value) or "") or is_secretive(value, Evidence.NEAR):
                 yield "registry login", *match.span(group)
-    if any(part in lower for part in ("key-data", "tls.key", "ssh-private", "dockerc", "id_rsa")):
+    if any(map(source.has, ("key-data", "tls.key", "ssh-private", "dockerc", "id_rsa"))):
         for match in _KEY_DATA.finditer(lower):
             if not is_placeholder(text[slice(*match.span("value"))]):
                 yield "key data", *match.span("value")
-    for match in _PGPASS.finditer(text) if ":5432:" in text or ":*:" in text else ():
+    for match in _PGPASS.finditer(text) if source.has(":5432:") or source.has(":*:") else ():
         if is_secretive(match["value"], Evidence.PASSWORD):
             yield "password file", *match.span("value")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.assets import asset
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence
 
 if sys.version_info >= (3, 11):
@@ -23,7 +24,7 @@ _COMPOUND = re.compile(
     r"(?:key|access|value|val|code|word|phrase|base|prod|dev|live|data|str|string|text|auth|api)(?![a-z])|s(?![a-z])"
 )
 "Small letters behind a stem that are not the rest of another word."
-_GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:[:=：]|=>|<-)")
+_GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:[:=：>]|=>|<-|encoding=)")
 "What follows a name that is a word of prose, too, where it is given a value."
 _BEFORE = re.compile(r"([A-Za-z]+) $")
 _LONGEST = 40
@@ -70,15 +71,14 @@ def stems() -> tuple[Stem, ...]:
     )
 
 
-def present(text: str, lower: str) -> frozenset[str]:
+def present(source: SearchedText) -> frozenset[str]:
     """The stems that occur in a text."""
-    parents = {parent for parent in {stem.parent for stem in stems() if stem.text.isascii()} if parent in lower}
-    ascii_only = text.isascii()
+    ascii_only = source.text.isascii()
     return frozenset(
         stem.text
         for stem in stems()
-        if (stem.parent in parents or (not ascii_only and not stem.text.isascii()))
-        and (stem.text == stem.parent or stem.text in lower)
+        if (source.has(stem.parent) if stem.text.isascii() else not ascii_only)
+        and (source.has(stem.text) if " " not in stem.text else stem.text in source.lower)
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.literals import literal
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Found = tuple[str, int, int]
@@ -24,14 +25,15 @@ _SECRET_COLUMN = re.compile(
 _OTHER_COLUMN = re.compile(r"_(?:id|at|name|type|hash|url|date|expir\w*)\W*$", re.IGNORECASE)
 
 
-def sql(text: str, lower: str) -> Iterator[Found]:
+def sql(source: SearchedText) -> Iterator[Found]:
     """Passwords that SQL statements set."""
-    if "identified" in lower:
+    text, lower = source.text, source.lower
+    if source.has("identified"):
         for match in _IDENTIFIED.finditer(lower):
             span = literal(text, match.end())
             if span and is_secretive(text[slice(*span)], Evidence.PASSWORD):
                 yield "password in SQL", *span
-    if "insert" in lower and "values" in lower:
+    if source.has("insert") and source.has("values"):
         for match in _INSERT.finditer(lower):
             columns = match["columns"].split(",")
             yield from _inserted(text, lower, match.end(), columns)

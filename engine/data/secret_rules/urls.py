@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Found = tuple[str, int, int]
@@ -23,9 +24,10 @@ _AUTHORIZATION = re.compile(
 )
 
 
-def urls(text: str) -> Iterator[Found]:
+def urls(source: SearchedText) -> Iterator[Found]:
     """Passwords and tokens before the host of a URL."""
-    if "@" not in text:
+    text = source.text
+    if not (source.has("://") and source.has("@")):
         return
     for match in _IN_URL.finditer(text):
         value = match["value"]
@@ -47,10 +49,11 @@ def _is_reference(value: str) -> bool:
     )
 
 
-def headers(text: str, lower: str) -> Iterator[Found]:
+def headers(source: SearchedText) -> Iterator[Found]:
     """Credentials after their scheme."""
+    text, lower = source.text, source.lower
     for scheme in ("bearer ", "basic ", "token ", "apikey "):
-        if scheme in lower:
+        if source.has(scheme.rstrip() + "\n"):
             for match in re.finditer(scheme + r"[ \t]{0,3}(?P<value>[\w.~+/=:-]{8,2000})", lower):
                 value = text[slice(*match.span("value"))]
                 if scheme == "basic ":
@@ -61,7 +64,7 @@ def headers(text: str, lower: str) -> Iterator[Found]:
                         yield "authorisation header", *match.span("value")
                 elif is_secretive(value, Evidence.NEAR) and len(value) >= 16:
                     yield "authorisation header", *match.span("value")
-    if "authorization" in lower:
+    if source.has("authorization"):
         for match in _AUTHORIZATION.finditer(lower):
             if is_secretive(text[slice(*match.span("value"))], Evidence.NEAR):
                 yield "authorisation header", *match.span("value")

@@ -43,27 +43,30 @@ _REFERENCE = re.compile(
     r"^-{1,2}[a-z]|^<.*>$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+\d*$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
-    r"|^[A-Za-z_][\w.:>-]*\(|^[A-Za-z_]\w*\[|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
+    r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC\[|^file:|^env:|\\[dwsbDWSB]|^\^|\$$|^urn:|^data:",
 )
 _LOCATION = re.compile(
-    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|://|^[\w-]+(?:/[\w-]+)*\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
     r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
-    r"|^\d+(?:\.\d+)+$|^[\w.+-]+@[\w-]+\.[\w.]+$",
+    r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
     re.IGNORECASE,
 )
 _PATH = re.compile(
-    r"^(?:\.{0,2}|~)/[\w.@+-]+(?:/[\w.@+ -]*)*$|^~?[A-Za-z_][\w-]*(?:\.[\w-]+)+$|^[#.][A-Za-z][\w-]*$"
-    r"|^[\w-]+(?:/[\w.-]+)+$|^[A-Za-z_][\w.]*(?:[<>!=]=|[<>=])[\w.+-]{1,40}\|?$"
+    r"^(?:\.{0,2}|~)/[\w.@+-]+(?:/[\w.@+ -]{0,100}){0,40}$|^~?[A-Za-z_][\w-]*(?:\.[\w-]{1,100}){1,20}$"
+    r"|^[#.][A-Za-z][\w-]*$|^[\w-]+(?:/[\w.-]{1,100}){1,40}$|^[A-Za-z_][\w.]*(?:[<>!=]=|[<>=])[\w.+-]{1,40}\|?$"
 )
 "Paths, dotted names, comparisons and named arguments, where words make up most of them."
+_CALL = re.compile(r"^([A-Za-z_][\w.:>-]*)[(\[]")
 _ALGORITHM = re.compile(
     r"^(?:aes|hmac|sha|md5|rsa|ecdsa|ed25519|pbkdf2|bcrypt|argon2|scrypt|[hrep]s\d{3}|des|x509|pkcs|oauth|openid|ntlm|scram|basic|bearer|jwt"
     r"|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
     re.IGNORECASE,
 )
-_SNAKE = re.compile(r"^[a-z]+\d{0,3}(?:[_.:/-][a-z]*\d{0,4})+$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]*\d{0,4})+$")
+_SNAKE = re.compile(
+    r"^[a-z]+\d{0,3}(?:[_.:/-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
+)
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
     r"^(?:sha\d+|md5|blake\d\w?|\{?ssha\d*\}?)[-:=$}]|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$", re.IGNORECASE
@@ -75,7 +78,7 @@ _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
 _PUBLIC = re.compile(r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.)")
 "How public keys and certificates begin."
 _UNIT = re.compile(
-    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d+)+(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
+    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
 )
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _MOST_NAMED = 0.72
@@ -107,6 +110,8 @@ def is_placeholder(value: str) -> bool:
     """Whether a value stands for another: an example, a word in its place, a variable, a call, a path."""
     bare = value.lstrip("\\'\"")
     if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
+        return True
+    if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
         return True
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
