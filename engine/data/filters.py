@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from engine.data.charset import MARKS
 from engine.data.languages import BULKY_AS_DATA, NOTEBOOK
 from engine.data.secrets import is_secret_file
 
@@ -154,7 +155,7 @@ def reasons_by_size(size: int, language: str | None, max_file_bytes: int) -> Ite
 
 def is_binary(content: bytes) -> bool:
     """Whether bytes are not text: they hold a NUL and do not start with the mark of UTF-16 or UTF-32."""
-    return b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return b"\0" in content and not content.startswith(MARKS)
 
 
 def reasons_by_head(head: bytes, language: str) -> Iterator[str]:
