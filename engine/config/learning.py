@@ -143,7 +143,11 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         ),
     ] = field(default_factory=list)
     dataset_column: Annotated[
-        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+        str,
+        Meta(
+            description='Column of the data sets that holds the text, or several with + between them; "" takes text, '
+            "prompt+completion, content, code or the like."
+        ),
     ] = ""
     stores_kept: Annotated[
         int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")

@@ -37,9 +37,11 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
-    "not a row": "lines of a data set that are no JSON object",
+    "not a row": "lines or elements of a data set that are no JSON object",
     "another column": "rows of a data set whose text stands in another column than that of its first row",
-    "no text": "rows of a data set without text in its column",
+    "no text": "rows of a data set with nothing in its column",
+    "not text": "rows of a data set whose column holds a number, a list or the like",
+    "cut off": "rows of a JSON array from where it is no JSON any more, counted as one",
     "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
