@@ -43,9 +43,9 @@ REPORT = DataReport(
     ),
     secrets=(
         SecretRow(
-            file=f"{ROOT}/deploy/settings.py", line=14, kind="AWS access key", hint="AKIA…", fingerprint="9d2c41f07ab3"
+            file=f"{ROOT}/deploy/settings.py", line=14, kind="AWS access key", hint="AKIA…", fingerprint="s9d2c41f07ab3"
         ),
-        SecretRow(file=f"{ROOT}/tests/test_mail.py", line=3, kind="password", hint="hu…", fingerprint="51e0b86d2c94"),
+        SecretRow(file=f"{ROOT}/tests/test_mail.py", line=3, kind="password", hint="hu…", fingerprint="s51e0b86d2c94"),
     ),
     near_duplicates=(
         TwinRow(file=f"{ROOT}/tools/[bold]migrate_copy.py", like=f"{ROOT}/tools/migrate.py", side="left out"),
