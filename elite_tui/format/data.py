@@ -110,7 +110,7 @@ def _skipped(row: SkippedRow, roots: Sequence[str], width: int) -> list[Content]
 
 
 def secrets(report: DataReport, policy: str, width: int) -> Content:
-    """Formats the places of keys and passwords, never the secret itself."""
+    """Formats where a key or password was found, by which rule, and what allows it; never the secret itself."""
     found = report.secrets
     fate = {"mask": "each replaced by a placeholder", "skip": "their files left out", "keep": "learnt as they are"}
     lines = [_title("Secrets", f"{len(found):,} found, {fate.get(policy, policy)}" if found else "none found")]
@@ -120,8 +120,15 @@ def secrets(report: DataReport, policy: str, width: int) -> Content:
         head = Content.assemble(
             ("✓ " if policy != "keep" else "! ", "$text-success" if policy != "keep" else "$text-warning")
         )
-        hint = Content.styled(f"  {printable(row.kind)}  {printable(row.hint)}", "$muted")
-        lines.append(Content.assemble(head, place, hint).truncate(width, ellipsis=True))
+        lines.append(Content.assemble(head, place).truncate(width, ellipsis=True))
+        rule = Content.assemble(
+            "  ",
+            (printable(row.fingerprint), "$text-primary"),
+            ("  by rule ", "$muted"),
+            (printable(row.kind), "$text-accent"),
+            (f"  {printable(row.hint)}", "$muted"),
+        )
+        lines.append(rule.truncate(width, ellipsis=True))
     return Content("\n").join([*lines, *_more(len(found), "secret")])
 
 

@@ -32,6 +32,8 @@ LABELS = {
     "data.order": "order",
 }
 "The most used settings; the options form has the rest."
+ALLOWED = "data.allowed_secrets"
+"Fingerprints of findings that are trained on as they are; asked for below what was found."
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.DATA, StatePart.READING, StatePart.TIERS})
 PARTS = ("in", "out", "windows", "secrets", "twins")
 _BAR = 30
@@ -57,6 +59,7 @@ class DataScreen(WizardScreen):
             with Vertical(id="right"):
                 yield Static(id="out", classes="part", markup=False)
                 yield Static(id="secrets", classes="part", markup=False)
+                yield FieldRow(field_spec(ALLOWED), self.state.draft, label="no secrets:")
                 yield Static(id="twins", classes="part", markup=False)
             yield Static(id="footnote", markup=False)
         yield self.steps(Button("Stop reading", id="stop", compact=True))
@@ -84,6 +87,7 @@ class DataScreen(WizardScreen):
         if report is None or changed == {StatePart.READING}:
             return
         draft = state.draft
+        self.query_one("#field-data-allowed_secrets").display = bool(report.secrets or draft.get(ALLOWED))
         plans = state.tiers.value
         tier = plans.choice.plan.tier if plans is not None and plans.choice is not None else None
         left, right = (max(30, self.query_one(name).content_size.width - 1) for name in ("#left", "#right"))

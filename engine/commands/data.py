@@ -29,7 +29,11 @@ SUMMARY = "Build the dataset of a repository, and show what is in it."
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine data`."""
-    for path, metavar in (("data.repositories", "DIR"), ("data.datasets", "PATH")):
+    for path, metavar in (
+        ("data.repositories", "DIR"),
+        ("data.datasets", "PATH"),
+        ("data.allowed_secrets", "FINGERPRINT"),
+    ):
         spec = config.field_spec(path)
         parser.add_argument(
             str(spec.flag),
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = vars(args)
     given: dict[str, Any] = {
-        "data": {name: options[f"data.{name}"] for name in ("repositories", "datasets", "history")}
+        "data": {name: options[f"data.{name}"] for name in ("repositories", "datasets", "history", "allowed_secrets")}
     }
     for override in args.set:
         config.apply_override(given, override)
@@ -197,8 +201,13 @@ def _print_left_out(console: Console, report: DataReport) -> None:
     _print_some(
         console,
         f"kept out {len(report.secrets):,} secret{'s' if len(report.secrets) > 1 else ''}:",
-        [f"{secret.file}:{secret.line}: {secret.kind} ({secret.hint})" for secret in report.secrets],
+        [
+            f"{secret.file}:{secret.line}: {secret.kind} ({secret.hint}), fingerprint {secret.fingerprint}"
+            for secret in report.secrets
+        ],
     )
+    if report.secrets:
+        console.print("  one that is no secret is learnt with --allow-secret FINGERPRINT")
     if report.submodules:
         console.print(f"repositories inside, left out: {', '.join(report.submodules)}")
 

@@ -75,6 +75,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             "skip leaves out files that hold any, keep learns them."
         ),
     ] = "mask"
+    allowed_secrets: Annotated[
+        list[str],
+        Meta(
+            description="Findings that are no secrets, by the fingerprints that `engine data` and the data screen "
+            "show. They are learnt as they are.",
+            extra=option("--allow-secret"),
+        ),
+    ] = field(default_factory=list)
     near_duplicates: Annotated[
         Literal["skip", "keep"],
         Meta(description="Files that share 85% of their lines with another file: skip leaves them out, keep does not."),
@@ -135,7 +143,11 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         ),
     ] = field(default_factory=list)
     dataset_column: Annotated[
-        str, Meta(description='Column of the data sets that holds the text; "" takes text, content, code or the like.')
+        str,
+        Meta(
+            description='Column of the data sets that holds the text, or several with + between them; "" takes text, '
+            "prompt+completion, content, code or the like."
+        ),
     ] = ""
     stores_kept: Annotated[
         int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")

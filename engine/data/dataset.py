@@ -154,7 +154,8 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
-    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim]
+    allowed = sorted(data.allowed_secrets)
+    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim, *allowed]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.data.charset import decode
 from engine.data.collect import SourceFile
 from engine.data.filters import is_binary
 from engine.data.history import Commit, read_commit
@@ -16,11 +15,7 @@ from engine.data.languages import NOTEBOOK
 from engine.data.notebooks import NOTEBOOK_BYTES, NotebookError, cells_as_text
 from engine.data.rows import DataSet, Row
 from engine.data.safe_files import Folder, NotRegularError
-
-_PYTHON_ENCODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
-_UNLIKELY_IN_LATIN_1 = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
-_MOST_ACCENTED = 0.1
-"Share of bytes above ASCII up to which a file that is not UTF-8 passes for Latin-1; text in Cyrillic has more."
+from engine.data.secrets import masked_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,7 @@ def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Docu
         return "too large"
     if is_binary(content):
         return "binary"
-    text = decode(content, file.language)
+    text = decode(content)
     if text is None:
         return "encoding"
     if file.language == NOTEBOOK:
@@ -114,34 +109,9 @@ def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Docu
     return Document(text, hashlib.sha256(content).digest())
 
 
-def decode(content: bytes, language: str) -> str | None:
-    """Bytes as text: by their byte order mark, as UTF-8, as a Python file says, or as Latin-1; else None.
-
-    Encoding the text again gives the same bytes, but for the mark.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _decode(content, "utf-16")
-    text = _decode(content, "utf-8-sig")
-    if text is None and language == "Python":
-        for line in content.split(b"\n", 2)[:2]:
-            named = _PYTHON_ENCODING.match(line)
-            if named:
-                return _decode(content, named.group(1).decode("ascii"))
-    if text is None and not _UNLIKELY_IN_LATIN_1.search(content):
-        accented = len(content) - len(content.translate(None, bytes(range(128, 256))))
-        if accented <= _MOST_ACCENTED * len(content):
-            return content.decode("latin-1")
-    return text
-
-
-def _decode(content: bytes, encoding: str) -> str | None:
-    try:
-        return content.decode(encoding)
-    except (UnicodeError, LookupError):
-        # LookupError: a file names an encoding that does not exist, or one that does not make text.
-        return None
-
-
 def path_line(file: SourceFile) -> str:
-    """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name)
+    """The document's first line, without its end: the path, printable and valid Unicode whatever its bytes were.
+
+    Tokens in it are masked, whatever `data.secrets` says: no name is worth one.
+    """
+    return masked_name("".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from engine.data.charset import MARKS
 from engine.data.languages import BULKY_AS_DATA, NOTEBOOK
 from engine.data.secrets import is_secret_file
 
@@ -22,6 +23,7 @@ REASONS: Mapping[str, str] = {
     "minified": "not laid out for people to read",
     "binary": "not text",
     "secrets": "named like a store of credentials, or, with data.secrets=skip, holding any",
+    "not searched": "text that the search for secrets did not get through in its time",
     "data": "tables, long JSON or XML, translations and other data",
     "notebook": "Jupyter notebooks, with data.notebooks=skip, or such as cannot be read",
     "not source": "no language is known for it",
@@ -35,9 +37,11 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
-    "not a row": "lines of a data set that are no JSON object",
+    "not a row": "lines or elements of a data set that are no JSON object",
     "another column": "rows of a data set whose text stands in another column than that of its first row",
-    "no text": "rows of a data set without text in its column",
+    "no text": "rows of a data set with nothing in its column",
+    "not text": "rows of a data set whose column holds a number, a list or the like",
+    "cut off": "rows of a JSON array from where it is no JSON any more, counted as one",
     "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
@@ -48,6 +52,7 @@ KEPT_BY: Mapping[str, str] = {
     **{reason: f"data.include=[{reason}]" for reason in SWITCHABLE},
     "notebook": "data.notebooks=cells",
     "secrets": "data.secrets=keep",
+    "not searched": "data.secrets=keep",
     "too large": "data.max_file_bytes",
     "near-duplicate": "data.near_duplicates=keep",
     "submodule": "a --repo of its own",
@@ -152,7 +157,7 @@ def reasons_by_size(size: int, language: str | None, max_file_bytes: int) -> Ite
 
 def is_binary(content: bytes) -> bool:
     """Whether bytes are not text: they hold a NUL and do not start with the mark of UTF-16 or UTF-32."""
-    return b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return b"\0" in content and not content.startswith(MARKS)
 
 
 def reasons_by_head(head: bytes, language: str) -> Iterator[str]:

@@ -17,11 +17,12 @@ from engine.data.git import GitError
 from engine.data.history import LANGUAGE as DIFF
 from engine.data.history import Change, Commit, commit_of, has_history, read_patches
 from engine.data.languages import language_by_name
-from engine.data.licences import find_header, fingerprint
+from engine.data.licences import find_header
+from engine.data.licences import fingerprint as header_fingerprint
 from engine.data.near_duplicates import NearDuplicates, telling_lines
 from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
-from engine.data.secrets import PLACEHOLDER, find_secrets, hint
+from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets, fingerprint, hint
 from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import outline
 
@@ -44,6 +45,8 @@ class FoundSecret:
     kind: str
     hint: str
     "Its first characters."
+    fingerprint: str
+    "What data.allowed_secrets calls it by."
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class _Reader:
         self._digests: dict[bytes, int] = {}
         self._headers: set[bytes] = set()
         self._alike: NearDuplicates | None = NearDuplicates()
+        self._allowed = frozenset(self.data.allowed_secrets)
 
     def take(self, file: SourceFile) -> None:
         """Reads one source, and keeps it unless there is a reason not to."""
@@ -163,7 +167,10 @@ class _Reader:
         copy_of = self._digests.get(document.digest)
         if copy_of is not None and "duplicate" not in self.data.include:
             return self._skip(file, "duplicate")
-        edits, has_secrets = self._edits(file, document)
+        try:
+            edits, has_secrets = self._edits(file, document)
+        except SearchTooLongError:
+            return self._skip(file, "not searched")
         if has_secrets and self.data.secrets == "skip":
             return self._skip(file, "secrets")
         header = self._repeated_header(document.text)
@@ -221,11 +228,12 @@ class _Reader:
         if self.data.secrets == "keep":
             return [], False
         # A change may be to a file of any language: values without quotation marks count as well.
-        secrets = find_secrets(document.text, "YAML" if file.language == DIFF else file.language)
+        language = "YAML" if file.language == DIFF else file.language
+        secrets = find_secrets(document.text, language, self._allowed)
         for secret in secrets:
             line = document.text.count("\n", 0, secret.start) + 1
-            shown = hint(document.text[secret.start : secret.end])
-            self.secrets.append(FoundSecret(file, line, secret.kind, shown))
+            value = document.text[secret.start : secret.end]
+            self.secrets.append(FoundSecret(file, line, secret.kind, hint(value), fingerprint(value)))
         return [Edit(secret.start, secret.end, PLACEHOLDER) for secret in secrets], bool(secrets)
 
     def _repeated_header(self, text: str) -> Edit | None:
@@ -233,7 +241,7 @@ class _Reader:
         if self.data.licence_headers == "keep" or (found := find_header(text)) is None:
             return None
         start, end = found
-        print_ = fingerprint(text[start:end])
+        print_ = header_fingerprint(text[start:end])
         if print_ in self._headers:
             return Edit(start, end)
         self._headers.add(print_)

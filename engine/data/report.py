@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.data.filters import KEPT_BY, REASONS
+from engine.data.secrets import masked_name
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class SecretRow:
     "Name of the rule that found it."
     hint: str
     "At most its first four characters."
+    fingerprint: str
+    "What data.allowed_secrets calls it by: the same for the same value wherever it stands."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,13 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
             for reason, count in summary.skipped.items()
         ),
         secrets=tuple(
-            SecretRow(file=_name(secret.file), line=secret.line, kind=secret.kind, hint=printable(secret.hint))
+            SecretRow(
+                file=_name(secret.file),
+                line=secret.line,
+                kind=secret.kind,
+                hint=printable(secret.hint),
+                fingerprint=secret.fingerprint,
+            )
             for secret in summary.secrets
         ),
         near_duplicates=tuple(
@@ -208,8 +217,8 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
 
 
 def printable(value: object) -> str:
-    """Text that comes from file names, with line ends, escapes and bytes that are no text spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    """Text that comes from file names: line ends, escapes and bytes that are no text spelled out, tokens masked."""
+    return masked_name("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
 
 
 def _name(file: SourceFile) -> str:

@@ -1,4 +1,4 @@
-"""Data sets on disk as documents: JSON Lines, Parquet, Arrow, and folders that Hugging Face datasets saved.
+"""Data sets on disk as documents: JSON Lines and arrays, Parquet, Arrow, and folders saved by Hugging Face datasets.
 
 Each row is a document. Files are opened as they lie: nothing is downloaded, no loading script is run, no pickle read.
 A first pass finds where each row lies; then they are read one by one, in order as far as can be.
@@ -15,15 +15,27 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
 from engine import errors
 from engine.data.collect import EXAMPLES, SourceFile
+from engine.data.json_arrays import element_at, elements, is_array
 from engine.data.languages import language_by_name
 
+COLUMN_GROUPS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "code"),
+    ("instruction", "input", "output"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("problem", "solution"),
+)
+"Columns of which each holds a part of the text; they are joined, and named with a + between them."
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
 "Tried in this order where none is named. The first row decides for its data set: another column may hold answers."
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path", "filename", "file_name", "func_path")
@@ -53,6 +65,7 @@ class DataSet(ABC):
     Attributes:
         column: That holds the text; "" until the first row is read, where none is named.
         found: Whether a row has text.
+        total: Rows that were met; each is yielded or counted in `skipped`.
         skipped: Reason (a key of engine.data.filters.REASONS) → rows that are left out.
         examples: Reason → the first few of them.
     """
@@ -61,12 +74,13 @@ class DataSet(ABC):
         self.path, self.files, self.column = path, files, column
         self._named = bool(column)
         self.found = False
+        self.total = 0
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Every row that has text, in order; `skipped` counts the others. Once."""
+        """Every row that has text, in order; `skipped` counts the others under a reason. Once."""
 
     @abstractmethod
     def text(self, row: Row) -> str | None:
@@ -86,18 +100,21 @@ class DataSet(ABC):
 
     def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
         """The row; None, and counted, where it has no text in the column."""
-        text = values.get(self.column)
-        if not isinstance(text, str):
+        text = _text_of(values, self.column)
+        if text is None:
             elsewhere = not self._named and any(isinstance(values.get(name), str) for name in TEXT_COLUMNS)
-            self._skip("another column" if elsewhere else "no text", part, number)
+            given = any(values.get(name) is not None for name in _parts(self.column))
+            self._skip("another column" if elsewhere else "not text" if given else "no text", part, number)
             return None
         self.found = True
+        self.total += 1
         return self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
 
     def _skip(self, reason: str, part: int, number: int, rows: int = 1) -> None:
         """Counts rows, from one with a number on, that are left out."""
         if not rows:
             return
+        self.total += rows
         self.skipped[reason] += rows
         named = self.examples.setdefault(reason, [])
         if len(named) < EXAMPLES:
@@ -116,7 +133,7 @@ def open_data_set(given: Path, column: str) -> DataSet:
 
     Args:
         given: A .jsonl, .json, .ndjson (or .gz of these), .parquet or .arrow file, or a folder of such.
-        column: Of the text; "" for the first of TEXT_COLUMNS.
+        column: Of the text, or several with + between them; "" for the first known one.
 
     Raises:
         EliteError: DATA_SET_UNUSABLE, DATA_SET_COLUMN or DATA_SET_LIBRARY.
@@ -169,44 +186,89 @@ def _kind(file: Path) -> str:
     return "table" if file.suffix in (".parquet", ".arrow") else ""
 
 
+def _known_column(names: Collection[str]) -> str:
+    """The column or joined columns that hold the text of a row with these names; "" for none that is known."""
+    group = next(("+".join(group) for group in COLUMN_GROUPS if set(group) <= set(names)), "")
+    plain = next((name for name in TEXT_COLUMNS if name in names), "")
+    # "text" is the whole where there are parts of it too; "code" may be an answer alone.
+    return plain if plain == TEXT_COLUMNS[0] or not group else group
+
+
+def _parts(column: str) -> list[str]:
+    return column.split("+")
+
+
+def _text_of(values: Mapping[str, Any], column: str) -> str | None:
+    """A row's text; None where a part of it is missing or no text."""
+    if isinstance(values.get(column), str):
+        return str(values[column])
+    parts = [values.get(name) for name in _parts(column)]
+    # Alpaca's "input" is often empty.
+    texts = [part for part in parts if isinstance(part, str) and part]
+    return "\n".join(texts) if len(parts) > 1 and all(isinstance(part, str) for part in parts) else None
+
+
 def _column_of(names: Sequence[str], wanted: str, path: Path) -> str:
-    column = wanted or next((name for name in TEXT_COLUMNS if name in names), "")
-    if column not in names:
+    column = wanted or _known_column(names)
+    if column not in names and not set(_parts(column)) <= set(names):
         shown = ", ".join(sorted(names)[:12])
         raise errors.DATA_SET_COLUMN(path=path, column=wanted or "text, content or code", columns=shown)
     return column
 
 
-# --- JSON Lines --------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------
 
 
 class JsonLines(DataSet):
-    """One JSON object a line. Compressed files are read from their start again, so they are read in order."""
+    """One JSON object a line, or an array of them.
+
+    Compressed files are read from their start again, so they are read in order.
+    """
 
     def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
         super().__init__(path, files, column)
         self._open: tuple[int, BinaryIO] | None = None
+        self._arrays: set[int] = set()
+        "Files that are an array of rows."
 
     def rows(self) -> Iterator[Row]:
         """See DataSet."""
         first: dict[str, Any] | None = None
         for part, file in enumerate(self.files):
-            with self._reading(), _opened(file) as lines:
-                for number, (position, line) in enumerate(_lines(lines)):
-                    values = None if line is None else _object(line)
-                    if values is None:
-                        if line is None or line.strip():
-                            self._skip("too large" if line is None else "not a row", part, number)
-                        continue
+            with self._reading(), _opened(file) as opened:
+                if file.name.removesuffix(".gz").endswith(".json") and is_array(opened):
+                    self._arrays.add(part)
+                for number, position, values in self._objects(opened, part):
                     first = values if first is None else first
-                    self.column = self.column or next((name for name in TEXT_COLUMNS if name in values), "")
+                    self.column = self.column or _known_column(values)
                     if row := self._taken(part, number, position, values):
                         yield row
         if first is None:
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line of it is a JSON object")
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line or element of it is a JSON object")
         if not self.found:
             column = _column_of(list(first), self.column, self.path)
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no line holds text in its column {column}")
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
+
+    def _objects(self, file: BinaryIO, part: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Number, first byte and values of each row of a file that is a JSON object; the others are counted."""
+        number = -1
+        if part in self._arrays:
+            try:
+                for number, (position, values) in enumerate(elements(file, _LONGEST_LINE)):
+                    if isinstance(values, dict):
+                        yield number, position, values
+                    else:
+                        self._skip("not a row", part, number)
+            except ValueError:
+                # Where an array is broken nothing tells where its next row begins.
+                self._skip("cut off", part, number + 1)
+            return
+        for number, (position, line) in enumerate(_lines(file)):
+            values = None if line is None else _object(line)
+            if values is not None:
+                yield number, position, values
+            elif line is None or line.strip():
+                self._skip("too large" if line is None else "not a row", part, number)
 
     def text(self, row: Row) -> str | None:
         """See DataSet."""
@@ -215,12 +277,14 @@ class JsonLines(DataSet):
                 self.close()
                 self._open = row.part, _opened(self.files[row.part])
             file = self._open[1]
-            file.seek(row.position)
-            values = _object(file.readline(_LONGEST_LINE))
-        except (OSError, EOFError, zlib.error):
+            if row.part in self._arrays:
+                values = element_at(file, row.position, _LONGEST_LINE)
+            else:
+                file.seek(row.position)
+                values = _object(file.readline(_LONGEST_LINE))
+        except (OSError, EOFError, ValueError, zlib.error):
             return None
-        text = values.get(self.column) if values is not None else None
-        return text if isinstance(text, str) else None
+        return _text_of(values, self.column) if isinstance(values, dict) else None
 
     def close(self) -> None:
         """See DataSet."""
@@ -275,12 +339,13 @@ class Table(DataSet):
             with self._reading():
                 groups = self._groups(part)
                 names |= dict.fromkeys(groups.names)
-                self.column = self.column or next((name for name in TEXT_COLUMNS if name in groups.names), "")
-                if self.column not in groups.names:
+                self.column = self.column or _known_column(groups.names)
+                columns = [self.column] if self.column in groups.names else _parts(self.column)
+                if not set(columns) <= set(groups.names):
                     elsewhere = not self._named and not set(TEXT_COLUMNS).isdisjoint(groups.names)
                     self._skip("another column" if elsewhere else "no text", part, 0, groups.first[-1])
                     continue
-                wanted = [self.column, *(name for name in PATH_COLUMNS if name in groups.names)]
+                wanted = [*columns, *(name for name in PATH_COLUMNS if name in groups.names)]
                 number = 0
                 for index in range(len(groups.first) - 1):
                     table = groups.read(index, wanted)
@@ -299,11 +364,12 @@ class Table(DataSet):
             groups = self._groups(row.part)
             index = bisect.bisect_right(groups.first, row.position) - 1
             if self._group is None or self._group[:2] != (row.part, index):
-                self._group = row.part, index, groups.read(index, [self.column])
-            text = self._group[2].column(0)[row.position - groups.first[index]].as_py()
+                columns = [self.column] if self.column in groups.names else _parts(self.column)
+                self._group = row.part, index, groups.read(index, columns)
+            table = self._group[2].slice(row.position - groups.first[index], 1)
+            return _text_of(table.to_pylist()[0], self.column)
         except (OSError, ValueError, IndexError, KeyError):
             return None
-        return text if isinstance(text, str) else None
 
     def _groups(self, part: int) -> _Groups:
         if self._part is None or self._part[0] != part:

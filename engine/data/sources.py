@@ -81,7 +81,8 @@ def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Col
     for path, data_set in data_sets.items():
         before = len(files)
         files += data_set.rows()
-        listed_by[path] = f"{len(files) - before:,} rows of its column {data_set.column}"
+        read = len(files) - before
+        listed_by[path] = f"{read:,} of {data_set.total:,} rows, with text in column {data_set.column}"
         skipped.update(data_set.skipped)
         for reason, named in data_set.examples.items():
             examples[reason] = [*examples.get(reason, []), *named][:EXAMPLES]

@@ -105,3 +105,36 @@ def test_needs_neither_torch_nor_transformers(write: Write, tmp_path: Path) -> N
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ, check=True
     )
     assert done.stderr == "[]\n"
+
+
+def test_a_finding_is_allowed_by_the_fingerprint_that_is_shown(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write({**FILES, "settings.py": 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'})
+    arguments = ["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    prints = {row["line"]: row["fingerprint"] for row in first["secrets"]}
+    assert set(prints) == {1, 2}
+    assert main([*arguments, "--allow-secret", prints[1]]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert [row["line"] for row in second["secrets"]] == [2]
+    # Another text is another store.
+    assert second["store"] != first["store"]
+    assert main(arguments[:-1]) == 0
+    shown = capsys.readouterr().out
+    assert prints[1] in shown
+    assert "--allow-secret" in shown
+    assert "k9Xq2LmZ7w" not in shown
+
+
+def test_a_token_in_a_path_reaches_neither_store_nor_report(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = "ghp_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6"
+    root = write({**FILES, f"{token}.py": module("x"), f"{token}/y.bin": b"\0\0"})
+    assert main(["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert token not in capsys.readouterr().out
+    stored = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert stored
+    assert all(token.encode() not in file.read_bytes() for file in stored)

@@ -98,7 +98,7 @@ def test_rows_are_documents_packed_and_held_out(tmp_path: Path) -> None:
     assert len({file.document for file in dataset.store.files}) == 700
     assert dataset.train.figures.waste < 0.02
     assert dataset.train.with_context(4096).figures.documents == 700 - summary.held_out_files
-    assert summary.collection.listed_by == {path: "700 rows of its column content"}
+    assert summary.collection.listed_by == {path: "700 of 700 rows, with text in column content"}
     again = build(path, tmp_path)
     assert again.summary.reused
     assert estimate_data_tokens(DataSection(datasets=[str(path)])) > 1000
@@ -239,3 +239,76 @@ def test_a_line_that_is_too_long_is_one_row(tmp_path: Path, monkeypatch: pytest.
     assert [data_set.text(row) for row in found] == [row["text"] for row in rows[1:]]  # type: ignore[index]
     assert data_set.skipped == {"too large": 1}
     data_set.close()
+
+
+def write_array(path: Path, rows: list[object], indent: int | None = 1) -> Path:
+    path.write_text("\ufeff \n" + json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_of_a_json_array(tmp_path: Path, indent: int | None) -> None:
+    rows: list[object] = [{"text": f'größe {i} 設定 {{["' * (1 + 3000 * (i % 7 == 0)), "n": [i, {}]} for i in range(40)]
+    data_set = open_data_set(write_array(tmp_path / "rows.json", rows, indent), "")
+    found = list(data_set.rows())
+    wanted = [row["text"] for row in rows]  # type: ignore[index]
+    assert [data_set.text(row) for row in found] == wanted
+    assert [data_set.text(row) for row in reversed(found)] == wanted[::-1]
+    data_set.close()
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+ROW = st.fixed_dictionaries({}, optional={"text": JSON_VALUES, "content": JSON_VALUES, "other": JSON_VALUES})
+
+
+@given(st.lists(ROW | JSON_VALUES), st.booleans())
+def test_every_row_has_a_fate(tmp_path_factory: pytest.TempPathFactory, rows: list[object], array: bool) -> None:
+    folder = tmp_path_factory.mktemp("fates")
+    good = {"text": "x = 1"}
+    rows = [good, *rows]
+    path = write_array(folder / "a.json", rows) if array else write_json(folder / "a.jsonl", rows)
+    data_set = open_data_set(path, "")
+    read = list(data_set.rows())
+    assert len(read) + sum(data_set.skipped.values()) == data_set.total == len(rows)
+    for reason, count in data_set.skipped.items():
+        assert 1 <= len(data_set.examples[reason]) <= count
+    data_set.close()
+
+
+def test_an_array_that_breaks_off_is_read_up_to_there(tmp_path: Path) -> None:
+    path = write_array(tmp_path / "a.json", [{"text": module(f"a{i}")} for i in range(9)])
+    path.write_bytes(path.read_bytes()[:-300])
+    summary = build(path, tmp_path).summary
+    assert len(summary.files) == 8
+    assert summary.skipped == {"cut off": 1}
+    assert summary.examples["cut off"] == (f"{path}, row 9",)
+
+
+def test_what_is_no_text_differs_from_what_is_missing(tmp_path: Path) -> None:
+    rows: list[object] = [{"text": module(f"a{i}")} for i in range(9)]
+    rows += [{"text": 5}, {"text": ["x"]}, {"text": None}, {}, {"text": " \n"}]
+    summary = build(write_json(tmp_path / "a.jsonl", rows), tmp_path).summary
+    assert summary.skipped == {"not text": 2, "no text": 2, "empty": 1}
+
+
+def test_parts_of_a_text_are_joined(tmp_path: Path) -> None:
+    rows: list[object] = [
+        {"prompt": f"# add {i}", "completion": f"def add{i}(): ...", "content": "other"} for i in range(3)
+    ]
+    rows += [{"prompt": "# no answer", "completion": None}]
+    for path in (write_json(tmp_path / "a.jsonl", rows), tmp_path / "a.parquet"):
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        data_set = open_data_set(path, "")
+        found = list(data_set.rows())
+        assert data_set.column == "prompt+completion"
+        assert [data_set.text(row) for row in found] == [f"# add {i}\ndef add{i}(): ..." for i in range(3)]
+        assert sum(data_set.skipped.values()) == 1
+        data_set.close()
+    named = open_data_set(tmp_path / "a.jsonl", "completion+prompt")
+    assert named.text(next(named.rows())) == "def add0(): ...\n# add 0"
+    named.close()

@@ -42,8 +42,10 @@ REPORT = DataReport(
         _skipped("near-duplicate", 2, "tools/[bold]migrate_copy.py"),
     ),
     secrets=(
-        SecretRow(file=f"{ROOT}/deploy/settings.py", line=14, kind="AWS access key", hint="AKIA…"),
-        SecretRow(file=f"{ROOT}/tests/test_mail.py", line=3, kind="password", hint="hu…"),
+        SecretRow(
+            file=f"{ROOT}/deploy/settings.py", line=14, kind="AWS access key", hint="AKIA…", fingerprint="s9d2c41f07ab3"
+        ),
+        SecretRow(file=f"{ROOT}/tests/test_mail.py", line=3, kind="password", hint="hu…", fingerprint="s51e0b86d2c94"),
     ),
     near_duplicates=(
         TwinRow(file=f"{ROOT}/tools/[bold]migrate_copy.py", like=f"{ROOT}/tools/migrate.py", side="left out"),

@@ -7,7 +7,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textual.widgets import Button, Select, Static
+from textual.widgets import Button, Input, Select, Static
 
 from elite_tui.client.calls import Engine
 from elite_tui.format import data as data_words
@@ -155,3 +155,21 @@ def test_no_line_is_wider_than_its_column(width):
     )
     for part in parts:
         assert max(map(len, str(part).splitlines())) <= width
+
+
+async def test_a_finding_is_allowed_by_its_fingerprint(shop):
+    app = make_app(engine=RealData(cpu_machine()), values={"data.repositories": [str(shop)]})
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await until(pilot, lambda: app.state.data.value is not None, seconds=60)
+        (found,) = app.state.data.value.secrets
+        await until(pilot, lambda: found.fingerprint in text_of(app, "#secrets"))
+        assert f"by rule {found.kind}" in text_of(app, "#secrets")
+        row = app.screen.query_one("#field-data-allowed_secrets", FieldRow)
+        assert row.display
+        row.query_one(Input).value = found.fingerprint
+        await until(pilot, lambda: app.state.data.value is None)
+        await until(pilot, lambda: app.state.data.value is not None, seconds=60)
+        assert app.state.data.value.secrets == ()
+        assert app.state.draft.get("data.allowed_secrets") == [found.fingerprint]
+        assert row.display

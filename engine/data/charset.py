@@ -1,0 +1,128 @@
+"""Which encoding a file's bytes are in, and its text: by mark, as UTF-8, as it declares, or as its bytes look.
+
+What comes out always encodes to UTF-8: Python has codecs that yield halves of characters (unicode_escape, utf-7), which
+no tokenizer takes; only encodings that people write files in are believed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from itertools import pairwise
+
+_MARKS = (
+    # UTF-32's little-endian mark begins with UTF-16's.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+MARKS = tuple(mark for mark, _ in _MARKS)
+"With which files begin that may hold NUL bytes and be text."
+_DECLARED = re.compile(rb"coding[:=][ \t]*[\"']?([-\w.]{2,30})|^<\?xml[^>\n]{0,80}encoding=[\"']([-\w.]{2,30})[\"']")
+_DECLARED_WITHIN = 2
+"Lines."
+_BELIEVED = frozenset(
+    {"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "ascii", "johab"}
+    | {"iso8859-1", *(f"iso8859-{number}" for number in (*range(2, 12), *range(13, 17)))}
+    | {f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, 860, 861, 862, 863, 864, 865, 866, 869)}
+    | {f"cp{page}" for page in (874, 932, 949, 950, *range(1250, 1259))}
+    | {"big5", "big5hkscs", "gb2312", "gbk", "gb18030", "hz", "euc_jp", "euc_jis_2004", "euc_jisx0213", "euc_kr"}
+    | {"shift_jis", "shift_jis_2004", "shift_jisx0213", "iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_kr"}
+    | {"koi8-r", "koi8-u", "kz1048", "ptcp154", "tis-620", "mac-roman", "mac-cyrillic", "mac-greek", "mac-latin2"}
+)
+"Names as codecs.lookup gives them."
+_DETECTED = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "koi8_r", "cp1251", "cp1253", "cp1254", "cp1250", "cp1252")
+_OWN_LETTERS = {"cp1254": frozenset("ğşıİĞŞ")}
+"Letters without which text in an encoding might as well be in another one."
+_COMMON = {"cp1251": "оеаинтср", "koi8_r": "оеаинтср", "cp1253": "αοιετσνηά"}
+"The commonest letters of languages with one byte a letter: half of a text; a quarter of it in a wrong encoding."
+_MOSTLY = 0.36
+_LATIN = ("cp1252", "cp1250", "iso8859-2")
+_FEWEST_HIGH = 8
+"Bytes above ASCII that are enough to tell an encoding by."
+_LOOKED_AT = 16_384
+"Bytes of the lines that hold any."
+_MOST_ACCENTED = 0.2
+"Share of bytes above ASCII up to which text passes for a language in Latin letters; dense Polish has an eighth."
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+_SIGN_IN_WORD = re.compile(r"[^\W\d_][¡¢£¤¥¦§¨©ª¬®¯°±²³´¶·¸¹º¼½¾¿×÷Ÿ]+(?:[a-z]|$)", re.MULTILINE)
+"What letters of another alphabet look like in a wrong encoding."
+
+
+def decode(content: bytes) -> str | None:
+    """Bytes as text; None where no encoding is sure. Encoding the text again gives the same bytes, but for a mark."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return _strictly(content, encoding)
+    text = _strictly(content, "utf-8-sig")
+    if text is not None:
+        return text
+    declared = _declared(content)
+    if declared is not None:
+        return _strictly(content, declared)
+    return _by_its_looks(content)
+
+
+def _strictly(content: bytes, encoding: str) -> str | None:
+    """The text, if every byte has a meaning and every character is one."""
+    try:
+        text = content.decode(encoding)
+        text.encode()
+    except (UnicodeError, LookupError):
+        return None
+    return text
+
+
+def _declared(content: bytes) -> str | None:
+    """The encoding that a file's first lines name, if it is one to believe; "" if it is not."""
+    for line in content.split(b"\n", _DECLARED_WITHIN)[:_DECLARED_WITHIN]:
+        named = _DECLARED.search(line)
+        if named:
+            try:
+                found = codecs.lookup((named[1] or named[2]).decode("ascii", "replace")).name
+            except LookupError:
+                return ""
+            return found if found in _BELIEVED else ""
+    return None
+
+
+def _by_its_looks(content: bytes) -> str | None:
+    """The text in the encoding that charset-normalizer finds, or in one of Latin letters."""
+    high = b"\n".join(line for line in content.split(b"\n") if not line.isascii())[:_LOOKED_AT]
+    accented = len(content) - len(content.translate(None, bytes(range(128, 256))))
+    if accented >= _FEWEST_HIGH:
+        # Slow to import, and few files need it.
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(high, cp_isolation=list(_DETECTED), enable_fallback=False).best()
+        encoding = best.encoding if best is not None else ""
+        if encoding in _COMMON:
+            encoding = max(_COMMON, key=lambda name: _common_share(high, name))
+            if _common_share(high, encoding) < _MOSTLY:
+                return None
+        text = _exactly(content, encoding) if encoding and encoding not in ("cp1250", "cp1252") else None
+        if text is not None and not _OWN_LETTERS.get(encoding, frozenset(text)).isdisjoint(text):
+            return text
+    if accented > _MOST_ACCENTED * len(content):
+        return None
+    texts = [text for encoding in _LATIN if (text := _exactly(content, encoding)) is not None]
+    return min(texts, key=lambda text: len(_SIGN_IN_WORD.findall(text)), default=None)
+
+
+def _exactly(content: bytes, encoding: str) -> str | None:
+    """The text, if it has no control characters and encodes to the same bytes."""
+    text = _strictly(content, encoding)
+    if text is None or _CONTROLS.search(text) or text.encode(encoding, "replace") != content:
+        return None
+    return text
+
+
+def _common_share(high: bytes, encoding: str) -> float:
+    """The share of the letters beyond ASCII that are among the commonest of the encoding's language."""
+    text = high.decode(encoding, "replace")
+    letters = [c for c in text if c.isalpha() and not c.isascii()]
+    common = sum(c.lower() in _COMMON[encoding] for c in letters)
+    # In a wrong encoding small letters and capitals change places within words.
+    turns = sum(first.islower() and second.isupper() for first, second in pairwise(text))
+    return (common - turns) / max(len(letters), 1)

@@ -1,0 +1,78 @@
+"""Rows of a JSON array, one at a time, however long the array is: each is found again by the byte that it begins at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+_CHUNK = 1 << 16
+_SPACE = b" \t\r\n"
+_DECODER = json.JSONDecoder()
+
+
+def is_array(file: BinaryIO) -> bool:
+    """Whether a file's first character that is no space opens an array. Leaves the file at its start."""
+    head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    file.seek(0)
+    return head.startswith(b"[")
+
+
+def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
+    """Where each element of the array begins, and the element.
+
+    Raises:
+        ValueError: it is no JSON from some element on, or one is longer than `longest` bytes.
+    """
+    position = 0
+    while True:
+        position, mark = _skipped(file, position, b"[," if position == 0 else b",")
+        if mark in (b"]", b""):
+            if mark == b"":
+                raise ValueError("the array is not closed")
+            return
+        value, length = _read(file, position, longest)
+        yield position, value
+        position += length
+
+
+def element_at(file: BinaryIO, position: int, longest: int) -> Any:
+    """The element that begins at a byte.
+
+    Raises:
+        ValueError: there is none any more.
+    """
+    return _read(file, position, longest)[0]
+
+
+def _skipped(file: BinaryIO, position: int, passed: bytes) -> tuple[int, bytes]:
+    """The place of the first byte from `position` on that is neither space nor in `passed`, and that byte."""
+    file.seek(position)
+    while chunk := file.read(_CHUNK):
+        rest = chunk.lstrip(_SPACE + passed + (b"\xef\xbb\xbf" if position == 0 else b""))
+        if rest:
+            return position + len(chunk) - len(rest), rest[:1]
+        position += len(chunk)
+    return position, b""
+
+
+def _read(file: BinaryIO, position: int, longest: int) -> tuple[Any, int]:
+    """The element at a byte, and how many bytes it takes."""
+    file.seek(position)
+    content = b""
+    while True:
+        chunk = file.read(max(_CHUNK, len(content)))
+        content += chunk
+        # A character may be cut off at the end of what was read so far.
+        text = content.decode("utf-8", "ignore" if chunk else "strict")
+        try:
+            value, end = _DECODER.raw_decode(text)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        except ValueError:
+            if not chunk or len(content) > longest:
+                raise
+            continue
+        # A number may go on in the next chunk; what follows shows that it does not.
+        if end < len(text) or not chunk:
+            return value, len(text[:end].encode())

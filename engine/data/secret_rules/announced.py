@@ -1,0 +1,152 @@
+"""Keys and tokens that announce themselves by their form, or by their form beside their provider's name.
+
+Forms are data: assets/secret_kinds.toml, from the providers' documentation, and assets/gitleaks_rules.toml, from
+gitleaks (MIT licence, Copyright (c) 2019 Zachary Rice).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.assets import asset
+from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
+from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_LONG_WORDS = 16
+_SOLID = re.compile(r"[A-Za-z0-9+/=_~.:$@%&|-]{16,}")
+"What keys are made of, with what binds their parts; brackets, quotation marks and commas are not."
+_NAMES_BEFORE = 100
+"Characters before a value in which its provider's name may stand."
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    name: str
+    starts: tuple[str, ...]
+    "Texts of which one must occur."
+    pattern: re.Pattern[str]
+    entropy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Provider:
+    name: str
+    names: tuple[str, ...]
+    "In small letters; one of them stands before the value."
+    value: re.Pattern[str]
+    "Of the whole value."
+    entropy: float
+
+
+@functools.cache
+def _kinds() -> tuple[_Kind, ...]:
+    groups = tomllib.loads(asset("secret_kinds.toml").read_text(encoding="utf-8"))
+    own = [
+        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), 0.0)
+        for group in groups.values()
+        for kind, entry in group.items()
+    ]
+    rules = tomllib.loads(asset("gitleaks_rules.toml").read_text(encoding="utf-8"))
+    others = [
+        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), entry["entropy"])
+        for kind, entry in rules["announced"].items()
+    ]
+    return (*own, *others)
+
+
+@functools.cache
+def _starts() -> frozenset[str]:
+    return frozenset(start for kind in _kinds() for start in kind.starts)
+
+
+def _bounded(value: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{value})(?![A-Za-z0-9])")
+
+
+@functools.cache
+def _providers() -> tuple[_Provider, ...]:
+    rules = tomllib.loads(asset("gitleaks_rules.toml").read_text(encoding="utf-8"))
+    return tuple(
+        _Provider(kind, tuple(entry["names"]), re.compile(entry["value"]), entry["entropy"])
+        for kind, entry in rules["beside"].items()
+    )
+
+
+@functools.cache
+def _provider_names() -> re.Pattern[str]:
+    names = sorted({name for provider in _providers() for name in provider.names}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)))
+
+
+def announced(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Kind and value of each key of a known form."""
+    joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
+    present = {start for start in _starts() if start in joined}
+    for kind in _kinds():
+        if not present.isdisjoint(kind.starts):
+            for match in kind.pattern.finditer(joined):
+                value = match[0]
+                # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
+                if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
+                    yield kind.name, value
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
+_TWO_DIGITS = re.compile(r"\d\D*\d")
+_LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
+_TELLING = re.compile(
+    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth|signature|webhook|session|bearer"
+)
+_KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
+_DIGEST = re.compile(
+    r"sha\d|md5|hash|digest|checksum|commit|revision|rev\b|integrity|etag|fingerprint|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
+)
+
+
+def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
+    """Random-looking values in whose line a provider or a telling name stands before them."""
+    for token in set(_TOKEN.findall("\n".join(source.candidates))):
+        if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
+            continue
+        value = token.strip("=.-")
+        for piece in {value, value.rpartition("=")[2], token.rpartition("=")[2] or token}:
+            if len(piece) >= _LONG_WORDS:
+                yield from _beside(source.text, source.lower, piece)
+
+
+def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]:
+    if entropy(value) < 2.9 or is_placeholder(value):
+        return
+    alone = is_secretive(value, Evidence.ALONE)
+    start = text.find(value)
+    tries = 0
+    while start >= 0 and tries < 20:
+        tries += 1
+        end = start + len(value)
+        if not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()):
+            first = max(0, start - _NAMES_BEFORE)
+            line = max(lower.rfind("\n", first, start) + 1, first)
+            before = lower[line:start]
+            if not _DIGEST.search(before):
+                after = lower[end : end + 60].split("\n", 1)[0]
+                if alone and (_TELLING.search(before) or _TELLING.search(after)):
+                    yield "secret beside its name", start, end
+                elif _KEYS.search(before) and (names := _provider_names().findall(before)):
+                    for provider in _providers():
+                        if (
+                            any(name in names for name in provider.names)
+                            and provider.value.fullmatch(value)
+                            and entropy(value) >= max(3.0, provider.entropy)
+                        ):
+                            yield provider.name, start, end
+                            break
+        start = text.find(value, start + 1)

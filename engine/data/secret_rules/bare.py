@@ -1,0 +1,171 @@
+"""Values without quotation marks behind telling names: in configuration, comments, strings and commands."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterator
+
+from engine.data.secret_rules.literals import in_string, line_start, literal
+from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
+from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import Evidence, is_secretive
+
+Span = tuple[int, int]
+LANGUAGES = frozenset(
+    {"YAML", "INI", "TOML", "Shell", "Dockerfile", "Text", "Makefile", "Terraform", "Markdown", "reStructuredText"}
+    | {"Properties", "PowerShell", "Batch", "Fish", "Diff", "HTTP", "Nginx", "Just", "CMake", "AsciiDoc", "Org"}
+)
+"Where a value may stand without quotation marks."
+_BARE = (
+    TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
+    r"(?:encoding=\"base64\")?(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\||>)?"
+    r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:!!\w+[ \t]+|\*\*|&quot;|&#3[49];)?"
+    r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n)?"
+)
+_VALUE = r"(?P<value>[^\s\"'`<>]{5,300})"
+_WITH_DIGIT = r"(?=[^\s\"'`<>]{0,60}\d)"
+"In code what is not quoted is mostly an expression; without a digit it is passed over."
+_MORE = (
+    r"type|description|sensitive|nullable|noecho|secret|required|prompt|label|export|ephemeral|constraintdescription"
+)
+_VALUE_KEYS = r"value|default|content|val|parametervalue|defaultvalue|string|initialvalue"
+_IN_VALUE = (
+    TAIL + r"(?:\\{0,8}[\"'`])?(?:</(?:name|key)>)?[\s,{(:]{0,60}"
+    rf"(?:(?:{_MORE})\b[^\n]{{0,160}}\n[ \t]{{0,40}}){{0,4}}"
+    rf"(?P<key>\\{{0,8}}[\"'<]?(?:{_VALUE_KEYS})\b\\{{0,8}}[\"'`]?[ \t]{{0,20}}[:=>][ \t]{{0,4}})"
+    r"(?:@?(?P<esc>\\{0,8})(?P<q>[\"'`])|(?P<bare>[^\s\"'`<>,]{5,300}))"
+)
+"A name, and the value under a key beside it: Kubernetes, Terraform, XML."
+_FLAG = re.compile(r"(?<![\w-])--?[a-z0-9.-]{0,30}$")
+_COMMENT = re.compile(r"(?:^|\s)(?:#|//|/?\*|--|<!--|;|rem\b|%)")
+_SETS = re.compile(
+    r"(?:^|[\s;&|])(?:env|arg|setx?|set -\w+|export|machine\s.*|login\s.*|default\s.*|configure set|config set.*"
+    r"|secrets? set|config:set|user\s.*|\.)\s+[\w./:-]*$"
+)
+"What a line begins with that sets a variable without an operator."
+_ALONE = re.compile(r"[ \t+.\w\"'-]*$")
+_QUERY = re.compile(r"[?&#;][\w.-]*$")
+_UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
+_CLOSING = {"[": "]", "(": ")", "{": "}", "|": "|"}
+
+
+@functools.cache
+def _patterns(stem: Stem) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    name = stem.text + stem.rest
+    return tuple(re.compile(name + rest) for rest in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
+
+
+def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """Kind and place of each value without quotation marks that a telling name is given, or of one beside its name.
+
+    Args:
+        source: What is searched.
+        found: Stems that occur in it (engine.data.secret_rules.names.present).
+    """
+    text, lower, configures = source.text, source.lower, source.language in LANGUAGES
+    for stem in stems():
+        if stem.text not in found:
+            continue
+        everywhere, with_digit, in_value = _patterns(stem)
+        for match in (everywhere if configures else with_digit).finditer(lower):
+            span = _value(text, lower, match, stem, configures=configures)
+            if span is not None:
+                yield stem.kind, *span
+        for match in in_value.finditer(lower):
+            evidence = evidence_of(text, match, stem)
+            span = None if evidence is None else _beside(text, match)
+            if evidence is not None and span is not None and is_secretive(text[slice(*span)], evidence):
+                yield stem.kind, *span
+
+
+def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configures: bool) -> Span | None:
+    """The value, if one may stand there and it looks like a secret."""
+    start, end = match.span("value")
+    until = _until(text, start, end)
+    if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):
+        return None
+    evidence = evidence_of(text, match, stem)
+    if evidence is None or (match["deep"] is not None and not (configures and match["op"] == ":")):
+        return None
+    if match["open"]:
+        cut = text.find(_CLOSING.get(match["open"][-1], "\n"), start, end)
+        end = cut if cut > start else end
+        return (start, end) if is_secretive(text[start:end], evidence) else None
+    if match["op"] == ">":
+        closed = text.startswith(("</", "]]>"), end)
+        return (start, end) if closed and is_secretive(text[start:end], evidence) else None
+    begin = line_start(text, match.start(), 300)
+    line = lower[begin : match.start()]
+    quoted = any(in_string(text, match.start(), quote) for quote in "\"'`")
+    within = quoted or _COMMENT.search(line) is not None
+    if not match["op"]:
+        return _without_operator(text, match, line, evidence, within=within, configures=configures)
+    query = match["op"] == "=" and _QUERY.search(line) is not None
+    if match["close"] and not configures and not within:
+        return None
+    if not (configures or within or query):
+        # A line of a string of several lines looks like code; so does a name with its type.
+        plain = match["op"] == ":" and until == end and _ends_line(text, end) and _stands_out(text[start:end])
+        return (start, end) if plain and is_secretive(text[start:end], Evidence.NEAR) else None
+    if match["op"] in ("is", "was"):
+        evidence = max(evidence, Evidence.NEAR)
+    if quoted or query or not configures:
+        end = until
+        if match["op"] == ":" and not configures and not quoted and not _stands_out(text[start:end]):
+            evidence = max(evidence, Evidence.NEAR)
+    else:
+        end = _trimmed(text, start, end)
+    return (start, end) if is_secretive(text[start:end], evidence) else None
+
+
+def _without_operator(
+    text: str, match: re.Match[str], line: str, evidence: Evidence, *, within: bool, configures: bool
+) -> Span | None:
+    """A value behind nothing but space: an option's, a variable's of a command, a setting's alone on its line."""
+    start, end = match.span("value")
+    if (match["close"] and not configures) or text[start - 1] not in " \t\n*" or not (configures or within):
+        return None
+    alone = configures and _ALONE.match(line) is not None and _ends_line(text, end)
+    if _FLAG.search(line) or _SETS.search(line) or alone:
+        end = _trimmed(text, start, end) if configures else _until(text, start, end)
+        return (start, end) if is_secretive(text[start:end], evidence) else None
+    end = _trimmed(text, start, end)
+    value = text[start:end]
+    return (start, end) if _stands_out(value) and is_secretive(value, max(evidence, Evidence.NEAR)) else None
+
+
+def _stands_out(value: str) -> bool:
+    """Whether a value differs from prose: digits and letters together, and a mark or both cases."""
+    letters = [c for c in value if c.isascii() and c.isalpha()]
+    mixed = any(c.islower() for c in letters) and any(c.isupper() for c in letters)
+    marked = mixed or len(value) >= 16 or any(c in "!@#$%^&*+=~" for c in value)
+    return marked and len(letters) > 1 and any(c.isdigit() for c in value)
+
+
+def _until(text: str, start: int, end: int) -> int:
+    """Where a value ends that stands in a string, a comment or a command."""
+    match = _UNTIL.match(text, start, end)
+    return match.end() if match else start
+
+
+def _ends_line(text: str, end: int) -> bool:
+    stop = text.find("\n", end, end + 40)
+    return not text[end : stop if stop >= 0 else end + 40].strip(" \t\r;")
+
+
+def _trimmed(text: str, start: int, end: int) -> int:
+    """The end of a value without what closes the sentence or bracket around it."""
+    while end > start and text[end - 1] in ",;)]}|.:*\\":
+        opening = {")": "(", "]": "[", "}": "{"}.get(text[end - 1])
+        if opening is not None and opening in text[start:end]:
+            break
+        end -= 1
+    return end
+
+
+def _beside(text: str, match: re.Match[str]) -> Span | None:
+    if match["bare"] is None:
+        return literal(text, match.start("esc"))
+    start, end = match.span("bare")
+    return start, _trimmed(text, start, end)

@@ -1,0 +1,80 @@
+"""Passwords on the command lines of well-known programs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import Evidence, is_secretive
+
+Found = tuple[str, int, int]
+_WORD = r"(?:'(?P<a>[^'\n]{3,200})'|\"(?P<b>[^\"\n]{3,200})\"|(?P<c>[^\s'\"|;&<>\\]{3,200}))"
+_OPTIONS = r"(?:[^\n|;]|\\\n){0,300}?"
+_PIPED = rf"echo[ \t]+(?:-\w+[ \t]+)?{_WORD}[ \t]*\|[^\n]{{0,80}}(?:--password-stdin|chpasswd|sudo -S)"
+_NETRC = rf"\S{{1,120}}\s{{1,20}}(?:(?:login|account)[ \t]+\S{{1,120}}\s{{1,20}})?passw(?:or)?d[ \t]+{_WORD}"
+_COMMANDS = (
+    # Parts of words that must all occur, and how the command goes; the value is the word that is kept.
+    (("\n-p", "mysql"), rf"\bmysql\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
+    (("\n-p", "mariadb"), rf"\bmariadb\w*\b{_OPTIONS}[ \t]-p{_WORD}"),
+    (("\n-p", "sshpass"), rf"sshpass{_OPTIONS}-p[ \t]*{_WORD}"),
+    (("\n-p", "login"), rf"\w[^\n|;]{{0,40}}\blogin\b{_OPTIONS}[ \t]-p[ \t=]*{_WORD}"),
+    (("\n-p", "mongo"), rf"\bmongo\w*[ \t]{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
+    (("\n-p", "7z"), rf"\b7z\w?[ \t]+\w+[ \t]{_OPTIONS}[ \t]?-p{_WORD}"),
+    (("\n-p", "sqlcmd"), rf"\bsqlcmd\b{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
+    (("\n-p", "zip"), rf"\b(?:zip|unzip)[ \t]{_OPTIONS}[ \t]-P[ \t]*{_WORD}"),
+    (("\n-a\n", "redis-cli"), rf"redis-cli{_OPTIONS}[ \t]-a[ \t]+{_WORD}"),
+    (("\n-w", "ldap"), rf"\bldap\w+[ \t]{_OPTIONS}[ \t]-w[ \t]*{_WORD}"),
+    (("smbclient", "%"), rf"smbclient\b{_OPTIONS}-U[ \t]*[\"']?[^\s%'\"]{{1,60}}%{_WORD}"),
+    (("pass:",), rf"-pass(?:in|out)?[ \t]+[\"']?pass:{_WORD}"),
+    (("/pass:",), rf"/pass:{_WORD}"),
+    (("htpasswd",), rf"htpasswd[ \t]+-\w{{0,10}}b\w{{0,10}}[ \t]+\S{{1,80}}[ \t]+\S{{1,80}}[ \t]+{_WORD}"),
+    (("/user:",), rf"net use[ \t]+(?:\S{{1,60}}[ \t]{{1,8}}){{0,4}}?/user:\S{{1,60}}[ \t]+{_WORD}"),
+    (("\nnet\n", "\nuser\n"), rf"net user[ \t]+[\w.-]{{1,60}}[ \t]+{_WORD}"),
+    (("--passphrase",), rf"--passphrase[ \t=]+{_WORD}"),
+    (("<<<",), rf"(?:secret|passw\w*|token)[ \t]*<<<[ \t]*{_WORD}"),
+    (("\nset\n", "secret"), rf"secret set[ \t]{_OPTIONS}(?:--body|-b)[ \t=]+{_WORD}"),
+    (("\nkv\n", "\nput\n"), rf"kv put[ \t]{_OPTIONS}[ \t]\w{{1,40}}={_WORD}"),
+    (("echo", "--password-stdin"), _PIPED),
+    (("echo", "chpasswd"), _PIPED),
+    (("echo", "\nsudo\n"), _PIPED),
+    (("requirepass",), rf"requirepass[\"']?,?[ \t]+{_WORD}"),
+    (("masterauth",), rf"masterauth[ \t]+{_WORD}"),
+    (("bindpw",), rf"bindpw[ \t]+{_WORD}"),
+    (("rootpw",), rf"rootpw[ \t]+{_WORD}"),
+    (("machine", "passw"), rf"machine[ \t]+{_NETRC}"),
+    (("login", "passw"), rf"login[ \t]+{_NETRC}"),
+)  # fmt: skip
+_COMPILED = tuple(
+    (hints, re.compile(pattern, 0 if re.search(r"-[A-Z]\[", pattern) else re.IGNORECASE))
+    for hints, pattern in _COMMANDS
+)
+_CURL = re.compile(rf"(?:[ \t\"'](?:-u|--(?:proxy-)?user)[ \t=]+|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}")
+
+
+_USER = ("\n-u", "'-u", '"-u', "--user", "--proxy-user")
+
+
+def commands(source: SearchedText) -> Iterator[Found]:
+    """Passwords on command lines of well-known programs."""
+    text = source.text
+    for hints, pattern in _COMPILED:
+        if all(map(source.has, hints)):
+            for match in pattern.finditer(text):
+                yield from _command_value(text, match)
+    if any(map(source.has, _USER)) and (source.has("curl") or source.has("http")):
+        for match in _CURL.finditer(text):
+            start, end = match.span(match.lastgroup or 0)
+            user, colon, value = text[start:end].partition(":")
+            if colon and not re.match(r"\d+$", user) and is_secretive(value, Evidence.PASSWORD):
+                yield "password on a command line", start + len(user) + 1, end
+
+
+def _command_value(text: str, match: re.Match[str]) -> Iterator[Found]:
+    start, end = match.span(match.lastgroup or 0)
+    value = text[start:end]
+    if "chpasswd" in match[0] and ":" in value:
+        start += value.index(":") + 1
+        value = text[start:end]
+    if is_secretive(value, Evidence.PASSWORD) and not value.startswith("-"):
+        yield "password on a command line", start, end

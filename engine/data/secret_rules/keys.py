@@ -1,0 +1,41 @@
+"""Private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from engine.data.secret_rules.searched_text import SearchedText
+
+Found = tuple[str, int, int]
+_BEGIN = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
+_KEY_LENGTH = 20_000
+_MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
+
+
+def key_blocks(source: SearchedText) -> Iterator[Found]:
+    """Private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
+    text = source.text
+    if source.has("private") and "PRIVATE KEY" in text:
+        for match in _BEGIN.finditer(text):
+            start = match.end()
+            limit = start + _KEY_LENGTH
+            end = text.find(f"-----END {match['what']}", start, limit)
+            if end < 0:
+                # Cut off, as in a log or a diff: what looks like its material.
+                end = start
+                while (
+                    line := re.compile(r"[\s\"'+\\nr,|>-]{0,40}[A-Za-z0-9+/=]{40,}").match(text, end)
+                ) and line.end() < limit:
+                    end = line.end()
+            if _MATERIAL.search(text, start, end):
+                yield "private key", start, end
+    position = text.find("PuTTY-User-Key-File") if source.has("putty-") else -1
+    while position >= 0:
+        lines = text.find("Private-Lines:", position, position + 8000)
+        if lines >= 0:
+            start = lines + len("Private-Lines:")
+            end = text.find("Private-MAC", start, start + _KEY_LENGTH)
+            if end > start:
+                yield "private key", start, end
+        position = text.find("PuTTY-User-Key-File", position + 1)

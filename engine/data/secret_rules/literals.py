@@ -1,0 +1,196 @@
+"""String literals behind telling names, in whatever language: the next ones within a few tokens.
+
+A literal follows after an operator, a type, a call or a fallback. How directly decides how much it must show itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterator
+
+from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
+from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import Evidence, is_secretive
+
+Span = tuple[int, int]
+_QUOTE = r"(?P<esc>\\{0,8})(?P<q>[\"`]|(?<![&<])')"
+_PLAIN = r"[^\n\"'`;\\]{0,72}"
+_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);)"
+"What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors."
+_QUOTED = (
+    rf"{TAIL}(?P<close>\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
+    r"(?:\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2})?)" + _QUOTE
+)
+_GOES_ON = ("=", ":", "(", ",", "\\", "+", ">", "{", "[")
+"How a line ends whose statement goes on in the next."
+_NEXT = re.compile(r"(?P<gap>[^\n\"'`;\\]{0,60}(?:\n[ \t]{0,60})?)" + _QUOTE)
+_MOST = 4
+"Literals of a statement that are looked at."
+_LONGEST = 4096
+_WRAP = re.compile(
+    r"(?:\b(?:new|await)\s+|[&*])?[\w.:<>!$&*@\[\]]{0,40}[({\[]$|(?<!\w)[@$a-z]{1,3}$|<[\w.]{1,30}>$|\\$"
+)
+"A call, bracket, prefix or cast that a literal stands in."
+_OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|\b(?:is|was|by))$")
+_ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
+_FALLBACK = re.compile(r"\|\||\?\?|\?:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b")
+_READS = re.compile(
+    r"(?:env|get|fetch|config|setting|option|define|set|put|add|header|prop\w*|param|secret|var|field|flag\w*)\w{0,20}"
+    r"[(\[]\W{0,3}[\w.-]*$"
+)
+"Calls that are given a name and its value."
+_KEYWORD = re.compile(r"default\w*\s*[:=]\s*$|value\s*=\s*$")
+_SCHEME = re.compile(r"\s*(?:bearer|basic|token|apikey|api-key|key|digest)[ :=]+", re.IGNORECASE)
+
+
+@functools.cache
+def _pattern(stem: Stem) -> re.Pattern[str]:
+    return re.compile(stem.text + stem.rest + _QUOTED)
+
+
+def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """Kind and place of each string literal that a telling name is given.
+
+    Args:
+        source: What is searched.
+        found: Stems that occur in it (engine.data.secret_rules.names.present).
+    """
+    text, lower = source.text, source.lower
+    for stem in stems():
+        if stem.text in found:
+            for match in _pattern(stem).finditer(lower):
+                evidence = evidence_of(text, match, stem)
+                if evidence is not None:
+                    for start, end in _statement(text, lower, match, evidence):
+                        yield stem.kind, start, end
+
+
+def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) -> Iterator[Span]:
+    """The literals behind a name, as far as the statement goes, that look like secrets."""
+    gap, named = match["gap"], match["close"] is not None
+    if "\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON):
+        return
+    if not named and gap.strip() and in_string(text, match.start(), match["q"]):
+        return  # the mark closes a string in which the name stands among other words
+    given: Evidence | None = _linked(gap, evidence, named=named)
+    position = match.start("esc")
+    for _ in range(_MOST):
+        span = literal(text, position)
+        if span is None:
+            return
+        start, end = span
+        if given is not None and is_secretive(text[start:end], given):
+            yield without_scheme(text, start, end)
+        follow = _NEXT.match(lower, _after_literal(text, end))
+        if follow is None:
+            return
+        between, falls_back = follow["gap"], _FALLBACK.search(follow["gap"]) is not None
+        if (":" in between and not falls_back) or ("=" in between and not _KEYWORD.search(between)):
+            return  # the next entry, or the next argument
+        position = follow.start("esc")
+        reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
+        given = evidence if reads else max(Evidence.NEAR, evidence)
+
+
+def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
+    """What is known of a literal by what stands between it and its name."""
+    gap = gap.strip()
+    if not gap or _FALLBACK.search(gap):
+        return evidence
+    unsure = max(evidence, Evidence.NEAR)
+    called = False
+    for _ in range(4):
+        wrap = _WRAP.search(gap)
+        if wrap is None:
+            break
+        called = called or gap.endswith(("(", "{", "["))
+        gap = gap[: wrap.start()].rstrip()
+    operator = _OPERATOR.search(gap)
+    if operator is None:
+        # Nothing but a call between the name and its value: a setter, a constructor.
+        return evidence if called and not gap else unsure
+    before = gap[: operator.start()].strip()
+    if operator[0] == "," and not named:
+        return unsure
+    # A type may stand between; another call or condition makes the value less sure.
+    return unsure if _ANOTHER.search(before) or len(before) > 50 else evidence
+
+
+def literal(text: str, position: int) -> Span | None:
+    """Where the content of a string literal stands that opens at `position`, after any backslashes."""
+    start = position
+    while text[start : start + 1] == "\\":
+        start += 1
+    escape, quote = text[position:start], text[start]
+    limit = start + _LONGEST
+    if not escape and text.startswith(quote * 3, start):
+        end = text.find(quote * 3, start + 3, limit)
+        return (start + 3, end) if end > 0 else None
+    begin = start + 1
+    if escape:
+        end = text.find(escape + quote, begin, limit)
+        return (begin, end) if end > 0 and "\n" not in text[begin:end] else None
+    stop = limit if quote == "`" else text.find("\n", begin, limit)
+    end = begin - 1
+    while True:
+        end = text.find(quote, end + 1, stop if stop > 0 else limit)
+        if end < 0:
+            return None
+        slashes = end - begin - len(text[begin:end].rstrip("\\"))
+        if slashes % 2 == 0:
+            return begin, end
+
+
+def _after_literal(text: str, end: int) -> int:
+    while text[end : end + 1] == "\\":
+        end += 1
+    quote = text[end : end + 1]
+    stop = end + 3
+    while quote and end < stop and text[end : end + 1] == quote:
+        end += 1
+    return end
+
+
+def without_scheme(text: str, start: int, end: int) -> Span:
+    """A value without the word before it that says how it is used."""
+    match = _SCHEME.match(text, start, end)
+    return (match.end(), end) if match and match.end() < end - 4 else (start, end)
+
+
+def line_start(text: str, position: int, furthest: int) -> int:
+    """Where the line begins, or the place `furthest` characters before."""
+    first = max(0, position - furthest)
+    found = text.rfind("\n", first, position)
+    return found + 1 if found >= 0 else first
+
+
+def in_string(text: str, position: int, quote: str) -> bool:
+    """Whether a place is within such quotation marks, as far as its line tells."""
+    begin = line_start(text, position, 400)
+    return (text.count(quote, begin, position) - text.count("\\" + quote, begin, position)) % 2 == 1
+
+
+# --- names behind their values -----------------------------------------------------------------------------
+
+_COMPARED = re.compile(
+    r"[\"'`]\)?[ \t]{0,4}(?:[!=]==?[ \t]{0,4}|,[ \t]{0,4}forhttpheaderfield:[ \t]{0,4})(?P<name>[\w.@$\[\]\"'>-]{2,60})"
+)
+_TELLING = re.compile(
+    r"(?P<pass>passw|pwd|passphrase)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization"
+)
+
+
+def compared_literals(source: SearchedText) -> Iterator[tuple[str, int, int]]:
+    """Kind and place of each literal with a telling name behind it: one that is compared with it, or its header's."""
+    text, lower = source.text, source.lower
+    for match in _COMPARED.finditer(lower):
+        named = _TELLING.search(match["name"])
+        if named is None or says_other_thing(match["name"][named.end() :]):
+            continue
+        first, end = max(0, match.start() - 300), match.start()
+        start = text.rfind(text[end], first, end) + 1
+        if start > 0 and "\n" not in text[start:end]:
+            evidence = Evidence.PASSWORD if named["pass"] else Evidence.NAMED
+            if is_secretive(text[start:end], evidence):
+                yield "secret by its name", *without_scheme(text, start, end)

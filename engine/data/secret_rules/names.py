@@ -1,0 +1,136 @@
+"""Telling names: which identifiers say that a secret is their value, and which say something else."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from engine.assets import asset
+from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import Evidence
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TAIL = r"(?P<tail>[\w.-]{0,40})(?![\w.-])"
+"How an identifier goes on behind a stem."
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
+_COMPOUND = re.compile(
+    r"(?:key|access|value|val|code|word|phrase|base|prod|dev|live|data|str|string|text|auth|api)(?![a-z])|s(?![a-z])"
+)
+"Small letters behind a stem that are not the rest of another word."
+_GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:[:=：>]|=>|<-|encoding=)")
+"What follows a name that is a word of prose, too, where it is given a value."
+_BEFORE = re.compile(r"([A-Za-z]+) $")
+_LONGEST = 40
+"Characters of an identifier before a stem."
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The part of a name that tells of a secret."""
+
+    kind: str
+    evidence: Evidence
+    text: str
+    "In small letters."
+    parent: str
+    "A part of it that it has in common with others: one search tells that none of them occurs."
+    rest: str
+    "How it may go on, as an expression."
+
+
+@functools.cache
+def _assets() -> dict[str, Any]:
+    return tomllib.loads(asset("secret_names.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _words(name: str) -> frozenset[str]:
+    return frozenset(_assets()["words"][name].split())
+
+
+@functools.cache
+def _glued() -> dict[str, tuple[str, ...]]:
+    return {stem: tuple(words.split()) for stem, words in _assets()["glued"].items()}
+
+
+@functools.cache
+def stems() -> tuple[Stem, ...]:
+    """All stems."""
+    groups = (("password", Evidence.PASSWORD), ("secret by its name", Evidence.NAMED))
+    return tuple(
+        Stem(kind, evidence, text, next((part for part in ("pass", "pw", "key", "cred") if part in text), text), rest)
+        for (kind, evidence), table in zip(groups, ("password", "named"), strict=True)
+        for text, rest in _assets()[table].items()
+    )
+
+
+def present(source: SearchedText) -> frozenset[str]:
+    """The stems that occur in a text."""
+    ascii_only = source.text.isascii()
+    return frozenset(
+        stem.text
+        for stem in stems()
+        if (source.has(stem.parent) if stem.text.isascii() else not ascii_only)
+        and (source.has(stem.text) if " " not in stem.text else stem.text in source.lower)
+    )
+
+
+def says_other_thing(tail: str) -> bool:
+    """Whether what follows a telling name says that its value is no secret: its id, its length, its file."""
+    return any(word in _words("other_thing") for word in _split(tail))
+
+
+def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
+    """What the whole identifier around a stem says about its value; None where it says that it is no secret.
+
+    Args:
+        text: Where it stands.
+        match: Begins with the stem; its group "tail" is the rest of the identifier.
+        stem: Which one.
+    """
+    start, tail_start = match.start(), match.start("tail")
+    tail = text[slice(*match.span("tail"))]
+    if tail[:1].islower() and tail[0].isascii() and not _COMPOUND.match(tail):
+        return None
+    # "secret_key" is one; "token_key" is what a token is stored under.
+    if says_other_thing(tail) or ("key" in _split(tail) and not stem.text.startswith("secret")):
+        return None
+    begin = start
+    while begin > 0 and start - begin < _LONGEST and (text[begin - 1].isalnum() or text[begin - 1] in "_.-"):
+        begin -= 1
+    prefix = text[begin:start]
+    if prefix[-1:].isalpha() and (words := _glued().get(stem.text)) is not None:
+        camel = text[start].isupper() and prefix[-1].islower()
+        if not camel and not prefix.lower().endswith(words):
+            return None
+    before = _split(prefix)[-2:]
+    if any(word in _words("no_secret") for word in before):
+        return None
+    if stem.text == "key":
+        return _evidence_of_key(text, match, before, prefix, begin)
+    if stem.text in ("auth", "bearer", "otp", "jwt"):
+        return Evidence.NEAR
+    if stem.text == "pass" and not prefix and not tail.strip(".-") and not _GIVEN.match(text, tail_start):
+        return None  # a statement, or a word of prose
+    return stem.evidence
+
+
+def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix: str, begin: int) -> Evidence:
+    if not prefix and (word := _BEFORE.search(text, max(0, begin - 20), begin)) is not None:
+        before = [word[1].lower()]  # "Signing key: …"
+    # A query's "key" is an API's.
+    if not prefix and begin > 0 and text[begin - 1] in "?&" and match.groupdict().get("op") == "=":
+        return Evidence.NAMED
+    telling = any(word in _words("before_key") for word in before)
+    return Evidence.NAMED if telling or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]) else Evidence.ALONE
+
+
+def _split(identifier: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(identifier)]

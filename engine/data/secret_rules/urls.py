@@ -1,0 +1,74 @@
+"""Credentials in URLs and in authorisation headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import Evidence, is_secretive
+
+Found = tuple[str, int, int]
+_IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$-]")
+_USER_ONLY = re.compile(r"://(?P<value>[\w.~-]{20,200})@[\w.-]+")
+_SHORT_WORD = re.compile(r"[a-z]{1,6}$")
+_URL_PLACEHOLDER = re.compile(
+    r"^(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|x+|user(?:name)?|key|\$.*|%.*|\{.*|<.*|\*+|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"(?:bearer|basic|token|apikey|negotiate|digest)[ \t]{1,4}(?P<value>[\w.~+/=:-]{8,2000})")
+_AUTHORIZATION = re.compile(
+    r"authorization[\"'`]?[ \t]{0,4}[:=,][ \t]{0,4}\\{0,8}[\"'`]?(?P<value>[\w.~+/=-]{16,2000})(?=[\s\"'`\\]|$)",
+    re.MULTILINE,
+)
+
+
+def urls(source: SearchedText) -> Iterator[Found]:
+    """Passwords and tokens before the host of a URL."""
+    text = source.text
+    if not (source.has("://") and source.has("@")):
+        return
+    for match in _IN_URL.finditer(text):
+        value = match["value"]
+        # The last @ before the host ends the password.
+        if not (_URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
+            yield "password in a URL", *match.span("value")
+    for match in _USER_ONLY.finditer(text):
+        if is_secretive(match["value"], Evidence.NEAR):
+            yield "token in a URL", *match.span("value")
+
+
+def _is_reference(value: str) -> bool:
+    return bool(
+        re.search(
+            r"\$\{|\$\(|\{\{|%\(|\$[A-Z]|^%|example|passw|your|secret$|placeholder|redacted|xxx|\*\*\*",
+            value,
+            re.IGNORECASE,
+        )
+    )
+
+
+def headers(source: SearchedText) -> Iterator[Found]:
+    """Credentials after their scheme."""
+    text, lower = source.text, source.lower
+    for scheme in ("bearer ", "basic ", "token ", "apikey "):
+        if source.has(scheme.rstrip() + "\n"):
+            for match in re.finditer(scheme + r"[ \t]{0,3}(?P<value>[\w.~+/=:-]{8,2000})", lower):
+                value = text[slice(*match.span("value"))]
+                if scheme == "basic ":
+                    if _is_basic(value):
+                        yield "authorisation header", *match.span("value")
+                elif scheme == "bearer ":
+                    if len(value) >= 12 and is_secretive(value, Evidence.NAMED):
+                        yield "authorisation header", *match.span("value")
+                elif is_secretive(value, Evidence.NEAR) and len(value) >= 16:
+                    yield "authorisation header", *match.span("value")
+    if source.has("authorization"):
+        for match in _AUTHORIZATION.finditer(lower):
+            if is_secretive(text[slice(*match.span("value"))], Evidence.NEAR):
+                yield "authorisation header", *match.span("value")
+
+
+def _is_basic(value: str) -> bool:
+    return ":" in (decoded_ascii(value) or "") or (len(value) >= 16 and is_secretive(value, Evidence.NEAR))

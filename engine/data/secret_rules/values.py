@@ -1,0 +1,207 @@
+"""Judges values: whether one looks made up by a machine or chosen as a password, and not like a word, path or name."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from enum import IntEnum
+from itertools import pairwise
+
+from engine.assets import asset
+
+
+class Evidence(IntEnum):
+    """How much a value's place says about it; the less it says, the more the value itself must."""
+
+    PASSWORD = 0
+    "A password is assigned: people choose short ones."
+    NAMED = 1
+    "It is assigned to a telling name."
+    NEAR = 2
+    "It stands in the same statement as a telling name."
+    ALONE = 3
+    "Nothing but the value speaks for itself."
+
+
+_PLACEHOLDER = re.compile(
+    r"example|change.{0,3}(?:me|it|this)|place.?holder|(?<![a-z])your(?![a-z])|dummy|sample|redact|insert[-_ ]|replace"
+    r"|(?<![a-z])(?:your|my|our)[-_ .]?(?:own|secret|super|pass|token|api|key|very|real|app|db|client|access|user|name"
+    r"|org|account|bot|private|auth|server|strong|value)|todo|fixme"
+    r"|x{4}|\*{3}|\.{3}|…|•|#{4}|-{4}|_{4}|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
+    r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
+    r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
+    r"|12345|54321|abcdef|01234|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
+    r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
+    r"|^pass(?:word|wd|phrase)?[\d_!.-]{0,8}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
+    r"|^(?:user(?:name)?|passw?d?|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
+    r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,4}!?$",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(
+    r"^-{1,2}[a-z]|^<.*>$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
+    r"|^#\{|^:[a-z_]+\d*$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
+    r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
+    r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
+    r"|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC\[|^file:|^env:|\\[dwsbDWSB]|^\^|\$$|^urn:|^data:",
+)
+_LOCATION = re.compile(
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
+    r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
+    re.IGNORECASE,
+)
+_PATH = re.compile(
+    r"^(?:\.{0,2}|~)/[\w.@+-]+(?:/[\w.@+ -]{0,100}){0,40}$|^~?[A-Za-z_][\w-]*(?:\.[\w-]{1,100}){1,20}$"
+    r"|^[#.][A-Za-z][\w-]*$|^[\w-]+(?:/[\w.-]{1,100}){1,40}$|^[A-Za-z_][\w.]*(?:[<>!=]=|[<>=])[\w.+-]{1,40}\|?$"
+)
+"Paths, dotted names, comparisons and named arguments, where words make up most of them."
+_CALL = re.compile(r"^([A-Za-z_][\w.:>-]*)[(\[]")
+_ALGORITHM = re.compile(
+    r"^(?:aes|hmac|sha|md5|rsa|ecdsa|ed25519|pbkdf2|bcrypt|argon2|scrypt|[hrep]s\d{3}|des|x509|pkcs|oauth|openid|ntlm|scram|basic|bearer|jwt"
+    r"|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
+    re.IGNORECASE,
+)
+_SNAKE = re.compile(
+    r"^[a-z]+\d{0,3}(?:[_.:/-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
+)
+"A name of several parts, each of letters of one size with a number behind."
+_DIGEST_PREFIX = re.compile(
+    r"^(?:sha\d+|md5|blake\d\w?|\{?ssha\d*\}?)[-:=$}]|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$", re.IGNORECASE
+)
+_UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
+_HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\d+")
+_NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
+_PUBLIC = re.compile(r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.)")
+"How public keys and certificates begin."
+_UNIT = re.compile(
+    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
+)
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+_MOST_NAMED = 0.72
+"Share of a name's characters that its words make up."
+
+
+@functools.cache
+def _following() -> tuple[bytes, ...]:
+    """How common it is that one letter follows another, as digits: 26 rows for the first, 26 columns for the second."""
+    lines = asset("letter_pairs.txt").read_text(encoding="ascii").splitlines()
+    return tuple(bytes(int(digit) for digit in line) for line in lines if not line.startswith("#"))
+
+
+def is_wordlike(word: str) -> bool:
+    """Whether letters follow each other as in words; `word` is of a to z, small or capital."""
+    table = _following()
+    codes = [ord(letter) - 97 for letter in word.lower()]
+    score = sum(table[first][second] for first, second in pairwise(codes))
+    # A tenth of random words of five letters and a tenth of real ones are on the wrong side.
+    return score >= 4.7 * (len(codes) - 1)
+
+
+def entropy(value: str) -> float:
+    """Shannon entropy of the characters, in bits a character."""
+    return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a value stands for another: an example, a word in its place, a variable, a call, a path."""
+    bare = value.lstrip("\\'\"")
+    if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
+        return True
+    if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
+        return True
+    return _PATH.match(value) is not None and words_share(value) >= 0.4
+
+
+def is_digest(value: str) -> bool:
+    """Whether a value says of itself that it is a hash, or is a public key."""
+    return bool(_DIGEST_PREFIX.search(value) or _PUBLIC.search(value))
+
+
+def words_share(value: str) -> float:
+    """The share of letters and digits that belong to words of three letters and more."""
+    counted = words = 0
+    for piece in _PIECE.findall(value):
+        counted += len(piece)
+        if len(piece) >= 3 and piece[0].isalpha() and is_wordlike(piece):
+            words += len(piece)
+    return words / counted if counted else 1.0
+
+
+_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
+
+
+@functools.lru_cache(maxsize=4096)
+def is_secretive(value: str, evidence: Evidence) -> bool:
+    """Whether a value is taken for a secret where it stands."""
+    if "\\" in value:
+        value = _ESCAPE.sub("", value)
+    value = value.strip("\"'`")
+    if len(value) < 5 or len(value) > 4096 or is_placeholder(value) or is_digest(value) or _UNIT.search(value):
+        return False
+    letters = sum(c.isalpha() for c in value)
+    digits = sum(c.isdigit() for c in value)
+    if not letters:
+        # Only digits and marks: a number, unless it is long or mixed.
+        return (
+            evidence <= Evidence.PASSWORD and digits >= 4 and bool(re.search(r"[!@#$%^&*]", value)) and len(value) > 7
+        )
+    if _UUID.search(value):
+        return evidence <= Evidence.NAMED
+    if " " in value or "\t" in value or "\n" in value:
+        return _is_secretive_phrase(value, evidence)
+    if any(ord(c) > 0x2E7F for c in value):
+        return False
+    pieces = _PIECE.findall(value)
+    if not pieces or (_ALGORITHM.match(value) and (len(value) < 20 or evidence > Evidence.NAMED)):
+        return False
+    if _SNAKE.match(value) and any(len(piece) >= 4 and piece.isalpha() and is_wordlike(piece) for piece in pieces):
+        return False
+    alike = len(value) - sum(map(len, pieces))
+    share = words_share(value)
+    mean = sum(map(len, pieces)) / len(pieces)
+    marks = sum(not (c.isalnum() or c in "_-./:") for c in value)
+    classes = (digits > 0) + (marks > 0) + any(c.isupper() for c in value) + any(c.islower() for c in value)
+    if _NAME_LIKE.match(value) and not marks and share >= _MOST_NAMED:
+        if evidence > Evidence.NAMED or len(value) < 8:
+            return False
+        # A word with numbers in two places and both cases is a password; so is a word and a number, where one is due.
+        numbers = sum(piece[0].isdigit() for piece in pieces)
+        if evidence != Evidence.PASSWORD:
+            return False
+        if numbers >= 2 and classes >= 3 and (value[0].islower() or not value.istitle()):
+            return True
+        if alike and digits and classes >= 3 and len(pieces) >= 4 and share < 0.85:
+            return True
+        return not alike and digits >= 2 and (value[0].isupper() or digits >= 3)
+    bits = entropy(value)
+    if evidence == Evidence.NAMED and not marks and share >= _MOST_NAMED - 0.12:
+        return False
+    if evidence <= Evidence.NAMED:
+        if digits or (marks and (classes >= 3 or marks >= 3 or share < 0.4)):
+            return bits >= (2.0 if evidence == Evidence.PASSWORD else 2.5) and (
+                len(value) >= 8 or (evidence == Evidence.PASSWORD and len(value) >= 6 and classes >= 2)
+            )
+        return len(value) >= 12 and share < 0.35 and bits >= 2.9
+    if evidence == Evidence.NEAR:
+        if len(value) < 8 or bits < 2.7:
+            return False
+        if digits and marks and classes >= 3:
+            return True
+        return len(value) >= 10 and share <= 0.5 and (digits > 0 or len(value) >= 16) and mean <= 3.5
+    return len(value) >= 20 and share <= 0.3 and bits >= 3.2 and digits > 1 and mean <= 2.7 and not _HEX.search(value)
+
+
+def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
+    """Whether a text with spaces is a secret: what a program made, or a password in groups."""
+    if evidence > Evidence.NEAR or len(value) > 200:
+        return False
+    words = value.split()
+    if len(words) == 4 and all(len(word) == 4 and word.isalpha() and word.islower() for word in words):
+        return sum(is_wordlike(word) for word in words) <= 2  # Google's app passwords
+    solid = [word for word in words if len(word) > 2]
+    marks = sum(not (c.isalnum() or c.isspace()) for c in value)
+    return len(value) >= 20 and marks / len(value) > 0.15 and words_share(value) < 0.4 and bool(solid)

@@ -1,0 +1,95 @@
+"""Encodings: what is written in them comes back, and nothing that is no text comes out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.repositories import Write
+
+from engine.data.charset import decode
+from engine.data.collect import SourceFile
+from engine.data.documents import read_document
+from engine.data.safe_files import Folder
+
+COMMENTS = {
+    "shift_jis": ("データベースに接続する", "設定ファイルを読み込む", "エラーが発生しました", "戻り値：成功なら0"),
+    "euc_jp": ("データベースに接続する", "設定ファイルを読み込む", "エラーが発生しました", "戻り値：成功なら0"),
+    "gbk": ("连接数据库", "读取配置文件", "发生错误，请重试", "返回值：成功时为零", "用户名不能为空"),
+    "big5": ("連接資料庫", "讀取設定檔", "發生錯誤，請重試", "傳回值：成功時為零"),
+    "euc_kr": ("데이터베이스에 연결합니다", "설정 파일을 읽는다", "오류가 발생했습니다", "반환값: 성공하면 0"),
+    "koi8-r": ("Подключение к базе данных", "Чтение файла настроек", "Произошла ошибка", "Размер буфера в байтах"),
+    "cp1251": ("Подключение к базе данных", "Чтение файла настроек", "Произошла ошибка", "Размер буфера в байтах"),
+    "cp1252": ("Größe der Datei – höchstens", "“quoted” text by José", "Überprüft die Länge…", "à côté de l’été"),
+    "latin-1": ("Größe der Datei", "José Muñoz", "Überprüft die Länge", "à côté de été", "10 m²"),
+    "cp1250": ("Zażółć gęślą jaźń", "Příliš žluťoučký kůň", "Błąd połączenia z bazą"),
+    "iso8859-2": ("Zażółć gęślą jaźń", "Příliš žluťoučký kůň", "Błąd połączenia z bazą"),
+    "cp1253": ("Σύνδεση με τη βάση δεδομένων", "Μέγεθος αρχείου"),
+}
+
+
+XML = "<?xml version='1.0' encoding='iso-8859-1'?><a>é</a>"
+
+
+def source(encoding: str, functions: int, rng: random.Random) -> str:
+    lines = ["#include <stdio.h>"]
+    for number in range(functions):
+        comment = rng.choice(COMMENTS[encoding])
+        lines += [f"int f{number}(int a, int b) {{", f"    /* {comment} */", f"    return a + b * {number};", "}"]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("encoding", COMMENTS)
+def test_sources_in_common_encodings_come_back(encoding: str) -> None:
+    texts = [source(encoding, 20, random.Random(seed)) for seed in range(10)]
+    right = [decode(text.encode(encoding)) == text for text in texts]
+    assert sum(right) >= 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_marks(encoding: str) -> None:
+    text = "class Ä { /* 設定 */ }\r\n"
+    assert decode(text.encode(encoding)) == text
+
+
+def test_utf_32_is_not_taken_for_utf_16() -> None:
+    content = b"\xff\xfe\0\0" + "int größe;".encode("utf-32-le")
+    assert decode(content) == "int größe;"
+
+
+@given(st.text())
+def test_utf8_is_read_as_it_is(text: str) -> None:
+    if not text.startswith("\ufeff"):
+        assert decode(text.encode()) == text
+
+
+@given(st.one_of(st.binary(max_size=200), st.text(st.characters(min_codepoint=128, max_codepoint=255)).map(str.encode)))
+def test_what_is_decoded_encodes_to_utf8(content: bytes) -> None:
+    text = decode(content)
+    assert text is None or text.encode().decode() == text
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("# -*- coding: cp1251 -*-\n# Привет\n".encode("cp1251"), "# -*- coding: cp1251 -*-\n# Привет\n"),
+        (XML.encode("latin-1"), XML),
+        (b"# coding: no-such-code\n# \xff\n", None),
+        (b"# coding: zlib\n# \xff\n", None),
+        (b"# coding: idna\n# \xff\n", None),
+        (b"int x; \x01\xff\n" * 9, None),
+        (b"\xff\xfeA", None),
+        ("Привет".encode("koi8-r"), None),
+    ],
+)
+def test_what_is_declared_and_what_cannot_be_told(content: bytes, text: str | None) -> None:
+    assert decode(content) == text
+
+
+@pytest.mark.parametrize("codec", ["unicode_escape", "raw_unicode_escape", "utf-7", "punycode", "undefined"])
+def test_codecs_that_yield_half_characters_are_not_believed(codec: str, write: Write) -> None:
+    content = f"# coding: {codec}\nx = '\\ud800 \\udc00 +2AA-".encode() + b" \xff'\n"
+    root = write({"a.py": content})
+    assert read_document(Folder(str(root)), SourceFile(root, "a.py", "Python", 0), 10_000) == "encoding"

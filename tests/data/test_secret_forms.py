@@ -1,0 +1,142 @@
+"""Recall and precision over forms and look-alikes, and that no expression's time grows faster than the text."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.secret_forms import Planted, look_alikes, planted
+
+from engine.data import secret_rules
+from engine.data.documents import Edit, edited
+from engine.data.secret_rules import announced, bare, literals
+from engine.data.secret_rules.names import stems
+from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets, fingerprint, masked_name
+
+if sys.version_info >= (3, 11):
+    from re import _constants as codes  # type: ignore[attr-defined]
+    from re import _parser as parser  # type: ignore[attr-defined]
+else:
+    import sre_constants as codes
+    import sre_parse as parser
+
+
+def masked(text: str, language: str) -> str:
+    secrets = find_secrets(text, language)
+    return edited(text, [Edit(secret.start, secret.end, PLACEHOLDER) for secret in secrets])
+
+
+def leaks(case: Planted) -> bool:
+    left = masked(case.text, case.language)
+    return any(case.secret[place : place + 8] in left for place in range(max(1, len(case.secret) - 7)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_recall_over_forms_of_languages_and_formats(seed: int) -> None:
+    cases = list(planted(seed))
+    missed = [case for case in cases if leaks(case)]
+    assert len(cases) > 1800
+    assert len(missed) < 0.03 * len(cases), [(case.form, case.kind) for case in missed]
+    # No form is missed whatever its value is.
+    assert max(Counter(case.form for case in missed).values()) <= 4
+
+
+def test_look_alikes_stay() -> None:
+    cases = look_alikes()
+    wrong = [text for text, language in cases if find_secrets(text, language)]
+    assert len(cases) > 150
+    assert len(wrong) <= 0.02 * len(cases), wrong
+
+
+def test_an_allowed_value_stays_and_others_do_not() -> None:
+    text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
+    secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})
+    assert [text[secret.start : secret.end] for secret in secrets] == ["Zt8vQ1mN4cRw7yBd"]
+
+
+def test_a_secret_is_masked_wherever_it_stands() -> None:
+    text = 'password = "k9Xq2LmZ7w"\nlog("k9Xq2LmZ7w was used")\n'
+    assert "k9Xq2LmZ7w" not in masked(text, "Python")
+
+
+def test_tokens_in_paths() -> None:
+    token = "ghp_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6"
+    assert masked_name(f"src/{token}.py") == f"src/{PLACEHOLDER}.py"
+    assert masked_name("src/models/qwen2_vl_7b.py") == "src/models/qwen2_vl_7b.py"
+
+
+CRAFTED = (
+    *("-----BEGIN PRIVATE KEY-----\n", "PuTTY-User-Key-File-2: x\nPrivate-Lines: 1\n", "eyJaaaaaaaaaaaaa.", "-eyJ"),
+    *(
+        'password="',
+        "password\n ",
+        "password type x\n",
+        "://a:b",
+        "insert into t(a) values ('a',",
+        '"a" == ',
+        "\\",
+        "a-",
+    ),
+)
+
+
+@pytest.mark.parametrize("part", CRAFTED)
+@pytest.mark.timeout(60)
+def test_crafted_text_is_searched_to_its_end(part: str) -> None:
+    text = part * (400_000 // len(part))
+    find_secrets(text, "YAML")
+
+
+def test_a_text_of_thousands_of_secrets_is_given_up() -> None:
+    with pytest.raises(SearchTooLongError):
+        find_secrets("".join(f'password="{number:x}Zq9!{number}k"\n' for number in range(5000)), "Python")
+
+
+def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
+    for module in pkgutil.iter_modules(secret_rules.__path__):
+        content = vars(importlib.import_module(f"{secret_rules.__name__}.{module.name}"))
+        for name, value in content.items():
+            for item in value if isinstance(value, tuple) else (value,):
+                for pattern in item if isinstance(item, tuple) else (item,):
+                    if isinstance(pattern, re.Pattern):
+                        yield f"{module.name}.{name}", pattern
+    for kind in announced._kinds():
+        yield kind.name, kind.pattern
+    for provider in announced._providers():
+        yield provider.name, provider.value
+    for stem in stems():
+        for pattern in (literals._pattern(stem), *bare._patterns(stem)):
+            yield stem.text, pattern
+
+
+def test_no_expression_repeats_what_repeats_without_bound() -> None:
+    found = list(patterns())
+    assert len(found) > 300
+    nested = [name for name, pattern in found if repeats(parser.parse(pattern.pattern, pattern.flags), within=False)]
+    assert nested == []
+
+
+def repeats(parsed: Any, *, within: bool) -> bool:
+    """Whether a repetition without bound stands inside another repetition: time may grow as a power of the length."""
+    for operation, argument in parsed:
+        if operation in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            _, high, inner = argument
+            if within and high == codes.MAXREPEAT:
+                return True
+            if repeats(inner, within=within or high > 1):
+                return True
+        elif operation is codes.BRANCH:
+            if any(repeats(branch, within=within) for branch in argument[1]):
+                return True
+        elif operation is codes.SUBPATTERN:
+            if repeats(argument[-1], within=within):
+                return True
+        elif operation in (codes.ASSERT, codes.ASSERT_NOT) and repeats(argument[1], within=within):
+            return True
+    return False
