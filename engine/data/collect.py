@@ -20,6 +20,7 @@ from engine.data.filters import (
 )
 from engine.data.languages import NOTEBOOK, language_by_name, language_by_shebang
 from engine.data.listing import list_files
+from engine.data.manifests import is_manifest
 from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
 
@@ -68,6 +69,8 @@ class Collection:
     "Repositories inside the repositories, by path; left out."
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     "Reason → the first few files that were left out for it."
+    manifests: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    "Repository → paths of the files that build tools read, whether they are learnt or not."
 
     def by_language(self) -> dict[str, tuple[int, int]]:
         """Language → (files, bytes), the largest first."""
@@ -107,6 +110,7 @@ def collect(
     submodules: list[str] = []
     listed_by: dict[Path, str] = {}
     seen: set[str] = set()
+    manifests: dict[Path, tuple[str, ...]] = {}
     for given in repositories:
         root = _check_folder(given)
         if root in listed_by:
@@ -118,6 +122,7 @@ def collect(
         all_seen = seen.issuperset(f"{root}/{path}" for path in paths)
         paths = [path for path in paths if f"{root}/{path}" not in seen]
         seen.update(f"{root}/{path}" for path in paths)
+        manifests[root] = tuple(str(path) for path in paths if is_manifest(path) and not _is_foreign(path))
         found, reasons = _sort_out(root, paths, rules, progress)
         if not found and not all_seen:
             counts = dict(Counter(reasons.values()).most_common())
@@ -137,6 +142,7 @@ def collect(
         listed_by=listed_by,
         submodules=tuple(submodules),
         examples={reason: tuple(named) for reason, named in examples.items()},
+        manifests=manifests,
     )
     tokens = estimate_tokens(collection)
     if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
@@ -175,6 +181,11 @@ def _check_folder(given: Path) -> Path:
     except (ValueError, RuntimeError) as error:
         # A NUL in the path; a ~user that does not exist.
         raise errors.REPOSITORY_UNREADABLE(path=given, problem=error) from error
+
+
+def _is_foreign(path: PurePosixPath) -> bool:
+    """Whether a file is another project's, or a tool's."""
+    return any(reason in ("vendored", "build output") for reason in reasons_by_path(path))
 
 
 def _sort_out(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from engine.data.history import LANGUAGE as DIFF
 from engine.data.history import Change, Commit, commit_of, has_history, read_patches
 from engine.data.languages import language_by_name
 from engine.data.licences import find_header, fingerprint
+from engine.data.manifests import read_manifests
 from engine.data.near_duplicates import NearDuplicates, telling_lines
 from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
@@ -112,7 +113,7 @@ def read(collection: Collection, data: DataSection, texts: Texts, report: Progre
     if data.history:
         repositories = {file.repository for file in collection.files if not file.alone}
         reader.take_history([root for root in collection.listed_by if root in repositories], report)
-    return reader.finish()
+    return reader.finish(read_manifests(collection.manifests))
 
 
 _FEWEST_ADDED = 3
@@ -293,15 +294,15 @@ class _Reader:
 
         return learnable
 
-    def finish(self) -> Reading:
+    def finish(self, manifests: Mapping[Path, Mapping[str, str]]) -> Reading:
         """Puts what was kept in its order. Once."""
         self._digests.clear()
         files = [kept.file for kept in self.kept]
         order = order_by_path(len(files))
         if self.data.order == "imports":
-            order = order_files(files, [kept.imports for kept in self.kept])
+            order = order_files(files, [kept.imports for kept in self.kept], manifests)
         positions = sorted(order.positions, key=lambda number: self.held_out[number])
-        documents = list(_documents(files, positions, self.held_out, self.data))
+        documents = list(_documents(files, positions, self.held_out, self.data, manifests))
         # Files of one document follow each other; a stable sort, so that each keeps its order.
         in_order = sorted(range(len(positions)), key=documents.__getitem__)
         placed = ((self.kept[positions[place]], documents[place]) for place in in_order)
@@ -327,11 +328,15 @@ class _Reader:
 
 
 def _documents(
-    files: Sequence[SourceFile], positions: Sequence[int], held_out: Sequence[bool], data: DataSection
+    files: Sequence[SourceFile],
+    positions: Sequence[int],
+    held_out: Sequence[bool],
+    data: DataSection,
+    manifests: Mapping[Path, Mapping[str, str]],
 ) -> Iterator[int]:
     """Number of the document of each file at `positions`, counted as they first appear."""
     numbers: dict[object, int] = {}
-    package_of = packages(files) if data.documents == "package" else None
+    package_of = packages(files, manifests) if data.documents == "package" else None
     for number in positions:
         file = files[number]
         key: object = (file.repository, held_out[number])
