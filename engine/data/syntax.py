@@ -203,18 +203,13 @@ def _written_out(path: str) -> Iterator[str]:
                 yield from (head + part for part in _written_out(item))
 
 
-def _c(node: Node) -> Iterator[str]:
-    """`"x.h"` or `<x.h>`, as written."""
-    yield _text(node.child_by_field_name("path"))
-
-
 # A statement goes on until the next one begins, so that each letter is looked at once: text may be made to be slow.
 _SCRIPT_STATEMENT = re.compile(
     r"\n(import\b[^;'\"()\n]*(?:\n(?!import\b|export\b)[^;'\"()\n]*)*['\"][^'\"\n]+['\"]"
     r"|export\b(?:[ \t]+type\b)?[ \t]*"
     r"(?:\*[^;'\"()=\n]*|\{[^}'\"()\n]*(?:\n(?!import\b|export\b)[^}'\"()\n]*)*\}[ \t]*)"
     r"\bfrom\b[ \t]*['\"][^'\"\n]+['\"]"
-    r"|import\b[^;'\"\n]*\brequire\([^)\n]*\)"
+    r"|import[ \t]+\w+[ \t]*=[ \t]*require\([^)\n]*\)"
     r"|(?:(?:const|let|var)\b[^;()=\n]*(?:\n[ \t}][^;()=\n]*)*=[ \t]*|module\.exports[ \t]*=[ \t]*)?require\([^)\n]*\))"
 )
 _COMPONENT = re.compile(r"(?m)^[ \t]*import\b[^'\"\n;]*['\"]([^'\"\n]+)['\"]")
@@ -231,8 +226,6 @@ _PYTHON_STATEMENT = re.compile(
     r"((?:import|from)\b[^\n(]*(?:\([^)]*\)?|(?<=\\)\n[^\n]*)?)"
 )
 _PYTHON_IMPORTS = (_PYTHON_STATEMENT, frozenset({"import_statement", "import_from_statement"}), _python)
-_C_STATEMENT = re.compile(r"\n[ \t]*(#[ \t]*include\b[^\n]*)")
-_C = (_C_STATEMENT, frozenset({"preproc_include"}), _c)
 _GRAMMARS = {
     "Python": _Grammar("tree_sitter_python", "language", *_PYTHON_IMPORTS),
     NOTEBOOK: _Grammar("tree_sitter_python", "language", *_PYTHON_IMPORTS),
@@ -252,7 +245,7 @@ _GRAMMARS = {
     ),
     "Go": _Grammar("tree_sitter_go", "language"),
     "Java": _Grammar("tree_sitter_java", "language"),
-    "C": _Grammar("tree_sitter_c", "language", *_C),
-    "C++": _Grammar("tree_sitter_cpp", "language", *_C),
-    "CUDA": _Grammar("tree_sitter_cpp", "language", *_C),
+    "C": _Grammar("tree_sitter_c", "language"),
+    "C++": _Grammar("tree_sitter_cpp", "language"),
+    "CUDA": _Grammar("tree_sitter_cpp", "language"),
 }

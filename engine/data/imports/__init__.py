@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from engine.data.imports import dotnet, go, jvm, lua, php, proto, ruby, swift, terraform, zig
-from engine.data.imports.c import CRules
+from engine.data.imports import c, dotnet, go, jvm, lua, php, proto, ruby, swift, terraform, zig
 from engine.data.imports.javascript import JavaScriptRules
 from engine.data.imports.python import PythonRules
 from engine.data.imports.rules import ImportRules, Repository, Strength
@@ -77,12 +76,17 @@ def _jvm(language: str) -> _Scan:
 
 
 _SCANS: Mapping[str, _Scan] = {
+    "C": lambda text, _: c.scan(text),
     "C#": lambda text, _: dotnet.scan(text),
+    "C++": lambda text, _: c.scan(text),
+    "CUDA": lambda text, _: c.scan(text),
     "Go": lambda text, _: go.scan(text),
     "Groovy": _jvm("Groovy"),
     "Java": _jvm("Java"),
     "Kotlin": _jvm("Kotlin"),
     "Lua": lambda text, _: lua.scan(text),
+    "Objective-C": lambda text, _: c.scan(text),
+    "Objective-C++": lambda text, _: c.scan(text),
     "PHP": lambda text, _: php.scan(text),
     "Protocol Buffers": lambda text, _: proto.scan(text),
     "Ruby": lambda text, _: ruby.scan(text),
@@ -92,10 +96,10 @@ _SCANS: Mapping[str, _Scan] = {
     "Zig": lambda text, _: zig.scan(text),
 }
 _RULES: Mapping[str, type[ImportRules]] = {
-    "C": CRules,
+    "C": c.CRules,
     "C#": dotnet.DotNetRules,
-    "C++": CRules,
-    "CUDA": CRules,
+    "C++": c.CRules,
+    "CUDA": c.CRules,
     "Go": go.GoRules,
     "Groovy": jvm.JvmRules,
     "Java": jvm.JvmRules,
@@ -105,6 +109,8 @@ _RULES: Mapping[str, type[ImportRules]] = {
     "Lua": lua.LuaRules,
     "PHP": php.PhpRules,
     "Protocol Buffers": proto.ProtoRules,
+    "Objective-C": c.CRules,
+    "Objective-C++": c.CRules,
     "Python": PythonRules,
     "Ruby": ruby.RubyRules,
     "Rust": RustRules,

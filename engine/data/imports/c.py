@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from engine.data.imports.rules import Files, ImportRules, Repository, joined, shared
+
+_INCLUDE = re.compile(r"\n[ \t]*#[ \t]*(?:include|import)[ \t]*(\"[^\"\n]+\"|<[^>\n]+>)")
+
+
+def scan(text: str) -> Iterator[str]:
+    """`"x.h"` or `<x.h>`, as written."""
+    return (found[1] for found in _INCLUDE.finditer(f"\n{text}"))
 
 
 class CRules(ImportRules):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 
 from engine.data.imports.names import WORDS, NamesRules, code_of, mentions
@@ -24,6 +25,8 @@ _SCALA_BASES = re.compile(r"\b(?:extends|with)\s+([^\n{]*)")
 _SCALA_MEMBER = re.compile(r"\n(?:(?:inline|implicit|lazy|final|private|given)[ \t]+){0,3}(?:def|va[lr])[ \t]+(\w+)")
 _SCALA_OBJECT = re.compile(r"\bpackage[ \t]+object[ \t]+(\w+)")
 _QUALIFIED = re.compile(r"(?<![\w.])(?:[a-z]\w*\.)+[A-Z]\w*")
+_DEEPEST = 8
+"Packages within packages."
 _LONGEST = 4000
 "Characters of an import that is taken apart."
 _LOWER_CASE_TOO = frozenset({"Kotlin", "Scala"})
@@ -33,7 +36,7 @@ _LOWER_CASE_TOO = frozenset({"Kotlin", "Scala"})
 def scan(text: str, language: str, path: PurePosixPath) -> Iterator[str]:
     """What a file says of names (engine.data.imports.names)."""
     code = "\n" + code_of(text)
-    packages = [found[1].replace("`", "") for found in _PACKAGE.finditer(code)]
+    packages = [found[1].replace("`", "") for found in islice(_PACKAGE.finditer(code), _DEEPEST)]
     package = ".".join(packages) if language == "Scala" else (packages or [""])[0]
     yield f"@{package}"
     if language == "Scala" and len(packages) > 1:

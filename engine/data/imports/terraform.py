@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import PurePosixPath
 
 from engine.data.imports.rules import MOST, Files, ImportRules, Repository, Strength, joined
@@ -28,10 +29,12 @@ def scan(text: str, path: PurePosixPath) -> Iterator[str]:
         yield from (f"~var.{name}" for name in dict.fromkeys(_VALUE.findall(code)))
         return
     defined = set()
-    for found in _BLOCK.finditer(code):
+    blocks = list(_BLOCK.finditer(code))
+    for found, next_ in zip_longest(blocks, blocks[1:]):
         if found[6]:
-            end = code.find("\n}", found.end())
-            names = [f"local.{name}" for name in _LOCAL.findall(code, found.end(), end if end > 0 else len(code))]
+            last = next_.start() if next_ is not None else len(code)
+            end = code.find("\n}", found.end(), last)
+            names = [f"local.{name}" for name in _LOCAL.findall(code, found.end(), end if end > 0 else last)]
         elif found[3]:
             names = [f"data.{found[4]}.{found[5]}" if found[3] == "data" else f"{found[4]}.{found[5]}"]
         else:
