@@ -15,6 +15,7 @@ from engine import errors
 from engine.data.cache import prune
 from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
 from engine.data.documents import Texts, edited, path_line
+from engine.data.encoded import REVISION as ENCODED_REVISION
 from engine.data.encoder import Encoder
 from engine.data.fim import REVISION as FIM_REVISION
 from engine.data.fim import cut_points
@@ -154,7 +155,15 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
-    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim]
+    revisions.append(ENCODED_REVISION)
+    options = [
+        "encoded" in data.include,
+        data.max_file_bytes,
+        data.secrets,
+        data.near_duplicates,
+        data.licence_headers,
+        data.fim,
+    ]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)

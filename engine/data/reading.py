@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.data.collect import EXAMPLES, Collection, SourceFile
 from engine.data.documents import Document, Edit, Texts, edited
+from engine.data.encoded import without_encoded
 from engine.data.filters import reasons_by_path
 from engine.data.git import GitError
 from engine.data.history import LANGUAGE as DIFF
@@ -167,6 +168,11 @@ class _Reader:
         edits, has_secrets = self._edits(file, document)
         if has_secrets and self.data.secrets == "skip":
             return self._skip(file, "secrets")
+        if "encoded" not in self.data.include:
+            uncoded = without_encoded(document.text, edits)
+            if uncoded is None:
+                return self._skip(file, "encoded")
+            edits = uncoded
         header = self._repeated_header(document.text)
         if header is not None:
             edits = [header, *(edit for edit in edits if edit.start >= header.end)]
