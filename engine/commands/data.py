@@ -136,7 +136,8 @@ def _print_report(report: DataReport) -> None:
     held_out, order = report.held_out, report.order
     console.print(
         f"{report.tokens:,} tokens, {report.bytes / max(report.tokens, 1):.2f} bytes a token; "
-        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files"
+        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files, "
+        f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
     linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")

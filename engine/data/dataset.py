@@ -68,6 +68,8 @@ class DatasetSummary:
     licence_headers: int
     "Repeated ones that were taken out."
     order: FileOrder
+    leak: float
+    "Share of the six-line runs of held-out files that training files hold too."
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
@@ -282,6 +284,7 @@ def _summary(
         twins=reading.twins,
         licence_headers=reading.licence_headers,
         order=reading.order,
+        leak=reading.leak,
         source_bytes=sum(item.file.size for item in reading.files),
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,

@@ -117,6 +117,8 @@ class HeldOutRow:
     tokens: int
     share: float
     "Of all tokens."
+    leak: float = 0.0
+    "Share of their runs of six lines that training files hold too; of very many files, of a sample of them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,7 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
             files=summary.held_out_files,
             tokens=summary.held_out_tokens,
             share=summary.held_out_tokens / max(summary.tokens, 1),
+            leak=summary.leak,
         ),
         order=OrderRow(
             by=summary.order.by,
