@@ -36,8 +36,10 @@ def held_out_files(files: Sequence[SourceFile], fraction: float) -> list[bool]:
     if len(files) < 2:
         return held_out
     if not any(held_out):
-        large = [index for index, file in enumerate(files) if file.size >= _WORTH_MEASURING]
-        held_out[min(large or range(len(files)), key=lambda index: _position(files[index].path))] = True
+        half = sum(file.size for file in files) / 2
+        small = [index for index, file in enumerate(files) if file.size <= half]
+        large = [index for index in small if files[index].size >= _WORTH_MEASURING]
+        held_out[min(large or small or range(len(files)), key=lambda index: _position(files[index].path))] = True
     elif all(held_out):
         held_out[max(range(len(files)), key=lambda index: _position(files[index].path))] = False
     _balance(files, fraction, held_out)
@@ -64,8 +66,6 @@ def _balance(files: Sequence[SourceFile], fraction: float, held_out: list[bool])
     if held > highest and count == 1:
         worth = [index for index, file in enumerate(files) if file.size >= _WORTH_MEASURING]
         [present] = [index for index, out in enumerate(held_out) if out]
-        if held > total / 2:
-            worth = list(range(len(files)))
         nearest = min([*worth, present], key=lambda index: (abs(files[index].size - wanted), index != present))
         held_out[present], held_out[nearest] = False, True
         held = files[nearest].size
@@ -75,7 +75,7 @@ def _balance(files: Sequence[SourceFile], fraction: float, held_out: list[bool])
             if not held_out[index] and fits:
                 held_out[index] = True
                 held += files[index].size
-            if held >= lowest:
+            if held >= wanted:
                 break
 
 
