@@ -161,6 +161,13 @@ def _print_report(report: DataReport) -> None:
             ],
         )
     )
+    for row in report.windows[:1]:
+        console.print(
+            f"at {row.context:,} tokens {row.cut_inside / max(row.train, 1):.0%} of the training windows end within a "
+            f"definition: {row.cut_after_statement:,} after a statement, {row.cut_after_line:,} after another line, "
+            f"{row.cut_after_token:,} within a line; {row.cut_before_definition:,} end before a definition, "
+            f"{row.cut_before_file:,} before a file"
+        )
     for note in report.notes:
         console.print(f"note: {note}")
     how = "reused" if report.reused else "built"

@@ -196,7 +196,7 @@ def _open_or_build(
                 (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
                 for item in reading.files
             ]
-            builder.finish(entries, encoder.newlines)
+            builder.finish(entries, encoder.newlines, encoder.depths)
         store = open_store(cache, key)
     if store is None:
         raise FileNotFoundError(cache / key)

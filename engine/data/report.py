@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.data.filters import KEPT_BY, REASONS
+from engine.data.packing import Cut
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -86,7 +87,17 @@ class WindowsRow:
     documents: int
     "Documents, or parts of them, in the training windows together."
     cut_inside: int
-    "Cuts of a training document that fall within a definition."
+    "Training windows, or parts of them, that end within a definition: after a statement, a line or any token."
+    cut_after_statement: int = 0
+    "Of these, those that end after a statement, as far as brackets tell."
+    cut_after_line: int = 0
+    "Of these, those that end after a line within a statement."
+    cut_after_token: int = 0
+    "Of these, those that end within a line."
+    cut_before_definition: int = 0
+    "Those that end before a definition."
+    cut_before_file: int = 0
+    "Those that end before a file of the same document."
     waste: float
     "Share of the places of all training windows but the last that stay empty."
     padded: float
@@ -248,6 +259,11 @@ def _windows(dataset: Dataset) -> tuple[WindowsRow, ...]:
                 held_out=len(held_out),
                 documents=figures.documents,
                 cut_inside=figures.cut_inside,
+                cut_after_statement=figures.cuts[Cut.STATEMENT],
+                cut_after_line=figures.cuts[Cut.LINE],
+                cut_after_token=figures.cuts[Cut.TOKEN],
+                cut_before_definition=figures.cuts[Cut.DEFINITION],
+                cut_before_file=figures.cuts[Cut.FILE],
                 waste=figures.waste,
                 padded=figures.padded(tier.context),
             )

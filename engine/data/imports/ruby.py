@@ -38,7 +38,7 @@ def scan(text: str) -> Iterator[str]:
     code = _NO_CODE.sub(" ", text)
     open_: list[tuple[int, str]] = []
     scope = ""
-    seen: dict[str, None] = {}
+    opened: set[str] = set()
     for found in _DEFINED.finditer(code):
         indent = len(found[1].expandtabs(8))
         if found[6]:
@@ -52,13 +52,15 @@ def scan(text: str) -> Iterator[str]:
         full = f"{around}::{name}" if around else name
         # A module that holds nothing but others is opened, not defined: many files do so.
         yield f"{':' if found[2] == 'module' else '='}{full}"
-        seen[full] = None
+        opened.add(name)
         if found[4]:
             yield f"<{around}|{found[4].removeprefix('::')}"
         if found[2]:
             open_.append((indent, name))
             scope = max(scope, full, key=lambda each: (each.count("::"), len(each))) if full.count("::") < 6 else scope
     for name in dict.fromkeys(_CONSTANT.findall(code)):
+        if name.removeprefix("::") in opened:
+            continue
         yield f"~{'' if name.startswith('::') else scope}|{name.removeprefix('::')}"
 
 

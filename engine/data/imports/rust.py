@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import tomllib
-
 from engine.data.imports.rules import MOST, Files, ImportRules, Repository, Strength, joined
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _ROOTS = ("src/lib.rs", "src/main.rs", "build.rs")
 _ROOT_FOLDERS = ("src/bin", "tests", "examples", "benches")

@@ -15,7 +15,7 @@ _ROOT = re.compile(r'\broot_source_file\s*=\s*(?:\.\{\s*\.path\s*=\s*|b\.path\(\
 
 def scan(text: str) -> Iterator[str]:
     """What stands in the quotation marks of `@import`; `root:x.zig` for the roots of modules in build.zig."""
-    if "@import" in text:
+    if "@import" in text or "root_source_file" in text:
         # Comments and the lines of long strings hold examples.
         code = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else " ", text)
         for found in _IMPORT.finditer(code):
@@ -47,6 +47,6 @@ class ZigRules(ImportRules):
         if wanted.endswith((".zig", ".zon")):
             found = self._by_path.get(joined(path.parent, wanted))
         else:
-            found = self._modules.get(wanted) or self._modules.get(wanted.replace("-", "_"))
+            found = self._modules.get(wanted, self._modules.get(wanted.replace("-", "_")))
         if found is not None:
             yield found
