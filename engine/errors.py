@@ -136,6 +136,12 @@ REPOSITORY_NOT_A_FOLDER = _declare(
     "pass the folder that holds the code",
     about="data.repositories",
 )
+REPOSITORY_BARE = _declare(
+    "repository-bare",
+    "repository {path} holds git's own files and no checked-out ones",
+    "check it out (git clone {path} FOLDER) and pass that folder",
+    about="data.repositories",
+)
 REPOSITORY_UNREADABLE = _declare(
     "repository-unreadable",
     "repository {path} cannot be read: {problem}",

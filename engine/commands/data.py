@@ -145,7 +145,8 @@ def _print_report(report: DataReport) -> None:
     held_out, order = report.held_out, report.order
     console.print(
         f"{report.tokens:,} tokens, {report.bytes / max(report.tokens, 1):.2f} bytes a token; "
-        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files"
+        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files, "
+        f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
     linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
@@ -169,6 +170,13 @@ def _print_report(report: DataReport) -> None:
             ],
         )
     )
+    for row in report.windows[:1]:
+        console.print(
+            f"at {row.context:,} tokens {row.cut_inside / max(row.train, 1):.0%} of the training windows end within a "
+            f"definition: {row.cut_after_statement:,} after a statement, {row.cut_after_line:,} after another line, "
+            f"{row.cut_after_token:,} within a line; {row.cut_before_definition:,} end before a definition, "
+            f"{row.cut_before_file:,} before a file"
+        )
     for note in report.notes:
         console.print(f"note: {note}")
     how = "reused" if report.reused else "built"

@@ -105,8 +105,27 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(description="What is read in one piece, so that its files see those before them in the same window."),
     ] = "repository"
     include: Annotated[
-        list[Literal["vendored", "build output", "lock", "generated", "minified", "data", "duplicate"]],
+        list[
+            Literal[
+                "vendored",
+                "build output",
+                "lock",
+                "generated",
+                "minified",
+                "data",
+                "duplicate",
+                "documentation",
+                "encoded",
+            ]
+        ],
         Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+    ] = field(default_factory=list)
+    extensions: Annotated[
+        list[Annotated[str, Meta(pattern="^[^=/]+=[^=]+$")]],
+        Meta(
+            description="Endings or names of files with their languages, such as inc=PHP or Tiltfile=Starlark. They go "
+            "before what is known of names."
+        ),
     ] = field(default_factory=list)
     notebooks: Annotated[
         Literal["cells", "skip"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from engine import errors
+from engine.data.contents import language_by_content, language_by_mode
 from engine.data.filters import (
     HEAD_BYTES,
     REASONS,
@@ -18,8 +20,11 @@ from engine.data.filters import (
     reasons_by_path,
     reasons_by_size,
 )
-from engine.data.languages import NOTEBOOK, language_by_name, language_by_shebang
-from engine.data.listing import list_files
+from engine.data.generated import is_part_of_documentation
+from engine.data.gitattributes import Attributes, Marks
+from engine.data.languages import LANGUAGES, NOTEBOOK, language_by_name, language_by_shebang, languages_named
+from engine.data.listing import is_bare, list_files
+from engine.data.manifests import is_manifest
 from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
 
@@ -68,6 +73,8 @@ class Collection:
     "Repositories inside the repositories, by path; left out."
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     "Reason → the first few files that were left out for it."
+    manifests: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    "Repository → paths of the files that build tools read, whether they are learnt or not."
 
     def by_language(self) -> dict[str, tuple[int, int]]:
         """Language → (files, bytes), the largest first."""
@@ -83,6 +90,7 @@ def collect(
     *,
     max_file_bytes: int,
     include: Iterable[str] = (),
+    extensions: Iterable[str] = (),
     any_size: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collection:
@@ -92,21 +100,23 @@ def collect(
         repositories: git work trees, parts of them, or plain folders.
         max_file_bytes: Larger files are left out.
         include: Reasons (of engine.data.filters.SWITCHABLE) for which no file is left out, and "notebook".
+        extensions: Endings or names of files with their languages, such as "inc=PHP".
         any_size: Whether less than MINIMUM_TOKENS is enough, since there is more to learn from elsewhere.
         progress: Called now and then with files looked at and files in all, of the present repository.
 
     Raises:
-        EliteError: REPOSITORY_UNSET, _MISSING, _NOT_A_FOLDER, _UNREADABLE, _EMPTY, _NO_SOURCE or _TOO_SMALL.
+        EliteError: REPOSITORY_UNSET, _MISSING, _NOT_A_FOLDER, _UNREADABLE, _BARE, _EMPTY, _NO_SOURCE or _TOO_SMALL.
     """
     if not repositories:
         raise errors.REPOSITORY_UNSET()
-    rules = _Rules(max_file_bytes, frozenset(include))
+    rules = _Rules(max_file_bytes, frozenset(include), languages_named(extensions))
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     submodules: list[str] = []
     listed_by: dict[Path, str] = {}
     seen: set[str] = set()
+    manifests: dict[Path, tuple[str, ...]] = {}
     for given in repositories:
         root = _check_folder(given)
         if root in listed_by:
@@ -118,6 +128,7 @@ def collect(
         all_seen = seen.issuperset(f"{root}/{path}" for path in paths)
         paths = [path for path in paths if f"{root}/{path}" not in seen]
         seen.update(f"{root}/{path}" for path in paths)
+        manifests[root] = tuple(str(path) for path in paths if is_manifest(path) and not _is_foreign(path))
         found, reasons = _sort_out(root, paths, rules, progress)
         if not found and not all_seen:
             counts = dict(Counter(reasons.values()).most_common())
@@ -137,6 +148,7 @@ def collect(
         listed_by=listed_by,
         submodules=tuple(submodules),
         examples={reason: tuple(named) for reason, named in examples.items()},
+        manifests=manifests,
     )
     tokens = estimate_tokens(collection)
     if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
@@ -166,6 +178,8 @@ def _check_folder(given: Path) -> Path:
         root = Path(os.path.realpath(given.expanduser(), strict=True))
         if not root.is_dir():
             raise errors.REPOSITORY_NOT_A_FOLDER(path=given)
+        if is_bare(root):
+            raise errors.REPOSITORY_BARE(path=given)
         with os.scandir(root):
             return root
     except (FileNotFoundError, NotADirectoryError):
@@ -177,6 +191,11 @@ def _check_folder(given: Path) -> Path:
         raise errors.REPOSITORY_UNREADABLE(path=given, problem=error) from error
 
 
+def _is_foreign(path: PurePosixPath) -> bool:
+    """Whether a file is another project's, or a tool's."""
+    return any(reason in ("vendored", "build output") for reason in reasons_by_path(path))
+
+
 def _sort_out(
     root: Path,
     paths: Sequence[PurePosixPath],
@@ -185,39 +204,58 @@ def _sort_out(
 ) -> tuple[list[SourceFile], dict[PurePosixPath, str]]:
     """Files that are kept, and the reason for each that is not."""
     folder = Folder(str(root))
+    attributes = Attributes(folder, paths)
     kept: list[SourceFile] = []
     reasons: dict[PurePosixPath, str] = {}
     for position, path in enumerate(paths):
         if progress is not None and position % 500 == 0:
             progress(position, len(paths))
-        verdict = _judge(folder, path, rules)
+        verdict = _judge(folder, path, rules, attributes)
         if isinstance(verdict, str):
             reasons[path] = verdict
         else:
             kept.append(SourceFile(root, str(path), *verdict))
     if progress is not None:
         progress(len(paths), len(paths))
-    return kept, reasons
+    written = _written_documentation(reasons)
+    for file in [file for file in kept if written and is_part_of_documentation(file.path, file.language, written)]:
+        reasons[file.path] = "generated"
+    return [file for file in kept if file.path not in reasons], reasons
+
+
+def _written_documentation(reasons: Mapping[PurePosixPath, str]) -> frozenset[PurePosixPath]:
+    """Folders, below the top, whose first page a tool wrote: what lies beside it is of the same tool."""
+    return frozenset(
+        path.parent
+        for path, reason in reasons.items()
+        if reason == "generated" and path.name in ("index.html", "index.htm") and path.parent.parts
+    )
 
 
 @dataclass(frozen=True)
 class _Rules:
     max_file_bytes: int
     include: frozenset[str]
+    languages: Mapping[str, str]
+    "The user's own, by ending or name."
 
     def first(self, reasons: Iterable[str]) -> str | None:
         """The first reason that is not switched off."""
         return next((reason for reason in reasons if reason not in self.include), None)
 
 
-def _judge(folder: Folder, path: PurePosixPath, rules: _Rules) -> tuple[str, int] | str:
+def _judge(folder: Folder, path: PurePosixPath, rules: _Rules, attributes: Attributes) -> tuple[str, int] | str:
     """Language and size of a file to keep, or the reason to leave it out."""
-    reason = rules.first(reasons_by_path(path))
+    marks = attributes.of(path)
+    marked = (reason for reason, value in marks.items() if value is True)
+    # What people mark as their own is theirs, whatever its folder is called.
+    told = (reason for reason in reasons_by_path(path) if marks.get(reason) is not False)
+    reason = rules.first((*marked, *told))
     if reason is not None:
         return reason
     try:
         size = folder.size(path)
-        language = language_by_name(path.name)
+        language = language_by_name(path.name, rules.languages)
         if language == NOTEBOOK and "notebook" not in rules.include:
             return "notebook"
         # Most of a notebook are outputs, which are not learnt: its cells are measured when they are read.
@@ -230,7 +268,19 @@ def _judge(folder: Folder, path: PurePosixPath, rules: _Rules) -> tuple[str, int
         return str(error)
     if is_binary(head):
         return "binary"
-    language = language or language_by_shebang(head)
+    language = _language(path.name, language, head, marks)
     if language is None:
         return "not source"
-    return rules.first(reasons_by_head(head, language)) or (language, size)
+    told = (reason for reason in reasons_by_head(head, language, path.name) if marks.get(reason) is not False)
+    return rules.first(told) or (sys.intern(language), size)
+
+
+def _language(name: str, by_name: str | None, head: bytes, marks: Marks) -> str | None:
+    """A file's language: as its user or its repository says, else as its name and first bytes tell."""
+    if by_name is not None and language_by_name(name) != by_name:
+        return by_name  # the user's own
+    marked = marks.get("language")
+    if isinstance(marked, str):
+        return LANGUAGES.get(marked.lower(), marked)
+    language = language_by_content(name, by_name, head) or language_by_shebang(head)
+    return language or language_by_mode(head, LANGUAGES)

@@ -15,6 +15,7 @@ from engine import errors
 from engine.data.cache import prune
 from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
 from engine.data.documents import Texts, edited, path_line
+from engine.data.encoded import REVISION as ENCODED_REVISION
 from engine.data.fim import REVISION as FIM_REVISION
 from engine.data.fim import cut_points
 from engine.data.history import LANGUAGE as DIFF
@@ -67,6 +68,8 @@ class DatasetSummary:
     licence_headers: int
     "Repeated ones that were taken out."
     order: FileOrder
+    leak: float
+    "Share of the six-line runs of held-out files that training files hold too."
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
@@ -154,8 +157,16 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
-    allowed = sorted(data.allowed_secrets)
-    options = [data.max_file_bytes, data.secrets, data.near_duplicates, data.licence_headers, data.fim, *allowed]
+    revisions.append(ENCODED_REVISION)
+    options = [
+        "encoded" in data.include,
+        data.max_file_bytes,
+        data.secrets,
+        data.near_duplicates,
+        data.licence_headers,
+        data.fim,
+        sorted(data.allowed_secrets),
+    ]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)
@@ -186,7 +197,7 @@ def _open_or_build(
                 (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
                 for item in reading.files
             ]
-            builder.finish(entries, encoder.newlines)
+            builder.finish(entries, encoder.newlines, encoder.depths)
         store = open_store(cache, key)
     if store is None:
         raise FileNotFoundError(cache / key)
@@ -274,6 +285,7 @@ def _summary(
         twins=reading.twins,
         licence_headers=reading.licence_headers,
         order=reading.order,
+        leak=reading.leak,
         source_bytes=sum(item.file.size for item in reading.files),
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,

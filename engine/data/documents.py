@@ -106,7 +106,17 @@ def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Docu
             return "too large"
     if not text.strip():
         return "empty"
+    if has_conflict(text):
+        return "conflict"
     return Document(text, hashlib.sha256(content).digest())
+
+
+def has_conflict(text: str) -> bool:
+    """Whether a text holds both sides of a merge that was not finished."""
+    start = 0 if text.startswith("<<<<<<< ") else text.find("\n<<<<<<< ")
+    middle = text.find("\n=======\n", start) if start >= 0 else -1
+    middle = text.find("\n=======\r\n", start) if middle < 0 <= start else middle
+    return middle >= 0 and text.find("\n>>>>>>> ", middle) >= 0
 
 
 def path_line(file: SourceFile) -> str:

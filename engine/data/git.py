@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 GIT_TIMEOUT = 120.0
@@ -41,23 +42,54 @@ def run_git(root: Path, timeout: float, *arguments: str) -> bytes:
 
 def git_command(root: Path, *arguments: str) -> list[str]:
     """The command line of a git command in `root`."""
-    settings = [part for setting in _settings() for part in ("-c", setting)]
+    excludes = f"core.excludesFile={_excludes_file(str(root), tuple(sorted(_home(os.environ).items())))}"
+    settings = [part for setting in (*_SETTINGS, excludes) for part in ("-c", setting)]
     return ["git", "--no-pager", "--no-optional-locks", *settings, "-C", str(root), *arguments]
 
 
-def _settings() -> Iterator[str]:
-    """Settings on the command line win over the repository's own, which may be hostile."""
-    yield "core.fsmonitor=false"
-    yield "core.hooksPath=/dev/null"
-    yield "core.untrackedCache=false"
-    yield "core.alternateRefsCommand=false"
-    yield "log.showSignature=false"
-    yield "gpg.program=false"
-    yield "protocol.allow=never"
+_SETTINGS = (
+    "core.fsmonitor=false",
+    "core.hooksPath=/dev/null",
+    "core.untrackedCache=false",
+    "core.alternateRefsCommand=false",
+    "log.showSignature=false",
+    "gpg.program=false",
+    "protocol.allow=never",
     # The repository is read as text only, so whoever owns it may have it read.
-    yield "safe.directory=*"
-    home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
-    yield f"core.excludesFile={home}/git/ignore"
+    "safe.directory=*",
+)
+"Settings on the command line win over the repository's own, which may be hostile."
+
+
+@functools.cache
+def _excludes_file(root: str, home: tuple[tuple[str, str], ...]) -> str:
+    """The file of ignore rules that the repository or its user names, else the one that git takes by default."""
+    environment = {name: value for name, value in git_environment(os.environ).items() if name != "GIT_CONFIG_GLOBAL"}
+    environment |= dict(home)
+    for scope in ("--local", "--global"):
+        command = ["git", "-c", "safe.directory=*", "-C", root, "config", scope, "--path", "--get", "core.excludesFile"]
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=GIT_TIMEOUT,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            break
+        named = os.fsdecode(done.stdout.removesuffix(b"\n"))
+        # A pipe or a device would never end.
+        if done.returncode == 0 and named and (Path(root) / named).is_file():
+            return str(Path(root) / named)
+    config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    return f"{config}/git/ignore"
+
+
+def _home(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which git finds its user's settings."""
+    return {name: inherited[name] for name in ("HOME", "XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL") if name in inherited}
 
 
 def git_environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -55,9 +55,12 @@ def _parse(line: str) -> _Rule | None:
         return None
     if regex is None or excludes is None:
         return None
+    return _Rule(re.compile(exactly(regex), re.DOTALL), excludes, folders_only)
+
+
+def exactly(regex: str) -> str:
+    """What pathspec makes of a pattern, for entries that match it themselves: not for what lies below them."""
     if regex.endswith(_BELOW):
-        regex = regex.removesuffix(_BELOW) + "$"
-    elif regex.endswith("/"):
-        # "a/**" is all that lies in a, but not a itself.
-        regex += "."
-    return _Rule(re.compile(regex, re.DOTALL), excludes, folders_only)
+        return regex.removesuffix(_BELOW) + "$"
+    # "a/**" is all that lies in a, but not a itself.
+    return f"{regex}." if regex.endswith("/") else regex

@@ -1,7 +1,8 @@
 """Commits as documents: a message and the changes that it speaks of, without names, addresses and dates.
 
 git prints the changes as text and runs nothing for it. A change to a file that is held out, or that is not learnt, is
-left out of its commit; so is one whose added lines a held-out file still holds, wherever it lay then.
+left out of its commit; so is one that shows lines of a held-out file, added, removed or around these, wherever they
+lay then.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import secrets
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from engine.data.collect import SourceFile
 from engine.data.git import GIT_TIMEOUT, GitError, git_command, git_environment, run_git
+from engine.data.near_duplicates import telling_lines
+from engine.data.shared_runs import runs_of, runs_of_text
 
 LANGUAGE = "Diff"
 _OPTIONS = (
@@ -31,6 +36,11 @@ _TRAILER = re.compile(r"^(?:[A-Z][\w-]+-by|Change-Id|Cc|CC|Reported-and-tested-b
 _ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _QUOTED = re.compile(r'\\(?:([abfnrtv"\\])|([0-7]{3}))')
 _ESCAPES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, '"': 34, "\\": 92}
+
+
+_FEWEST_LINES = 3
+_MOST_KNOWN = 0.5
+"Share of a change's telling lines that held-out files may hold; it counts from _FEWEST_LINES such lines on."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +63,10 @@ class Change:
     text: str
     "From its --- line on."
 
-    @property
-    def added(self) -> list[str]:
-        """Lines that it added."""
-        return [line[1:] for line in self.text.split("\n") if line.startswith("+") and not line.startswith("+++ ")]
+    def lines(self, signs: str) -> list[str]:
+        """Lines that begin with one of the signs: "+" added, "-" removed, " " around these; without the sign."""
+        body = self.text.split("\n")[2:]
+        return [line[1:] for line in body if line[:1] and line[0] in signs]
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,34 @@ class Patch:
         wanted = frozenset(files)
         kept = [change.text for change in self.changes if change.paths & wanted]
         return "\n".join([self.message, "", *kept])
+
+
+class KnownText:
+    """What held-out files hold today, by which a change gives them away.
+
+    Args:
+        texts: Of the files.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        lines, runs = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.uint64)]
+        for text in texts:
+            lines.append(telling_lines(text.split("\n")))
+            runs.append(runs_of_text(text))
+        self._lines, self._runs = np.unique(np.concatenate(lines)), np.unique(np.concatenate(runs))
+
+    def holds(self, change: Change) -> bool:
+        """Whether a change shows six lines of a held-out file, or half of what it adds or removes stands in one."""
+        # What stood there before, and what stands there after it.
+        for signs in ("- ", "+ "):
+            runs = runs_of(line.encode("utf-8", "replace") for line in change.lines(signs))
+            if np.isin(runs, self._runs).any():
+                return True
+        for signs in ("+", "-", " "):
+            told = telling_lines(change.lines(signs))
+            if len(told) >= _FEWEST_LINES and float(np.isin(told, self._lines).mean()) >= _MOST_KNOWN:
+                return True
+        return False
 
 
 def read_patches(

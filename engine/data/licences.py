@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-REVISION = 1
+REVISION = 2
 "Raised when other text would be taken out; part of every store's key."
 _RIGHTS = re.compile(
     r"copyright|\(c\) \d{4}|licen[cs]e|spdx-|all rights reserved|permission is hereby granted|redistribution and use"
@@ -22,7 +22,13 @@ _COMMENT = re.compile(
     re.DOTALL,
 )
 _BLANK = re.compile(r"(?:[ \t]*\n)*")
-_NOT_WORDS = re.compile(r"[\W_]+|\b(?:19|20)\d\d\b")
+_OWN = re.compile(
+    r"[\w+-]+(?:\.[\w+-]+)*\.[a-z][a-z0-9+]{0,11}(?=\W|$)|\b(?:created|written|modified|edited)(?: \w+)? by [^\n]*"
+    r"|@(?:file|author|date|since|version|brief|package)\b[^\n]*",
+    re.IGNORECASE,
+)
+"What a header says of its own file: its name, who made it and when."
+_NOT_WORDS = re.compile(r"[\W_]+|\b\d+\b")
 _SHORTEST = 40
 "Characters; to take out less is not worth it."
 _SEARCHED = 25_000
@@ -43,6 +49,6 @@ def find_header(text: str) -> tuple[int, int] | None:
 
 
 def fingerprint(header: str) -> bytes:
-    """Equal for headers that differ in years, comment signs and line breaks only. 16 bytes."""
-    words = _NOT_WORDS.sub(" ", header.lower()).split()
+    """Equal for headers that differ in numbers, comment signs, line breaks and their file's name only. 16 bytes."""
+    words = _NOT_WORDS.sub(" ", _OWN.sub(" ", header.lower())).split()
     return hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -17,6 +17,13 @@ _IGNORE_FILE_LIMIT = 1 << 20
 _GIT_FOLDERS = frozenset({".git", ".hg", ".svn", ".jj"})
 
 
+def is_bare(root: Path) -> bool:
+    """Whether a folder is a repository without a work tree, or the .git folder of one."""
+    return not os.path.lexists(root / ".git") and (
+        (root / "HEAD").is_file() and (root / "objects").is_dir() and (root / "config").is_file()
+    )
+
+
 def list_files(root: Path) -> tuple[list[PurePosixPath], str]:
     """Paths below `root`, in order, and "git" or, with the reason, how else they were found.
 

@@ -1,13 +1,15 @@
-"""In which order the files of a repository are read: each after the files that it imports, where that is known."""
+"""In which order the files of a repository are read: each after the files that it needs, where that is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 from engine.data.collect import SourceFile
-from engine.data.imports import resolve
+from engine.data.cycles import in_order
+from engine.data.imports import links
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class FileOrder:
     positions: tuple[int, ...]
     "Numbers of the files, in their order."
     linked: int = 0
-    "Files that import another one, or are imported."
+    "Files that need another one, or are needed."
     imports: int = 0
-    "Pairs of files of which one imports the other."
+    "Pairs of files of which one needs the other."
     backward: int = 0
-    "Of these, pairs whose imported file comes later: those that close a cycle."
+    "Of these, pairs whose needed file comes later: those that close a cycle."
 
 
 def order_by_path(count: int) -> FileOrder:
@@ -31,60 +33,54 @@ def order_by_path(count: int) -> FileOrder:
     return FileOrder("path", tuple(range(count)))
 
 
-def order_files(files: Sequence[SourceFile], imports: Sequence[Sequence[str]]) -> FileOrder:
+def order_files(
+    files: Sequence[SourceFile],
+    imports: Sequence[Sequence[str]],
+    manifests: Mapping[Path, Mapping[str, str]] | None = None,
+) -> FileOrder:
     """One repository after the other, each by its imports; files come by repository and path.
 
     Args:
         files: As they were found.
-        imports: What each of them says that it imports (engine.data.syntax).
+        imports: What each of them says that it imports, defines and mentions (engine.data.syntax).
+        manifests: Of each repository, path → text of the files that build tools read.
     """
-    links: list[tuple[int, ...]] = []
+    needs: list[dict[int, int]] = []
     for repository, group in groupby(range(len(files)), key=lambda number: files[number].repository):
         numbers = list(group)
-        found = resolve(
+        found = links(
             [files[number].name for number in numbers],
             # Rows and commits only look like files of a repository.
             ["" if files[number].alone else files[number].language for number in numbers],
             [imports[number] for number in numbers],
             repository.name,
+            (manifests or {}).get(repository),
         )
-        links += [tuple(numbers[other] for other in others) for others in found]
-    return order_by_imports(links)
+        needs += [{numbers[other]: strength for other, strength in others.items()} for others in found]
+    return order_by_imports(needs)
 
 
-def order_by_imports(imports: Sequence[Sequence[int]]) -> FileOrder:
-    """Each file after those that it imports, as close after them as can be; else by number.
-
-    A walk in depth from each file in turn, which lists a file once everything that it imports is listed. Of a cycle,
-    the import that leads back to a file whose imports are still being listed is passed over: the same one every time.
+def order_by_imports(imports: Sequence[Sequence[int] | Mapping[int, int]]) -> FileOrder:
+    """Each file after those that it needs, as close after them as can be; else by number.
 
     Args:
-        imports: For each file the numbers of those that it imports, in any order.
+        imports: For each file the numbers of those that it needs, in any order, with the strength of each link where
+            one is known. Of a cycle the weakest links are passed over: the same ones every time.
     """
-    count = len(imports)
-    positions: list[int] = []
-    place = [-1] * count
-    begun = [False] * count
-    for first in range(count):
-        if begun[first]:
-            continue
-        begun[first] = True
-        # A stack instead of recursion: chains of imports may be thousands of files long.
-        stack = [(first, iter(sorted(set(imports[first]))))]
-        while stack:
-            file, waiting = stack[-1]
-            following = next((other for other in waiting if not begun[other]), None)
-            if following is not None:
-                begun[following] = True
-                stack.append((following, iter(sorted(set(imports[following])))))
-            else:
-                stack.pop()
-                place[file] = len(positions)
-                positions.append(file)
-    linked = [False] * count
+    needs = [
+        {other: strength for other, strength in sorted(each.items()) if other != file}
+        if isinstance(each, Mapping)
+        else dict.fromkeys(sorted(set(each) - {file}), 1)
+        for file, each in enumerate(imports)
+    ]
+    positions = in_order(needs)
+    place = [0] * len(positions)
+    for position, file in enumerate(positions):
+        place[file] = position
+    linked = [False] * len(needs)
     pairs = backward = 0
-    for file in range(count):
-        for other in set(imports[file]) - {file}:
+    for file, others in enumerate(needs):
+        for other in others:
             linked[file] = linked[other] = True
             pairs += 1
             backward += place[other] > place[file]

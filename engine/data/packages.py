@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from engine.data.collect import SourceFile
-
-_BUILD_FILES = """
-package.json pyproject.toml setup.py setup.cfg Cargo.toml pom.xml build.gradle build.gradle.kts CMakeLists.txt BUILD
-BUILD.bazel meson.build Package.swift mix.exs pubspec.yaml build.sbt
-"""
-_MARKS = frozenset(_BUILD_FILES.split())
+from engine.data.manifests import marks_package
 
 
-def packages(files: Sequence[SourceFile]) -> list[PurePosixPath]:
-    """For each file the folder of its package: the nearest with a build file, else its topmost Python package."""
+def packages(
+    files: Sequence[SourceFile], manifests: Mapping[Path, Mapping[str, str]] | None = None
+) -> list[PurePosixPath]:
+    """For each file the folder of its package: the nearest with a build file, else its topmost Python package.
+
+    Args:
+        files: Of any repositories.
+        manifests: Of each repository, path → text of its build files, whether they are among `files` or not.
+    """
     marked: dict[Path, set[PurePosixPath]] = defaultdict(set)
     modules: dict[Path, set[PurePosixPath]] = defaultdict(set)
+    for repository, names in (manifests or {}).items():
+        paths = map(PurePosixPath, names)
+        marked[repository] |= {path.parent for path in paths if marks_package(path.name)}
     for file in files:
-        if file.path.name in _MARKS:
+        name = file.name.rpartition("/")[2]
+        if marks_package(name):
             marked[file.repository].add(file.path.parent)
-        elif file.path.name == "__init__.py":
+        elif name == "__init__.py":
             modules[file.repository].add(file.path.parent)
     return [_package(file.path, marked[file.repository], modules[file.repository]) for file in files]
 

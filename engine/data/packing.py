@@ -1,8 +1,9 @@
 """Cuts documents to the context's length at good places, and packs several into a window, with next to nothing empty.
 
 A window is filled with documents in their order. Where a document does not fit, it is cut before a file, else before
-a definition, else after a line, and what then stays empty is filled with short documents, the best fit first
-(Krell et al., arXiv 2107.02027; Ding et al., arXiv 2404.10830). Pure arithmetic on positions; the same every time.
+a definition, else after a statement, else after a line, and what then stays empty is filled with short documents, the
+best fit first (Krell et al., arXiv 2107.02027; Ding et al., arXiv 2404.10830). Pure arithmetic on positions; the same
+every time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ TOLERANCE = 64
 _FILLER = 8
 "Documents of at most 1/8 of the context wait until they fill a rest."
 
+_LOOKED_BACK = 4096
+"Tokens over which brackets are counted before a cut: more than a statement has."
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,6 +43,9 @@ class Layout:
     "First token of each function, class and the like that is worth a cut."
     newlines: npt.NDArray[np.uint8] | None = None
     "Line ends in the text of each token id. None: lines are not known."
+    depths: npt.NDArray[np.int8] | None = None
+    """Brackets that the text of each token id opens less those that it closes: round and square ones, then curly ones.
+    Shape (2, vocabulary). None: statements are not known."""
 
     def of(self, start: int, stop: int) -> Layout:
         """The layout of a part of the stream, which begins and ends with documents."""
@@ -48,7 +55,8 @@ class Layout:
             part: npt.NDArray[np.int64] = positions[first:last]
             return part - start if start else part  # what is a memory map stays one where it can
 
-        return Layout(within(self.documents), within(self.files), within(self.definitions), self.newlines)
+        documents, files, definitions = map(within, (self.documents, self.files, self.definitions))
+        return Layout(documents, files, definitions, self.newlines, self.depths)
 
 
 class Cut(IntEnum):
@@ -57,8 +65,9 @@ class Cut(IntEnum):
     DOCUMENT = 0
     FILE = 1
     DEFINITION = 2
-    LINE = 3
-    TOKEN = 4
+    STATEMENT = 3
+    LINE = 4
+    TOKEN = 5
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,14 @@ class Packed:
         starts, stops: Range of each part of a document, in the order of the windows. Shape (parts,).
         first_part: Index of each window's first part, and at the end the number of parts. Shape (windows + 1,).
         cut_inside: Parts that end within a definition.
+        cuts: Parts that end so, by Cut.
     """
 
     starts: npt.NDArray[np.int64]
     stops: npt.NDArray[np.int64]
     first_part: npt.NDArray[np.int64]
     cut_inside: int
+    cuts: tuple[int, ...] = (0,) * len(Cut)
 
 
 def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bool) -> Packed:
@@ -104,7 +115,8 @@ def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bo
         starts=np.ascontiguousarray(parts[:, 0]),
         stops=np.ascontiguousarray(parts[:, 1]),
         first_part=first_part,
-        cut_inside=packer.cut_inside,
+        cut_inside=sum(packer.cuts[Cut.STATEMENT :]),
+        cuts=tuple(packer.cuts),
     )
 
 
@@ -133,8 +145,27 @@ class _Cutter:
             ends_line = self._layout.newlines[self._tokens[lowest - 1 : limit]]
             found = np.flatnonzero(ends_line)
             if len(found):
-                return lowest + int(found[-1]), Cut.LINE
+                best, cut = self._statement(start, lowest - 1, limit, found)
+                return lowest + best, cut
         return max(limit, start + 1), Cut.TOKEN
+
+    def _statement(self, start: int, first: int, limit: int, lines: npt.NDArray[np.intp]) -> tuple[int, Cut]:
+        """The line end, counted from `first`, at which fewest brackets are open, and whether a statement ends there.
+
+        Args:
+            start: Of the part; brackets are counted from there, or from _LOOKED_BACK tokens before.
+            first, limit: Where the line ends are looked for.
+            lines: Places of the line ends, counted from `first`.
+        """
+        if self._layout.depths is None:
+            return int(lines[-1]), Cut.LINE
+        start = max(start, min(first, limit - _LOOKED_BACK))
+        open_ = np.cumsum(self._layout.depths[:, self._tokens[start:limit]], axis=1, dtype=np.int64)[:, first - start :]
+        inner, outer = open_[:, lines]
+        least = inner.min()
+        # A block's end is better than a line within it; of several that are alike the last one.
+        best = lines[inner == least][np.flatnonzero(outer[inner == least] == outer[inner == least].min())[-1]]
+        return int(best), Cut.STATEMENT if least <= open_[0].min() else Cut.LINE
 
 
 class _ByLength:
@@ -178,7 +209,7 @@ class _Packer:
     Attributes:
         parts: Start and stop of each part of the windows made, one after the other.
         counts: Parts of each of these windows.
-        cut_inside: Parts that end within a definition.
+        cuts: Parts that end so, by Cut.
     """
 
     def __init__(self, cutter: _Cutter, context: int, *, together: bool) -> None:
@@ -190,7 +221,7 @@ class _Packer:
         self._room = context
         self._saved = 0
         "Places that could have stayed empty and did not: to be spent on better cuts."
-        self.cut_inside = 0
+        self.cuts = [0] * len(Cut)
 
     def set_aside(self, start: int, end: int) -> None:
         """A short document, which may fill a rest anywhere."""
@@ -208,7 +239,7 @@ class _Packer:
                     self._close()
                     continue
                 stop, cut = self._cutter.cut(start, start + self._room, end, spare)
-                self.cut_inside += cut >= Cut.LINE
+                self.cuts[cut] += 1
             self._present.append((start, stop))
             self._room -= stop - start
             if stop < end:

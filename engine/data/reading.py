@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -12,17 +12,20 @@ import numpy as np
 
 from engine.data.collect import EXAMPLES, Collection, SourceFile
 from engine.data.documents import Document, Edit, Texts, edited
+from engine.data.encoded import without_encoded
 from engine.data.filters import reasons_by_path
 from engine.data.git import GitError
 from engine.data.history import LANGUAGE as DIFF
-from engine.data.history import Change, Commit, commit_of, has_history, read_patches
+from engine.data.history import Change, Commit, KnownText, commit_of, has_history, read_patches
 from engine.data.languages import language_by_name
 from engine.data.licences import find_header
 from engine.data.licences import fingerprint as header_fingerprint
-from engine.data.near_duplicates import NearDuplicates, telling_lines
+from engine.data.manifests import read_manifests
+from engine.data.near_duplicates import NearDuplicates
 from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
 from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets, fingerprint, hint
+from engine.data.shared_runs import SharedRuns
 from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import outline
 
@@ -93,6 +96,8 @@ class Reading:
     licence_headers: int
     "Repeated ones that are taken out."
     order: FileOrder
+    leak: float = 0.0
+    "Share of the six-line runs of held-out files that training files hold too."
     notes: tuple[str, ...] = ()
     "Sentences that a person should see."
 
@@ -115,12 +120,7 @@ def read(collection: Collection, data: DataSection, texts: Texts, report: Progre
     if data.history:
         repositories = {file.repository for file in collection.files if not file.alone}
         reader.take_history([root for root in collection.listed_by if root in repositories], report)
-    return reader.finish()
-
-
-_FEWEST_ADDED = 3
-_MOST_KNOWN = 0.5
-"Share of a change's telling lines that held-out files may hold; it counts from _FEWEST_ADDED such lines on."
+    return reader.finish(read_manifests(collection.manifests))
 
 
 @dataclass(slots=True)
@@ -149,12 +149,15 @@ class _Reader:
     held_out: list[bool] = field(default_factory=list)
     "For each kept file, once they are split."
     notes: list[str] = field(default_factory=list)
+    leak: float = 0.0
+    "Share of the six-line runs of held-out files that training files hold too."
 
     def __post_init__(self) -> None:
         self._digests: dict[bytes, int] = {}
         self._headers: set[bytes] = set()
         self._alike: NearDuplicates | None = NearDuplicates()
         self._allowed = frozenset(self.data.allowed_secrets)
+        self._shared = SharedRuns()
 
     def take(self, file: SourceFile) -> None:
         """Reads one source, and keeps it unless there is a reason not to."""
@@ -173,6 +176,11 @@ class _Reader:
             return self._skip(file, "not searched")
         if has_secrets and self.data.secrets == "skip":
             return self._skip(file, "secrets")
+        if "encoded" not in self.data.include:
+            uncoded = without_encoded(document.text, edits)
+            if uncoded is None:
+                return self._skip(file, "encoded")
+            edits = uncoded
         header = self._repeated_header(document.text)
         if header is not None:
             edits = [header, *(edit for edit in edits if edit.start >= header.end)]
@@ -183,6 +191,7 @@ class _Reader:
             self._digests[document.digest] = len(self.kept)
             if self._alike is not None:
                 self._alike.add(len(self.kept), text)
+                self._shared.add(len(self.kept), text)
         found = outline(text, file.language, file.path)
         self.kept.append(
             _Kept(
@@ -214,6 +223,7 @@ class _Reader:
         left = [number for number in range(len(self.kept)) if number not in found]
         place = {number: position for position, number in enumerate(left)}
         self.kept = [self.kept[number] for number in left]
+        self._shared.renumber(place)
         for kept in self.kept:
             kept.like = None if kept.like is None else place[kept.like]
 
@@ -254,11 +264,21 @@ class _Reader:
         return "" if isinstance(document, str) else edited(document.text, kept.edits)
 
     def split(self) -> None:
-        """Decides for each kept file whether it is held out; one almost the same as another goes where that goes."""
-        originals = [number for number, kept in enumerate(self.kept) if kept.like is None]
-        sides = held_out_files([self.kept[number].file for number in originals], self.data.held_out_fraction)
-        side = dict(zip(originals, sides, strict=True))
-        self.held_out = [side[number if kept.like is None else kept.like] for number, kept in enumerate(self.kept)]
+        """Decides for each kept file whether it is held out; those that share text go where the first of them goes."""
+        group = self._shared.clusters([kept.file.size for kept in self.kept])
+        owner = [group[number if kept.like is None else kept.like] for number, kept in enumerate(self.kept)]
+        sizes: Counter[int] = Counter()
+        for number, first in enumerate(owner):
+            sizes[first] += self.kept[number].file.size
+        firsts = sorted(sizes)
+        together = [
+            SourceFile(file.repository, file.name, file.language, sizes[first])
+            for first, file in ((first, self.kept[first].file) for first in firsts)
+        ]
+        side = dict(zip(firsts, held_out_files(together, self.data.held_out_fraction), strict=True))
+        self.held_out = [side[first] for first in owner]
+        self.leak = self._shared.leak(self.held_out)
+        self._shared = SharedRuns()  # commits share text with what they changed
 
     def take_history(self, roots: Sequence[Path], report: Progress) -> None:
         """Adds the latest commits to the training side, without what is held out."""
@@ -286,8 +306,7 @@ class _Reader:
         side = [kept.file for kept, held_out in zip(self.kept, self.held_out, strict=True) if held_out]
         paths = {file.name for file in side if file.repository == root}
         numbers = [number for number, held_out in enumerate(self.held_out) if held_out]
-        lines = [telling_lines(self._text_again(number).split("\n")) for number in numbers]
-        known = np.unique(np.concatenate(lines)) if lines else np.empty(0, dtype=np.uint32)
+        known = KnownText(map(self._text_again, numbers))
 
         def learnable(change: Change) -> bool:
             for name in change.paths:
@@ -296,20 +315,19 @@ class _Reader:
                     return False
                 if not include.issuperset(reasons_by_path(path)):
                     return False
-            added = telling_lines(change.added)
-            return len(added) < _FEWEST_ADDED or float(np.isin(added, known).mean()) < _MOST_KNOWN
+            return not known.holds(change)
 
         return learnable
 
-    def finish(self) -> Reading:
+    def finish(self, manifests: Mapping[Path, Mapping[str, str]]) -> Reading:
         """Puts what was kept in its order. Once."""
         self._digests.clear()
         files = [kept.file for kept in self.kept]
         order = order_by_path(len(files))
         if self.data.order == "imports":
-            order = order_files(files, [kept.imports for kept in self.kept])
+            order = order_files(files, [kept.imports for kept in self.kept], manifests)
         positions = sorted(order.positions, key=lambda number: self.held_out[number])
-        documents = list(_documents(files, positions, self.held_out, self.data))
+        documents = list(_documents(files, positions, self.held_out, self.data, manifests))
         # Files of one document follow each other; a stable sort, so that each keeps its order.
         in_order = sorted(range(len(positions)), key=documents.__getitem__)
         placed = ((self.kept[positions[place]], documents[place]) for place in in_order)
@@ -322,6 +340,7 @@ class _Reader:
             twins=tuple(self._twins()),
             licence_headers=sum(kept.header_taken_out for kept in self.kept),
             order=order,
+            leak=self.leak,
             notes=tuple(self.notes),
         )
 
@@ -335,11 +354,15 @@ class _Reader:
 
 
 def _documents(
-    files: Sequence[SourceFile], positions: Sequence[int], held_out: Sequence[bool], data: DataSection
+    files: Sequence[SourceFile],
+    positions: Sequence[int],
+    held_out: Sequence[bool],
+    data: DataSection,
+    manifests: Mapping[Path, Mapping[str, str]],
 ) -> Iterator[int]:
     """Number of the document of each file at `positions`, counted as they first appear."""
     numbers: dict[object, int] = {}
-    package_of = packages(files) if data.documents == "package" else None
+    package_of = packages(files, manifests) if data.documents == "package" else None
     for number in positions:
         file = files[number]
         key: object = (file.repository, held_out[number])

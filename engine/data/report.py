@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.data.filters import KEPT_BY, REASONS
+from engine.data.packing import Cut
 from engine.data.secrets import masked_name
 from engine.plan.tiers import tiers
 
@@ -89,7 +90,17 @@ class WindowsRow:
     documents: int
     "Documents, or parts of them, in the training windows together."
     cut_inside: int
-    "Cuts of a training document that fall within a definition."
+    "Training windows, or parts of them, that end within a definition: after a statement, a line or any token."
+    cut_after_statement: int = 0
+    "Of these, those that end after a statement, as far as brackets tell."
+    cut_after_line: int = 0
+    "Of these, those that end after a line within a statement."
+    cut_after_token: int = 0
+    "Of these, those that end within a line."
+    cut_before_definition: int = 0
+    "Those that end before a definition."
+    cut_before_file: int = 0
+    "Those that end before a file of the same document."
     waste: float
     "Share of the places of all training windows but the last that stay empty."
     padded: float
@@ -120,6 +131,8 @@ class HeldOutRow:
     tokens: int
     share: float
     "Of all tokens."
+    leak: float = 0.0
+    "Share of their runs of six lines that training files hold too; of very many files, of a sample of them."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +213,7 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
             files=summary.held_out_files,
             tokens=summary.held_out_tokens,
             share=summary.held_out_tokens / max(summary.tokens, 1),
+            leak=summary.leak,
         ),
         order=OrderRow(
             by=summary.order.by,
@@ -254,6 +268,11 @@ def _windows(dataset: Dataset) -> tuple[WindowsRow, ...]:
                 held_out=len(held_out),
                 documents=figures.documents,
                 cut_inside=figures.cut_inside,
+                cut_after_statement=figures.cuts[Cut.STATEMENT],
+                cut_after_line=figures.cuts[Cut.LINE],
+                cut_after_token=figures.cuts[Cut.TOKEN],
+                cut_before_definition=figures.cuts[Cut.DEFINITION],
+                cut_before_file=figures.cuts[Cut.FILE],
                 waste=figures.waste,
                 padded=figures.padded(tier.context),
             )

@@ -55,6 +55,7 @@ def collect_repositories(data: DataSection, progress: Callable[[int, int], None]
         [Path(repository) for repository in data.repositories],
         max_file_bytes=data.max_file_bytes,
         include=[*data.include, *(["notebook"] if data.notebooks == "cells" else [])],
+        extensions=data.extensions,
         any_size=bool(data.datasets),
         progress=progress,
     )

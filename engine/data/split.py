@@ -1,4 +1,7 @@
-"""Which files are held out of training: decided by each path alone, so that it stays so as the repository grows."""
+"""Which files are held out of training: by a hash of each path, so that a file keeps its side as the repository grows.
+
+Only where the sizes of files bring the share of text too far from what is wanted, some of them change sides.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,11 @@ from engine.data.collect import SourceFile
 _WORTH_MEASURING = 512
 "Bytes; where no file's path falls on the held-out side, a package mark of three lines is not chosen for it."
 
+_TOLERANCE = 0.25
+"How far the share of text may lie from the fraction, relative to it."
+_SPARE = 2
+"Files of the mean size by which it may lie from it in any case."
+
 
 def is_held_out(path: PurePosixPath, fraction: float) -> bool:
     """Whether a file, by its path within its repository, belongs to the share that is held out."""
@@ -18,16 +26,57 @@ def is_held_out(path: PurePosixPath, fraction: float) -> bool:
 
 
 def held_out_files(files: Sequence[SourceFile], fraction: float) -> list[bool]:
-    """For each file whether it is held out; at least one is, and at least one is not, of two or more."""
+    """For each file whether it is held out; at least one is, and at least one is not, of two or more.
+
+    Args:
+        files: Or what stands for several files: the first one's path, and their size together.
+        fraction: Share of their bytes that is wanted, within a quarter of it where their sizes allow.
+    """
     held_out = [is_held_out(file.path, fraction) for file in files]
     if len(files) < 2:
         return held_out
     if not any(held_out):
-        large = [index for index, file in enumerate(files) if file.size >= _WORTH_MEASURING]
-        held_out[min(large or range(len(files)), key=lambda index: _position(files[index].path))] = True
+        half = sum(file.size for file in files) / 2
+        small = [index for index, file in enumerate(files) if file.size <= half]
+        large = [index for index in small if files[index].size >= _WORTH_MEASURING]
+        held_out[min(large or small or range(len(files)), key=lambda index: _position(files[index].path))] = True
     elif all(held_out):
         held_out[max(range(len(files)), key=lambda index: _position(files[index].path))] = False
+    _balance(files, fraction, held_out)
     return held_out
+
+
+def _balance(files: Sequence[SourceFile], fraction: float, held_out: list[bool]) -> None:
+    """Moves as few files as can be, the largest first, until the share of their bytes is about the fraction."""
+    total = sum(file.size for file in files)
+    wanted = fraction * total
+    # Few files cannot be split so finely.
+    spare = max(_TOLERANCE * wanted, _SPARE * total / len(files))
+    lowest, highest = wanted - spare, wanted + spare
+    held = sum(file.size for file, out in zip(files, held_out, strict=True) if out)
+    count = sum(held_out)
+    for index in sorted(range(len(files)), key=lambda index: (-files[index].size, files[index].name)):
+        if held <= highest or count == 1:
+            break
+        # A large one may leave too little: what fits is added below.
+        if held_out[index] and (held - files[index].size >= lowest or files[index].size > highest):
+            held_out[index] = False
+            held -= files[index].size
+            count -= 1
+    if held > highest and count == 1:
+        worth = [index for index, file in enumerate(files) if file.size >= _WORTH_MEASURING]
+        [present] = [index for index, out in enumerate(held_out) if out]
+        nearest = min([*worth, present], key=lambda index: (abs(files[index].size - wanted), index != present))
+        held_out[present], held_out[nearest] = False, True
+        held = files[nearest].size
+    if held < lowest:
+        for index in sorted(range(len(files)), key=lambda index: _position(files[index].path)):
+            fits = held + files[index].size <= highest and sum(held_out) + 1 < len(files)
+            if not held_out[index] and fits:
+                held_out[index] = True
+                held += files[index].size
+            if held >= wanted:
+                break
 
 
 def _position(path: PurePosixPath) -> float:

@@ -3,6 +3,7 @@
     <cache>/<key>/tokens.bin       ids, little-endian, uint16 where the vocabulary allows, else uint32
     <cache>/<key>/borders.bin      first token of each definition that a window may be cut before, int64, ascending
     <cache>/<key>/newlines.bin     line ends in the text of each token id, uint8
+    <cache>/<key>/depths.bin       brackets that each token id opens or closes: round and square, then curly, int8
     <cache>/<key>/manifest.json    key, type, files with their token counts, SHA-256 of each block and of itself
     <cache>/<key>.building/        a store being written: it becomes <key>/ by one rename, when it is complete
     <cache>/<key>.lock             held while it is written
@@ -34,14 +35,14 @@ from engine.data.packing import Layout
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = 2
+FORMAT = 3
 "Raised when stores of before cannot be read any more; part of every key."
 _BLOCK = 1 << 24
 "Bytes that share one checksum."
 _CHECKPOINT_SECONDS = 5.0
 
 
-_TOKENS, _BORDERS, _NEWLINES = "tokens.bin", "borders.bin", "newlines.bin"
+_TOKENS, _BORDERS, _NEWLINES, _DEPTHS = "tokens.bin", "borders.bin", "newlines.bin", "depths.bin"
 
 
 class StoreDamagedError(Exception):
@@ -70,6 +71,7 @@ class TokenStore:
         files: In the order of their tokens.
         borders: First token of each definition, ascending, as a read-only memory map.
         newlines: Line ends in the text of each token id. Shape (vocabulary,).
+        depths: Brackets that the text of each token id opens. Shape (2, vocabulary).
     """
 
     path: Path
@@ -77,6 +79,7 @@ class TokenStore:
     files: tuple[FileEntry, ...]
     borders: npt.NDArray[np.int64]
     newlines: npt.NDArray[np.uint8]
+    depths: npt.NDArray[np.int8] | None = None
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each file starts, and where the last one ends. Shape (files + 1,)."""
@@ -88,7 +91,13 @@ class TokenStore:
         starts = self.offsets()[:-1]
         numbers = np.array([file.document for file in self.files], dtype=np.int64)
         new = np.append(True, np.diff(numbers) != 0)[: len(starts)]
-        return Layout(documents=starts[new], files=starts, definitions=self.borders, newlines=self.newlines)
+        return Layout(
+            documents=starts[new],
+            files=starts,
+            definitions=self.borders,
+            newlines=self.newlines,
+            depths=self.depths,
+        )
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
@@ -122,7 +131,9 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     )
     count = sum(file.tokens for file in files)
     sizes = {_TOKENS: count * dtype.itemsize, _BORDERS: manifest["borders"] * 8, _NEWLINES: manifest["vocabulary"]}
-    for name, what in ((_TOKENS, "tokens"), (_BORDERS, "borders"), (_NEWLINES, "line ends")):
+    sizes[_DEPTHS] = 2 * manifest["vocabulary"]
+    named = ((_TOKENS, "tokens"), (_BORDERS, "borders"), (_NEWLINES, "line ends"), (_DEPTHS, "brackets"))
+    for name, what in named:
         try:
             if (path / name).stat().st_size != sizes[name]:
                 raise StoreDamagedError(f"its {what} are not as many as they were")
@@ -137,6 +148,7 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
         files,
         _mapped(path / _BORDERS, np.dtype("<i8")),
         np.fromfile(path / _NEWLINES, dtype=np.uint8),
+        np.fromfile(path / _DEPTHS, dtype=np.int8).reshape(2, -1),
     )
 
 
@@ -226,16 +238,24 @@ class StoreBuilder:
         _write_synced(self._path / "checkpoint.json", _sealed(saved))
         self._saved_at = time.monotonic()
 
-    def finish(self, files: Sequence[tuple[str, int, str, int]], newlines: npt.NDArray[np.uint8]) -> None:
+    def finish(
+        self,
+        files: Sequence[tuple[str, int, str, int]],
+        newlines: npt.NDArray[np.uint8],
+        depths: npt.NDArray[np.int8] | None = None,
+    ) -> None:
         """Completes the store under its name.
 
         Args:
             files: Path, repository index, language and document number of each file appended.
             newlines: Line ends in the text of each token id. Shape (vocabulary,).
+            depths: Brackets that the text of each token id opens. Shape (2, vocabulary). None: none.
         """
         entries = [FileEntry(*names, tokens) for names, tokens in zip(files, self._lengths, strict=True)]
         self._sync_tokens()
         _write_synced(self._path / _NEWLINES, newlines.tobytes())
+        depths = np.zeros((2, len(newlines)), dtype=np.int8) if depths is None else depths
+        _write_synced(self._path / _DEPTHS, depths.tobytes())
         manifest = {
             "format": FORMAT,
             "key": self._key,
@@ -243,7 +263,9 @@ class StoreBuilder:
             "vocabulary": len(newlines),
             "borders": self._borders,
             "files": [list(asdict(entry).values()) for entry in entries],
-            "blocks": {name: list(_block_digests(self._path / name)) for name in (_TOKENS, _BORDERS, _NEWLINES)},
+            "blocks": {
+                name: list(_block_digests(self._path / name)) for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS)
+            },
         }
         _write_synced(self._path / "manifest.json", _sealed(manifest))
         (self._path / "checkpoint.json").unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """What a source file imports, and the lines that it is best cut before.
 
 Import statements are found by their first word and taken apart by their language's grammar (tree-sitter), which reads
-text and never runs it. Definitions are told by the layout that people and formatters give them: to parse every body as
-well took between a third and the whole of the time that tokenising takes. A wrong guess costs a cut in a worse place.
+text and never runs it; names that are defined and mentioned are found by engine.data.imports. Definitions are told by
+the layout that people and formatters give them: to parse every body as well took between a third and the whole of the
+time that tokenising takes. A wrong guess costs a cut in a worse place.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.data.history import LANGUAGE as DIFF
+from engine.data.imports import scanner
+from engine.data.imports.rust import INLINE
 from engine.data.languages import NOTEBOOK
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tree_sitter import Node, Parser
 
-REVISION = 3
+REVISION = 4
 "Raised when files would be ordered or cut otherwise; part of every store's key."
 _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."
@@ -45,11 +48,11 @@ class Outline:
 class _Grammar:
     package: str
     function: str
-    statement: re.Pattern[str]
-    "An import, behind the line end before it, as the first group."
-    kinds: frozenset[str]
+    statement: re.Pattern[str] | None = None
+    "An import, behind the line end before it, as the first group; None where engine.data.imports finds them."
+    kinds: frozenset[str] = frozenset()
     "Nodes that import."
-    read: Callable[[Node], Iterator[str]]
+    read: Callable[[Node], Iterator[str]] = lambda _: iter(())
     "What such a node imports."
 
 
@@ -62,12 +65,22 @@ def grammar_name(language: str, path: PurePosixPath) -> str | None:
 def outline(text: str, language: str, path: PurePosixPath) -> Outline:
     """The outline of a file's text; without imports where no grammar is known for its language."""
     name = "TSX" if language == "TypeScript" and path.suffix == ".tsx" else language
-    # The patterns begin with a line end: that is found several times as fast as the start of a line.
-    return Outline(_imports(f"\n{text}", name) if name in _GRAMMARS else (), _lines_of(text, _borders(text, name)))
+    imports: Iterable[str] = ()
+    if (scan := scanner(language)) is not None:
+        imports = scan(text, path)
+    elif name in _GRAMMARS:
+        # The patterns begin with a line end: that is found several times as fast as the start of a line.
+        imports = _imports(f"\n{text}", _GRAMMARS[name], name)
+        if language == "Rust":
+            imports = (*imports, *(f"~{inline}" for inline in INLINE.findall(text)))
+    elif language in ("Vue", "Svelte"):
+        imports = _COMPONENT.findall(text)
+    # A repository imports the same few things over and over.
+    return Outline(tuple(map(sys.intern, dict.fromkeys(imports))), _lines_of(text, _borders(text, name)))
 
 
-def _imports(text: str, name: str) -> tuple[str, ...]:
-    grammar = _GRAMMARS[name]
+def _imports(text: str, grammar: _Grammar, name: str) -> Iterable[str]:
+    assert grammar.statement is not None
     statements = "".join(f"{found[1]}\n" for found in grammar.statement.finditer(text))
     if not statements:
         return ()
@@ -79,8 +92,7 @@ def _imports(text: str, name: str) -> tuple[str, ...]:
             imports |= dict.fromkeys(grammar.read(node))
         elif node.parent is None or node.type == "ERROR":
             pending += reversed(node.children)
-    # A repository imports the same few things over and over.
-    return tuple(map(sys.intern, imports))
+    return imports
 
 
 @functools.cache
@@ -150,16 +162,26 @@ def _python(node: Node) -> Iterator[str]:
 
 
 def _javascript(node: Node) -> Iterator[str]:
-    """What stands between the quotation marks of `import`, `export … from` and `require`."""
-    for found in re.finditer(r"(['\"])([^'\"\n]+)\1[\s;)]*$", _text(node)):
-        yield found[2]
+    """What stands between the quotation marks of `import`, `export … from` and `require`; `type:…` for types alone."""
+    text = _text(node)
+    for found in re.finditer(r"(['\"])([^'\"\n]+)\1[\s;)]*$", text):
+        yield f"type:{found[2]}" if _TYPES_ALONE.match(text) else found[2]
+
+
+_TYPES_ALONE = re.compile(r"(?:import|export)\s+type\b(?!\s*(?:,|from\b))")
+
+
+_ATTRIBUTE = re.compile(r"#\[path\s*=\s*\"([^\"]+)\"\]")
 
 
 def _rust(node: Node) -> Iterator[str]:
     """`mod:a` for `mod a;`, else each path of a `use`, lists written out."""
     if node.type == "mod_item":
         if node.child_by_field_name("body") is None:
-            yield f"mod:{_text(node.child_by_field_name('name'))}"
+            written = _ATTRIBUTE.search(_text(node.prev_sibling)) if node.prev_sibling is not None else None
+            yield f"mod:{_text(node.child_by_field_name('name'))}" + (f"={written[1]}" if written else "")
+    elif node.type == "extern_crate_declaration":
+        yield _text(node.child_by_field_name("name"))
     else:
         yield from _written_out(re.sub(r"\s+as\s+\w+|\s", "", _text(node.child_by_field_name("argument"))))
 
@@ -181,28 +203,16 @@ def _written_out(path: str) -> Iterator[str]:
                 yield from (head + part for part in _written_out(item))
 
 
-def _go(node: Node) -> Iterator[str]:
-    """The path between the quotation marks."""
-    for found in re.finditer(r'"([^"\n]+)"', _text(node)):
-        yield found[1]
-
-
-def _java(node: Node) -> Iterator[str]:
-    """`a.b.C`, or `a.b.*`; of a static import also the member."""
-    yield re.sub(r"^import(static)?|;$", "", re.sub(r"\s", "", _text(node)))
-
-
-def _c(node: Node) -> Iterator[str]:
-    """`"x.h"` or `<x.h>`, as written."""
-    yield _text(node.child_by_field_name("path"))
-
-
+# A statement goes on until the next one begins, so that each letter is looked at once: text may be made to be slow.
 _SCRIPT_STATEMENT = re.compile(
-    r"\n(import\b[^;'\"()]{0,4000}['\"][^'\"\n]+['\"]"
-    r"|export\b[^;'\"()=]{0,4000}\bfrom\b[ \t]*['\"][^'\"\n]+['\"]"
-    r"|import\b[^;'\"\n]*\brequire\([^)\n]*\)"
-    r"|(?:(?:const|let|var)\b[^;()]{0,1000}?=[ \t]*|module\.exports[ \t]*=[ \t]*)?require\([^)\n]*\))"
+    r"\n(import\b[^;'\"()\n]*(?:\n(?!import\b|export\b)[^;'\"()\n]*)*['\"][^'\"\n]+['\"]"
+    r"|export\b(?:[ \t]+type\b)?[ \t]*"
+    r"(?:\*[^;'\"()=\n]*|\{[^}'\"()\n]*(?:\n(?!import\b|export\b)[^}'\"()\n]*)*\}[ \t]*)"
+    r"\bfrom\b[ \t]*['\"][^'\"\n]+['\"]"
+    r"|import[ \t]+\w+[ \t]*=[ \t]*require\([^)\n]*\)"
+    r"|(?:(?:const|let|var)\b[^;()=\n]*(?:\n[ \t}][^;()=\n]*)*=[ \t]*|module\.exports[ \t]*=[ \t]*)?require\([^)\n]*\))"
 )
+_COMPONENT = re.compile(r"(?m)^[ \t]*import\b[^'\"\n;]*['\"]([^'\"\n]+)['\"]")
 _SCRIPT = (
     _SCRIPT_STATEMENT,
     frozenset(
@@ -213,11 +223,9 @@ _SCRIPT = (
 _PYTHON_STATEMENT = re.compile(
     # At the top level, or first in a block of it; `if TYPE_CHECKING:` holds what would be a cycle when it runs.
     r"\n(?:(?:try|except|else|if(?![^\n]*\bTYPE_CHECKING))\b[^\n]*:[ \t]*\n[ \t]+)?"
-    r"((?:import|from)\b[^\n(]*(?:\([^)]*\)|(?<=\\)\n[^\n]*)?)"
+    r"((?:import|from)\b[^\n(]*(?:\([^)]*\)?|(?<=\\)\n[^\n]*)?)"
 )
 _PYTHON_IMPORTS = (_PYTHON_STATEMENT, frozenset({"import_statement", "import_from_statement"}), _python)
-_C_STATEMENT = re.compile(r"\n[ \t]*(#[ \t]*include\b[^\n]*)")
-_C = (_C_STATEMENT, frozenset({"preproc_include"}), _c)
 _GRAMMARS = {
     "Python": _Grammar("tree_sitter_python", "language", *_PYTHON_IMPORTS),
     NOTEBOOK: _Grammar("tree_sitter_python", "language", *_PYTHON_IMPORTS),
@@ -227,25 +235,17 @@ _GRAMMARS = {
     "Rust": _Grammar(
         "tree_sitter_rust",
         "language",
-        re.compile(r"\n((?:pub(?:\([^)\n]*\))?[ \t]+)?(?:mod[ \t]+\w+[ \t]*;|use\b[^;]{0,4000};))"),
-        frozenset({"mod_item", "use_declaration"}),
+        re.compile(
+            r"\n((?:#\[path[ \t]*=[ \t]*\"[^\"\n]+\"\][ \t]*\n)?(?:pub(?:\([^)\n]*\))?[ \t]+)?"
+            r"(?:mod[ \t]+\w+[ \t]*;|use\b[^;\n]*(?:\n(?!use\b|mod\b|pub\b)[^;\n]*)*;"
+            r"|extern[ \t]+crate[ \t]+\w+[^;\n]*;))"
+        ),
+        frozenset({"mod_item", "use_declaration", "extern_crate_declaration"}),
         _rust,
     ),
-    "Go": _Grammar(
-        "tree_sitter_go",
-        "language",
-        re.compile(r"\n(import\b[ \t]*(?:\([^)]*\)|[^\n(]*))"),
-        frozenset({"import_declaration"}),
-        _go,
-    ),
-    "Java": _Grammar(
-        "tree_sitter_java",
-        "language",
-        re.compile(r"\n(import\b[^;\n]*;)"),
-        frozenset({"import_declaration"}),
-        _java,
-    ),
-    "C": _Grammar("tree_sitter_c", "language", *_C),
-    "C++": _Grammar("tree_sitter_cpp", "language", *_C),
-    "CUDA": _Grammar("tree_sitter_cpp", "language", *_C),
+    "Go": _Grammar("tree_sitter_go", "language"),
+    "Java": _Grammar("tree_sitter_java", "language"),
+    "C": _Grammar("tree_sitter_c", "language"),
+    "C++": _Grammar("tree_sitter_cpp", "language"),
+    "CUDA": _Grammar("tree_sitter_cpp", "language"),
 }

@@ -76,6 +76,8 @@ class PackingFigures:
     "Documents, or parts of them, in all windows together."
     cut_inside: int
     "Parts that end within a definition."
+    cuts: tuple[int, ...]
+    "Parts that end so, by engine.data.packing.Cut."
     waste: float
     "Share of the places of all windows but the emptiest that stay empty."
 
@@ -129,6 +131,7 @@ class Windows:
             windows=len(self._lengths),
             documents=len(self._packed.starts),
             cut_inside=packed.cut_inside,
+            cuts=packed.cuts,
             waste=1 - (self.token_count - int(self._lengths.min())) / places if places > 0 else 0.0,
         )
 
@@ -174,7 +177,7 @@ def _without_empty(packed: Packed) -> tuple[Packed, npt.NDArray[np.int64]]:
         return packed, tokens
     kept = useful[owners]
     first_part = np.cumsum([0, *parts[useful]], dtype=np.int64)
-    return Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside), tokens[useful]
+    return Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside, packed.cuts), tokens[useful]
 
 
 def epoch_order(windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -64,7 +64,7 @@ class Encoder:
         self._text = PlainText(json.loads(serialised), marks)
         self._tokenizer = self._text.tokenizer
         self.vocabulary = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.newlines = self._count_newlines()
+        self.newlines, self.depths = self._count_signs()
         about = f"{REVISION}\0{serialised}\0{self.first}\0{self.end}\0{self.file_mark}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
@@ -174,9 +174,15 @@ class Encoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def _count_newlines(self) -> npt.NDArray[np.uint8]:
+    def _count_signs(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8]]:
+        """Line ends in the text of each token id, and the brackets that it opens less those that it closes."""
         texts = self._tokenizer.decode_batch([[token] for token in range(self.vocabulary)], skip_special_tokens=False)
-        return np.array([min(text.count("\n"), 255) for text in texts], dtype=np.uint8)
+        newlines = np.array([min(text.count("\n"), 255) for text in texts], dtype=np.uint8)
+        depths = [
+            [sum(map(text.count, opening)) - sum(map(text.count, closing)) for text in texts]
+            for opening, closing in (("([", ")]"), ("{", "}"))
+        ]
+        return newlines, np.clip(np.array(depths), -128, 127).astype(np.int8)
 
 
 def first_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:

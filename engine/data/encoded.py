@@ -1,0 +1,137 @@
+"""Data that is written as text: base64, hexadecimal, and tables of numbers, which teach a model nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+from engine.data.documents import Edit
+
+REVISION = 1
+"Raised when other text would be cut out; part of every store's key."
+PLACEHOLDER = "…"
+"What stands in place of a run that is cut out."
+SHARE = 0.9
+"Share of a file's characters in such runs from which on the file is left out."
+_LEFT = 400
+"Characters of other text that are worth keeping, whatever the share."
+_SHORTEST = 512
+"Characters of a run of base64 or of hexadecimal digits, its line ends and quotation marks included."
+_SHORTEST_TABLE = 2048
+"Characters of a table of numbers: shorter ones are constants that people look up."
+_WORD = 60
+"Characters of one line of a run; the last line may be shorter."
+_TABLE = bytes(
+    ord("a") if chr(code).isascii() and (chr(code).isalnum() or chr(code) in "+/_-=") else ord(" ")
+    for code in range(256)
+)
+_LETTERS = re.compile(r"[A-Za-z0-9+/_=-]{60,}")
+_BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
+_TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
+_NUMBERS = re.compile(
+    r"(?:0[xX][0-9A-Fa-f]{1,16}[uUlL]{0,3}[,\s]{1,24}){64,}(?:0[xX][0-9A-Fa-f]{1,16})?"
+    r"|(?:\\[xX][0-9A-Fa-f]{2}(?:[\"'\s\\]{0,24}(?=\\[xX]))?){64,}"
+    r"|(?:\\[0-7]{3}(?:[\"'\s\\]{0,24}(?=\\[0-7]))?){64,}"
+    r"|(?:-?\d{1,5}[ \t]{0,4},[ \t]{0,4}(?:\r?\n[ \t]{0,24})?){128,}(?:-?\d{1,5})?"
+    r"|(?:\b[0-9A-Fa-f]{2}[ \t]{1,2}(?:\r?\n(?:[0-9A-Fa-f]{6,16}:?[ \t]+)?)?){128,}"
+)
+
+
+def find_encoded(text: str) -> list[Edit]:
+    """The runs of encoded data in a text, in order, each with the edit that cuts it out."""
+    found: list[tuple[int, int]] = []
+    # One look at the bytes tells most files apart: none of their words is long, and few of their numbers follow others.
+    if b"a" * _WORD in text.encode("ascii", "replace").translate(_TABLE):
+        found += _words(text)
+    if (
+        text.count("0x") + text.count("0X") >= 64
+        or text.count("\\") >= 64
+        or text.count(",") >= 128
+        or (text.count(" ") >= 256 and _HEX_DUMP.search(text))
+    ):
+        found += _tables(text)
+    return [Edit(start, end, PLACEHOLDER) for start, end in _merged(found)]
+
+
+_HEX_DUMP = re.compile(r"(?:\b[0-9A-Fa-f]{2} ){15}")
+
+
+def without_encoded(text: str, edits: list[Edit]) -> list[Edit] | None:
+    """The edits with those that cut out encoded data; None where a text is hardly anything else.
+
+    Args:
+        text: Of a file.
+        edits: Other edits, in order, which go before.
+    """
+    runs = find_encoded(text)
+    if not runs:
+        return edits
+    if is_encoded(text, runs):
+        return None
+    kept = [run for run in runs if not any(run.start < edit.end and edit.start < run.end for edit in edits)]
+    return sorted([*edits, *kept], key=lambda edit: edit.start)
+
+
+def is_encoded(text: str, edits: list[Edit]) -> bool:
+    """Whether hardly anything but encoded data is in a text."""
+    size = sum(edit.end - edit.start for edit in edits)
+    return size > 0 and (size >= SHARE * len(text) or len(text) - size < _LEFT)
+
+
+def _words(text: str) -> Iterator[tuple[int, int]]:
+    start = end = -1
+    for found in _LETTERS.finditer(text):
+        if not _looks_encoded(found[0]):
+            continue
+        if start >= 0 and (between := _BETWEEN.match(text, end)) and between.end() == found.start():
+            end = found.end()
+            continue
+        if start >= 0:
+            yield from _run(text, start, end)
+        start, end = found.span()
+    if start >= 0:
+        yield from _run(text, start, end)
+
+
+def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    if end - start >= _SHORTEST:
+        tail = _TAIL.match(text, end)
+        yield start, tail.end() if tail else end
+
+
+def _looks_encoded(word: str) -> bool:
+    """Whether letters are mixed as in base64, or all are hexadecimal digits, and no word is repeated."""
+    sample = word[:512]
+    letters = set(sample)
+    if len(letters) < 8:
+        return False
+    if letters <= _HEX:
+        return any(letter.isdigit() for letter in letters)
+    kinds = any(map(str.islower, sample)) + any(map(str.isupper, sample)) + any(map(str.isdigit, sample))
+    # Names in code change their kind of letter once a word; in base64 every other letter does.
+    changes = sum(_kind(a) != _kind(b) for a, b in pairwise(sample))
+    return kinds == 3 and len(letters) >= 20 and changes >= 0.35 * len(sample)
+
+
+_HEX = frozenset("0123456789abcdefABCDEF")
+
+
+def _kind(letter: str) -> int:
+    return 0 if letter.islower() else 1 if letter.isupper() else 2 if letter.isdigit() else 3
+
+
+def _tables(text: str) -> Iterator[tuple[int, int]]:
+    for found in _NUMBERS.finditer(text):
+        if found.end() - found.start() >= _SHORTEST_TABLE:
+            yield found.start(), len(found[0].rstrip()) + found.start()
+
+
+def _merged(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(runs):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged

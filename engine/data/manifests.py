@@ -1,0 +1,53 @@
+"""The files that build tools read: they mark packages, and say how these and their parts are called."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from engine.data.safe_files import Folder, NotRegularError
+
+_READ = frozenset({"Cargo.toml", "go.mod", "package.json"})
+"Names of files whose text tells what an import means."
+_CONFIGS = ("tsconfig", "jsconfig")
+"How the names of others begin."
+_MARK_NAMES = """
+package.json pyproject.toml setup.py setup.cfg Cargo.toml pom.xml build.gradle build.gradle.kts CMakeLists.txt BUILD
+BUILD.bazel meson.build Package.swift mix.exs pubspec.yaml build.sbt build.sc build.mill go.mod composer.json build.zig
+deno.json jsr.json rebar.config dune-project stack.yaml Project.toml DESCRIPTION elm.json gleam.toml
+"""
+_MARKS = frozenset(_MARK_NAMES.split())
+_MARK_PATTERNS = ("*.csproj", "*.fsproj", "*.vbproj", "*.gemspec", "*.podspec", "*.cabal", "*.rockspec", "*.nimble")
+_LONGEST = 1 << 20
+"Bytes of a manifest that are read."
+
+
+def is_manifest(path: PurePosixPath) -> bool:
+    """Whether a file marks a package, or tells what an import means."""
+    return marks_package(path.name) or _is_read(path.name)
+
+
+def marks_package(name: str) -> bool:
+    """Whether a file of that base name lies at the root of a package."""
+    return name in _MARKS or ("." in name and any(fnmatch.fnmatchcase(name, mark) for mark in _MARK_PATTERNS))
+
+
+def _is_read(name: str) -> bool:
+    return name in _READ or (name.endswith(".json") and name.startswith(_CONFIGS))
+
+
+def read_manifests(paths: Mapping[Path, Sequence[str]]) -> dict[Path, dict[str, str]]:
+    """Of each repository, path → text of its manifests; "" for those that only mark a package or cannot be read."""
+    found: dict[Path, dict[str, str]] = {}
+    for root, names in paths.items():
+        folder = Folder(str(root))
+        texts = found[root] = dict.fromkeys(names, "")
+        for name in names:
+            path = PurePosixPath(name)
+            if _is_read(path.name):
+                try:
+                    texts[name] = folder.read(path, _LONGEST).decode("utf-8-sig", "replace")
+                except NotRegularError:
+                    continue
+    return found
