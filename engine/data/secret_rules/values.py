@@ -76,7 +76,9 @@ _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 _HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\d+")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
-_PUBLIC = re.compile(r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.)")
+_PUBLIC = re.compile(
+    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
+)
 "How public keys and certificates begin."
 _UNIT = re.compile(
     r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
