@@ -32,12 +32,14 @@ _BELIEVED = frozenset(
     | {"koi8-r", "koi8-u", "kz1048", "ptcp154", "tis-620", "mac-roman", "mac-cyrillic", "mac-greek", "mac-latin2"}
 )
 "Names as codecs.lookup gives them."
+_ASIAN = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
 _DETECTED = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "koi8_r", "cp1251", "cp1253", "cp1254", "cp1250", "cp1252")
 _OWN_LETTERS = {"cp1254": frozenset("ğşıİĞŞ")}
 "Letters without which text in an encoding might as well be in another one."
 _COMMON = {"cp1251": "оеаинтср", "koi8_r": "оеаинтср", "cp1253": "αοιετσνηά"}
 "The commonest letters of languages with one byte a letter: half of a text; a quarter of it in a wrong encoding."
 _MOSTLY = 0.36
+_SURELY = 0.95
 _LATIN = ("cp1252", "cp1250", "iso8859-2")
 _FEWEST_HIGH = 8
 "Bytes above ASCII that are enough to tell an encoding by."
@@ -97,7 +99,10 @@ def _by_its_looks(content: bytes) -> str | None:
 
         best = from_bytes(high, cp_isolation=list(_DETECTED), enable_fallback=False).best()
         encoding = best.encoding if best is not None else ""
-        if encoding in _COMMON:
+        if encoding in _ASIAN or not encoding:
+            likely = max(_ASIAN, key=lambda name: (_typical_share(high, name), name == encoding))
+            encoding = likely if encoding or _typical_share(high, likely) >= _SURELY else encoding
+        elif encoding in _COMMON:
             encoding = max(_COMMON, key=lambda name: _common_share(high, name))
             if _common_share(high, encoding) < _MOSTLY:
                 return None
@@ -116,6 +121,31 @@ def _exactly(content: bytes, encoding: str) -> str | None:
     if text is None or _CONTROLS.search(text) or text.encode(encoding, "replace") != content:
         return None
     return text
+
+
+def _typical_share(high: bytes, encoding: str) -> float:
+    """The share of the characters beyond ASCII that texts in the encoding are made of; more than 1 with kana."""
+    try:
+        characters = [c for c in high.decode(encoding) if not c.isascii()]
+    except UnicodeError:
+        return 0.0
+    codes = [c.encode(encoding) for c in characters]
+    if encoding == "cp949":
+        hangul = sum("\uac00" <= c <= "\ud7a3" or "\u3131" <= c <= "\u318e" for c in characters)
+        typical = hangul + sum("\u3000" <= c <= "\u303f" or "\uff01" <= c <= "\uff5e" for c in characters)
+        # The bytes of Hangul are those of common Chinese characters too, not the other way round.
+        return (1.2 if hangul >= 0.9 * len(characters) else 1.0) * typical / max(len(characters), 1)
+    if encoding in ("cp932", "euc_jp"):
+        # Japanese has kana in every sentence; half-width ones may be any byte.
+        kana = sum("\u3041" <= c <= "\u30fe" for c in characters)
+        typical = sum("\u3000" <= c <= "\u9fff" or "\uff01" <= c <= "\uff9f" for c in characters)
+        return (1.5 if kana >= 0.15 * len(characters) else 0.5) * typical / max(len(characters), 1)
+    # The commoner half of the characters, and punctuation.
+    first, last = (0xB0, 0xD7) if encoding == "gb18030" else (0xA4, 0xC6)
+    typical = sum(len(code) == 2 and (first <= code[0] <= last or code[0] in (0xA1, 0xA3)) for code in codes)
+    if encoding == "gb18030":
+        typical -= sum(len(code) == 2 and code[1] < 0xA1 for code in codes)
+    return typical / max(len(characters), 1)
 
 
 def _common_share(high: bytes, encoding: str) -> float:

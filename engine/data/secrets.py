@@ -27,7 +27,7 @@ from engine.data.secret_rules import (
     sql,
     urls,
 )
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 
 REVISION = 2
 "Raised when the same text would be masked otherwise; part of every store's key."
@@ -132,6 +132,8 @@ def hint(value: str) -> str:
 
 def masked_name(name: str) -> str:
     """A path with the keys and tokens in it replaced."""
+    if not is_random_looking(name):
+        return name
     words = [*SearchedText(name, "").candidates, *SearchedText(re.sub(r"[/\\]", " ", name), "").candidates]
     for _, value in announced.announced(words):
         name = name.replace(value, PLACEHOLDER)

@@ -89,6 +89,8 @@ def _provider_names() -> re.Pattern[str]:
 
 def announced(words: list[str]) -> Iterator[tuple[str, str]]:
     """Kind and value of each key of a known form."""
+    if not words:
+        return
     joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
     present = {start for start in _starts() if start in joined}
     for kind in _kinds():
@@ -104,7 +106,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth|signature|webhook|session|bearer"
+    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth|signature|webhook|session"
+    r"|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(

@@ -16,19 +16,25 @@ _CALLS = (
     ("auth", ("auth=", "auth:", "auth("), Evidence.PASSWORD),
     ("credential", ("networkcredential", "credentials(", "credential("), Evidence.PASSWORD),
     ("awscredentials", ("awscredentials",), Evidence.NAMED),
-    ("login(", ("login(",), Evidence.PASSWORD),
+    ("login", ("login(",), Evidence.PASSWORD),
     ("connect", ("connect(", "getconnection("), Evidence.PASSWORD),
-    ("mysqli(", ("mysqli(",), Evidence.PASSWORD),
-    ("pdo(", ("pdo(",), Evidence.PASSWORD),
+    ("sequelize", ("sequelize(",), Evidence.PASSWORD),
+    ("wifi.begin", ("wifi.begin(",), Evidence.PASSWORD),
+    ("sp_addlogin", ("sp_addlogin",), Evidence.PASSWORD),
+    ("btoa", ("btoa(",), Evidence.PASSWORD),
+    ("b64encode", ("b64encode(",), Evidence.PASSWORD),
+    ("buffer.from", ("buffer.from(",), Evidence.PASSWORD),
+    ("mysqli", ("mysqli(",), Evidence.PASSWORD),
+    ("pdo", ("pdo(",), Evidence.PASSWORD),
     ("sign", ("signin(", "sign_in("), Evidence.PASSWORD),
     ("jwt.", ("jwt.sign(", "jwt.encode(", "jwt.decode(", "jwt.verify("), Evidence.NAMED),
     ("hmac", ("hmac.new(", "createhmac("), Evidence.NAMED),
-    ("secretkeyspec(", ("secretkeyspec(",), Evidence.NAMED),
-    ("session(", ("session(",), Evidence.NEAR),
-    ("client(", ("client(",), Evidence.NEAR),
+    ("secretkeyspec", ("secretkeyspec(",), Evidence.NAMED),
+    ("session", ("session(",), Evidence.NEAR),
+    ("client", ("client(",), Evidence.NEAR),
     ("createcipher", ("createcipher",), Evidence.NEAR),
 )  # fmt: skip
-_FIRST_TOO = ("hmac", "secretkeyspec(")
+_FIRST_TOO = ("hmac", "secretkeyspec")
 "Calls whose first string may be the key."
 _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"'`])")
 
@@ -54,7 +60,16 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
         span = literal(text, argument.start("q"))
         if span is None or span[1] - span[0] > 400:
             return
-        if (number or evidence == Evidence.NEAR or part in _FIRST_TOO) and is_secretive(text[slice(*span)], evidence):
+        user, colon, value = text[slice(*span)].partition(":")
+        if not number and colon and user.isalnum() and user.isascii():
+            # "user:password", to be encoded.
+            span = span[0] + len(user) + 1, span[1]
+            if is_secretive(value, evidence):
+                yield "credential in a call", *span
+        elif number == 0 and part == "login" and text.startswith(")", span[1] + 1):
+            if is_secretive(text[slice(*span)], Evidence.NEAR):
+                yield "credential in a call", *span
+        elif (number or evidence == Evidence.NEAR or part in _FIRST_TOO) and is_secretive(text[slice(*span)], evidence):
             yield "credential in a call", *span
         place = span[1] + 1
         if text[place : place + 1] not in (",", " ", "\n", "."):

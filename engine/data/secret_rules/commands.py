@@ -31,8 +31,9 @@ _COMMANDS = (
     (("htpasswd",), rf"htpasswd[ \t]+-\w{{0,10}}b\w{{0,10}}[ \t]+\S{{1,80}}[ \t]+\S{{1,80}}[ \t]+{_WORD}"),
     (("/user:",), rf"net use[ \t]+(?:\S{{1,60}}[ \t]{{1,8}}){{0,4}}?/user:\S{{1,60}}[ \t]+{_WORD}"),
     (("\nnet\n", "\nuser\n"), rf"net user[ \t]+[\w.-]{{1,60}}[ \t]+{_WORD}"),
+    (("vault", "login"), rf"vault[ \t]+login[ \t]+(?:-[\w=/-]{{1,40}}[ \t]{{1,4}}){{0,4}}{_WORD}"),
+    (("\n-p", "upload"), rf"\bupload\b{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
     (("--passphrase",), rf"--passphrase[ \t=]+{_WORD}"),
-    (("<<<",), rf"(?:secret|passw\w*|token)[ \t]*<<<[ \t]*{_WORD}"),
     (("\nset\n", "secret"), rf"secret set[ \t]{_OPTIONS}(?:--body|-b)[ \t=]+{_WORD}"),
     (("\nkv\n", "\nput\n"), rf"kv put[ \t]{_OPTIONS}[ \t]\w{{1,40}}={_WORD}"),
     (("echo", "--password-stdin"), _PIPED),
@@ -49,10 +50,11 @@ _COMPILED = tuple(
     (hints, re.compile(pattern, 0 if re.search(r"-[A-Z]\[", pattern) else re.IGNORECASE))
     for hints, pattern in _COMMANDS
 )
-_CURL = re.compile(rf"(?:[ \t\"'](?:-u|--(?:proxy-)?user)[ \t=]+|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}")
+_CURL = re.compile(rf"(?:[ \t\"'](?:-u|-a|--(?:proxy-)?user|--auth)[ \t=]+|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}")
 
 
-_USER = ("\n-u", "'-u", '"-u', "--user", "--proxy-user")
+_HERE_STRING = re.compile(rf"(?:secret|passw\w{{0,20}}|token)[ \t]*<<<[ \t]*{_WORD}", re.IGNORECASE)
+_USER = ("\n-u", "\n-a", "--auth", "--user", "--proxy-user")
 
 
 def commands(source: SearchedText) -> Iterator[Found]:
@@ -62,6 +64,9 @@ def commands(source: SearchedText) -> Iterator[Found]:
         if all(map(source.has, hints)):
             for match in pattern.finditer(text):
                 yield from _command_value(text, match)
+    if "<<<" in text:
+        for match in _HERE_STRING.finditer(text):
+            yield from _command_value(text, match)
     if any(map(source.has, _USER)) and (source.has("curl") or source.has("http")):
         for match in _CURL.finditer(text):
             start, end = match.span(match.lastgroup or 0)

@@ -71,7 +71,7 @@ def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) 
     gap, named = match["gap"], match["close"] is not None
     if "\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON):
         return
-    if not named and gap.strip() and in_string(text, match.start(), match["q"]):
+    if not named and gap.strip() and not match["esc"] and in_string(text, match.start(), match["q"]):
         return  # the mark closes a string in which the name stands among other words
     given: Evidence | None = _linked(gap, evidence, named=named)
     position = match.start("esc")

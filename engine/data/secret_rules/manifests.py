@@ -32,7 +32,7 @@ def manifests(source: SearchedText) -> Iterator[Found]:
     text, lower = source.text, source.lower
     if source.has("secret") and source.has("data") and source.has("kind") and _KIND_SECRET.search(lower):
         yield from _kubernetes(text, lower)
-    if any(map(source.has, ('auth"', "auth'", "auth\\", "_auth=", 'identitytoken"', 'registrytoken"'))):
+    if any(map(source.has, ("\nauth\n", "\n_auth\n", "_auth=", "identitytoken", "registrytoken"))):
         for match in _AUTH.finditer(lower):
             group = "value" if match["value"] is not None else "other"
             value = text[slice(*match.span(group))]

@@ -103,7 +103,7 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     if says_other_thing(tail) or ("key" in _split(tail) and not stem.text.startswith("secret")):
         return None
     begin = start
-    while begin > 0 and start - begin < _LONGEST and (text[begin - 1].isalnum() or text[begin - 1] in "_.-"):
+    while begin > 0 and start - begin < _LONGEST and (text[begin - 1].isalnum() or text[begin - 1] in "_.-:"):
         begin -= 1
     prefix = text[begin:start]
     if prefix[-1:].isalpha() and (words := _glued().get(stem.text)) is not None:

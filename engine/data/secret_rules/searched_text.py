@@ -8,6 +8,10 @@ _LONG_WORDS = 16
 _RANDOM_LOOKING = re.compile(r"\d\D*\d|(?:[A-Z][^A-Z]{0,200}){5}")
 
 
+_BORDERS = bytes.maketrans(b"()[]{}<>\"'`,;\\", b" " * 14)
+"Beside white space, what parts words: of a word that is quoted or an argument, few differ."
+
+
 def is_random_looking(word: str) -> bool:
     """Whether a word has digits, or capitals within, as keys have."""
     return _RANDOM_LOOKING.search(word) is not None
@@ -27,9 +31,11 @@ class SearchedText:
         self.text, self.language = text, language
         # The one capital letter whose small form is longer, and would change every position after it.
         self.lower = text.replace("\u0130", "I").lower()
-        words = set(text.split())
-        self.candidates = [word for word in words if len(word) >= _LONG_WORDS and is_random_looking(word)]
-        self._words = "\n" + "\n".join(words).replace("\u0130", "I").lower() + "\n"
+        # Bytes are parted several times as fast as characters.
+        words = set(text.encode("utf-8", "replace").translate(_BORDERS).split())
+        joined = b"\n".join(words).decode()
+        self.candidates = [word for word in joined.split("\n") if len(word) >= _LONG_WORDS and is_random_looking(word)]
+        self._words = "\n" + joined.replace("\u0130", "I").lower() + "\n"
         self._known: dict[str, bool] = {}
 
     def has(self, part: str) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_secretive
+from engine.data.secret_rules.values import Evidence, is_secretive, is_wordlike
 
 Found = tuple[str, int, int]
 _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$-]")
-_USER_ONLY = re.compile(r"://(?P<value>[\w.~-]{20,200})@[\w.-]+")
+_USER_ONLY = re.compile(r"https?://(?P<value>[\w.~-]{20,200})@[\w.-]+")
+_HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
     r"^(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|x+|user(?:name)?|key|\$.*|%.*|\{.*|<.*|\*+|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
@@ -32,10 +33,15 @@ def urls(source: SearchedText) -> Iterator[Found]:
     for match in _IN_URL.finditer(text):
         value = match["value"]
         # The last @ before the host ends the password.
-        if not (_URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
+        word = value == match["user"] or (
+            value.isalpha() and value.isascii() and value.islower() and is_wordlike(value)
+        )
+        if not (word or _URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
             yield "password in a URL", *match.span("value")
     for match in _USER_ONLY.finditer(text):
-        if is_secretive(match["value"], Evidence.NEAR):
+        if is_secretive(match["value"], Evidence.NEAR) and (
+            len(match["value"]) >= 32 or not _HEX.match(match["value"])
+        ):
             yield "token in a URL", *match.span("value")
 
 

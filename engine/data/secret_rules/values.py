@@ -40,7 +40,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(
-    r"^-{1,2}[a-z]|^<.*>$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+\d*$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
@@ -55,9 +55,10 @@ _LOCATION = re.compile(
 )
 _PATH = re.compile(
     r"^(?:\.{0,2}|~)/[\w.@+-]+(?:/[\w.@+ -]{0,100}){0,40}$|^~?[A-Za-z_][\w-]*(?:\.[\w-]{1,100}){1,20}$"
+    r"|^[\w:.-]+(?:\|[\w:,.-]{1,60}){1,20}$"
     r"|^[#.][A-Za-z][\w-]*$|^[\w-]+(?:/[\w.-]{1,100}){1,40}$|^[A-Za-z_][\w.]*(?:[<>!=]=|[<>=])[\w.+-]{1,40}\|?$"
 )
-"Paths, dotted names, comparisons and named arguments, where words make up most of them."
+"Paths, dotted names, alternatives, comparisons and named arguments, where words make up most of them."
 _CALL = re.compile(r"^([A-Za-z_][\w.:>-]*)[(\[]")
 _ALGORITHM = re.compile(
     r"^(?:aes|hmac|sha|md5|rsa|ecdsa|ed25519|pbkdf2|bcrypt|argon2|scrypt|[hrep]s\d{3}|des|x509|pkcs|oauth|openid|ntlm|scram|basic|bearer|jwt"
@@ -75,7 +76,9 @@ _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 _HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\d+")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
-_PUBLIC = re.compile(r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.)")
+_PUBLIC = re.compile(
+    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
+)
 "How public keys and certificates begin."
 _UNIT = re.compile(
     r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
@@ -171,7 +174,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
         # A word with numbers in two places and both cases is a password; so is a word and a number, where one is due.
         numbers = sum(piece[0].isdigit() for piece in pieces)
         if evidence != Evidence.PASSWORD:
-            return False
+            return _is_word_with_more(value, pieces, classes)
         if numbers >= 2 and classes >= 3 and (value[0].islower() or not value.istitle()):
             return True
         if alike and digits and classes >= 3 and len(pieces) >= 4 and share < 0.85:
@@ -179,7 +182,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
         return not alike and digits >= 2 and (value[0].isupper() or digits >= 3)
     bits = entropy(value)
     if evidence == Evidence.NAMED and not marks and share >= _MOST_NAMED - 0.12:
-        return False
+        return _is_word_with_more(value, pieces, classes)
     if evidence <= Evidence.NAMED:
         if digits or (marks and (classes >= 3 or marks >= 3 or share < 0.4)):
             return bits >= (2.0 if evidence == Evidence.PASSWORD else 2.5) and (
@@ -195,6 +198,12 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     return len(value) >= 20 and share <= 0.3 and bits >= 3.2 and digits > 1 and mean <= 2.7 and not _HEX.search(value)
 
 
+def _is_word_with_more(value: str, pieces: list[str], classes: int) -> bool:
+    """Whether half of a value at least is beside its words of four letters and more: chosen, not named."""
+    words = sum(len(piece) for piece in pieces if len(piece) >= 4 and piece.isalpha() and is_wordlike(piece))
+    return len(value) >= 10 and classes >= 3 and words <= 0.5 * len(value)
+
+
 def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
     """Whether a text with spaces is a secret: what a program made, or a password in groups."""
     if evidence > Evidence.NEAR or len(value) > 200:
@@ -204,4 +213,10 @@ def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
         return sum(is_wordlike(word) for word in words) <= 2  # Google's app passwords
     solid = [word for word in words if len(word) > 2]
     marks = sum(not (c.isalnum() or c.isspace()) for c in value)
-    return len(value) >= 20 and marks / len(value) > 0.15 and words_share(value) < 0.4 and bool(solid)
+    return (
+        len(value) >= 20
+        and entropy(value) > 4
+        and marks / len(value) > 0.15
+        and words_share(value) < 0.4
+        and bool(solid)
+    )
