@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -20,41 +21,49 @@ _SHORTEST = 512
 "Characters of a run of base64 or of hexadecimal digits, its line ends and quotation marks included."
 _SHORTEST_TABLE = 2048
 "Characters of a table of numbers: shorter ones are constants that people look up."
+_FEWEST = 64
+"Items of a table."
 _WORD = 60
 "Characters of one line of a run; the last line may be shorter."
-_TABLE = bytes(
-    ord("a") if chr(code).isascii() and (chr(code).isalnum() or chr(code) in "+/_-=") else ord(" ")
-    for code in range(256)
-)
 _LETTERS = re.compile(r"[A-Za-z0-9+/_=-]{60,}")
 _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
-_NUMBERS = re.compile(
-    r"(?:0[xX][0-9A-Fa-f]{1,16}[uUlL]{0,3}[,\s]{1,24}){64,}(?:0[xX][0-9A-Fa-f]{1,16})?"
-    r"|(?:\\[xX][0-9A-Fa-f]{2}(?:[\"'\s\\]{0,24}(?=\\[xX]))?){64,}"
-    r"|(?:\\[0-7]{3}(?:[\"'\s\\]{0,24}(?=\\[0-7]))?){64,}"
-    r"|(?:-?\d{1,5}[ \t]{0,4},[ \t]{0,4}(?:\r?\n[ \t]{0,24})?){128,}(?:-?\d{1,5})?"
-    r"|(?:\b[0-9A-Fa-f]{2}[ \t]{1,2}(?:\r?\n(?:[0-9A-Fa-f]{6,16}:?[ \t]+)?)?){128,}"
+# Each letter has one place in these, so that a run that is too short is given up at once.
+_HEXADECIMAL = re.compile(r"(?:0[xX][0-9A-Fa-f]{1,16}[uUlL]{0,3}[,\s]{1,24}){64,}(?:0[xX][0-9A-Fa-f]{1,16})?")
+_ESCAPED = re.compile(
+    r"(?:\\[xX][0-9A-Fa-f]{2}(?:[\"']\s{0,24}[\"'])?){64,}|(?:\\[0-7]{3}(?:[\"']\s{0,24}[\"'])?){64,}"
 )
+_DECIMAL = re.compile(r"(?:-?\d{1,5}[ \t]{0,4},[ \t]{0,4}(?:\r?\n[ \t]{0,24})?){128,}(?:-?\d{1,5})?")
+_DUMPED = re.compile(r"(?:\b[0-9A-Fa-f]{2}[ \t]{1,2}(?:\r?\n(?:[0-9A-Fa-f]{6,16}:?[ \t]+)?)?){128,}")
+
+
+def _classes(letters: str) -> bytes:
+    return bytes(ord("a") if chr(code) in letters else ord(" ") for code in range(256))
+
+
+_IN_WORDS = _classes(string.ascii_letters + string.digits + "+/_-=")
+_IN_DECIMALS = _classes(string.digits + ",- \t\r\n")
+_IN_DUMPS = _classes(string.hexdigits + ": \t\r\n")
+_STRETCH = 512
+"Bytes of nothing but a table's letters: less is in no table that is cut out."
 
 
 def find_encoded(text: str) -> list[Edit]:
     """The runs of encoded data in a text, in order, each with the edit that cuts it out."""
     found: list[tuple[int, int]] = []
-    # One look at the bytes tells most files apart: none of their words is long, and few of their numbers follow others.
-    if b"a" * _WORD in text.encode("ascii", "replace").translate(_TABLE):
+    # A look at the bytes tells most files apart, a hundred times as fast as the patterns.
+    content = text.encode("ascii", "replace")
+    if b"a" * _WORD in content.translate(_IN_WORDS):
         found += _words(text)
-    if (
-        text.count("0x") + text.count("0X") >= 64
-        or text.count("\\") >= 64
-        or text.count(",") >= 128
-        or (text.count(" ") >= 256 and _HEX_DUMP.search(text))
-    ):
-        found += _tables(text)
+    if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
+        found += _tables(_HEXADECIMAL, text)
+    if content.count(b"\\") >= _FEWEST:
+        found += _tables(_ESCAPED, text)
+    if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
+        found += _tables(_DECIMAL, text)
+    if b"a" * _STRETCH in content.translate(_IN_DUMPS):
+        found += _tables(_DUMPED, text)
     return [Edit(start, end, PLACEHOLDER) for start, end in _merged(found)]
-
-
-_HEX_DUMP = re.compile(r"(?:\b[0-9A-Fa-f]{2} ){15}")
 
 
 def without_encoded(text: str, edits: list[Edit]) -> list[Edit] | None:
@@ -121,8 +130,8 @@ def _kind(letter: str) -> int:
     return 0 if letter.islower() else 1 if letter.isupper() else 2 if letter.isdigit() else 3
 
 
-def _tables(text: str) -> Iterator[tuple[int, int]]:
-    for found in _NUMBERS.finditer(text):
+def _tables(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    for found in pattern.finditer(text):
         if found.end() - found.start() >= _SHORTEST_TABLE:
             yield found.start(), len(found[0].rstrip()) + found.start()
 

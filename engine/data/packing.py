@@ -27,8 +27,8 @@ TOLERANCE = 64
 _FILLER = 8
 "Documents of at most 1/8 of the context wait until they fill a rest."
 
-_LOOKED_BACK = 4096
-"Tokens over which brackets are counted before a cut: more than a statement has."
+_LOOKED_BACK = 512
+"Tokens over which brackets are counted before a cut: more than most statements have."
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,13 @@ class _Cutter:
         if self._layout.depths is None:
             return int(lines[-1]), Cut.LINE
         start = max(start, min(first, limit - _LOOKED_BACK))
-        open_ = np.cumsum(self._layout.depths[:, self._tokens[start:limit]], axis=1, dtype=np.int64)[:, first - start :]
+        whole = np.cumsum(self._layout.depths[:, self._tokens[start:limit]], axis=1, dtype=np.int64)
+        open_ = whole[:, first - start :]
         inner, outer = open_[:, lines]
         least = inner.min()
         # A block's end is better than a line within it; of several that are alike the last one.
         best = lines[inner == least][np.flatnonzero(outer[inner == least] == outer[inner == least].min())[-1]]
-        return int(best), Cut.STATEMENT if least <= open_[0].min() else Cut.LINE
+        return int(best), Cut.STATEMENT if least <= min(0, int(whole[0].min())) else Cut.LINE
 
 
 class _ByLength:

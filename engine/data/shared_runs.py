@@ -66,7 +66,8 @@ class SharedRuns:
 
     def add(self, number: int, text: str) -> None:
         """Takes in a file."""
-        runs = np.unique(self._some(runs_of_text(text)))
+        runs = np.sort(self._some(runs_of_text(text)))
+        runs = runs[np.append(True, runs[1:] != runs[:-1])[: len(runs)]]
         self._runs.append(runs)
         self._files.append(np.full(len(runs), number, dtype=np.uint32))
         self._count += len(runs)

@@ -90,6 +90,26 @@ def test_held_out_files_do_not_come_back_through_their_history(repository: Path,
     assert any("commits/" in name for name in dataset.summary.examples["held out"])
 
 
+def test_what_a_held_out_file_holds_is_not_taught_as_removed_or_context(repository: Path, tmp_path: Path) -> None:
+    text = module("secretly", 90).replace("return x +", "yield 2 * x *")
+    first = text.split("\n\n")
+    (repository / TRAIN[0]).write_text(module("m_first", 60) + "\n\n".join(first[:6]) + module("m_last", 60))
+    commit(repository, "Add lines to a file that is learnt")
+    (repository / TRAIN[0]).write_text(module("m_first", 60).replace("x + 19", "x + 20") + "\n\n".join(first[:6]))
+    commit(repository, "Change what stands around them")
+    (repository / TRAIN[0]).write_text(module("m_first", 60))
+    (repository / HELD_OUT).write_text(text)
+    commit(repository, "Move them to the file that is held out")
+    (repository / TRAIN[1]).write_text(module("other", 60))
+    commit(repository, "Change another")
+    dataset = build(repository, tmp_path)
+    assert "secretly_0" in text_of(dataset.held_out)
+    train = text_of(dataset.train)
+    assert "secretly" not in train
+    assert "+def other_0(x):" in train
+    assert dataset.summary.skipped["held out"] == 3
+
+
 def test_secrets_of_the_past_are_masked(repository: Path, tmp_path: Path) -> None:
     secret, _ = fill(FORMATS["GitHub"], random.Random(1))
     (repository / TRAIN[2]).write_text(f"TOKEN = '{secret}'\n" + module("x", 60))

@@ -253,6 +253,29 @@ def test_encoded_data_is_cut_out_and_what_is_nothing_else_left_out() -> None:
         assert without_encoded(f"x = {run}\n", []) is None
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\\x00\\",
+        "\\x",
+        "\\x00 ",
+        "\\000\\",
+        "0x0 ",
+        "0x0, a ",
+        "1, ",
+        "1 ,\n",
+        "00 ",
+        "00  \n",
+        "a" * 59 + " ",
+        "aB3" * 20 + ",",
+    ],
+)
+def test_made_up_text_takes_time_in_line_with_its_length(piece: str) -> None:
+    # No time is asserted: what is quadratic takes minutes here, and the suite's limit ends it.
+    for text in (piece * (1_000_000 // len(piece)), (piece * 60 + "x") * (500_000 // (len(piece) * 60))):
+        find_encoded(text)
+
+
 def test_code_and_prose_are_not_encoded(stdlib: Path) -> None:
     for name in ("argparse.py", "typing.py", "email/message.py", "zipfile.py", "sre_constants.py", "stat.py"):
         text = (stdlib / name).read_text()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.packing import Layout
+from engine.data.packing import Cut, Layout
 from engine.data.windows import Window, Windows, epoch_order
 
 
@@ -126,3 +126,31 @@ def test_order_is_of_the_seed_and_the_epoch() -> None:
     # Golden: a resumed run must visit the windows in the same order on any version of numpy.
     assert list(epoch_order(8, 0, 0)) == [3, 2, 1, 6, 0, 7, 4, 5]
     assert list(epoch_order(0, 0, 0)) == []
+
+
+def test_a_cut_falls_after_a_statement_rather_than_within_its_brackets() -> None:
+    # Ids: 0 text, 1 line end, 2 an opening bracket, 3 a closing one, 4 an opening brace, 5 a closing one.
+    newlines = np.array([0, 1, 0, 0, 0, 0], dtype=np.uint8)
+    depths = np.array([[0, 0, 1, -1, 0, 0], [0, 0, 0, 0, 1, -1]], dtype=np.int8)
+    statement = [0, 0, 1]
+    call = [0, 2, 1, 0, 0, 1, 0, 0, 1, 3, 1]
+    block = [0, 4, 1, 0, 0, 1, 5, 1]
+    begin = np.zeros(1, dtype=np.int64)
+
+    def first_part(tokens: list[int], context: int) -> tuple[int, tuple[int, ...]]:
+        stream = np.array(tokens, dtype=np.uint16)
+        layout = Layout(begin, begin, begin[:0], newlines, depths)
+        windows = Windows(stream, context, layout)
+        return len(windows[0]), windows.figures.cuts
+
+    filling = statement * 200
+    # 9 tokens of 600 may stay empty: the last two line ends lie within the call, the one before it does not.
+    length, cuts = first_part([*filling[:597], *call, *filling], 604)
+    assert length == 597
+    assert cuts[Cut.STATEMENT] > 0
+    assert cuts[Cut.LINE] == cuts[Cut.TOKEN] == 0
+    # Of two line ends outside of round brackets the one outside of the block.
+    assert first_part([*filling[:597], *block, *filling], 603)[0] == 597
+    # A call that is longer than what may stay empty is cut after a line.
+    length, cuts = first_part([*filling[:30], 0, 2, *(statement * 300), 3, 1], 200)
+    assert cuts[Cut.LINE] > 0
