@@ -107,6 +107,8 @@ def _finish(session: TrainingSession, step: int, status: str) -> None:
     session.emit(PhaseChanged(phase="evaluation"))
     session.emit(EvalCompleted(step=step, loss=1.5, perplexity=4.48, tokens=100))
     session.emit(LogLine(level="info", text="about to finish"))
+    session.run.adapter_path.mkdir(exist_ok=True)
+    (session.run.adapter_path / "adapter_model.safetensors").write_bytes(b"of no use")
     session.emit(
         RunFinished(
             status=status, steps=step, seconds=1.0, adapter="adapter", perplexity_before=7.389, perplexity_after=4.48
