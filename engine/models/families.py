@@ -286,9 +286,33 @@ FAMILIES: dict[str, Family] = {
 """The rows. Every one loads, plans, trains, generates and exports as it says (tests/models/test_families.py)."""
 
 
-DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
+DROPOUTS = (
+    "activation_dropout",
+    "attention_dropout",
+    "attn_dropout",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "ffn_dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "resid_dropout",
+    "resid_pdrop",
+    "residual_dropout",
+)
 """Keys of config.json for the dropout of pretraining. Fine-tuning has none of it (engine.models.loading): the streamed
 step would draw other numbers in its recomputation, and both ways to compute a step give one gradient."""
+
+
+_WITHOUT_KERNEL = {
+    "attn_logit_softcapping": "flash kernels do not cap attention scores",
+    "use_bidirectional_attention": "it does not attend causally",
+    "attention_chunk_size": "chunks of attention are not computed here",
+    "kv_lora_rank": "latent keys and values (MLA) are not kept by tiles here",
+    "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
+}
+"""Settings that neither way to compute a step knows, where they are set, and why."""
 
 
 def setting_refusals(config: Config) -> dict[Ability, str]:
@@ -300,13 +324,9 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
     denied: dict[Ability, str] = {}
     if config.get("output_router_logits"):
         denied["streamed"] = "the router's auxiliary loss needs all tokens at once"
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for name, problem in _WITHOUT_KERNEL.items():
         if config.get(name):
-            denied |= dict.fromkeys(
-                ("whole", "streamed"), f"{name} is not computed by flash kernels and the tiled loss"
-            )
-    if config.get("use_bidirectional_attention"):
-        denied |= dict.fromkeys(("whole", "streamed"), "it does not attend causally")
+            denied |= dict.fromkeys(("whole", "streamed"), f"{name}: {problem}")
     return denied
 
 

@@ -1,13 +1,15 @@
 """A Hugging Face causal language model taken apart: embedding, decoder layers, final norm, head.
 
-The layers are called as the model itself would call them. How a family calls them (rotary tables, one set a
-layer type, masks) is not written down here but observed: the model's own forward runs over a tile with its
-layers replaced by recorders that keep their arguments and pass the hidden states on.
+Nothing that a family does around its layers is written down here. It is observed: the model's own forward runs over a
+tile with its layers replaced by recorders. They keep what reaches the first layer (the embedding, with its scale and
+its positions) and the arguments of each (rotary tables, one set a layer type), and put given hidden states in the
+place of the last layer's output (the final norm). What follows is the head (engine.models.lm_head).
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from engine import errors
 from engine.models.families import DROPOUTS, require, setting_refusals
+from engine.models.layers import layer_list
+from engine.models.lm_head import split_head
 from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
 from engine.models.rope_tables import keep_tables_exact
 
@@ -32,13 +36,32 @@ class AttentionShape:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: keeps the keyword arguments, hands the hidden states on."""
+    """Stands in for a decoder layer: keeps what it is called with, hands the hidden states on."""
 
-    arguments: dict[str, Any]
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple: not a part of this module
+        self._names = list(inspect.signature(layer.forward).parameters)
+        self.arguments: dict[str, Any] = {}
+        self.seen: Tensor | None = None
+        "Hidden states of the last call."
+        self.given: Tensor | None = None
+        "What to return instead."
+        self.returns_tuple = False
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        arguments = {**dict(zip(self._names, positional, strict=False)), **named}
+        self.seen = arguments.pop(self._names[0])
         self.arguments = arguments
-        return hidden_states
+        found = self.seen if self.given is None else self.given
+        return (found,) if self.returns_tuple else found
+
+    def __getattr__(self, name: str) -> Any:
+        """Models ask some layers for their kind."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"][0], name)
 
 
 class Decoder:
@@ -55,11 +78,11 @@ class Decoder:
         self.config = causal.config
         _refuse_unsupported(self.config)
         keep_tables_exact(causal)
-        self._base: Any = causal.get_decoder()
-        self.layers: list[nn.Module] = list(self._base.layers)
-        self.head: nn.Module = causal.get_output_embeddings()
+        self._base, self.head = split_head(causal)
+        self._parent, self._name = layer_list(causal)
+        self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self.embedding: nn.Embedding = causal.get_input_embeddings()
-        self._recorders = nn.ModuleList(_Recorder() for _ in self.layers)
+        self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -85,17 +108,49 @@ class Decoder:
         return int(self.config.hidden_size)
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
-        layers = self._base.layers
-        self._base.layers = self._recorders
+    def _recording(self, given: Tensor | None = None) -> Iterator[list[_Recorder]]:
+        """Within it, recorders stand in for the layers; the last one returns `given`."""
+        layers = getattr(self._parent, self._name)
+        recorders: list[_Recorder] = list(self._recorders)  # type: ignore[arg-type]
+        setattr(self._parent, self._name, self._recorders)
+        recorders[-1].given = given
         try:
-            yield
+            yield recorders
         finally:
-            self._base.layers = layers
+            setattr(self._parent, self._name, layers)
+            for recorder in recorders:
+                recorder.seen = recorder.given = None
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Hidden states before the first layer, (1, n, hidden), for token_ids (1, n)."""
-        return self.embedding(token_ids)  # type: ignore[no-any-return]
+    def _call(self, recorders: list[_Recorder], **inputs: Any) -> Any:
+        """The decoder's own output for these inputs, with recorders in the layers' places."""
+        output = self._base(use_cache=False, **inputs)
+        if len(recorders) > 1 and not recorders[0].returns_tuple:
+            first, second = recorders[0].seen, recorders[1].seen
+            if first is not None and second is not None and second.ndim < first.ndim:
+                # This family takes the first of what a layer returns.
+                for recorder in recorders:
+                    recorder.returns_tuple = True
+                return self._base(use_cache=False, **inputs)
+        return output
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states before the first layer, (1, n, hidden), for token_ids and their positions (1, n)."""
+        with self._recording() as recorders:
+            self._call(recorders, input_ids=token_ids, position_ids=positions)
+            found = recorders[0].seen
+        assert found is not None
+        return found
+
+    @functools.cached_property
+    def trains_embedding(self) -> bool:
+        """Whether anything before the first layer is trained."""
+        if any(p.requires_grad for p in self.embedding.parameters()):
+            return True
+        if not any(p.requires_grad for p in self.final_norm_parameters):
+            return False
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.embedding.weight.device)
+        with torch.enable_grad():
+            return self.embed(one, one).requires_grad
 
     def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
         """Keyword arguments that the model gives each layer for a tile.
@@ -104,22 +159,23 @@ class Decoder:
             hidden: Anything of the tile's shape, dtype and device, (1, n, hidden).
             positions: Positions of the tile's tokens, (1, n).
         """
-        with self._recording(), torch.no_grad():
-            self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False)
-        return [recorder.arguments for recorder in self._recorders]  # type: ignore[misc]
+        with self._recording() as recorders, torch.no_grad():
+            self._call(recorders, inputs_embeds=hidden, position_ids=positions)
+            return [recorder.arguments for recorder in recorders]
 
     @functools.cached_property
     def final_norm_parameters(self) -> list[nn.Parameter]:
-        """Parameters between the last layer and the head."""
+        """Parameters of the decoder outside its layers and its token embedding."""
         inside = {id(p) for part in (*self.layers, self.embedding) for p in part.parameters()}
         return [p for p in self._base.parameters() if id(p) not in inside]
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Input of the head for the last layer's output, (1, n, hidden); differentiable."""
-        with self._recording():
-            positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
-            output: Tensor = self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
-        return output
+        positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
+        with self._recording(given=hidden) as recorders:
+            output = self._call(recorders, inputs_embeds=hidden.detach(), position_ids=positions)
+        found: Tensor = output.last_hidden_state
+        return found
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -145,6 +201,12 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
         feature = f"a context of {context:,} tokens"
         problem = f"its rotary tables ({rope_type(settings)}) change with the length"
         raise _unsupported(config, feature, problem, f"a context up to {fixed:,}, or a model with YaRN")
+
+
+def does_not_attend_once(config: Any, layer: int, calls: int) -> errors.EliteError:
+    """The error for a layer that couples its tokens by something else than one call of the attention function."""
+    problem = f"layer {layer} calls the attention function {calls} times instead of once"
+    return _unsupported(config, "the streamed step", problem, "a decoder whose every layer attends")
 
 
 def _unsupported(config: Any, feature: str, problem: str, supported: str) -> errors.EliteError:
