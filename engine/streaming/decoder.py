@@ -8,6 +8,7 @@ place of the last layer's output (the final norm). What follows is the head (eng
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ class AttentionShape:
     head_dim: int
 
 
+class _TakesFirstError(Exception):
+    """Raised by a recorder that was handed a part of what the one before returned: this family expects a tuple."""
+
+
 class _Recorder(nn.Module):
     """Stands in for a decoder layer: keeps what it is called with, hands the hidden states on."""
 
@@ -43,8 +48,8 @@ class _Recorder(nn.Module):
         self._layer = (layer,)  # in a tuple: not a part of this module
         self._names = list(inspect.signature(layer.forward).parameters)
         self.arguments: dict[str, Any] = {}
-        self.seen: Tensor | None = None
-        "Hidden states of the last call."
+        self.seen: Any = None
+        "Hidden states of the last call, (1, n, hidden)."
         self.given: Tensor | None = None
         "What to return instead."
         self.returns_tuple = False
@@ -52,6 +57,8 @@ class _Recorder(nn.Module):
     def forward(self, *positional: Any, **named: Any) -> Any:
         arguments = {**dict(zip(self._names, positional, strict=False)), **named}
         self.seen = arguments.pop(self._names[0])
+        if self.seen.ndim < 3 and not self.returns_tuple:
+            raise _TakesFirstError
         self.arguments = arguments
         found = self.seen if self.given is None else self.given
         return (found,) if self.returns_tuple else found
@@ -123,22 +130,17 @@ class Decoder:
 
     def _call(self, recorders: list[_Recorder], **inputs: Any) -> Any:
         """The decoder's own output for these inputs, with recorders in the layers' places."""
-        output = self._base(use_cache=False, **inputs)
-        if len(recorders) > 1 and not recorders[0].returns_tuple:
-            first, second = recorders[0].seen, recorders[1].seen
-            if first is not None and second is not None and second.ndim < first.ndim:
-                # This family takes the first of what a layer returns.
-                for recorder in recorders:
-                    recorder.returns_tuple = True
-                return self._base(use_cache=False, **inputs)
-        return output
+        with contextlib.suppress(_TakesFirstError):
+            return self._base(use_cache=False, **inputs)
+        for recorder in recorders:
+            recorder.returns_tuple = True
+        return self._base(use_cache=False, **inputs)
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Hidden states before the first layer, (1, n, hidden), for token_ids and their positions (1, n)."""
         with self._recording() as recorders:
             self._call(recorders, input_ids=token_ids, position_ids=positions)
-            found = recorders[0].seen
-        assert found is not None
+            found: Tensor = recorders[0].seen
         return found
 
     @functools.cached_property

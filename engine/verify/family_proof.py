@@ -8,37 +8,52 @@ so that what differs is a mistake and not rounding; parts that a family computes
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine import errors
 from engine.config import LoraSection
 from engine.data.windows import Window
+from engine.export.merging import MergedWeights, read_updates
+from engine.export.weights import StoredWeights
 from engine.generation.forward import open_forward
 from engine.models.adapter import attach_adapter
 from engine.models.families import FAMILIES, Ability, Family, admit, setting_refusals
+from engine.models.folder import open_folder
+from engine.models.proofs import Proof, library_version, settings_name
+from engine.models.weight_map import map_weights
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.step import StreamedStep
+from engine.verify.observed_shape import observed_shape
 from engine.verify.small import Unbothered
 from engine.verify.small_copy import VOCABULARY, NotSmallError, small_config, small_model
 
 EXACT = 2e-5
 """Relative difference in fp64 that fp32 parts of a model explain."""
+_EXPORTED = 1e-4
+"""Relative difference of logits in fp32."""
 _NEVER = 1e-3
 """Relative difference that nothing explains."""
-_LENGTH = 101
-_DOCUMENTS: tuple[tuple[int, ...], ...] = ((0,), (0, 5, 6, 48, 90))
+_LENGTH = 70
+_DOCUMENTS: tuple[tuple[int, ...], ...] = ((0,), (0, 5, 6, 40))
 _PLANS = (
     StreamPlan(tile=16, key_block=32, loss_piece=7),
-    StreamPlan(tile=37, key_block=64, loss_piece=50, stash=False, checkpoint_every=2),
+    StreamPlan(tile=27, key_block=64, loss_piece=50, stash=False, checkpoint_every=2),
 )
 
 
@@ -51,18 +66,49 @@ Computed = tuple[float, Gradients]
 """Summed loss, and gradients by name."""
 
 
-def prove_abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
-    """Why each ability is refused ("" where it is admitted), and the worst difference that was seen in each check."""
+def prove_family(config: Any, settings: Mapping[str, Any] | None = None) -> Proof:
+    """Compares everything that can be done with a model.
+
+    Args:
+        config: transformers configuration of a causal language model.
+        settings: The config.json that it was read from; what it writes, if it was made here.
+    """
+    began = time.monotonic()
+    refused, differences = _abilities(config)
+    shape: dict[str, Any] = {}
+    try:
+        shape = observed_shape(config)
+        refused["planned"] = ""
+    except Exception as problem:
+        refused["planned"] = _line(problem)
+    return Proof(
+        transformers=library_version(),
+        model_type=config.model_type,
+        settings=settings_name(json.loads(config.to_json_string()) if settings is None else settings),
+        refused={str(ability): problem for ability, problem in refused.items()},
+        differences=differences,
+        adapts_mlp=not has_experts(config),
+        shape=shape,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
+    """Why each ability is refused ("" where it is admitted), and the largest difference of each comparison."""
     model_type = config.model_type
     before = FAMILIES.get(model_type)
     seen: dict[str, float] = {}
     checks: dict[Ability, Callable[[Any, dict[str, float]], None]] = {
-        "whole": _whole_windows,
         "streamed": _streamed_step,
+        "whole": _whole_windows,
         "generated": _generation,
+        "exported": _exports,
     }
+    denied = setting_refusals(config.to_dict())
+    if not hasattr(config, "num_hidden_layers"):
+        wrapped = getattr(config.get_text_config(), "model_type", "other")
+        return dict.fromkeys(checks, f"it wraps a {wrapped} model, which is not taken out of it"), seen
     try:
-        denied = setting_refusals(config.to_dict())
         small = small_config(config)
         random = _reference_differs_from_itself(small)
     except NotSmallError as problem:
@@ -70,12 +116,12 @@ def prove_abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
     except Exception as problem:
         return dict.fromkeys(checks, f"a small copy cannot be made ({_line(problem)})"), seen
     found: dict[Ability, str] = {}
-    admit(model_type, Family(shape={"adapts_mlp": not has_experts(config)}))
     try:
         for ability, check in checks.items():
-            found[ability] = denied.get(ability, "") or random
-            if not found[ability]:
-                found[ability] = _reason(check, small, seen)
+            streams = ability == "streamed" or not found["streamed"]
+            shown: frozenset[Ability] = frozenset({"streamed"} if streams else ())
+            admit(model_type, Family(does=shown, shape={"adapts_mlp": not has_experts(config)}))
+            found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
     finally:
         if before is None:
             del FAMILIES[model_type]
@@ -204,17 +250,20 @@ def _worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
 def _variants(small: Any) -> Iterator[tuple[str, Any]]:
     """The small model with all its weights trained, and in an adapter."""
     yield "full", small_model(small, torch.float64).train()
-    adapted: Any = attach_adapter(
-        small_model(small, torch.float64).requires_grad_(requires_grad=False), LoraSection(rank=4), seed=1
-    )
+    yield "LoRA", _adapted(small_model(small, torch.float64)).train()
+
+
+def _adapted(model: Any) -> Any:
+    """The model in an adapter that changes what it computes."""
+    adapted: Any = attach_adapter(model.requires_grad_(requires_grad=False), LoraSection(rank=4), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.double()
+                parameter.data = parameter.data.to(model.dtype)
                 if "lora_B" in name:
                     parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    yield "LoRA", adapted.train()
+    return adapted
 
 
 def _called(starts: tuple[int, ...]) -> str:
@@ -226,9 +275,9 @@ def _called(starts: tuple[int, ...]) -> str:
 
 def _streamed_step(small: Any, seen: dict[str, float]) -> None:
     for kind, model in _variants(small):
-        for starts in _DOCUMENTS:
+        for number, starts in enumerate(_DOCUMENTS):
             wanted = _Reference(model, _tokens(), starts)
-            for plan in _PLANS:
+            for plan in _PLANS if kind == "full" else _PLANS[number : number + 1]:
                 with StreamedStep(model, plan, device=torch.device("cpu")) as step:
                     loss = step.run(_tokens(), document_starts=starts).loss_sum
                 what = f"streamed, {kind}, {_called(starts)}, tiles of {plan.tile}"
@@ -240,21 +289,54 @@ def _whole_windows(small: Any, seen: dict[str, float]) -> None:
     for kind, model in _variants(small):
         for starts in _DOCUMENTS:
             wanted = _Reference(model, ids, starts)
-            for recompute in (False, True):
-                step = WholeSequenceStep(model, recompute=recompute)
-                loss = step.run([Window(ids.numpy(), starts)], 1 / (len(ids) - len(starts)), Unbothered()).loss_sum
-                step.close()
-                wanted.check(f"whole, {kind}, {_called(starts)}", (loss, _taken(model)), seen)
+            step = WholeSequenceStep(model, recompute=kind == "full" and len(starts) > 1)
+            loss = step.run([Window(ids.numpy(), starts)], 1 / (len(ids) - len(starts)), Unbothered()).loss_sum
+            step.close()
+            wanted.check(f"whole, {kind}, {_called(starts)}", (loss, _taken(model)), seen)
+
+
+def _exports(small: Any, seen: dict[str, float]) -> None:
+    """An adapter, and the base with it folded in, read back by the libraries that they are written for."""
+    base = small_model(small, torch.float32)
+    with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder, torch.no_grad():
+        plain, adapter, whole = (Path(folder) / name for name in ("plain", "adapter", "merged"))
+        base.save_pretrained(plain)
+        model = _adapted(base).eval()
+        wanted = model(input_ids=_tokens()[None], use_cache=False).logits
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        stored = open_folder(plain)
+        config = AutoConfig.from_pretrained(plain)
+        read = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+        read.config._experts_implementation = base.config._experts_implementation
+        found = PeftModel.from_pretrained(read, str(adapter)).eval()(input_ids=_tokens()[None], use_cache=False).logits
+        _same_logits("adapter", found, wanted, seen)
+        whole.mkdir()
+        with StoredWeights(map_weights(stored, config)) as weights:
+            merged = MergedWeights(weights, read_updates(adapter), tied=config.tie_word_embeddings)
+            tensors = {name: merged.tensor(name).contiguous() for name in merged.names()}
+            config.tie_word_embeddings = config.tie_word_embeddings and not merged.unties_head
+        save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(whole)
+        read = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, attn_implementation="eager").eval()
+        read.config._experts_implementation = base.config._experts_implementation
+        _same_logits("merged", read(input_ids=_tokens()[None], use_cache=False).logits, wanted, seen)
+
+
+def _same_logits(what: str, found: Tensor, wanted: Tensor, seen: dict[str, float]) -> None:
+    error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    seen[f"exported, {what}"] = error
+    if not error < _EXPORTED:
+        raise DiffersError(f"exported, {what}: logits differ by {error:.1e} once they are read back")
 
 
 @torch.no_grad()
 def _generation(small: Any, seen: dict[str, float]) -> None:
     model = small_model(small, torch.float64).eval()
-    ids = _tokens(70)
-    wanted = model(input_ids=ids[None], use_cache=False).logits[0]
-    forward = open_forward(model, 70, tile=16, page=32)
-    found = [forward.advance(ids[:60]), *(forward.advance(ids[at : at + 1]) for at in range(60, 70))]
-    error = float((torch.stack(found).double() - wanted[59:]).norm() / wanted[59:].norm())
+    ids, prompt = _tokens(), _LENGTH - 8
+    wanted = model(input_ids=ids[None], use_cache=False).logits[0, prompt - 1 :]
+    forward = open_forward(model, _LENGTH, tile=16, page=32)
+    found = [forward.advance(ids[:prompt]), *(forward.advance(ids[at : at + 1]) for at in range(prompt, _LENGTH))]
+    error = float((torch.stack(found).double() - wanted).norm() / wanted.norm())
     seen["generated"] = error
     if not error < EXACT:
         raise DiffersError(f"generated: logits differ by {error:.1e} from those without a cache")
