@@ -84,8 +84,7 @@ def _prove(model_type: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.for_model(model_type)
-            if getattr(config, "num_key_value_heads", 1) is None:
-                config.num_key_value_heads = config.num_attention_heads
+            _complete(config)
             proof = prove_family(config)
         refused, differences = proof.refused, proof.differences
     except Exception as problem:
@@ -93,6 +92,14 @@ def _prove(model_type: str) -> dict[str, Any]:
     finally:
         signal.alarm(0)
     return {"model_type": model_type, "refused": refused, "differences": differences}
+
+
+def _complete(config: Any) -> None:
+    """Sets what the default configuration of some families leaves open, and their files do not."""
+    if getattr(config, "num_key_value_heads", 1) is None:
+        config.num_key_value_heads = config.num_attention_heads
+    if getattr(config, "head_dim", 1) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def admit_model(name: str) -> None:
             return
     except (OSError, ValueError, RuntimeError, KeyError, TypeError):
         return
-    if find_proof(settings) is None and _made(folder, lambda _: None).admitted:
+    if find_proof(settings) is None and _made(folder, lambda _: None).admitted & {"streamed", "whole"}:
         said = f"{family} is admitted by a proof; `engine verify --model {name}` shows it"
         print(said, file=sys.stderr, flush=True)  # noqa: T201
 

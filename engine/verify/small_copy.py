@@ -21,6 +21,8 @@ from engine.models.rope import fixed_rope_context
 VOCABULARY = 97
 POSITIONS = 512
 """Longer than any window of a proof."""
+_LENGTH = 64
+"""What is not longer than this shows within a proof."""
 _WINDOW, _SOON = 20, 24
 _HEADS = 4
 _MOST_LAYERS = 64
@@ -148,13 +150,14 @@ class _Shrunk:
             return self._widths.get(value, value)
         if value in self._hidden and re.search(r"hidden|dim|embd|embed|width", name):
             return self._hidden[value]
-        if re.search(r"window|chunk|local|span|block_size|stride", name):
+        if re.search(r"window|chunk|local|span|block_size|stride|segment|bucket", name):
             return min(value, _WINDOW)
         if re.search(r"original_max", name):
             return POSITIONS if self._fixed_rope else _SOON
         if re.search(r"max_.*(position|length|seq)|n_positions|n_ctx|seq_len", name):
             return POSITIONS
-        return _SOON if value >= POSITIONS else value
+        is_width = re.search(r"dim|size|width|channel|state", name)
+        return _SOON if value >= (POSITIONS if is_width else _LENGTH) else value
 
     def _heads_of(self, value: int) -> int:
         return value if value <= 1 else _HEADS if value >= self._heads else 2

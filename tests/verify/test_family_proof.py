@@ -106,7 +106,7 @@ def test_the_streamed_gradient_of_an_unlisted_family_is_that_of_plain_transforme
         ("diffllama", {}, "2 times"),
         ("bloom", {}, "0 times"),
         ("mixtral", {"router_jitter_noise": 0.1}, "random numbers"),
-        ("lfm2", {"layer_types": ["conv", "full_attention"] * 8}, ""),
+        ("lfm2", {"num_hidden_layers": 16, "layer_types": ["conv", "full_attention"] * 8}, ""),
     ],
 )
 def test_what_tiles_would_get_wrong_is_refused(family, changes, says):
