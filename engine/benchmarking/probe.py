@@ -113,7 +113,7 @@ class _FirstAndLastTile(StreamedStep):
     def _hold_keys_before(self, run: SequenceRun, tile: int) -> None:
         """Computes the keys before a tile, since a ring returns keys only of tiles that it holds."""
         for below in self._workspace.attention.below(0, tile, run.tiles):
-            x = self.decoder.embed(run.token_ids(below).unsqueeze(0))
+            x = self._embed(run, below)
             with torch.no_grad(), contextlib.suppress(KvCollected):
                 self._call_layer(run, 0, below, x, Pass.COLLECT)
 
@@ -138,7 +138,7 @@ class _FirstAndLastTile(StreamedStep):
         hidden = self._workspace.hidden
         with torch.no_grad():
             for tile in range(run.tiles):  # as in a step, all tiles' rotary tables are computed, and kept if they fit
-                embedded = self.decoder.embed(run.token_ids(tile).unsqueeze(0))
+                embedded = self._embed(run, tile)
                 run.arguments.of(tile, embedded)
                 if tile in self._ends(run):
                     hidden.write(0, tile, embedded[0])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from engine import config, errors
+from engine.commands.admission import admit_model
 from engine.commands.cluster_table import describe_cluster, print_cluster
 from engine.commands.output import print_json
 from engine.commands.run_options import add_stream_option, read_stream_options
@@ -122,6 +123,7 @@ def _rank(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Prints the tier table, or one tier's ledger."""
     machine = target_machine(args.hardware, vram=args.vram, ram=args.ram, disk=args.disk)
+    admit_model(args.model)
     spec = find_model(args.model)
     planning = PlanRequest.of(
         machine,

@@ -75,12 +75,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and returns the exit status."""
+    from engine.commands.admission import admit_model
     from engine.launch import preflight
     from engine.launch.launcher import launch
 
     if args.resume is None:
         resumed = None
-        config = preflight.check(read_config(args))
+        asked = read_config(args)
+        admit_model(asked.model.name)
+        config = preflight.check(asked)
     else:
         output = getattr(args, "output.directory")
         resumed = find_resumable(args.resume, None if output is None else Path(output))

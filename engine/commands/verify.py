@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine import config
+from engine.commands.admission import prove
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
@@ -18,12 +22,15 @@ if TYPE_CHECKING:
     from engine.verify.proof import Verdict
 
 NAMES = ("verify",)
-SUMMARY = "Prove each optimisation on this machine: a small check with numbers, seconds each."
+SUMMARY = "Prove each optimisation on this machine, or a model's family: small checks with numbers, seconds each."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine verify`."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="Optimisations to prove; all of them by default.")
+    parser.add_argument(
+        "--model", metavar="DIR", help="Prove this model instead: a small copy of its config.json against transformers."
+    )
     device = config.field_spec("model.device")
     parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
@@ -34,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
     Verdicts reached before an interruption are still printed.
     """
+    if args.model is not None:
+        return _prove_model(args)
     rows = [find_optimization(name) for name in args.ids] or list(optimizations())
     found: list[Verdict] = []
     interrupted: KeyboardInterrupt | None = None
@@ -56,6 +65,14 @@ def run(args: argparse.Namespace) -> int:
     counts = {status: sum(v.status == status for v in found) for status in ("passed", "failed", "unavailable")}
     print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)  # noqa: T201
     return TRAINING_FAILED if counts["failed"] else 0
+
+
+def _prove_model(args: argparse.Namespace) -> int:
+    """Fails where no way to compute a step is right for the model."""
+    proof = prove(Path(args.model).expanduser())
+    if args.json:
+        print_json(msgspec.to_builtins(proof))
+    return 0 if proof.admitted & {"streamed", "whole"} else TRAINING_FAILED
 
 
 def _notify(verdict: Verdict, done: int, total: int) -> None:

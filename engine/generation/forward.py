@@ -100,7 +100,7 @@ def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: C
         ids, positions: Ids and positions of the tokens, (n,), on its device.
         at_layer: Called with each layer's number before it is computed.
     """
-    x = decoder.embed(ids[None])
+    x = decoder.embed(ids[None], positions[None])
     arguments = decoder.layer_arguments(x, positions[None])
     for number, layer in enumerate(decoder.layers):
         at_layer(number)

@@ -20,7 +20,6 @@ from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
-from engine.models.lm_head import check_head
 from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
@@ -214,7 +213,6 @@ def load_base(found: RunModels, config: RunConfig) -> Any:
         model = load_model(found.spec, placement, _changes(found, config))
         if config.model.fused_kernels:
             fuse_kernels(model, found.placement.device)
-        check_head(model)
     return model
 
 

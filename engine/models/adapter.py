@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from engine.models.base_fingerprint import Fingerprint
 
 ALL_LINEAR = "all-linear"
+_OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj"})
+"""Names that PEFT takes for those of experts wherever they are: a gate of attention that has one gets no adapter."""
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
@@ -66,6 +68,8 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and (everything or ".self_attn." in name)
     }
+    if not everything:
+        linear -= _OF_EXPERTS
     if ALL_LINEAR in asked:
         return ALL_LINEAR if everything else sorted(linear)
     if unknown := [name for name in asked if name not in linear]:

@@ -17,6 +17,7 @@ from engine.models.families import (
     FAMILIES,
     Ability,
     ConfigError,
+    admit,
     refusal,
     refuse,
     require,
@@ -24,6 +25,7 @@ from engine.models.families import (
     spec_from_config,
 )
 from engine.models.folder import check_quantisation
+from engine.models.proofs import Proof, find_proof
 from engine.models.spec import Linear, ModelSpec
 
 if TYPE_CHECKING:
@@ -155,15 +157,32 @@ def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, 
     if not isinstance(config, dict):
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
     family = config.get("model_type")
+    proof = _admit_by_proof(family, config)
     if not isinstance(family, str) or family not in FAMILIES:
-        raise refuse(family or "(none)", "planned", f"{source} does not name a family whose shapes are known")
+        unknown = f"{source} does not name a family whose shapes are known"
+        problem = f"{unknown}, and `engine verify --model {source}` has not admitted it" if path else unknown
+        raise refuse(family or "(none)", "planned", problem)
     _refuse_untrainable(family, setting_refusals(config))
     check_quantisation(source, config)
+    if proof is not None:
+        return proof.spec(name=name, hub_id=hub_id, path=path)
     try:
         spec = spec_from_config(config, name=name, hub_id=hub_id, path=path)
         return dataclasses.replace(spec, stored_in_4_bits=config.get("quantization_config") is not None)
     except ConfigError as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=error) from error
+
+
+def _admit_by_proof(family: Any, config: Mapping[str, Any]) -> Proof | None:
+    """Takes a family that is not listed into the registry, or out of it, as the proof of these very settings says."""
+    listed = FAMILIES.get(family) if isinstance(family, str) else None
+    if not isinstance(family, str) or (listed is not None and not listed.proof):
+        return None
+    proof = find_proof(config)
+    FAMILIES.pop(family, None)
+    if proof is not None:
+        admit(family, proof.family)
+    return proof
 
 
 def _trainable(spec: ModelSpec) -> ModelSpec:

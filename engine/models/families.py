@@ -70,6 +70,8 @@ class Family:
     "Defaults of other keys that rotary positions depend on."
     from_config: Callable[[Config], dict[str, Any]] = lambda _: {}
     "ModelSpec fields that depend on keys of this family's config.json alone."
+    proof: str = ""
+    "The settings that a proof admitted it for (engine.models.proofs); empty for what is listed here."
 
 
 def admit(model_type: str, family: Family) -> None:
@@ -210,10 +212,47 @@ def _experts(config: Config, name: str, experts: int, chosen: int) -> dict[str, 
     return {"experts": config.get(name, experts), "experts_per_token": config.get("num_experts_per_tok", chosen)}
 
 
+def _exaone4(config: Config) -> dict[str, Any]:
+    """Every `sliding_window_pattern`-th layer attends to everything; a word of L and G stands in layer_types too."""
+    pattern, layers = config.get("sliding_window_pattern", 4), config["num_hidden_layers"]
+    every = pattern if isinstance(pattern, int) and pattern > 0 else len(pattern or "") or layers
+    return {"sliding_window": config.get("sliding_window", 4096), "full_attention_layers": layers // every}
+
+
+def _seed_oss(config: Config) -> dict[str, Any]:
+    return {
+        "attention_bias": bool(config.get("attention_bias", True)),
+        "output_bias": bool(config.get("attention_out_bias", False)),
+        "mlp_bias": bool(config.get("mlp_bias", False)),
+    }
+
+
+def _use_bias(config: Config) -> dict[str, Any]:
+    return dict.fromkeys(("attention_bias", "output_bias", "mlp_bias"), bool(config.get("use_bias", False)))
+
+
+def _smollm3(config: Config) -> dict[str, Any]:
+    """Layers without rotary positions attend through the window, where it is switched on."""
+    layers = config["num_hidden_layers"]
+    rotates = config.get("no_rope_layers")
+    if rotates is None:
+        every = config.get("no_rope_layer_interval", 4)
+        rotates = [(layer + 1) % every != 0 for layer in range(layers)]
+    window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+    return {**_llama(config), "sliding_window": window, "full_attention_layers": sum(map(bool, rotates))}
+
+
+def _qkv_bias(config: Config) -> dict[str, Any]:
+    return {"attention_bias": bool(config.get("attention_bias", True))}
+
+
 _LAYER_NORM = {"norm_bias": True, "gated_mlp": False}
 _ALL_BIASES = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
 
 FAMILIES: dict[str, Family] = {
+    "ernie4_5": Family(kv_heads=2, head_dim=128, tied_embeddings=True, max_context=131_072, from_config=_use_bias),
+    "exaone4": Family(shape={"qk_norm": True}, kv_heads=32, max_context=2048, from_config=_exaone4),
+    "gemma": Family(kv_heads=16, head_dim=256, tied_embeddings=True, max_context=8192, from_config=_attention_bias),
     "gemma2": Family(
         does=frozenset(),
         because="it caps its attention scores, which flash kernels do not compute",
@@ -232,11 +271,23 @@ FAMILIES: dict[str, Family] = {
         max_context=131_072,
         from_config=_alternating(6, 4096),
     ),
+    "glm": Family(shape={"fused_mlp": True}, kv_heads=2, head_dim=128, max_context=131_072, from_config=_qkv_bias),
+    "glm4": Family(
+        shape={"fused_mlp": True, "norms_per_layer": 4},
+        kv_heads=2,
+        head_dim=128,
+        max_context=131_072,
+        from_config=_qkv_bias,
+    ),
+    "granite": Family(max_context=2048, from_config=_llama),
     "llama": Family(
         does=_FUSED,
         gguf=GgufNames(architecture="llama", interleaved=True),
         max_context=2048,
         from_config=_llama,
+    ),
+    "ministral3": Family(
+        shape={"takes_yarn": False}, kv_heads=8, head_dim=128, max_context=262_144, from_config=_windowed(None)
     ),
     "mistral": Family(
         does=_FUSED,
@@ -246,6 +297,12 @@ FAMILIES: dict[str, Family] = {
         from_config=_windowed(4096),
     ),
     "mixtral": Family(shape={"adapts_mlp": False}, kv_heads=8, max_context=131_072, from_config=_mixtral),
+    "olmo2": Family(
+        shape={"qk_norm": True, "qk_norm_of_all_heads": True}, max_context=2048, from_config=_attention_bias
+    ),
+    "olmo3": Family(
+        shape={"qk_norm": True, "qk_norm_of_all_heads": True}, max_context=2048, from_config=_alternating(4, 4096)
+    ),
     "phi": Family(
         shape={**_LAYER_NORM, **_ALL_BIASES, "head_bias": True, "norms_per_layer": 1},
         max_context=2048,
@@ -275,6 +332,8 @@ FAMILIES: dict[str, Family] = {
         from_config=_qwen3,
     ),
     "qwen3_moe": Family(shape={"qk_norm": True, "adapts_mlp": False}, kv_heads=4, from_config=_qwen3_moe),
+    "seed_oss": Family(kv_heads=8, head_dim=128, max_context=524_288, from_config=_seed_oss),
+    "smollm3": Family(kv_heads=4, tied_embeddings=True, max_context=32_768, from_config=_smollm3),
     "starcoder2": Family(
         shape={**_LAYER_NORM, **_ALL_BIASES},
         kv_heads=2,
@@ -286,9 +345,33 @@ FAMILIES: dict[str, Family] = {
 """The registry. tests/models/test_families.py loads, plans, trains, generates and exports every row as it claims."""
 
 
-DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "residual_dropout", "embedding_dropout")
+DROPOUTS = (
+    "activation_dropout",
+    "attention_dropout",
+    "attn_dropout",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "ffn_dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "resid_dropout",
+    "resid_pdrop",
+    "residual_dropout",
+)
 """Keys of config.json for the dropout of pretraining, which fine-tuning switches off (engine.models.loading). The
 streamed step would draw other numbers in its recomputation, and both kinds of step must give the same gradient."""
+
+
+_WITHOUT_KERNEL = {
+    "attn_logit_softcapping": "flash kernels do not cap attention scores",
+    "use_bidirectional_attention": "it does not attend causally",
+    "attention_chunk_size": "chunks of attention are not computed here",
+    "kv_lora_rank": "latent keys and values (MLA) are not kept by tiles here",
+    "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
+}
+"""Settings that neither way to compute a step knows, where they are set, and why."""
 
 
 def setting_refusals(config: Config) -> dict[Ability, str]:
@@ -300,13 +383,9 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
     denied: dict[Ability, str] = {}
     if config.get("output_router_logits"):
         denied["streamed"] = "the router's auxiliary loss needs all tokens at once"
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for name, problem in _WITHOUT_KERNEL.items():
         if config.get(name):
-            denied |= dict.fromkeys(
-                ("whole", "streamed"), f"{name} is not computed by flash kernels and the tiled loss"
-            )
-    if config.get("use_bidirectional_attention"):
-        denied |= dict.fromkeys(("whole", "streamed"), "it does not attend causally")
+            denied |= dict.fromkeys(("whole", "streamed"), f"{name}: {problem}")
     return denied
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
+from engine.models.layers import decoder_layers
 
 
 def pool_key_value_heads(model: Any, kv_heads: int) -> None:
@@ -29,7 +30,7 @@ def pool_key_value_heads(model: Any, kv_heads: int) -> None:
             f"{present} key heads for {heads} query heads cannot be pooled to {kv_heads}",
             "a model with as many of both, and a divisor of them",
         )
-    for layer in model.get_decoder().layers:
+    for layer in decoder_layers(model):
         attention = layer.self_attn
         for name in ("k_proj", "v_proj"):
             projection = getattr(attention, name, None)

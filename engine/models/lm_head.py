@@ -7,15 +7,15 @@ logits of one chunk exist at a time, in the forward and in the backward.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from engine import errors
 from engine.models.loss_chunk import loss_chunk
 
 if TYPE_CHECKING:
@@ -23,8 +23,61 @@ if TYPE_CHECKING:
 
 
 def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    """Returns the decoder (token ids → final hidden states, after its norm) and the head (hidden states → logits)."""
-    return model.base_model, model.get_output_embeddings()
+    """Returns the decoder (token ids → final hidden states, after its norm) and the head (hidden states → logits).
+
+    The head is the last linear layer alone where the model's logits are its output. Elsewhere (Granite and Cohere scale
+    them, Gemma 2 caps them) it is all that the model does after its decoder.
+    """
+    decoder, last = model.base_model, model.get_output_embeddings()
+    return decoder, last if _is_alone(model, decoder, last) else WholeHead(model, last)
+
+
+class WholeHead(nn.Module):
+    """What a model does after its decoder, by its own forward.
+
+    Args:
+        model: The causal language model. It is not a part of this module.
+        last: Its last linear layer, which is.
+    """
+
+    def __init__(self, model: PreTrainedModel, last: nn.Module) -> None:
+        super().__init__()
+        self._model = (model,)
+        self.last = last
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the last linear layer, (vocabulary, hidden)."""
+        return self.last.weight  # type: ignore[return-value]
+
+    @property
+    def out_features(self) -> int:
+        """Words of the vocabulary."""
+        return int(self.weight.shape[0])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits, (..., vocabulary), of final hidden states (..., hidden)."""
+        (model,) = self._model
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        with _answering(model.base_model, rows):
+            logits: Tensor = model(inputs_embeds=rows, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+
+@torch.no_grad()
+def _is_alone(model: PreTrainedModel, decoder: nn.Module, last: nn.Module) -> bool:
+    """Whether a model's logits are its last linear layer's output for its final hidden states. No weight is read."""
+    weight: Tensor = last.weight  # type: ignore[assignment]
+    hidden, logits = torch.randn(1, 2, weight.shape[1]), torch.randn(1, 2, 8)
+    seen: list[Tensor] = []
+
+    def answer(x: Tensor) -> Tensor:
+        seen.append(x)
+        return logits.clone()
+
+    with _answering(decoder, hidden), _replaced(last, answer):
+        found = model(inputs_embeds=hidden, use_cache=False).logits
+    return len(seen) == 1 and torch.equal(seen[0], hidden) and torch.equal(found, logits)
 
 
 def piece_of(head: nn.Module) -> int:
@@ -63,43 +116,35 @@ def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor, label_smoothin
     return functional.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
 
 
-@torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Makes sure that the head alone turns the decoder's output into the model's own logits.
-
-    A few families scale or cap their logits after the head, so their loss cannot be computed in chunks this way. The
-    layers do not run, because weights may be on the host while fused kernels, which need a GPU, are already in place.
-
-    Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED.
-    """
-    decoder, head = split_head(model)
-    weight: Tensor = head.weight  # type: ignore[assignment]
-    hidden = torch.randn((1, 8, weight.shape[1]), generator=torch.Generator().manual_seed(0)).to(weight)
-    with _answering(decoder, hidden), torch.no_grad():
-        ids = torch.zeros((1, 8), dtype=torch.long, device=weight.device)
-        expected = model(input_ids=ids, use_cache=False).logits
-        found = head(hidden)
-    if not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2):
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
-            family=model.config.model_type,
-            feature="the loss in pieces",
-            problem="it changes its logits after the head",
-            supported="the models that `engine plan` lists",
-        )
-
-
 @contextlib.contextmanager
 def _answering(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Makes the decoder return these hidden states, (batch, tokens, hidden), for any input within the context."""
-    from transformers.modeling_outputs import MoeModelOutputWithPast
+    with _replaced(decoder, lambda *_, **__: _output_class()(last_hidden_state=hidden)):
+        yield
 
-    own = decoder.__dict__.get("forward")
-    decoder.__dict__["forward"] = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+
+@functools.cache
+def _output_class() -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    class Output(BaseModelOutputWithPast):  # type: ignore[misc]
+        """A decoder's output. What only some families' have is None."""
+
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return Output
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
         if own is None:
-            del decoder.__dict__["forward"]
+            del module.__dict__["forward"]
         else:
-            decoder.__dict__["forward"] = own
+            module.__dict__["forward"] = own

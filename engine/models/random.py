@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from engine.models.layers import decoder_layers
 from engine.models.placement import Placement
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.spec import ModelSpec
@@ -32,7 +33,7 @@ def random_model(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
     decoder: Any = model.get_decoder()
     if placement.precision == "nf4":
-        for layer in decoder.layers:
+        for layer in decoder_layers(model):
             _quantise_linears(layer, placement)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.attention.backend import repeat_heads
+from engine.models.layers import decoder_layers
 
 IMPLEMENTATION = "elite_shifted"
 """Name under which transformers finds the function."""
@@ -30,7 +31,7 @@ def shift_attention(model: Any, context: int) -> None:
     AttentionInterface.register(IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
     model.config._attn_implementation = IMPLEMENTATION
-    for layer in model.get_decoder().layers:
+    for layer in decoder_layers(model):
         layer.self_attn.elite_group = max(2, -(-context // GROUPS))
 
 

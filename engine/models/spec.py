@@ -74,8 +74,14 @@ class ModelSpec:
     norms_per_layer: int = 2
     qk_norm: bool = False
     "Norms on each head's queries and keys."
+    qk_norm_of_all_heads: bool = False
+    "Whether those norms are one over all heads' queries, and one over all keys."
     fused_projections: bool = False
     "Query, key and value in one linear layer, gate and up in another."
+    linear_names: Sequence[str] = ()
+    "Names of its output, up and down projections, where they are not its family's."
+    fused_mlp: bool = False
+    "Gate and up in one linear layer, where query, key and value are not."
     sparse_layers: int = 0
     "Layers with experts in place of the MLP, of which each token passes through a few."
     experts: int = 0
@@ -129,13 +135,16 @@ class ModelSpec:
         d, m, bias = self.hidden_size, self.intermediate_size, self.mlp_bias
         _, up, down = self._names
         end = Linear(name=down, inputs=m, outputs=d, bias=bias)
-        if self.fused_projections:
+        if self.fused_projections or self.fused_mlp:
             return Linear(name="gate_up_proj", inputs=d, outputs=2 * m, bias=bias), end
         gate = (Linear(name="gate_proj", inputs=d, outputs=m, bias=bias),) if self.gated_mlp else ()
         return (*gate, Linear(name=up, inputs=d, outputs=m, bias=bias), end)
 
     @property
     def _names(self) -> tuple[str, str, str]:
+        if self.linear_names:
+            output, up, down = self.linear_names
+            return output, up, down
         return _NAMES.get(self.family, ("o_proj", "up_proj", "down_proj"))
 
     def _over_layers(self, attention: int, mlp: int, sparse: int) -> int:
@@ -191,7 +200,8 @@ class ModelSpec:
     @cached_property
     def _norm_parameters(self) -> int:
         """Parameters of one decoder layer's norms."""
-        head_norms = 2 * self.head_dim if self.qk_norm else 0
+        normed = self.heads + self.kv_heads if self.qk_norm_of_all_heads else 2
+        head_norms = normed * self.head_dim if self.qk_norm else 0
         return (self.norms_per_layer * self.hidden_size + head_norms) * (1 + self.norm_bias)
 
     @cached_property

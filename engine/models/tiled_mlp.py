@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from engine import errors
+from engine.models.layers import decoder_layers
 
 TILE = 2048
 """Tokens that pass through an MLP at once, enough to fill a GPU."""
@@ -24,7 +25,7 @@ def tile_mlps(model: Any, tile: int = TILE) -> None:
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED if layers have no plain MLP (mixtures of experts).
     """
-    for layer in model.get_decoder().layers:
+    for layer in decoder_layers(model):
         mlp = getattr(layer, "mlp", None)
         if mlp is None or hasattr(mlp, "experts"):
             raise errors.MODEL_FAMILY_UNSUPPORTED(

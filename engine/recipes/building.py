@@ -20,7 +20,6 @@ from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
 from engine.models.fused import fuse_kernels
-from engine.models.lm_head import check_head
 from engine.models.loading import load_model
 from engine.models.transforms import transform
 from engine.optim.adamw import adamw
@@ -72,7 +71,6 @@ def build_model(
         home = dataclasses.replace(placement, device=_CPU) if on_host else placement
         model = load_model(setup.spec, home, base_changes(config, setup))
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
-        check_head(model)
         tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
     count = sum(parameter.numel() for parameter in tuning.weights.values())

@@ -23,7 +23,9 @@ from engine.hardware.machine import Machine
 from engine.hardware.tuning import keep_heap_whole, tune_memory
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import ModelSpec, find_model
+from engine.models.families import FAMILIES
 from engine.models.placement import Placement, Precision, choose_placement, device_name
+from engine.models.proofs import read_proof, write_proof
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
@@ -188,6 +190,9 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
     choice = choose_plan(config, machine, spec, tokens, session.group.ranks)
     text = json.dumps({"note": choice.note, **choice.plan.as_json()}, indent=1)
     replace_text(session.run.plan_path, text + "\n")
+    proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
+    if proof is not None:
+        write_proof(proof, session.run.proof_path)
     session.run.write_deepspeed(config, choice.context, session.group.size)
     return choice
 

@@ -63,6 +63,11 @@ class RunDirectory:
         return self.path / "plan.json"
 
     @property
+    def proof_path(self) -> Path:
+        """Why the model's family was admitted, where it is not a listed one."""
+        return self.path / "proof.json"
+
+    @property
     def journal_path(self) -> Path:
         """Journal of events."""
         return self.path / "events.jsonl"

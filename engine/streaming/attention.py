@@ -181,6 +181,8 @@ class TileAttention:
         "Whether the sequence is a single tile."
         self.layer = self.tile = self.start = 0
         self.purpose = Pass.FORWARD
+        self.calls = 0
+        "Of the function since `begin`: a layer attends once."
 
     def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
         """Begins another sequence, whose forward pass shows each layer's window again."""
@@ -191,6 +193,7 @@ class TileAttention:
     def begin(self, purpose: Pass, layer: int, tile: int, start: int) -> None:
         """Sets the pass, the layer and the tile of the next call of the attention function."""
         self.purpose, self.layer, self.tile, self.start = purpose, layer, tile, start
+        self.calls = 0
 
     def zero_gradients(self, layer: int) -> None:
         """Begins the backward pass of a layer."""
@@ -280,6 +283,7 @@ class TileAttention:
         Raises:
             KvCollected: the pass is COLLECT, and keys and values are kept.
         """
+        self.calls += 1
         self._see_window(window)
         if not self.lone and (
             self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT)
@@ -395,9 +399,11 @@ def _attention_function(
         raise RuntimeError("no streamed step is running: this model's attention implementation was left behind")
     if softcap is not None or s_aux is not None:
         raise RuntimeError(f"{type(module).__name__} uses soft-capping or sinks, which flash kernels do not compute")
+    if value.shape != key.shape:
+        raise RuntimeError(f"{type(module).__name__} has values of another shape than its keys")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = _active.compute(query, key, value, scale=scale, window=sliding_window)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # as transformers' own functions return it: some layers view it
 
 
 def register() -> None:

@@ -1,13 +1,16 @@
 """Splits a Hugging Face causal language model into embedding, decoder layers, final norm and head.
 
-The layers are called as the model itself would call them. How a family calls them (rotary tables, one set a
-layer type, masks) is observed rather than coded here. The model's own forward runs over a tile with its layers
-replaced by recorders, which keep their arguments and return the hidden states unchanged.
+Nothing that a family does around its layers is coded here. It is observed: the model's own forward runs over a tile
+with its layers replaced by recorders. They keep the first layer's input (the embedding, with its scale and positions)
+and the arguments of each layer (rotary tables, one set a layer type), and put given hidden states in the place of the
+last layer's output (the final norm). The head follows (engine.models.lm_head).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 
 from engine import errors
 from engine.models.families import DROPOUTS, require, setting_refusals
+from engine.models.layers import layer_list
+from engine.models.lm_head import split_head
 from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
 from engine.models.rope_tables import keep_tables_exact
 
@@ -31,14 +36,39 @@ class AttentionShape:
     head_dim: int
 
 
+class _TakesFirstError(Exception):
+    """Raised by a recorder that was handed a part of what the one before returned: this family expects a tuple."""
+
+
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer, keeps its keyword arguments, and returns the hidden states unchanged."""
+    """Stands in for a decoder layer: keeps its arguments, and returns the hidden states unchanged or those given."""
 
-    arguments: dict[str, Any]
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple: not a part of this module
+        self._names = list(inspect.signature(layer.forward).parameters)
+        self.arguments: dict[str, Any] = {}
+        self.seen: Any = None
+        "Hidden states of the last call, (1, n, hidden)."
+        self.given: Tensor | None = None
+        "What to return instead."
+        self.returns_tuple = False
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        arguments = {**dict(zip(self._names, positional, strict=False)), **named}
+        self.seen = arguments.pop(self._names[0])
+        if self.seen.ndim < 3 and not self.returns_tuple:
+            raise _TakesFirstError
         self.arguments = arguments
-        return hidden_states
+        found = self.seen if self.given is None else self.given
+        return (found,) if self.returns_tuple else found
+
+    def __getattr__(self, name: str) -> Any:
+        """Models ask some layers for their kind."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"][0], name)
 
 
 class Decoder:
@@ -55,11 +85,11 @@ class Decoder:
         self.config = causal.config
         _refuse_unsupported(self.config)
         keep_tables_exact(causal)
-        self._base: Any = causal.get_decoder()
-        self.layers: list[nn.Module] = list(self._base.layers)
-        self.head: nn.Module = causal.get_output_embeddings()
+        self._base, self.head = split_head(causal)
+        self._parent, self._name = layer_list(causal)
+        self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self.embedding: nn.Embedding = causal.get_input_embeddings()
-        self._recorders = nn.ModuleList(_Recorder() for _ in self.layers)
+        self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -85,17 +115,44 @@ class Decoder:
         return int(self.config.hidden_size)
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
-        layers = self._base.layers
-        self._base.layers = self._recorders
+    def _recording(self, given: Tensor | None = None) -> Iterator[list[_Recorder]]:
+        """Within it, recorders stand in for the layers; the last one returns `given`."""
+        layers = getattr(self._parent, self._name)
+        recorders: list[_Recorder] = list(self._recorders)  # type: ignore[arg-type]
+        setattr(self._parent, self._name, self._recorders)
+        recorders[-1].given = given
         try:
-            yield
+            yield recorders
         finally:
-            self._base.layers = layers
+            setattr(self._parent, self._name, layers)
+            for recorder in recorders:
+                recorder.seen = recorder.given = None
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Embeds token_ids (1, n) into the first layer's input, (1, n, hidden)."""
-        return self.embedding(token_ids)  # type: ignore[no-any-return]
+    def _call(self, recorders: list[_Recorder], **inputs: Any) -> Any:
+        """Calls the decoder with recorders in the places of its layers."""
+        with contextlib.suppress(_TakesFirstError):
+            return self._base(use_cache=False, **inputs)
+        for recorder in recorders:
+            recorder.returns_tuple = True
+        return self._base(use_cache=False, **inputs)
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Embeds token_ids at their positions, both (1, n), into the first layer's input, (1, n, hidden)."""
+        with self._recording() as recorders:
+            self._call(recorders, input_ids=token_ids, position_ids=positions)
+            found: Tensor = recorders[0].seen
+        return found
+
+    @functools.cached_property
+    def trains_embedding(self) -> bool:
+        """Whether anything before the first layer is trained."""
+        if any(p.requires_grad for p in self.embedding.parameters()):
+            return True
+        if not any(p.requires_grad for p in self.final_norm_parameters):
+            return False
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.embedding.weight.device)
+        with torch.enable_grad():
+            return self.embed(one, one).requires_grad
 
     def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
         """Records the keyword arguments that the model passes to each layer for a tile.
@@ -104,22 +161,23 @@ class Decoder:
             hidden: Any tensor of the tile's shape, dtype and device, (1, n, hidden).
             positions: Positions of the tile's tokens, (1, n).
         """
-        with self._recording(), torch.no_grad():
-            self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False)
-        return [recorder.arguments for recorder in self._recorders]  # type: ignore[misc]
+        with self._recording() as recorders, torch.no_grad():
+            self._call(recorders, inputs_embeds=hidden, position_ids=positions)
+            return [recorder.arguments for recorder in recorders]
 
     @functools.cached_property
     def final_norm_parameters(self) -> list[nn.Parameter]:
-        """Parameters between the last layer and the head."""
+        """Parameters of the decoder outside its layers and its token embedding."""
         inside = {id(p) for part in (*self.layers, self.embedding) for p in part.parameters()}
         return [p for p in self._base.parameters() if id(p) not in inside]
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Normalises the last layer's output for the head, both (1, n, hidden); differentiable."""
-        with self._recording():
-            positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
-            output: Tensor = self._base(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
-        return output
+        positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
+        with self._recording(given=hidden) as recorders:
+            output = self._call(recorders, inputs_embeds=hidden.detach(), position_ids=positions)
+        found: Tensor = output.last_hidden_state
+        return found
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -145,6 +203,12 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
         feature = f"a context of {context:,} tokens"
         problem = f"its rotary tables ({rope_type(settings)}) change with the length"
         raise _unsupported(config, feature, problem, f"a context up to {fixed:,}, or a model with YaRN")
+
+
+def does_not_attend_once(config: Any, layer: int, calls: int) -> errors.EliteError:
+    """The error for a layer that couples its tokens by something else than one call of the attention function."""
+    problem = f"layer {layer} calls the attention function {calls} times instead of once"
+    return _unsupported(config, "the streamed step", problem, "a decoder whose every layer attends")
 
 
 def _unsupported(config: Any, feature: str, problem: str, supported: str) -> errors.EliteError:

@@ -30,7 +30,7 @@ from engine.streaming import attention as streamed_attention
 from engine.streaming import copies
 from engine.streaming.attention import KvCollected, Pass
 from engine.streaming.boundary import BackwardPoint, retile
-from engine.streaming.decoder import Decoder
+from engine.streaming.decoder import Decoder, does_not_attend_once
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.loss import loss_and_gradient, token_losses
 from engine.streaming.sequence_run import SequenceRun
@@ -60,7 +60,7 @@ class LayerPasses:
         self._streams = copies.copy_streams(device)
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
-        self._trains_embedding = any(p.requires_grad for p in self.decoder.embedding.parameters())
+        self._trains_embedding = self.decoder.trains_embedding
         self._generators = KeyedGenerators(device)
         self._linears = FrozenLinears(layers, self.decoder.config.model_type)
         self._weights = self._make_weights(layers)
@@ -157,13 +157,16 @@ class LayerPasses:
         self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
         with self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP)):
             output: Any = self.decoder.layers[layer](x, **arguments)
+        if self._workspace.attention.calls != 1:
+            raise does_not_attend_once(self.decoder.config, layer, self._workspace.attention.calls)
         y: Tensor = output[0] if isinstance(output, tuple) else output
         return y
 
     def _embed(self, run: SequenceRun, tile: int) -> Tensor:
         """Computes the first layer's input for a tile, (1, tile, hidden)."""
         with self._numbers(run, "embedding", 0, tile, first=True):
-            return self.decoder.embed(run.token_ids(tile).unsqueeze(0))
+            ids = run.token_ids(tile)
+            return self.decoder.embed(ids.unsqueeze(0), run.arguments.positions(tile, len(ids)))
 
     @contextlib.contextmanager
     def _numbers(self, run: SequenceRun, purpose: str, layer: int, tile: int, *, first: bool) -> Iterator[None]:

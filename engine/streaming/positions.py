@@ -37,8 +37,7 @@ class TileArguments:
         """Returns one dictionary a layer. `hidden` is the tile's input, (1, tile, hidden)."""
         if tile in self._kept:
             return self._kept[tile]
-        positions = self._positions(tile * self._tile, hidden.shape[1])
-        arguments = self._decoder.layer_arguments(hidden.detach(), positions.unsqueeze(0))
+        arguments = self._decoder.layer_arguments(hidden.detach(), self.positions(tile, hidden.shape[1]))
         if self._keeps is None:
             a_token = _tensor_bytes(arguments) / hidden.shape[1]
             self._keeps = a_token * self._context <= CACHE_BYTES
@@ -46,10 +45,11 @@ class TileArguments:
             self._kept[tile] = arguments
         return arguments
 
-    def _positions(self, start: int, length: int) -> Tensor:
-        """Computes each token's position in its document, (length,) int64, on the device, as a copy would block."""
+    def positions(self, tile: int, length: int) -> Tensor:
+        """Computes each token's position in its document, (1, length) int64, on the device, as a copy would block."""
+        start = tile * self._tile
         order = torch.arange(start, start + length, device=self._device)
-        return order - self._starts[torch.bucketize(order, self._starts, right=True) - 1]
+        return (order - self._starts[torch.bucketize(order, self._starts, right=True) - 1]).unsqueeze(0)
 
 
 def _tensor_bytes(arguments: list[dict[str, Any]]) -> int:

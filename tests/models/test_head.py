@@ -1,4 +1,4 @@
-"""The head is checked without the layers: fused kernels refuse the CPU, on which streamed weights wait."""
+"""The head is what a model does after its decoder: its last linear layer alone, or all of its own forward."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.errors import EliteError
-from engine.models.lm_head import check_head
+from engine.models.lm_head import split_head, summed_cross_entropy
 
 SIZES = {
     "vocab_size": 53,
@@ -18,6 +17,11 @@ SIZES = {
     "intermediate_size": 48,
     "pad_token_id": 0,
 }
+CHANGED = [
+    ("granite", {"logits_scaling": 3.0}),
+    ("cohere", {"logit_scale": 0.25}),
+    ("gemma2", {"final_logit_softcapping": 0.5}),
+]
 
 
 def _model(family, **changes):
@@ -31,27 +35,38 @@ def _refuse(*_, **__):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "gemma3_text", "mixtral", "starcoder2"])
-def test_no_layer_runs_on_the_host(family, tied):
+def test_the_last_linear_layer_alone_where_it_makes_the_logits(family, tied):
+    """No layer runs to see it: weights may wait on the host while fused kernels, which need a GPU, are in place."""
     model = _model(family, tie_word_embeddings=tied)
     ids = torch.arange(6)[None]
     before = model(input_ids=ids).logits
     for layer in model.get_decoder().layers:
         layer.forward = _refuse
-    check_head(model)
+    assert split_head(model)[1] is model.get_output_embeddings()
     for layer in model.get_decoder().layers:
         del layer.forward
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("granite", {"logits_scaling": 3.0}),
-        ("cohere", {"logit_scale": 0.25}),
-        ("gemma2", {"final_logit_softcapping": 0.5}),
-    ],
-)
-def test_logits_that_change_after_the_head_are_refused(family, changes):
+def test_no_weight_is_needed_to_see_it():
+    with torch.device("meta"):
+        model = _model("llama")
+    assert split_head(model)[1] is model.get_output_embeddings()
+
+
+@pytest.mark.parametrize(("family", "changes"), CHANGED)
+def test_logits_that_change_after_the_last_layer_are_the_models_own(family, changes):
     model = _model(family, **{"initializer_range": 0.5, **changes})
-    with pytest.raises(EliteError, match="logits after the head"):
-        check_head(model)
+    ids = torch.randint(0, 53, (1, 12), generator=torch.Generator().manual_seed(0))
+    decoder, head = split_head(model)
+    assert head is not model.get_output_embeddings()
+    assert head.out_features == 53
+    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
+    expected = model(input_ids=ids, use_cache=False).logits[0]
+    assert torch.equal(head(hidden), expected)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits[0], expected), "the model is not as it was"
+    loss = torch.nn.functional.cross_entropy(expected, ids[0], reduction="sum")
+    wanted = torch.autograd.grad(loss, list(model.parameters()))
+    found = torch.autograd.grad(summed_cross_entropy(hidden, head, ids[0], piece=5), list(model.parameters()))
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()

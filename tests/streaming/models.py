@@ -21,6 +21,22 @@ _COMMON = {
 }
 
 _SPECIFIC = {
+    "ernie4_5": {"head_dim": 24},
+    "exaone4": {"sliding_window": 20, "sliding_window_pattern": 2},
+    "gemma": {"head_dim": 24},
+    "glm": {"head_dim": 24},
+    "glm4": {"head_dim": 24},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0625,
+    },
+    "ministral3": {"head_dim": 16},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "seed_oss": {"head_dim": 24, "residual_dropout": 0.0, "attention_dropout": 0.0},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
     "llama": {},
     "mistral": {"sliding_window": 24},
     "qwen2": {"tie_word_embeddings": True},

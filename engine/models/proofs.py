@@ -1,0 +1,123 @@
+"""Proofs that models of families outside the registry are computed right: kept by the settings that they hold for.
+
+`engine verify --model` makes them (engine.verify.family_proof), in seconds. Here they are found, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.models.families import Ability, Family
+from engine.models.spec import ModelSpec
+from engine.whole_file import replace_text
+
+VERSION = 1
+"""Of what is compared. A proof of another version counts for nothing."""
+_IRRELEVANT = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "quantization_config",
+    }
+)
+"""Keys of config.json that change nothing of what a proof compares."""
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of a small copy of a model's configuration."""
+
+    version: int = VERSION
+    transformers: str
+    model_type: str
+    settings: str
+    "Name of the configuration that it holds for."
+    refused: dict[str, str]
+    "Ability → why it is refused; empty where it is admitted."
+    differences: dict[str, float]
+    "Comparison → largest relative difference."
+    adapts_mlp: bool
+    shape: dict[str, Any]
+    "Fields of ModelSpec; none where the plan cannot count it."
+    seconds: float
+
+    @property
+    def admitted(self) -> frozenset[Ability]:
+        """What was shown to be right."""
+        return frozenset(ability for ability, problem in self.refused.items() if not problem)  # type: ignore[misc]
+
+    @property
+    def family(self) -> Family:
+        """The row of the registry that follows from it."""
+        problems = [problem for problem in self.refused.values() if problem]
+        shape = {"adapts_mlp": self.adapts_mlp}
+        return Family(does=self.admitted, because=problems[0] if problems else "", shape=shape, proof=self.settings)
+
+    def spec(self, *, name: str, hub_id: str | None, path: Path | None) -> ModelSpec:
+        """The shapes of the model that it was made of."""
+        shape: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in self.shape.items()
+        }
+        return ModelSpec(name=name, family=self.model_type, licence="unknown", hub_id=hub_id, path=path, **shape)
+
+
+def settings_name(config: Mapping[str, Any]) -> str:
+    """Short name of a config.json: the same for all that a proof of one holds for."""
+    known = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def library_version() -> str:
+    """Of transformers, whose code the proof is about."""
+    return importlib.metadata.version("transformers")
+
+
+def find_proof(config: Mapping[str, Any]) -> Proof | None:
+    """The proof that is kept for a config.json; None where none is, or it was made with other code."""
+    return read_proof(settings_name(config))
+
+
+def read_proof(settings: str) -> Proof | None:
+    """The proof that is kept under a configuration's short name, as `find_proof`."""
+    try:
+        found = msgspec.json.decode(_path(settings).read_bytes(), type=Proof)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    return found if (found.version, found.transformers) == (VERSION, library_version()) else None
+
+
+def keep_proof(proof: Proof) -> Path:
+    """Keeps a proof in the user's cache.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    path = _path(proof.settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_proof(proof, path)
+    return path
+
+
+def write_proof(proof: Proof, path: Path) -> None:
+    """Writes a proof as JSON.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    replace_text(path, msgspec.json.format(msgspec.json.encode(proof), indent=1).decode() + "\n")
+
+
+def _path(settings: str) -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("elite-tui") / "proofs" / f"{settings}.json"

@@ -1,0 +1,342 @@
+"""The proof that a model's family is computed right: a small copy of its configuration, against plain transformers.
+
+The reference is the model's own forward, eager attention, one document at a time, ordinary backpropagation. In fp64,
+so that what differs is a mistake and not rounding; parts that a family computes in fp32 whatever its weights are leave
+1e-7.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine import errors
+from engine.config import LoraSection
+from engine.data.windows import Window
+from engine.export.merging import MergedWeights, read_updates
+from engine.export.weights import StoredWeights
+from engine.generation.forward import open_forward
+from engine.models.adapter import attach_adapter
+from engine.models.families import FAMILIES, Ability, Family, admit, setting_refusals
+from engine.models.folder import open_folder
+from engine.models.proofs import Proof, library_version, settings_name
+from engine.models.weight_map import map_weights
+from engine.plan.stream_plan import StreamPlan
+from engine.steps.whole_step import WholeSequenceStep
+from engine.streaming.step import StreamedStep
+from engine.verify.observed_shape import observed_shape
+from engine.verify.small import Unbothered
+from engine.verify.small_copy import VOCABULARY, NotSmallError, small_config, small_model
+
+EXACT = 2e-5
+"""Relative difference in fp64 that fp32 parts of a model explain."""
+_EXPORTED = 1e-4
+"""Relative difference of logits in fp32."""
+_NEVER = 1e-3
+"""Relative difference that nothing explains."""
+_LENGTH = 70
+_DOCUMENTS: tuple[tuple[int, ...], ...] = ((0,), (0, 5, 6, 40))
+_PLANS = (
+    StreamPlan(tile=16, key_block=32, loss_piece=7),
+    StreamPlan(tile=27, key_block=64, loss_piece=50, stash=False, checkpoint_every=2),
+)
+
+
+class DiffersError(Exception):
+    """What was computed is not what transformers computes. The message says what differs."""
+
+
+Gradients = dict[str, Tensor]
+Computed = tuple[float, Gradients]
+"""Summed loss, and gradients by name."""
+
+
+def prove_family(config: Any, settings: Mapping[str, Any] | None = None) -> Proof:
+    """Compares everything that can be done with a model.
+
+    Args:
+        config: transformers configuration of a causal language model.
+        settings: The config.json that it was read from; what it writes, if it was made here.
+    """
+    began = time.monotonic()
+    refused, differences = _abilities(config)
+    shape: dict[str, Any] = {}
+    try:
+        shape = observed_shape(config)
+        refused["planned"] = ""
+    except Exception as problem:
+        refused["planned"] = _line(problem)
+    return Proof(
+        transformers=library_version(),
+        model_type=config.model_type,
+        settings=settings_name(json.loads(config.to_json_string()) if settings is None else settings),
+        refused={str(ability): problem for ability, problem in refused.items()},
+        differences=differences,
+        adapts_mlp=not has_experts(config),
+        shape=shape,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
+    """Why each ability is refused ("" where it is admitted), and the largest difference of each comparison."""
+    model_type = config.model_type
+    before = FAMILIES.get(model_type)
+    seen: dict[str, float] = {}
+    checks: dict[Ability, Callable[[Any, dict[str, float]], None]] = {
+        "streamed": _streamed_step,
+        "whole": _whole_windows,
+        "generated": _generation,
+        "exported": _exports,
+    }
+    denied = setting_refusals(config.to_dict())
+    if not hasattr(config, "num_hidden_layers"):
+        wrapped = getattr(config.get_text_config(), "model_type", "other")
+        return dict.fromkeys(checks, f"it wraps a {wrapped} model, which is not taken out of it"), seen
+    try:
+        small = small_config(config)
+        random = _reference_differs_from_itself(small)
+    except NotSmallError as problem:
+        return dict.fromkeys(checks, str(problem)), seen
+    except Exception as problem:
+        return dict.fromkeys(checks, f"a small copy cannot be made ({_line(problem)})"), seen
+    found: dict[Ability, str] = {}
+    try:
+        for ability, check in checks.items():
+            streams = ability == "streamed" or not found["streamed"]
+            shown: frozenset[Ability] = frozenset({"streamed"} if streams else ())
+            admit(model_type, Family(does=shown, shape={"adapts_mlp": not has_experts(config)}))
+            found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
+    finally:
+        if before is None:
+            del FAMILIES[model_type]
+        else:
+            admit(model_type, before)
+    return found, seen
+
+
+def has_experts(config: Any) -> bool:
+    """Whether layers may hold experts."""
+    return any("expert" in name and type(value) is int and value > 1 for name, value in config.to_dict().items())
+
+
+def _reason(check: Callable[[Any, dict[str, float]], None], small: Any, seen: dict[str, float]) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check(small, seen)
+    except DiffersError as problem:
+        return str(problem)
+    except errors.EliteError as refused:
+        return _line(refused)
+    except Exception as problem:
+        return f"it fails ({_line(problem)})"
+    return ""
+
+
+def _line(error: Exception) -> str:
+    said = error.values.get("problem") if isinstance(error, errors.EliteError) else None
+    lines = (said or str(error)).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+# --- the reference ------------------------------------------------------------------------------------------
+
+
+def _tokens(length: int = _LENGTH, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def _reference(model: Any, ids: Tensor, starts: tuple[int, ...]) -> Computed:
+    """Summed loss, and the gradient of its mean, by the model itself; each document by itself."""
+    model.zero_grad()
+    total, targets = 0.0, len(ids) - len(starts)
+    for start, stop in pairwise((*starts, len(ids))):
+        logits = model(input_ids=ids[None, start:stop], use_cache=False).logits[0]
+        loss = functional.cross_entropy(logits[:-1].double(), ids[start + 1 : stop], reduction="sum")
+        (loss / targets).backward()
+        total += float(loss.detach())
+    return total, _taken(model)
+
+
+def _taken(model: Any) -> Gradients:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def _reference_differs_from_itself(small: Any) -> str:
+    model = small_model(small, torch.float64).train()
+    ids = _tokens()
+    one, other = (_reference(model, ids, (0,)) for _ in range(2))
+    if not np.isfinite(one[0]):
+        raise NotSmallError("the loss of a small copy is not finite")
+    same = abs(one[0] - other[0]) <= 1e-9 * abs(one[0])
+    return "" if same else "it draws random numbers while it trains, and they would differ between the passes"
+
+
+class _Reference:
+    """What the model itself computes, and how far two of its own ways to attend are apart."""
+
+    def __init__(self, model: Any, ids: Tensor, starts: tuple[int, ...]) -> None:
+        self._model, self._ids, self._starts = model, ids, starts
+        self.computed = _reference(model, ids, starts)
+
+    def check(self, what: str, found: Computed, seen: dict[str, float]) -> None:
+        """Makes sure that a loss and its gradient are the model's.
+
+        Raises:
+            DiffersError: they are not.
+        """
+        wanted = self.computed
+        expected = [name for name, gradient in wanted[1].items() if gradient.any()]
+        if missing := [name for name in expected if name not in found[1]]:
+            raise DiffersError(f"{what}: {missing[0]} and {len(missing) - 1} more get no gradient")
+        loss = abs(found[0] - wanted[0]) / abs(wanted[0])
+        worst, name = _worst(found[1], wanted[1])
+        seen[what] = max(worst, loss)
+        if seen[what] < EXACT:
+            return
+        if not (seen[what] < _NEVER and seen[what] < 20 * self._noise):
+            of = "loss" if loss > worst else f"gradient of {name}"
+            raise DiffersError(f"{what}: the {of} differs by {seen[what]:.1e}")
+
+    @functools.cached_property
+    def _noise(self) -> float:
+        """Where scores are large, the fp32 in which some families take the softmax shows."""
+        config = _base(self._model).config
+        before = config._attn_implementation
+        config._attn_implementation = "sdpa"
+        try:
+            other = _reference(self._model, self._ids, self._starts)
+        except Exception:
+            return 0.0  # this family has one way only
+        finally:
+            config._attn_implementation = before
+        return _worst(other[1], self.computed[1])[0]
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
+    """The largest relative difference, and whose it is."""
+    whole = torch.stack([gradient.double().norm() for gradient in wanted.values()]).norm()
+    worst, name = 0.0, ""
+    for key, gradient in found.items():
+        want = wanted.get(key, torch.zeros(())).double()
+        error = float((gradient.double() - want).norm() / (want.norm() + 1e-4 * whole))
+        if not error <= worst:
+            worst, name = error, key
+    return worst, name
+
+
+def _variants(small: Any) -> Iterator[tuple[str, Any]]:
+    """The small model with all its weights trained, and in an adapter."""
+    yield "full", small_model(small, torch.float64).train()
+    yield "LoRA", _adapted(small_model(small, torch.float64)).train()
+
+
+def _adapted(model: Any) -> Any:
+    """The model in an adapter that changes what it computes."""
+    adapted: Any = attach_adapter(model.requires_grad_(requires_grad=False), LoraSection(rank=4), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(model.dtype)
+                if "lora_B" in name:
+                    parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return adapted
+
+
+def _called(starts: tuple[int, ...]) -> str:
+    return "one document" if len(starts) == 1 else f"{len(starts)} documents"
+
+
+# --- what is proven -----------------------------------------------------------------------------------------
+
+
+def _streamed_step(small: Any, seen: dict[str, float]) -> None:
+    for kind, model in _variants(small):
+        for number, starts in enumerate(_DOCUMENTS):
+            wanted = _Reference(model, _tokens(), starts)
+            for plan in _PLANS if kind == "full" else _PLANS[number : number + 1]:
+                with StreamedStep(model, plan, device=torch.device("cpu")) as step:
+                    loss = step.run(_tokens(), document_starts=starts).loss_sum
+                what = f"streamed, {kind}, {_called(starts)}, tiles of {plan.tile}"
+                wanted.check(what, (loss, _taken(model)), seen)
+
+
+def _whole_windows(small: Any, seen: dict[str, float]) -> None:
+    ids = _tokens()
+    for kind, model in _variants(small):
+        for starts in _DOCUMENTS:
+            wanted = _Reference(model, ids, starts)
+            step = WholeSequenceStep(model, recompute=kind == "full" and len(starts) > 1)
+            loss = step.run([Window(ids.numpy(), starts)], 1 / (len(ids) - len(starts)), Unbothered()).loss_sum
+            step.close()
+            wanted.check(f"whole, {kind}, {_called(starts)}", (loss, _taken(model)), seen)
+
+
+def _exports(small: Any, seen: dict[str, float]) -> None:
+    """An adapter, and the base with it folded in, read back by the libraries that they are written for."""
+    base = small_model(small, torch.float32)
+    with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder, torch.no_grad():
+        plain, adapter, whole = (Path(folder) / name for name in ("plain", "adapter", "merged"))
+        base.save_pretrained(plain)
+        model = _adapted(base).eval()
+        wanted = model(input_ids=_tokens()[None], use_cache=False).logits
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        stored = open_folder(plain)
+        config = AutoConfig.from_pretrained(plain)
+        read = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+        read.config._experts_implementation = base.config._experts_implementation
+        found = PeftModel.from_pretrained(read, str(adapter)).eval()(input_ids=_tokens()[None], use_cache=False).logits
+        _same_logits("adapter", found, wanted, seen)
+        whole.mkdir()
+        with StoredWeights(map_weights(stored, config)) as weights:
+            merged = MergedWeights(weights, read_updates(adapter), tied=config.tie_word_embeddings)
+            tensors = {name: merged.tensor(name).contiguous() for name in merged.names()}
+            config.tie_word_embeddings = config.tie_word_embeddings and not merged.unties_head
+        save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(whole)
+        read = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, attn_implementation="eager").eval()
+        read.config._experts_implementation = base.config._experts_implementation
+        _same_logits("merged", read(input_ids=_tokens()[None], use_cache=False).logits, wanted, seen)
+
+
+def _same_logits(what: str, found: Tensor, wanted: Tensor, seen: dict[str, float]) -> None:
+    error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    seen[f"exported, {what}"] = error
+    if not error < _EXPORTED:
+        raise DiffersError(f"exported, {what}: logits differ by {error:.1e} once they are read back")
+
+
+@torch.no_grad()
+def _generation(small: Any, seen: dict[str, float]) -> None:
+    model = small_model(small, torch.float64).eval()
+    ids, prompt = _tokens(), _LENGTH - 8
+    wanted = model(input_ids=ids[None], use_cache=False).logits[0, prompt - 1 :]
+    forward = open_forward(model, _LENGTH, tile=16, page=32)
+    found = [forward.advance(ids[:prompt]), *(forward.advance(ids[at : at + 1]) for at in range(prompt, _LENGTH))]
+    error = float((torch.stack(found).double() - wanted).norm() / wanted.norm())
+    seen["generated"] = error
+    if not error < EXACT:
+        raise DiffersError(f"generated: logits differ by {error:.1e} from those without a cache")
