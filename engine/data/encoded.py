@@ -30,9 +30,8 @@ _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
 # Each letter has one place in these, so that a run that is too short is given up at once.
 _HEXADECIMAL = re.compile(r"(?:0[xX][0-9A-Fa-f]{1,16}[uUlL]{0,3}[,\s]{1,24}){64,}(?:0[xX][0-9A-Fa-f]{1,16})?")
-_ESCAPED = re.compile(
-    r"(?:\\[xX][0-9A-Fa-f]{2}(?:[\"']\s{0,24}[\"'])?){64,}|(?:\\[0-7]{3}(?:[\"']\s{0,24}[\"'])?){64,}"
-)
+_ESCAPED = re.compile(r"(?:\\[xX][0-9A-Fa-f]{2}(?:[\"']\s{0,24}[\"'])?){64,}")
+_OCTAL = re.compile(r"(?:\\[0-3][0-7]{2}(?:[\"']\s{0,24}[\"'])?){64,}")
 _DECIMAL = re.compile(r"(?:-?\d{1,5}[ \t]{0,4},[ \t]{0,4}(?:\r?\n[ \t]{0,24})?){128,}(?:-?\d{1,5})?")
 _DUMPED = re.compile(r"(?:\b[0-9A-Fa-f]{2}[ \t]{1,2}(?:\r?\n(?:[0-9A-Fa-f]{6,16}:?[ \t]+)?)?){128,}")
 
@@ -57,8 +56,10 @@ def find_encoded(text: str) -> list[Edit]:
         found += _words(text)
     if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
         found += _tables(_HEXADECIMAL, text)
-    if content.count(b"\\") >= _FEWEST:
+    if content.count(b"\\x") + content.count(b"\\X") >= _FEWEST:
         found += _tables(_ESCAPED, text)
+    if sum(content.count(b"\\%d" % digit) for digit in range(4)) >= _FEWEST:
+        found += _tables(_OCTAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
         found += _tables(_DECIMAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DUMPS):
@@ -111,7 +112,7 @@ def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _looks_encoded(word: str) -> bool:
     """Whether letters are mixed as in base64, or all are hexadecimal digits, and no word is repeated."""
-    sample = word[:512]
+    sample = word[:160]
     letters = set(sample)
     if len(letters) < 8:
         return False
