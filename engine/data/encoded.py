@@ -23,9 +23,9 @@ _SHORTEST_TABLE = 2048
 "Characters of a table of numbers: shorter ones are constants that people look up."
 _FEWEST = 64
 "Items of a table."
-_WORD = 60
-"Characters of one line of a run; the last line may be shorter."
-_LETTERS = re.compile(r"[A-Za-z0-9+/_=-]{60,}")
+_STRIPE = 32
+"Letters and digits in a row, of which any run of that size has some."
+_LETTERS = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{60,}")
 _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
 # Each letter has one place in these, so that a run that is too short is given up at once.
@@ -40,7 +40,8 @@ def _classes(letters: str) -> bytes:
     return bytes(ord("a") if chr(code) in letters else ord(" ") for code in range(256))
 
 
-_IN_WORDS = _classes(string.ascii_letters + string.digits + "+/_-=")
+# Without the signs that people draw lines with: of a run of base64 some words go without them.
+_IN_WORDS = _classes(string.ascii_letters + string.digits + "+")
 _IN_DECIMALS = _classes(string.digits + ",- \t\r\n")
 _IN_DUMPS = _classes(string.hexdigits + ": \t\r\n")
 _STRETCH = 512
@@ -52,7 +53,7 @@ def find_encoded(text: str) -> list[Edit]:
     found: list[tuple[int, int]] = []
     # A look at the bytes tells most files apart, a hundred times as fast as the patterns.
     content = text.encode("ascii", "replace")
-    if b"a" * _WORD in content.translate(_IN_WORDS):
+    if b"a" * _STRIPE in content.translate(_IN_WORDS):
         found += _words(text)
     if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
         found += _tables(_HEXADECIMAL, text)
