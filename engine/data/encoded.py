@@ -23,16 +23,15 @@ _SHORTEST_TABLE = 2048
 "Characters of a table of numbers: shorter ones are constants that people look up."
 _FEWEST = 64
 "Items of a table."
-_WORD = 60
-"Characters of one line of a run; the last line may be shorter."
-_LETTERS = re.compile(r"[A-Za-z0-9+/_=-]{60,}")
+_STRIPE = 32
+"Letters and digits in a row, of which any run of that size has some."
+_LETTERS = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{60,}")
 _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
 # Each letter has one place in these, so that a run that is too short is given up at once.
 _HEXADECIMAL = re.compile(r"(?:0[xX][0-9A-Fa-f]{1,16}[uUlL]{0,3}[,\s]{1,24}){64,}(?:0[xX][0-9A-Fa-f]{1,16})?")
-_ESCAPED = re.compile(
-    r"(?:\\[xX][0-9A-Fa-f]{2}(?:[\"']\s{0,24}[\"'])?){64,}|(?:\\[0-7]{3}(?:[\"']\s{0,24}[\"'])?){64,}"
-)
+_ESCAPED = re.compile(r"(?:\\[xX][0-9A-Fa-f]{2}(?:[\"']\s{0,24}[\"'])?){64,}")
+_OCTAL = re.compile(r"(?:\\[0-3][0-7]{2}(?:[\"']\s{0,24}[\"'])?){64,}")
 _DECIMAL = re.compile(r"(?:-?\d{1,5}[ \t]{0,4},[ \t]{0,4}(?:\r?\n[ \t]{0,24})?){128,}(?:-?\d{1,5})?")
 _DUMPED = re.compile(r"(?:\b[0-9A-Fa-f]{2}[ \t]{1,2}(?:\r?\n(?:[0-9A-Fa-f]{6,16}:?[ \t]+)?)?){128,}")
 
@@ -41,7 +40,8 @@ def _classes(letters: str) -> bytes:
     return bytes(ord("a") if chr(code) in letters else ord(" ") for code in range(256))
 
 
-_IN_WORDS = _classes(string.ascii_letters + string.digits + "+/_-=")
+# Without the signs that people draw lines with: of a run of base64 some words go without them.
+_IN_WORDS = _classes(string.ascii_letters + string.digits + "+")
 _IN_DECIMALS = _classes(string.digits + ",- \t\r\n")
 _IN_DUMPS = _classes(string.hexdigits + ": \t\r\n")
 _STRETCH = 512
@@ -53,12 +53,14 @@ def find_encoded(text: str) -> list[Edit]:
     found: list[tuple[int, int]] = []
     # A look at the bytes tells most files apart, a hundred times as fast as the patterns.
     content = text.encode("ascii", "replace")
-    if b"a" * _WORD in content.translate(_IN_WORDS):
+    if b"a" * _STRIPE in content.translate(_IN_WORDS):
         found += _words(text)
     if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
         found += _tables(_HEXADECIMAL, text)
-    if content.count(b"\\") >= _FEWEST:
+    if content.count(b"\\x") + content.count(b"\\X") >= _FEWEST:
         found += _tables(_ESCAPED, text)
+    if sum(content.count(b"\\%d" % digit) for digit in range(4)) >= _FEWEST:
+        found += _tables(_OCTAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
         found += _tables(_DECIMAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DUMPS):
@@ -111,7 +113,7 @@ def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def _looks_encoded(word: str) -> bool:
     """Whether letters are mixed as in base64, or all are hexadecimal digits, and no word is repeated."""
-    sample = word[:512]
+    sample = word[:160]
     letters = set(sample)
     if len(letters) < 8:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +17,8 @@ BUILD.bazel meson.build Package.swift mix.exs pubspec.yaml build.sbt build.sc bu
 deno.json jsr.json rebar.config dune-project stack.yaml Project.toml DESCRIPTION elm.json gleam.toml
 """
 _MARKS = frozenset(_MARK_NAMES.split())
-_MARK_PATTERNS = ("*.csproj", "*.fsproj", "*.vbproj", "*.gemspec", "*.podspec", "*.cabal", "*.rockspec", "*.nimble")
+_ENDINGS = "csproj fsproj vbproj gemspec podspec cabal rockspec nimble"
+_MARK_ENDINGS = frozenset(_ENDINGS.split())
 _LONGEST = 1 << 20
 "Bytes of a manifest that are read."
 
@@ -30,7 +30,7 @@ def is_manifest(path: PurePosixPath) -> bool:
 
 def marks_package(name: str) -> bool:
     """Whether a file of that base name lies at the root of a package."""
-    return name in _MARKS or ("." in name and any(fnmatch.fnmatchcase(name, mark) for mark in _MARK_PATTERNS))
+    return name in _MARKS or name.rpartition(".")[2] in _MARK_ENDINGS
 
 
 def _is_read(name: str) -> bool:

@@ -145,5 +145,8 @@ class SharedRuns:
         """
         runs, files = self._all()
         side = np.array(held_out, dtype=bool)[files] if len(files) else np.empty(0, dtype=bool)
-        kept = runs[side]
-        return float(np.isin(kept, runs[~side]).mean()) if len(kept) else 0.0
+        kept, trained = runs[side], np.sort(runs[~side])
+        if not len(kept) or not len(trained):
+            return 0.0
+        places = np.minimum(np.searchsorted(trained, kept), len(trained) - 1)
+        return float((trained[places] == kept).mean())
