@@ -57,6 +57,8 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
         argument = _ARGUMENT.match(lower, place)
         if argument is None or ")" in argument["gap"].rstrip("([{ ")[1:]:
             return
+        # Variables before it are arguments, too.
+        place_of = number + argument["gap"].lstrip(",").count(",")
         span = literal(text, argument.start("q"))
         if span is None or span[1] - span[0] > 400:
             return
@@ -66,10 +68,12 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
             span = span[0] + len(user) + 1, span[1]
             if is_secretive(value, evidence):
                 yield "credential in a call", *span
-        elif number == 0 and part == "login" and text.startswith(")", span[1] + 1):
+        elif place_of == 0 and part == "login" and text.startswith(")", span[1] + 1):
             if is_secretive(text[slice(*span)], Evidence.NEAR):
                 yield "credential in a call", *span
-        elif (number or evidence == Evidence.NEAR or part in _FIRST_TOO) and is_secretive(text[slice(*span)], evidence):
+        elif (place_of or evidence == Evidence.NEAR or part in _FIRST_TOO) and is_secretive(
+            text[slice(*span)], evidence
+        ):
             yield "credential in a call", *span
         place = span[1] + 1
         if text[place : place + 1] not in (",", " ", "\n", "."):

@@ -50,7 +50,9 @@ _COMPILED = tuple(
     (hints, re.compile(pattern, 0 if re.search(r"-[A-Z]\[", pattern) else re.IGNORECASE))
     for hints, pattern in _COMMANDS
 )
-_CURL = re.compile(rf"(?:[ \t\"'](?:-u|-a|--(?:proxy-)?user|--auth)[ \t=]+|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}")
+_CURL = re.compile(
+    rf"(?:[ \t\"'](?:-u[ \t=]*|(?:-a|--(?:proxy-)?user|--auth)[ \t=]+)|[\"'](?:-u|--user)[\"'],\s{{0,20}}){_WORD}"
+)
 
 
 _HERE_STRING = re.compile(rf"(?:secret|passw\w{{0,20}}|token)[ \t]*<<<[ \t]*{_WORD}", re.IGNORECASE)

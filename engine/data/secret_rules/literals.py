@@ -59,7 +59,10 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
     text, lower = source.text, source.lower
     for stem in stems():
         if stem.text in found:
-            for match in _pattern(stem).finditer(lower):
+            position = 0
+            while (match := _pattern(stem).search(lower, position)) is not None:
+                # The name may stand again before the literal: `key = env.API_KEY || "…"`.
+                position = match.start() + len(stem.text)
                 evidence = evidence_of(text, match, stem)
                 if evidence is not None:
                     for start, end in _statement(text, lower, match, evidence):
