@@ -57,10 +57,11 @@ def find_encoded(text: str) -> list[Edit]:
         found += _words(text)
     if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
         found += _tables(_HEXADECIMAL, text)
-    if content.count(b"\\x") + content.count(b"\\X") >= _FEWEST:
-        found += _tables(_ESCAPED, text)
-    if sum(content.count(b"\\%d" % digit) for digit in range(4)) >= _FEWEST:
-        found += _tables(_OCTAL, text)
+    if content.count(b"\\") >= _FEWEST:
+        if content.count(b"\\x") + content.count(b"\\X") >= _FEWEST:
+            found += _tables(_ESCAPED, text)
+        if sum(content.count(b"\\%d" % digit) for digit in range(4)) >= _FEWEST:
+            found += _tables(_OCTAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
         found += _tables(_DECIMAL, text)
     if b"a" * _STRETCH in content.translate(_IN_DUMPS):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,11 +120,10 @@ class SharedRuns:
         runs, files = self._all()
         order = np.lexsort((files, runs))
         runs, files = runs[order], files[order]
-        borders = np.flatnonzero(np.diff(runs)) + 1
-        most = max(2, _MOST_FILES * len(sizes))
-        spans = [
-            (first, last) for first, last in pairwise([0, *borders.tolist(), len(runs)]) if 1 < last - first <= most
-        ]
+        starts = np.flatnonzero(np.append(True, runs[1:] != runs[:-1])[: len(runs)])
+        counts = np.diff(np.append(starts, len(runs)))
+        some = (counts > 1) & (counts <= max(2, _MOST_FILES * len(sizes)))
+        spans = list(zip(starts[some].tolist(), (starts[some] + counts[some]).tolist(), strict=True))
         # What few files share says more than what many do, and goes first.
         for first, last in sorted(spans, key=lambda span: (span[1] - span[0], span[0])):
             begin = top(int(files[first]))
