@@ -27,10 +27,13 @@ def run(args: argparse.Namespace) -> int:
     from engine.commands.train import follow
     from engine.launch import preflight
     from engine.launch.launcher import launch
+    from engine.launch.signals import Interrupts
     from engine.optim.lr_range import FILE_NAME
 
-    handle = launch(preflight.check(read_run_config(args)), recipe=_RECIPE)
-    status = follow(handle, as_json=False)
+    config = preflight.check(read_run_config(args))
+    with Interrupts() as interrupts:
+        handle = launch(config, recipe=_RECIPE)
+        status = follow(handle, interrupts, as_json=False)
     if status:
         return status
     found = json.loads((handle.run.path / FILE_NAME).read_text(encoding="utf-8"))

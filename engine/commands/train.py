@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.commands.progress_display import Display
     from engine.config import RunConfig
     from engine.launch.handle import RunHandle
+    from engine.launch.signals import Interrupts
     from engine.runs.run_directory import RunDirectory
 
 NAMES = ("train",)
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.commands.admission import admit_model
     from engine.launch import preflight
     from engine.launch.launcher import launch
+    from engine.launch.signals import Interrupts
 
     if args.resume is None:
         resumed = None
@@ -88,14 +90,14 @@ def run(args: argparse.Namespace) -> int:
         output = getattr(args, "output.directory")
         resumed = find_resumable(args.resume, None if output is None else Path(output))
         config = resumed_config(resumed, args)
-    # Set before the launch, so that Ctrl-C during it already stops with a checkpoint.
-    signal.signal(signal.SIGTERM, _interrupt)
-    handle = launch(config, resume=resumed)
-    if args.detach:
-        _report_detached(handle, as_json=args.json)
-        handle.close()
-        return 0
-    return follow(handle, as_json=args.json)
+    # Entered before the launch, so that Ctrl-C during it already stops with a checkpoint.
+    with Interrupts() as interrupts:
+        handle = launch(config, resume=resumed)
+        if args.detach:
+            _report_detached(handle, as_json=args.json)
+            handle.close()
+            return 0
+        return follow(handle, interrupts, as_json=args.json)
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:
@@ -161,29 +163,29 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     return wanted if changed else config
 
 
-def follow(handle: RunHandle, *, as_json: bool) -> int:
-    """Shows a run until it ends, and forwards Ctrl-C to it.
+def follow(handle: RunHandle, interrupts: Interrupts, *, as_json: bool) -> int:
+    """Shows a run until it ends, and passes Ctrl-C on to it.
 
     Args:
         handle: The run, launched by this process.
-        as_json: Events on stdout instead of a display on stderr.
+        interrupts: Counts the signals to pass on.
+        as_json: Prints events on stdout instead of a display on stderr.
 
     Returns:
         The run's exit status.
     """
     from engine.commands.progress_display import open_display
 
-    interrupts = 0
+    passed_on = 0
     with open_display(as_json=as_json) as display:
         while handle.ending is None:
-            try:
-                for envelope in handle.poll():
-                    if envelope.seq >= handle.first_seq:
-                        display.show(envelope)
-                time.sleep(_POLL_S)
-            except KeyboardInterrupt:
-                interrupts += 1
-                _pass_on_interrupt(handle, display, interrupts)
+            for envelope in handle.poll():
+                if envelope.seq >= handle.first_seq:
+                    display.show(envelope)
+            if interrupts.count > passed_on and handle.ending is None:
+                passed_on += 1
+                _pass_on_interrupt(handle, display, passed_on)
+            time.sleep(_POLL_S)
         display.finish(handle.run, handle.ending)
     handle.wait_exit(_EXIT_WAIT_S)
     handle.close()
@@ -220,11 +222,6 @@ def _parse(text: str) -> Any:
         return run_config.parse_value(text)
     except (yaml.YAMLError, ValueError):
         return text  # no number field accepts it, so the check names the field
-
-
-def _interrupt(*_: object) -> None:
-    """Treats SIGTERM like Ctrl-C. A closed terminal (SIGHUP) instead lets the run continue alone."""
-    raise KeyboardInterrupt
 
 
 def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:

@@ -12,6 +12,34 @@ import threading
 from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MOST_COUNTED = 2
+"Signals that have a meaning: stop with a checkpoint, and end immediately."
+
+
+class Interrupts:
+    """Counts SIGINT and SIGTERM within its context instead of raising KeyboardInterrupt wherever the program is.
+
+    The third one raises it: whatever blocks the program should not keep a person in it.
+
+    Attributes:
+        count: Signals so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._add) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _add(self, *_: object) -> None:
+        self.count += 1
+        if self.count > _MOST_COUNTED:
+            raise KeyboardInterrupt
 
 
 def block_stop_signals() -> set[signal.Signals]:

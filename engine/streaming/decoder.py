@@ -151,7 +151,9 @@ class Decoder:
         if not any(p.requires_grad for p in self.final_norm_parameters):
             return False
         one = torch.zeros((1, 1), dtype=torch.long, device=self.embedding.weight.device)
-        with torch.enable_grad():
+        # Noise on the embeddings would be drawn from the generators that training goes on with.
+        devices = [one.device] if one.is_cuda else []
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             return self.embed(one, one).requires_grad
 
     def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
