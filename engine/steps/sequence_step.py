@@ -51,8 +51,10 @@ class _ShardArguments(TileArguments):
 
     shard_positions: Tensor
 
-    def _positions(self, start: int, length: int) -> Tensor:
-        return self.shard_positions[start : start + length]
+    def positions(self, tile: int, length: int) -> Tensor:
+        """See TileArguments."""
+        start = tile * self._tile
+        return self.shard_positions[start : start + length].unsqueeze(0)
 
 
 class SequenceStep(StreamedStep):

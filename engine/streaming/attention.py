@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -181,8 +182,6 @@ class TileAttention:
         "Whether the sequence is a single tile."
         self.layer = self.tile = self.start = 0
         self.purpose = Pass.FORWARD
-        self.calls = 0
-        "Of the function since `begin`: a layer attends once."
 
     def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
         """Begins another sequence, whose forward pass shows each layer's window again."""
@@ -193,7 +192,6 @@ class TileAttention:
     def begin(self, purpose: Pass, layer: int, tile: int, start: int) -> None:
         """Sets the pass, the layer and the tile of the next call of the attention function."""
         self.purpose, self.layer, self.tile, self.start = purpose, layer, tile, start
-        self.calls = 0
 
     def zero_gradients(self, layer: int) -> None:
         """Begins the backward pass of a layer."""
@@ -283,7 +281,6 @@ class TileAttention:
         Raises:
             KvCollected: the pass is COLLECT, and keys and values are kept.
         """
-        self.calls += 1
         self._see_window(window)
         if not self.lone and (
             self.purpose in (Pass.FORWARD, Pass.EVALUATE, Pass.COLLECT)
@@ -381,6 +378,16 @@ def activate(state: AttentionState | None) -> None:
     _active = state
 
 
+_calls = [0]
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[list[int]]:
+    """Counts the calls of the attention function within the context, whatever computes them."""
+    _calls[0] = 0
+    yield _calls
+
+
 def _attention_function(
     module: nn.Module,
     query: Tensor,
@@ -402,6 +409,7 @@ def _attention_function(
     if value.shape != key.shape:
         raise RuntimeError(f"{type(module).__name__} has values of another shape than its keys")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    _calls[0] += 1
     out = _active.compute(query, key, value, scale=scale, window=sliding_window)
     return out.transpose(1, 2).contiguous(), None  # as transformers' own functions return it: some layers view it
 

@@ -155,10 +155,11 @@ class LayerPasses:
         """Computes the layer's output for a tile x, both (1, tile, hidden)."""
         arguments = run.arguments.of(tile, x)[layer]
         self._workspace.attention.begin(purpose, layer, tile, run.span(tile).start)
-        with self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP)):
+        drawing = self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP))
+        with drawing, streamed_attention.counted_calls() as calls:
             output: Any = self.decoder.layers[layer](x, **arguments)
-        if self._workspace.attention.calls != 1:
-            raise does_not_attend_once(self.decoder.config, layer, self._workspace.attention.calls)
+        if calls[0] != 1:
+            raise does_not_attend_once(self.decoder.config, layer, calls[0])
         y: Tensor = output[0] if isinstance(output, tuple) else output
         return y
 
