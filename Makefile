@@ -32,7 +32,7 @@ run: $(STAMP) ## Start the wizard
 test: $(STAMP) ## Run the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
 
-test-quick: $(STAMP) ## Run the tests that take less than a second each: about three minutes
+test-quick: $(STAMP) ## Run the tests that take less than 0.6 s each: three minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
 
 coverage: $(STAMP) ## Run the test suite, and say which lines it does not reach

@@ -1,4 +1,4 @@
-"""`--quick`: leaves out every test that took a second or longer when `--write-long` was last given.
+"""`--quick`: leaves out every test that took 0.6 s or longer when `--write-long` was last given.
 
 A new test is run until it is known to be long, so that a forgotten list costs time and never a test.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).with_name("long_tests.json")
-LONG_S = 1.0
+LONG_S = 0.6
 
 
 def known() -> set[str]:
@@ -23,7 +23,7 @@ def known() -> set[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers")
-    group.addoption("--quick", action="store_true", help="leave out the tests that took a second or longer")
+    group.addoption("--quick", action="store_true", help="leave out the tests that took 0.6 s or longer")
     group.addoption("--write-long", action="store_true", help=f"write those tests into {FILE.name}")
 
 
