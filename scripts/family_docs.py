@@ -34,9 +34,9 @@ with a cache, exported weights read back. `engine verify --model DIR` does the s
 Made by `python scripts/family_docs.py`. Of {all} model types {admitted} are admitted to the streamed step.
 
 A proof shares the engine's code, so it is no second opinion. Fourteen families are compared apart from it by plain
-transformers in fp64 (`tests/verify/test_family_proof.py`), and the listed ones in `tests/models/test_families.py`. granite,
-granitemoe and granitemoeshared are admitted though they differ by more than 2e-5: transformers' own two ways to attend
-differ as much there (fp32 softmax of large scores). None of the families that are new here has run on a GPU yet.
+transformers in fp64 (`tests/verify/test_family_proof.py`), and the listed ones in `tests/models/test_families.py`.
+granite, granitemoe and granitemoeshared are admitted though they differ by more than 2e-5: transformers' own two ways
+to attend differ as much there (fp32 softmax of large scores). No family that is new here has run on a GPU yet.
 
 """
 
