@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config_of(found: RunDirectory, args: argparse.Namespace) -> RunConfig:
-    data: dict[str, Any] = run_config.load_mapping(found.config_path)
+    data: dict[str, Any] = run_config.to_mapping(found.load_config())
     texts = [f"{path}={value}" for path in _FLAGS.values() if (value := getattr(args, path)) is not None]
     for text in (*texts, *args.set):
         run_config.apply_override(data, text)
