@@ -35,8 +35,8 @@ Made by `python scripts/family_docs.py`. Of {all} model types {admitted} are adm
 
 A proof shares the engine's code, so it is no second opinion. Fourteen families are compared apart from it by plain
 transformers in fp64 (`tests/verify/test_family_proof.py`), and the listed ones in `tests/models/test_families.py`.
-granite, granitemoe and granitemoeshared are admitted though they differ by more than 2e-5: transformers' own two ways
-to attend differ as much there (fp32 softmax of large scores). No family that is new here has run on a GPU yet.
+Where eager attention's fp32 softmax shows (Granite's scores are large), the comparison is with SDPA, which is in fp64.
+No family that is new here has run on a GPU yet.
 
 """
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
+from engine import __version__
 from engine.models.families import Ability, Family
 from engine.models.spec import ModelSpec
 from engine.whole_file import replace_text
 
-VERSION = 1
+VERSION = 2
 """Of what is compared. A proof of another version counts for nothing."""
 _IRRELEVANT = frozenset(
     {
@@ -38,6 +39,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What was seen of a small copy of a model's configuration."""
 
     version: int = VERSION
+    engine: str
+    "Version of this package, whose code the proof is about as well."
     transformers: str
     model_type: str
     settings: str
@@ -93,7 +96,11 @@ def read_proof(settings: str) -> Proof | None:
         found = msgspec.json.decode(_path(settings).read_bytes(), type=Proof)
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
-    return found if (found.version, found.transformers) == (VERSION, library_version()) else None
+    return (
+        found
+        if (found.version, found.engine, found.transformers) == (VERSION, __version__, library_version())
+        else None
+    )
 
 
 def keep_proof(proof: Proof) -> Path:

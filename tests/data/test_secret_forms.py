@@ -90,7 +90,9 @@ CRAFTED = (
 @pytest.mark.timeout(60)
 def test_crafted_text_is_searched_to_its_end(part: str) -> None:
     text = part * (400_000 // len(part))
-    find_secrets(text, "YAML")
+    found = find_secrets(text, "YAML")
+    ends = [0, *(place for one in found for place in (one.start, one.end)), len(text)]
+    assert ends == sorted(ends), "in order, without overlap, within the text"
 
 
 def test_a_text_of_thousands_of_secrets_is_given_up() -> None:

@@ -273,7 +273,9 @@ def test_encoded_data_is_cut_out_and_what_is_nothing_else_left_out() -> None:
 def test_made_up_text_takes_time_in_line_with_its_length(piece: str) -> None:
     # No time is asserted: what is quadratic takes minutes here, and the suite's limit ends it.
     for text in (piece * (1_000_000 // len(piece)), (piece * 60 + "x") * (500_000 // (len(piece) * 60))):
-        find_encoded(text)
+        edits = find_encoded(text)
+        ends = [0, *(place for edit in edits for place in (edit.start, edit.end)), len(text)]
+        assert ends == sorted(ends), "in order, without overlap, within the text"
 
 
 def test_code_and_prose_are_not_encoded(stdlib: Path) -> None:
