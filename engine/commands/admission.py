@@ -47,7 +47,7 @@ def prove(folder: Path) -> Proof:
 def _made(folder: Path, show: Callable[[Proof], None]) -> Proof:
     with libraries_logged() as terminal:
         from engine.verify.admission import prove_folder
-        from engine.verify.quiet import quieten
+        from engine.verify.proof import quieten
 
         quieten()
         proof = prove_folder(folder)
