@@ -1,4 +1,4 @@
-"""Admits a local model whose family is not listed, by a proof: made the first time that a command is given it."""
+"""Admits a local model whose family is not listed, by a proof that is made when a command is first given it."""
 
 from __future__ import annotations
 
