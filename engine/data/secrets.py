@@ -25,11 +25,12 @@ from engine.data.secret_rules import (
     manifests,
     names,
     sql,
+    tables,
     urls,
 )
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 
-REVISION = 2
+REVISION = 3
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -160,6 +161,7 @@ def _by_place(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     yield from sql.sql(source)
     yield from calls.calls(source)
     yield from manifests.manifests(source)
+    yield from tables.tables(source)
     yield from literals.named_literals(source, found)
     yield from literals.compared_literals(source)
     yield from bare.bare_values(source, found)
