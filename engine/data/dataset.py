@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.data.cache import prune
-from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped, estimate_tokens
+from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped
 from engine.data.documents import Texts, edited, path_line
 from engine.data.encoded import REVISION as ENCODED_REVISION
 from engine.data.fim import REVISION as FIM_REVISION
@@ -147,7 +147,7 @@ def _named(data: DataSection) -> str:
 def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
     path = _named(data)
     if reading.files:
-        tokens = f"about {estimate_tokens(collection)}"
+        tokens = f"about {reading.estimated_tokens:,}"
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
     skipped = Counter(collection.skipped) + reading.skipped
     return errors.REPOSITORY_NO_SOURCE(path=path, skipped=describe_skipped(dict(skipped.most_common())))
