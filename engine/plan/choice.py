@@ -37,6 +37,8 @@ class Choice:
     "The run's time outside its updates."
     updates: int | None
     "Updates of the whole run; None where the repository's size is not known."
+    host_factor: float = 1.0
+    "Host memory that past runs of the model took here over what was predicted, at least 1."
 
     @property
     def seconds(self) -> float | None:
@@ -48,20 +50,21 @@ class Choice:
     @property
     def step_seconds(self) -> tuple[float, ...]:
         """Predicted seconds of an update, by stage."""
-        return tuple(plan.step_seconds for plan in self._plans)
+        return tuple(plan.step_seconds for plan in self.plans)
 
     @property
     def gpu_peak_bytes(self) -> int:
         """Highest peak of any stage."""
-        return max(plan.gpu_peak_bytes for plan in self._plans)
+        return max(plan.gpu_peak_bytes for plan in self.plans)
 
     @property
     def host_peak_bytes(self) -> int:
-        """Highest peak of any stage."""
-        return max(plan.host_peak_bytes for plan in self._plans)
+        """Highest peak of any stage, and no less than what past runs took beside their prediction."""
+        return round(max(plan.host_peak_bytes for plan in self.plans) * self.host_factor)
 
     @property
-    def _plans(self) -> list[TierPlan]:
+    def plans(self) -> list[TierPlan]:
+        """Plan of each stage; one, where windows are all alike."""
         return [self.plan] if self.schedule is None else [stage.plan for stage in self.schedule.stages]
 
     def training(self, asked: TrainingSection) -> TrainingSection:
@@ -143,6 +146,9 @@ def choose_plan(
     if choice.seconds is not None and choice.schedule is None:
         note = f"{choice.note}; {format_seconds(choice.seconds)} in all, start, scoring and saving included"
         choice = dataclasses.replace(choice, note=note)
+    if planning.machine.past is not None:
+        taken = planning.machine.past.host_factor(spec.name)
+        choice = dataclasses.replace(choice, host_factor=max(1.0, taken or 1.0))
     factor = BaseChanges.of(config.model, spec, choice.context).yarn_factor
     if factor is not None:
         stretched = f"{choice.note}; YaRN stretches its positions {factor:g} times, past the trained length"

@@ -14,6 +14,8 @@ from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.time import TimePart
 from engine.plan.workload import Workload
 
+SCORING_PHASES = ("baseline", "evaluation")
+"Phases whose time is modelled as a share of a step's."
 START_SECONDS = 12.0
 "Start of the process, its imports and the CUDA context; 8 to 20 s seen."
 FIRST_STEP_SECONDS = 5.0

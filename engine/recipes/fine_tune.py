@@ -15,7 +15,8 @@ from msgspec import structs
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.window_source import Update, WindowSource, tokens_per_update
-from engine.evaluation.curve import past_ratios, read_curve
+from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
 from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
@@ -24,9 +25,11 @@ from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, S
 from engine.recipes.base_model import identify_base
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
+from engine.recipes.promises import keep_for_later_plans, keep_promise
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, set_up
 from engine.recipes.stages import StageSwitch, updates_of
+from engine.runs.journal import JournalReader
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase
@@ -79,6 +82,7 @@ def _train(session: TrainingSession) -> None:
         dataset = _read_data(session, setup, tokenizer)
     windows, updates = updates_of(setup, dataset.train)
     progress = _open_progress(session, setup, dataset, len(updates))
+    promise = keep_promise(session, setup, updates)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
@@ -158,6 +162,11 @@ def _train(session: TrainingSession) -> None:
         gpu_peak=gpu_peak(device),
         host_peak=host_peak(),
     )
+    events = list(JournalReader(session.run.journal_path).poll())
+    curve, past = curve_of(events), tuple(past_ratios(session.config.model.name, before=session.run.id))
+    compared = compare(promise, events, curve, past)
+    if status == "completed" and compared.timeline is not None:
+        keep_for_later_plans(session, setup, updates, compared.timeline, finished)
     report = RunReport(
         config=session.config,
         finished=finished,
@@ -170,10 +179,10 @@ def _train(session: TrainingSession) -> None:
         dataset=dataset.summary,
         predicted_gpu_bytes=setup.choice.gpu_peak_bytes if device.type == "cuda" else None,
         predicted_host_bytes=setup.choice.host_peak_bytes,
-        predicted_step_seconds=setup.choice.plan.step_seconds,
+        promise=compared,
         held_out_scored=progress.held_out_scored,
-        curve=read_curve(session.run.journal_path),
-        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        curve=curve,
+        past=past,
         evaluation=evaluation,
     )
     if session.group.leads:
