@@ -76,7 +76,8 @@ def _unwrap(annotated: Any, meta: Meta) -> tuple[bool, Any, Meta]:
 
 def _also(annotated: Any, kind: Any) -> str:
     """Names the words that are allowed beside a number."""
-    literals = [option for option in get_args(annotated) if get_origin(option) is Literal and option is not kind]
+    options = get_args(annotated) if type(None) in get_args(annotated) else ()
+    literals = [option for option in options if get_origin(option) is Literal and option is not kind]
     return "".join(f", or {word}" for literal in literals for word in get_args(literal))
 
 

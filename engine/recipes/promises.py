@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import regular_file
 from engine.evaluation.promise import Promise, Timeline, past_run
-from engine.hardware import past_runs
+from engine.hardware import past_run_files
 from engine.hardware.inventory import take_inventory
 from engine.protocol import LogLine
 from engine.whole_file import replace_text
@@ -41,6 +41,6 @@ def keep_for_later_plans(
         return
     stages = [update.stage for update in updates]
     try:
-        past_runs.add(machine, past_run(session.run.id, setup.spec.name, setup.choice, stages, timeline, finished))
+        past_run_files.add(machine, past_run(session.run.id, setup.spec.name, setup.choice, stages, timeline, finished))
     except OSError as error:
         session.emit(LogLine(level="info", text=f"the run's times are not kept for later plans: {error}"))

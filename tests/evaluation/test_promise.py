@@ -9,8 +9,8 @@ import pytest
 from engine.config import from_mapping
 from engine.evaluation.curve import curve_of
 from engine.evaluation.promise import Promise, compare, past_run, read_timeline
-from engine.hardware import past_runs
-from engine.hardware.past_runs import PastRuns
+from engine.hardware import past_run_files
+from engine.hardware.past_runs import PastRun, PastRuns
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
 from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
@@ -112,13 +112,13 @@ def test_the_next_promise_is_what_the_last_run_took():
 def test_past_runs_are_kept_once_each_and_a_damaged_file_counts_as_none(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machine = with_card("rtx-4090")
-    assert past_runs.load(machine) is None
+    assert past_run_files.load(machine) is None
     for run, ratio in (("a", 1.0), ("b", 3.0), ("a", 2.0), ("c", 9.0)):
-        past_runs.add(machine, past_runs.PastRun(run=run, model="m", steps={"m, bf16, whole": ratio}))
-    found = past_runs.load(machine)
+        past_run_files.add(machine, PastRun(run=run, model="m", steps={"m, bf16, whole": ratio}))
+    found = past_run_files.load(machine)
     assert [run.run for run in found.runs] == ["b", "a", "c"]
     assert found.step_factors() == {"m, bf16, whole": 3.0}
-    assert past_runs.load(with_card("rtx-3090")) is None
+    assert past_run_files.load(with_card("rtx-3090")) is None
     [path] = tmp_path.rglob("*.runs.json")
     path.write_text("[{")
-    assert past_runs.load(machine) is None
+    assert past_run_files.load(machine) is None
