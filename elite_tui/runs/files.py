@@ -52,7 +52,8 @@ def read_plan(path: Path) -> PlannedRun | None:
     if data is None:
         return None
     return PlannedRun(
-        step_seconds=number(data, "step_seconds"),
+        # On average over the stages of a run whose windows grow.
+        step_seconds=number(data.get("promise") or {}, "step_seconds") or number(data, "step_seconds"),
         gpu_bytes=number(data, "gpu_peak_bytes"),
         host_bytes=number(data, "host_peak_bytes"),
         steps_per_epoch=number(data, "steps_per_epoch"),

@@ -24,6 +24,7 @@ from engine.plan.request import PlanRequest
 from engine.plan.schedule import Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
+from engine.plan.whole_time import whole_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -345,8 +346,12 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
     text = f"Recommended: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
     if planning.repository_tokens is not None:
         epoch = f"{row.steps_per_epoch:,} step{'' if row.steps_per_epoch == 1 else 's'} an epoch"
-        hours = format_seconds(row.step_seconds * (row.steps_per_epoch or 1))
-        text += f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {hours} in all."
+        steps = row.steps_per_epoch or 1
+        whole = whole_time(planning, row).around(steps * row.step_seconds, steps)
+        text += (
+            f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {format_seconds(whole)} in all, "
+            "start, scoring and saving included."
+        )
     if table.ceiling != table.recommended:
         text += (
             f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates: "

@@ -14,7 +14,7 @@ from engine.evaluation.charts import charts_of
 from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import bytes_words, code, duration_words, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
-from engine.evaluation.words import number
+from engine.evaluation.words import number, too_few_updates
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ _ENDED = {"completed": "completed", "stopped": "was stopped before its end"}
 
 
 def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
+    if few := too_few_updates(report.progress.step):
+        yield f"{few.capitalize()}."
     if report.evaluation is not None:
         yield report_sections.verdict(report.evaluation)
         yield from report_sections.quality(report.evaluation, tuple(pictures))

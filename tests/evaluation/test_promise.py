@@ -6,14 +6,19 @@ import dataclasses
 
 import pytest
 
+from elite_tui.runs.result_panels import perplexity
+from elite_tui.runs.view import RunView
+from engine.commands.progress_display import describe_ending
 from engine.config import from_mapping
 from engine.evaluation.curve import curve_of
 from engine.evaluation.promise import Promise, compare, past_run, read_timeline
+from engine.evaluation.words import too_few_updates
 from engine.hardware import past_run_files
 from engine.hardware.past_runs import PastRun, PastRuns
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
 from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.runs.run_directory import RunDirectory
 from tests.plan.machines import with_card
 
 CODER = find_model("qwen2.5-coder-1.5b")
@@ -122,3 +127,17 @@ def test_past_runs_are_kept_once_each_and_a_damaged_file_counts_as_none(tmp_path
     [path] = tmp_path.rglob("*.runs.json")
     path.write_text("[{")
     assert past_run_files.load(machine) is None
+
+
+@pytest.mark.parametrize(("updates", "said"), [(1, "one update"), (29, "29 updates"), (30, ""), (4_000, "")])
+def test_two_updates_are_no_proof(tmp_path, updates, said):
+    """Once, a green arrow stood after two of them."""
+    assert too_few_updates(updates).startswith(said)
+    ending = dataclasses.replace(FINISHED, steps=updates, perplexity_before=20.0, perplexity_after=19.0)
+    lines = describe_ending(RunDirectory(tmp_path), ending)
+    assert any("too few to tell" in line for line in lines) == bool(said)
+    view = RunView(run_id="r")
+    view.apply(Envelope(run="r", seq=0, time=1.0, event=ending))
+    shown = "\n".join(str(line) for line in perplexity(view, None, 80))
+    assert ("too few to tell" in shown) == bool(said)
+    assert ("predicts this code better" in shown) != bool(said)
