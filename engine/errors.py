@@ -291,6 +291,13 @@ TIER_DOES_NOT_FIT = _declare(
     exit_code=DOES_NOT_FIT,
     about="training.tier",
 )
+HOURS_TOO_FEW = _declare(
+    "hours-too-few",
+    "{hours} hours are too few for {what}: start, scoring and saving included, it takes about {needed}",
+    "use --hours {needed}, a lower tier, or a smaller model",
+    exit_code=DOES_NOT_FIT,
+    about="training.hours",
+)
 CONTEXT_DOES_NOT_FIT = _declare(
     "context-does-not-fit",
     "a context of {context} tokens does not fit: {reason}",

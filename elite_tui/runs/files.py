@@ -51,8 +51,11 @@ def read_plan(path: Path) -> PlannedRun | None:
     data = read_json(path)
     if data is None:
         return None
+    promise = data.get("promise")
+    average = number(promise, "step_seconds") if isinstance(promise, dict) else None
     return PlannedRun(
-        step_seconds=number(data, "step_seconds"),
+        # On average over the stages of a run whose windows grow.
+        step_seconds=average or number(data, "step_seconds"),
         gpu_bytes=number(data, "gpu_peak_bytes"),
         host_bytes=number(data, "host_peak_bytes"),
         steps_per_epoch=number(data, "steps_per_epoch"),

@@ -11,6 +11,7 @@ from engine import __version__
 from engine.errors import one_line
 
 if TYPE_CHECKING:
+    from engine.config import TrainingSection
     from engine.export.gguf_tokenizer import GgufTokenizer
     from engine.export.source import Source
 
@@ -96,7 +97,7 @@ def _settings(source: Source) -> str:
         rows.append(("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}{kind}, on {', '.join(lora.targets)}"))
     rows += [
         ("optimiser", f"{training.optimizer}, rate {training.learning_rate:g}, {training.schedule}"),
-        ("epochs", f"{training.epochs:g}" + (f", at most {training.max_steps} steps" if training.max_steps else "")),
+        ("epochs", _epochs(training)),
         ("seed", str(training.seed)),
     ]
     if source.changes.yarn_factor is not None:
@@ -104,6 +105,12 @@ def _settings(source: Source) -> str:
     if source.changes.kv_heads is not None:
         rows.append(("key and value heads", f"pooled to {source.changes.kv_heads}"))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value)} |" for name, value in rows)])
+
+
+def _epochs(training: TrainingSection) -> str:
+    if training.hours is not None or training.stages:
+        return "by its schedule" + (f" for {training.hours:g} hours" if training.hours else "")
+    return f"{training.passes:g}" + (f", at most {training.max_steps} steps" if training.max_steps else "")
 
 
 def _usage(source: Source, target: str, files: list[str]) -> str:

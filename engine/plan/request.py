@@ -12,7 +12,15 @@ from typing import Any, Literal
 from msgspec import structs
 
 from engine import errors
-from engine.config import DataSection, DistributedSection, LoraSection, StreamSection, TrainingSection
+from engine.config import (
+    CheckpointSection,
+    DataSection,
+    DistributedSection,
+    EvaluationSection,
+    LoraSection,
+    StreamSection,
+    TrainingSection,
+)
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import ModelSpec
@@ -48,6 +56,8 @@ class PlanRequest:
     stream: StreamSection = field(default_factory=StreamSection)
     data: DataSection = field(default_factory=DataSection)
     distributed: DistributedSection = field(default_factory=DistributedSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     repository_tokens: int | None = None
     "Tokens to train on; None where the number is not known."
     ranks: int = 1
@@ -106,6 +116,12 @@ class PlanRequest:
     def windows_per_update(self, context: int) -> int:
         """Returns the full windows of an update, nearest to its configured tokens (engine.data.window_source)."""
         return max(1, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
+
+    @property
+    def train_tokens(self) -> float | None:
+        """Tokens of the repository that are trained on; None where its size is not known."""
+        tokens = self.repository_tokens
+        return None if tokens is None else tokens * (1 - self.data.held_out_fraction)
 
     @property
     def on_gpu(self) -> bool:

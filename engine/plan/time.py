@@ -6,6 +6,7 @@ benchmarks/results/memory-h100.json.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from engine.hardware.measured import correction_key
@@ -56,6 +57,8 @@ class TimePart:
     name: str
     seconds: float
     formula: str
+    factor: float = 1.0
+    "Measured over modelled seconds, of a correction by past runs or by a probe."
 
 
 def whole_sequence_time(
@@ -306,14 +309,23 @@ def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], spe
 def _corrected(
     parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
 ) -> tuple[TimePart, ...]:
-    """Adds the correction, up or down, that a probe of this model on this machine found."""
+    """Adds the correction, up or down, that past runs or a probe of this model on this machine found."""
     precision = "nf4" if weights == "nf4" else work.compute_type
-    factor = speeds.corrections.get(correction_key(work.spec.name, precision, streamed=streamed))
+    key = correction_key(work.spec.name, precision, streamed=streamed)
+    # Whole runs say more than a probe's one tile. A layout that no run had is held to be off as those were that did:
+    # else every correction would only move the choice to what has never been measured.
+    factor, by = speeds.past_runs.get(key), "past runs"
+    alike = [value for name, value in speeds.past_runs.items() if name.startswith(f"{work.spec.name}, ")]
+    if factor is None and alike and key not in speeds.corrections:
+        factor = statistics.median(alike)
+    if factor is None:
+        factor, by = speeds.corrections.get(key), "a probe"
     if factor is None:
         return parts
     found = sum(part.seconds for part in parts)
-    formula = f"{found:,.3g} s × {factor - 1:+.0%}, found by `engine probe`"
-    return (*parts, TimePart(name="correction by a probe", seconds=(factor - 1) * found, formula=formula))
+    how = "found by `engine probe`" if by == "a probe" else "as past runs of this model took here"
+    formula = f"{found:,.3g} s × {factor - 1:+.0%}, {how}"
+    return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))
 
 
 def _transfer_seconds(

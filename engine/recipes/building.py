@@ -138,7 +138,8 @@ def choose_step(
             gradients=None if masters is None else masters.gradients,
             fill_up_to=longest_filled(setup.context, setup.placement.device),
         )
-        if training.micro_batch == 0 and trainable(tuning.model):
+        # Windows of a schedule grow: what fits together of the longest says little of the others.
+        if training.micro_batch == 0 and trainable(tuning.model) and setup.choice.schedule is None:
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
             notify(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from engine import errors
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.window_source import count_updates, tokens_per_update
-from engine.evaluation.curve import past_ratios, read_curve
+from engine.data.window_source import Update, WindowSource, tokens_per_update
+from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
 from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
@@ -21,8 +24,11 @@ from engine.models.placement import device_name
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
+from engine.recipes.promises import keep_for_later_plans, keep_promise
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, identify_base, set_up
+from engine.recipes.stages import StageSwitch, updates_of
+from engine.runs.journal import JournalReader
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase
@@ -32,6 +38,7 @@ from engine.steps.whole_step import TrainingStep
 from engine.steps.zero_step import ZeroStep
 from engine.training.components import TrainerComponents
 from engine.training.disk_space import DiskSpace
+from engine.training.eta import Eta
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.state import Progress, read_snapshot, restore
 
@@ -72,7 +79,9 @@ def _train(session: TrainingSession) -> None:
     tokenizer = load_tokenizer(setup.spec)
     with session.group.leader_first():  # the other ranks reuse the leader's token store
         dataset = _read_data(session, setup, tokenizer)
-    progress = _open_progress(session, setup, dataset)
+    windows, updates = updates_of(setup, dataset.train)
+    progress = _open_progress(session, setup, dataset, len(updates))
+    promise = keep_promise(session, setup, updates)
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
@@ -83,8 +92,15 @@ def _train(session: TrainingSession) -> None:
     tuning, accelerator = build_model(session.config, setup, notify, sharing)
     step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, notify, sharing)
 
+    stages = StageSwitch(session, setup, step, progress, updates)
+    scoring = setup.choice.whole.score
+
     def score() -> HeldOutLoss:
-        return _score(session, step, dataset, progress.step)
+        nonlocal scoring
+        with stages.scoring():
+            found = _score(session, step, dataset, progress.step)
+        scoring = found.seconds
+        return found
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
@@ -92,9 +108,16 @@ def _train(session: TrainingSession) -> None:
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
+    configured = structs.replace(session.config, training=setup.training)
+    learning = build_learning(tuning, configured, context=setup.shortest, total_steps=progress.total_steps)
     seed = session.config.training.seed
-    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing, seed)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, windows, score, sharing, seed)
+    parts = dataclasses.replace(
+        parts,
+        updates=updates,
+        enter=stages.enter,
+        eta=lambda left: _eta(session, setup, left, scoring),
+    )
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -115,7 +138,8 @@ def _train(session: TrainingSession) -> None:
     evaluation = None
     if status == "completed" and session.config.evaluation.at_end:
         try:
-            evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+            with stages.scoring():
+                evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
         except StopRequestedError:
             status = "stopped"
 
@@ -137,6 +161,11 @@ def _train(session: TrainingSession) -> None:
         gpu_peak=gpu_peak(device),
         host_peak=host_peak(),
     )
+    events = list(JournalReader(session.run.journal_path).poll())
+    curve, past = curve_of(events), tuple(past_ratios(session.config.model.name, before=session.run.id))
+    compared = compare(promise, events, curve, past)
+    if status == "completed" and compared.timeline is not None:
+        keep_for_later_plans(session, setup, updates, compared.timeline, finished)
     report = RunReport(
         config=session.config,
         finished=finished,
@@ -147,12 +176,12 @@ def _train(session: TrainingSession) -> None:
         device=device_name(device),
         adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
         dataset=dataset.summary,
-        predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
-        predicted_host_bytes=setup.choice.plan.host_peak_bytes,
-        predicted_step_seconds=setup.choice.plan.step_seconds,
+        predicted_gpu_bytes=setup.choice.gpu_peak_bytes if device.type == "cuda" else None,
+        predicted_host_bytes=setup.choice.host_peak_bytes,
+        promise=compared,
         held_out_scored=progress.held_out_scored,
-        curve=read_curve(session.run.journal_path),
-        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        curve=curve,
+        past=past,
         evaluation=evaluation,
     )
     if session.group.leads:
@@ -190,10 +219,8 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     return dataset
 
 
-def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
+def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset, total_steps: int) -> Progress:
     """Creates a new progress record, or continues that of the checkpoint that the run resumes from."""
-    training = session.config.training
-    total_steps = count_updates(dataset.train, training, setup.context)
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
     if setup.resumed is None:
         return Progress(total_steps=total_steps, data=data)
@@ -215,7 +242,7 @@ def _build_parts(
     tuning: FineTuning,
     step: TrainingStep,
     accelerator: Accelerator,
-    dataset: Dataset,
+    windows: WindowSource,
     score: Callable[[], HeldOutLoss],
     sharing: Sharing,
     seed: int,
@@ -240,7 +267,7 @@ def _build_parts(
         schedule=updating.schedule,
         gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,
-        windows=dataset.train,
+        windows=windows,
         context=setup.context,
         checkpoints=setup.checkpoints,
         seed=seed,
@@ -248,6 +275,21 @@ def _build_parts(
         stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,
         early_end=learning.early_end,
+    )
+
+
+def _eta(session: TrainingSession, setup: Setup, updates: Sequence[Update], scoring: float) -> Eta:
+    """Makes the ETA of the whole run, with the held-out files scored once more after the last update."""
+    whole = setup.choice.whole
+    seconds = {part.name: part.seconds for part in whole.phases}
+    # The baseline has shown what a scoring takes; its prediction is part of that of the evaluation.
+    after = seconds["evaluation"] - whole.score + scoring + seconds["saving"] + whole.checkpoint
+    return Eta(
+        updates=updates,
+        planned=setup.choice.step_seconds,
+        score=scoring,
+        score_every=session.config.training.evaluate_every,
+        after=max(0.0, after),
     )
 
 
@@ -297,6 +339,8 @@ def _phase_progress(session: TrainingSession, step: int = 0) -> Callable[[int, i
 
 
 def _describe_training(session: TrainingSession, setup: Setup, progress: Progress) -> str:
+    if setup.choice.schedule is not None:
+        return setup.choice.schedule.describe()
     tokens = tokens_per_update(session.config.training, setup.context)
     left = progress.total_steps - progress.step
     after = f" after step {progress.step:,}" if progress.step else ""

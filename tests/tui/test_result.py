@@ -101,7 +101,7 @@ def test_a_report_of_any_kind_is_read(tmp_path, text):
 def test_a_plan_is_read_with_care(tmp_path):
     path = tmp_path / "plan.json"
     assert read_plan(path) is None
-    path.write_text('{"step_seconds": true, "gpu_peak_bytes": 7, "host_peak_bytes": "x", "note": 3}')
+    path.write_text('{"step_seconds": true, "gpu_peak_bytes": 7, "host_peak_bytes": "x", "note": 3, "promise": "x"}')
     plan = read_plan(path)
     assert (plan.step_seconds, plan.gpu_bytes, plan.host_bytes, plan.note) == (None, 7.0, None, "")
 
