@@ -50,12 +50,8 @@ def catalogue() -> dict[str, ModelSpec]:
 
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
-    windowed = "sliding_window" in entry
-    return ModelSpec(
-        name=name,
-        full_attention_layers=0 if windowed else entry["layers"],
-        **{**FAMILIES[entry["family"]].shape, **entry},
-    )
+    full = {"full_attention_layers": 0 if "sliding_window" in entry else entry["layers"]}
+    return ModelSpec(name=name, **{**full, **FAMILIES[entry["family"]].shape, **entry})
 
 
 def find_model(name: str, *, download: bool = True) -> ModelSpec:
