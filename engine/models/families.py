@@ -334,10 +334,16 @@ FAMILIES: dict[str, Family] = {
         head_dim=128,
         from_config=_qwen3,
     ),
-    "qwen3_moe": Family(shape={"qk_norm": True, "adapts_mlp": False}, kv_heads=4, from_config=_qwen3_moe),
+    "qwen3_moe": Family(
+        gguf=GgufNames(architecture="qwen3moe"),
+        shape={"qk_norm": True, "adapts_mlp": False},
+        kv_heads=4,
+        from_config=_qwen3_moe,
+    ),
     "seed_oss": Family(kv_heads=8, head_dim=128, max_context=524_288, from_config=_seed_oss),
     "smollm3": Family(kv_heads=4, tied_embeddings=True, max_context=32_768, from_config=_smollm3),
     "starcoder2": Family(
+        gguf=GgufNames(architecture="starcoder2"),
         shape={**_LAYER_NORM, **_ALL_BIASES},
         kv_heads=2,
         tied_embeddings=True,
