@@ -7,7 +7,7 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots pictures build coverage clean
+.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ docs: $(STAMP) ## Write the generated pages and tables of docs/
 	$(BIN)/python scripts/optimization_docs.py
 	$(BIN)/python scripts/reference_docs.py
 	$(BIN)/python benchmarks/tables.py
+
+families: $(STAMP) ## Prove every model type of transformers, compare the admitted ones apart, write docs/families.md
+	$(BIN)/python scripts/family_docs.py --all
+	$(BIN)/python scripts/family_reference.py
+	$(BIN)/python scripts/family_docs.py
 
 claims: $(STAMP) ## Write docs/claims.md from the stored measurements
 	$(BIN)/python benchmarks/claims.py

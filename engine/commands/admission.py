@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.commands.quiet_libraries import libraries_logged
 from engine.models.families import FAMILIES
 from engine.models.proofs import find_proof
+from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +25,11 @@ def admit_model(name: str) -> None:
     """
     try:
         folder = Path(name).expanduser()
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = text_settings(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         family = settings["model_type"]
         if family in FAMILIES and not FAMILIES[family].proof:
             return
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):
         return
     if find_proof(settings) is None and _made(folder, lambda _: None).admitted & {"streamed", "whole"}:
         said = f"{family} is admitted by a proof; `engine verify --model {name}` shows it"

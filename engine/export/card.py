@@ -122,10 +122,17 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
         )
     lines = ["from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
     if target == "adapter":
+        name, text = repr(base_name(source)), ""
+        if renames := source.base_folder.renames:
+            lines = ["from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
+            lines += [f"config = AutoConfig.from_pretrained({name}).get_text_config(decoder=True)  # without its tower"]
+            if (tied := source.base_folder.config.get("tie_word_embeddings")) is not None:
+                lines += [f"config.tie_word_embeddings = {bool(tied)}"]
+            text = f", config=config, key_mapping={dict(renames)!r}"
         lines = [
             "from peft import PeftModel",
             *lines,
-            f'base = AutoModelForCausalLM.from_pretrained({base_name(source)!r}, dtype="auto")',
+            f'base = AutoModelForCausalLM.from_pretrained({name}{text}, dtype="auto")',
             'model = PeftModel.from_pretrained(base, ".")',
         ]
         if source.changes.yarn_factor is not None or source.changes.kv_heads is not None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_position
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.families import require
+from engine.models.folder import ModelFolder, open_folder
+from engine.models.hub import find_folder
 from engine.runs.result_check import result_problem
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ class Source:
     def name(self) -> str:
         """The model's name, suitable for file names."""
         return self.config.output.model_name
+
+    @cached_property
+    def base_folder(self) -> ModelFolder:
+        """The base model's files. It has `renames` where they are those of a multimodal wrapper."""
+        return open_folder(find_folder(self.spec))
 
     @property
     def weights_spec(self) -> ModelSpec:

@@ -26,7 +26,7 @@ from engine import errors
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.families import DROPOUTS
-from engine.models.folder import open_folder
+from engine.models.folder import ModelFolder, open_folder
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
 from engine.models.loaded import check_loaded
@@ -42,6 +42,7 @@ from engine.models.tokenizer_files import (
 )
 from engine.models.vocabulary import check_vocabulary
 from engine.models.weight_map import WeightMap, map_weights
+from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
@@ -73,7 +74,8 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
-    name_end(tokenizer, json.loads(Path(config).read_text(encoding="utf-8")) if config else {}, source)
+    settings = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
+    name_end(tokenizer, text_settings(settings), source)
     check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
 
@@ -128,11 +130,22 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     folder = open_folder(find_folder(spec))
-    config = _from_library(spec, AutoConfig, str(folder.path), {})
+    config = text_config(_from_library(spec, AutoConfig, str(folder.path), {}), folder)
     try:
         return map_weights(folder, config), config
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
         raise _unsupported(spec, error) from error
+
+
+def text_config(config: PreTrainedConfig, folder: ModelFolder) -> PreTrainedConfig:
+    """Returns the configuration of a folder's text model: that of the whole model, except in a multimodal wrapper."""
+    if not folder.renames:
+        return config
+    inner: PreTrainedConfig = config.get_text_config(decoder=True)
+    inner.tie_word_embeddings = bool(folder.config.get("tie_word_embeddings", inner.tie_word_embeddings))
+    if "quantization_config" in folder.config:
+        inner.quantization_config = folder.config["quantization_config"]
+    return inner
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -162,6 +175,8 @@ def _load_pretrained(
         "output_loading_info": True,
         **_arguments(placement),
     }
+    if weights.folder.renames:
+        arguments["key_mapping"] = dict(weights.folder.renames)
     if weights.folder.is_4_bit:
         # The file determines the quantisation, the device the compute dtype.
         config.quantization_config["bnb_4bit_compute_dtype"] = str(placement.dtype).removeprefix("torch.")

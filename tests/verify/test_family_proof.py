@@ -116,6 +116,13 @@ def test_what_tiles_would_get_wrong_is_refused(family, changes, says):
     assert not proof.admitted & {"streamed"}
 
 
+def test_an_adapter_on_weights_stored_the_other_way_round_is_merged():
+    """GPT-2 keeps its matrices as (inputs, outputs)."""
+    proof = prove_family(AutoConfig.for_model("gpt2", n_layer=2))
+    assert proof.refused["exported"] == ""
+    assert proof.differences["exported, merged"] < 1e-4
+
+
 # --- planted faults -------------------------------------------------------------------------------------------
 
 
