@@ -276,6 +276,12 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+TOKENIZER_FAILED = _declare(
+    "tokenizer-failed",
+    "the model's tokenizer cannot be used: {problem}",
+    "look at normalizer and pre_tokenizer of its tokenizer.json, or choose another model",
+    about="model.name",
+)
 RUN_MOVED = _declare(
     "run-moved",
     "run directory {path} was renamed or deleted while its process was training",

@@ -327,12 +327,11 @@ def decode_event(line: str | bytes) -> Envelope:
         raise ProtocolError("an event needs schema, run, seq, time and kind")
     if schema > SCHEMA:
         raise ProtocolError(f"schema {schema} is newer than this program's {SCHEMA}")
+    if seq < 0 or not 0 <= time <= _LAST_TIME:
+        raise ProtocolError(f"event {seq} at {time!r} is of no time")
     cls = EVENTS.get(kind)
     event = UnknownEvent(name=kind, body=data) if cls is None else _build(cls, data)
-    try:
-        return Envelope(run=run, seq=seq, time=float(time), event=event, schema=schema)
-    except OverflowError as error:  # an integer of hundreds of digits
-        raise ProtocolError(f"time: {error}") from None
+    return Envelope(run=run, seq=seq, time=float(time), event=event, schema=schema)
 
 
 def encode_command(command: Command) -> str:
@@ -383,7 +382,10 @@ def _refuse_constant(name: str) -> None:
 
 T = typing.TypeVar("T")
 _MOST = 2**63
-"Whole numbers of events are below it: bytes, tokens, seconds since 1970."
+"Numbers of events are below it: bytes, tokens, losses. An optional one beyond it counts as absent, such as the "
+"perplexity of a run that diverged; so no reader's sums and products leave what a float holds."
+_LAST_TIME = 253_000_000_000.0
+"Seconds since 1970, within the year 9987, which calendars can show."
 
 
 def _build(cls: type[T], data: dict[str, Any]) -> T:
@@ -392,7 +394,9 @@ def _build(cls: type[T], data: dict[str, Any]) -> T:
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     values = {name: value for name, value in data.items() if name in known}
     for name, value in values.items():
-        if not _is(value, hints[name]):
+        if isinstance(value, float) and abs(value) >= _MOST and _is(None, hints[name]):
+            values[name] = None
+        elif not _is(value, hints[name]):
             raise ProtocolError(f"{cls.__name__}.{name}: {value!r} is not {hints[name]}")
     try:
         return cls(**values)
@@ -416,9 +420,8 @@ def _is(value: Any, hint: Any) -> bool:
         return isinstance(value, dict)
     if hint is type(None):
         return value is None
-    if hint is float and isinstance(value, float):
-        return True
     if hint in (float, int):
         # JSON has whole numbers of any length, which no float holds and no screen shows.
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST
+        kinds = (int, float) if hint is float else (int,)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < _MOST
     return isinstance(value, hint)

@@ -207,7 +207,7 @@ def _as_planned_before(session: TrainingSession) -> RunConfig:
     """Fixes the configuration to the first plan's choices, so that today's free memory does not change the run."""
     config = session.config
     try:
-        plan = json.loads(regular_file.read_text(session.run.plan_path))
+        plan = regular_file.read_object(session.run.plan_path)
         context, precision = int(plan["context"]), str(plan["precision"])
     except (OSError, ValueError, KeyError, TypeError):
         return config  # no plan was made before the run ended

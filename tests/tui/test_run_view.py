@@ -109,3 +109,7 @@ def test_each_rank_has_its_latest_report_until_the_run_begins_anew():
     view = fold(RunStarted(model="demo", context=64, total_steps=5), *reports)
     assert {rank: report.step for rank, report in view.ranks.items()} == {0: 2, 1: 2}
     assert fold(RunStarted(model="demo", context=64, total_steps=5, first_step=2), view=view).ranks == {}
+
+
+def test_a_phase_is_drawn_without_its_escapes():
+    assert fold(PhaseChanged(phase="data\x1b]0;x\x07")).state == "data\\x1b]0;x\\x07"
