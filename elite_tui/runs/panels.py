@@ -75,6 +75,8 @@ def notice_line(run: OpenRun, now: float) -> Content | None:
     """Formats warnings about the page's data and controls; None if there are none."""
     view = run.view
     notes = []
+    if run.filling is not None:
+        notes.append(f"reading the journal: {run.share:.0%}; until then only its first and latest events are drawn")
     if run.problem:
         notes.append(f"! the journal cannot be read at present: {printable(run.problem)}")
     if not view.ended and run.access is not None and run.access.refusal:

@@ -45,7 +45,8 @@ _MOST_WAITING = 10_000
 """Most lines that wait in memory while the disk is full or fails."""
 
 
-_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+_SEAL = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
+_SEAL_BYTES = len(',"crc":"01234567"}')
 
 
 def seal_line(line: bytes) -> bytes:
@@ -55,10 +56,11 @@ def seal_line(line: bytes) -> bytes:
 
 def decode_line(line: bytes) -> Envelope | None:
     """Decodes one line; None if it is damaged or of a newer schema. The checksum may be missing."""
-    seal = _SEAL.search(line)
-    if seal is not None:
-        line = line[: seal.start()] + b"}"
-        if zlib.crc32(line) != int(seal[1], 16):
+    start = len(line) - _SEAL_BYTES
+    if start >= 0 and _SEAL.fullmatch(line, start):
+        seal = int(line[start + 8 : start + 16], 16)
+        line = line[:start] + b"}"
+        if zlib.crc32(line) != seal:
             return None
     try:
         return decode_event(line)
@@ -220,12 +222,14 @@ class JournalReader:
         problem: Why the last attempt to read the journal failed, "" if it did not. A mounted directory may be
             unavailable for a while.
         behind: Whether the last call left complete lines unread.
+        share: Share of the journal that was read, from 0 to 1.
     """
 
     def __init__(self, path: Path) -> None:
         self.damaged = 0
         self.problem = ""
         self.behind = False
+        self.share = 0.0
         self._path = path
         self._offset = 0
 
@@ -260,6 +264,7 @@ class JournalReader:
                 if limit is not None and len(data) == limit:
                     data += file.readline()
                 self.behind = self._offset + len(data) < size
+                self.share = min(1.0, (self._offset + len(data)) / size) if size else 1.0
         except FileNotFoundError:
             return b""
         except OSError as error:
