@@ -91,7 +91,7 @@ class JournalWriter:
         self._path = path
         self._waiting: list[bytes] = []
         self._end = self._synced = os.fstat(self._fd).st_size
-        self._sync_failed = self._is_full = False
+        self._sync_failed = self._is_full = self._is_named = False
         self._problem = ""
 
     @property
@@ -169,6 +169,9 @@ class JournalWriter:
             if self._sync_failed:
                 self._dirty_again()
             durable.sync(self._fd)
+            if not self._is_named:
+                durable.sync_path(self._path.parent)
+                self._is_named = True
         except OSError as error:
             self._sync_failed = True
             if not self._tolerates(error):

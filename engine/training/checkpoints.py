@@ -66,7 +66,9 @@ class CheckpointFolder:
         about = {"step": step, "saved_at": time.time(), "held_out_loss": held_out_loss}
         try:
             # Without the parents: a run directory that was renamed or deleted is not made again.
-            self.path.mkdir(exist_ok=True)
+            if not self.path.exists():
+                self.path.mkdir()
+                durable.sync_path(self.path.parent)
             size = atomic_dir.write(final, files, about)
         except OSError as error:
             raise writing_failed(final, error) from error
