@@ -39,8 +39,8 @@ _DRAIN_LIMIT = 2000
 _LONG_JOURNAL = 4 << 20
 """Bytes of a journal that takes so long to read that its ends are read first."""
 _GLANCE_BYTES = 1 << 18
-_READ_AT_ONCE = 1 << 20
-"""Bytes of a journal that one poll of an attached run decodes, in a tenth of a second."""
+_READ_AT_ONCE = 1 << 18
+"""Bytes of a journal that one poll of an attached run decodes, in a hundredth of a second."""
 
 
 class RunHandle:
