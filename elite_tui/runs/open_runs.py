@@ -58,7 +58,8 @@ class OpenRun:
 
     def _fold(self, view: RunView, envelopes: Sequence[Envelope]) -> None:
         for envelope in envelopes:
-            if envelope.run == view.run_id:
+            # The first event names the run: its directory may have been renamed or copied since.
+            if envelope.run == view.run_id or view.updated_at is None:
                 view.apply(envelope)
 
 

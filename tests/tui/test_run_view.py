@@ -141,3 +141,12 @@ def test_a_long_journal_is_shown_by_its_ends_until_it_is_read():
     assert notice_line(run, 9.0) is None
     run.take(news(9, 10, behind=False))
     assert run.view.done_steps == 9
+
+
+def test_a_run_in_a_renamed_directory_is_shown():
+    run = OpenRun(key="k", path=Path("renamed"), view=RunView(run_id="renamed"))
+    run.take(news(1, 4, behind=False))
+    assert run.view.done_steps == 3
+    stranger = Envelope(run="another", seq=9, time=9.0, event=completed(9))
+    run.take(News([stranger]))
+    assert run.view.done_steps == 3
