@@ -106,7 +106,7 @@ def _two_bars(
     cells = max(10, min(48, width - LABEL - 14))
     lines = []
     for name, value, style in (("before", before, "$secondary"), ("after", after, "$primary")):
-        full = round(cells * min(1.0, value / whole)) if value is not None and whole else 0
+        full = round(cells * max(0.0, min(1.0, value / whole))) if value is not None and whole else 0
         rest = ("─" if value is not None else "┄") * (cells - full)
         lines.append(
             Content.assemble((f"{name:<{LABEL}}", "$muted"), ("━" * full, style), (rest, "$faint"), f"  {words(value)}")

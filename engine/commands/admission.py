@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import regular_file
 from engine.commands.quiet_libraries import libraries_logged
 from engine.models.families import FAMILIES
 from engine.models.proofs import find_proof
@@ -25,7 +25,7 @@ def admit_model(name: str) -> None:
     """
     try:
         folder = Path(name).expanduser()
-        settings = text_settings(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        settings = text_settings(regular_file.read_object(folder / "config.json", follow=True, bounded=False))
         family = settings["model_type"]
         if family in FAMILIES and not FAMILIES[family].proof:
             return

@@ -58,7 +58,7 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         return False
     found = models_of(run, config)
     started = _last(events, RunStarted)
-    plan = json.loads(regular_file.read_text(run.plan_path))
+    plan = regular_file.read_object(run.plan_path)
     on_gpu = started is not None and started.planned_gpu_bytes is not None
     scored = _last(events, EvalCompleted)
     curve, past = curve_of(events), tuple(past_ratios(config.model.name, before=run.id))

@@ -6,7 +6,6 @@ W' = W + s·B·A in fp32, with s = alpha / rank, or alpha / sqrt(rank) for rsLoR
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine import errors
+from engine import errors, regular_file
 from engine.export.weights import Weights
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.grouped_heads import pool_heads
@@ -65,10 +64,10 @@ def read_updates(adapter: Path) -> dict[str, Update]:
         EliteError: EXPORT_DAMAGED.
     """
     try:
-        config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = regular_file.read_object(adapter / "adapter_config.json")
         tensors = load_file(adapter / "adapter_model.safetensors")
         return _updates(config, tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise errors.EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
@@ -185,9 +184,6 @@ def read_json(path: Path) -> dict[str, Any]:
         EliteError: EXPORT_DAMAGED.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return regular_file.read_object(path, follow=True, bounded=False) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise errors.EXPORT_DAMAGED(path=path, problem=error) from error
-    if not isinstance(value, dict):
-        raise errors.EXPORT_DAMAGED(path=path, problem="it is not a JSON object")
-    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -156,10 +155,12 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
         EliteError: RUN_WITHOUT_RESULT, RESULT_DAMAGED, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
     """
     try:
-        plan = json.loads(regular_file.read_text(run.plan_path))
+        plan = regular_file.read_object(run.plan_path)
         context, precision = int(plan["context"]), str(plan["precision"])
         layout = _read_layout(plan)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if context < 1:
+            raise ValueError("context is below 1")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
     planned = "nf4" if precision == "nf4" else config.model.precision
     return RunModels(

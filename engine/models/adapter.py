@@ -147,6 +147,7 @@ def save_adapter(
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     # "auto" would ask the hub whether the embeddings were resized, which they never are.
+    aside.mkdir()  # its parents are not made again
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
     changes.save(aside)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.families import (
     FAMILIES,
@@ -141,7 +141,7 @@ def _fetch_config(hub_id: str) -> str:
 
 def _read(config: Path) -> str:
     try:
-        return config.read_text(encoding="utf-8")
+        return regular_file.read_text(config, follow=True)
     except (OSError, ValueError) as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=config.parent, problem=f"config.json: {error}") from error
 

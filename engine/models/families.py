@@ -401,6 +401,10 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
+_MOST = 2**31
+"""Every number of a model's shape is below it: tensors are indexed by it, and the planner multiplies several."""
+
+
 class ConfigError(ValueError):
     """A config.json that does not describe a decoder. The message says what is missing or wrong."""
 
@@ -422,7 +426,7 @@ def spec_from_config(
             raise ConfigError(f"config.json has no valid {key}")
     try:
         shape = _shape(family, config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"config.json has a value of the wrong type ({error})") from error
     return ModelSpec(name=name, family=config["model_type"], licence=licence, hub_id=hub_id, path=path, **_valid(shape))
 
@@ -465,6 +469,9 @@ def _valid(shape: dict[str, Any]) -> dict[str, Any]:
     for key in counts:
         if not (isinstance(shape[key], int) and shape[key] > 0):
             raise ConfigError(f"config.json gives {key} as {shape[key]!r}")
+    for key, value in shape.items():
+        if isinstance(value, (int, float)) and not abs(value) < _MOST:
+            raise ConfigError(f"config.json gives {key} as {value!r:.40}")
     if shape["heads"] % shape["kv_heads"]:
         raise ConfigError(f"{shape['heads']} query heads do not share {shape['kv_heads']} key heads evenly")
     if shape.get("sparse_layers") and shape["experts_per_token"] > shape["experts"]:

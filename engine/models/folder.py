@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.models.safetensors_header import StoredTensor, read_header
 from engine.models.wrappers import is_of_text, is_wrapper, text_renames, text_settings
 
@@ -168,15 +168,12 @@ def _of_adapter(adapter: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return regular_file.read_object(file, follow=True, bounded=False)
     except FileNotFoundError:
         adapter = file.with_name("adapter_config.json")
         raise ValueError(f"it has no {file.name}{_of_adapter(adapter)}") from None
     except ValueError as error:
         raise ValueError(f"{file.name} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file.name} is not an object")
-    return value
 
 
 # --- tensors -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Weights come from safetensors only, and code of a model's author never runs (`tr
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from engine import errors
+from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.families import DROPOUTS
@@ -74,7 +74,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
-    settings = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
+    settings = regular_file.read_object(Path(config), follow=True, bounded=False) if config else {}
     name_end(tokenizer, text_settings(settings), source)
     check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
@@ -211,8 +211,16 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
         if Path(source).is_dir():
             raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
         raise errors.MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error
-    except (ValueError, KeyError, ImportError) as error:
+    except (errors.EliteError, MemoryError):
+        raise
+    except Exception as error:  # of any kind, by what config.json holds
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+            raise
         raise _unsupported(spec, error) from error
+
+
+_OUT_OF_MEMORY = re.compile("memory|CUDA|alloc", re.IGNORECASE)
+"""A RuntimeError that is the machine's, not the model's."""
 
 
 def _unsupported(spec: ModelSpec, error: Exception) -> errors.EliteError:

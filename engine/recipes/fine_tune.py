@@ -73,15 +73,16 @@ def _train(session: TrainingSession) -> None:
     device = setup.placement.device
 
     session.emit(LogLine(level="info", text=setup.choice.note))
-    base = identify_base(session, setup.spec)
+    space = DiskSpace(session, setup.checkpoints)
+    base = space.until_written(lambda: identify_base(session, setup.spec))
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
     with session.group.leader_first():  # the other ranks reuse the leader's token store
-        dataset = _read_data(session, setup, tokenizer)
+        dataset = space.until_written(lambda: _read_data(session, setup, tokenizer))
     windows, updates = updates_of(setup, dataset.train)
     progress = _open_progress(session, setup, dataset, len(updates))
-    promise = keep_promise(session, setup, updates)
+    promise = space.until_written(lambda: keep_promise(session, setup, updates))
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
@@ -144,7 +145,6 @@ def _train(session: TrainingSession) -> None:
             status = "stopped"
 
     _enter(session, "saving")
-    space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
     result = session.run.result_path(session.config.training.method)
     with tuning.whole():
@@ -319,6 +319,7 @@ def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: 
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
     if session.group.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
+    session.check_run()
     session.emit(PhaseChanged(phase=phase, detail=detail))
 
 

@@ -34,6 +34,7 @@ from engine.plan.optimizations import refuse_conflicts
 from engine.plan.step_layout import StepLayout
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
+from engine.training.disk_space import DiskSpace
 from engine.training.state import Progress, read_snapshot
 from engine.whole_file import replace_text
 
@@ -91,17 +92,18 @@ def set_up(session: TrainingSession) -> Setup:
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
     group = session.group
-    machine = least_of(group.gather(take_inventory(session.run.path)))
-    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
-    choice = group.agree(lambda: _plan(session, machine, changed))
-    refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
-    # A plan with a free choice may have chosen 4 bits to make the context fit.
-    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
-    placement = _same_in_all(group, choose_placement(config.model.device, planned))
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
     kind = CheckpointFolder if group.leads else ReadOnlyCheckpoints
     checkpoints = kind(session.run.checkpoints_path, retention)
+    space = DiskSpace(session, checkpoints)
+    machine = least_of(group.gather(take_inventory(session.run.path)))
+    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
+    choice = group.agree(lambda: _plan(session, machine, changed, space))
+    refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
+    # A plan with a free choice may have chosen 4 bits to make the context fit.
+    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
+    placement = _same_in_all(group, choose_placement(config.model.device, planned))
     checkpoints.heal()
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
@@ -196,7 +198,7 @@ def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged
         )
 
 
-def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice:
+def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: DiskSpace) -> Choice:
     """Plans the context and its step, and writes plan.json."""
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
@@ -208,11 +210,15 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice
         choice = _in_layouts_of(session, choice)
     schedule = None if choice.schedule is None else choice.schedule.as_json()
     text = json.dumps({"note": choice.note, **choice.plan.as_json(), "schedule": schedule}, indent=1)
-    replace_text(session.run.plan_path, text + "\n")
     proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
-    if proof is not None:
-        write_proof(proof, session.run.proof_path)
-    session.run.write_deepspeed(config, choice.context, session.group.size)
+
+    def write() -> None:
+        replace_text(session.run.plan_path, text + "\n")
+        if proof is not None:
+            write_proof(proof, session.run.proof_path)
+        session.run.write_deepspeed(config, choice.context, session.group.size)
+
+    space.until_written(write)
     return choice
 
 
@@ -238,7 +244,7 @@ def _as_planned_before(session: TrainingSession) -> RunConfig:
     config = session.config
     fixed: dict[str, Any] = {"tier": None, "hours": None}
     try:
-        plan = json.loads(regular_file.read_text(session.run.plan_path))
+        plan = regular_file.read_object(session.run.plan_path)
         context, precision = int(plan["context"]), str(plan["precision"])
         if (schedule := plan.get("schedule")) is None:
             fixed |= {"context": context}

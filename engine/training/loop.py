@@ -51,7 +51,7 @@ def _fit(
     recovery: Recovery,
     updates: list[Update],
 ) -> Literal["completed", "stopped"]:
-    actions = Actions(save=rollback.save_now, evaluate=lambda: _told(parts.evaluate()))
+    actions = Actions(save=rollback.save_on_command, evaluate=lambda: _told(parts.evaluate()))
     eta = parts.eta(updates)
     while progress.step < len(updates):
         rollback.mark()
@@ -82,7 +82,7 @@ def _fit(
             session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
             break
         recovery.between_steps()
-    rollback.save_now()
+    rollback.save_last()
     return "completed"
 
 
