@@ -74,7 +74,7 @@ def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Conte
     )
     if before and after is not None:
         change = (after - before) / before
-        if done is not None and (few := too_few_updates(done.steps)):
+        if change < 0 and done is not None and (few := too_few_updates(done.steps)):
             return [*lines, Content.styled(f"= {change:+.1%} after {few}", "$muted")]
         words = (
             f"▼ {-change:.1%} lower: it predicts this code better than the base model"
