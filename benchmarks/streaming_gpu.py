@@ -25,11 +25,12 @@ def run(case: dict, pipe) -> None:
     from engine.errors import EliteError
     from engine.models.catalogue import find_model
     from engine.models.placement import choose_placement
-    from engine.plan.stream_plan import StreamPlan
+    from engine.plan.stream_plan import StreamPlan, base_weights
 
     try:
         placement = choose_placement("cuda", case.get("precision", "bf16"))
-        weights = case.get("plan", {}).get("weights") or ("nf4" if placement.precision == "nf4" else "resident")
+        streamed = "streamed" in case.get("plan", {}).get("weights", "resident")
+        weights = base_weights(four_bit=placement.precision == "nf4", streamed=streamed)
         plan = StreamPlan(**{**case.get("plan", {}), "weights": weights})
         result = streaming.measure_step(
             find_model(case["model"]),

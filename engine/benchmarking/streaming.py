@@ -59,7 +59,7 @@ def measure_step(
     device = placement.device
     limit_memory(device, vram_cap)
     rss_before = psutil.Process().memory_info().rss
-    weights_device = torch.device("cpu") if plan.weights == "streamed" else device
+    weights_device = torch.device("cpu") if plan.streams_weights else device
     base = random_model(spec, placement, layers=layers, weights_device=weights_device)
     fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()

@@ -132,7 +132,7 @@ class RunModels:
     @property
     def resident(self) -> bool:
         """Whether all weights are on the device at once, as generation needs."""
-        return self.layout.stream is None or self.layout.stream.weights != "streamed"
+        return not self.layout.streams_weights
 
 
 def result_of(run: RunDirectory) -> Path:
