@@ -100,9 +100,10 @@ def _quantise_linears(layer: nn.Module, placement: Placement, home: torch.device
             if type(child) is not nn.Linear:
                 continue
             biased = child.bias is not None
-            packed = bnb.nn.Linear4bit(
-                child.in_features, child.out_features, bias=False, compute_dtype=placement.dtype, quant_type="nf4"
-            )
+            with torch.device("meta"):  # a CPU would need minutes to draw what is replaced at once
+                packed = bnb.nn.Linear4bit(
+                    child.in_features, child.out_features, bias=False, compute_dtype=placement.dtype, quant_type="nf4"
+                )
             packed.weight = bnb.nn.Params4bit(
                 _draw(child.weight, placement), requires_grad=False, quant_type="nf4", compress_statistics=True
             )
