@@ -134,12 +134,6 @@ def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iter
             problem="training.step is whole, and this is a choice of the streamed step",
             remedy="leave it out, or set training.step to auto or streamed",
         )
-    if fixed.get("weights") == "streamed" and data.get("model", {}).get("precision") == "nf4":
-        yield Problem(
-            field="stream.weights",
-            problem="model.precision is nf4, and weights in 4 bits stay where the step is computed",
-            remedy="leave one of them out",
-        )
     if fixed.get("kv_home") == "host" and fixed.get("hidden_home") == "gpu":
         yield Problem(
             field="stream.hidden_home",

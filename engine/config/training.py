@@ -209,7 +209,10 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 
     weights: Annotated[
         Literal["resident", "streamed"] | None,
-        Meta(description="Base weights stay on the GPU, or on the host and come to it two layers at a time."),
+        Meta(
+            description="Base weights stay on the GPU, or on the host and come to it two layers at a time; with "
+            "model.precision nf4 in 4 bits."
+        ),
     ] = None
     kv_home: Annotated[
         Literal["gpu", "host"] | None,

@@ -131,7 +131,7 @@ class RunModels:
     @property
     def resident(self) -> bool:
         """Whether all weights are on the device at once, as generation needs."""
-        return self.layout.stream is None or self.layout.stream.weights != "streamed"
+        return not self.layout.streams_weights
 
 
 def result_of(run: RunDirectory) -> Path:
@@ -211,7 +211,8 @@ def load_base(found: RunModels, config: RunConfig) -> Any:
     """Loads the base model, with its changes before training."""
     placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        model = load_model(found.spec, placement, _changes(found, config))
+        changes = _changes(found, config)
+        model = load_model(found.spec, placement, changes, quantise_on=found.placement.device)
         if config.model.fused_kernels:
             fuse_kernels(model, found.placement.device)
     return model

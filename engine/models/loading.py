@@ -5,10 +5,13 @@ Weights come from safetensors only, and code of a model's author never runs (`tr
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -47,6 +50,10 @@ from engine.models.wrappers import text_settings
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
     from engine.models.placement import Placement
+
+
+_BNB_4_BIT = "bitsandbytes_4bit"
+"""transformers' name of the quantiser."""
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
@@ -92,19 +99,28 @@ class _Cached:
         return found
 
 
-def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_CHANGES) -> PreTrainedModel:
+def load_model(
+    spec: ModelSpec,
+    placement: Placement,
+    changes: BaseChanges = NO_CHANGES,
+    *,
+    quantise_on: torch.device | None = None,
+) -> PreTrainedModel:
     """Loads the base model with its weights, frozen and without a KV cache.
 
     Args:
         spec: The model to load.
         placement: Its device and precision.
         changes: Changes to make before an adapter is attached.
+        quantise_on: Device that quantises weights to 4 bits, one after the other; None for the placement's.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     weights, config = open_weights(spec)
-    model = _load_pretrained(spec, weights, config, placement, changes)
+    elsewhere = quantise_on if placement.precision == "nf4" and quantise_on != placement.device else None
+    with contextlib.nullcontext() if elsewhere is None else _quantising_on(elsewhere):
+        model = _load_pretrained(spec, weights, config, placement, changes)
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
@@ -201,6 +217,35 @@ def _arguments(placement: Placement) -> dict[str, Any]:
             bnb_4bit_compute_dtype=placement.dtype,
         )
     return arguments
+
+
+@contextlib.contextmanager
+def _quantising_on(device: torch.device) -> Iterator[None]:
+    """Within it, transformers quantises each weight on `device`, and moves codes and scales to the weight's home.
+
+    It reads one weight at a time when it quantises, so that neither place ever holds the model in 16 bits. The codes
+    are those of a model that is resident on `device`.
+    """
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    class Quantize(Bnb4bitQuantize):  # type: ignore[misc]
+        def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, torch.Tensor]:
+            weights = {name: found[0] if isinstance(found, list) else found for name, found in input_dict.items()}
+            quantised = super().convert({name: weight.to(device) for name, weight in weights.items()}, **context)
+            return {name: codes.to(weights[name].device) for name, codes in quantised.items()}
+
+    class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def get_quantize_ops(self) -> Quantize:
+            return Quantize(self)
+
+    usual = AUTO_QUANTIZER_MAPPING[_BNB_4_BIT]
+    AUTO_QUANTIZER_MAPPING[_BNB_4_BIT] = Quantizer
+    try:
+        yield
+    finally:
+        AUTO_QUANTIZER_MAPPING[_BNB_4_BIT] = usual
 
 
 def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str, Any]) -> Any:

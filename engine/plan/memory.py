@@ -16,7 +16,6 @@ from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
-    BaseWeights,
     Line,
     Place,
     factor_parts,
@@ -29,7 +28,7 @@ from engine.plan.ledger_lines import (
     weight_parts,
 )
 from engine.plan.sequence import exchange_lines
-from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
+from engine.plan.stream_plan import FORWARD_BLOCKS, BaseWeights, StreamPlan, in_4_bits
 from engine.plan.tile_peaks import tile_peaks
 from engine.plan.window_peaks import window_peaks
 from engine.plan.workload import Workload
@@ -89,7 +88,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
         ),
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
-    moments = window_peaks(work, recompute=recompute, four_bit=weights == "nf4", pieces=piece < n)
+    moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
     return _close(parts, device, moments, work, n, {}, piece)
 
 

@@ -25,6 +25,7 @@ from engine.plan.request import (
 )
 from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.step_layout import StepLayout
+from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import tiers
 from engine.plan.time import TimePart
 from engine.plan.workload import Workload
@@ -232,7 +233,8 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
     if (asked := planning.fixed.get("weights")) is not None:
-        weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
+        storages = [base_weights(four_bit=in_4_bits(each), streamed=asked == "streamed") for each in weights]
+        weights = tuple(dict.fromkeys(storages))
     if work.ranks > 1:  # only the streamed step can share a window
         way = "streamed"
     elif planning.ranks > 1 and planning.distributed.strategy in ("zero2", "zero3") and way == "auto":
@@ -240,7 +242,7 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
     if not refusal and whole_refusal(planning.spec, work.context * work.ranks):
         way = "streamed"
     if refusal:  # whole windows need all weights at once
-        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
+        weights, way = tuple(storage for storage in weights if not streams(storage)), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
     found = [
         candidate

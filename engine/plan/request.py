@@ -24,9 +24,9 @@ from engine.config import (
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import ModelSpec
-from engine.plan.ledger_lines import BaseWeights
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.stream_plan import BaseWeights, in_4_bits
 from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
@@ -147,7 +147,7 @@ def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[
             remedy="use bf16 or auto, or training.method=lora",
         )
     compute_type, weights = _storages(machine, precision)
-    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
+    return compute_type, tuple(each for each in weights if method == "lora" or not in_4_bits(each))
 
 
 def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
@@ -163,12 +163,13 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
             precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
         )
     half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
+    four_bit: tuple[BaseWeights, ...] = ("nf4", "nf4-streamed")
     if precision == "nf4":
-        return half, ("nf4",)
+        return half, four_bit
     if precision == "auto":
         # A simulated machine has no list of libraries; assume that it has every one.
         installed = machine.libraries.get("bitsandbytes", "unknown") is not None
-        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
+        return half, ("resident", "streamed", *four_bit) if installed else ("resident", "streamed")
     own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
     return own, ("resident", "streamed")
 

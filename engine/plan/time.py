@@ -19,10 +19,10 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, BaseWeights
+from engine.plan.ledger_lines import NF4_BITS, stored_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
@@ -201,7 +201,7 @@ def _logits_part(work: Workload, speeds: Speeds, a_logit: int) -> TimePart:
 
 def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passes: float) -> list[TimePart]:
     """NF4 weights are unpacked to the compute type each time they are used."""
-    if weights != "nf4":
+    if not in_4_bits(weights):
         return []
     moved = passes * work.spec.quantised_parameters * (NF4_BITS / 8 + work.element)
     formula = f"{passes:,.0f} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
@@ -310,7 +310,7 @@ def _corrected(
     parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
 ) -> tuple[TimePart, ...]:
     """Adds the correction, up or down, that past runs or a probe of this model on this machine found."""
-    precision = "nf4" if weights == "nf4" else work.compute_type
+    precision = "nf4" if in_4_bits(weights) else work.compute_type
     key = correction_key(work.spec.name, precision, streamed=streamed)
     # Whole runs say more than a probe's one tile. A layout that no run had is held to be off as those were that did:
     # else every correction would only move the choice to what has never been measured.
@@ -341,8 +341,8 @@ def _transfer_seconds(
         hidden += 2 * spec.layers * n * (work.query_width * e + 4 * spec.heads)
     home = speeds.disk if plan.hidden_home == "disk" else speeds.link
     seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
-    if plan.weights == "streamed":
-        seconds += (3 + again) * spec.decoder_parameters * e / speeds.link
+    if plan.streams_weights:
+        seconds += (3 + again) * stored_bytes(work, plan.weights) / speeds.link
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.

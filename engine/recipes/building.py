@@ -65,11 +65,9 @@ def build_model(
     placement = setup.placement
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        stream = setup.choice.plan.layout.stream
-        streams_weights = stream is not None and stream.weights == "streamed"
-        on_host = streams_weights or sharing.strategy == "zero3"
+        on_host = setup.choice.plan.layout.streams_weights or sharing.strategy == "zero3"
         home = dataclasses.replace(placement, device=_CPU) if on_host else placement
-        model = load_model(setup.spec, home, base_changes(config, setup))
+        model = load_model(setup.spec, home, base_changes(config, setup), quantise_on=placement.device)
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]

@@ -150,6 +150,16 @@ def test_a_card_that_is_too_small_says_so():
     assert "a GPU with" in row.remedy
 
 
+def test_four_bits_that_do_not_fit_on_the_gpu_stay_on_the_host():
+    """A 14B in 4 bits takes 7 GiB of an 8 GiB card: its layers come from the host, and the plan says so."""
+    row = plan_tiers(with_card("rtx-3070", ram=64), find_model("qwen2.5-coder-14b"), precision="nf4").row(4)
+    assert row.fits
+    assert row.layout.weights == "nf4-streamed"
+    assert {part.where for part in row.parts if "decoder layers" in part.name} == {"gpu", "host"}
+    roomy = plan_tiers(with_card("rtx-4090", ram=64), find_model("qwen2.5-coder-14b"), precision="nf4").row(4)
+    assert roomy.layout.weights == "nf4"
+
+
 def test_precision():
     old, new = with_card("rtx-2060-super"), with_card("rtx-4090")
     assert plan_tiers(old, CODER).row(1).layout.precision == "fp16"
