@@ -397,13 +397,25 @@ def _calls(given: Any, name: str) -> list[dict[str, Any]]:
         if not isinstance(arguments, dict):
             problem = f"the arguments of {function['name'][:40]!r} in {name} are no JSON object"
             raise NoConversationError("bad tool call", problem)
-        one: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-        if isinstance(call.get("id"), str) and call["id"]:
-            one = {"id": call["id"], **one}
-        made.append(one)
+        made.append(_call(call, function["name"], function, arguments))
     if not made:
         raise NoConversationError("bad tool call", f"{name} calls nothing")
     return made
+
+
+def _call(
+    call: Mapping[str, Any], name: str, function: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call with its fields in the row's order, in which a template may write them down."""
+    told: dict[str, Any] = {"name": name, "arguments": arguments}
+    told = {key: told[key] for key in sorted(told, key=lambda key: list(function).index(key) if key in function else 9)}
+    whole: dict[str, Any] = {} if "type" in call and "function" in call else {"type": "function"}
+    for key, value in call.items():
+        if key == "function":
+            whole[key] = told
+        elif (key == "type" and value == "function") or (key == "id" and isinstance(value, str) and value):
+            whole[key] = value
+    return {**whole, "function": told}
 
 
 def _tools(given: Any) -> tuple[Mapping[str, Any], ...] | None:

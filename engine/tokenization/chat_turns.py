@@ -51,6 +51,8 @@ class _Part:
     message: int = -1
     answer: bool = False
     "Between `{% generation %}` and its end."
+    spelled: bool = False
+    "Whether it begins within the name of a control token that a string spells."
 
 
 Message = Mapping[str, Any]
@@ -161,11 +163,13 @@ class ConversationRenderer:
         """Ranges of characters of each answer that is learnt, from the end of its prompt to the end of its turn."""
         first: dict[int, int] = {}
         last: dict[int, int] = {}
+        strings: list[tuple[int, int, int]] = []
         position = 0
         for part in parts:
             if part.message >= 0:
                 first.setdefault(part.message, position)
                 last[part.message] = position + len(part.text)
+                strings.append((position, position + len(part.text), part.message))
             position += len(part.text)
         text = "".join(part.text for part in parts)
         for number, message in enumerate(conversation.messages):
@@ -177,10 +181,11 @@ class ConversationRenderer:
                 continue
             if number not in first:
                 raise SplitError(f"message {number + 1} (assistant) says nothing")
-            before = max((end for other, end in last.items() if other < number), default=0)
-            after = min((begin for other, begin in first.items() if other > number), default=len(text))
-            if before > first[number] or after < last[number]:
-                raise SplitError(f"it does not write message {number + 1} in its place")
+            # By their place: some templates write what the system says with the last request.
+            before = max((end for _, end, other in strings if end <= first[number] and other != number), default=0)
+            after = min((begin for begin, *_ in strings if begin >= last[number]), default=len(text))
+            if any(first[number] < begin < last[number] and other != number for begin, _, other in strings):
+                raise SplitError(f"it writes message {number + 1} in several places")
             begin = before + self._prompt(conversation, number, text[before : first[number]])
             end = last[number] + self._closing(conversation, number, text[last[number] : after])
             found.append((begin, end))
@@ -267,7 +272,7 @@ class _Conversation:
     ) -> None:
         self.messages, self.marks, self.names = messages, marks, True
         self._template, self._control, self._now = template, control, now
-        self._tools = None if tools is None else [_mapped(tool, self._inert) for tool in tools]
+        self._tools = None if tools is None else [_mapped(tool, self._inert, key=self._inert) for tool in tools]
 
     def strings(self, number: int) -> list[str]:
         """The strings of a message that its content is made of, reasoning apart."""
@@ -287,7 +292,9 @@ class _Conversation:
 
     def inert(self) -> str:
         """The rendering, where no string spells a control token."""
-        messages = [_message(message, self._inert, self._inert, self._inert) for message in self.messages]
+        messages = [
+            self._without_tokens(_message(message, self._inert, self._inert, self._inert)) for message in self.messages
+        ]
         text = self._template.render(messages, self._tools, now=self._now)
         return text.replace(self.marks.inert, "")
 
@@ -317,11 +324,11 @@ class _Conversation:
         signs = f"[{marks.open}{marks.close}{marks.begin}{marks.end}]"
         of_string: tuple[int, str] | None = None
         for found in re.finditer(f"{signs}[{marks.digits}]*", marked):
-            text = marked[position : found.start()].replace(marks.inert, "")
+            text = marked[position : found.start()]
             sign, digits = found[0][0], found[0][1:]
             position = found.end()
             if of_string is None:
-                parts.append(_Part(text, -1, answer))
+                parts += self._template_parts(text, answer)
             elif sign != marks.close:
                 return None
             if sign == marks.open:
@@ -332,14 +339,21 @@ class _Conversation:
             elif sign == marks.close:
                 if of_string is None:
                     return None
-                parts.append(_Part(text, of_string[0], answer) if of_string[0] >= 0 else _Part(text, -1, answer))
+                if of_string[0] >= 0:
+                    parts.append(_Part(text.replace(marks.inert, ""), of_string[0], answer))
+                else:
+                    parts += self._template_parts(text, answer)
                 of_string = None
             else:
                 answer = sign == marks.begin
         if of_string is not None:
             return None
-        parts.append(_Part(marked[position:].replace(marks.inert, ""), -1, answer))
+        parts += self._template_parts(marked[position:], answer)
         return [part for part in parts if part.text]
+
+    def _template_parts(self, text: str, answer: bool) -> list[_Part]:
+        """A template's text, cut within every name of a control token that comes from a string in it."""
+        return [_Part(some, -1, answer, number > 0) for number, some in enumerate(text.split(self.marks.inert))]
 
     def _render(self, messages: Sequence[Message], *, names: bool, prompt: bool) -> str:
         marked = []
@@ -365,8 +379,20 @@ class _Conversation:
                     known[text] = mark(text)
                 return known[text]
 
-            marked.append(_message(message, mark, mark_once, mark if names else self._inert))
+            marked.append(self._without_tokens(_message(message, mark, mark_once, mark if names else self._inert)))
         return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
+
+    def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message whose other fields, and the names in its arguments, spell no control token."""
+        for key in ("role", "name", "tool_call_id"):
+            if isinstance(message.get(key), str):
+                message[key] = self._inert(message[key])
+        for call in message.get("tool_calls") or ():
+            if isinstance(call.get("id"), str):
+                call["id"] = self._inert(call["id"])
+            function = call["function"]
+            function["arguments"] = _mapped(function["arguments"], str, key=self._inert)
+        return message
 
     def _place(self, count: int) -> str:
         return "".join(self.marks.digits[int(digit, 16)] for digit in f"{count:06x}")
@@ -403,15 +429,15 @@ def _call(call: Message, content: Callable[[str], str], name: Callable[[str], st
     return {**call, "function": function}
 
 
-def _mapped(value: Any, change: Callable[[str], str], deep: int = 0) -> Any:
-    """A JSON value with its strings changed, in order."""
+def _mapped(value: Any, change: Callable[[str], str], deep: int = 0, key: Callable[[str], str] = str) -> Any:
+    """A JSON value with its strings changed, in order, and its keys."""
     if deep > _ARGUMENTS_DEEP:
         raise RenderError("its values are nested too deep")
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(inner, change, deep + 1) for key, inner in value.items()}
-    return [_mapped(inner, change, deep + 1) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key(str(name)): _mapped(inner, change, deep + 1, key) for name, inner in value.items()}
+    return [_mapped(inner, change, deep + 1, key) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _strings(value: Any) -> list[str]:
@@ -445,7 +471,7 @@ def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control:
     outside: list[tuple[int, str]] = []
     for part in parts:
         # Neighbouring parts of the template are one text, in which a token may stand.
-        if part.message < 0 and outside and outside[-1][0] + len(outside[-1][1]) == position:
+        if part.message < 0 and not part.spelled and outside and outside[-1][0] + len(outside[-1][1]) == position:
             outside[-1] = (outside[-1][0], outside[-1][1] + part.text)
         elif part.message < 0:
             outside.append((position, part.text))
