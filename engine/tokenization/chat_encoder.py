@@ -26,11 +26,13 @@ class EncodedConversation:
         ids: Shape (tokens,).
         learnt: Whether the model writes each token. Shape (tokens,).
         turns: First token behind each answer, ascending.
+        shortened: Whether output of tools was left out.
     """
 
     ids: npt.NDArray[np.uint32]
     learnt: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.int64]
+    shortened: bool = False
 
 
 def encode_conversations(text: PlainText, conversations: Sequence[Sequence[Piece]]) -> list[EncodedConversation]:
