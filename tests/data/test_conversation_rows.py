@@ -432,3 +432,45 @@ def test_answers_to_one_request_stand_on_one_side(tmp_path: Path) -> None:
         sides.setdefault(number % 20, set()).add(place >= first_held_out)
     assert len(sides) == 20
     assert all(len(side) == 1 for side in sides.values())
+
+
+def test_the_preview_knows_the_template_of_a_folder(tmp_path: Path) -> None:
+    from engine.data.preview import with_chat_template
+
+    made = tokenizer()
+    made.save_pretrained(tmp_path / "model")
+    found = with_chat_template(made.backend_tokenizer, tmp_path / "model")
+    path = write(tmp_path / "rows.jsonl", some({"messages": GOOD}))
+    assert build(tmp_path, path, model=found).summary.store == build(tmp_path, path).summary.store
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    assert with_chat_template(made.backend_tokenizer, bare) is made.backend_tokenizer
+
+
+def test_labels_survive_a_build_that_was_cut_short(tmp_path: Path) -> None:
+    from engine.data.store import StoreBuilder, open_store
+
+    draw = np.random.RandomState(0)
+    masks = [draw.rand(length) < 0.5 for length in (3, 8, 1, 13, 0, 30, 7)]
+    entries = [(f"f{number}", 0, "Conversation", number) for number in range(len(masks))]
+    with StoreBuilder(tmp_path, "key", np.dtype("<u2"), masked=True) as builder:
+        for number, mask in enumerate(masks[:4]):
+            builder.append(np.zeros(len(mask), np.uint32), np.empty(0, np.int64), mask, shortened=number == 1)
+        builder.checkpoint()
+        builder.append(np.zeros(5, np.uint32), np.empty(0, np.int64), np.ones(5, bool))
+    with StoreBuilder(tmp_path, "key", np.dtype("<u2"), masked=True) as builder:
+        assert builder.files == 4
+        for mask in masks[4:]:
+            builder.append(np.zeros(len(mask), np.uint32), np.empty(0, np.int64), mask)
+        builder.finish(entries, np.zeros(9, np.uint8))
+    store = open_store(tmp_path, "key")
+    assert store is not None
+    assert store.learnt is not None
+    assert store.learnt.among(0, len(store.tokens)).tolist() == np.concatenate(masks).tolist()
+    assert store.learnt.count() == np.concatenate(masks).sum()
+    assert store.shortened == 1
+    for _ in range(20):
+        first, last = sorted(draw.randint(0, len(store.tokens) + 1, 2))
+        assert (
+            store.learnt.of(first, last).among(0, last - first).tolist() == np.concatenate(masks)[first:last].tolist()
+        )
