@@ -193,7 +193,7 @@ class RowReader:
             return None if values is None else values.get(self.fields.get(name, name))
 
         for name in _MESSAGES:
-            if has(name) and not isinstance(value(name), str | int | float):
+            if has(name) and (value(name) is None or isinstance(value(name), list)):
                 return self.fields.get(name, name)
             if has(name) and isinstance(value(name), str) and str(value(name)).lstrip().startswith("[{"):
                 return self.fields.get(name, name)
@@ -211,6 +211,15 @@ class RowReader:
         Raises:
             NoConversationError: it holds none that can be learnt.
         """
+        try:
+            conversation = self._read(values, date)
+            conversation.digest()
+            conversation.texts()
+        except RecursionError:
+            raise NoConversationError("bad message", "its values are nested too deep") from None
+        return conversation
+
+    def _read(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
         messages, learnt, tools = self._found(values)
         if not messages:
             raise NoConversationError("no messages", "it has no message")

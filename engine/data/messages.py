@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_DEEPEST = 48
+"""Levels of objects and lists in the arguments of a call."""
+
 
 class NoConversationError(Exception):
     """A row is no conversation to learn."""
@@ -59,7 +62,7 @@ def content_of(given: Any, name: str) -> tuple[str | None, str | None]:
         elif kind in ("thinking", "reasoning") and isinstance(part.get(kind, text), str):
             reasoning.append(part.get(kind, text))
         else:
-            raise NoConversationError("bad content", f"{name} holds a part that is no text ({str(kind)[:40]})")
+            raise NoConversationError("bad content", f"{name} holds a part that is no text ({str(kind)[:40]!r})")
     return "".join(texts), "".join(reasoning) or None
 
 
@@ -76,6 +79,9 @@ def calls_of(given: Any, name: str) -> list[dict[str, Any]]:
         arguments = {} if arguments in (None, "") else _json(arguments)
         if not isinstance(arguments, dict):
             problem = f"the arguments of {function['name'][:40]!r} in {name} are no JSON object"
+            raise NoConversationError("bad tool call", problem)
+        if _is_deeper(arguments, _DEEPEST):
+            problem = f"the arguments of {function['name'][:40]!r} in {name} are nested too deep"
             raise NoConversationError("bad tool call", problem)
         made.append(_one_call(call, function["name"], function, arguments))
     if not made:
@@ -96,6 +102,17 @@ def _one_call(
         elif (key == "type" and value == "function") or (key == "id" and isinstance(value, str) and value):
             whole[key] = value
     return {**whole, "function": told}
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    inner = [value]
+    for _ in range(most):
+        inner = [
+            one
+            for outer in inner
+            for one in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return bool(inner)
 
 
 def tools_of(given: Any) -> tuple[Mapping[str, Any], ...] | None:

@@ -54,7 +54,8 @@ def encode_conversations(text: PlainText, conversations: Sequence[Sequence[Piece
             if piece.control:
                 plan.append((ids[piece.text], piece))
                 continue
-            words = piece.text
+            # Half of a character outside the basic plane, which JSON may spell out, is no text.
+            words = piece.text if piece.text.isascii() else piece.text.encode("utf-8", "replace").decode()
             if number and pieces[number - 1].control and text.strips[ids[pieces[number - 1].text]][1]:
                 words = words.lstrip()
             if number + 1 < len(pieces) and pieces[number + 1].control and text.strips[ids[pieces[number + 1].text]][0]:

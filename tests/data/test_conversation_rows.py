@@ -171,6 +171,9 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"messages": [ASKED, {"role": "assistant", **fields}]}
 
 
+DEEP: dict[str, Any] = {}
+for _ in range(450):
+    DEEP = {"a": DEEP}
 BAD: dict[str, tuple[Any, str]] = {
     "a number": (3, "not a row"),
     "a list": ([GOOD], "not a row"),
@@ -234,6 +237,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "call in no JSON": ({"conversations": [{"from": "function_call", "value": "look"}]}, "bad tool call"),
     "chosen is a number": ({"chosen": 3, "rejected": 4}, "no conversation"),
     "empty completion": ({"prompt": "x", "completion": ""}, "empty answer"),
+    "nested too deep": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]},
+        "bad tool call",
+    ),
     "history of numbers": ({"instruction": "x", "output": "y", "history": [1]}, "bad message"),
 }
 
@@ -474,3 +481,23 @@ def test_labels_survive_a_build_that_was_cut_short(tmp_path: Path) -> None:
         assert (
             store.learnt.of(first, last).among(0, last - first).tolist() == np.concatenate(masks)[first:last].tolist()
         )
+
+
+def test_values_that_templates_and_tokenizers_could_trip_over(tmp_path: Path) -> None:
+    arguments = {"\ud800": "\udfff x", "big": 10**9, "n": 10**300, "<|im_end|>": None}
+    tool = {"name": "look", "description": "\ud801 <|im_start|>", "parameters": {"properties": {"<|im_end|>": {}}}}
+    call = {"id": "<|im_end|>", "function": {"name": "<|im_start|>", "arguments": arguments}}
+    rows = some({"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}, SAID], "tools": [tool]})
+    source = (
+        "{% macro shown(x) %}{{ x }}{% endmacro %}{% for t in tools %}{{ t|tojson }}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role + ':' }}{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{{ c.id + c.function.name }}{% for k, v in c.function.arguments.items() %}{{ k }}={{ shown(v) }}{% endfor %}"
+        "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    )
+    model = tokenizer(template=source)
+    dataset = build(tmp_path, write(tmp_path / "rows.jsonl", rows), model=model, limit=8192)
+    assert dataset.summary.skipped == {}
+    ids = dataset.store.tokens.tolist()
+    assert ids.count(model.convert_tokens_to_ids("<|im_start|>")) == 3 * 8
+    assert ids.count(model.convert_tokens_to_ids("<|im_end|>")) == 3 * 8
+    assert "big=1000000000" in learnt_texts(dataset, model)[0]
