@@ -126,6 +126,29 @@ DATA_SET_LIBRARY = _declare(
     "install elite-tui[datasets], or pass JSON Lines",
     about="data.datasets",
 )
+DATE_INVALID = _declare(
+    "date-invalid",
+    "--{option} is {value}, which is no date",
+    "write it as 2026-11-30",
+)
+CONVERSATIONS_OVERLONG = _declare(
+    "conversations-overlong",
+    "{longer} of {count} conversations are longer than the context of {context} tokens, the longest has {longest}",
+    "{tier}, or say what is done with the longer ones: data.overlong=drop, cut-oldest-tool-output or split",
+    about="data.overlong",
+)
+CHAT_TEMPLATE_MISSING = _declare(
+    "chat-template-missing",
+    "the data hold conversations, but the model's tokenizer has no chat template",
+    "name one with --set data.chat_template=plain (known: {known}), or a .jinja file",
+    about="data.chat_template",
+)
+CHAT_TEMPLATE_UNUSABLE = _declare(
+    "chat-template-unusable",
+    "the chat template {name} cannot be used: {problem}",
+    "name another one with --set data.chat_template=NAME (known: {known}), or a .jinja file",
+    about="data.chat_template",
+)
 FIM_UNAVAILABLE = _declare(
     "fim-unavailable",
     "data.fim is {rate}, but the model's tokenizer has no tokens for fill-in-the-middle",

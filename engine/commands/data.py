@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
+from engine.data.filters import PROBLEMS
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from engine.config import RunConfig
     from engine.data.reading import Progress as Report
     from engine.data.report import DataReport
 
@@ -75,16 +77,18 @@ def run(args: argparse.Namespace) -> int:
     }
     for override in args.set:
         config.apply_override(given, override)
-    data = config.from_mapping(given, source="command line").data
+    asked = config.from_mapping(given, source="command line")
+    data = asked.data
     if not (data.repositories or data.datasets):
         raise errors.REPOSITORY_UNSET()
     with _progress_display() as progress:
         dataset = build_dataset(
             data,
             tokenizer=_tokenizer(args.model),
-            context=tiers()[0].context,
+            context=_limit(asked) or tiers()[0].context,
             cache=args.out or user_cache(),
             progress=progress,
+            limit=_limit(asked),
         )
         report = describe(dataset)
     if args.json:
@@ -92,6 +96,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_report(report)
     return 0
+
+
+def _limit(asked: RunConfig) -> int | None:
+    """The context that the data are for, where one is named and conversations do not have to fit it."""
+    training = asked.training
+    named = next((tier.context for tier in tiers() if tier.number == training.tier), training.context)
+    return None if asked.data.overlong == "refuse" else named
 
 
 def _tokenizer(model: str) -> Any:
@@ -148,6 +159,7 @@ def _print_report(report: DataReport) -> None:
         f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files, "
         f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
+    _print_conversations(console, report)
     linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
     for name in order.head[:_ORDER_SHOWN]:
@@ -183,6 +195,21 @@ def _print_report(report: DataReport) -> None:
     console.print(f"store {how} in {report.seconds:.2f} s: {report.store}")
 
 
+def _print_conversations(console: Console, report: DataReport) -> None:
+    found = report.conversations
+    if found is None:
+        return
+    share = report.loss_tokens / max(report.tokens, 1)
+    console.print(
+        f"{found.count:,} conversations with {found.tokens:,} tokens, the longest {found.longest:,}; "
+        f"{report.loss_tokens:,} tokens of all ({share:.1%}) count in the loss"
+    )
+    rows = [(str(row.tier), f"{row.context:,}", f"{row.whole:,}", f"{row.longer:,}") for row in found.tiers]
+    console.print(_table(("tier", "context", "conversations whole", "longer"), rows))
+    fits = f"tier {found.fits} holds all whole" if found.fits else "no tier holds all whole"
+    console.print(f"{fits}; data.overlong decides about longer ones")
+
+
 def _table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     from rich.table import Table
 
@@ -199,6 +226,11 @@ def _print_left_out(console: Console, report: DataReport) -> None:
     for row in report.skipped:
         switch = f"; {row.kept_by} keeps them" if row.kept_by else ""
         console.print(f"  {row.files:>7,} {row.reason}: {row.explanation}{switch}")
+        if row.reason in PROBLEMS:
+            for example in row.examples[:_LINES_SHOWN]:
+                console.print(f"          {example}")
+            if row.files > _LINES_SHOWN:
+                console.print(f"          and {row.files - _LINES_SHOWN:,} more")
     if report.licence_headers:
         console.print(f"took out {report.licence_headers:,} repeated licence headers")
     _print_some(

@@ -168,6 +168,37 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             "prompt+completion, content, code or the like."
         ),
     ] = ""
+    fields: Annotated[
+        list[Annotated[str, Meta(pattern="^[^=]+=[^=]+$")]],
+        Meta(
+            description="Names of fields in rows of conversations where they are others than usual, such as "
+            "messages=dialog, role=speaker or content=utterance."
+        ),
+    ] = field(default_factory=list)
+    chat_template: Annotated[
+        str,
+        Meta(
+            description="How conversations are written down: the chat template of the model's tokenizer, unless one is "
+            "named here: chatml, plain, or a .jinja file. It is saved with the result."
+        ),
+    ] = ""
+    train_on: Annotated[
+        Literal["assistant", "last"],
+        Meta(
+            description="Which turns of a conversation count in the loss: assistant all answers, last the last one. "
+            "Turns with weight or train of 0 do not count."
+        ),
+    ] = "assistant"
+    mask_errors: Annotated[
+        bool, Meta(description="Whether calls of tools whose result is marked as an error are left out of the loss.")
+    ] = False
+    overlong: Annotated[
+        Literal["refuse", "drop", "cut-oldest-tool-output", "split"],
+        Meta(
+            description="Conversations longer than the context: refuse says how many and trains nothing, drop leaves "
+            "them out, cut-oldest-tool-output shortens what tools said first, split cuts them into several windows."
+        ),
+    ] = "refuse"
     stores_kept: Annotated[
         int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
     ] = 8

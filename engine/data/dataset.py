@@ -6,15 +6,19 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.data.cache import prune
-from engine.data.collect import EXAMPLES, Collection, SourceFile, describe_skipped
-from engine.data.documents import Texts, edited, path_line
+from engine.data.chats import TEMPLATES, Chats, encode_continued, find_template
+from engine.data.collect import Collection, SourceFile, describe_skipped
+from engine.data.conversations import LANGUAGE as CONVERSATION
+from engine.data.conversations import REVISION as CONVERSATIONS_REVISION
+from engine.data.conversations import Conversation
+from engine.data.documents import Texts, edited, edited_conversation, path_line
 from engine.data.encoded import REVISION as ENCODED_REVISION
 from engine.data.fim import REVISION as FIM_REVISION
 from engine.data.fim import cut_points
@@ -24,6 +28,7 @@ from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
 from engine.data.order import FileOrder
 from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
+from engine.data.rows import ROW_EXAMPLES
 from engine.data.secrets import REVISION as SECRETS_REVISION
 from engine.data.sources import open_sources
 from engine.data.store import (
@@ -38,10 +43,17 @@ from engine.data.store import (
 )
 from engine.data.syntax import REVISION as SYNTAX_REVISION
 from engine.data.windows import Windows
+from engine.plan.tiers import tiers
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from engine.config import DataSection
+    from engine.tokenization.chat_template import ChatTemplate
+
+    _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None, bool]
 
 _BATCH_BYTES = 2 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
@@ -73,6 +85,8 @@ class DatasetSummary:
     source_bytes: int
     train_tokens: int
     held_out_tokens: int
+    loss_tokens: int
+    "Those of both that are predicted: all but the first of each document, and of conversations the answers."
     store: Path
     reused: bool
     "Whether nothing had to be tokenised."
@@ -101,7 +115,13 @@ class _ChangedError(Exception):
 
 
 def build_dataset(
-    data: DataSection, *, tokenizer: Any, context: int, cache: Path, progress: Progress | None = None
+    data: DataSection,
+    *,
+    tokenizer: Any,
+    context: int,
+    cache: Path,
+    progress: Progress | None = None,
+    limit: int | None = None,
 ) -> Dataset:
     """Windows of `context` tokens over the repositories' files; reuses the store of an unchanged repository.
 
@@ -111,9 +131,12 @@ def build_dataset(
         context: Tokens a window.
         cache: Folder that keeps stores.
         progress: Told how far it is, a few times a second at most.
+        limit: Tokens of the longest conversation that is trained on; `data.overlong` decides about longer ones. None:
+            nothing is decided, and they are counted.
 
     Raises:
-        EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache.
+        EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache, CHAT_TEMPLATE_*,
+            CONVERSATIONS_OVERLONG.
         ValueError: the tokenizer is not a fast one.
     """
     report = progress or (lambda _done, _total, _what: None)
@@ -121,21 +144,28 @@ def build_dataset(
     encoder = Encoder(tokenizer)
     if data.fim and encoder.fim is None:
         raise errors.FIM_UNAVAILABLE(rate=data.fim)
+    chats = _chats(tokenizer, encoder, data)
+    template = None if chats is None else chats.template
     for _attempt in range(_ATTEMPTS):
-        with open_sources(data, lambda done, total: report(done, total, "files found")) as sources:
+        with open_sources(data, lambda done, total: report(done, total, "files found"), template) as sources:
             collection = sources.collection
-            reading = read(collection, data, sources.texts, report)
+            reading = read(collection, data, sources.texts, report, chats)
             if len(reading.files) < 2:
-                raise _too_little(data, collection, reading)
-            key = _key(reading, data, encoder)
+                raise _too_little(data, collection, reading, template)
+            cut = limit if data.overlong == "cut-oldest-tool-output" and chats is not None else None
+            key = _key(reading, data, encoder, chats, cut)
             try:
-                store, reused, notes = _open_or_build(cache, key, reading, data, sources.texts, encoder, report)
+                making = _Making(encoder, chats, data.fim, cut)
+                store, reused, notes = _open_or_build(cache, key, reading, sources.texts, making, report)
             except _ChangedError:
                 continue
         prune(cache, keep=data.stores_kept, present=key)
         seconds = time.monotonic() - started
-        windows = _windows(store, reading, context, together=data.packing)
+        drop = limit is not None and data.overlong in ("drop", "cut-oldest-tool-output")
+        windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
         notes = (*reading.notes, *notes)
+        if limit is not None:
+            notes += _decide_overlong(store, reading, data, limit)
         return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
 
@@ -144,8 +174,63 @@ def _named(data: DataSection) -> str:
     return ", ".join((*data.repositories, *data.datasets))
 
 
-def _too_little(data: DataSection, collection: Collection, reading: Reading) -> errors.EliteError:
+@dataclass(frozen=True)
+class _Making:
+    """How sources become tokens."""
+
+    encoder: Encoder
+    chats: Chats | None
+    fim: float
+    cut: int | None
+    "Tokens above which the output of tools in conversations is shortened."
+
+
+def _chats(tokenizer: Any, encoder: Encoder, data: DataSection) -> Chats | None:
+    """The chat template of the data; None where there is none."""
+    if not (data.datasets or data.chat_template):
+        return None
+    template = find_template(tokenizer, encoder, data.chat_template)
+    return None if template is None else Chats(encoder, template)
+
+
+def _decide_overlong(store: TokenStore, reading: Reading, data: DataSection, limit: int) -> tuple[str, ...]:
+    """Refuses or counts the conversations that are longer than the context, and says what becomes of them.
+
+    Raises:
+        EliteError: CONVERSATIONS_OVERLONG.
+    """
+    lengths = store.conversations()
+    longer = int((lengths > limit).sum())
+    told = []
+    if longer and data.overlong == "refuse":
+        longest = int(lengths.max())
+        tier = next((tier for tier in tiers() if tier.context >= longest), None)
+        text = "no tier holds all"
+        if tier is not None:
+            text = f"train at tier {tier.number} ({tier.context:,} tokens), which holds all"
+        raise errors.CONVERSATIONS_OVERLONG(
+            longer=f"{longer:,}", count=f"{len(lengths):,}", context=f"{limit:,}", longest=f"{longest:,}", tier=text
+        )
+    if store.shortened:
+        told.append(f"{store.shortened:,} conversations had output of tools cut, the oldest first, to {limit:,} tokens")
+    if longer and data.overlong == "split":
+        told.append(f"{longer:,} conversations are longer than {limit:,} tokens, and are cut into several windows")
+    elif longer:
+        reading.skipped["overlong"] += longer
+        told.append(f"{longer:,} conversations are longer than {limit:,} tokens, and are left out")
+    return tuple(told)
+
+
+def _too_little(
+    data: DataSection, collection: Collection, reading: Reading, template: ChatTemplate | None
+) -> errors.EliteError:
     path = _named(data)
+    if template is not None and not reading.files:
+        for reason in ("not split", "template"):
+            if reading.skipped[reason]:
+                problem = reading.examples[reason][0].rpartition(": ")[2]
+                problem = f"{reading.skipped[reason]:,} conversations cannot be written by it, the first as {problem}"
+                return errors.CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
     if reading.files:
         tokens = f"about {reading.estimated_tokens:,}"
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
@@ -153,12 +238,12 @@ def _too_little(data: DataSection, collection: Collection, reading: Reading) -> 
     return errors.REPOSITORY_NO_SOURCE(path=path, skipped=describe_skipped(dict(skipped.most_common())))
 
 
-def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
+def _key(reading: Reading, data: DataSection, encoder: Encoder, chats: Chats | None, cut: int | None) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
     revisions.append(ENCODED_REVISION)
-    options = [
+    options: list[Any] = [
         "encoded" in data.include,
         data.max_file_bytes,
         data.secrets,
@@ -167,6 +252,8 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
         data.fim,
         sorted(data.allowed_secrets),
     ]
+    if any(item.file.language == CONVERSATION for item in reading.files):
+        options += ["" if chats is None else chats.fingerprint, cut, CONVERSATIONS_REVISION]
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)
@@ -175,10 +262,12 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder) -> str:
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: Reading, data: DataSection, texts: Texts, encoder: Encoder, report: Progress
+    cache: Path, key: str, reading: Reading, texts: Texts, making: _Making, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
+    encoder = making.encoder
+    masked = any(item.file.language == CONVERSATION for item in reading.files)
     with locked(cache, key):
         try:
             store = open_store(cache, key)
@@ -188,10 +277,10 @@ def _open_or_build(
             store = None
         if store is not None:
             return store, True, ()
-        with StoreBuilder(cache, key, token_type(encoder.vocabulary)) as builder:
+        with StoreBuilder(cache, key, token_type(encoder.vocabulary), masked=masked) as builder:
             if builder.files:
                 notes.append(f"a build that was cut short is gone on with, after {builder.files:,} files")
-            _tokenise(builder, reading, data.fim, texts, encoder, report)
+            _tokenise(builder, reading, texts, making, report)
             repositories = {root: index for index, root in enumerate(reading.repositories)}
             entries = [
                 (path_line(item.file), repositories[item.file.repository], item.file.language, item.document)
@@ -204,9 +293,7 @@ def _open_or_build(
     return store, False, tuple(notes)
 
 
-def _tokenise(
-    builder: StoreBuilder, reading: Reading, fim: float, texts: Texts, encoder: Encoder, report: Progress
-) -> None:
+def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, making: _Making, report: Progress) -> None:
     """Appends every file that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
@@ -218,17 +305,39 @@ def _tokenise(
     for batch in _batches(reading, texts, builder.files):
         report(done, total, "bytes tokenised")
         # Held-out files stay as they are, so that their loss can be compared whatever is trained on.
-        rates = [0.0 if builder.files + offset >= train else fim for offset in range(len(batch))]
-        documents = [
-            (path_line(item.file), text, _middle(item, text, rate))
-            for (item, text), rate in zip(batch, rates, strict=True)
-        ]
-        for (item, _), (_, text, middle), ids in zip(batch, documents, encoder.encode_middles(documents), strict=True):
-            # What is rearranged has no place that is good for a cut.
-            lines = item.definitions if middle is None else item.definitions[:0]
-            builder.append(ids, encoder.lines_to_tokens(ids, text, lines))
+        rates = [0.0 if builder.files + offset >= train else making.fim for offset in range(len(batch))]
+        for (item, _), (ids, lines, learnt, shortened) in zip(batch, _encoded(batch, rates, making), strict=True):
+            builder.append(ids, lines, learnt, shortened=shortened)
             done += item.file.size
     report(total, total, "bytes tokenised")
+
+
+def _encoded(
+    batch: Sequence[tuple[ReadFile, str | Conversation]], rates: Sequence[float], making: _Making
+) -> list[_Encoded]:
+    """Ids, places that are good for a cut, and labels, of each source."""
+    made: dict[int, _Encoded] = {}
+    continued: list[tuple[int, Conversation]] = []
+    chats: list[tuple[int, Conversation]] = []
+    documents = []
+    for number, ((item, content), rate) in enumerate(zip(batch, rates, strict=True)):
+        if isinstance(content, Conversation):
+            (continued if content.is_continued else chats).append((number, content))
+        else:
+            documents.append((number, (path_line(item.file), content, _middle(item, content, rate))))
+    encoder = making.encoder
+    for (number, (_, text, middle)), ids in zip(
+        documents, encoder.encode_middles([document for _, document in documents]), strict=True
+    ):
+        # What is rearranged has no place that is good for a cut.
+        lines = batch[number][0].definitions[: 0 if middle else None]
+        made[number] = ids, encoder.lines_to_tokens(ids, text, lines), None, False
+    found = encode_continued(encoder, [one for _, one in continued])
+    if making.chats is not None:
+        found += making.chats.encode([one for _, one in chats], making.cut)
+    for (number, _), encoded in zip((*continued, *chats), found, strict=True):
+        made[number] = encoded.ids, encoded.turns, encoded.learnt, encoded.shortened
+    return [made[number] for number in range(len(batch))]
 
 
 def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
@@ -237,17 +346,17 @@ def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
     return cut_points(text, path_line(item.file), item.digest, rate)
 
 
-def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str]]]:
+def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str | Conversation]]]:
     """Files from `first` on with their texts, in groups of about _BATCH_BYTES."""
-    batch: list[tuple[ReadFile, str]] = []
+    batch: list[tuple[ReadFile, str | Conversation]] = []
     size = 0
     for item in reading.files[first:]:
         document = texts.read(item.file)
         if isinstance(document, str) or document.digest != item.digest:
             raise _ChangedError
-        text = edited(document.text, item.edits)
-        batch.append((item, text))
-        size += len(text)
+        talks = document.conversation is not None
+        batch.append((item, edited_conversation(document, item.edits) if talks else edited(document.text, item.edits)))
+        size += len(document.text)
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -255,14 +364,21 @@ def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[
         yield batch
 
 
-def _windows(store: TokenStore, reading: Reading, context: int, *, together: bool) -> tuple[Windows, Windows]:
+def _windows(
+    store: TokenStore, reading: Reading, context: int, *, together: bool, drop_longer: bool
+) -> tuple[Windows, Windows]:
     """Training and held-out windows."""
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
     layout, end = store.layout(), len(store.tokens)
-    return (
-        Windows(store.tokens[:boundary], context, layout.of(0, boundary), together=together),
-        Windows(store.tokens[boundary:], context, layout.of(boundary, end), together=together),
-    )
+
+    def windows(start: int, stop: int) -> Windows:
+        learnt = None if store.learnt is None else store.learnt.of(start, stop)
+        part = layout.of(start, stop)
+        return Windows(
+            store.tokens[start:stop], context, part, together=together, learnt=learnt, drop_longer=drop_longer
+        )
+
+    return windows(0, boundary), windows(boundary, end)
 
 
 def _summary(
@@ -272,7 +388,7 @@ def _summary(
     skipped = Counter(collection.skipped)
     skipped.update(reading.skipped)
     examples = {
-        reason: (*collection.examples.get(reason, ()), *reading.examples.get(reason, ()))[:EXAMPLES]
+        reason: (*collection.examples.get(reason, ()), *reading.examples.get(reason, ()))[:ROW_EXAMPLES]
         for reason in skipped
     }
     return DatasetSummary(
@@ -289,6 +405,7 @@ def _summary(
         source_bytes=sum(item.file.size for item in reading.files),
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,
+        loss_tokens=store.loss_tokens(),
         store=store.path,
         reused=reused,
         seconds=seconds,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.data.charset import decode
 from engine.data.collect import SourceFile
+from engine.data.conversations import Conversation
 from engine.data.filters import is_binary
 from engine.data.history import Commit, read_commit
 from engine.data.languages import NOTEBOOK
@@ -25,6 +26,8 @@ class Document:
     text: str
     digest: bytes
     "SHA-256 of the file's bytes, 32 bytes."
+    conversation: Conversation | None = None
+    "Whose texts make up `text`, a line after each."
 
 
 class Texts:
@@ -46,7 +49,8 @@ class Texts:
     def read(self, file: SourceFile) -> Document | str:
         """The source as text, or the reason (a key of engine.data.filters.REASONS) to leave it out after all."""
         if isinstance(file, Row):
-            return self.document(self._data_sets[file.repository].text(file))
+            content = self._data_sets[file.repository].read(file)
+            return conversation_document(content) if isinstance(content, Conversation) else self.document(content)
         if isinstance(file, Commit):
             return self.document(read_commit(file, self._max_file_bytes))
         return read_document(self._folders[file.repository], file, self._max_file_bytes)
@@ -60,6 +64,34 @@ class Texts:
         if len(content) > self._max_file_bytes:
             return "too large"
         return Document(content.decode(), hashlib.sha256(content).digest()) if text.strip() else "empty"
+
+
+def conversation_document(conversation: Conversation) -> Document:
+    """A conversation as a document: its texts, each with a line end behind it."""
+    # JSON may spell out half of a character outside the basic plane, which is no text.
+    texts = [text.encode("utf-8", "replace").decode() for text in conversation.texts()]
+    whole = conversation.with_texts(texts)
+    return Document("".join(f"{text}\n" for text in texts), whole.digest(), whole)
+
+
+def edited_conversation(document: Document, edits: Sequence[Edit]) -> Conversation:
+    """A document's conversation with pieces of its texts replaced. Raises ValueError: it is no conversation."""
+    if document.conversation is None:
+        raise ValueError("no conversation")
+    if not edits:
+        return document.conversation
+    texts, start = [], 0
+    for text in document.conversation.texts():
+        end = start + len(text)
+        # A secret that reaches over several texts is taken out of each.
+        inside = [
+            Edit(max(edit.start, start) - start, min(edit.end, end) - start, edit.replacement)
+            for edit in edits
+            if edit.start < end and edit.end > start
+        ]
+        texts.append(edited(text, inside))
+        start = end + 1
+    return document.conversation.with_texts(texts)
 
 
 @dataclass(frozen=True, slots=True)

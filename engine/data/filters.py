@@ -46,11 +46,44 @@ REASONS: Mapping[str, str] = {
     "another column": "rows of a data set whose text stands in another column than that of its first row",
     "no text": "rows of a data set with nothing in its column",
     "not text": "rows of a data set whose column holds a number, a list or the like",
+    "no conversation": "rows of a data set of conversations that hold none",
+    "no messages": "conversations without a message",
+    "no answer": "conversations in which no assistant speaks",
+    "empty answer": "conversations with an answer that says nothing and calls nothing",
+    "bad message": "conversations with a message that is no object, has no role, or flags that are neither 0 nor 1",
+    "bad role": "conversations with a role that is not known",
+    "bad content": "conversations with pictures, numbers or nothing in place of text",
+    "bad tool call": "conversations with a call that names no function, or whose arguments are no JSON object",
+    "bad tools": "conversations with a definition of a tool that names no function",
+    "not trained": "conversations of which no answer is to be trained on",
+    "template": "conversations that the chat template refuses",
+    "not split": "conversations whose answers cannot be told in what the chat template makes of them",
+    "overlong": "conversations longer than the context",
     "cut off": "rows of a JSON array from where it is no JSON any more, counted as one",
     "held out": "commits of which nothing is left without held-out files and those that are not learnt",
 }
 "Every reason with its explanation, in the order in which a file is tried."
 
+PROBLEMS = (
+    "not a row",
+    "another column",
+    "no text",
+    "not text",
+    "cut off",
+    "no conversation",
+    "no messages",
+    "no answer",
+    "empty answer",
+    "bad message",
+    "bad role",
+    "bad content",
+    "bad tool call",
+    "bad tools",
+    "not trained",
+    "template",
+    "not split",
+)
+"Reasons of rows, which are shown with their numbers and what is wrong with them."
 SWITCHABLE = (
     "vendored",
     "build output",
@@ -72,6 +105,7 @@ KEPT_BY: Mapping[str, str] = {
     "too large": "data.max_file_bytes",
     "near-duplicate": "data.near_duplicates=keep",
     "submodule": "a --repo of its own",
+    "overlong": "data.overlong=split",
     "another column": "data.dataset_column names the other one",
 }
 "Reason → the setting that keeps such files."

@@ -46,6 +46,9 @@ class Layout:
     depths: npt.NDArray[np.int8] | None = None
     """Brackets that the text of each token id opens less those that it closes: round and square ones, then curly ones.
     Shape (2, vocabulary). None: statements are not known."""
+    whole: npt.NDArray[np.bool_] | None = None
+    """Whether each document is a conversation, which is cut only where it is longer than the context. Shape
+    (documents,). None: no document is."""
 
     def of(self, start: int, stop: int) -> Layout:
         """The layout of a part of the stream, which begins and ends with documents."""
@@ -56,7 +59,9 @@ class Layout:
             return part - start if start else part  # what is a memory map stays one where it can
 
         documents, files, definitions = map(within, (self.documents, self.files, self.definitions))
-        return Layout(documents, files, definitions, self.newlines, self.depths)
+        first, last = np.searchsorted(self.documents, (start, stop))
+        whole = None if self.whole is None else self.whole[first:last]
+        return Layout(documents, files, definitions, self.newlines, self.depths, whole)
 
 
 class Cut(IntEnum):
@@ -88,7 +93,9 @@ class Packed:
     cuts: tuple[int, ...] = (0,) * len(Cut)
 
 
-def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bool) -> Packed:
+def pack(
+    tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bool, drop_longer: bool = False
+) -> Packed:
     """Every token of the stream once, in windows of at most `context` tokens.
 
     Args:
@@ -96,16 +103,23 @@ def pack(tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bo
         context: Tokens a window, at least SHORTEST.
         layout: Of the stream.
         together: Whether several documents may share a window.
+        drop_longer: Whether conversations longer than the context are left out; else they are cut.
     """
     ends = np.append(layout.documents[1:], len(tokens))[: len(layout.documents)]
-    spans = [(int(start), int(end)) for start, end in zip(layout.documents, ends, strict=True) if start < end]
+    whole = np.zeros(len(ends), dtype=bool) if layout.whole is None else layout.whole
+    spans = [
+        (int(start), int(end), bool(uncut))
+        for start, end, uncut in zip(layout.documents, ends, whole, strict=True)
+        if start < end and not (drop_longer and uncut and end - start > context)
+    ]
     packer = _Packer(_Cutter(tokens, context, layout), context, together=together)
-    short = context // _FILLER if together and len(spans) > 1 else 0
-    for start, end in spans:
-        if end - start <= short:
+    several = together and len(spans) > 1
+    short = [end - start <= (context if uncut else context // _FILLER) and several for start, end, uncut in spans]
+    for (start, end, _), waits in zip(spans, short, strict=True):
+        if waits:
             packer.set_aside(start, end)
-    for start, end in spans:
-        if end - start > short:
+    for (start, end, _), waits in zip(spans, short, strict=True):
+        if not waits:
             packer.lay(start, end)
     packer.finish()
     parts = np.array(packer.parts, dtype=np.int64).reshape(-1, 2)

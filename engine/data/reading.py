@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine import errors
+from engine.data.chats import TEMPLATES, Chats
 from engine.data.collect import EXAMPLES, Collection, SourceFile, tokens_of
-from engine.data.documents import Document, Edit, Texts, edited
+from engine.data.documents import Document, Edit, Texts, edited, edited_conversation
 from engine.data.encoded import without_encoded
 from engine.data.filters import reasons_by_path
 from engine.data.git import GitError
@@ -24,10 +26,13 @@ from engine.data.manifests import read_manifests
 from engine.data.near_duplicates import NearDuplicates
 from engine.data.order import FileOrder, order_by_path, order_files
 from engine.data.packages import packages
+from engine.data.rows import ROW_EXAMPLES
 from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets, fingerprint, hint
 from engine.data.shared_runs import SharedRuns
 from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import outline
+from engine.tokenization.chat_template import RenderError
+from engine.tokenization.chat_turns import SplitError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -113,9 +118,11 @@ class Reading:
         return sorted({read.file.repository for read in self.files})
 
 
-def read(collection: Collection, data: DataSection, texts: Texts, report: Progress) -> Reading:
+def read(
+    collection: Collection, data: DataSection, texts: Texts, report: Progress, chats: Chats | None = None
+) -> Reading:
     """Reads every source once, drops what turns out to be no text or a copy, and orders and splits the rest."""
-    reader = _Reader(data, texts)
+    reader = _Reader(data, texts, chats)
     for position, file in enumerate(collection.files):
         if position % 100 == 0:
             report(position, len(collection.files), "files read")
@@ -147,6 +154,7 @@ class _Reader:
 
     data: DataSection
     texts: Texts
+    chats: Chats | None
     kept: list[_Kept] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -162,6 +170,7 @@ class _Reader:
         self._digests: dict[bytes, int] = {}
         self._headers: set[bytes] = set()
         self._alike: NearDuplicates | None = NearDuplicates()
+        self._requests: dict[bytes, int] = {}
         self._allowed = frozenset(self.data.allowed_secrets)
         self._shared = SharedRuns()
 
@@ -182,6 +191,8 @@ class _Reader:
             return self._skip(file, "not searched")
         if has_secrets and self.data.secrets == "skip":
             return self._skip(file, "secrets")
+        if document.conversation is not None:
+            return self._consider_conversation(file, document, edits, copy_of)
         if "encoded" not in self.data.include:
             uncoded = without_encoded(document.text, edits)
             if uncoded is None:
@@ -212,6 +223,40 @@ class _Reader:
         )
         return True
 
+    def _consider_conversation(
+        self, file: SourceFile, document: Document, edits: list[Edit], copy_of: int | None
+    ) -> bool:
+        """Whether a conversation is kept: one whose answers can be told in what the template makes of it."""
+        conversation = edited_conversation(document, edits)
+        try:
+            if not conversation.is_continued:
+                if self.chats is None:
+                    raise errors.CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
+                self.chats.render(conversation)
+        except RenderError as error:
+            return self._skip(file, "template", str(error))
+        except SplitError as error:
+            return self._skip(file, "not split", str(error))
+        number = len(self.kept)
+        # Several attempts at one request stand on one side, though their words differ.
+        like = self._requests.setdefault(document.conversation.first_request(), number)  # type: ignore[union-attr]
+        if copy_of is None:
+            self._digests[document.digest] = number
+            self._shared.add(number, conversation.answers())
+        like = like if copy_of is None else copy_of
+        self.kept.append(
+            _Kept(
+                file,
+                document.digest,
+                (),
+                b"",
+                tuple(edits),
+                header_taken_out=False,
+                like=None if like == number else like,
+            )
+        )
+        return True
+
     def find_twins(self) -> None:
         """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks. Once."""
         assert self._alike is not None
@@ -233,11 +278,11 @@ class _Reader:
         for kept in self.kept:
             kept.like = None if kept.like is None else place[kept.like]
 
-    def _skip(self, file: SourceFile, reason: str) -> bool:
+    def _skip(self, file: SourceFile, reason: str, problem: str = "") -> bool:
         self.skipped[reason] += 1
         named = self.examples.setdefault(reason, [])
-        if len(named) < EXAMPLES:
-            named.append(f"{file.repository}/{file.name}")
+        if len(named) < (ROW_EXAMPLES if problem else EXAMPLES):
+            named.append(f"{file.repository}/{file.name}" + (f": {problem}" if problem else ""))
         return False
 
     def _edits(self, file: SourceFile, document: Document) -> tuple[list[Edit], bool]:

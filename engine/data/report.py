@@ -136,6 +136,31 @@ class HeldOutRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversationTier:
+    """What one tier does to the conversations."""
+
+    tier: int
+    context: int
+    whole: int
+    "Those that fit."
+    longer: int
+    "Those that data.overlong decides about."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationsRow:
+    """The conversations, training and held-out ones."""
+
+    count: int
+    tokens: int
+    longest: int
+    "In tokens."
+    tiers: tuple[ConversationTier, ...]
+    fits: int | None
+    "The lowest tier that holds each of them whole; None if none does."
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataReport:
     """A dataset in figures. Sizes in bytes, times in seconds."""
 
@@ -154,6 +179,10 @@ class DataReport:
     bytes: int
     tokens: int
     train_tokens: int
+    loss_tokens: int = 0
+    "Tokens that are predicted: all but the first of each document, and of conversations the answers."
+    conversations: ConversationsRow | None = None
+    "None: there are none."
     held_out: HeldOutRow
     order: OrderRow
     windows: tuple[WindowsRow, ...]
@@ -209,6 +238,8 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
         bytes=summary.source_bytes,
         tokens=summary.tokens,
         train_tokens=summary.train_tokens,
+        loss_tokens=summary.loss_tokens,
+        conversations=_conversations(dataset),
         held_out=HeldOutRow(
             files=summary.held_out_files,
             tokens=summary.held_out_tokens,
@@ -247,6 +278,24 @@ def _languages(files: tuple[SourceFile, ...]) -> tuple[LanguageRow, ...]:
         sizes[file.language] += file.size
     return tuple(
         LanguageRow(language=language, files=counts[language], bytes=size) for language, size in sizes.most_common()
+    )
+
+
+def _conversations(dataset: Dataset) -> ConversationsRow | None:
+    lengths = dataset.store.conversations()
+    if not len(lengths):
+        return None
+    longest = int(lengths.max())
+    rows = []
+    for tier in tiers():
+        whole = int((lengths <= tier.context).sum())
+        rows.append(ConversationTier(tier=tier.number, context=tier.context, whole=whole, longer=len(lengths) - whole))
+    return ConversationsRow(
+        count=len(lengths),
+        tokens=int(lengths.sum()),
+        longest=longest,
+        tiers=tuple(rows),
+        fits=next((row.tier for row in rows if not row.longer), None),
     )
 
 

@@ -1,6 +1,7 @@
 """Data sets on disk as documents: JSON Lines and arrays, Parquet, Arrow, and folders saved by Hugging Face datasets.
 
-Each row is a document. Files are opened as they lie: nothing is downloaded, no loading script is run, no pickle read.
+Each row is a document: a text, or a conversation. Files are opened as they lie: nothing is downloaded, no loading
+script is run, no pickle read.
 A first pass finds where each row lies; then they are read one by one, in order as far as can be.
 """
 
@@ -9,33 +10,25 @@ from __future__ import annotations
 import bisect
 import contextlib
 import gzip
-import itertools
 import json
 import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
 
 from engine import errors
-from engine.data.collect import EXAMPLES, SourceFile
+from engine.data.collect import SourceFile
+from engine.data.conversations import LANGUAGE, Conversation, RowReader
 from engine.data.json_arrays import element_at, elements, is_array
 from engine.data.languages import language_by_name
+from engine.data.messages import NoConversationError
+from engine.data.tables import RowGroups, arrow_groups, parquet_groups, without_nothing
 
-COLUMN_GROUPS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "code"),
-    ("instruction", "input", "output"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-    ("problem", "solution"),
-)
-"Columns of which each holds a part of the text; they are joined, and named with a + between them."
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
 "Tried in this order where none is named. The first row decides for its data set: another column may hold answers."
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path", "filename", "file_name", "func_path")
@@ -46,6 +39,8 @@ _COMPRESSION = 3
 _ROWS_AT_ONCE = 256
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
 "What a saved data set says about itself."
+ROW_EXAMPLES = 50
+"Rows named of those that are left out for one reason."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +58,19 @@ class DataSet(ABC):
     """The rows of one data set.
 
     Attributes:
-        column: That holds the text; "" until the first row is read, where none is named.
+        column: That holds the text or the conversation; "" until the first row is read, where none is named.
+        conversational: Whether rows are conversations.
         found: Whether a row has text.
         total: Rows that were met; each is yielded or counted in `skipped`.
         skipped: Reason (a key of engine.data.filters.REASONS) → rows that are left out.
         examples: Reason → the first few of them.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
         self.path, self.files, self.column = path, files, column
-        self._named = bool(column)
+        self._named, self._reader = bool(column), reader
+        self._dates: dict[int, datetime] = {}
+        self.conversational = False
         self.found = False
         self.total = 0
         self.skipped: Counter[str] = Counter()
@@ -83,8 +81,13 @@ class DataSet(ABC):
         """Every row that has text, in order; `skipped` counts the others under a reason. Once."""
 
     @abstractmethod
+    def read(self, row: Row) -> str | Conversation | None:
+        """A row's text or conversation; None where it is no longer there."""
+
     def text(self, row: Row) -> str | None:
-        """A row's text; None where it is no longer there."""
+        """A row's text, or all texts of its conversation; None where it is no longer there."""
+        found = self.read(row)
+        return "\n".join(found.texts()) if isinstance(found, Conversation) else found
 
     @abstractmethod
     def close(self) -> None:
@@ -100,6 +103,8 @@ class DataSet(ABC):
 
     def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
         """The row; None, and counted, where it has no text in the column."""
+        if self.conversational:
+            return self._taken_conversation(part, number, position, values)
         text = _text_of(values, self.column)
         if text is None:
             elsewhere = not self._named and any(isinstance(values.get(name), str) for name in TEXT_COLUMNS)
@@ -110,30 +115,78 @@ class DataSet(ABC):
         self.total += 1
         return self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
 
-    def _skip(self, reason: str, part: int, number: int, rows: int = 1) -> None:
+    def _taken_conversation(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
+        try:
+            texts = self._reader.read(values).texts()
+        except NoConversationError as error:
+            self._skip(error.reason, part, number, problem=str(error))
+            return None
+        self.found = True
+        self.total += 1
+        return self._row(part, number, position, values, sum(len(text.encode("utf-8", "replace")) for text in texts))
+
+    def _content(self, part: int, values: Mapping[str, Any]) -> str | Conversation | None:
+        """What the row with these values holds."""
+        if not self.conversational:
+            return _text_of(values, self.column)
+        try:
+            return self._reader.read(values, self._date(part) if self._reader.dated else None)
+        except NoConversationError:
+            return None
+
+    def _date(self, part: int) -> datetime:
+        """When a file was written: what a template that names the day is told, today and tomorrow."""
+        if part not in self._dates:
+            self._dates[part] = datetime.fromtimestamp(self.files[part].stat().st_mtime)  # noqa: DTZ006 - a local day
+        return self._dates[part]
+
+    def _choose(self, names: Collection[str], values: Mapping[str, Any] | None) -> None:
+        """Decides by the first row, or a table's columns, what holds the text or the conversation."""
+        if self._named:
+            if values is not None and not self.conversational and isinstance(values.get(self.column), list):
+                self._reader, self.conversational = self._reader.reading(self.column), True
+            return
+        if not self.column:
+            form = self._reader.form(names, values)
+            self.conversational = bool(form)
+            self.column = form or _known_column(names)
+
+    def _skip(self, reason: str, part: int, number: int, rows: int = 1, problem: str = "") -> None:
         """Counts rows, from one with a number on, that are left out."""
         if not rows:
             return
         self.total += rows
         self.skipped[reason] += rows
         named = self.examples.setdefault(reason, [])
-        if len(named) < EXAMPLES:
-            named.append(f"{self.files[part]}, row {number + 1:,}")
+        if len(named) < ROW_EXAMPLES:
+            named.append(f"{self.files[part]}, row {number + 1:,}" + (f": {problem}" if problem else ""))
+
+    def _nothing_found(self, names: Sequence[str]) -> errors.EliteError:
+        if self.conversational:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
+            first = next(iter(self.examples.values()))[0]
+            problem = f"no row holds a conversation to learn ({counts}; the first: {first})"
+            return errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
+        column = _column_of(names, self.column, self.path)
+        return errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
 
     def _row(self, part: int, number: int, position: int, values: Mapping[str, Any], size: int) -> Row:
         named = next((values[name] for name in PATH_COLUMNS if isinstance(values.get(name), str)), "")
         place = PurePosixPath(self.files[part].name) / f"{number:08d}"
         path = place / named.lstrip("/") if named else place
+        if self.conversational:
+            return Row(self.path, str(place), LANGUAGE, size, part, position)
         language = language_by_name(path.name) if named else None
         return Row(self.path, str(path), language or "Text", size, part, position)
 
 
-def open_data_set(given: Path, column: str) -> DataSet:
+def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> DataSet:
     """The data set at a path.
 
     Args:
         given: A .jsonl, .json, .ndjson (or .gz of these), .parquet or .arrow file, or a folder of such.
         column: Of the text, or several with + between them; "" for the first known one.
+        reader: Reads conversations.
 
     Raises:
         EliteError: DATA_SET_UNUSABLE, DATA_SET_COLUMN or DATA_SET_LIBRARY.
@@ -146,7 +199,7 @@ def open_data_set(given: Path, column: str) -> DataSet:
     if len(kinds) != 1 or "" in kinds:
         problem = "it holds no .jsonl, .parquet or .arrow file" if not files else "its files are of several kinds"
         raise errors.DATA_SET_UNUSABLE(path=given, problem="its kind is not known" if kinds == {""} else problem)
-    return (JsonLines if kinds == {"json"} else Table)(path, files, column)
+    return (JsonLines if kinds == {"json"} else Table)(path, files, column, reader or RowReader({}))
 
 
 def estimate_text_bytes(given: Path) -> int:
@@ -187,11 +240,8 @@ def _kind(file: Path) -> str:
 
 
 def _known_column(names: Collection[str]) -> str:
-    """The column or joined columns that hold the text of a row with these names; "" for none that is known."""
-    group = next(("+".join(group) for group in COLUMN_GROUPS if set(group) <= set(names)), "")
-    plain = next((name for name in TEXT_COLUMNS if name in names), "")
-    # "text" is the whole where there are parts of it too; "code" may be an answer alone.
-    return plain if plain == TEXT_COLUMNS[0] or not group else group
+    """The column that holds the text of a row with these names; "" for none that is known."""
+    return next((name for name in TEXT_COLUMNS if name in names), "")
 
 
 def _parts(column: str) -> list[str]:
@@ -225,8 +275,8 @@ class JsonLines(DataSet):
     Compressed files are read from their start again, so they are read in order.
     """
 
-    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
-        super().__init__(path, files, column)
+    def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
+        super().__init__(path, files, column, reader)
         self._open: tuple[int, BinaryIO] | None = None
         self._arrays: set[int] = set()
         "Files that are an array of rows."
@@ -240,14 +290,13 @@ class JsonLines(DataSet):
                     self._arrays.add(part)
                 for number, position, values in self._objects(opened, part):
                     first = values if first is None else first
-                    self.column = self.column or _known_column(values)
+                    self._choose(values, values)
                     if row := self._taken(part, number, position, values):
                         yield row
         if first is None:
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line or element of it is a JSON object")
         if not self.found:
-            column = _column_of(list(first), self.column, self.path)
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
+            raise self._nothing_found(list(first))
 
     def _objects(self, file: BinaryIO, part: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Number, first byte and values of each row of a file that is a JSON object; the others are counted."""
@@ -270,7 +319,7 @@ class JsonLines(DataSet):
             elif line is None or line.strip():
                 self._skip("too large" if line is None else "not a row", part, number)
 
-    def text(self, row: Row) -> str | None:
+    def read(self, row: Row) -> str | Conversation | None:
         """See DataSet."""
         try:
             if self._open is None or self._open[0] != row.part:
@@ -284,7 +333,7 @@ class JsonLines(DataSet):
                 values = _object(file.readline(_LONGEST_LINE))
         except (OSError, EOFError, ValueError, zlib.error):
             return None
-        return _text_of(values, self.column) if isinstance(values, dict) else None
+        return self._content(row.part, values) if isinstance(values, dict) else None
 
     def close(self) -> None:
         """See DataSet."""
@@ -323,13 +372,13 @@ def _object(line: bytes) -> dict[str, Any] | None:
 class Table(DataSet):
     """Columns in Arrow's or Parquet's form, read through pyarrow a group of rows at a time."""
 
-    def __init__(self, path: Path, files: Sequence[Path], column: str) -> None:
-        super().__init__(path, files, column)
+    def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
+        super().__init__(path, files, column, reader)
         try:
             import pyarrow  # noqa: F401 - an optional dependency: asked for before any work is done
         except ImportError:
             raise errors.DATA_SET_LIBRARY(path=path) from None
-        self._part: tuple[int, _Groups] | None = None
+        self._part: tuple[int, RowGroups] | None = None
         self._group: tuple[int, int, Any] | None = None
 
     def rows(self) -> Iterator[Row]:
@@ -339,8 +388,8 @@ class Table(DataSet):
             with self._reading():
                 groups = self._groups(part)
                 names |= dict.fromkeys(groups.names)
-                self.column = self.column or _known_column(groups.names)
-                columns = [self.column] if self.column in groups.names else _parts(self.column)
+                self._choose(groups.names, self._first_values(groups))
+                columns = self._columns(groups.names)
                 if not set(columns) <= set(groups.names):
                     elsewhere = not self._named and not set(TEXT_COLUMNS).isdisjoint(groups.names)
                     self._skip("another column" if elsewhere else "no text", part, 0, groups.first[-1])
@@ -351,67 +400,45 @@ class Table(DataSet):
                     table = groups.read(index, wanted)
                     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
                         for values in table.slice(start, _ROWS_AT_ONCE).to_pylist():
-                            if row := self._taken(part, number, number, values):
+                            if row := self._taken(part, number, number, without_nothing(values)):
                                 yield row
                             number += 1
         if not self.found:
-            column = _column_of(list(names), self.column, self.path)
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
+            raise self._nothing_found(list(names))
 
-    def text(self, row: Row) -> str | None:
+    def _columns(self, names: Sequence[str]) -> list[str]:
+        if self.conversational:
+            return self._reader.columns(names)
+        return [self.column] if self.column in names else _parts(self.column)
+
+    def _first_values(self, groups: RowGroups) -> dict[str, Any] | None:
+        """The first row of a file, where it takes one to tell what it holds."""
+        unknown = not self.column or (self._named and self.column in groups.names and not self.conversational)
+        if not unknown or not groups.first[-1]:
+            return None
+        index = next(index for index in range(len(groups.first) - 1) if groups.first[index + 1] > groups.first[index])
+        wanted = [self.column] if self.column else self._reader.columns(groups.names)
+        first: list[dict[str, Any]] = groups.read(index, wanted).slice(0, 1).to_pylist()
+        return first[0] if first else None
+
+    def read(self, row: Row) -> str | Conversation | None:
         """See DataSet."""
         try:
             groups = self._groups(row.part)
             index = bisect.bisect_right(groups.first, row.position) - 1
             if self._group is None or self._group[:2] != (row.part, index):
-                columns = [self.column] if self.column in groups.names else _parts(self.column)
-                self._group = row.part, index, groups.read(index, columns)
+                self._group = row.part, index, groups.read(index, self._columns(groups.names))
             table = self._group[2].slice(row.position - groups.first[index], 1)
-            return _text_of(table.to_pylist()[0], self.column)
+            return self._content(row.part, without_nothing(table.to_pylist()[0]))
         except (OSError, ValueError, IndexError, KeyError):
             return None
 
-    def _groups(self, part: int) -> _Groups:
+    def _groups(self, part: int) -> RowGroups:
         if self._part is None or self._part[0] != part:
             file = self.files[part]
-            self._part = part, _parquet(file) if file.suffix == ".parquet" else _arrow(file)
+            self._part = part, parquet_groups(file) if file.suffix == ".parquet" else arrow_groups(file)
         return self._part[1]
 
     def close(self) -> None:
         """See DataSet."""
         self._part = self._group = None
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """One file's rows in groups that can be read alone."""
-
-    names: list[str]
-    "Of the columns."
-    first: list[int]
-    "Number of each group's first row, and of all rows at the end."
-    read: Callable[[int, list[str]], Any]
-    "The columns of one group, as a table."
-
-
-def _parquet(file: Path) -> _Groups:
-    import pyarrow.parquet
-
-    opened = pyarrow.parquet.ParquetFile(file)
-    counts = [opened.metadata.row_group(index).num_rows for index in range(opened.num_row_groups)]
-    first = [0, *itertools.accumulate(counts)]
-    return _Groups(opened.schema_arrow.names, first, lambda index, names: opened.read_row_group(index, columns=names))
-
-
-def _arrow(file: Path) -> _Groups:
-    import pyarrow
-
-    source = pyarrow.memory_map(str(file))
-    try:
-        reader = pyarrow.ipc.open_stream(source)
-        batches = list(reader)  # views of the mapped file
-    except pyarrow.ArrowInvalid:
-        opened = pyarrow.ipc.open_file(source)
-        reader, batches = opened, [opened.get_batch(index) for index in range(opened.num_record_batches)]
-    first = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
-    return _Groups(reader.schema.names, first, lambda index, names: batches[index].select(names))

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from engine import errors
 from engine.data.collect import BYTES_PER_TOKEN, EXAMPLES, Collection, SourceFile, collect, estimate_tokens
+from engine.data.conversations import RowReader
 from engine.data.documents import Texts
-from engine.data.rows import DataSet, estimate_text_bytes, open_data_set
+from engine.data.rows import ROW_EXAMPLES, DataSet, estimate_text_bytes, open_data_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.config import DataSection
+    from engine.tokenization.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,24 @@ class Sources:
 
 
 @contextmanager
-def open_sources(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Iterator[Sources]:
+def open_sources(
+    data: DataSection, progress: Callable[[int, int], None] | None = None, chat: ChatTemplate | None = None
+) -> Iterator[Sources]:
     """The sources that a configuration names, readable within.
+
+    Args:
+        data: Names them.
+        progress: Called with files looked at and files in all.
+        chat: The template of conversations.
 
     Raises:
         EliteError: REPOSITORY_* or DATA_SET_*.
     """
     collection = collect_repositories(data, progress) if data.repositories else Collection((), {}, 0, {})
-    data_sets = [open_data_set(Path(path), data.dataset_column) for path in dict.fromkeys(data.datasets)]
+    fields = dict(field.split("=", 1) for field in data.fields)
+    dated = chat is not None and chat.names_date
+    reader = RowReader(fields, data.train_on, data.mask_errors, pairs=chat is not None, dated=dated)
+    data_sets = [open_data_set(Path(path), data.dataset_column, reader) for path in dict.fromkeys(data.datasets)]
     try:
         by_path = {data_set.path: data_set for data_set in data_sets}
         yield Sources(_with_rows(collection, by_path), Texts(collection.listed_by, data.max_file_bytes, by_path))
@@ -83,10 +95,11 @@ def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Col
         before = len(files)
         files += data_set.rows()
         read = len(files) - before
-        listed_by[path] = f"{read:,} of {data_set.total:,} rows, with text in column {data_set.column}"
+        what = "conversations" if data_set.conversational else "text"
+        listed_by[path] = f"{read:,} of {data_set.total:,} rows, with {what} in column {data_set.column}"
         skipped.update(data_set.skipped)
         for reason, named in data_set.examples.items():
-            examples[reason] = [*examples.get(reason, []), *named][:EXAMPLES]
+            examples[reason] = [*examples.get(reason, [])[:EXAMPLES], *named][:ROW_EXAMPLES]
     return replace(
         collection,
         files=tuple(files),

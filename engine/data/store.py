@@ -4,6 +4,7 @@
     <cache>/<key>/borders.bin      first token of each definition that a window may be cut before, int64, ascending
     <cache>/<key>/newlines.bin     line ends in the text of each token id, uint8
     <cache>/<key>/depths.bin       brackets that each token id opens or closes: round and square, then curly, int8
+    <cache>/<key>/learnt.bin       whether each token is predicted, a bit each; empty where all are
     <cache>/<key>/manifest.json    key, type, files with their token counts, SHA-256 of each block and of itself
     <cache>/<key>.building/        a store being written: it becomes <key>/ by one rename, when it is complete
     <cache>/<key>.lock             held while it is written
@@ -30,12 +31,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from engine import durable, errors
+from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.packing import Layout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = 3
+FORMAT = 4
 "Raised when stores of before cannot be read any more; part of every key."
 _BLOCK = 1 << 24
 "Bytes that share one checksum."
@@ -43,6 +45,7 @@ _CHECKPOINT_SECONDS = 5.0
 
 
 _TOKENS, _BORDERS, _NEWLINES, _DEPTHS = "tokens.bin", "borders.bin", "newlines.bin", "depths.bin"
+_LEARNT = "learnt.bin"
 
 
 class StoreDamagedError(Exception):
@@ -72,6 +75,7 @@ class TokenStore:
         borders: First token of each definition, ascending, as a read-only memory map.
         newlines: Line ends in the text of each token id. Shape (vocabulary,).
         depths: Brackets that the text of each token id opens. Shape (2, vocabulary).
+        learnt: Which tokens are predicted. None: all are, but the first of each document.
     """
 
     path: Path
@@ -80,6 +84,20 @@ class TokenStore:
     borders: npt.NDArray[np.int64]
     newlines: npt.NDArray[np.uint8]
     depths: npt.NDArray[np.int8] | None = None
+    learnt: LearntTokens | None = None
+    shortened: int = 0
+    "Conversations of which output of tools was left out."
+
+    def loss_tokens(self) -> int:
+        """Tokens that are predicted where no document is cut."""
+        starts = self.layout().documents
+        if self.learnt is None:
+            return len(self.tokens) - len(starts)
+        return self.learnt.count() - sum(int(self.learnt.among(int(start), int(start) + 1)[0]) for start in starts)
+
+    def conversations(self) -> npt.NDArray[np.int64]:
+        """Tokens of each conversation."""
+        return np.array([file.tokens for file in self.files if file.language == CONVERSATION], dtype=np.int64)
 
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each file starts, and where the last one ends. Shape (files + 1,)."""
@@ -91,12 +109,43 @@ class TokenStore:
         starts = self.offsets()[:-1]
         numbers = np.array([file.document for file in self.files], dtype=np.int64)
         new = np.append(True, np.diff(numbers) != 0)[: len(starts)]
+        talks = np.array([file.language == CONVERSATION for file in self.files], dtype=bool)
         return Layout(
             documents=starts[new],
             files=starts,
             definitions=self.borders,
             newlines=self.newlines,
             depths=self.depths,
+            whole=talks[new] if talks.any() else None,
+        )
+
+
+class LearntTokens:
+    """Which tokens of a stream are predicted, a bit each.
+
+    Args:
+        bits: As numpy.packbits makes them.
+        start, stop: The part of them that counts.
+    """
+
+    def __init__(self, bits: npt.NDArray[np.uint8], start: int, stop: int) -> None:
+        self._bits, self._start, self._stop = bits, start, stop
+
+    def of(self, start: int, stop: int) -> LearntTokens:
+        """Those of a part."""
+        return LearntTokens(self._bits, self._start + start, self._start + stop)
+
+    def among(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Whether each token of a range is predicted. Shape (tokens,)."""
+        first, last = self._start + start, self._start + stop
+        bits = np.unpackbits(self._bits[first // 8 : -(-last // 8)], count=last - first // 8 * 8)
+        return bits[first % 8 :].astype(bool)
+
+    def count(self) -> int:
+        """How many are predicted."""
+        length = self._stop - self._start
+        return sum(
+            int(np.count_nonzero(self.among(start, min(start + _BLOCK, length)))) for start in range(0, length, _BLOCK)
         )
 
 
@@ -132,7 +181,14 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     count = sum(file.tokens for file in files)
     sizes = {_TOKENS: count * dtype.itemsize, _BORDERS: manifest["borders"] * 8, _NEWLINES: manifest["vocabulary"]}
     sizes[_DEPTHS] = 2 * manifest["vocabulary"]
-    named = ((_TOKENS, "tokens"), (_BORDERS, "borders"), (_NEWLINES, "line ends"), (_DEPTHS, "brackets"))
+    sizes[_LEARNT] = -(-count // 8) if manifest["masked"] else 0
+    named = (
+        (_TOKENS, "tokens"),
+        (_BORDERS, "borders"),
+        (_NEWLINES, "line ends"),
+        (_DEPTHS, "brackets"),
+        (_LEARNT, "labels"),
+    )
     for name, what in named:
         try:
             if (path / name).stat().st_size != sizes[name]:
@@ -149,6 +205,8 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
         _mapped(path / _BORDERS, np.dtype("<i8")),
         np.fromfile(path / _NEWLINES, dtype=np.uint8),
         np.fromfile(path / _DEPTHS, dtype=np.int8).reshape(2, -1),
+        LearntTokens(_mapped(path / _LEARNT, np.dtype(np.uint8)), 0, count) if manifest["masked"] else None,
+        int(manifest["shortened"]),
     )
 
 
@@ -183,16 +241,25 @@ def locked(cache: Path, key: str) -> Iterator[None]:
 class StoreBuilder:
     """Writes files in order. What was checkpointed survives the process; what cannot be written is removed."""
 
-    def __init__(self, cache: Path, key: str, dtype: np.dtype[Any]) -> None:
+    def __init__(self, cache: Path, key: str, dtype: np.dtype[Any], *, masked: bool = False) -> None:
+        """Begins a store, or goes on with one that was not completed.
+
+        Args:
+            cache, key: Its place.
+            dtype: Of the ids.
+            masked: Whether some tokens are not predicted.
+        """
         self._final = cache / key
         self._path = cache / f"{key}.building"
         self._key = key
         self._dtype = dtype
         self._path.mkdir(exist_ok=True)
-        self._lengths, self._borders = self._read_checkpoint()
+        self._masked, self._shortened = masked, 0
+        self._lengths, self._borders, self._rest = self._read_checkpoint()
         self._total = sum(self._lengths)
         self._tokens_file = self._open(_TOKENS, self._total * dtype.itemsize)
         self._borders_file = self._open(_BORDERS, self._borders * 8)
+        self._learnt_file = self._open(_LEARNT, self._total // 8 if masked else 0)
         self._saved_at = time.monotonic()
 
     def _open(self, name: str, size: int) -> BinaryIO:
@@ -208,23 +275,42 @@ class StoreBuilder:
         # A full disk: what was written so far would only be in the way.
         full = kind is not None and issubclass(kind, OSError)
         with contextlib.suppress(OSError) if full else contextlib.nullcontext():
-            self._tokens_file.close()
-            self._borders_file.close()
+            for file in self._files:
+                file.close()
         if full:
             shutil.rmtree(self._path, ignore_errors=True)
+
+    @property
+    def _files(self) -> tuple[BinaryIO, ...]:
+        return self._tokens_file, self._borders_file, self._learnt_file
 
     @property
     def files(self) -> int:
         """Files that are in the store: those that a build before this one left, and those appended."""
         return len(self._lengths)
 
-    def append(self, ids: npt.NDArray[np.uint32], definitions: npt.NDArray[np.int64]) -> None:
+    def append(
+        self,
+        ids: npt.NDArray[np.uint32],
+        definitions: npt.NDArray[np.int64],
+        learnt: npt.NDArray[np.bool_] | None = None,
+        *,
+        shortened: bool = False,
+    ) -> None:
         """Adds the next file.
 
         Args:
             ids: Its tokens. Shape (tokens,).
             definitions: First token of each of its definitions, ascending, counted from its own first one.
+            learnt: Whether each token is predicted. Shape (tokens,). None: all are.
+            shortened: Whether it is a conversation of which output of tools was left out.
         """
+        self._shortened += shortened
+        if self._masked:
+            bits = np.concatenate([self._rest, np.ones(len(ids), dtype=bool) if learnt is None else learnt])
+            bytes_full = len(bits) // 8 * 8
+            self._learnt_file.write(np.packbits(bits[:bytes_full]).tobytes())
+            self._rest = bits[bytes_full:]
         self._tokens_file.write(ids.astype(self._dtype).tobytes())
         self._borders_file.write((definitions + self._total).astype("<i8").tobytes())
         self._lengths.append(len(ids))
@@ -236,7 +322,12 @@ class StoreBuilder:
     def checkpoint(self) -> None:
         """Makes the files appended so far survive a kill or a power cut."""
         self._sync_tokens()
-        saved = {"lengths": self._lengths, "borders": self._borders}
+        saved: dict[str, Any] = {
+            "lengths": self._lengths,
+            "borders": self._borders,
+            "rest": self._rest.astype(int).tolist(),
+        }
+        saved["shortened"] = self._shortened
         _write_synced(self._path / "checkpoint.json", _sealed(saved))
         self._saved_at = time.monotonic()
 
@@ -254,6 +345,7 @@ class StoreBuilder:
             depths: Brackets that the text of each token id opens. Shape (2, vocabulary). None: none.
         """
         entries = [FileEntry(*names, tokens) for names, tokens in zip(files, self._lengths, strict=True)]
+        self._learnt_file.write(np.packbits(self._rest).tobytes())
         self._sync_tokens()
         _write_synced(self._path / _NEWLINES, newlines.tobytes())
         depths = np.zeros((2, len(newlines)), dtype=np.int8) if depths is None else depths
@@ -264,9 +356,12 @@ class StoreBuilder:
             "dtype": self._dtype.str,
             "vocabulary": len(newlines),
             "borders": self._borders,
+            "masked": self._masked,
+            "shortened": self._shortened,
             "files": [list(asdict(entry).values()) for entry in entries],
             "blocks": {
-                name: list(_block_digests(self._path / name)) for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS)
+                name: list(_block_digests(self._path / name))
+                for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS, _LEARNT)
             },
         }
         _write_synced(self._path / "manifest.json", _sealed(manifest))
@@ -276,23 +371,33 @@ class StoreBuilder:
         durable.sync_path(self._final.parent)
 
     def _sync_tokens(self) -> None:
-        for file in (self._tokens_file, self._borders_file):
+        for file in self._files:
             file.flush()
             durable.sync(file.fileno())
 
-    def _read_checkpoint(self) -> tuple[list[int], int]:
-        """Token counts of the files that an earlier, unfinished build left complete, and how many borders they have."""
+    def _read_checkpoint(self) -> tuple[list[int], int, npt.NDArray[np.bool_]]:
+        """What an earlier, unfinished build left complete.
+
+        Returns:
+            Tokens of each file, the number of their borders, and the labels that fill no byte yet.
+        """
+        nothing: tuple[list[int], int, npt.NDArray[np.bool_]] = [], 0, np.empty(0, dtype=bool)
         try:
             saved = json.loads((self._path / "checkpoint.json").read_bytes())
             written = (self._path / _TOKENS).stat().st_size // self._dtype.itemsize
             borders_written = (self._path / _BORDERS).stat().st_size // 8
+            labels_written = (self._path / _LEARNT).stat().st_size * 8
         except (OSError, ValueError):
-            return [], 0
+            return nothing
         if not isinstance(saved, dict) or saved.pop("digest", None) != _digest(saved):
-            return [], 0
+            return nothing
         lengths: list[int] = saved["lengths"]
         borders: int = saved["borders"]
-        return (lengths, borders) if sum(lengths) <= written and borders <= borders_written else ([], 0)
+        rest = np.array(saved["rest"], dtype=bool)
+        self._shortened = int(saved["shortened"])
+        total = sum(lengths)
+        labels = not self._masked or total - len(rest) <= labels_written
+        return (lengths, borders, rest) if total <= written and borders <= borders_written and labels else nothing
 
 
 def _digest(value: Any) -> str:

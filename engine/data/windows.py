@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from engine.data.packing import SHORTEST, Layout, Packed, pack
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from engine.data.store import LearntTokens
+
 
 @dataclass(frozen=True, eq=False)
 class Window:
@@ -21,19 +24,28 @@ class Window:
     Attributes:
         ids: Token ids. Shape (tokens,), int64.
         starts: First position of each document, or part of one, ascending from 0. Positions count from there.
+        learnt: Whether each token is predicted; the first of a document never is. Shape (tokens,). None: all are.
     """
 
     ids: npt.NDArray[np.int64]
     starts: tuple[int, ...] = (0,)
+    learnt: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Tokens."""
         return len(self.ids)
 
-    @property
+    @functools.cached_property
     def targets(self) -> int:
-        """Tokens that are predicted: all but the first of each document."""
-        return len(self.ids) - len(self.starts)
+        """Tokens that are predicted: all but the first of each document, or those of them that are learnt."""
+        return int(np.count_nonzero(self.predicted)) if self.learnt is not None else len(self.ids) - len(self.starts)
+
+    @property
+    def predicted(self) -> npt.NDArray[np.bool_]:
+        """Whether each token is predicted. Shape (tokens,)."""
+        found = np.ones(len(self.ids), dtype=bool) if self.learnt is None else self.learnt.copy()
+        found[[start for start in self.starts if start < len(found)]] = False
+        return found
 
     def positions(self) -> npt.NDArray[np.int64]:
         """Position of each token in its document. Shape (tokens,)."""
@@ -44,14 +56,18 @@ class Window:
     def part(self, start: int, stop: int) -> Window:
         """The window's tokens [start, stop), at least one; a document that began before begins at 0."""
         starts = sorted({max(first - start, 0) for first in self.starts if first < stop})
-        return Window(self.ids[start:stop], tuple(starts))
+        return Window(self.ids[start:stop], tuple(starts), None if self.learnt is None else self.learnt[start:stop])
 
     def first(self, tokens: int) -> Window:
         """The window up to so many tokens."""
-        return Window(self.ids[:tokens], tuple(start for start in self.starts if start < max(tokens, 1)))
+        learnt = None if self.learnt is None else self.learnt[:tokens]
+        return Window(self.ids[:tokens], tuple(start for start in self.starts if start < max(tokens, 1)), learnt)
 
     def first_targets(self, targets: int) -> Window:
         """The window up to so many targets."""
+        if self.learnt is not None:
+            places = np.flatnonzero(self.predicted)
+            return self if targets >= len(places) else self.first(int(places[targets - 1]) + 1 if targets > 0 else 0)
         # A document that starts after k targets in d documents starts at position k + d.
         before = sum(start - documents < targets for documents, start in enumerate(self.starts))
         return self.first(targets + before)
@@ -63,7 +79,10 @@ def joined(windows: Sequence[Window]) -> Window:
         return windows[0]
     ends = np.cumsum([0, *(len(window) for window in windows)])
     starts = [int(end) + start for end, window in zip(ends, windows, strict=False) for start in window.starts]
-    return Window(np.concatenate([window.ids for window in windows]), tuple(starts))
+    learnt = None
+    if any(window.learnt is not None for window in windows):
+        learnt = np.concatenate([window.predicted for window in windows])
+    return Window(np.concatenate([window.ids for window in windows]), tuple(starts), learnt)
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,8 @@ class Windows:
         layout: Layout | None = None,
         *,
         together: bool = True,
+        learnt: LearntTokens | None = None,
+        drop_longer: bool = False,
     ) -> None:
         """Takes the stream as it is, without a copy: it may be a memory map.
 
@@ -110,6 +131,8 @@ class Windows:
             context: Tokens a window, at least 2.
             layout: What begins where in the stream; None for one document of which nothing is known.
             together: Whether several documents may share a window (packing).
+            learnt: Which tokens of the stream are predicted. None: all are.
+            drop_longer: Whether conversations longer than the context are left out; else they are cut.
 
         Raises:
             ValueError: context below 2.
@@ -121,9 +144,9 @@ class Windows:
         nothing = np.empty(0, dtype=np.int64)
         begin = np.zeros(min(1, len(stream)), dtype=np.int64)
         self._layout = layout or Layout(documents=begin, files=begin, definitions=nothing)
-        self._together = together
-        packed = pack(stream, context, self._layout, together=together)
-        self._packed, self._lengths = _without_empty(packed)
+        self._together, self._learnt, self._drop_longer = together, learnt, drop_longer
+        packed = pack(stream, context, self._layout, together=together, drop_longer=drop_longer)
+        self._packed, self._lengths = _without_empty(packed, learnt)
         self.token_count = int(self._lengths.sum())
         places = (len(self._lengths) - 1) * context
         self.figures = PackingFigures(
@@ -132,7 +155,7 @@ class Windows:
             documents=len(self._packed.starts),
             cut_inside=packed.cut_inside,
             cuts=packed.cuts,
-            waste=1 - (self.token_count - int(self._lengths.min())) / places if places > 0 else 0.0,
+            waste=max(0.0, 1 - (self.token_count - int(self._lengths.min())) / places) if places > 0 else 0.0,
         )
 
     def __len__(self) -> int:
@@ -140,7 +163,14 @@ class Windows:
 
     def with_context(self, context: int) -> Windows:
         """Windows of another length over the same tokens."""
-        return Windows(self._stream, context, self._layout, together=self._together)
+        return Windows(
+            self._stream,
+            context,
+            self._layout,
+            together=self._together,
+            learnt=self._learnt,
+            drop_longer=self._drop_longer,
+        )
 
     def __getitem__(self, index: int) -> Window:
         """One window."""
@@ -150,7 +180,11 @@ class Windows:
         starts, stops = self._packed.starts[first:last], self._packed.stops[first:last]
         ids = np.concatenate([self._stream[start:stop] for start, stop in zip(starts, stops, strict=True)])
         places = np.cumsum([0, *(stops - starts)[:-1]])
-        return Window(ids.astype(np.int64), tuple(places.tolist()))
+        learnt = None
+        if self._learnt is not None:
+            ranges = zip(starts.tolist(), stops.tolist(), strict=True)
+            learnt = np.concatenate([self._learnt.among(start, stop) for start, stop in ranges])
+        return Window(ids.astype(np.int64), tuple(places.tolist()), learnt)
 
     def places(self, index: int) -> npt.NDArray[np.int64]:
         """Position in the stream of each token of a window. Shape (tokens,)."""
@@ -181,13 +215,18 @@ class Windows:
         return epoch_order(len(self), seed, epoch)
 
 
-def _without_empty(packed: Packed) -> tuple[Packed, npt.NDArray[np.int64]]:
+def _without_empty(packed: Packed, learnt: LearntTokens | None) -> tuple[Packed, npt.NDArray[np.int64]]:
     """The windows that have something to predict, and the tokens of each. A last one of a single token has not."""
     lengths = packed.stops - packed.starts
     parts = np.diff(packed.first_part)
     owners = np.repeat(np.arange(len(parts)), parts)
     tokens = np.bincount(owners, lengths, minlength=len(parts)).astype(np.int64)
     useful = tokens > parts
+    if learnt is not None:
+        # Nor has a part of a conversation in which a tool alone speaks.
+        ranges = zip(packed.starts.tolist(), packed.stops.tolist(), strict=True)
+        targets = [np.count_nonzero(learnt.among(start + 1, max(stop, start + 1))) for start, stop in ranges]
+        useful &= np.bincount(owners, targets, minlength=len(parts)) > 0
     if useful.all():
         return packed, tokens
     kept = useful[owners]

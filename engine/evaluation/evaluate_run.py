@@ -46,12 +46,12 @@ def evaluate_run(
     """
     found = models_of(run, config)
     tokenizer = load_tokenizer(found.spec)
-    encoder = Encoder(tokenizer)
+    encoder, context = Encoder(tokenizer), found.context
     wanted: list[tuple[Path | None, DataSection]] = [(path, _data_of(config.data, path)) for path in repositories]
     wanted = wanted or [(None, config.data)]
     cache = run.path.parent.parent / "cache"
     datasets = [
-        (path, build_dataset(data, tokenizer=tokenizer, context=found.context, cache=cache, progress=progress))
+        (path, build_dataset(data, tokenizer=tokenizer, context=context, cache=cache, progress=progress, limit=context))
         for path, data in wanted
     ]
     pair = load_pair(found, config, notify=notify, spill=run.path)

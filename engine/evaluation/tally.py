@@ -73,7 +73,7 @@ def tally_losses(
         losses = token_losses(window)
         positions = window.positions()[1:]
         files = held_out.file_numbers(index, len(window))[1:]
-        wanted = positions > 0
+        wanted = window.predicted[1:]
         cell = files[wanted], bucket_of(positions[wanted])
         np.add.at(sums, cell, losses[wanted].astype(np.float64))
         np.add.at(counts, cell, 1.0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from engine import errors
+from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.window_source import Update, WindowSource, tokens_per_update
 from engine.evaluation.curve import curve_of, past_ratios
@@ -36,6 +37,7 @@ from engine.steps.held_out_loss import HeldOutLoss, perplexity
 from engine.steps.rank_scoring import evaluate_together
 from engine.steps.whole_step import TrainingStep
 from engine.steps.zero_step import ZeroStep
+from engine.tokenization.encoder import Encoder
 from engine.training.components import TrainerComponents
 from engine.training.disk_space import DiskSpace
 from engine.training.eta import Eta
@@ -78,6 +80,9 @@ def _train(session: TrainingSession) -> None:
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
+    if session.config.data.chat_template:
+        # Saved with the result, which answers only to what it was trained with.
+        tokenizer.chat_template = read_template(session.config.data.chat_template, Encoder(tokenizer))
     with session.group.leader_first():  # the other ranks reuse the leader's token store
         dataset = space.until_written(lambda: _read_data(session, setup, tokenizer))
     windows, updates = updates_of(setup, dataset.train)
@@ -202,6 +207,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
         context=setup.context,
         cache=session.run.path.parent.parent / "cache",
         progress=_phase_progress(session),
+        limit=setup.context,
     )
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):

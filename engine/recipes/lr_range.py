@@ -109,7 +109,9 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     session.emit(PhaseChanged(phase="data", detail="reading the repositories"))
     cache = session.run.path.parent.parent / "cache"
     tokenizer = load_tokenizer(setup.spec)
-    windows = build_dataset(config.data, tokenizer=tokenizer, context=setup.context, cache=cache).train
+    windows = build_dataset(
+        config.data, tokenizer=tokenizer, context=setup.context, cache=cache, limit=setup.context
+    ).train
     session.emit(PhaseChanged(phase="model", detail=setup.spec.name))
     tuning, accelerator = build_model(config, setup, notify)
     way = choose_step(session, setup, tuning, accelerator, windows, progress, notify)

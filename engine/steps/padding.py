@@ -39,16 +39,21 @@ def filled_length(tokens: int, most: int) -> int:
 def filled(window: Window, most: int | None) -> Window:
     """Pads the window's last document to one of few lengths, at most `most`; None pads nothing."""
     missing = 0 if most is None else filled_length(len(window), most) - len(window)
-    return Window(np.pad(window.ids, (0, missing), constant_values=_FILLER), window.starts) if missing else window
+    if not missing:
+        return window
+    learnt = None if window.learnt is None else np.pad(window.learnt, (0, missing))
+    return Window(np.pad(window.ids, (0, missing), constant_values=_FILLER), window.starts, learnt)
 
 
 def labels_of(window: Window, length: int) -> Tensor:
     """Makes the labels of the window, padded to `length`.
 
     Returns:
-        The next token of the same document, IGNORED where there is none. Shape (length,), int64.
+        The next token of the same document, IGNORED where there is none that is learnt. Shape (length,), int64.
     """
     labels = next_token_labels(torch.as_tensor(window.ids), window.starts)
+    if window.learnt is not None:
+        labels[:-1][~torch.as_tensor(window.learnt[1:])] = IGNORED
     return functional.pad(labels, (0, length - len(window)), value=IGNORED)
 
 

@@ -182,6 +182,8 @@ def fingerprint(weights: Weights, windows: Sequence[Window], scale: float) -> st
     for window in windows:
         digest.update(window.ids.tobytes())
         digest.update(repr(window.starts).encode())
+        if window.learnt is not None:
+            digest.update(window.learnt.tobytes())
     return digest.hexdigest()
 
 

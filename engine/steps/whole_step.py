@@ -46,7 +46,7 @@ class StepResult:
     loss_sum: float
     "Sum of the training losses (cross-entropies, smoothed if configured), in nats, unscaled. May be infinite or NaN."
     tokens: int
-    "Targets summed over: one fewer than tokens in each document of each window."
+    "Targets summed over: one fewer than tokens in each document of each window, or those of them that are learnt."
 
 
 class StepAbandonedError(Exception):
@@ -89,12 +89,12 @@ class ScoringStep(Protocol):
         """Computes the cross-entropy of each token of a window after its first, in nats, without dropout.
 
         Returns:
-            Shape (tokens - 1,); 0 at the first token of each document, which is not predicted.
+            Shape (tokens - 1,); 0 at the first token of each document and at others that are not predicted.
         """
 
 
 def count_targets(windows: Sequence[Window]) -> int:
-    """Counts the predicted tokens, which are all but each document's first."""
+    """Counts the predicted tokens, which are all but each document's first, or those of them that are learnt."""
     return sum(window.targets for window in windows)
 
 

@@ -176,6 +176,11 @@ class Encoder:
         return np.unique(first[first < len(ids)])
 
     @property
+    def plain_text(self) -> PlainText:
+        """Encodes text without its first and end tokens, and knows the control tokens."""
+        return self._text
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The wrapped tokenizer."""
         return self._tokenizer

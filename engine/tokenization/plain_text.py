@@ -71,6 +71,8 @@ class PlainText:
     Attributes:
         tokenizer: Tokenizer for decoding.
         control: Id → text of the control tokens.
+        strips: Id → whether a control token takes the white space before it, and behind it, with it.
+        begins_anew: Whether a text behind a control token begins like a text of its own, with a space before it.
     """
 
     def __init__(self, stored: dict[str, Any], marks: Iterable[int] = ()) -> None:
@@ -85,6 +87,14 @@ class PlainText:
         """
         added = {int(token["id"]): str(token["content"]) for token in stored.get("added_tokens") or ()}
         self.control = {**control_tokens(stored), **{token: added[token] for token in marks if token in added}}
+        tokens = {int(token["id"]): token for token in stored.get("added_tokens") or ()}
+        self.strips = {
+            token: (bool(tokens[token].get("lstrip")), bool(tokens[token].get("rstrip"))) for token in self.control
+        }
+        self.begins_anew = not any(
+            step["type"] == "Metaspace" and step.get("prepend_scheme") == "first"
+            for step in _steps(stored.get("pre_tokenizer"), "pretokenizers")
+        )
         stored = _flagged(stored, self.control)
         _check_growth(stored)
         self.tokenizer = _built(stored)

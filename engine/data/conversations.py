@@ -1,0 +1,350 @@
+"""Conversations as rows of data sets have them, brought to one form: messages with roles, calls of tools and reasoning.
+
+A row that is no conversation has a reason, which the report counts, and says what is wrong with it on one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from engine.data.messages import (
+    NoConversationError,
+    as_messages,
+    calls_of,
+    content_of,
+    failed,
+    is_on,
+    kind_of,
+    parsed,
+    tools_of,
+)
+
+LANGUAGE = "Conversation"
+"What the report lists them under."
+REVISION = 1
+"Raised when the same row would be read otherwise; part of every store's key."
+
+_ROLES: Mapping[str, str] = {
+    **dict.fromkeys(("system", "system_prompt"), "system"),
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "environment", "tool_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
+"""What data sets call who speaks; "call" is an answer that is the JSON of one call."""
+_MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "trajectory", "chat")
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "code"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("problem", "solution"),
+)
+_COLUMNS = (
+    *_MESSAGES,
+    "tools",
+    "functions",
+    "system",
+    "history",
+    "input",
+    "chosen",
+    *dict.fromkeys(name for pair in _PAIRS for name in pair),
+)
+"What is read of a row."
+_FLAGS = ("weight", "train", "training", "loss")
+_CONTINUED = (("prompt", "completion"), ("prompt", "code"))
+"Pairs whose second text goes on with the first one, as it stands."
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One conversation.
+
+    Attributes:
+        messages: Role, content and so on, as chat templates take them. A text that is continued is two messages, of
+            the roles "prompt" and "completion".
+        learnt: Whether each message is trained on.
+        tools: Definitions of functions, as chat templates take them.
+        date: When it was written down.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    learnt: tuple[bool, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    date: datetime | None = None
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether it is a text and what goes on with it, without a template."""
+        return bool(self.messages[0]["role"] == "prompt")
+
+    def texts(self) -> list[str]:
+        """Its strings that a person or a tool wrote, in order."""
+        found: list[str] = []
+
+        def collect(text: str) -> str:
+            found.append(text)
+            return text
+
+        self._mapped(collect)
+        return found
+
+    def with_texts(self, texts: Sequence[str]) -> Conversation:
+        """The conversation with other strings, as many as `texts` gives."""
+        left = iter(texts)
+        return self._mapped(lambda _: next(left))
+
+    def answers(self) -> str:
+        """What is trained on, as text."""
+        said = [str(m.get("content") or "") for m, learnt in zip(self.messages, self.learnt, strict=True) if learnt]
+        return "\n".join(said)
+
+    def first_request(self) -> bytes:
+        """A digest of what comes before the first answer, without instructions that many have in common."""
+        asked = []
+        for message in self.messages:
+            if message["role"] in ("assistant", "completion"):
+                break
+            if message["role"] not in ("system", "developer"):
+                asked.append(str(message.get("content") or ""))
+        return hashlib.sha256("\0".join(asked).encode("utf-8", "surrogatepass")).digest()
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that determines its tokens, the template apart."""
+        told = [self.messages, self.learnt, self.tools, self.date and self.date.isoformat()[:10]]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
+
+    def _mapped(self, change: Callable[[str], str]) -> Conversation:
+        messages = []
+        for message in self.messages:
+            made = dict(message)
+            for key in ("reasoning_content", "content"):
+                if isinstance(made.get(key), str):
+                    made[key] = change(made[key])
+            if "tool_calls" in made:
+                made["tool_calls"] = [
+                    {
+                        **call,
+                        "function": {**call["function"], "arguments": mapped(call["function"]["arguments"], change)},
+                    }
+                    for call in made["tool_calls"]
+                ]
+            messages.append(made)
+        return replace(self, messages=tuple(messages))
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with its strings changed, in order; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped(inner, change) for key, inner in value.items()}
+    return [mapped(inner, change) for inner in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads rows as conversations.
+
+    Args:
+        fields: This project's name of a field → the data set's.
+        train_on: "assistant" for all answers, "last" for the last one.
+        mask_errors: Whether calls whose result is marked as an error are not trained on.
+        pairs: Whether a prompt with its response may be a conversation; else they are a text that is continued.
+        dated: Whether the template names the day.
+    """
+
+    fields: Mapping[str, str]
+    train_on: str = "assistant"
+    mask_errors: bool = False
+    pairs: bool = True
+    dated: bool = False
+
+    def reading(self, column: str) -> RowReader:
+        """A reader whose messages stand in a column."""
+        return replace(self, fields={**self.fields, "messages": column})
+
+    def columns(self, names: Collection[str]) -> list[str]:
+        """The columns of a table that hold conversations."""
+        wanted = {self.fields.get(name, name) for name in _COLUMNS}
+        return [name for name in names if name in wanted]
+
+    def form(self, names: Collection[str], values: Mapping[str, Any] | None = None) -> str:
+        """What makes rows with these names conversations, in words; "" where nothing does.
+
+        Args:
+            names: Of the columns.
+            values: A row, to tell messages from text under the same name.
+        """
+
+        def has(name: str) -> bool:
+            return self.fields.get(name, name) in names
+
+        def value(name: str) -> Any:
+            return None if values is None else values.get(self.fields.get(name, name))
+
+        for name in _MESSAGES:
+            if has(name) and (value(name) is None or isinstance(value(name), list)):
+                return self.fields.get(name, name)
+            if has(name) and isinstance(value(name), str) and str(value(name)).lstrip().startswith("[{"):
+                return self.fields.get(name, name)
+        if has("chosen"):
+            return self.fields.get("chosen", "chosen")
+        for pair in _PAIRS:
+            if all(map(has, pair)) and (not has("text") or any(name in self.fields for name in pair)):
+                parts = (pair[0], "input", pair[1]) if pair[0] == "instruction" and has("input") else pair
+                return "+".join(self.fields.get(name, name) for name in parts)
+        return ""
+
+    def read(self, values: Mapping[str, Any], date: datetime | None = None) -> Conversation:
+        """The conversation that a row holds.
+
+        Raises:
+            NoConversationError: it holds none that can be learnt.
+        """
+        try:
+            conversation = self._read(values, date)
+            conversation.digest()
+            conversation.texts()
+        except RecursionError:
+            raise NoConversationError("bad message", "its values are nested too deep") from None
+        return conversation
+
+    def _read(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
+        messages, learnt, tools = self._found(values)
+        if not messages:
+            raise NoConversationError("no messages", "it has no message")
+        answers = [number for number, message in enumerate(messages) if message["role"] in ("assistant", "completion")]
+        if not answers:
+            raise NoConversationError("no answer", "no message of it is an assistant's")
+        learnt = [on and number in answers for number, on in enumerate(learnt)]
+        if self.train_on == "last":
+            learnt = [on and number == answers[-1] for number, on in enumerate(learnt)]
+        if self.mask_errors:
+            learnt = [on and not failed(messages, number) for number, on in enumerate(learnt)]
+        for number in answers:
+            message = messages[number]
+            if not str(message.get("content") or "").strip() and not message.get("tool_calls"):
+                raise NoConversationError("empty answer", f"message {number + 1} (assistant) says nothing")
+        if not any(learnt):
+            raise NoConversationError("not trained", "none of its answers is to be trained on")
+        shown = tuple({key: value for key, value in message.items() if key != "failed"} for message in messages)
+        return Conversation(shown, tuple(learnt), tools, date)
+
+    def _found(
+        self, values: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], list[bool], tuple[Mapping[str, Any], ...] | None]:
+        get = self._get(values)
+        tools = tools_of(get("tools") if get("tools") is not None else get("functions"))
+        system = get("system")
+        given = next((get(name) for name in _MESSAGES if get(name) is not None), None)
+        if given is not None:
+            messages, learnt = self._messages(given, "messages")
+        elif (chosen := get("chosen")) is not None:
+            messages, learnt = self._preferred(get("prompt"), chosen)
+        else:
+            messages, learnt = self._pair(values)
+        if isinstance(system, str) and system.strip() and messages and messages[0]["role"] not in ("system", "prompt"):
+            messages, learnt = [{"role": "system", "content": system}, *messages], [False, *learnt]
+        return messages, learnt, tools
+
+    def _get(self, values: Mapping[str, Any]) -> Callable[[str], Any]:
+        return lambda name: values.get(self.fields.get(name, name))
+
+    def _messages(self, given: Any, what: str) -> tuple[list[dict[str, Any]], list[bool]]:
+        given = parsed(given)
+        if not isinstance(given, list):
+            raise NoConversationError("no conversation", f"its {what} are no list, but {kind_of(given)}")
+        messages: list[dict[str, Any]] = []
+        learnt: list[bool] = []
+        for number, one in enumerate(given, 1):
+            message, on = self._message(parsed(one), f"message {number}")
+            messages.append(message)
+            learnt.append(on)
+        return messages, learnt
+
+    def _message(self, given: Any, name: str) -> tuple[dict[str, Any], bool]:
+        if not isinstance(given, dict):
+            raise NoConversationError("bad message", f"{name} is no object, but {kind_of(given)}")
+        get = self._get(given)
+        role = next((get(key) for key in ("role", "from", "speaker") if get(key) is not None), None)
+        if not isinstance(role, str):
+            raise NoConversationError("bad message", f"{name} has no role")
+        known = _ROLES.get(role.strip().lower())
+        if known is None:
+            raise NoConversationError("bad role", f"{name} has the role {role[:40]!r}")
+        content = next((get(key) for key in ("content", "value", "text") if get(key) is not None), None)
+        content, reasoning = content_of(content, name)
+        if known == "call":
+            message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls_of(content, name)}
+        else:
+            message = {"role": known, "content": content}
+            calls = get("tool_calls") if get("tool_calls") is not None else get("function_call")
+            if known == "assistant" and calls not in (None, [], {}, ""):
+                message["tool_calls"] = calls_of(calls, name)
+            elif content is None and known != "assistant":
+                raise NoConversationError("bad content", f"{name} ({role}) has no content")
+        reasoning = next(
+            (get(key) for key in ("reasoning_content", "reasoning", "thinking") if isinstance(get(key), str)), reasoning
+        )
+        if reasoning and reasoning.strip() and known in ("assistant", "call"):
+            message["reasoning_content"] = reasoning
+        for key in ("tool_call_id", "name"):
+            if isinstance(get(key), str) and get(key):
+                message[key] = get(key)
+        if get("is_error") is True or get("error") not in (None, False, "") or get("status") == "error":
+            message["failed"] = True
+        return message, all(is_on(get(flag), flag, name) for flag in _FLAGS)
+
+    def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[bool]]:
+        """The chosen side of a preference: a conversation, its last message, or text."""
+        prompt, chosen = parsed(prompt), parsed(chosen)
+        if isinstance(chosen, str) and prompt is None and "\n\nAssistant:" in chosen:
+            said = re.split(r"(?:^|\n\n)(Human|Assistant):", chosen)[1:]
+            spoken = [
+                {"role": role.lower(), "content": text.strip()}
+                for role, text in zip(said[::2], said[1::2], strict=True)
+            ]
+            messages, _ = self._messages(spoken, "messages")
+            return messages, [False] * (len(messages) - 1) + [True]
+        before, _ = self._messages(as_messages(prompt, "user", "prompt"), "prompt") if prompt is not None else ([], [])
+        after, learnt = self._messages(as_messages(chosen, "assistant", "chosen"), "chosen")
+        if before and after[: len(before)] == before:
+            after, learnt = after[len(before) :], learnt[len(before) :]
+        return [*before, *after], [*[False] * len(before), *learnt]
+
+    def _pair(self, values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
+        get = self._get(values)
+        pair = next((pair for pair in _PAIRS if all(get(name) is not None for name in pair)), None)
+        if pair is None:
+            raise NoConversationError("no conversation", "it has no messages, and no prompt with its completion")
+        asked, answer = (parsed(get(name)) for name in pair)
+        if not isinstance(asked, str) or not isinstance(answer, str):
+            before, _ = self._messages(as_messages(asked, "user", pair[0]), pair[0])
+            after, learnt = self._messages(as_messages(answer, "assistant", pair[1]), pair[1])
+            return [*before, *after], [*[False] * len(before), *learnt]
+        more = get("input")
+        if pair[0] == "instruction" and isinstance(more, str) and more.strip():
+            asked = f"{asked}\n\n{more}" if self.pairs else f"{asked}\n{more}"
+        if not answer.strip():
+            raise NoConversationError("empty answer", f"its {pair[1]} is empty")
+        if pair in _CONTINUED or not self.pairs:
+            between = "" if pair in _CONTINUED else "\n"
+            prompt = {"role": "prompt", "content": f"{asked}{between}"}
+            return [prompt, {"role": "completion", "content": answer}], [False, True]
+        earlier: list[dict[str, Any]] = []
+        for turn in parsed(get("history")) or []:
+            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
+                raise NoConversationError("bad message", "its history is no list of pairs of texts")
+            earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+        messages = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return messages, [True] * len(messages)

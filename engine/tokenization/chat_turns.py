@@ -1,0 +1,492 @@
+"""Renders a conversation once, and tells which of its characters the model writes.
+
+Every string of the conversation is rendered between marks, so that what a template writes is told from what the
+conversation says, whatever it spells. What a model writes of an answer begins where the template's own prompt for it
+ends, and ends with the template's end of the turn. Both are read off short renderings of what comes before, and
+compared with the whole: a template for which they differ cannot be split, and is refused. Where a template has
+`{% generation %}`, that tells it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
+
+_ARGUMENTS_DEEP = 64
+_STUB = "x"
+"""Stands for a string in a short rendering."""
+_TOLD = ("system", "developer")
+"""Roles whose words may change what a template writes elsewhere, such as /no_think."""
+
+
+class SplitError(Exception):
+    """A template's rendering cannot be split into turns exactly. The message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a rendering: one control token, or text without one."""
+
+    text: str
+    control: bool
+    answer: bool
+    "Whether the model writes it."
+    continues: bool = False
+    "Whether it goes on with the text before it, and is encoded apart only because the model begins or ends there."
+    turn: bool = False
+    "Whether a turn begins with it."
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a marked rendering: the template's text (message -1), or a string of a message."""
+
+    text: str
+    message: int = -1
+    answer: bool = False
+    "Between `{% generation %}` and its end."
+    spelled: bool = False
+    "Whether it begins within the name of a control token that a string spells."
+
+
+Message = Mapping[str, Any]
+
+
+class ConversationRenderer:
+    """Renders conversations by one template, for one tokenizer.
+
+    Args:
+        template: The chat template.
+        control: The texts of the tokenizer's control tokens.
+    """
+
+    def __init__(self, template: ChatTemplate, control: Sequence[str]) -> None:
+        self.template = template
+        names = sorted(filter(None, control), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        self._known: dict[object, list[str]] = {}
+        "Units of prompts and endings that were rendered before."
+        self._tells_none = re.search(r"content(['\"]\])? is (not )?none", template.text) is not None
+        self._thinks = any(name in template.text for name in ("reasoning_content", ".thinking", '"thinking"'))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        learnt: Sequence[bool] | None = None,
+        now: datetime | None = None,
+    ) -> list[Piece]:
+        """Renders a conversation.
+
+        Args:
+            messages: As transformers' `apply_chat_template` takes them, with content as text.
+            tools: Definitions of functions.
+            learnt: For each message whether it is trained on, if it is an answer. None: all are.
+            now: What the template is told of the time.
+
+        Raises:
+            RenderError: the template refuses the conversation.
+            SplitError: its rendering cannot be split.
+        """
+        messages = [self._with_reasoning(message) for message in messages]
+        learnt = [True] * len(messages) if learnt is None else learnt
+        whole = "\n".join((*_strings(messages), *_strings(tools or []), self.template.text))
+        conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        parts = self._marked(conversation)
+        answers = self._marked_answers if self.template.marks_answers else self._found_answers
+        return _pieces(parts, answers(conversation, parts, learnt), self._control)
+
+    def _with_reasoning(self, message: Message) -> dict[str, Any]:
+        """Gives reasoning all the names that templates read it by."""
+        known = dict(message)
+        if known.get("content") is None and not self._tells_none:
+            known["content"] = ""  # many templates look for words in it
+        reasoning = next((known[k] for k in ("reasoning_content", "thinking", "reasoning") if known.get(k)), None)
+        content = known.get("content")
+        if reasoning is None and self._thinks and known.get("role") == "assistant" and isinstance(content, str):
+            found = re.match(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL)
+            if found:
+                # Templates tell reasoning by the tokens, which a content's own text is not.
+                reasoning, known["content"] = found[1].strip("\n"), found[2].lstrip("\n")
+        if reasoning is not None:
+            known |= {"reasoning_content": reasoning, "thinking": reasoning}
+        return known
+
+    def _marked(self, conversation: _Conversation) -> list[_Part]:
+        """The parts of the marked rendering, whose text is that of the unmarked one.
+
+        A name in a call is the only string of a call without arguments. Few templates compare it.
+        """
+        problem = "it changes with marks around the strings"
+        plain = conversation.inert()
+        for names in (True, False):
+            marked = conversation.rendered(names=names)
+            if conversation.marks.without(marked) == plain:
+                parts = conversation.parts(marked)
+                if parts is not None:
+                    conversation.names = names
+                    return parts
+                problem = "it writes a string in part"
+        raise SplitError(problem)
+
+    def _marked_answers(
+        self,
+        conversation: _Conversation,  # noqa: ARG002 - as _found_answers
+        parts: Sequence[_Part],
+        learnt: Sequence[bool],
+    ) -> list[tuple[int, int]]:
+        """Ranges of characters that a template marks itself, of the messages that are learnt."""
+        found: list[tuple[int, int]] = []
+        begin = position = 0
+        messages: set[int] = set()
+        inside = False
+        for part in [*parts, _Part("")]:
+            if part.answer and not inside:
+                begin, messages = position, set()
+            if inside and not part.answer and all(learnt[message] for message in messages):
+                found.append((begin, position))
+            inside = part.answer
+            if inside and part.message >= 0:
+                messages.add(part.message)
+            position += len(part.text)
+        return found
+
+    def _found_answers(
+        self, conversation: _Conversation, parts: Sequence[_Part], learnt: Sequence[bool]
+    ) -> list[tuple[int, int]]:
+        """Ranges of characters of each answer that is learnt, from the end of its prompt to the end of its turn."""
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        strings: list[tuple[int, int, int]] = []
+        position = 0
+        for part in parts:
+            if part.message >= 0:
+                first.setdefault(part.message, position)
+                last[part.message] = position + len(part.text)
+                strings.append((position, position + len(part.text), part.message))
+            position += len(part.text)
+        text = "".join(part.text for part in parts)
+        for number, message in enumerate(conversation.messages):
+            if number not in first and any(string.strip() for string in conversation.strings(number)):
+                raise SplitError(f"it does not write message {number + 1} ({message.get('role')})")
+        found = []
+        for number, message in enumerate(conversation.messages):
+            if message.get("role") != "assistant" or not learnt[number]:
+                continue
+            if number not in first:
+                raise SplitError(f"message {number + 1} (assistant) says nothing")
+            # By their place: some templates write what the system says with the last request.
+            before = max((end for _, end, other in strings if end <= first[number] and other != number), default=0)
+            after = min((begin for begin, *_ in strings if begin >= last[number]), default=len(text))
+            if any(first[number] < begin < last[number] and other != number for begin, _, other in strings):
+                raise SplitError(f"it writes message {number + 1} in several places")
+            begin = before + self._prompt(conversation, number, text[before : first[number]])
+            end = last[number] + self._closing(conversation, number, text[last[number] : after])
+            found.append((begin, end))
+        return found
+
+    def _prompt(self, conversation: _Conversation, number: int, written: str) -> int:
+        """How many characters of what stands before an answer are the prompt for it."""
+        key = "prompt", conversation.shape(number)
+        units = self._units(written)
+        known = self._known.get(key)
+        if known and (taken := _matched(units, known)) is not None:
+            return taken
+        wanted = self._known[key] = self._units(conversation.tail(number, prompt=True))
+        if wanted and (taken := _matched(units, wanted)) is not None:
+            return taken
+        # A prompt may begin the model's own turn for it, such as with a token before reasoning that is not repeated.
+        closing = self._units(conversation.tail(number, prompt=False)) if number else []
+        shared = 0
+        while shared < min(len(units), len(wanted)) and units[shared] == wanted[shared]:
+            shared += 1
+        if shared > len(closing) and wanted[: len(closing)] == closing:
+            return sum(map(len, units[:shared]))
+        raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
+
+    def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
+        """How many characters of what stands behind an answer the model writes."""
+        units, key = self._units(written), ("end", conversation.shape(number + 1))
+        if (known := self._known.get(key)) and (taken := self._ending(units, known)) is not None:
+            return taken
+        wanted = self._known[key] = self._units(conversation.tail(number + 1, prompt=False))
+        if (taken := self._ending(units, wanted)) is not None:
+            return taken
+        raise SplitError(f"what it writes behind message {number + 1} is not its end of an answer")
+
+    def _ending(self, units: Sequence[str], wanted: Sequence[str]) -> int | None:
+        """How many characters the units begin with, if they end an answer as is wanted.
+
+        White space behind the last token is not the model's, which has ended by then.
+        """
+        if not wanted:
+            # The next turn's first token is what ends this one, as GLM's <|user|> does.
+            return len(units[0]) if units and self._control.fullmatch(units[0]) else 0
+        controls = [place for place, unit in enumerate(wanted) if self._control.fullmatch(unit)]
+        kept = controls[-1] + 1 if controls and not "".join(wanted[controls[-1] + 1 :]).strip() else len(wanted)
+        if units[:kept] == wanted[:kept]:
+            return sum(map(len, units[:kept]))
+        if not controls and "".join(units).startswith(whole := "".join(wanted)):
+            return len(whole)
+        # The end of a last turn may have more tokens than that of one in between, or be another one.
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(units, wanted, strict=False)))
+        if agreed := [place for place in controls if place < shared]:
+            return sum(map(len, units[: agreed[-1] + 1]))
+        if shared in controls and shared < len(units) and self._control.fullmatch(units[shared]):
+            return sum(map(len, units[: shared + 1]))
+        return None
+
+    def _units(self, text: str) -> list[str]:
+        """Control tokens, and the texts between them."""
+        units, position = [], 0
+        for found in self._control.finditer(text):
+            units += [text[position : found.start()], found[0]]
+            position = found.end()
+        return [unit for unit in (*units, text[position:]) if unit]
+
+
+def _matched(units: Sequence[str], wanted: Sequence[str]) -> int | None:
+    """How many characters the units begin with, if these are all of the wanted ones; the last text may go on."""
+    if list(units[: len(wanted) - 1]) != list(wanted[:-1]) or len(units) < len(wanted):
+        return None
+    return sum(map(len, wanted)) if units[len(wanted) - 1].startswith(wanted[-1]) else None
+
+
+class _Conversation:
+    """One conversation, rendered with marks."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None,
+        marks: Marks,
+        control: re.Pattern[str],
+        now: datetime | None,
+    ) -> None:
+        self.messages, self.marks, self.names = messages, marks, True
+        self._template, self._control, self._now = template, control, now
+        self._tools = None if tools is None else [_mapped(tool, self._inert, key=self._inert) for tool in tools]
+
+    def strings(self, number: int) -> list[str]:
+        """The strings of a message that its content is made of, reasoning apart."""
+        found: list[str] = []
+
+        def collect(text: str) -> str:
+            found.append(text)
+            return text
+
+        _message(self.messages[number], collect, collect, collect, reasoning=False)
+        return found
+
+    def shape(self, number: int) -> object:
+        """What the prompt for an answer depends on, as far as is known."""
+        told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
+        return (bool(self._tools), number < 2, repr(told), repr(list(map(_shape, self.messages[:number][-2:]))))
+
+    def inert(self) -> str:
+        """The rendering, where no string spells a control token."""
+        messages = [
+            self._without_tokens(_message(message, self._inert, self._inert, self._inert)) for message in self.messages
+        ]
+        text = self._template.render(messages, self._tools, now=self._now)
+        return text.replace(self.marks.inert, "")
+
+    def rendered(self, *, names: bool) -> str:
+        """The rendering with marks around every string."""
+        return self._render(self.messages, names=names, prompt=False)
+
+    def tail(self, number: int, *, prompt: bool) -> str:
+        """What a template writes behind the last string of the messages before one, which are shortened."""
+        stubs = [
+            message if message.get("role") in _TOLD else _message(message, _stub, _stub, _stub)
+            for message in self.messages[:number]
+        ]
+        rendered = self._render(stubs, names=self.names, prompt=prompt)
+        parts = self.parts(rendered)
+        if parts is None:
+            raise SplitError("it writes a string in part")
+        strings = [place for place, part in enumerate(parts) if part.message >= 0]
+        return "".join(part.text for part in parts[strings[-1] + 1 if strings else 0 :])
+
+    def parts(self, marked: str) -> list[_Part] | None:
+        """What a marked rendering is made of; None where a mark has no partner."""
+        marks, parts = self.marks, []
+        seen: set[str] = set()
+        answer = False
+        position = 0
+        signs = f"[{marks.open}{marks.close}{marks.begin}{marks.end}]"
+        of_string: tuple[int, str] | None = None
+        for found in re.finditer(f"{signs}[{marks.digits}]*", marked):
+            text = marked[position : found.start()]
+            sign, digits = found[0][0], found[0][1:]
+            position = found.end()
+            if of_string is None:
+                parts += self._template_parts(text, answer)
+            elif sign != marks.close:
+                return None
+            if sign == marks.open:
+                # A string that is written again, such as a call's name with its result, is the template's.
+                message = -1 if digits in seen else marks.read(digits[:-6])
+                seen.add(digits)
+                of_string = (message, digits)
+            elif sign == marks.close:
+                if of_string is None:
+                    return None
+                if of_string[0] >= 0:
+                    parts.append(_Part(text.replace(marks.inert, ""), of_string[0], answer))
+                else:
+                    parts += self._template_parts(text, answer)
+                of_string = None
+            else:
+                answer = sign == marks.begin
+        if of_string is not None:
+            return None
+        parts += self._template_parts(marked[position:], answer)
+        return [part for part in parts if part.text]
+
+    def _template_parts(self, text: str, answer: bool) -> list[_Part]:
+        """A template's text, cut within every name of a control token that comes from a string in it."""
+        return [_Part(some, -1, answer, number > 0) for number, some in enumerate(text.split(self.marks.inert))]
+
+    def _render(self, messages: Sequence[Message], *, names: bool, prompt: bool) -> str:
+        marked = []
+        for number, message in enumerate(messages):
+            known: dict[str, str] = {}
+            count = 0
+
+            def mark(text: str, number: int = number) -> str:
+                nonlocal count
+                core = text.strip()
+                if not core:
+                    return text
+                count += 1
+                at = text.index(core)
+                place = f"{self.marks.number(number)}{self._place(count)}"
+                return (
+                    f"{text[:at]}{self.marks.open}{place}{self._inert(core)}{self.marks.close}{text[at + len(core) :]}"
+                )
+
+            def mark_once(text: str, known: dict[str, str] = known) -> str:
+                # Reasoning under two names is one string.
+                if text not in known:
+                    known[text] = mark(text)
+                return known[text]
+
+            marked.append(self._without_tokens(_message(message, mark, mark_once, mark if names else self._inert)))
+        return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
+
+    def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message whose other fields, and the names in its arguments, spell no control token."""
+        for key in ("role", "name", "tool_call_id"):
+            if isinstance(message.get(key), str):
+                message[key] = self._inert(message[key])
+        for call in message.get("tool_calls") or ():
+            if isinstance(call.get("id"), str):
+                call["id"] = self._inert(call["id"])
+            function = call["function"]
+            function["arguments"] = _mapped(function["arguments"], str, key=self._inert)
+        return message
+
+    def _place(self, count: int) -> str:
+        return "".join(self.marks.digits[int(digit, 16)] for digit in f"{count:06x}")
+
+    def _inert(self, text: str) -> str:
+        """The text with a mark inside the name of every control token that it spells."""
+        return self._control.sub(lambda found: f"{found[0][:1]}{self.marks.inert}{found[0][1:]}", text)
+
+
+def _message(
+    message: Message,
+    content: Callable[[str], str],
+    reasoning_of: Callable[[str], str],
+    name: Callable[[str], str],
+    *,
+    reasoning: bool = True,
+) -> dict[str, Any]:
+    """A message with its strings changed: its content, its reasoning, the arguments and names of its calls."""
+    made = dict(message)
+    for key in ("reasoning_content", "thinking"):
+        if isinstance(made.get(key), str):
+            made[key] = reasoning_of(made[key]) if reasoning else made[key]
+    if isinstance(made.get("content"), str):
+        made["content"] = content(made["content"])
+    if made.get("tool_calls"):
+        made["tool_calls"] = [_call(call, content, name) for call in made["tool_calls"]]
+    return made
+
+
+def _call(call: Message, content: Callable[[str], str], name: Callable[[str], str]) -> dict[str, Any]:
+    function = dict(call["function"])
+    function["name"] = name(function["name"])
+    function["arguments"] = _mapped(function.get("arguments"), content)
+    return {**call, "function": function}
+
+
+def _mapped(value: Any, change: Callable[[str], str], deep: int = 0, key: Callable[[str], str] = str) -> Any:
+    """A JSON value with its strings changed, in order, and its keys."""
+    if deep > _ARGUMENTS_DEEP:
+        raise RenderError("its values are nested too deep")
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key(str(name)): _mapped(inner, change, deep + 1, key) for name, inner in value.items()}
+    return [_mapped(inner, change, deep + 1, key) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _strings(value: Any) -> list[str]:
+    found: list[str] = []
+
+    def collect(text: str) -> str:
+        found.append(text)
+        return text
+
+    _mapped(value, collect)
+    return found
+
+
+def _stub(text: str) -> str:
+    # White space around a string is rendered, or taken away, like that around the whole.
+    core = text.strip()
+    return text.replace(core, _STUB, 1) if core else text
+
+
+def _shape(message: Message) -> object:
+    """What a template may tell of a message without its words."""
+    short = _message(message, _stub, _stub, _stub)
+    return sorted((key, value) for key, value in short.items() if key != "tool_call_id")
+
+
+def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control: re.Pattern[str]) -> list[Piece]:
+    """Cuts a rendering at the control tokens that the template writes, and where answers begin and end."""
+    text = "".join(part.text for part in parts)
+    tokens: list[tuple[int, int]] = []
+    position = 0
+    outside: list[tuple[int, str]] = []
+    for part in parts:
+        # Neighbouring parts of the template are one text, in which a token may stand.
+        if part.message < 0 and not part.spelled and outside and outside[-1][0] + len(outside[-1][1]) == position:
+            outside[-1] = (outside[-1][0], outside[-1][1] + part.text)
+        elif part.message < 0:
+            outside.append((position, part.text))
+        position += len(part.text)
+    for start, written in outside:
+        tokens += [(start + found.start(), start + found.end()) for found in control.finditer(written)]
+    borders = sorted({0, len(text), *(place for pair in (*tokens, *answers) for place in pair)})
+    is_token = dict(tokens)
+    begins = {begin for begin, _ in answers}
+    ends = {end for _, end in answers}
+    pieces: list[Piece] = []
+    inside = False
+    for start, stop in itertools.pairwise(borders):
+        inside = start in begins or (inside and start not in ends)
+        control_token = is_token.get(start) == stop
+        goes_on = bool(pieces) and not pieces[-1].control and not control_token
+        pieces.append(Piece(text[start:stop], control_token, inside, goes_on, start in ends))
+    return pieces
