@@ -85,6 +85,13 @@ def run(args: argparse.Namespace) -> int:
     from engine.launch.launcher import launch
     from engine.launch.signals import Interrupts
 
+    if args.dry_run and args.resume is not None:
+        raise errors.CONFIG_INVALID(
+            source="command line",
+            field="--dry-run",
+            problem="--resume goes on with a run that is planned already",
+            remedy="leave one of them out",
+        )
     if args.resume is None:
         resumed = None
         asked = read_config(args)

@@ -121,3 +121,15 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, step
     again = engine(tmp_path, "--resume", "--output", str(output))
     assert again.wait(300) == 0, (tmp_path / "stderr").read_text()
     assert adapter_digest(run_of(output)) == adapter_digest(whole)
+
+
+def test_a_dry_run_starts_nothing(uninterrupted, tmp_path):
+    way, repository, _ = uninterrupted
+    process = engine(tmp_path, *arguments(repository, tmp_path / "out", way), "--dry-run", "--json")
+    assert process.wait(120) == 0, (tmp_path / "stderr").read_text()
+    schedule = json.loads((tmp_path / "stderr").read_text())["schedule"]
+    assert [(stage["context"], stage["updates"]) for stage in schedule["stages"]] == list(STAGES)
+    assert not (tmp_path / "out" / "runs").exists()
+    both = engine(tmp_path, "--resume", "--dry-run")
+    assert both.wait(60) == 2
+    assert "leave one of them out" in (tmp_path / "stderr").read_text()
