@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
+from engine.models.delta_rule import prepare_kernels
 from engine.models.families import DROPOUTS, require, setting_refusals
 from engine.models.layers import layer_list
 from engine.models.lm_head import split_head
@@ -90,6 +91,8 @@ class Decoder:
         self._parent, self._name = layer_list(causal)
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self.mixers = recurrent_mixers(self.layers)
+        if any(self.mixers):
+            prepare_kernels()
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
 
