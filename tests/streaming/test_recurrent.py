@@ -102,7 +102,7 @@ def make_model(family, dtype=torch.float64, seed=0, **changes):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.train()
+    return model.to(dtype).train()  # some parameters are fp32 in any model
 
 
 def adapted(model, rank=4, **lora):
