@@ -18,10 +18,15 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import from_mapping
+from engine.errors import EliteError
+from engine.generation.batched import advance_together
+from engine.generation.forward import open_forward
 from engine.models import families
 from engine.models.adapter import attach_adapter
 from engine.models.recurrent_mixers import mixer_names
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.sequence_sharding import refuse_recurrent_layers
+from engine.streaming.decoder import Decoder
 from engine.streaming.step import StepCancelled, StreamedStep
 from engine.verify.double_precision import DoublePrecision
 from tests.support.side_streams import SCHEDULES, simulated
@@ -294,6 +299,25 @@ def test_a_mixer_is_found_by_what_it_is():
             name for name, part in model.named_modules() if "update_conv_state" in inspect.getsource(type(part).forward)
         ]
         assert sorted(mixers) == sorted(reads)
+
+
+def test_sequence_parallelism_is_refused_by_name():
+    with pytest.raises(EliteError, match=r"falcon_h1 is not supported by sequence parallelism .*rank to rank"):
+        refuse_recurrent_layers(Decoder(make_model("falcon_h1")))
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1"])
+def test_text_goes_on_from_the_states(family):
+    model = make_model(family).eval()
+    ids = tokens()
+    with torch.no_grad(), DoublePrecision():
+        wanted = model(input_ids=ids[None], use_cache=False).logits[0].float()
+        one, other = (open_forward(model, LENGTH, tile=16, page=32) for _ in range(2))
+        found = [one.advance(ids[:70])] + [one.advance(ids[at : at + 1]) for at in range(70, 80)]
+        assert torch.stack(found).sub(wanted[69:80]).norm() < 1e-6 * wanted[69:80].norm()
+        other.advance(ids[:75])
+        together = advance_together([one, other], torch.stack([ids[80], ids[75]]))
+    assert together.sub(wanted[[80, 75]]).norm() < 1e-6 * wanted[[80, 75]].norm()
 
 
 def test_a_layer_keeps_its_own_forward_after_a_step():
