@@ -47,7 +47,7 @@ class Workspace:
         self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
         self._hidden: HiddenStates | None = None
         self._attention: AttentionLayers | None = None
-        self._border_states = BorderStates(self._new_border_array, self._new_border_reader)
+        self.border_states = BorderStates(self._new_border_array, self._new_border_reader)
         self.context = 0
         "Tokens that the buffers hold."
         self._rows = 0  # tokens of the present sequence
@@ -129,11 +129,11 @@ class Workspace:
         self.attention.begin_sequence(document_starts, lone=lone)
         tile = self._plan.tile
         spans = [slice(start, min(start + tile, self._rows)) for start in range(0, self._rows, tile)]
-        self._border_states.begin(len(spans))
+        self.border_states.begin(len(spans))
         found: list[Mixer] = []
         for layer, recurrent in enumerate(self._decoder.mixers):
             attention = self.attention.mixer(layer, optional=bool(recurrent))
-            states = self._border_states
+            states = self.border_states
             found.append(
                 RecurrentMixing(recurrent, states, attention, document_starts, spans) if recurrent else attention
             )
@@ -176,7 +176,7 @@ class Workspace:
             self._attention.release()
             if self._attention.saved is not None:
                 self._attention.saved.close()
-        self._border_states.close()
+        self.border_states.close()
         self._hidden = self._attention = None
         self._factory.release()
         self.context = 0

@@ -17,6 +17,7 @@ from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import LayerKind, Linear, as_spec
 from engine.verify.observed_bytes import observed_bytes
+from engine.verify.observed_recurrence import observed_recurrence
 
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
 """Names in configurations of the number of experts that a token passes through."""
@@ -88,6 +89,8 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
         "outside": sum(p.numel() for p in model.parameters()) - sum(kind.layers * kind.parameters for kind in kinds),
         "counted": [dataclasses.asdict(each) for each in counted],
     }
+    recurrent = observed_recurrence(layers, hidden)
+    shape["recurrent"] = None if recurrent is None else dataclasses.asdict(recurrent)
     return shape | _experts(layers, hidden, chosen)
 
 
