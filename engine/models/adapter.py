@@ -17,6 +17,7 @@ from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.families import adapts_mlp
 from engine.models.layers import layer_list
+from engine.models.recurrent_mixers import mixer_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,10 +102,12 @@ def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
         model: A causal language model, or a part of it.
         everything: Whether those of MLPs do (engine.models.families.adapts_mlp).
     """
+    mixers = tuple(f"{name}." for name in mixer_names(model))
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and (everything or ".self_attn." in f".{name}")
+        if isinstance(module, (nn.Linear, Conv1D))
+        and (everything or ".self_attn." in f".{name}" or name.startswith(mixers))
     }
     return found if everything else found - _OF_EXPERTS
 

@@ -27,7 +27,11 @@ def random_model(
         layers: Decoder layers, if not all.
         weights_device: Final device of the weights, if not the placement's.
     """
-    config = _config(spec, layers or spec.layers)
+    return random_model_of(_config(spec, layers or spec.layers), placement, weights_device)
+
+
+def random_model_of(config: Any, placement: Placement, weights_device: torch.device | None = None) -> PreTrainedModel:
+    """Builds a frozen causal language model of a transformers configuration; arguments as in `random_model`."""
     home = weights_device or placement.device
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)

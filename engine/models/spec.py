@@ -74,6 +74,22 @@ class LayerBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecurrentShape:
+    """Recurrent layers of a decoder (Gated DeltaNet, Mamba2, short convolutions)."""
+
+    layers: int
+    "Layers with a recurrent mixer."
+    without_attention: int
+    "Of these, layers that do not attend."
+    state_values: int
+    "Numbers of a layer's recurrent state, fp32."
+    conv_values: int
+    "Numbers of its convolution's last inputs."
+    channels: int
+    "Values per token that the convolution mixes."
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Shapes of a decoder-only transformer, as pure data that suffices to plan a run without the weights."""
 
@@ -154,6 +170,14 @@ class ModelSpec:
     counted: tuple[LayerBytes, ...] = ()
     "What its largest layer holds, where `kinds` is given; one entry for each width of activations."
 
+    recurrent: RecurrentShape | None = None
+    "Its recurrent layers; None if there are none."
+
+    @property
+    def attending_layers(self) -> int:
+        """Layers with attention."""
+        return self.layers - (0 if self.recurrent is None else self.recurrent.without_attention)
+
     @property
     def stretches(self) -> bool:
         """Whether YaRN can stretch its positions. It cannot if the model has a scaling of its own to replace."""
@@ -162,6 +186,10 @@ class ModelSpec:
     def with_layers(self, layers: int) -> ModelSpec:
         """Returns the model with this many decoder layers and the same share of windowed ones."""
         full = round(layers * self.full_attention_layers / self.layers)
+        found = self.recurrent
+        if found is not None:
+            kept, alone = (round(layers * count / self.layers) for count in (found.layers, found.without_attention))
+            found = replace(found, layers=kept, without_attention=alone)
         kinds, left = [], layers
         for number, kind in enumerate(self.kinds):
             last = number == len(self.kinds) - 1
@@ -169,7 +197,7 @@ class ModelSpec:
             left -= share
             kinds.append(replace(kind, layers=share))
         built = tuple(kind for kind in kinds if kind.layers)
-        return replace(self, layers=layers, full_attention_layers=full, kinds=built)
+        return replace(self, layers=layers, full_attention_layers=full, kinds=built, recurrent=found)
 
     @property
     def windowed_layers(self) -> int:

@@ -259,21 +259,21 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
     )
     if plan.stash:
-        per_token = work.query_width * element + spec.heads * 4
+        per_token, attending = work.query_width * element + spec.heads * 4, spec.attending_layers
         yield Line(
             name="stash: attention outputs and logsumexp",
             where=home,
-            bytes=spec.layers * n * per_token,
+            bytes=attending * n * per_token,
             words=lambda: (
-                f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
+                f"{attending} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
             ),
         )
         if stashes_kv(spec):
             yield Line(
                 name="stash: keys and values",
                 where=home,
-                bytes=spec.layers * n * 2 * work.key_width * element,
-                words=lambda: f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+                bytes=attending * n * 2 * work.key_width * element,
+                words=lambda: f"{attending} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
             )
     if home == "disk":
         yield staging_part(work, plan, tile)

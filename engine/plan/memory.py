@@ -27,6 +27,7 @@ from engine.plan.ledger_lines import (
     unpacked_parts,
     weight_parts,
 )
+from engine.plan.recurrent import border_state_parts
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, BaseWeights, StreamPlan, in_4_bits
 from engine.plan.tile_peaks import tile_peaks
@@ -106,6 +107,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),
+        *border_state_parts(work, plan, device),
     ]
     # A tile's own keys come first, then blocks from the beginning. Two consecutive blocks are held together.
     before = n - tile

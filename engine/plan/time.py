@@ -20,6 +20,7 @@ from engine.plan.full_tuning import (
     way_home_seconds,
 )
 from engine.plan.ledger_lines import NF4_BITS, stored_bytes
+from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
@@ -74,6 +75,7 @@ def whole_sequence_time(
         *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         *_adapter_parts(work, speeds),
+        *_recurrence_parts(work, speeds, forwards),
     ]
     pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
@@ -101,6 +103,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         _prefix_part(work, speeds, tiles),
         *_zeroing_parts(work, plan, speeds),
+        *_recurrence_parts(work, speeds, forwards),
         *_summing_parts(work, speeds, tiles=tiles, pieces=-(-n // min(plan.loss_piece, n))),
     ]
     busy = sum(part.seconds for part in layers)
@@ -144,9 +147,9 @@ def attention_flops(work: Workload) -> float:
     pairs = n * n / 2
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
-    full = spec.full_attention_layers
+    full = max(0, spec.attending_layers - spec.windowed_layers)
     # With sequence parallelism `context` is a rank's part, and the sequence is `ranks` times as long.
-    return 4 * work.query_width * (full * pairs * work.ranks + (spec.layers - full) * windowed)
+    return 4 * work.query_width * (full * pairs * work.ranks + spec.windowed_layers * windowed)
 
 
 def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
@@ -178,7 +181,7 @@ def _matrix_parts(
     # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
     if refill:
-        flops += 2.0 * n * spec.layers * 2 * spec.hidden_size * work.key_width
+        flops += 2.0 * n * spec.attending_layers * 2 * spec.hidden_size * work.key_width
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -250,6 +253,14 @@ def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
 
 
+def _recurrence_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
+    if work.spec.recurrent is None:
+        return []
+    moved = recurrence_bytes(work, forwards)
+    formula = f"{forwards:g} forward passes and one backward, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="recurrent rules", seconds=moved / speeds.memory, formula=formula)]
+
+
 def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:
     """Models the exchange between ranks that share the window; the ring's messages overlap attention."""
     if work.ranks == 1:
@@ -274,7 +285,7 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
     """Every tile's backward adds to the fp32 key and value gradients of all tiles before it, or of its window."""
     spec, half = work.spec, work.context / 2
     window = min((spec.sliding_window or work.context) - 1, half)
-    earlier = (tiles - 1) * ((spec.layers - spec.windowed_layers) * half + spec.windowed_layers * window)
+    earlier = (tiles - 1) * ((spec.attending_layers - spec.windowed_layers) * half + spec.windowed_layers * window)
     moved = earlier * 2 * work.key_width * (2 * 4 + work.element)
     return TimePart(
         name="sums of key and value gradients",
@@ -295,7 +306,7 @@ def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[Tim
 
 def _paged_layers(work: Workload, plan: StreamPlan) -> int:
     """Returns the layers whose keys and values kv_home host would offload: those without a ring."""
-    return work.spec.layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
+    return work.spec.attending_layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
@@ -338,7 +349,7 @@ def _transfer_seconds(
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
-        hidden += 2 * spec.layers * n * (work.query_width * e + 4 * spec.heads)
+        hidden += 2 * spec.attending_layers * n * (work.query_width * e + 4 * spec.heads)
     home = speeds.disk if plan.hidden_home == "disk" else speeds.link
     seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
     if plan.streams_weights:

@@ -7,6 +7,7 @@ so that what differs is a mistake and not rounding; parts that a family computes
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -35,12 +36,14 @@ from engine.generation.forward import open_forward
 from engine.models.adapter import attach_adapter
 from engine.models.families import FAMILIES, Ability, Family, admit, setting_refusals
 from engine.models.folder import open_folder
-from engine.models.layers import decoder_layers
+from engine.models.layers import decoder_layers, expert_weights
 from engine.models.proofs import Proof, library_version, settings_name
+from engine.models.recurrent_mixers import mixer_names
 from engine.models.weight_map import map_weights
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.step import StreamedStep
+from engine.verify.double_precision import DoublePrecision
 from engine.verify.observed_shape import observed_shape
 from engine.verify.small import Unbothered
 from engine.verify.small_copy import VOCABULARY, NotSmallError, small_config, small_model
@@ -121,11 +124,14 @@ def _abilities(config: Any, *, adapts_mlp: bool) -> tuple[dict[Ability, str], di
         return dict.fromkeys(checks, f"a small copy cannot be made ({_line(problem)})"), seen
     found: dict[Ability, str] = {}
     try:
+        recurrent = bool(mixer_names(small_model(small, torch.float64)))
+        in_fp64: Any = DoublePrecision() if recurrent else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         for ability, check in checks.items():
             streams = ability == "streamed" or not found["streamed"]
             shown: frozenset[Ability] = frozenset({"streamed"} if streams else ())
             admit(model_type, Family(does=shown, shape={"adapts_mlp": adapts_mlp}))
-            found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
+            with in_fp64:
+                found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
     finally:
         if before is None:
             del FAMILIES[model_type]
@@ -141,7 +147,7 @@ def has_experts(config: Any) -> bool:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-        return any(p.ndim == 3 for layer in decoder_layers(model) for p in layer.parameters())
+        return any(expert_weights(layer) for layer in decoder_layers(model))
     except Exception:  # what is wrong is said where its small copy is made
         return False
 

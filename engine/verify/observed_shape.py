@@ -13,10 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.models.adapter import linear_names
 from engine.models.families import setting_refusals
-from engine.models.layers import decoder_layers
+from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import LayerKind, Linear, as_spec
 from engine.verify.observed_bytes import observed_bytes
+from engine.verify.observed_recurrence import observed_recurrence
 
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
 """Names in configurations of the number of experts that a token passes through."""
@@ -88,6 +89,8 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
         "outside": sum(p.numel() for p in model.parameters()) - sum(kind.layers * kind.parameters for kind in kinds),
         "counted": [dataclasses.asdict(each) for each in counted],
     }
+    recurrent = observed_recurrence(layers, hidden)
+    shape["recurrent"] = None if recurrent is None else dataclasses.asdict(recurrent)
     return shape | _experts(layers, hidden, chosen)
 
 
@@ -124,10 +127,11 @@ def _kind(layer: nn.Module, targets: set[str], chosen: int) -> LayerKind:
             )
             inside |= {id(p) for p in part.parameters(recurse=False)}
     rest = [p for p in layer.parameters() if id(p) not in inside]
-    experts = [p for p in rest if p.ndim == 3]
+    experts = expert_weights(layer)
+    stacked = {id(p) for p in experts}
     count = max((p.shape[0] for p in experts), default=1)
     total = sum(p.numel() for p in experts)
-    others = [p for p in rest if p.ndim != 3]
+    others = [p for p in rest if id(p) not in stacked]
     return LayerKind(
         layers=1,
         linears=tuple(linears),
@@ -141,7 +145,7 @@ def _kind(layer: nn.Module, targets: set[str], chosen: int) -> LayerKind:
 
 def _experts(layers: list[nn.Module], hidden: int, chosen: int) -> dict[str, Any]:
     """Returns the fields of layers that hold experts."""
-    stacked = [found for layer in layers if (found := [p for p in layer.parameters() if p.ndim == 3])]
+    stacked = [found for layer in layers if (found := expert_weights(layer))]
     if not stacked:
         return {}
     down = min(stacked[0], key=lambda p: p.numel())
