@@ -79,7 +79,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, and returns the exit status."""
+    """Trains, and returns the exit status.
+
+    Raises:
+        EliteError: CONFIG_INVALID, a dry run of a resumed run; any error of planning and training.
+    """
     from engine.commands.admission import admit_model
     from engine.launch import preflight
     from engine.launch.launcher import launch

@@ -45,13 +45,13 @@ def chunk_gradients(
         values    v  = u − w S
 
     Args:
-        q, k: (batch, tokens, heads, key width).
-        v: Values after the delta rule, (batch, tokens, value heads, value width); value heads share q and k evenly.
+        q, k: (batch, tokens, heads, key_width).
+        v: Values after the delta rule, (batch, tokens, value_heads, value_width); value heads share q and k evenly.
         do: Gradient of o, as v.
-        h: S of each chunk, (batch, chunks, value heads, key width, value width).
+        h: S of each chunk, (batch, chunks, value_heads, key_width, value_width).
         dh: Gradient of S' of each chunk, as h.
-        w: (batch, tokens, value heads, key width).
-        g: G, (batch, tokens, value heads), fp32.
+        w: (batch, tokens, value_heads, key_width).
+        g: G, (batch, tokens, value_heads), fp32.
         dv: Gradient of v, as v.
         scale: Factor of the output.
         chunk_size: Tokens of a chunk; the last may be shorter.

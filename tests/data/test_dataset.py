@@ -172,10 +172,10 @@ def test_only_copies_are_too_few(write: Write, build: Build) -> None:
 
 def test_what_is_cut_out_does_not_count_as_text(write: Write, build: Build) -> None:
     encoded = base64.b64encode(random.Random(1).randbytes(30_000)).decode()
-    files = {"a.py": f'A = "{encoded}"\n', "b.py": f'B = "{encoded[::-1]}"\n' + module("b") * 20}
+    files = {"a.py": module("a") * 3 + f'A = "{encoded}"\n', "b.py": module("b") * 20 + f'B = "{encoded[::-1]}"\n'}
     with pytest.raises(EliteError) as caught:
         build(write(files))
-    # One file is left, without the 40,000 characters at its start.
+    # One file is left, without the 40,000 characters at its end.
     assert caught.value.code == "repository-too-small"
     assert int(caught.value.values["tokens"].removeprefix("about ").replace(",", "")) < len(module("b")) * 20
 

@@ -135,9 +135,9 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
             builder.append(np.array([7], dtype=np.uint32), NONE)
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(EliteError, match="No space left") as caught:
+    with pytest.raises(EliteError, match="no space free") as caught:
         run_out_of_space()
-    assert caught.value.code == "output-unwritable"
+    assert caught.value.code == "output-full"
     assert [path.name for path in tmp_path.iterdir()] == ["k.lock"]
 
 
