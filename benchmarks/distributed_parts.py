@@ -177,7 +177,7 @@ def parity(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> N
     from engine.distributed.gradient_sum import AllReduceSum
     from engine.models.adapter import attach_adapter, trainable
     from engine.plan.stream_plan import StreamPlan
-    from engine.steps.sequence_step import SequenceStep
+    from engine.steps.sequence_sharding import SequenceSharding
     from engine.streaming.step import StreamedStep
 
     device = group.device
@@ -228,7 +228,8 @@ def parity(_: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> N
         for strategy, order in (("ring", "zigzag"), ("ring", "contiguous"), ("ulysses", "contiguous")):
             with case(record, f"parity {strategy} {order} stash={stash}", group) as row:
                 shared = model()
-                with SequenceStep(shared, used, device=device, group=group, strategy=strategy, order=order) as step:
+                sharding = SequenceSharding(group, strategy, order)
+                with StreamedStep(shared, used, device=device, sharding=sharding) as step:
                     found = step.run(tokens, document_starts=starts, scale=1.0 / predicted)
                 AllReduceSum(group)([p.grad for p in trainable(shared).values()])
                 add(row, shared, found.loss_sum)
@@ -357,7 +358,7 @@ def ring(
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
-    from engine.steps.sequence_step import SequenceStep
+    from engine.steps.sequence_sharding import SequenceSharding
     from engine.streaming.step import StreamedStep
 
     on_gpu = group.device.type == "cuda"
@@ -387,7 +388,8 @@ def ring(
         if group.size == 1:
             step = StreamedStep(made, plan, device=group.device)
         else:
-            step = SequenceStep(made, plan, device=group.device, group=group, strategy=strategy, order=order)
+            sharding = SequenceSharding(group, strategy, order)
+            step = StreamedStep(made, plan, device=group.device, sharding=sharding)
         with step:
             step.run(tokens[: 2 * plan.tile], scale=1.0 / context)  # kernels, connections
             made.zero_grad(set_to_none=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/threads.py [--repo DIR] [--steps N]
 
-The demo model in windows of 1,024 tokens, one real run of `engine train` for each way (engine/hardware/threads.py).
+The demo model in windows of 1,024 tokens, one real run of `engine train` for each way (engine/hardware/environment.py).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -22,7 +23,6 @@ from elite_tui.screens.app_screen import Watching
 from elite_tui.shutdown import farewell, watch_signals
 from elite_tui.state_part import StatePart
 from elite_tui.themes import DARK, THEMES, theme_after, theme_named
-from elite_tui.typing_order import after_typing
 from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft_controller import DraftController
 from engine.runs.crash_log import record_crash
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from textual.binding import BindingType
+    from textual.dom import DOMNode
     from textual.screen import Screen
 
     from elite_tui.client.calls import Engine
@@ -262,3 +263,23 @@ class EliteApp(App[str]):
         if watched := farewell(self.state, "goes on"):
             lines.append(watched)
         self.panic(Text("\n".join(lines)))
+
+
+def after_typing(app: App[Any], then: Callable[[], object]) -> None:
+    """Calls `then` once the focused widget and its ancestors have emptied their message queues.
+
+    The App handles a key with priority as soon as it is read, while the letters before it may still wait in the
+    queue of their field, and the field's own messages in those of its ancestors. Without this, a quick `ctrl+q` would
+    quit before the last letters are in the draft.
+    """
+    focused = app.focused
+    chain = [] if focused is None else [focused, *(node for node in focused.ancestors if node is not app)]
+    # Each twice: once for the messages in its queue, once for those that it posts to itself while handling them.
+    _pass_through(app, [node for node in chain for _ in range(2)], then)
+
+
+def _pass_through(app: App[Any], nodes: Sequence[DOMNode], then: Callable[[], object]) -> None:
+    for index, node in enumerate(nodes):
+        if node.call_later(_pass_through, app, nodes[index + 1 :], then):
+            return
+    app.call_later(then)

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from engine import __version__, errors
 from engine.commands.output import print_json
 from engine.errors import EliteError
-from engine.hardware.threads import limit_omp_spin
-from engine.hardware.visible import number_by_bus
+from engine.hardware.environment import limit_omp_spin, number_by_bus
 
 COMMAND_MODULES: tuple[str, ...] = (
     "profile",

@@ -31,10 +31,11 @@ GENERATED = (
 
 def record(name: str) -> None:
     from engine.commands.quiet_libraries import libraries_logged
-    from engine.verify.quiet import hush
 
     with libraries_logged() as terminal:
-        hush()
+        from engine.verify.proof import quieten
+
+        quieten()
         from engine.benchmarking.machine import describe_machine
         from engine.models.placement import choose_placement
         from engine.verify.runner import verify

@@ -7,7 +7,7 @@ import tempfile
 
 from hypothesis import settings
 
-from engine.hardware.threads import limit_omp_spin
+from engine.hardware.environment import limit_omp_spin
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 limit_omp_spin(os.environ)

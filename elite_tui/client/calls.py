@@ -69,8 +69,7 @@ class Engine:
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
         """Plans the tier table for a machine and a draft's values, and the tier that a run of the draft would use."""
-        from elite_tui.wizard.effects import with_planned_effects
-        from elite_tui.wizard.plans import Plans
+        from elite_tui.wizard.plans import Plans, with_planned_effects
         from engine.config import from_mapping
         from engine.models.catalogue import find_model
         from engine.plan.choice import choose_plan, request_of_run

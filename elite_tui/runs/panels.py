@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import textwrap
 import time
 from collections.abc import Sequence
@@ -21,12 +23,12 @@ from elite_tui.format.figures import (
     rate_in_words,
 )
 from elite_tui.runs.curves import planned_gpu, planned_host
-from elite_tui.runs.projection import projected_perplexity
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
     from elite_tui.runs.view import RunView
     from elite_tui.widgets.machine_gauges import Level
+    from engine.evaluation.projection import Projection
     from engine.protocol import StepProgress
 
 STATE_MARKS = {
@@ -270,3 +272,30 @@ def _machine(levels: Sequence[Level]) -> list[Figure]:
         for level in levels
         if level.share is not None
     ]
+
+
+def projected_perplexity(view: RunView) -> tuple[str, ...]:
+    """Returns the projected final perplexity in words, from long to short; empty with too few evaluations."""
+    step = view.step
+    if view.ended or step is None or not step.step:
+        return ()
+    scores = view.history.held_out
+    points = tuple(
+        (tokens, loss)
+        for tokens, loss in zip(scores["tokens"], scores["loss"], strict=True)
+        if math.isfinite(tokens) and math.isfinite(loss)
+    )
+    # Rounded tokens of full steps, so that each step hits the cache.
+    a_step = view.history.tokens / step.step
+    found = _project(points, float(f"{a_step * step.total_steps:.3g}"))
+    if found is None:
+        return ()
+    middle, low, high = (number_in_words(math.exp(min(loss, 50)), 3) for loss in (found.loss, found.low, found.high))
+    return f"{middle} ({low} to {high}) projected", f"{middle} projected"
+
+
+@functools.lru_cache(maxsize=32)
+def _project(points: tuple[tuple[float, float], ...], tokens: float) -> Projection | None:
+    from engine.evaluation.projection import project
+
+    return project(points, tokens)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from textual import on
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Button
+from textual.widgets import Button, Footer
+from textual.widgets._footer import FooterKey
 
 from elite_tui.messages import Changed
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
-from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.trail import Trail, TrailStep
 
 if TYPE_CHECKING:
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from elite_tui.wizard.draft_controller import DraftController
 
 EVERYTHING = frozenset(StatePart)
+HELP = "help"
+
+
+class KeyBar(Footer):
+    """Textual's footer with the help key at the right end, where narrow terminals do not hide it."""
+
+    def compose(self) -> ComposeResult:
+        """Composes the keys; marks the help key for the style sheet."""
+        for widget in super().compose():
+            if isinstance(widget, FooterKey) and widget.action == HELP:
+                widget.add_class("-help")
+            yield widget
 
 
 class Elite(Protocol):

@@ -29,11 +29,14 @@ from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import StepMonitor, WholeSequenceStep
-from engine.streaming.attention import KvCollected, Pass
-from engine.streaming.boundary import BackwardPoint
 from engine.streaming.loss import loss_and_gradient
+from engine.streaming.mixer import KvCollected, Pass
+from engine.streaming.passes import Passes
 from engine.streaming.sequence_run import SequenceRun
+from engine.streaming.stages import Stages
 from engine.streaming.step import StreamedStep
+from engine.streaming.streamed_model import StreamedModel
+from engine.streaming.tile_attention import AttentionMixer
 
 _REPEATS, _LEAST_SECONDS, _MOST_REPEATS = 3, 0.25, 50
 """Bounds on a tile's repeats, chosen so that filling and draining the queue once hardly counts. With three runs the
@@ -78,32 +81,45 @@ def probe_streamed(
     fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
-    step = _FirstAndLastTile(model, plan, device=device, spill_directory=spill_directory)
-    with step:
+    ends = _FirstAndLastTile(plan)
+    with StreamedStep(model, plan, device=device, spill_directory=spill_directory, stages=ends.of) as step:
         step.run(tokens)  # warm-up: plans kernels and allocates the buffers
         model.zero_grad(set_to_none=True)
         reset_peak(device)
         step.run(tokens)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         grown = psutil.Process().memory_info().rss - before
-        seconds = step.extrapolate(spec.layers, -(-context // plan.tile))
+        seconds = ends.extrapolate(spec.layers, -(-context // plan.tile))
     return Probed(layers=1, gpu_allocated=peak, host=grown, step_seconds=seconds)
 
 
-class _FirstAndLastTile(StreamedStep):
-    """A step over two tiles only; its gradients are meaningless, its allocations are those of a full step."""
+class _FirstAndLastTile:
+    """The Stages of a step over two tiles of one layer; its gradients are meaningless, its allocations a full step's.
+
+    Args:
+        plan: Layout of the step.
+    """
+
+    def __init__(self, plan: StreamPlan) -> None:
+        self._plan = plan
+        self._seconds: dict[str, dict[int, float]] = {}
+        self._reach: int | None = None
+
+    def of(self, model: StreamedModel, _: Passes) -> Stages:
+        """Returns these stages for a step's model; the passes run all tiles, and are not needed."""
+        self._model, self._hidden = model, model.workspace.hidden
+        return self
 
     def extrapolate(self, layers: int, tiles: int) -> float:
         """Returns the seconds of a step over all layers and tiles."""
-        reach = self._workspace.attention.reach(0)
-        grows = (tiles if reach is None else reach + 1) / tiles  # share of tiles that see more keys than the previous
+        grows = (tiles if self._reach is None else self._reach + 1) / tiles  # share of tiles with more keys each
 
         def mean(stage: str) -> float:
             first, last = self._seconds[stage][0], self._seconds[stage][max(self._seconds[stage])]
             return last - (last - first) * grows / 2
 
         forward, backward = mean("forward"), mean("backward")
-        again = 1 - 1 / self.plan.checkpoint_every
+        again = 1 - 1 / self._plan.checkpoint_every
         return layers * tiles * ((1 + again) * forward + backward) + tiles * self._seconds["loss"][0]
 
     def _ends(self, run: SequenceRun) -> tuple[int, ...]:
@@ -112,61 +128,68 @@ class _FirstAndLastTile(StreamedStep):
 
     def _hold_keys_before(self, run: SequenceRun, tile: int) -> None:
         """Computes the keys before a tile, since a ring returns keys only of tiles that it holds."""
-        for below in self._workspace.attention.below(0, tile, run.tiles):
-            x = self._embed(run, below)
+        mixer = run.mixers[0]
+        if not isinstance(mixer, AttentionMixer):
+            return
+        for below in mixer.below(tile, run.tiles):
+            x = self._model.embed(run, below)
             with torch.no_grad(), contextlib.suppress(KvCollected):
-                self._call_layer(run, 0, below, x, Pass.COLLECT)
+                self._model.run_layer(run, 0, below, x, Pass.COLLECT)
+        self._reach = mixer.reach
 
     def _timed(self, stage: str, end: int, work: Callable[[], None]) -> None:
         """Records the mean time of consecutive runs, as tiles are consecutive in a step."""
+        device = self._model.device
 
         def seconds(repeats: int) -> float:
-            synchronize(self.device)
+            synchronize(device)
             began = time.perf_counter()
             for _ in range(repeats):
                 work()
-            synchronize(self.device)
+            synchronize(device)
             return (time.perf_counter() - began) / repeats
 
         work()
         enough = math.ceil(_LEAST_SECONDS / max(seconds(1), 1e-9))
         self._seconds.setdefault(stage, {})[end] = seconds(min(max(_REPEATS, enough), _MOST_REPEATS))
 
-    def _forward(self, run: SequenceRun, purpose: Pass) -> None:
+    def forward(self, run: SequenceRun, purpose: Pass) -> None:
+        """See Stages."""
         run.enter("forward", len(self._ends(run)))
-        self._seconds: dict[str, dict[int, float]] = {}
-        hidden = self._workspace.hidden
+        self._seconds.clear()
+        hidden = self._hidden
         with torch.no_grad():
             for tile in range(run.tiles):  # as in a step, all tiles' rotary tables are computed, and kept if they fit
-                embedded = self._embed(run, tile)
+                embedded = self._model.embed(run, tile)
                 run.arguments.of(tile, embedded)
                 if tile in self._ends(run):
                     hidden.write(0, tile, embedded[0])
-            self._enter(0)
+            self._model.enter(0)
             for end, tile in enumerate(self._ends(run)):
                 self._hold_keys_before(run, tile)
 
                 def work(tile: int = tile) -> None:
                     x = hidden.read(0, tile).unsqueeze(0)
-                    hidden.write(1, tile, self._call_layer(run, 0, tile, x, purpose)[0])
+                    hidden.write(1, tile, self._model.run_layer(run, 0, tile, x, purpose)[0])
 
                 self._timed("forward", end, work)
                 run.advance(0, tile)
 
-    def _loss(self, run: SequenceRun, scale: float | None) -> float:
+    def loss(self, run: SequenceRun, scale: float | None) -> float:
+        """See Stages."""
         run.enter("loss", len(self._ends(run)))
-        hidden, total = self._workspace.hidden, 0.0
+        hidden, decoder, total = self._hidden, self._model.decoder, 0.0
         for end, tile in enumerate(self._ends(run)):
             losses: list[Tensor] = []
 
             def work(tile: int = tile, losses: list[Tensor] = losses) -> None:
                 x = hidden.read(1, tile).unsqueeze(0).detach().requires_grad_()
-                normed = self.decoder.final_norm(x)
+                normed = decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(
                     normed[0].detach(),
                     run.labels(tile),
-                    self.decoder.head,
-                    piece=self.plan.loss_piece,
+                    decoder.head,
+                    piece=self._plan.loss_piece,
                     scale=1.0 if scale is None else scale,
                 )
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=[x])
@@ -179,20 +202,20 @@ class _FirstAndLastTile(StreamedStep):
             run.advance(1, tile)
         return total
 
-    def _backward(self, run: SequenceRun, boundary: Callable[[BackwardPoint], None] | None) -> None:  # noqa: ARG002
+    def backward(self, run: SequenceRun) -> None:
+        """See Stages."""
         run.enter("backward", len(self._ends(run)))
-        hidden = self._workspace.hidden
-        self._enter(0)
-        self._linears.want_output(wanted=False)
-        self._workspace.attention.zero_gradients(0)
+        hidden, mixer = self._hidden, run.mixers[0]
+        self._model.enter(0)
+        self._model.linears.want_output(wanted=False)
+        mixer.begin_backward()
         for end, tile in reversed(list(enumerate(self._ends(run)))):
             self._hold_keys_before(run, tile)
 
             def work(tile: int = tile) -> None:
                 x = hidden.read(0, tile).unsqueeze(0).detach().requires_grad_()
                 gradient = hidden.read_gradient(tile).unsqueeze(0)
-                y = self._call_layer(run, 0, tile, x, Pass.GRADIENT)
-                torch.autograd.backward(y, gradient)
+                mixer.backward(tile, self._model.run_layer(run, 0, tile, x, Pass.GRADIENT), gradient)
                 assert x.grad is not None
                 hidden.write_gradient(tile, x.grad[0])
 

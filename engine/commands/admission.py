@@ -1,4 +1,4 @@
-"""Admits a local model whose family is not listed, by a proof: made the first time that a command is given it."""
+"""Admits a local model whose family is not listed, by a proof that is made when a command is first given it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prove(folder: Path) -> Proof:
 def _made(folder: Path, show: Callable[[Proof], None]) -> Proof:
     with libraries_logged() as terminal:
         from engine.verify.admission import prove_folder
-        from engine.verify.quiet import quieten
+        from engine.verify.proof import quieten
 
         quieten()
         proof = prove_folder(folder)

@@ -16,7 +16,6 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.plan.optimizations import find_optimization, optimizations
-from engine.verify.quiet import quieten
 
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict
@@ -47,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     found: list[Verdict] = []
     interrupted: KeyboardInterrupt | None = None
     with libraries_logged() as terminal:
+        from engine.verify.proof import quieten
+
         quieten()
         from engine.models.placement import choose_placement
         from engine.verify.runner import verify

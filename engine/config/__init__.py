@@ -23,8 +23,7 @@ from engine.config.running import (
     OutputSection,
     RecoverySection,
 )
-from engine.config.streaming import StreamSection
-from engine.config.training import TrainingSection
+from engine.config.training import StreamSection, TrainingSection
 
 __all__ = [
     "CheckpointSection",

@@ -1,6 +1,7 @@
 """Describes the fields of a configuration made of msgspec Structs, for forms, options and reference pages.
 
-A field is `Annotated[type, Meta(..., description=...)]`; an optional one carries its bounds inside:
+The sections are built of the types and marks at the top. A field is `Annotated[type, Meta(..., description=...)]`; an
+optional one carries its bounds inside:
 `Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description=...)]`.
 """
 
@@ -9,8 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from msgspec import Meta
+
 if TYPE_CHECKING:
-    from msgspec import Meta, Struct
+    from msgspec import Struct
+
+
+PathText = str
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def option(flag: str) -> dict[str, str]:
+    """Marks a field that has its own command-line option besides `--set`."""
+    return {"flag": flag}
+
+
+def words(allowed: str) -> dict[str, str]:
+    """Says in words what a field's pattern allows."""
+    return {"allowed": allowed}
 
 
 @dataclass(frozen=True, kw_only=True)

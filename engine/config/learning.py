@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from engine.config.kinds import PathText, Positive, option
+from engine.config.description import PathText, Positive, option
 
 
 class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -15,8 +15,7 @@ from engine.config.running import (
     OutputSection,
     RecoverySection,
 )
-from engine.config.streaming import StreamSection
-from engine.config.training import TrainingSection
+from engine.config.training import StreamSection, TrainingSection
 
 
 class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from engine.config.kinds import PathText, option, words
+from engine.config.description import PathText, option, words
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

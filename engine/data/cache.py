@@ -1,4 +1,4 @@
-"""Token stores that nobody used for a while are removed, so that a folder of them does not grow for ever."""
+"""Removes token stores that nobody used for a while, so that a folder of them does not grow for ever."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prune(cache: Path, *, keep: int, present: str) -> list[str]:
 
 
 def _entries(cache: Path) -> Iterator[Path]:
-    """Folders of stores, and nothing else that may lie beside them."""
+    """Yields folders of stores, and nothing else that may lie beside them."""
     for entry in cache.iterdir():
         key = entry.name.removesuffix(".building")
         if len(key) == _KEY_LENGTH and set(key) <= set("0123456789abcdef") and entry.is_dir():

@@ -1,4 +1,4 @@
-"""Which encoding a file's bytes are in, and its text: by mark, as UTF-8, as it declares, or as its bytes look.
+"""Decodes a file: by its mark, as UTF-8, as the encoding that it declares, or by what its bytes look like.
 
 What comes out always encodes to UTF-8: Python has codecs that yield halves of characters (unicode_escape, utf-7), which
 no tokenizer takes; only encodings that people write files in are believed.
@@ -53,7 +53,10 @@ _SIGN_IN_WORD = re.compile(r"[^\W\d_][¡¢£¤¥¦§¨©ª¬®¯°±²³´¶·¸
 
 
 def decode(content: bytes) -> str | None:
-    """Bytes as text; None where no encoding is sure. Encoding the text again gives the same bytes, but for a mark."""
+    """Decodes bytes; returns None where no encoding is sure.
+
+    Encoding the text again gives the same bytes, but for a mark.
+    """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return _strictly(content, encoding)
@@ -67,7 +70,7 @@ def decode(content: bytes) -> str | None:
 
 
 def _strictly(content: bytes, encoding: str) -> str | None:
-    """The text, if every byte has a meaning and every character is one."""
+    """Decodes the text if every byte has a meaning and every character is one."""
     try:
         text = content.decode(encoding)
         text.encode()
@@ -77,7 +80,7 @@ def _strictly(content: bytes, encoding: str) -> str | None:
 
 
 def _declared(content: bytes) -> str | None:
-    """The encoding that a file's first lines name, if it is one to believe; "" if it is not."""
+    """Returns the encoding that a file's first lines name, if it is one to believe; "" if it is not."""
     for line in content.split(b"\n", _DECLARED_WITHIN)[:_DECLARED_WITHIN]:
         named = _DECLARED.search(line)
         if named:
@@ -90,7 +93,7 @@ def _declared(content: bytes) -> str | None:
 
 
 def _by_its_looks(content: bytes) -> str | None:
-    """The text in the encoding that charset-normalizer finds, or in one of Latin letters."""
+    """Decodes the text by the encoding that charset-normalizer finds, or by one of Latin letters."""
     high = b"\n".join(line for line in content.split(b"\n") if not line.isascii())[:_LOOKED_AT]
     accented = len(content) - len(content.translate(None, bytes(range(128, 256))))
     if accented >= _FEWEST_HIGH:
@@ -116,7 +119,7 @@ def _by_its_looks(content: bytes) -> str | None:
 
 
 def _exactly(content: bytes, encoding: str) -> str | None:
-    """The text, if it has no control characters and encodes to the same bytes."""
+    """Decodes the text if it has no control characters and encodes to the same bytes."""
     text = _strictly(content, encoding)
     if text is None or _CONTROLS.search(text) or text.encode(encoding, "replace") != content:
         return None
@@ -124,7 +127,7 @@ def _exactly(content: bytes, encoding: str) -> str | None:
 
 
 def _typical_share(high: bytes, encoding: str) -> float:
-    """The share of the characters beyond ASCII that texts in the encoding are made of; more than 1 with kana."""
+    """Returns the share of characters beyond ASCII that are typical of the encoding's texts; more than 1 with kana."""
     try:
         characters = [c for c in high.decode(encoding) if not c.isascii()]
     except UnicodeError:
@@ -149,7 +152,7 @@ def _typical_share(high: bytes, encoding: str) -> float:
 
 
 def _common_share(high: bytes, encoding: str) -> float:
-    """The share of the letters beyond ASCII that are among the commonest of the encoding's language."""
+    """Returns the share of the letters beyond ASCII that are among the commonest of the encoding's language."""
     text = high.decode(encoding, "replace")
     letters = [c for c in text if c.isalpha() and not c.isascii()]
     common = sum(c.lower() in _COMMON[encoding] for c in letters)

@@ -1,4 +1,4 @@
-"""The language of a file whose name several languages share, told by its first bytes."""
+"""Tells the language of a file whose name several languages share by its first bytes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ _MODES = {
 
 
 def language_by_mode(head: bytes, known: Mapping[str, str]) -> str | None:
-    """The language that a line for editors names, or that XML shows; `known` has the languages by their small names."""
+    """Returns the language that a line for editors names, or that XML shows; `known` maps small names to languages."""
     found = _MODE.search(head, 0, 1024)
     if found:
         name = (found[1] or found[2]).decode("ascii", "replace").lower()
@@ -116,7 +116,7 @@ def language_by_mode(head: bytes, known: Mapping[str, str]) -> str | None:
 
 
 def language_by_content(name: str, language: str | None, head: bytes) -> str | None:
-    """The language of a file of that base name, `language` unless its first bytes tell another one."""
+    """Returns the language of a file of that base name: `language`, unless its first bytes tell another one."""
     if _SETTINGS.search(name):
         first = head.lstrip()[:1]
         return "JSON" if first in (b"{", b"[", b"/") else "YAML"

@@ -21,7 +21,7 @@ Links = Mapping[int, Mapping[int, int]]
 
 
 def in_order(needs: Sequence[Mapping[int, int]]) -> list[int]:
-    """Every node once, each after those that it needs, as close after them as can be; else by number."""
+    """Orders the nodes, each after those that it needs and as close after them as can be; else by number."""
     ordered: list[int] = []
     # Pieces still to be taken apart, the first one last: nodes in the order to begin with, links, rounds so far.
     pending: list[tuple[Sequence[int], Links, int]] = [(range(len(needs)), dict(enumerate(needs)), 0)]
@@ -43,7 +43,7 @@ def in_order(needs: Sequence[Mapping[int, int]]) -> list[int]:
 
 
 def _cut(component: Sequence[int], links: Links, rounds: int) -> tuple[Sequence[int], Links, int]:
-    """The nodes in a better order, the links that stay, and the round; a negative one where the order is final."""
+    """Returns the nodes in a better order, the links that stay, and the round, negative where the order is final."""
     greedy = _greedy(component, links)
     answered = {node: {o: s for o, s in others.items() if links[o].get(node, 0) <= s} for node, others in links.items()}
     if _count(answered) < _count(links):
@@ -71,7 +71,7 @@ def _count(links: Links) -> int:
 
 
 def _levels(nodes: Sequence[int], links: Links) -> tuple[dict[int, int], dict[int, int]]:
-    """For each node the longest way down from its component, and the component's number."""
+    """Returns for each node the longest way down from its component, and the component's number."""
     level: dict[int, int] = {}
     group: dict[int, int] = {}
     for number, component in enumerate(_components(nodes, links)):
@@ -83,7 +83,7 @@ def _levels(nodes: Sequence[int], links: Links) -> tuple[dict[int, int], dict[in
 
 
 def _components(nodes: Sequence[int], links: Links) -> Iterator[list[int]]:
-    """Strongly connected components, each after those that it needs; begun with the nodes in their order."""
+    """Yields strongly connected components, each after those that it needs, beginning with the nodes in their order."""
     rank = {node: position for position, node in enumerate(nodes)}
     index: dict[int, int] = {}
     low: dict[int, int] = {}
@@ -124,7 +124,10 @@ def _components(nodes: Sequence[int], links: Links) -> Iterator[list[int]]:
 
 
 def _greedy(component: Sequence[int], links: Links) -> list[int]:
-    """The nodes so that few links lead to a later one: those that need least of what is left, and are needed most."""
+    """Orders the nodes so that few links lead to a later one.
+
+    First come those that need least of what is left, and are needed most.
+    """
     needed_by: dict[int, list[tuple[int, int]]] = {node: [] for node in component}
     missing = dict.fromkeys(component, 0)
     wanted = dict.fromkeys(component, 0)

@@ -1,4 +1,4 @@
-"""Data that is written as text: base64, hexadecimal, and tables of numbers, which teach a model nothing."""
+"""Finds data that is written as text (base64, hexadecimal, tables of numbers), which teaches a model nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _STRETCH = 512
 
 
 def find_encoded(text: str) -> list[Edit]:
-    """The runs of encoded data in a text, in order, each with the edit that cuts it out."""
+    """Finds the runs of encoded data in a text, in order, each with the edit that cuts it out."""
     found: list[tuple[int, int]] = []
     # A look at the bytes tells most files apart, a hundred times as fast as the patterns.
     content = text.encode("ascii", "replace")
@@ -70,7 +70,7 @@ def find_encoded(text: str) -> list[Edit]:
 
 
 def without_encoded(text: str, edits: list[Edit]) -> list[Edit] | None:
-    """The edits with those that cut out encoded data; None where a text is hardly anything else.
+    """Adds the edits that cut out encoded data; returns None where a text is hardly anything else.
 
     Args:
         text: Of a file.
@@ -86,7 +86,7 @@ def without_encoded(text: str, edits: list[Edit]) -> list[Edit] | None:
 
 
 def is_encoded(text: str, edits: list[Edit]) -> bool:
-    """Whether hardly anything but encoded data is in a text."""
+    """Tells whether hardly anything but encoded data is in a text."""
     size = sum(edit.end - edit.start for edit in edits)
     return size > 0 and (size >= SHARE * len(text) or len(text) - size < _LEFT)
 
@@ -113,7 +113,7 @@ def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _looks_encoded(word: str) -> bool:
-    """Whether letters are mixed as in base64, or all are hexadecimal digits, and no word is repeated."""
+    """Tells whether letters are mixed as in base64, or all are hexadecimal digits, and no word is repeated."""
     sample = word[:160]
     letters = set(sample)
     if len(letters) < 8:

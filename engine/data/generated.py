@@ -1,4 +1,4 @@
-"""Whether a program wrote a file: by a mark in the comments at its top, or as documentation that a tool writes.
+"""Tells whether a program wrote a file, by a mark in the comments at its top, or as documentation that a tool writes.
 
 A mark counts before the first line of code only: further down it stands in a string of the program that writes it.
 """
@@ -108,7 +108,7 @@ _TEMPLATE = re.compile(rb"\{\{|\{%|<%|<\?php")
 
 
 def is_generated(head: bytes, language: str, name: str = "") -> bool:
-    """Whether a file's first bytes say that a program wrote it; `name` is its base name."""
+    """Tells whether a file's first bytes say that a program wrote it; `name` is its base name."""
     if language in _PAGES and _WRITTEN.search(head) and not _TEMPLATE.search(head):
         return True
     if name in _PEOPLES:
@@ -127,5 +127,5 @@ def is_generated(head: bytes, language: str, name: str = "") -> bool:
 
 
 def is_part_of_documentation(path: PurePosixPath, language: str, written: frozenset[PurePosixPath]) -> bool:
-    """Whether a page, style or script lies in a folder whose first page a tool wrote."""
+    """Tells whether a page, style or script lies in a folder whose first page a tool wrote."""
     return language in _PAGES - {"Text"} and any(folder in written for folder in path.parents)

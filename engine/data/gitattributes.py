@@ -1,4 +1,4 @@
-"""What .gitattributes files say of files: generated, vendored, documentation, and the language.
+"""Reads from .gitattributes files which files are generated, vendored or documentation, and their language.
 
 Each file's rules hold for its folder and those below; the nearest file with an opinion decides, within it the last
 line. The attributes are those of GitHub's linguist, which people set so that others' code does not count as theirs.
@@ -48,7 +48,7 @@ class Attributes:
                     self._rules[path.parent] = rules
 
     def of(self, path: PurePosixPath) -> Marks:
-        """The marks of a file, by its path below the folder."""
+        """Returns the marks of a file, by its path below the folder."""
         found: dict[str, bool | str] = {}
         if not self._rules:
             return found

@@ -1,4 +1,4 @@
-"""Rows of a JSON array, one at a time, however long the array is: each is found again by the byte that it begins at."""
+"""Reads the rows of a JSON array one at a time, however long it is, and each again by the byte that it begins at."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DECODER = json.JSONDecoder()
 
 
 def is_array(file: BinaryIO) -> bool:
-    """Whether a file's first character that is no space opens an array. Leaves the file at its start."""
+    """Tells whether a file's first character that is no space opens an array. Leaves the file at its start."""
     head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
     file.seek(0)
     return head.startswith(b"[")
 
 
 def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
-    """Where each element of the array begins, and the element.
+    """Yields where each element of the array begins, and the element.
 
     Raises:
         ValueError: it is no JSON from some element on, or one is longer than `longest` bytes.
@@ -37,7 +37,7 @@ def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
 
 
 def element_at(file: BinaryIO, position: int, longest: int) -> Any:
-    """The element that begins at a byte.
+    """Reads the element that begins at a byte.
 
     Raises:
         ValueError: there is none any more.
@@ -46,7 +46,7 @@ def element_at(file: BinaryIO, position: int, longest: int) -> Any:
 
 
 def _skipped(file: BinaryIO, position: int, passed: bytes) -> tuple[int, bytes]:
-    """The place of the first byte from `position` on that is neither space nor in `passed`, and that byte."""
+    """Returns the place of the first byte from `position` on that is neither space nor in `passed`, and that byte."""
     file.seek(position)
     while chunk := file.read(_CHUNK):
         rest = chunk.lstrip(_SPACE + passed + (b"\xef\xbb\xbf" if position == 0 else b""))
@@ -57,7 +57,7 @@ def _skipped(file: BinaryIO, position: int, passed: bytes) -> tuple[int, bytes]:
 
 
 def _read(file: BinaryIO, position: int, longest: int) -> tuple[Any, int]:
-    """The element at a byte, and how many bytes it takes."""
+    """Reads the element at a byte; returns it, and how many bytes it takes."""
     file.seek(position)
     content = b""
     while True:

@@ -1,4 +1,4 @@
-"""Licence headers: the same comment at the top of a thousand files is learnt once.
+"""Finds licence headers, so that the same comment at the top of a thousand files is trained on once.
 
 Only comments are considered, and only those that speak of rights; the first file that has one keeps it.
 """
@@ -36,7 +36,7 @@ _SEARCHED = 25_000
 
 
 def find_header(text: str) -> tuple[int, int] | None:
-    """Start and end of the licence comment at the top of a text, with the blank lines after it; None without one."""
+    """Returns start and end of the licence comment at a text's top, with the blank lines after it; None without one."""
     top = text[:_SEARCHED]
     begin = _FIRST_LINES.match(top)
     start = begin.end() if begin else 0
@@ -49,6 +49,6 @@ def find_header(text: str) -> tuple[int, int] | None:
 
 
 def fingerprint(header: str) -> bytes:
-    """Equal for headers that differ in numbers, comment signs, line breaks and their file's name only. 16 bytes."""
+    """Hashes a header in 16 bytes, without its numbers, comment signs, line breaks and its file's name."""
     words = _NOT_WORDS.sub(" ", _OWN.sub(" ", header.lower())).split()
     return hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=16).digest()

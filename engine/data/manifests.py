@@ -1,4 +1,4 @@
-"""The files that build tools read: they mark packages, and say how these and their parts are called."""
+"""Reads the files of build tools, which mark packages and say how these and their parts are called."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LONGEST = 1 << 20
 
 
 def is_manifest(path: PurePosixPath) -> bool:
-    """Whether a file marks a package, or tells what an import means."""
+    """Tells whether a file marks a package, or tells what an import means."""
     return marks_package(path.name) or _is_read(path.name)
 
 
 def marks_package(name: str) -> bool:
-    """Whether a file of that base name lies at the root of a package."""
+    """Tells whether a file of that base name lies at the root of a package."""
     return name in _MARKS or name.rpartition(".")[2] in _MARK_ENDINGS
 
 
@@ -38,7 +38,7 @@ def _is_read(name: str) -> bool:
 
 
 def read_manifests(paths: Mapping[Path, Sequence[str]]) -> dict[Path, dict[str, str]]:
-    """Of each repository, path → text of its manifests; "" for those that only mark a package or cannot be read."""
+    """Reads each repository's manifests: path → text, "" for those that only mark a package or cannot be read."""
     found: dict[Path, dict[str, str]] = {}
     for root, names in paths.items():
         folder = Folder(str(root))

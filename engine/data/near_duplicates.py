@@ -67,7 +67,7 @@ class NearDuplicates:
         self._numbers.append(number)
 
     def find(self, text_of: Callable[[int], str]) -> dict[int, int]:
-        """For each file that is almost the same as an earlier one, which is not itself such, the number of that one.
+        """Maps each file that is almost the same as an earlier one, itself not mapped, to the number of that one.
 
         Args:
             text_of: The text of a file once more; asked for likely pairs only.
@@ -83,7 +83,7 @@ class NearDuplicates:
         return found
 
     def _candidates(self) -> dict[int, set[int]]:
-        """For each file the earlier ones that agree with it in a band, at most _COMPARED of each band."""
+        """Returns, for each file, the earlier ones that agree with it in a band, at most _COMPARED of each band."""
         pairs: dict[int, set[int]] = {}
         numbers = np.array(self._numbers, dtype=np.int64)
         for number in range(_BANDS if len(numbers) else 0):
@@ -101,17 +101,17 @@ class NearDuplicates:
 
 
 def distinct_lines(text: str) -> set[str]:
-    """The lines of a text, without the white space around them."""
+    """Returns the lines of a text, without the white space around them."""
     return {line for piece in cut(text) for line in map(str.strip, piece.split("\n"))}
 
 
 def similarity(a: set[str], b: set[str]) -> float:
-    """Lines that both files hold, as a share of all their distinct lines."""
+    """Returns the lines that both files hold, as a share of all their distinct lines."""
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
 
 
 def telling_lines(lines: Iterable[str]) -> npt.NDArray[np.uint32]:
-    """The distinct lines that are long enough to tell a text, as numbers. Sorted."""
+    """Returns the distinct lines that are long enough to tell a text, as numbers. Sorted."""
     hashes = {zlib.crc32(line.encode("utf-8", "replace")) for each in lines if len(line := each.strip()) >= _TELLING}
     return np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))

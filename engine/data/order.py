@@ -1,4 +1,4 @@
-"""In which order the files of a repository are read: each after the files that it needs, where that is known."""
+"""Orders the files of a repository, each after the files that it needs, where that is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FileOrder:
 
 
 def order_by_path(count: int) -> FileOrder:
-    """Files as they were found, which is by repository and path."""
+    """Returns the files as they were found, which is by repository and path."""
     return FileOrder("path", tuple(range(count)))
 
 
@@ -38,7 +38,7 @@ def order_files(
     imports: Sequence[Sequence[str]],
     manifests: Mapping[Path, Mapping[str, str]] | None = None,
 ) -> FileOrder:
-    """One repository after the other, each by its imports; files come by repository and path.
+    """Orders one repository after the other, each by its imports; files come by repository and path.
 
     Args:
         files: As they were found.
@@ -61,7 +61,7 @@ def order_files(
 
 
 def order_by_imports(imports: Sequence[Sequence[int] | Mapping[int, int]]) -> FileOrder:
-    """Each file after those that it needs, as close after them as can be; else by number.
+    """Orders the files, each after those that it needs and as close after them as can be; else by number.
 
     Args:
         imports: For each file the numbers of those that it needs, in any order, with the strength of each link where

@@ -25,11 +25,12 @@ from engine.data.secret_rules import (
     manifests,
     names,
     sql,
+    tables,
     urls,
 )
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 
-REVISION = 2
+REVISION = 3
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -61,12 +62,12 @@ _SECRET_FILES = re.compile(
 
 
 def is_secret_file(path: PurePosixPath) -> bool:
-    """Whether a file's name says that it holds credentials: .env, id_rsa, *.pem and the like."""
+    """Tells whether a file's name says that it holds credentials: .env, id_rsa, *.pem and the like."""
     return _SECRET_FILES.match(path.name) is not None
 
 
 def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> list[Secret]:
-    """The secrets in a text, in order, without overlap.
+    """Returns the secrets in a text, in order, without overlap.
 
     Args:
         text: What is searched.
@@ -101,7 +102,7 @@ _LEAST_REPEATED = 8
 
 
 def _everywhere(text: str, kind: str, value: str) -> Iterator[Secret]:
-    """Every place of a secret's value, whatever stands before it there."""
+    """Yields every place of a secret's value, whatever stands before it there."""
     if _LEAST_REPEATED <= len(value) <= _LONGEST_REPEATED and any(c.isdigit() for c in value):
         for secret in _every(text, kind, value):
             before, after = text[secret.start - 1 : secret.start], text[secret.end : secret.end + 1]
@@ -120,18 +121,18 @@ def _without_overlap(found: list[Secret]) -> list[Secret]:
 
 
 def fingerprint(value: str) -> str:
-    """What a finding is called in a list of allowed ones: the same for the same value wherever it stands."""
+    """Names a finding in a list of allowed ones: the same value has the same name wherever it stands."""
     # A letter first: twelve digits alone would be read as a number where a list of them is written down.
     return "s" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def hint(value: str) -> str:
-    """As much of a secret as a list may show: its first characters, never more than a quarter or four of them."""
+    """Returns as much of a secret as a list may show: its first characters, at most a quarter and at most four."""
     return value[: min(4, len(value) // 4)] + "…"
 
 
 def masked_name(name: str) -> str:
-    """A path with the keys and tokens in it replaced."""
+    """Replaces the keys and tokens in a path."""
     if not is_random_looking(name):
         return name
     words = [*SearchedText(name, "").candidates, *SearchedText(re.sub(r"[/\\]", " ", name), "").candidates]
@@ -160,6 +161,7 @@ def _by_place(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     yield from sql.sql(source)
     yield from calls.calls(source)
     yield from manifests.manifests(source)
+    yield from tables.tables(source)
     yield from literals.named_literals(source, found)
     yield from literals.compared_literals(source)
     yield from bare.bare_values(source, found)

@@ -1,4 +1,4 @@
-"""Which files share runs of six lines, so that none of them is held out while another one is trained on.
+"""Finds files that share runs of six lines, so that none of them is held out while another one is trained on.
 
 A run is six lines that follow each other, without white space around them and without empty lines. Of many files
 only every second, fourth, … run is looked at, by its hash: the same ones in every file, in bounded memory.
@@ -32,7 +32,7 @@ _FACTORS = np.random.Generator(np.random.PCG64(6)).integers(1, 1 << 63, LINES, d
 
 
 def runs_of(lines: Iterable[bytes]) -> npt.NDArray[np.uint64]:
-    """A hash of each run of the lines. Shape (runs,)."""
+    """Hashes each run of the lines. Shape (runs,)."""
     kept = [line for line in map(bytes.strip, lines) if line]
     count = len(kept) - LINES + 1
     if count <= 0:
@@ -50,7 +50,7 @@ def runs_of(lines: Iterable[bytes]) -> npt.NDArray[np.uint64]:
 
 
 def runs_of_text(text: str) -> npt.NDArray[np.uint64]:
-    """The runs of a text; those across the borders of very long pieces are passed over."""
+    """Hashes the runs of a text; those across the borders of very long pieces are passed over."""
     return np.concatenate([runs_of(piece.encode("utf-8", "replace").split(b"\n")) for piece in cut(text)])
 
 
@@ -102,7 +102,7 @@ class SharedRuns:
         self._count = int(kept.sum())
 
     def clusters(self, sizes: Sequence[int]) -> list[int]:
-        """For each file the lowest number of those that it is to stay together with.
+        """Returns for each file the lowest number of those that it is to stay together with.
 
         Args:
             sizes: Of the files by number, in bytes.
@@ -136,7 +136,7 @@ class SharedRuns:
         return [top(number) for number in range(len(sizes))]
 
     def leak(self, held_out: Sequence[bool]) -> float:
-        """Share of the runs of held-out files that a training file holds too.
+        """Returns the share of the runs of held-out files that a training file holds too.
 
         Args:
             held_out: For each file by number.

@@ -1,4 +1,4 @@
-"""Which files are held out of training: by a hash of each path, so that a file keeps its side as the repository grows.
+"""Decides by a hash of each path which files are held out, so that a file keeps its side as the repository grows.
 
 Only where the sizes of files bring the share of text too far from what is wanted, some of them change sides.
 """
@@ -21,12 +21,12 @@ _SPARE = 2
 
 
 def is_held_out(path: PurePosixPath, fraction: float) -> bool:
-    """Whether a file, by its path within its repository, belongs to the share that is held out."""
+    """Tells whether a file, by its path within its repository, belongs to the share that is held out."""
     return _position(path) < fraction
 
 
 def held_out_files(files: Sequence[SourceFile], fraction: float) -> list[bool]:
-    """For each file whether it is held out; at least one is, and at least one is not, of two or more.
+    """Decides for each file whether it is held out; of two or more, at least one is and at least one is not.
 
     Args:
         files: Or what stands for several files: the first one's path, and their size together.
@@ -80,6 +80,6 @@ def _balance(files: Sequence[SourceFile], fraction: float, held_out: list[bool])
 
 
 def _position(path: PurePosixPath) -> float:
-    """A number in [0, 1) that looks random, but depends on the path only."""
+    """Returns a number in [0, 1) that looks random, but depends on the path only."""
     digest = hashlib.blake2b(str(path).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

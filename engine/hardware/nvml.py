@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from engine.hardware.cards import match_card
+from engine.hardware.environment import visible_names
 from engine.hardware.machine import Gpu
-from engine.hardware.visible import visible_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ import psutil
 
 from engine import errors
 from engine.errors import one_line
+from engine.hardware.environment import limit_omp_spin
 from engine.hardware.machine import Machine
 from engine.hardware.measured import Measured
-from engine.hardware.threads import limit_omp_spin
 
 CHILD = "engine.benchmarking.profile_child"
 LOOK_SECONDS = 0.5

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.errors import EliteError
-from engine.hardware.threads import limit_omp_spin
-from engine.hardware.visible import number_by_bus
+from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.signals import watch_stop_signals
 from engine.protocol import (
     Envelope,

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING
 
 from engine import config as run_config
 from engine import errors
+from engine.hardware.environment import limit_omp_spin, number_by_bus, show_one
 from engine.hardware.limits import count_cores
 from engine.hardware.nvml import Nvml
 from engine.hardware.rank_place import RankPlace
-from engine.hardware.threads import limit_omp_spin
-from engine.hardware.visible import number_by_bus, show_one
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
 from engine.launch.signals import watch_stop_signals

@@ -213,7 +213,7 @@ def _experts(config: Config, name: str, experts: int, chosen: int) -> dict[str, 
 
 
 def _exaone4(config: Config) -> dict[str, Any]:
-    """Every `sliding_window_pattern`-th layer attends to everything; a word of L and G stands in layer_types too."""
+    """Reads EXAONE's pattern. Every n-th layer attends to everything; a word of L and G stands in layer_types too."""
     pattern, layers = config.get("sliding_window_pattern", 4), config["num_hidden_layers"]
     every = pattern if isinstance(pattern, int) and pattern > 0 else len(pattern or "") or layers
     return {"sliding_window": config.get("sliding_window", 4096), "full_attention_layers": layers // every}
@@ -232,7 +232,7 @@ def _use_bias(config: Config) -> dict[str, Any]:
 
 
 def _smollm3(config: Config) -> dict[str, Any]:
-    """Layers without rotary positions attend through the window, where it is switched on."""
+    """Reads SmolLM3's pattern. Layers without rotary positions attend through the window, where it is switched on."""
     layers = config["num_hidden_layers"]
     rotates = config.get("no_rope_layers")
     if rotates is None:

@@ -6,6 +6,7 @@ which are fp32 in either case, and does not depend on the difference.
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+from engine import atomic_dir
 from engine.models.adapter import adapter_config_json, save_adapter, trainable
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.master_weights import MasterWeights
-from engine.models.whole_model import save_model
+from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -209,3 +211,20 @@ class FullTuning(FineTuning):
     ) -> None:
         """See FineTuning; as `from_pretrained` reads it, in the precision that the model computes in."""
         save_model(self.model, path, tokenizer)
+
+
+def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes model and tokenizer with the same end-of-text tokens. The folder appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    encoder = Encoder(tokenizer)
+    for settings in (model.config, model.generation_config):
+        if settings is not None:
+            settings.eos_token_id = encoder.ends_among(settings.eos_token_id)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    atomic_dir.seal(path, aside, {})

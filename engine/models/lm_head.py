@@ -52,8 +52,8 @@ class WholeHead(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """Words of the vocabulary."""
-        return int(self.weight.shape[0])
+        """Words of the vocabulary. Said by the layer: ZeRO-3 leaves an empty tensor in a weight's place."""
+        return int(self.last.out_features)  # type: ignore[arg-type]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, (..., vocabulary), of final hidden states (..., hidden)."""
@@ -67,9 +67,9 @@ class WholeHead(nn.Module):
 @torch.no_grad()
 def _is_alone(model: PreTrainedModel, decoder: nn.Module, last: nn.Module) -> bool:
     """Whether a model's logits are its last linear layer's output for its final hidden states. No weight is read."""
-    weight: Tensor = last.weight  # type: ignore[assignment]
+    width: int = last.in_features  # type: ignore[assignment]
     own = torch.Generator().manual_seed(0)  # training's numbers stay as they are
-    hidden, logits = torch.randn((1, 2, weight.shape[1]), generator=own), torch.randn((1, 2, 8), generator=own)
+    hidden, logits = torch.randn((1, 2, width), generator=own), torch.randn((1, 2, 8), generator=own)
     seen: list[Tensor] = []
 
     def answer(x: Tensor) -> Tensor:

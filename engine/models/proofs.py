@@ -1,4 +1,4 @@
-"""Proofs that models of families outside the registry are computed right: kept by the settings that they hold for.
+"""Keeps proofs that models of families outside the registry are computed rightly, by the settings that they hold for.
 
 `engine verify --model` makes them (engine.verify.family_proof), in seconds. Here they are found, without torch.
 """
@@ -56,18 +56,18 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def admitted(self) -> frozenset[Ability]:
-        """What was shown to be right."""
+        """Returns the abilities that were shown to be right."""
         return frozenset(ability for ability, problem in self.refused.items() if not problem)  # type: ignore[misc]
 
     @property
     def family(self) -> Family:
-        """The row of the registry that follows from it."""
+        """Returns the row of the registry that follows from it."""
         problems = [problem for problem in self.refused.values() if problem]
         shape = {"adapts_mlp": self.adapts_mlp}
         return Family(does=self.admitted, because=problems[0] if problems else "", shape=shape, proof=self.settings)
 
     def spec(self, *, name: str, hub_id: str | None, path: Path | None) -> ModelSpec:
-        """The shapes of the model that it was made of."""
+        """Returns the shapes of the model that it was made of."""
         shape: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in self.shape.items()
         }
@@ -75,23 +75,23 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def settings_name(config: Mapping[str, Any]) -> str:
-    """Short name of a config.json: the same for all that a proof of one holds for."""
+    """Returns a short name of a config.json, the same for all configurations that a proof of one holds for."""
     known = {key: value for key, value in config.items() if key not in _IRRELEVANT}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def library_version() -> str:
-    """Of transformers, whose code the proof is about."""
+    """Returns the version of transformers, whose code the proof is about."""
     return importlib.metadata.version("transformers")
 
 
 def find_proof(config: Mapping[str, Any]) -> Proof | None:
-    """The proof that is kept for a config.json; None where none is, or it was made with other code."""
+    """Finds the proof that is kept for a config.json; returns None where none is, or it was made with other code."""
     return read_proof(settings_name(config))
 
 
 def read_proof(settings: str) -> Proof | None:
-    """The proof that is kept under a configuration's short name, as `find_proof`."""
+    """Reads the proof that is kept under a configuration's short name, as `find_proof` does."""
     try:
         found = msgspec.json.decode(_path(settings).read_bytes(), type=Proof)
     except (OSError, ValueError, msgspec.MsgspecError):

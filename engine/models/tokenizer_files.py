@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine import errors
-from engine.tokenization.control_tokens import control_tokens
 from engine.tokenization.encoder import find_end
+from engine.tokenization.plain_text import control_tokens
 
 FILE = "tokenizer.json"
 _CONVERTED = (("vocab.json", "merges.txt"), ("tokenizer.model",))

@@ -20,11 +20,10 @@ from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
 from engine.models.placement import device_name
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
-from engine.recipes.base_model import identify_base
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
 from engine.recipes.rank_data import Sharing, choose_sharing
-from engine.recipes.setup import Setup, set_up
+from engine.recipes.setup import Setup, identify_base, set_up
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase

@@ -17,7 +17,7 @@ from engine.steps.data_parallel import DataParallelStep
 from engine.steps.oom_consensus import FallbackRequest
 from engine.steps.oom_fallback import FallbackStep
 from engine.steps.sequence_parallel import SequenceParallelStep
-from engine.steps.sequence_step import SequenceStep
+from engine.steps.sequence_sharding import SequenceSharding
 from engine.streaming.step import StreamedStep
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def choose_sharing(session: TrainingSession, setup: Setup) -> Sharing:
             make=functools.partial(
                 SequenceParallelStep, group=group, ask=functools.partial(oom_consensus.ask, run, group.rank)
             ),
-            streamed=functools.partial(SequenceStep, group=group, strategy=strategy, order=order),
+            streamed=functools.partial(StreamedStep, sharding=SequenceSharding(group, strategy, order)),
             came_to=oom_consensus.taken(run),
         )
     packed = PowerSgd(group, config.distributed.compression_rank) if _compresses(config) else None

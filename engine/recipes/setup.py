@@ -22,8 +22,10 @@ from engine.hardware.limits import count_cores
 from engine.hardware.machine import Machine
 from engine.hardware.tuning import keep_heap_whole, tune_memory
 from engine.models.base_changes import BaseChanges
+from engine.models.base_fingerprint import Fingerprint, compare_with_base, fingerprint
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.families import FAMILIES
+from engine.models.loading import open_weights
 from engine.models.placement import Placement, Precision, choose_placement, device_name
 from engine.models.proofs import read_proof, write_proof
 from engine.plan.choice import Choice, choose_plan
@@ -35,6 +37,7 @@ from engine.training.state import Progress, read_snapshot
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
+    from engine.models.spec import ModelSpec
     from engine.runs.context import TrainingSession
     from engine.runs.process_group import ProcessGroup
 
@@ -213,3 +216,22 @@ def _use_cores() -> None:
     """Limits torch's threads to the cores that this process may use; torch counts the host's, even in a container."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
+
+
+def identify_base(session: TrainingSession, spec: ModelSpec) -> Fingerprint:
+    """Matches the base's files with its weights, and saves their fingerprint in the run's folder.
+
+    A resumed run must find the weights that it started with, because its checkpoints hold only an adapter and its
+    metrics are compared with the base's.
+
+    Raises:
+        EliteError: MODEL_*, BASE_CHANGED, or RUN_DAMAGED if the saved fingerprint cannot be read.
+    """
+    weights, _ = open_weights(spec)
+    run = session.run
+    try:
+        if not compare_with_base(run.path, weights, f"run {run.id}") and session.group.leads:
+            fingerprint(weights).save(run.path)
+    except ValueError as error:
+        raise errors.RUN_DAMAGED(path=run.path, problem=error) from error
+    return fingerprint(weights)

@@ -17,7 +17,7 @@ from engine.steps.whole_step import StepMonitor, StepResult, Window
 
 
 class SequenceParallelStep(FallbackStep):
-    """A FallbackStep over SequenceSteps, which does not re-plan, because all ranks share one layout.
+    """A FallbackStep over steps that share a sequence; it does not re-plan, because all ranks share one layout.
 
     Args:
         tuning, layout, build, smaller, notify: As in FallbackStep.

@@ -9,6 +9,8 @@ the layer before its attention, which at a long context is little beside attenti
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 from torch import Tensor
 
 from engine.distributed.exchange import Attended, Exchange, heads_first
-from engine.streaming.attention import KvCollected, Stash
+from engine.streaming import attention as streamed_attention
+from engine.streaming.mixer import KvCollected, Mixer, Pass
+from engine.streaming.saved_attention import SavedAttention
 
 
 class Leg(Enum):
@@ -120,17 +124,17 @@ class SharedAttention:
 
     # --- between the passes ----------------------------------------------------------------------------------
 
-    def write(self, stash: Stash, layer: int, spans: list[slice]) -> None:
+    def write(self, saved: SavedAttention, layer: int, spans: list[slice]) -> None:
         """Saves the attention output of a layer for the backward pass."""
         assert self._attended is not None
         for tile, span in enumerate(spans):
-            stash.write(layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span])
+            saved.write(layer, tile, heads_first(self._attended.out[span]), self._attended.logsumexp[:, :, span])
 
-    def read(self, stash: Stash, layer: int, spans: list[slice]) -> None:
+    def read(self, saved: SavedAttention, layer: int, spans: list[slice]) -> None:
         """Restores the saved attention output of a layer."""
         rows, found = 0, None
         for tile, span in enumerate(spans):
-            out, logsumexp = stash.read(layer, tile)
+            out, logsumexp = saved.read(layer, tile)
             if found is None:
                 shape, sums = (self._rows, out.shape[1], out.shape[3]), (1, out.shape[1], self._rows)
                 found = Attended(out.new_empty(shape), logsumexp.new_empty(sums))
@@ -139,3 +143,22 @@ class SharedAttention:
             rows += span.stop - span.start
         assert rows == self._rows
         self._attended = found
+
+
+class SharedMixer(Mixer):
+    """The mixer of one layer whose attention the ranks compute together, in the leg that was begun.
+
+    Args:
+        shared: Computes the attention.
+        config: Configuration of the model, for errors.
+        layer: Number of the layer, for errors.
+    """
+
+    def __init__(self, shared: SharedAttention, config: Any, layer: int) -> None:
+        self._shared, self._config, self._layer = shared, config, layer
+
+    @contextmanager
+    def running(self, _: Pass, __: int, ___: slice) -> Iterator[Mapping[str, Any]]:
+        """See Mixer."""
+        with streamed_attention.one_call(self._shared, self._config, self._layer):
+            yield {}

@@ -30,7 +30,7 @@ class StreamedWindows:
         spill_directory: Directory for hidden states on disk.
         label_smoothing: Label smoothing of the training loss.
         store: Saves a long step's state; None to save none.
-        make: StreamedStep, or a subclass over several ranks.
+        make: StreamedStep, with the sharding of several ranks.
         fill_up_to: Longest window, where each is padded to one of few lengths (engine.steps.padding).
     """
 

@@ -23,12 +23,21 @@ class TileArguments:
         document_starts: First positions of packed documents, ascending from 0.
         tile: Tokens of a tile.
         device: Compute device.
+        positions: Positions of the tokens in their documents, (context,), on the device; None to count them from
+            `document_starts`.
     """
 
     def __init__(
-        self, decoder: Decoder, context: int, document_starts: Sequence[int], tile: int, device: torch.device
+        self,
+        decoder: Decoder,
+        context: int,
+        document_starts: Sequence[int],
+        tile: int,
+        device: torch.device,
+        positions: Tensor | None = None,
     ) -> None:
         self._decoder, self._context, self._tile, self._device = decoder, context, tile, device
+        self._positions = positions
         self._starts = torch.tensor(list(document_starts), dtype=torch.long, device=device)
         self._kept: dict[int, list[dict[str, Any]]] = {}
         self._keeps: bool | None = None
@@ -48,6 +57,8 @@ class TileArguments:
     def positions(self, tile: int, length: int) -> Tensor:
         """Computes each token's position in its document, (1, length) int64, on the device, as a copy would block."""
         start = tile * self._tile
+        if self._positions is not None:
+            return self._positions[start : start + length].unsqueeze(0)
         order = torch.arange(start, start + length, device=self._device)
         return (order - self._starts[torch.bucketize(order, self._starts, right=True) - 1]).unsqueeze(0)
 

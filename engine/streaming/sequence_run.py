@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.launch_throttle import LaunchThrottle
 from engine.streaming.loss import IGNORED
+from engine.streaming.mixer import Mixer
 from engine.streaming.positions import TileArguments
 
 
@@ -29,46 +30,62 @@ class TileProgress:
     total: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """What a step computes on; the fields are the arguments of `StreamedStep.run`."""
+
+    token_ids: Tensor
+    labels: Tensor
+    document_starts: Sequence[int] = (0,)
+    progress: Callable[[TileProgress], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+    boundary: Callable[[BackwardPoint], None] | None = None
+    resumed: BackwardPoint | None = None
+
+    @property
+    def context(self) -> int:
+        """Number of tokens."""
+        return self.token_ids.shape[0]
+
+
 class SequenceRun:
     """State of one sequence within a step.
 
-    Arguments are those of `StreamedStep.run`; its random numbers are derived from `seed`.
+    Args:
+        request: The sequence.
+        tile: Tokens of a tile.
+        device: The compute device.
+        seed: Seed that the random numbers of its layers and its embedding are derived from.
     """
 
     arguments: TileArguments
+    mixers: Sequence[Mixer]
+    "Mixer of each layer."
 
-    def __init__(
-        self,
-        token_ids: Tensor,
-        labels: Tensor,
-        document_starts: Sequence[int],
-        tile: int,
-        device: torch.device,
-        progress: Callable[[TileProgress], None] | None,
-        cancelled: Callable[[], bool] | None,
-        seed: int,
-    ) -> None:
-        self._token_ids, self._labels = _ready_to_copy(token_ids, device), _ready_to_copy(labels, device)
-        self.document_starts = document_starts
-        self.context, self._tile, self._device = token_ids.shape[0], tile, device
+    def __init__(self, request: StepRequest, tile: int, device: torch.device, seed: int) -> None:
+        self._token_ids = _ready_to_copy(request.token_ids, device)
+        self._labels = _ready_to_copy(request.labels, device)
+        self.document_starts, self.boundary = request.document_starts, request.boundary
+        self.context, self._tile, self._device = request.context, tile, device
         self.tiles = -(-self.context // tile)
         self.seed = seed
-        self.drew = False
+        self.resumed = request.resumed
+        self.drew = self.resumed is not None and self.resumed.drawn_tile is not None
         "Whether the forward pass drew a random number; recorded only if `watches`."
         self.watches = False
         self.keeps: range = range(0)
         "Layers that keep their graph between the passes."
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         "Input and output, (1, context, hidden), of each layer in `keeps` that has been computed."
-        self.predicted = int((labels != IGNORED).sum())
+        self.predicted = int((request.labels != IGNORED).sum())
         "Number of predicted tokens."
         self.loss_sum = 0.0
         self.token_losses: list[Tensor] = []
         "Losses of each tile's tokens, (tile,); only for a step without gradients."
-        self.resumed: BackwardPoint | None = None
         self.generator = torch.empty(0, dtype=torch.uint8)
+        "State of torch's CPU generator after the seed was drawn."
         self.stage, self._total, self._done = "preparation", 0, 0
-        self._progress, self._cancelled = progress, cancelled
+        self._progress, self._cancelled = request.progress, request.cancelled
         self._pace = LaunchThrottle(device)
 
     def span(self, tile: int) -> slice:

@@ -1,28 +1,33 @@
 """The exact streamed step: loss and gradient of one sequence, tile by tile, in bounded memory.
 
-The passes over layers and tiles are in engine/streaming/passes.py. This module prepares the sequence, its labels and
-the buffers, swaps the model's attention function for the length of a step, and turns OOM into a typed error.
+Three objects share the work. `StreamedModel` runs one layer on one tile, `LayerPasses` one layer over all tiles, and
+the stages all layers (engine/streaming/stages.py). This module surrounds them. It prepares the sequence and the
+buffers, and turns OOM into a typed error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine.models.wide_gradients import WideGradients
+from engine.plan.stream_plan import StreamPlan
 from engine.randomness import draw_seed
-from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import Pass
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.decoder import refuse_position_dependent_rope
+from engine.streaming.mixer import Pass
 from engine.streaming.out_of_memory import full_place, out_of_memory
-from engine.streaming.passes import LayerPasses
+from engine.streaming.passes import Passes
 from engine.streaming.positions import TileArguments
-from engine.streaming.sequence_run import SequenceRun, StepCancelled, TileProgress, next_token_labels
+from engine.streaming.sequence_run import SequenceRun, StepCancelled, StepRequest, TileProgress, next_token_labels
+from engine.streaming.sharding import Shard, Sharding, Unsharded
+from engine.streaming.stages import AllTiles, Stages
+from engine.streaming.streamed_model import StreamedModel
 
 __all__ = ["StepCancelled", "StepOutcome", "StreamedStep", "TileProgress", "next_token_labels"]
 
@@ -41,7 +46,7 @@ class StepOutcome:
     "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
 
 
-class StreamedStep(LayerPasses):
+class StreamedStep:
     """Runs streamed steps on a model, which it owns until `close`.
 
     Gradients accumulate in `.grad` of trainable fp32 parameters, and in `wide_gradients` for others.
@@ -56,11 +61,32 @@ class StreamedStep(LayerPasses):
         label_smoothing: Label smoothing of the training loss; `evaluate` has none.
         wide_gradients: Collects the gradients of 16-bit parameters, and outlives this object. None: this object's
             own, in `sums`.
+        sharding: Division of each sequence among the ranks.
+        stages: Makes what computes a sequence; None for all layers and tiles.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
         StreamPlanError: the model's weights are not stored as the plan says.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None = None,
+        label_smoothing: float = 0.0,
+        wide_gradients: WideGradients | None = None,
+        sharding: Sharding | None = None,
+        stages: Callable[[StreamedModel, Passes], Stages] | None = None,
+    ) -> None:
+        self.plan, self.device, self.model = plan, device, model
+        self.streamed = StreamedModel(
+            model, plan, device=device, spill_directory=spill_directory, wide_gradients=wide_gradients
+        )
+        self._sharding: Sharding = Unsharded() if sharding is None else sharding
+        self._label_smoothing, self._make_stages = label_smoothing, stages
 
     def run(
         self,
@@ -94,9 +120,18 @@ class StreamedStep(LayerPasses):
             StepCancelled: `cancelled` returned True.
             EliteError: OUT_OF_MEMORY, after this object has released all its buffers.
         """
-        run = self._sequence(token_ids, labels, document_starts, progress, cancelled, resumed)
-        run.watches = boundary is not None and self._draws_random_numbers()
-        return self._run(run, scale=1.0 / max(run.predicted, 1) if scale is None else scale, boundary=boundary)
+        request = StepRequest(
+            token_ids=token_ids,
+            labels=next_token_labels(token_ids, document_starts) if labels is None else labels,
+            document_starts=document_starts,
+            progress=progress,
+            cancelled=cancelled,
+            boundary=boundary,
+            resumed=resumed,
+        )
+        run, shard = self._begin(request)
+        run.watches = boundary is not None and self.streamed.draws_random_numbers
+        return self._run(run, shard, scale=1.0 / max(run.predicted, 1) if scale is None else scale)
 
     def evaluate(
         self,
@@ -111,103 +146,93 @@ class StreamedStep(LayerPasses):
 
         Arguments and errors are those of `run`.
         """
-        return self._run(self._sequence(token_ids, labels, document_starts, progress, cancelled, None), scale=None)
+        request = StepRequest(
+            token_ids=token_ids,
+            labels=next_token_labels(token_ids, document_starts) if labels is None else labels,
+            document_starts=document_starts,
+            progress=progress,
+            cancelled=cancelled,
+        )
+        return self._run(*self._begin(request), scale=None)
 
-    def _sequence(
-        self,
-        token_ids: Tensor,
-        labels: Tensor | None,
-        document_starts: Sequence[int],
-        progress: Callable[[TileProgress], None] | None,
-        cancelled: Callable[[], bool] | None,
-        resumed: BackwardPoint | None,
-    ) -> SequenceRun:
-        labels = next_token_labels(token_ids, document_starts) if labels is None else labels
+    def _begin(self, request: StepRequest) -> tuple[SequenceRun, Shard]:
+        """Takes this process's part of a sequence, and draws the seed of its random numbers.
+
+        Raises:
+            ValueError: the random numbers of `resumed` were drawn for other tiles.
+            EliteError: MODEL_FAMILY_UNSUPPORTED, for a context that changes the rotary tables.
+        """
+        refuse_position_dependent_rope(self.streamed.decoder.config, request.context)
+        shard, resumed = self._sharding.shard(request, self.device), request.resumed
         if resumed is None:
-            seed = draw_seed() if self._draws_random_numbers() else 0  # scoring leaves the generator alone
-        elif resumed.suits(self.plan.tile, token_ids.shape[0]):
+            seed = draw_seed() if self.streamed.draws_random_numbers else 0  # scoring leaves the generator alone
+        elif resumed.suits(self.plan.tile, shard.request.context):
             seed = resumed.seed
             torch.set_rng_state(resumed.generator)
         else:
             raise ValueError(f"random numbers were drawn for tiles of {resumed.drawn_tile}, not of {self.plan.tile}")
-        run = SequenceRun(token_ids, labels, document_starts, self.plan.tile, self.device, progress, cancelled, seed)
-        run.resumed, run.generator = resumed, torch.get_rng_state()
-        run.drew = resumed is not None and resumed.drawn_tile is not None
-        if run.tiles == 1:
-            layers = len(self.decoder.layers)
-            run.keeps = range(max(self._lowest, layers - self.plan.keep_layers), layers)
-        return run
+        run = SequenceRun(shard.request, self.plan.tile, self.device, shard.seed(seed))
+        run.generator = torch.get_rng_state()
+        if run.tiles == 1 and shard.keeps_graphs:
+            layers = len(self.streamed.decoder.layers)
+            run.keeps = range(max(self.streamed.lowest, layers - self.plan.keep_layers), layers)
+        return run, shard
 
-    def _run(
-        self, state: SequenceRun, *, scale: float | None, boundary: Callable[[BackwardPoint], None] | None = None
-    ) -> StepOutcome:
-        backward = scale is not None
-        self._linears.begin(keep_factors=state.tiles == 1)
+    def _run(self, run: SequenceRun, shard: Shard, *, scale: float | None) -> StepOutcome:
         self.wide_gradients.drop()  # an abandoned step may have left some
         try:
-            with self._owning(state):
+            self._prepare(run, shard)
+            with self.streamed.streaming(keep_factors=run.tiles == 1):
+                stages = self._stages(shard.passes(self.streamed, run))
                 began = time.perf_counter()
-                self._forward(state, Pass.FORWARD if backward else Pass.EVALUATE)
+                stages.forward(run, Pass.EVALUATE if scale is None else Pass.FORWARD)
                 after_forward = self._now()
-                state.loss_sum = self._loss(state, scale)
+                run.loss_sum = shard.total(stages.loss(run, None if scale is None else shard.scale(scale)))
                 after_loss = self._now()
-                if backward:
-                    self._backward(state, boundary)
+                if scale is not None:
+                    stages.backward(run)
                 after_backward = self._now()
         except (RuntimeError, MemoryError, OSError) as error:
             place = full_place(error)
             if place is None:
                 raise
-            message = out_of_memory(place, state.stage, self.model, self.decoder, self.plan, state.context)
-            self._workspace.release()
+            message = out_of_memory(place, run.stage, self.model, self.streamed.decoder, self.plan, run.context)
+            self.release()
             raise message from None
         return StepOutcome(
-            loss_sum=state.loss_sum,
-            predicted=state.predicted,
+            loss_sum=run.loss_sum,
+            predicted=run.predicted,
             seconds={
                 "forward": after_forward - began,
                 "loss": after_loss - after_forward,
                 "backward": after_backward - after_loss,
             },
-            token_losses=torch.cat(state.token_losses).float().cpu() if state.token_losses else None,
+            token_losses=torch.cat(run.token_losses).float().cpu() if run.token_losses else None,
         )
 
-    # --- setup and teardown ---------------------------------------------------------------------------------
+    def _prepare(self, run: SequenceRun, shard: Shard) -> None:
+        """Prepares the buffers and the state of the layers for a sequence."""
+        workspace, decoder = self.streamed.workspace, self.streamed.decoder
+        workspace.prepare(run.context)
+        run.arguments = TileArguments(
+            decoder, run.context, run.document_starts, self.plan.tile, self.device, shard.positions
+        )
+        run.mixers = workspace.mixers(run.document_starts, lone=run.tiles == 1)
 
-    @contextlib.contextmanager
-    def _owning(self, run: SequenceRun) -> Iterator[None]:
-        """Prepares the buffers, and replaces the model's attention for the length of a step."""
-        run.stage = "preparation"
-        refuse_position_dependent_rope(self.decoder.config, run.context)
-        self._workspace.prepare(run.context)
-        run.arguments = self._tile_arguments(run)
-        config = self.decoder.config
-        implementation, checkpointing = config._attn_implementation, []
-        config._attn_implementation = streamed_attention.IMPLEMENTATION
-        for layer in self.decoder.layers:
-            if getattr(layer, "gradient_checkpointing", False):
-                checkpointing.append(layer)
-                layer.gradient_checkpointing = False  # type: ignore[assignment]
-        self._workspace.attention.begin_sequence(run.document_starts, lone=run.tiles == 1)
-        streamed_attention.activate(self._workspace.attention)
-        try:
-            with self._generators.restored():
-                yield
-        finally:
-            self._linears.leave()
-            self._weights.leave()
-            streamed_attention.activate(None)
-            config._attn_implementation = implementation
-            for layer in checkpointing:
-                layer.gradient_checkpointing = True  # type: ignore[assignment]
+    def _stages(self, passes: Passes) -> Stages:
+        if self._make_stages is not None:
+            return self._make_stages(self.streamed, passes)
+        return AllTiles(self.streamed, passes, self._label_smoothing)
 
-    def _tile_arguments(self, run: SequenceRun) -> TileArguments:
-        return TileArguments(self.decoder, run.context, run.document_starts, self.plan.tile, self.device)
+    @property
+    def wide_gradients(self) -> WideGradients:
+        """Gradients of the parameters of fewer than 32 bits."""
+        return self.streamed.wide_gradients
 
     @property
     def backend_name(self) -> str:
         """Name of the attention backend in use; "" before the first step."""
-        return self._workspace.backend_name
+        return self.streamed.workspace.backend_name
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -216,15 +241,11 @@ class StreamedStep(LayerPasses):
 
     def release(self) -> None:
         """Frees all buffers; the next step allocates them again."""
-        self._workspace.release()
+        self.streamed.workspace.release()
 
     def close(self) -> None:
         """Frees all buffers and restores the model."""
-        self.release()
-        self._linears.close()
-        self._weights.close()
-        if self._owns_gradients:
-            self.wide_gradients.close()
+        self.streamed.close()
 
     def __enter__(self) -> StreamedStep:
         return self

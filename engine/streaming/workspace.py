@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +10,13 @@ import torch
 from engine.attention.select import backend_by_name, select_backend
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.plan.window_ring import ring_for
-from engine.streaming.attention import Stash, TileAttention
 from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache
+from engine.streaming.mixer import Mixer
+from engine.streaming.saved_attention import SavedAttention
+from engine.streaming.tile_attention import AttentionLayers
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
 from engine.streaming.windowed_kv_cache import WindowedKvCache
@@ -41,7 +44,7 @@ class Workspace:
         self._decoder, self._plan, self._device, self._streams = decoder, plan, device, streams
         self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
         self._hidden: HiddenStates | None = None
-        self._attention: TileAttention | None = None
+        self._attention: AttentionLayers | None = None
         self.context = 0
         "Tokens that the buffers hold."
         self._rows = 0  # tokens of the present sequence
@@ -53,7 +56,7 @@ class Workspace:
         return self._hidden
 
     @property
-    def attention(self) -> TileAttention:
+    def attention(self) -> AttentionLayers:
         """The attention; only after `prepare`."""
         assert self._attention is not None
         return self._attention
@@ -87,10 +90,10 @@ class Workspace:
         self._hidden.begin(context)
         if self._attention is None:
             self._attention = self._make_attention(dtype)
-        if self._attention.stash is not None:
-            self._attention.stash.begin(context)
+        if self._attention.saved is not None:
+            self._attention.saved.begin(context)
 
-    def _make_attention(self, dtype: torch.dtype) -> TileAttention:
+    def _make_attention(self, dtype: torch.dtype) -> AttentionLayers:
         plan, shape = self._plan, self._decoder.attention_shape
         if plan.attention == "auto":
             backend = select_backend(self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
@@ -105,22 +108,33 @@ class Workspace:
         def new_reader(width: int, array_dtype: torch.dtype) -> TileReader:
             return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
 
-        stash = Stash(new_array, new_reader) if plan.stash else None
+        saved = SavedAttention(new_array, new_reader) if plan.stash else None
         # The forward has no temporary as long as its keys, unless keys are fetched a page at a time.
-        forward_block = plan.key_block * (1 if self._pages_keys_values else FORWARD_BLOCKS)
-        return TileAttention(
-            backend, plan.key_block, forward_block, self._new_keys_values, stash, self._new_windowed_keys_values
+        forward_block = plan.key_block * (1 if self._pages_kv else FORWARD_BLOCKS)
+        return AttentionLayers(
+            self._decoder.config,
+            backend,
+            plan.key_block,
+            forward_block,
+            self._new_kv_cache,
+            saved,
+            self._new_windowed_kv_cache,
         )
 
-    def _new_keys_values(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KvCache:
-        if self._pages_keys_values:
+    def mixers(self, document_starts: Sequence[int], *, lone: bool) -> list[Mixer]:
+        """Makes the mixer of each layer for a sequence of these documents; `lone`: it is a single tile."""
+        self.attention.begin_sequence(document_starts, lone=lone)
+        return [self.attention.mixer(layer) for layer in range(len(self._decoder.layers))]
+
+    def _new_kv_cache(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KvCache:
+        if self._pages_kv:
             assert self._streams is not None
             return HostKvCache(
                 self.context, kv_heads, head_dim, dtype, self._device, self._streams, self._plan.key_block
             )
         return DeviceKvCache(self.context, kv_heads, head_dim, dtype, self._device)
 
-    def _new_windowed_keys_values(
+    def _new_windowed_kv_cache(
         self, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int
     ) -> WindowedKvCache | None:
         """Makes the KV cache of a layer with a window, always on the device, because it is small."""
@@ -128,7 +142,7 @@ class Workspace:
         return None if ring is None else WindowedKvCache(ring, kv_heads, head_dim, dtype, self._device)
 
     @property
-    def _pages_keys_values(self) -> bool:
+    def _pages_kv(self) -> bool:
         """Whether keys and values are offloaded to the host; on a CPU the host is the device."""
         return self._plan.kv_home == "host" and self._streams is not None
 
@@ -141,8 +155,8 @@ class Workspace:
             self._hidden.close()
         if self._attention is not None:
             self._attention.release()
-            if self._attention.stash is not None:
-                self._attention.stash.close()
+            if self._attention.saved is not None:
+                self._attention.saved.close()
         self._hidden = self._attention = None
         self._factory.release()
         self.context = 0

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import errors
-from engine.errors import EliteError
+from engine.errors import EliteError, one_line
 from engine.protocol import RecoveryTaken
 from engine.steps.failures import (
     HostMemoryLowError,
@@ -30,9 +31,9 @@ from engine.steps.failures import (
     release_memory,
 )
 from engine.steps.oom_fallback import FallbackStep
-from engine.training.recovery_report import write_recovery_report
 from engine.training.spikes import SpikeDetector
 from engine.training.watches import HeatWatch, HostMemoryWatch
+from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.data.window_source import Update
@@ -235,3 +236,29 @@ def _is_lost_rank(error: Exception) -> bool:
 def _scale_rate(parts: TrainerComponents, ratio: float) -> None:
     """Multiplies the current and all later learning rates of the schedule."""
     parts.schedule.scale_rate(ratio)
+
+
+def write_recovery_report(path: Path, run: str, progress: Progress, last: str) -> None:
+    """Writes the report and replaces an older one atomically.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    skipped = ", ".join(map(str, progress.skipped)) or "none"
+    lines = [
+        f"# Run {run} gave up at step {progress.step:,} of {progress.total_steps:,}",
+        "",
+        f"After {progress.rollbacks} times of going back the loss broke out again: {one_line(last)}",
+        "",
+        "## What was tried",
+        "",
+        *(f"- {one_line(text)}" for text in progress.recoveries),
+        "",
+        f"Updates passed over: {skipped}. The learning rate was lowered to {progress.rate_scale:g} of the configured.",
+        "",
+        "## What to do",
+        "",
+        "The last checkpoint holds the state before the loss broke out. Start a new run with a lower",
+        "`training.learning_rate`, or look at the files that these updates learn (`engine data`).",
+    ]
+    replace_text(path, "\n".join(lines) + "\n")

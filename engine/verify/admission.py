@@ -14,7 +14,7 @@ from engine.verify.family_proof import prove_family
 
 
 def prove_folder(folder: Path) -> Proof:
-    """The proof of a model's configuration, kept in the user's cache.
+    """Proves a model's configuration; the proof is kept in the user's cache.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, where its config.json cannot be read; MODEL_FAMILY_UNSUPPORTED, where

@@ -19,8 +19,9 @@ from engine.launch.rank_processes import ProcessFailedError, run_processes
 from engine.models.adapter import trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.runs.deepspeed_config import deepspeed_config
-from engine.steps.sequence_step import SequenceStep
+from engine.steps.sequence_sharding import SequenceSharding
 from engine.steps.zero_step import ZeroStep, ZeroTuning
+from engine.streaming.step import StreamedStep
 from engine.verify.measure import mib, relative_error
 from engine.verify.proof import Bench, UnavailableError, demand, need_library
 from engine.verify.small import adapted, gradients, patterned_tokens, random_tokens, small_model
@@ -58,7 +59,7 @@ def ring_attention(_: Bench) -> str:
 def _ring_rank(_: int, __: int, length: int) -> dict[str, Any]:
     group, model = _group(), adapted(small_model(device=_CPU))
     plan = StreamPlan(tile=32, key_block=64, loss_piece=64)
-    with SequenceStep(model, plan, device=_CPU, group=group, strategy="ring") as step:
+    with StreamedStep(model, plan, device=_CPU, sharding=SequenceSharding(group, "ring")) as step:
         outcome = step.run(torch.as_tensor(random_tokens(length).ids), scale=1.0)
     AllReduceSum(group)([p.grad for p in trainable(model).values() if p.grad is not None])
     return {"loss": outcome.loss_sum, "gradients": gradients(model), "predicted": outcome.predicted}

@@ -1,4 +1,4 @@
-"""The proof that a model's family is computed right: a small copy of its configuration, against plain transformers.
+"""Proves that a model's family is computed rightly, by comparing a small copy of its configuration with transformers.
 
 The reference is the model's own forward, eager attention, one document at a time, ordinary backpropagation. In fp64,
 so that what differs is a mistake and not rounding; parts that a family computes in fp32 whatever its weights are leave
@@ -95,7 +95,7 @@ def prove_family(config: Any, settings: Mapping[str, Any] | None = None) -> Proo
 
 
 def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
-    """Why each ability is refused ("" where it is admitted), and the largest difference of each comparison."""
+    """Returns why each ability is refused ("" where it is admitted), and the largest difference of each comparison."""
     model_type = config.model_type
     before = FAMILIES.get(model_type)
     seen: dict[str, float] = {}
@@ -132,7 +132,7 @@ def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
 
 
 def has_experts(config: Any) -> bool:
-    """Whether layers may hold experts."""
+    """Tells whether layers may hold experts."""
     return any("expert" in name and type(value) is int and value > 1 for name, value in config.to_dict().items())
 
 
@@ -164,7 +164,7 @@ def _tokens(length: int = _LENGTH, seed: int = 1) -> Tensor:
 
 
 def _reference(model: Any, ids: Tensor, starts: tuple[int, ...]) -> Computed:
-    """Summed loss, and the gradient of its mean, by the model itself; each document by itself."""
+    """Returns the summed loss, and the gradient of its mean, by the model itself, each document by itself."""
     model.zero_grad()
     total, targets = 0.0, len(ids) - len(starts)
     for start, stop in pairwise((*starts, len(ids))):
@@ -241,7 +241,7 @@ def _difference(found: Computed, wanted: Computed) -> tuple[float, str]:
 
 
 def _worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
-    """The largest relative difference, and whose it is."""
+    """Returns the largest relative difference, and whose it is."""
     whole = torch.stack([gradient.double().norm() for gradient in wanted.values()]).norm()
     worst, name = 0.0, ""
     for key, gradient in found.items():
@@ -253,13 +253,13 @@ def _worst(found: Gradients, wanted: Gradients) -> tuple[float, str]:
 
 
 def _variants(small: Any) -> Iterator[tuple[str, Any]]:
-    """The small model with all its weights trained, and in an adapter."""
+    """Yields the small model with all its weights trained, and in an adapter."""
     yield "full", small_model(small, torch.float64).train()
     yield "LoRA", _adapted(small_model(small, torch.float64)).train()
 
 
 def _adapted(model: Any) -> Any:
-    """The model in an adapter that changes what it computes."""
+    """Returns wraps the model in an adapter that changes what it computes."""
     adapted: Any = attach_adapter(model.requires_grad_(requires_grad=False), LoraSection(rank=4), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -301,7 +301,7 @@ def _whole_windows(small: Any, seen: dict[str, float]) -> None:
 
 
 def _exports(small: Any, seen: dict[str, float]) -> None:
-    """An adapter, and the base with it folded in, read back by the libraries that they are written for."""
+    """Exports an adapter and a merged base, and reads both back by the libraries that they are written for."""
     base = small_model(small, torch.float32)
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder, torch.no_grad():
         plain, adapter, whole = (Path(folder) / name for name in ("plain", "adapter", "merged"))

@@ -22,8 +22,7 @@ from engine.models.compiled import compile_layers
 from engine.models.fused import fuse_kernels
 from engine.steps.whole_step import WholeSequenceStep
 from engine.verify.measure import mib, relative_error
-from engine.verify.proof import Bench, ProofFailedError, UnavailableError, demand, need_gpu, need_library
-from engine.verify.quiet import quieten
+from engine.verify.proof import Bench, ProofFailedError, UnavailableError, demand, need_gpu, need_library, quieten
 from engine.verify.small import Unbothered, adapted, gradients, random_tokens, small_model
 
 

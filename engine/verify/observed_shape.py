@@ -1,4 +1,4 @@
-"""The shapes of a decoder as its own modules have them: what a plan needs of a family that no table describes."""
+"""Reads the shapes of a decoder from its own modules, for plans of families that no table describes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShapeUnknownError(Exception):
 
 
 def observed_shape(config: Any) -> dict[str, Any]:
-    """The fields of a ModelSpec that describe the architecture of a configuration.
+    """Returns the fields of a ModelSpec that describe the architecture of a configuration.
 
     Raises:
         ShapeUnknownError: they do not give the number of parameters that the model has.
@@ -98,7 +98,7 @@ def _shape(config: Any, model: Any, layers: list[Any]) -> dict[str, Any]:
 
 
 def _experts(config: Any, layers: list[Any]) -> dict[str, Any]:
-    """Of layers that hold experts."""
+    """Returns the fields of layers that hold experts."""
     stacked = [[p for p in layer.parameters() if p.ndim == 3] for layer in layers]
     sparse = [found for found in stacked if found]
     if not sparse:

@@ -7,6 +7,8 @@ does, so that it fails when that function does nothing.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,3 +79,15 @@ def need_library(module: str, extra: str) -> None:
     """
     if importlib.util.find_spec(module) is None:
         raise UnavailableError(f"the package {module} is not installed; run `pip install 'elite-tui[{extra}]'`")
+
+
+def quieten() -> None:
+    """Disables libraries' progress bars and notices of missing features; verdicts report those that matter.
+
+    Called before any of these libraries is imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that proofs start
+    for name in ("bitsandbytes", "DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A small copy of a model's configuration: every kind of its layers, narrow, with the same flags.
+"""Makes a small copy of a model's configuration: every kind of its layers, narrow, with the same flags.
 
 Lengths shrink too (windows, the position at which a scale sets in): what depends on them shows within a hundred tokens.
 Only counts and lengths change. Kinds, scales and switches are the model's own.
@@ -33,7 +33,7 @@ class NotSmallError(Exception):
 
 
 def small_config(config: Any) -> Any:
-    """The configuration of a small model with the same kinds of layers.
+    """Returns the configuration of a small model with the same kinds of layers.
 
     Args:
         config: transformers configuration of a causal language model.
@@ -57,7 +57,10 @@ def small_config(config: Any) -> Any:
 
 
 def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
-    """A model of a small configuration. Every parameter is drawn: in norms of one and biases of zero errors hide."""
+    """Builds a model of a small configuration.
+
+    Every parameter is drawn, because errors hide in norms of one and biases of zero.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="eager")
@@ -77,13 +80,13 @@ def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
 
 
 def _skeleton(config: Any) -> Any:
-    """The model without numbers."""
+    """Builds the model without numbers."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def _kinds(model: Any) -> list[tuple[Any, ...]]:
-    """What each decoder layer is made of: two of a kind differ in their weights' values alone."""
+    """Describes what each decoder layer is made of; two of a kind differ in their weights' values alone."""
     return [
         tuple((name, type(part).__name__, *_settings(part)) for name, part in layer.named_modules())
         for layer in decoder_layers(model)
@@ -100,7 +103,7 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _pattern(kinds: list[tuple[Any, ...]]) -> list[int]:
-    """The number of each layer's kind, counted from the first."""
+    """Returns numbers each layer's kind, counted from the first."""
     return [kinds.index(kind) for kind in kinds]
 
 
@@ -177,5 +180,5 @@ def _widths(values: dict[str, Any]) -> list[int]:
 
 
 def _of_layers(name: str) -> bool:
-    """Whether a list that is as long as there are layers has an entry for each."""
+    """Tells whether a list that is as long as there are layers has an entry for each."""
     return not re.search(r"token|only_layers|indices|layer_ids", name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
-from engine.streaming import attention
+from engine.streaming import tile_attention
 from engine.streaming.step import StreamedStep
 from engine.verify.measure import counted_calls, mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, ProofFailedError, demand, need_gpu, need_library
@@ -103,7 +103,7 @@ def attention_stash(bench: Bench) -> str:
     expected = _whole(bench)
     calls = {}
     for stash in (False, True):
-        with counted_calls(attention, "attend") as counted:
+        with counted_calls(tile_attention, "attend") as counted:
             found, _ = _streamed(bench, _plan(bench, stash=stash))
         calls[stash] = counted[0]
     same = _exact(found, expected)
@@ -112,7 +112,7 @@ def attention_stash(bench: Bench) -> str:
 
 
 def _stored(step: StreamedStep) -> int:
-    return step._workspace.hidden.stored_bytes
+    return step.streamed.workspace.hidden.stored_bytes
 
 
 def selective_checkpointing(bench: Bench) -> str:
@@ -163,7 +163,7 @@ def weight_streaming(bench: Bench) -> str:
     shape: dict[str, Any] = {"num_hidden_layers": 8}
 
     def device_bytes(step: StreamedStep) -> int:
-        held = getattr(step._weights, "device_bytes", None)
+        held = getattr(step.streamed.weights, "device_bytes", None)
         if held is None:
             raise ProofFailedError("every layer's weights are on the device")
         return int(held)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.tokenizer_kinds import KINDS, added, byte_fallback, byte_level, unigram, word_piece
 from tokenizers import Tokenizer
 
-from engine.tokenization.control_tokens import is_plain_text
 from engine.tokenization.encoder import Encoder
+from engine.tokenization.plain_text import is_plain_text
 
 TEXT = "def f(x):\n    return {'a': x ** 2}  # <b> naive\n\n\tif  x :\n"
 

@@ -12,8 +12,7 @@ from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.fim import cut_points
 from engine.errors import EliteError
-from engine.tokenization.encoder import Encoder, demo_encoder
-from engine.tokenization.fim_tokens import find_tokens
+from engine.tokenization.encoder import Encoder, demo_encoder, find_tokens
 
 ENCODER = demo_encoder()
 

@@ -41,7 +41,7 @@ class Call:
                 self.events.append(json.loads(line))
                 self._seen.notify_all()
 
-    def wait_for(self, kind, timeout=120, **fields):
+    def wait_for(self, kind, timeout=300, **fields):
         """The first event of a kind with these fields."""
 
         def found():
@@ -51,7 +51,7 @@ class Call:
             assert self._seen.wait_for(found, timeout), [e["kind"] for e in self.events][-5:]
             return found()[0]
 
-    def finish(self, timeout=120):
+    def finish(self, timeout=300):
         """The exit status; all events are in `events`."""
         status = self.process.wait(timeout)
         self._reader.join(timeout)

@@ -10,7 +10,7 @@ from engine.config import from_mapping
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
-from engine.steps.sequence_step import SequenceStep
+from engine.steps.sequence_sharding import SequenceSharding
 from engine.streaming.step import StreamedStep
 from tests.support.side_streams import SCHEDULES, simulated
 
@@ -55,7 +55,7 @@ def alone(starts, plan, context=CONTEXT, **model):
 def shared(group, strategy, order, starts, plan, scale, context=CONTEXT, **model):
     """The same of this rank in a team; gradients are summed."""
     made = adapted(**model)
-    step = SequenceStep(made, plan, device=CPU, group=group, strategy=strategy, order=order)
+    step = StreamedStep(made, plan, device=CPU, sharding=SequenceSharding(group, strategy, order))
     with step:
         outcome = step.run(tokens(context), document_starts=starts, scale=scale)
         found = {}

@@ -18,9 +18,9 @@ import pytest
 from engine import config as run_config
 from engine.config import from_mapping
 from engine.errors import EliteError
+from engine.hardware.environment import number_by_bus, show_one, visible_names
 from engine.hardware.rank_place import RankPlace, Ranks
 from engine.hardware.target import target_machine
-from engine.hardware.visible import number_by_bus, show_one, visible_names
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan, request_of_run
 from engine.plan.cluster import least_of

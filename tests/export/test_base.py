@@ -23,7 +23,7 @@ from engine.models.catalogue import find_model
 from engine.models.loading import open_weights
 from engine.models.placement import choose_placement
 from engine.plan.step_layout import StepLayout
-from engine.recipes.base_model import identify_base
+from engine.recipes.setup import identify_base
 
 IDS = torch.arange(3, 131)[None]
 PROJECTION = "model.layers.1.mlp.down_proj.weight"

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from engine.hardware.environment import limit_omp_spin
 from engine.hardware.rank_place import RankPlace
-from engine.hardware.threads import limit_omp_spin
 from engine.launch.rank import prepare_environment
 
 

@@ -54,6 +54,18 @@ def test_no_weight_is_needed_to_see_it():
     assert split_head(model)[1] is model.get_output_embeddings()
 
 
+@pytest.mark.parametrize("family", ["llama", "granite", "gemma2"])
+def test_a_weight_may_lie_on_other_ranks(family):
+    """ZeRO-3 leaves an empty tensor in each weight's place until a layer runs."""
+    model = _model(family)
+    expected = type(split_head(model)[1])
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    head = split_head(model)[1]
+    assert type(head) is expected
+    assert head.out_features == 53
+
+
 @pytest.mark.parametrize(("family", "changes"), CHANGED)
 def test_logits_that_change_after_the_last_layer_are_the_models_own(family, changes):
     model = _model(family, **{"initializer_range": 0.5, **changes})

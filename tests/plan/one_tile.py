@@ -21,10 +21,12 @@ from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import ring_for
 from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming import attention as streamed_attention
-from engine.streaming.attention import KvCollected, Pass, Stash, TileAttention
 from engine.streaming.decoder import Decoder
 from engine.streaming.kv_cache import DeviceKvCache
 from engine.streaming.linears import FrozenLinears
+from engine.streaming.mixer import KvCollected, Pass
+from engine.streaming.saved_attention import SavedAttention
+from engine.streaming.tile_attention import AttentionLayers
 from engine.streaming.tiles import DeviceTiles, TileReader
 from engine.streaming.windowed_kv_cache import WindowedKvCache
 from tests.plan.live_bytes import LiveBytes
@@ -127,15 +129,17 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     def new_reader(width, array_dtype):
         return TileReader(width, array_dtype, plan.tile, META)
 
-    def new_keys_values(heads, head_dim, kv_dtype):
+    def new_kv_cache(heads, head_dim, kv_dtype):
         return DeviceKvCache(context, heads, head_dim, kv_dtype, META)
 
     def new_windowed(heads, head_dim, kv_dtype, window):
         ring = ring_for(window, plan.tile, context)
         return None if ring is None else WindowedKvCache(ring, heads, head_dim, kv_dtype, META)
 
-    stash = Stash(new_array, new_reader) if plan.stash else None
-    attention = TileAttention(CudnnFlash(), plan.key_block, 4 * plan.key_block, new_keys_values, stash, new_windowed)
+    saved = SavedAttention(new_array, new_reader) if plan.stash else None
+    blocks = plan.key_block, 4 * plan.key_block
+    attention = AttentionLayers(decoder.config, CudnnFlash(), *blocks, new_kv_cache, saved, new_windowed)
+    mixer = attention.mixer(0)
     hidden = torch.empty((1, plan.tile, spec.hidden_size), dtype=dtype, device=META)
     gradient = torch.empty_like(hidden)
     positions = torch.arange(plan.tile, device=META).unsqueeze(0)
@@ -144,55 +148,53 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     decoder.config._attn_implementation = streamed_attention.IMPLEMENTATION
     layer, tile = decoder.layers[0], start // plan.tile
 
+    def run(purpose, number, x):
+        with mixer.running(purpose, number, slice(number * plan.tile, (number + 1) * plan.tile)):
+            return layer(x, **arguments)
+
     def hold_keys_before():
-        for below in attention.below(0, tile, tile + 1):
-            attention.begin(Pass.COLLECT, 0, below, below * plan.tile)
+        for below in mixer.below(tile, tile + 1):
             with torch.no_grad(), suppress(KvCollected):
-                layer(hidden, **arguments)
+                run(Pass.COLLECT, below, hidden)
 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    streamed_attention.activate(attention)
     try:
         linears.enter(0)
         with LiveBytes("meta") as live:
             live.ignore(hidden, gradient, *model.parameters(), *(p.grad for p in model.parameters() if p.requires_grad))
             with torch.no_grad():  # makes the stores
-                attention.begin(Pass.FORWARD, 0, 0, 0)
-                y = layer(hidden, **arguments)
+                y = run(Pass.FORWARD, 0, hidden)
             hold_keys_before()
             peaks = {}
             del y
             before = live.now
             live.restart()
             with torch.no_grad():
-                attention.begin(Pass.FORWARD, 0, tile, start)
-                y = layer(hidden, **arguments)
+                y = run(Pass.FORWARD, tile, hidden)
             peaks["forward"] = live.peak - before
             del y
             linears.want_output(wanted=False)
-            if stash is not None:
-                stash.read(0, tile)  # makes the readers
-            attention.zero_gradients(0)
+            if saved is not None:
+                saved.read(0, tile)  # makes the readers
+            mixer.begin_backward()
             hold_keys_before()
             before = live.now
             live.restart()
             x = hidden.detach().requires_grad_()
-            attention.begin(Pass.GRADIENT, 0, tile, start)
-            y = layer(x, **arguments)
+            y = run(Pass.GRADIENT, tile, x)
             y = y[0] if isinstance(y, tuple) else y
             torch.autograd.backward(y, gradient)
             peaks["backward"] = live.peak - before
     finally:
-        streamed_attention.activate(None)
         linears.close()
     return Counted(forward=peaks["forward"], backward=peaks["backward"], stores=_held_by(attention))
 
 
 def _held_by(attention) -> int:
-    stores = set(attention._stores.values())
-    return sum(x.untyped_storage().nbytes() for store in stores for x in vars(store).values() if torch.is_tensor(x))
+    tensors = (x for cache in attention.caches for x in vars(cache).values() if torch.is_tensor(x))
+    return sum(x.untyped_storage().nbytes() for x in tensors)
 
 
 class _Silent:

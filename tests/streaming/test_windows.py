@@ -327,7 +327,7 @@ def test_device_memory_of_the_ring_is_independent_of_context():
         model = make("mistral", 19, num_hidden_layers=1)
         with StreamedStep(model, StreamPlan(tile=16, key_block=32), device=CPU) as step:
             step.run(draw(n))
-            (store,) = set(step._workspace.attention._stores.values())
+            (store,) = step.streamed.workspace.attention.caches
             sizes.append(sum(x.untyped_storage().nbytes() for x in vars(store).values() if isinstance(x, torch.Tensor)))
     assert sizes[0] == sizes[1]
 

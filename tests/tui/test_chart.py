@@ -12,9 +12,8 @@ from textual.app import App
 from textual.events import MouseScrollDown, MouseScrollUp
 
 from elite_tui.plot import ticks
-from elite_tui.plot.braille import BrailleCanvas
 from elite_tui.plot.columns import in_window, reduce_to_columns
-from elite_tui.plot.picture import Scale, scale_of
+from elite_tui.plot.picture import BrailleCanvas, Scale, scale_of
 from elite_tui.plot.series import Limit, Mark, Series, values
 from elite_tui.plot.smoothing import Smoother
 from elite_tui.plot.viewport import Viewport

@@ -8,7 +8,7 @@ from textual.widgets import Button, Static
 from elite_tui.format.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.optimization_list import OptimizationList
-from elite_tui.wizard.effects import with_planned_effects
+from elite_tui.wizard.plans import with_planned_effects
 from elite_tui.wizard.presets import KEEPS, PRESETS, apply
 from engine import config
 from engine.models.catalogue import catalogue

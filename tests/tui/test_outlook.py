@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from elite_tui.runs.open_runs import OpenRun
-from elite_tui.runs.panels import figures
-from elite_tui.runs.projection import projected_perplexity
+from elite_tui.runs.panels import figures, projected_perplexity
 from elite_tui.runs.view import RunView
 from engine.protocol import Envelope, EvalCompleted, RunFinished, RunStarted, StepCompleted
 from tests.tui.recording import FOLDER, RUN_ID, START

@@ -74,10 +74,7 @@ def _training_without(**changes):
 
 
 def _no_documents(original):
-    def made(ids, labels, document_starts, *rest):
-        return original(ids, labels, (0,), *rest)
-
-    return made
+    return lambda request, *rest: original(dataclasses.replace(request, document_starts=(0,)), *rest)
 
 
 def _whole_loss(original):
@@ -185,12 +182,12 @@ def _never_held_out(original):
 MUTATIONS = {
     "streamed_backprop": [("engine.streaming.step:StreamedStep.__init__", _with_plan(tile=10**5, key_block=10**5))],
     "ring_attention": [("engine.distributed.ring:Transfer.start", _own_slice_only)],
-    "paged_kv": [("engine.streaming.workspace:Workspace._pages_keys_values", _constant(False))],
-    "attention_stash": [("engine.streaming.workspace:Stash", _nothing)],
+    "paged_kv": [("engine.streaming.workspace:Workspace._pages_kv", _constant(False))],
+    "attention_stash": [("engine.streaming.workspace:SavedAttention", _nothing)],
     "selective_checkpointing": [("engine.streaming.workspace:HiddenStates", _with_plan(checkpoint_every=1))],
     "activation_4bit": [("engine.streaming.hidden_states:quantizer_for", _plain_codec)],
     "activation_offload": [("engine.streaming.workspace:TileFactory", _home_on_device)],
-    "weight_streaming": [("engine.streaming.passes:StreamedWeights", _resident)],
+    "weight_streaming": [("engine.streaming.streamed_model:StreamedWeights", _resident)],
     "tiled_mlp": [("engine.models.tiled_mlp:_tiled", _untiled)],
     "fused_linear_cross_entropy": [("engine.models.lm_head:summed_cross_entropy", _whole_loss)],
     "fused_kernels": [("engine.models.fused:refusal", lambda original: lambda *_: "none")],

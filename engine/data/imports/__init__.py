@@ -1,4 +1,4 @@
-"""From what files say that they import to the files of the repository that are meant.
+"""Resolves what files say that they import to the files of the repository that are meant.
 
 Text only: no build file is evaluated, and an import that leads outside leads nowhere. Each family of languages has a
 module with what its files say (`scan`) and what that means (`ImportRules`); a file may mean several (a package of Go,
@@ -29,7 +29,7 @@ def resolve(
     name: str = "",
     manifests: Mapping[str, str] | None = None,
 ) -> list[tuple[int, ...]]:
-    """For each file of one repository the numbers of those that it needs, ascending; arguments as for `links`."""
+    """Returns, for each file, the numbers of the files that it needs, ascending; arguments as for `links`."""
     return [tuple(sorted(found)) for found in links(names, languages, imports, name, manifests)]
 
 
@@ -40,7 +40,7 @@ def links(
     name: str = "",
     manifests: Mapping[str, str] | None = None,
 ) -> list[dict[int, int]]:
-    """For each file of one repository the numbers of those that it needs, with the strength of each link.
+    """Returns, for each file of one repository, the numbers of those that it needs, with the strength of each link.
 
     Args:
         names: Paths of the files, within the repository.
@@ -67,7 +67,7 @@ def links(
 
 
 def scanner(language: str) -> _Scan | None:
-    """What finds the imports of a language in a text; None where a grammar does, or where none are known."""
+    """Returns the function that finds a language's imports in a text; None where a grammar does, or none are known."""
     return _SCANS.get(language)
 
 

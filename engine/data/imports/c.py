@@ -1,4 +1,4 @@
-"""C, C++ and CUDA: headers by their path."""
+"""Resolves headers of C, C++ and CUDA by their path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INCLUDE = re.compile(r"\n[ \t]*#[ \t]*(?:include|import)[ \t]*(\"[^\"\n]+\"|<[^
 
 
 def scan(text: str) -> Iterator[str]:
-    """`"x.h"` or `<x.h>`, as written."""
+    """Returns `"x.h"` or `<x.h>` for each include, as written."""
     return (found[1] for found in _INCLUDE.finditer(f"\n{text}"))
 
 

@@ -1,4 +1,4 @@
-"""C#: types by their namespace, made visible by `using`."""
+"""Resolves C#'s types by their namespace, made visible by `using`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TYPE = re.compile(
 
 
 def scan(text: str) -> Iterator[str]:
-    """What a file of C# says of names (engine.data.imports.names)."""
+    """Yields what a file of C# says of names (engine.data.imports.names)."""
     code = code_of(text)
     for found in _USING.finditer(code):
         # A namespace, a class whose members are meant, or an alias: all of them are tried.

@@ -1,4 +1,4 @@
-"""Go: packages by the module's path, and names within a package."""
+"""Resolves Go's packages by the module's path, and names within a package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RAW = re.compile(r"`[^`]*`?")
 
 
 def scan(text: str) -> Iterator[str]:
-    """Paths that are imported; `@name` of the package; `=name` for what is defined, `~name` for what is mentioned."""
+    """Yields imported paths, `@name` of the package, `=name` for what is defined, and `~name` for what is mentioned."""
     for found in _IMPORT.finditer(text):
         for quoted in _QUOTED.finditer(found[1] or found[2] or ""):
             yield quoted[1] or quoted[2]

@@ -1,4 +1,4 @@
-"""JavaScript and TypeScript: relative paths, tsconfig's paths, and the packages of a workspace."""
+"""Resolves imports of JavaScript and TypeScript by relative paths, tsconfig's paths, and a workspace's packages."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class JavaScriptRules(ImportRules):
     def _options(
         self, config: PurePosixPath, read: dict[str, Any], depth: int
     ) -> Iterator[tuple[PurePosixPath, dict[str, Any]]]:
-        """The folders that paths count from, with the paths; those of a file before those of what it extends."""
+        """Yields the folders that paths count from, with the paths; those of a file before those of what it extends."""
         options = read.get("compilerOptions")
         options = options if isinstance(options, dict) else {}
         base, paths = options.get("baseUrl"), options.get("paths")
@@ -150,7 +150,7 @@ class JavaScriptRules(ImportRules):
         return self._entry(folder, package, "/".join([".", *parts[count:]]))
 
     def _entry(self, folder: PurePosixPath, package: dict[str, Any], sub: str) -> int | None:
-        """The source file of what a package offers under "." or "./x"."""
+        """Returns the source file that a package offers under "." or "./x"."""
         exports = package.get("exports")
         if isinstance(exports, dict):
             with_paths = any(isinstance(key, str) and key.startswith(".") for key in exports)
@@ -201,7 +201,7 @@ def _leaves(value: object, depth: int) -> Iterator[str]:
 
 
 def _read(text: str) -> dict[str, Any] | None:
-    """JSON with comments and commas behind the last item; None for anything but an object."""
+    """Reads JSON with comments and commas behind the last item; returns None for anything but an object."""
     try:
         read = json.loads(_COMMENTS.sub(lambda found: found[0] if found[0][0] == '"' else "", text))
     except (ValueError, RecursionError):

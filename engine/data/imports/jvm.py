@@ -1,4 +1,4 @@
-"""Java, Kotlin, Scala and Groovy as one family: they import each other's classes."""
+"""Resolves Java, Kotlin, Scala and Groovy as one family, because they import each other's classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LOWER_CASE_TOO = frozenset({"Kotlin", "Scala"})
 
 
 def scan(text: str, language: str, path: PurePosixPath) -> Iterator[str]:
-    """What a file says of names (engine.data.imports.names)."""
+    """Yields what a file says of names (engine.data.imports.names)."""
     code = "\n" + code_of(text)
     packages = [found[1].replace("`", "") for found in islice(_PACKAGE.finditer(code), _DEEPEST)]
     package = ".".join(packages) if language == "Scala" else (packages or [""])[0]

@@ -1,4 +1,4 @@
-"""Lua: `require "a.b"` by the tail of a path."""
+"""Resolves Lua's `require "a.b"` by the tail of a path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMMENT = re.compile(r"--\[(=*)\[.*?(?:\]\1\]|\Z)|--[^\n]*", re.DOTALL)
 
 
 def scan(text: str) -> Iterator[str]:
-    """What stands in the quotation marks."""
+    """Yields the text in the quotation marks."""
     for found in _REQUIRE.finditer(_COMMENT.sub(" ", text) if "--" in text else text):
         yield found[1]
 
@@ -49,7 +49,7 @@ class LuaRules(ImportRules):
             yield found
 
     def _rooted(self, path: PurePosixPath, tail: str) -> int | None:
-        """A file below a folder that programs are started in, or that holds sources."""
+        """Returns a file below a folder that programs are started in, or that holds sources."""
         for root in (*path.parents, *(folder / name for folder in path.parents for name in ("src", "lib", "lua"))):
             found = self._by_path.get(f"{root}/{tail}" if root.parts else tail)
             # A program may be called like the package that it starts.

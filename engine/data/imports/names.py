@@ -1,4 +1,4 @@
-"""Languages without imports of files: who mentions a name needs the file that defines it.
+"""Resolves languages without imports of files: who mentions a name needs the file that defines it.
 
 A file says, in words that begin with a sign: `@a.b` its namespace, `=C` a name that it defines, `+a.b.C` a full name
 that it imports (`+a.b.*` all of a namespace), `<C` a class that it extends, `~C` a name that it mentions, and `-C` a
@@ -26,12 +26,12 @@ WORDS = re.compile(r"[A-Za-z_]\w*")
 
 
 def code_of(text: str) -> str:
-    """A text without its comments and strings, as the languages with C's signs write them."""
+    """Removes comments and strings from a text, as the languages with C's signs write them."""
     return _NO_CODE.sub(" ", text)
 
 
 def mentions(code: str, defined: Iterable[str], *, capital: bool) -> Iterator[str]:
-    """`~C` of each word; `-C` of those that only follow a dot, and of small ones that are not called.
+    """Yields `~C` of each word; `-C` of those that only follow a dot, and of small ones that are not called.
 
     Args:
         code: Without comments.
@@ -107,7 +107,7 @@ class NamesRules(ImportRules):
         yield from self._full(number, name)
 
     def _full(self, number: int, name: str) -> list[tuple[int, Strength]]:
-        """The files that define a full name, or what it is a member of."""
+        """Returns the files that define a full name, or what it is a member of."""
         parts = name.split(".")
         for count in range(len(parts), 0, -1):
             namespace = ".".join(parts[: count - 1])
@@ -131,7 +131,7 @@ class NamesRules(ImportRules):
         yield from self._nearest(number, seen, strength)
 
     def _nearest(self, number: int, found: Sequence[int], strength: Strength) -> Iterator[tuple[int, Strength]]:
-        """The one that lies nearest with its strength, others as guesses."""
+        """Yields the nearest file with its strength, and others as guesses."""
         files = list(dict.fromkeys(found))
         if not files or number in files or len(files) > _SEVERAL:
             return

@@ -1,4 +1,4 @@
-"""PHP: classes by their full name, as PSR-4 has them, and files that are required by their path."""
+"""Resolves PHP's classes by their full name, as PSR-4 has them, and required files by their path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REQUIRED = re.compile(
 
 
 def scan(text: str) -> Iterator[str]:
-    """What a file of PHP says of names (engine.data.imports.names), with dots; and `"x.php` for what it requires."""
+    """Yields what a file of PHP says of names (engine.data.imports.names), with dots; `"x.php` for a required file."""
     code = _NO_CODE.sub(" ", text)
     namespace = next((found[1].replace("\\", ".") for found in _NAMESPACE.finditer(code)), "")
     yield f"@{namespace}"
@@ -63,7 +63,7 @@ def scan(text: str) -> Iterator[str]:
 
 
 def _used(clause: str) -> Iterator[tuple[str, str]]:
-    """Full names and their aliases of a `use`, groups written out."""
+    """Yields full names and their aliases of a `use`, groups written out."""
     head, brace, rest = clause.partition("{")
     for item in (rest.partition("}")[0] if brace else clause).split(","):
         words = re.sub(r"^\s*(?:function|const)\s", "", item).split()

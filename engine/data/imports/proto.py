@@ -1,4 +1,4 @@
-"""Protocol Buffers: `import` by a path below a root that only the build knows."""
+"""Resolves the `import` of Protocol Buffers by a path below a root that only the build knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _IMPORT = re.compile(r"(?m)^[ \t]*import[ \t]+(?:(?:public|weak|option)[ \t]+)?[
 
 
 def scan(text: str) -> Iterator[str]:
-    """What stands in the quotation marks."""
+    """Returns the text in the quotation marks."""
     return (found[1] for found in _IMPORT.finditer(text))
 
 

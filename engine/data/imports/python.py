@@ -1,4 +1,4 @@
-"""Python: modules by dotted names, absolute and relative."""
+"""Resolves Python's modules by dotted names, absolute and relative."""
 
 from __future__ import annotations
 

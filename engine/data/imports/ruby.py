@@ -1,4 +1,4 @@
-"""Ruby: `require`, `require_relative` and `autoload` by paths, constants by who defines them, and Zeitwerk's names."""
+"""Resolves Ruby's `require`, `require_relative` and `autoload` by paths, and constants by their definitions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SEVERAL = 3
 
 
 def scan(text: str) -> Iterator[str]:
-    """`"x` and `'x` for a path that is required or relative, `=A::B`, `<A::B` and `~A::B` for constants.
+    """Yields `"x` and `'x` for a path that is required or relative, `=A::B`, `<A::B` and `~A::B` for constants.
 
     A constant that is extended or mentioned stands behind the modules around the file's first class: `A::B|C`.
     """
@@ -132,13 +132,13 @@ class RubyRules(ImportRules):
 
 
 def _underscored(name: str) -> str:
-    """The path that Zeitwerk expects a constant at, without its ending."""
+    """Returns the path that Zeitwerk expects a constant at, without its ending."""
     path = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name.replace("::", "/"))
     return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", path).lower()
 
 
 def _is_named(path: PurePosixPath, constant: str) -> bool:
-    """Whether a file lies where Zeitwerk expects its constant."""
+    """Tells whether a file lies where Zeitwerk expects its constant."""
     wanted = _underscored(constant).replace("_", "")
     own = str(path.with_suffix("")).lower().replace("_", "").replace("-", "")
     return own == wanted or own.endswith(f"/{wanted}")

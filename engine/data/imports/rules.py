@@ -1,4 +1,4 @@
-"""What the rules of all languages share: strengths, the files of a repository, and paths."""
+"""Holds what the rules of all languages share: strengths, the files of a repository, and paths."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ImportRules:
         """Takes in the family's files."""
 
     def links(self, number: int, path: PurePosixPath, wanted: Sequence[str]) -> Iterator[tuple[int, Strength]]:
-        """The files that one file needs, each with the strength; a file may come several times.
+        """Returns the files that one file needs, each with the strength; a file may come several times.
 
         Args:
             number: Of the file.
@@ -62,12 +62,12 @@ class ImportRules:
                 yield found, Strength.IMPORT
 
     def _meant(self, _path: PurePosixPath, _wanted: str) -> Iterable[int]:
-        """Numbers of the files that one import of the file at a path means."""
+        """Returns the numbers of the files that one import of the file at a path means."""
         return ()
 
 
 def joined(folder: PurePosixPath, relative: str) -> str:
-    """A path relative to a folder, without dots; "" where it leads out of the repository."""
+    """Returns joins a path to a folder, without dots; returns "" where it leads out of the repository."""
     parts = list(folder.parts)
     for part in relative.split("/"):
         if part == "..":
@@ -80,7 +80,7 @@ def joined(folder: PurePosixPath, relative: str) -> str:
 
 
 def shared(folder: Sequence[str], other: Sequence[str]) -> int:
-    """Folders that two paths begin with alike."""
+    """Counts the folders that two paths begin with alike."""
     return next(
         (count for count, (a, b) in enumerate(zip(folder, other, strict=False)) if a != b), min(len(folder), len(other))
     )
@@ -95,7 +95,7 @@ class Tails:
             self._by_name.setdefault(path.name, []).append((number, path))
 
     def nearest(self, tail: str, folder: PurePosixPath) -> int | None:
-        """The file whose path ends in `tail`, of several the one with most folders in common; None without one."""
+        """Returns the file whose path ends in `tail`, of several the one with most folders in common; else None."""
         parts = tuple(part for part in tail.split("/") if part not in ("", "."))
         if not parts or ".." in parts:
             return None

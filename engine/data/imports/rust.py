@@ -1,4 +1,4 @@
-"""Rust: `mod a;` is a file beside; paths count from the crate's root, the module, or another crate of the workspace."""
+"""Resolves Rust's `mod a;` to a file beside, and paths from a crate's root, a module, or another crate."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RustRules(ImportRules):
                 self._roots.add(str(path))
 
     def _module_tree(self, imports: Sequence[Sequence[str]]) -> dict[str, str]:
-        """For each file that another one names as its module, that one."""
+        """Returns maps each file that another one names as its module to that one."""
         parents: dict[str, str] = {}
         for path, number in self._by_path.items():
             for word in imports[number] if imports else ():
@@ -78,7 +78,7 @@ class RustRules(ImportRules):
         return parents
 
     def _folder(self, path: str) -> PurePosixPath:
-        """Where a file's modules lie."""
+        """Returns the folder that a file's modules lie in."""
         file = PurePosixPath(path)
         is_root = path in self._roots and path not in getattr(self, "_parents", {})
         return file.parent if file.name in ("mod.rs", "lib.rs", "main.rs") or is_root else file.parent / file.stem
@@ -128,7 +128,7 @@ class RustRules(ImportRules):
         return [] if crate is None or crate == root else self._below(crate, rest)
 
     def _below(self, path: str, names: Sequence[str]) -> list[int]:
-        """The file of the deepest module on a path that begins in a file; that file where it holds the item itself."""
+        """Returns the file of the deepest module on a path that begins in a file, or that file itself."""
         for name in names:
             found = self._module(path, name)
             if found is None or found == path:

@@ -1,4 +1,4 @@
-"""Swift: the files of a module see each other without imports."""
+"""Resolves Swift, where the files of a module see each other without imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OTHER = re.compile(r"\b(?:typealias|macro)\s+([A-Z]\w*)|\n(?:(?:public|internal
 
 
 def scan(text: str) -> Iterator[str]:
-    """What a file of Swift says of names (engine.data.imports.names)."""
+    """Yields what a file of Swift says of names (engine.data.imports.names)."""
     code = "\n" + code_of(text)
     defined: list[str] = []
     for found in _TYPE.finditer(code):

@@ -1,4 +1,4 @@
-"""Terraform: blocks of one folder by their address, and modules by the folder that `source` names."""
+"""Resolves Terraform's blocks of one folder by their address, and modules by the folder that `source` names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VALUE = re.compile(r"(?m)^[ \t]*([\w-]+)[ \t]*=[^=]")
 
 
 def scan(text: str, path: PurePosixPath) -> Iterator[str]:
-    """`=var.a` and the like for blocks, `~var.a` for addresses, `"../x` for the sources of modules."""
+    """Yields `=var.a` and the like for blocks, `~var.a` for addresses, `"../x` for the sources of modules."""
     code = _NO_CODE.sub(" ", text) if path.suffix != ".hcl" else ""
     if path.name.endswith(".tfvars"):
         yield from (f"~var.{name}" for name in dict.fromkeys(_VALUE.findall(code)))

@@ -1,4 +1,4 @@
-"""Zig: `@import` of a path, or of a module that build.zig names."""
+"""Resolves Zig's `@import` of a path, or of a module that build.zig names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROOT = re.compile(r'\broot_source_file\s*=\s*(?:\.\{\s*\.path\s*=\s*|b\.path\(\
 
 
 def scan(text: str) -> Iterator[str]:
-    """What stands in the quotation marks of `@import`; `root:x.zig` for the roots of modules in build.zig."""
+    """Yields the text in the quotation marks of `@import`, and `root:x.zig` for the roots of modules in build.zig."""
     if "@import" in text or "root_source_file" in text:
         # Comments and the lines of long strings hold examples.
         code = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else " ", text)

@@ -20,10 +20,11 @@ LANGUAGES = frozenset(
 _BARE = (
     TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
     r"(?:[\w:.-]{1,20}=[\"'][^\"'\n]{0,80}[\"'][ \t]{0,4}){0,3}"
-    r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\||>)?"
+    r"(?:(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
+    r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\blautet\b|\best\b|\||>)?"
     r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:-[ \t]{1,4})?"
-    r"(?:!!\w{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
-    r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n)?"
+    r"(?:!{1,2}[\w-]{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
+    r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n|\((?=[^()\s]{5,60}\)))?"
 )
 _VALUE = r"(?P<value>[^\s\"'`<>]{5,300})"
 _WITH_DIGIT = r"(?=[^\s\"'`<>]{0,60}\d)"
@@ -93,6 +94,8 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
     if match["open"]:
         cut = text.find(_CLOSING.get(match["open"][-1], "\n"), start, end)
         end = cut if cut > start else end
+        if match["open"] == "(" and (match["close"] or not (configures and _stands_out(text[start:end]))):
+            return None
         return (start, end) if is_secretive(text[start:end], evidence) else None
     if match["op"] == ">":
         closed = text.startswith(("</", "]]>"), end)
@@ -110,7 +113,7 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
         # A line of a string of several lines looks like code; so does a name with its type.
         plain = match["op"] == ":" and until == end and _ends_line(text, end) and _stands_out(text[start:end])
         return (start, end) if plain and is_secretive(text[start:end], Evidence.NEAR) else None
-    if match["op"] in ("is", "was"):
+    if match["op"] in ("is", "was", "lautet", "est"):
         evidence = max(evidence, Evidence.NEAR)
     if quoted or query or not configures:
         end = until

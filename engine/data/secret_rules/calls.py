@@ -33,15 +33,44 @@ _CALLS = (
     ("session", ("session(",), Evidence.NEAR),
     ("client", ("client(",), Evidence.NEAR),
     ("createcipher", ("createcipher",), Evidence.NEAR),
+    ("hashsync", ("hashsync(",), Evidence.PASSWORD),
+    ("hashpw", ("hashpw(",), Evidence.PASSWORD),
+    ("password_hash", ("password_hash(",), Evidence.PASSWORD),
+    ("make_password", ("make_password(",), Evidence.PASSWORD),
+    ("ldap_bind", ("ldap_bind(",), Evidence.PASSWORD),
+    ("ftp", ("ftp(", "ftp_login("), Evidence.PASSWORD),
+    ("fernet", ("fernet(",), Evidence.NAMED),
+    ("stripe", ("stripe(",), Evidence.NAMED),
+    ("cookieparser", ("cookieparser(",), Evidence.NAMED),
+    ("bcrypt.", ("bcrypt.hash(", "bcrypt.compare(", "bcrypt.comparesync("), Evidence.PASSWORD),
 )  # fmt: skip
-_FIRST_TOO = ("hmac", "secretkeyspec")
+_FIRST_TOO = frozenset(
+    {"hmac", "secretkeyspec", "hashsync", "hashpw", "password_hash", "make_password", "bcrypt.", "fernet", "stripe"}
+    | {"cookieparser"}
+)
 "Calls whose first string may be the key."
+_FILLED = re.compile(
+    r"passw\w{0,20}[\"']?[^\n\"'`;]{0,6}[\"'`]"
+    r"(?:[^\n\"'`;]{0,30}\.(?:type|fill|send_?keys|set_?value|type_?text)\([ \t]{0,4}|,[ \t]{0,4})(?P<q>[\"'`])"
+)
+"A field that a test of an interface finds by its name and fills in."
+_CHARACTERS = re.compile(r"\"(?P<value>[^\"\n\\]{5,200})\"\.toCharArray\(\)")
+"Java takes passwords as arrays, which can be wiped."
 _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"'`])")
 
 
 def calls(source: SearchedText) -> Iterator[Found]:
     """The later ones of several strings that a call which takes credentials is given; the first is a user or host."""
     text, lower = source.text, source.lower
+    if source.has("passw"):
+        for match in _FILLED.finditer(lower):
+            span = literal(text, match.start("q"))
+            if span is not None and is_secretive(text[slice(*span)], Evidence.PASSWORD):
+                yield "credential in a call", *span
+    if source.has("tochararray"):
+        for match in _CHARACTERS.finditer(text):
+            if is_secretive(match["value"], Evidence.PASSWORD):
+                yield "credential in a call", *match.span("value")
     for part, names, evidence in _CALLS:
         if source.has(part):
             for name in names:

@@ -12,6 +12,9 @@ Found = tuple[str, int, int]
 _WORD = r"(?:'(?P<a>[^'\n]{3,200})'|\"(?P<b>[^\"\n]{3,200})\"|(?P<c>[^\s'\"|;&<>\\]{3,200}))"
 _OPTIONS = r"(?:[^\n|;]|\\\n){0,300}?"
 _PIPED = rf"echo[ \t]+(?:-\w+[ \t]+)?{_WORD}[ \t]*\|[^\n]{{0,80}}(?:--password-stdin|chpasswd|sudo -S)"
+_HTPASSWD = r"(?:-\w{1,10}[ \t]{1,8}){1,5}(?:\S{1,80}[ \t]{1,8}){1,2}?"
+_SQLPLUS = r"(?P<e>[^\s'\"@/|;&<>\\]{3,200})"
+_ENDS = r"(?:\n|\Z|[|;&#>])"
 _NETRC = rf"\S{{1,120}}\s{{1,20}}(?:(?:login|account)[ \t]+\S{{1,120}}\s{{1,20}})?passw(?:or)?d[ \t]+{_WORD}"
 _COMMANDS = (
     # Parts of words that must all occur, and how the command goes; the value is the word that is kept.
@@ -28,9 +31,20 @@ _COMMANDS = (
     (("smbclient", "%"), rf"smbclient\b{_OPTIONS}-U[ \t]*[\"']?[^\s%'\"]{{1,60}}%{_WORD}"),
     (("pass:",), rf"-pass(?:in|out)?[ \t]+[\"']?pass:{_WORD}"),
     (("/pass:",), rf"/pass:{_WORD}"),
-    (("htpasswd",), rf"htpasswd[ \t]+-\w{{0,10}}b\w{{0,10}}[ \t]+\S{{1,80}}[ \t]+\S{{1,80}}[ \t]+{_WORD}"),
+    (("htpasswd",), rf"htpasswd[ \t]+{_HTPASSWD}{_WORD}[ \t]*{_ENDS}"),
+    (("/user:",), rf"net use[ \t]+(?:[a-z*]:?[ \t]+)?\\\\\S{{1,120}}[ \t]+{_WORD}[ \t]+/user:"),
     (("/user:",), rf"net use[ \t]+(?:\S{{1,60}}[ \t]{{1,8}}){{0,4}}?/user:\S{{1,60}}[ \t]+{_WORD}"),
     (("\nnet\n", "\nuser\n"), rf"net user[ \t]+[\w.-]{{1,60}}[ \t]+{_WORD}"),
+    (("rabbitmqctl",), rf"rabbitmqctl[ \t]+(?:add|change|authenticate)_\w{{4,8}}[ \t]+\S{{1,60}}[ \t]+{_WORD}"),
+    (("mysqladmin", "passw"), rf"mysqladmin\b{_OPTIONS}[ \t]password[ \t]+{_WORD}"),
+    (("\n-p", "ipmitool"), rf"ipmitool\b{_OPTIONS}[ \t]-P[ \t]+{_WORD}"),
+    (("freerdp", "/p:"), rf"freerdp\b{_OPTIONS}[ \t]/p:{_WORD}"),
+    (("lftp",), rf"\blftp\b{_OPTIONS}-u[ \t]+[\w.@-]{{1,60}},{_WORD}"),
+    (("sqlplus",), rf"sqlplus[ \t]+(?:-\w{{1,4}}[ \t]{{1,4}}){{0,4}}['\"]?[\w$#]{{1,60}}/{_SQLPLUS}(?=[@\s'\"])"),
+    (("\n-p", "user"), rf"\buser(?:add|mod)\b{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
+    (("kinit",), rf"kinit[ \t]{_OPTIONS}<<<[ \t]*{_WORD}"),
+    (("\nsudo\n",), rf"sudo[ \t]+-\w{{0,6}}S{_OPTIONS}<<<[ \t]*{_WORD}"),
+    (("\nexpect", "passw"), r"passw[^\n]{0,40}\bsend[ \t]+(?:--[ \t]+)?\"(?P<d>[^\"\n\\]{3,200})(?:\\[rn])?\""),
     (("vault", "login"), rf"vault[ \t]+login[ \t]+(?:-[\w=/-]{{1,40}}[ \t]{{1,4}}){{0,4}}{_WORD}"),
     (("\n-p", "upload"), rf"\bupload\b{_OPTIONS}[ \t]-p[ \t]+{_WORD}"),
     (("--passphrase",), rf"--passphrase[ \t=]+{_WORD}"),

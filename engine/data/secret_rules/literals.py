@@ -32,9 +32,11 @@ _WRAP = re.compile(
     r"(?:\b(?:new|await)\s+|[&*])?[\w.:<>!$&*@\[\]]{0,40}[({\[]$|(?<!\w)[@$a-z]{1,3}$|<[\w.]{1,30}>$|\\$"
 )
 "A call, bracket, prefix or cast that a literal stands in."
-_OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|\b(?:is|was|by))$")
+_OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
-_FALLBACK = re.compile(r"\|\||\?\?|\?:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b")
+_FALLBACK = re.compile(
+    r"\|\||\?\?|\?:|\?[^:?\n]{0,40}:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b"
+)
 _READS = re.compile(
     r"(?:env|get|fetch|config|setting|option|define|set|put|add|header|prop\w*|param|secret|var|field|flag\w*)\w{0,20}"
     r"[(\[]\W{0,3}[\w.-]*$"
@@ -177,7 +179,8 @@ def in_string(text: str, position: int, quote: str) -> bool:
 # --- names behind their values -----------------------------------------------------------------------------
 
 _COMPARED = re.compile(
-    r"[\"'`]\)?[ \t]{0,4}(?:[!=]==?[ \t]{0,4}|,[ \t]{0,4}forhttpheaderfield:[ \t]{0,4})(?P<name>[\w.@$\[\]\"'>-]{2,60})"
+    r"[\"'`]\)?[ \t]{0,4}(?:[!=]==?[ \t]{0,4}|,[ \t]{0,4}forhttpheaderfield:[ \t]{0,4}"
+    r"|\.(?:content)?equals(?:ignorecase)?\([ \t]{0,4})(?P<name>[\w.@$\[\]\"'>-]{2,60})"
 )
 _TELLING = re.compile(
     r"(?P<pass>passw|pwd|passphrase)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization"

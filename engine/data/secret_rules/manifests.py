@@ -22,6 +22,11 @@ _KEY_DATA = re.compile(
     r"(?:client-key-data|tls\.key|ssh-privatekey|id_rsa|\.dockerconfigjson|\.dockercfg)[\"']?[ \t]*:[ \t]*[\"']?"
     r"(?P<value>[\w+/=]{16,40000})"
 )
+_OAUTH = re.compile(
+    r"[\"'](?:github|gitlab|bitbucket)-(?:oauth|token)[\"'][ \t]*:[ \t]*\{\s{0,40}[\"'][\w.-]{1,100}[\"'][ \t]*:[ \t]*"
+    r"[\"'](?P<value>[^\"'\n]{8,200})[\"']"
+)
+"A host's token in Composer's auth.json."
 _PGPASS = re.compile(
     r"^[\w.*-]{1,200}:(?:\d{2,5}|\*):[\w.*-]{1,100}:[\w.*-]{1,100}:(?P<value>[^\s:]{4,200})$", re.MULTILINE
 )
@@ -38,6 +43,10 @@ def manifests(source: SearchedText) -> Iterator[Found]:
             value = text[slice(*match.span(group))]
             if ":" in (decoded_ascii(value) or "") or is_secretive(value, Evidence.NEAR):
                 yield "registry login", *match.span(group)
+    if source.has("-oauth") or source.has("-token"):
+        for match in _OAUTH.finditer(lower):
+            if is_secretive(text[slice(*match.span("value"))], Evidence.NAMED):
+                yield "registry login", *match.span("value")
     if any(map(source.has, ("key-data", "tls.key", "ssh-private", "dockerc", "id_rsa"))):
         for match in _KEY_DATA.finditer(lower):
             if not is_placeholder(text[slice(*match.span("value"))]):

@@ -11,7 +11,8 @@ from engine.data.secret_rules.values import Evidence, is_secretive
 
 Found = tuple[str, int, int]
 _IDENTIFIED = re.compile(
-    r"identified\s{1,20}(?:with\s{1,20}[\w'\"]{1,60}\s{1,20})?(?:by|as)\s{1,20}(?:password\s{1,20})?(?=['\"])"
+    r"identified\s{1,20}(?:with\s{1,20}[\w'\"]{1,60}\s{1,20})?(?:by|as)\s{1,20}(?:password\s{1,20})?"
+    r"(?:(?=['\"])|(?P<bare>[\w!#$%^&*+.-]{6,60})(?=[;\s\"'`)]|$))"
 )
 _INSERT = re.compile(
     r"insert\s{1,20}(?:ignore\s{1,20})?into\s{1,20}[\w.`\"\[\]]{1,120}\s{0,20}\((?P<columns>[^()]{1,2000})\)\s{0,20}values\s{0,20}"
@@ -30,7 +31,7 @@ def sql(source: SearchedText) -> Iterator[Found]:
     text, lower = source.text, source.lower
     if source.has("identified"):
         for match in _IDENTIFIED.finditer(lower):
-            span = literal(text, match.end())
+            span = match.span("bare") if match["bare"] else literal(text, match.end())
             if span and is_secretive(text[slice(*span)], Evidence.PASSWORD):
                 yield "password in SQL", *span
     if source.has("insert") and source.has("values"):

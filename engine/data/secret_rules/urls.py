@@ -11,6 +11,8 @@ from engine.data.secret_rules.values import Evidence, is_secretive, is_wordlike
 
 Found = tuple[str, int, int]
 _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$-]")
+_SOURCE_NAME = re.compile(r"(?<![\w/:.])[\w.-]{1,60}:(?P<value>[^\s/'\"<>{}`@:]{3,200})@(?:tcp|unix|udp)\(")
+"Go's names of MySQL's sources, which begin without a scheme."
 _USER_ONLY = re.compile(r"https?://(?P<value>[\w.~-]{20,200})@[\w.-]+")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
@@ -28,6 +30,10 @@ _AUTHORIZATION = re.compile(
 def urls(source: SearchedText) -> Iterator[Found]:
     """Passwords and tokens before the host of a URL."""
     text = source.text
+    if source.has("@tcp") or source.has("@unix") or source.has("@udp"):
+        for match in _SOURCE_NAME.finditer(text):
+            if is_secretive(match["value"], Evidence.PASSWORD):
+                yield "password in a URL", *match.span("value")
     if not (source.has("://") and source.has("@")):
         return
     for match in _IN_URL.finditer(text):

@@ -1,0 +1,165 @@
+"""A model whose layers run one tile at a time, each pass over a tile with the same weights and random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import StreamPlanError
+from engine.models.wide_gradients import WideGradients
+from engine.plan.stream_plan import StreamPlan
+from engine.randomness import KeyedGenerators
+from engine.streaming import attention as streamed_attention
+from engine.streaming import copies
+from engine.streaming.decoder import Decoder
+from engine.streaming.linears import ExpandedWeights, FrozenLinears
+from engine.streaming.mixer import Mixer, Pass
+from engine.streaming.sequence_run import SequenceRun
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
+from engine.streaming.workspace import Workspace
+
+
+class StreamedModel:
+    """The model of a StreamedStep with its buffers; runs one layer on one tile.
+
+    Arguments and errors are those of StreamedStep.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: StreamPlan,
+        *,
+        device: torch.device,
+        spill_directory: Path | None,
+        wide_gradients: WideGradients | None,
+    ) -> None:
+        self.plan, self.device, self.module = plan, device, module
+        self.decoder = Decoder(module)
+        self._streams = copies.copy_streams(device)
+        layers = self.decoder.layers
+        self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+        self.trains_embedding = self.decoder.trains_embedding
+        self._generators = KeyedGenerators(device)
+        self.linears = FrozenLinears(layers, self.decoder.config.model_type)
+        self.weights = self._make_weights(layers)
+        self._owns_gradients = wide_gradients is None
+        self.wide_gradients = wide_gradients or WideGradients(module.parameters(), home=torch.device("cpu"))
+        self.workspace = Workspace(self.decoder, plan, device, self._streams, spill_directory)
+        streamed_attention.register()
+
+    def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
+        if self.linears.quantised != (self.plan.weights == "nf4"):
+            self.linears.close()
+            stored = "in 4 bits" if self.linears.quantised else "unquantised"
+            raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
+        if self.plan.weights == "nf4":
+            return ExpandedWeights(self.linears)
+        if self.plan.weights == "resident":
+            return ResidentWeights()
+        weights = StreamedWeights(layers, self.device, self._streams)
+        waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
+        for parameter in self.module.parameters():
+            if id(parameter) not in waiting:
+                parameter.data = parameter.data.to(self.device)
+        for module in self.module.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+        return weights
+
+    @property
+    def lowest(self) -> int:
+        """Number of the lowest layer that the backward pass reaches."""
+        if self.trains_embedding:
+            return 0
+        return next((i for i, trains in enumerate(self._trainable) if trains), len(self._trainable))
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether random numbers may be drawn; in training mode any module may draw some."""
+        return self.module.training
+
+    @contextlib.contextmanager
+    def streaming(self, *, keep_factors: bool) -> Iterator[None]:
+        """Makes the model run by tiles, and restores it and the random generators on exit.
+
+        `keep_factors`: whether the linear layers keep for the backward pass what a single tile leaves room for.
+        """
+        config = self.decoder.config
+        implementation, checkpointing = config._attn_implementation, []
+        config._attn_implementation = streamed_attention.IMPLEMENTATION
+        for layer in self.decoder.layers:
+            if getattr(layer, "gradient_checkpointing", False):
+                checkpointing.append(layer)
+                layer.gradient_checkpointing = False  # type: ignore[assignment]
+        try:
+            self.linears.begin(keep_factors=keep_factors)
+            with self._generators.restored():
+                yield
+        finally:
+            self.linears.leave()
+            self.weights.leave()
+            config._attn_implementation = implementation
+            for layer in checkpointing:
+                layer.gradient_checkpointing = True  # type: ignore[assignment]
+
+    def enter(self, layer: int) -> None:
+        """Makes a layer's weights resident, once for all tiles of a pass."""
+        self.linears.enter(layer)
+        self.weights.enter(layer)
+
+    def embed(self, run: SequenceRun, tile: int) -> Tensor:
+        """Computes the first layer's input for a tile, (1, tile, hidden)."""
+        with self._numbers(run, "embedding", 0, tile, first=True):
+            ids = run.token_ids(tile)
+            return self.decoder.embed(ids.unsqueeze(0), run.arguments.positions(tile, len(ids)))
+
+    def run_layer(
+        self, run: SequenceRun, layer: int, tile: int, x: Tensor, purpose: Pass, mixer: Mixer | None = None
+    ) -> Tensor:
+        """Computes a layer's output for a tile x, both (1, tile, hidden).
+
+        Args:
+            run: The sequence.
+            layer: Number of the layer, which was entered.
+            tile: Number of the tile.
+            x: The layer's input.
+            purpose: What the output is for.
+            mixer: The layer's mixer; None for that of the run.
+
+        Raises:
+            KvCollected: in COLLECT.
+            EliteError: MODEL_FAMILY_UNSUPPORTED, for a layer that couples its tokens in an unknown way.
+        """
+        mixer = run.mixers[layer] if mixer is None else mixer
+        arguments = run.arguments.of(tile, x)[layer]
+        drawing = self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP))
+        with drawing, mixer.running(purpose, tile, run.span(tile)) as state:
+            output: Any = self.decoder.layers[layer](x, **{**arguments, **state})
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        return y
+
+    @contextlib.contextmanager
+    def _numbers(self, run: SequenceRun, purpose: str, layer: int, tile: int, *, first: bool) -> Iterator[None]:
+        """Seeds the generators from the key, so that every pass over a tile draws the same random numbers.
+
+        `first` marks the forward pass, which records whether any random number is drawn.
+        """
+        watches = first and run.watches and not run.drew
+        self._generators.seed(run.seed, purpose, layer, tile, watch=watches)
+        yield
+        if watches:
+            run.drew = self._generators.drew()
+
+    def close(self) -> None:
+        """Frees all buffers and restores the model."""
+        self.workspace.release()
+        self.linears.close()
+        self.weights.close()
+        if self._owns_gradients:
+            self.wide_gradients.close()

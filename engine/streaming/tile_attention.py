@@ -1,0 +1,397 @@
+"""Attention as a mixer: a tile takes the keys and values of earlier tiles, and adds to their gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.blockwise import attend, attend_backward
+from engine.attention.mask_tiles import Piece, causal_pieces
+from engine.streaming import attention as streamed_attention
+from engine.streaming.kv_cache import KvCache
+from engine.streaming.mixer import KvCollected, Mixer, Pass
+from engine.streaming.saved_attention import SavedAttention
+from engine.streaming.windowed_kv_cache import WindowedKvCache
+
+
+class AttentionLayers:
+    """What the attention layers of a step share: the kernel, the saved outputs and the KV caches.
+
+    Only one layer's keys and values exist at a time, so layers of the same shape share a cache.
+
+    Args:
+        config: Configuration of the model, for errors.
+        backend: Kernel of one block.
+        key_block: Most keys in one call of its backward, whose temporaries are as long as its keys.
+        forward_key_block: Most keys in one call of its forward.
+        new_kv_cache: Makes the KV cache for (kv_heads, head_dim, dtype), when the first layer shows them.
+        saved: Saves attention outputs between the passes; None to recompute attention.
+        new_windowed: Makes the KV cache of layers with a window for (kv_heads, head_dim, dtype, window); returns None
+            where it would be no smaller than that of a whole layer. Without it every layer has a whole cache.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        backend: AttentionBackend,
+        key_block: int,
+        forward_key_block: int,
+        new_kv_cache: Callable[[int, int, torch.dtype], KvCache],
+        saved: SavedAttention | None,
+        new_windowed: Callable[[int, int, torch.dtype, int], WindowedKvCache | None] | None = None,
+    ) -> None:
+        self.config, self.backend, self.saved = config, backend, saved
+        self.key_block, self.forward_key_block = key_block, forward_key_block
+        self._new_kv_cache, self._new_windowed = new_kv_cache, new_windowed
+        self._caches: dict[tuple[int, int, torch.dtype, int | None], KvCache] = {}
+        self._holders: dict[KvCache, AttentionMixer] = {}
+        self._mixers: list[AttentionMixer] = []
+        self.document_starts: Sequence[int] = (0,)
+        self.lone = False
+        "Whether the sequence is a single tile, which no other takes keys from."
+
+    def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
+        """Begins another sequence, whose layers need new mixers."""
+        self.document_starts, self.lone = document_starts, lone
+        self._holders.clear()
+        self._mixers.clear()
+
+    def mixer(self, layer: int) -> AttentionMixer:
+        """Makes the mixer of a layer for the present sequence."""
+        mixer = AttentionMixer(layer, self) if self.saved is None else SavedAttentionMixer(layer, self, self.saved)
+        self._mixers.append(mixer)
+        return mixer
+
+    def cache(self, k: Tensor, window: int | None) -> KvCache:
+        """Returns the cache for keys like k (1, kv_heads, tile, head_dim) seen through a window; made on first use."""
+        shape = k.shape[1], k.shape[3], k.dtype
+        cache = self._caches.get((*shape, window))
+        if cache is None and window is not None and self._new_windowed is not None:
+            cache = self._new_windowed(*shape, window)
+        if cache is None:
+            whole = (*shape, None)
+            if whole not in self._caches:
+                self._caches[whole] = self._new_kv_cache(*shape)
+            cache = self._caches[whole]
+        self._caches[(*shape, window)] = cache
+        return cache
+
+    @property
+    def caches(self) -> set[KvCache]:
+        """The caches that were made."""
+        return set(self._caches.values())
+
+    def hold(self, cache: KvCache, mixer: AttentionMixer) -> None:
+        """Records whose keys a cache holds."""
+        self._holders[cache] = mixer
+
+    def holds(self, cache: KvCache, mixer: AttentionMixer) -> bool:
+        """Whether a cache holds this layer's keys."""
+        return self._holders.get(cache) is mixer
+
+    def release(self) -> None:
+        """Drops the KV caches and their gradients, also those that the present mixers use."""
+        self._caches.clear()
+        self._holders.clear()
+        for mixer in self._mixers:
+            mixer.release()
+        self._mixers.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileAttention:
+    """Attention of one tile's queries over its own keys and all earlier ones, and its gradient."""
+
+    layers: AttentionLayers
+    cache: KvCache
+    "Keys and values before `start`."
+    start: int
+    "Position of the tile."
+    scale: float
+    window: int | None
+    "Keys that a query sees; None for all."
+
+    def _pieces(self, length: int, key_block: int) -> list[Piece]:
+        """Lists the mask tiles that the tile's queries see."""
+        return list(
+            causal_pieces(
+                self.start,
+                self.start + length,
+                key_block=key_block,
+                window=self.window,
+                document_starts=self.layers.document_starts,
+            )
+        )
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the attention of the tile; shapes as in AttentionBackend.
+
+        Returns:
+            out (1, heads, tile, head_dim), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
+        """
+        return attend(
+            q,
+            k,
+            v,
+            start=self.start,
+            pieces=self._pieces(q.shape[2], self.layers.forward_key_block),
+            earlier=self.cache,
+            backend=self.layers.backend,
+            scale=self.scale,
+        )
+
+    def backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the gradients of q, k, v, in their shapes and dtypes, and adds to those of earlier keys and values.
+
+        The gradients of k and v include those that later tiles have added.
+        """
+        dq, dk, dv = attend_backward(
+            grad_out,
+            q,
+            k,
+            v,
+            out,
+            logsumexp,
+            start=self.start,
+            pieces=self._pieces(q.shape[2], self.layers.key_block),
+            earlier=self.cache,
+            backend=self.layers.backend,
+            scale=self.scale,
+        )
+        if self.layers.lone:
+            return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+        later_dk, later_dv = self.cache.gradients(self.start, self.start + q.shape[2])
+        return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype)
+
+
+class _WithGraph(Function):
+    """Attention whose gradient is TileAttention.backward; `attended` gives its output and logsumexp."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attention: TileAttention,
+        attended: Callable[[], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        out, logsumexp = attended()
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        ctx.attention = attention
+        # A view, so that autograd does not take the saved output's buffer for a fresh output that it may overwrite.
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        attention: TileAttention = ctx.attention
+        return *attention.backward(grad_out, *ctx.saved_tensors), None, None
+
+
+def _with_graph(
+    attention: TileAttention, q: Tensor, k: Tensor, v: Tensor, attended: Callable[[], tuple[Tensor, Tensor]]
+) -> Tensor:
+    result: Tensor = _WithGraph.apply(q, k, v, attention, attended)  # type: ignore[no-untyped-call]
+    return result
+
+
+_Case = Callable[[TileAttention, int, Tensor, Tensor, Tensor], Tensor]
+"""Computes a tile's attention from (attention, number of the tile, q, k, v)."""
+
+
+class AttentionMixer(Mixer):
+    """Keys and values of one attention layer, of its whole context or of a window; a recompute attends again.
+
+    Args:
+        layer: Number of the layer.
+        layers: What it shares with the other layers.
+    """
+
+    def __init__(self, layer: int, layers: AttentionLayers) -> None:
+        self.layer, self._layers = layer, layers
+        self._cache: KvCache | None = None
+        self._window: int | None = None
+        self._cases = self._choose_cases(lone=layers.lone)
+
+    def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
+        """Chooses what each pass does with a tile; a lone tile's keys serve no other."""
+        attend_first = self._attend if lone else self._append_and_attend
+        return {
+            Pass.FORWARD: attend_first,
+            Pass.EVALUATE: attend_first,
+            Pass.REPEAT: attend_first,
+            Pass.COLLECT: self._append_and_end,
+            Pass.GRADIENT: self._attend_with_graph,
+            Pass.KEEP: self._attend_with_graph,
+        }
+
+    @contextlib.contextmanager
+    def running(self, purpose: Pass, tile: int, span: slice) -> Iterator[Mapping[str, Any]]:
+        """See Mixer.
+
+        Raises:
+            EliteError: MODEL_FAMILY_UNSUPPORTED, for a layer that does not call the attention function once.
+        """
+        call = _Call(self, self._cases[purpose], tile, span.start)
+        with streamed_attention.one_call(call, self._layers.config, self.layer):
+            yield {}
+
+    def at(self, start: int, k: Tensor, scale: float, window: int | None) -> TileAttention:
+        """Returns the attention of the tile at `start` for keys like k (1, kv_heads, tile, head_dim).
+
+        Raises:
+            RuntimeError: an earlier pass had another window. The KV cache may then lack keys that the layer sees.
+        """
+        if self._cache is None:
+            self._window = window
+        elif self._window != window:
+            raise RuntimeError(f"layer {self.layer} attends through a window of {window} after one of {self._window}")
+        self._cache = self._layers.cache(k, window)
+        return TileAttention(layers=self._layers, cache=self._cache, start=start, scale=scale, window=window)
+
+    def release(self) -> None:
+        """Drops the KV cache."""
+        self._cache = None
+
+    # --- what a pass does with a tile ------------------------------------------------------------------------
+
+    def _attend(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention.forward(q, k, v)[0]
+
+    def _append_and_attend(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._append(attention, k, v)
+        return attention.forward(q, k, v)[0]
+
+    def _append_and_end(self, attention: TileAttention, _: int, __: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._append(attention, k, v)
+        raise KvCollected
+
+    def _attend_with_graph(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _with_graph(attention, q, k, v, lambda: attention.forward(q, k, v))
+
+    def _append(self, attention: TileAttention, k: Tensor, v: Tensor) -> None:
+        attention.cache.append(attention.start, k, v)
+        self._layers.hold(attention.cache, self)
+
+    # --- keys and values restored for the backward pass ------------------------------------------------------
+
+    def restore(self, spans: Sequence[slice]) -> bool:
+        """See Mixer. A single tile needs only its own keys; those in a window are restored tile by tile."""
+        if len(spans) == 1 or self.reach is not None:
+            return True
+        return self._cache is not None and (self._layers.holds(self._cache, self) or self._fetch(spans, self._cache))
+
+    def _fetch(self, spans: Sequence[slice], cache: KvCache) -> bool:  # noqa: ARG002
+        """Fetches the saved keys and values of all tiles into the cache; returns whether they were saved."""
+        return False
+
+    def begin_backward(self) -> None:
+        """See Mixer."""
+        if not self._layers.lone:
+            assert self._cache is not None
+            self._cache.zero_gradients()
+
+    @property
+    def reach(self) -> int | None:
+        """Counts the earlier tiles whose keys are restored just before a tile; None where all come first."""
+        return self._cache.ring.reach if isinstance(self._cache, WindowedKvCache) else None
+
+    def below(self, tile: int, tiles: int) -> range:
+        """Lists the tiles whose keys are restored just before this one, where tiles run down from the last."""
+        reach = self.reach or 0
+        lowest = tile - reach
+        nearest = tile - 1 if tile == tiles - 1 else lowest  # the others were restored before a later tile
+        return range(nearest, max(lowest, 0) - 1, -1) if reach else range(0)
+
+    def backward_order(self, tiles: int) -> list[tuple[Pass, int]]:
+        """See Mixer. The keys in a window are collected just before the first tile that sees them."""
+        order = []
+        for tile in reversed(range(tiles)):
+            order += [(Pass.COLLECT, below) for below in self.below(tile, tiles)]
+            order.append((Pass.GRADIENT, tile))
+        return order
+
+
+class SavedAttentionMixer(AttentionMixer):
+    """An AttentionMixer whose backward pass reads attention outputs that the forward pass saved.
+
+    Args:
+        layer, layers: As in AttentionMixer.
+        saved: Saves the outputs, and keys and values where they are small.
+    """
+
+    def __init__(self, layer: int, layers: AttentionLayers, saved: SavedAttention) -> None:
+        self._saved = saved
+        super().__init__(layer, layers)
+
+    def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
+        return {
+            **super()._choose_cases(lone=lone),
+            Pass.FORWARD: self._attend_and_save if lone else self._append_attend_and_save,
+            Pass.REPEAT: self._read,
+            Pass.GRADIENT: self._read_with_graph,
+        }
+
+    def _attend_and_save(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, logsumexp = attention.forward(q, k, v)
+        self._saved.write(self.layer, tile, out, logsumexp)
+        return out
+
+    def _append_attend_and_save(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._append(attention, k, v)
+        self._saved.write_kv(self.layer, tile, q, k, v)
+        return self._attend_and_save(attention, tile, q, k, v)
+
+    def _read(self, _: TileAttention, tile: int, *__: Tensor) -> Tensor:
+        return self._saved.read(self.layer, tile)[0]
+
+    def _read_with_graph(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _with_graph(attention, q, k, v, lambda: self._saved.read(self.layer, tile))
+
+    def prefetch(self, purpose: Pass, tile: int) -> None:
+        """See Mixer."""
+        if purpose in (Pass.REPEAT, Pass.GRADIENT):
+            self._saved.prefetch(self.layer, tile)
+
+    def _fetch(self, spans: Sequence[slice], cache: KvCache) -> bool:
+        if not self._saved.restore_kv(self.layer, spans, cache):
+            return False
+        self._layers.hold(cache, self)
+        return True
+
+    def backward_order(self, tiles: int) -> list[tuple[Pass, int]]:
+        """See Mixer. Saved keys in a window are fetched instead (`restore_below`)."""
+        order = super().backward_order(tiles)
+        return [turn for turn in order if turn[0] is Pass.GRADIENT] if self._saved.keeps_kv(self.layer) else order
+
+    def restore_below(self, tile: int, spans: Sequence[slice]) -> None:
+        """See Mixer. Also prefetches the keys and values of the next tile."""
+        cache = self._cache
+        if not isinstance(cache, WindowedKvCache) or not self._saved.keeps_kv(self.layer):
+            return
+        for below in self.below(tile, len(spans)):
+            cache.append(spans[below].start, *self._saved.read_kv(self.layer, below, cache.kv_heads))
+        for below in self.below(tile - 1, len(spans)):
+            self._saved.prefetch_kv(self.layer, below)
+
+
+class _Call:
+    """The AttentionState of one call of a layer."""
+
+    def __init__(self, mixer: AttentionMixer, case: _Case, tile: int, start: int) -> None:
+        self._mixer, self._case, self._tile, self._start = mixer, case, tile, start
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """See AttentionState."""
+        return self._case(self._mixer.at(self._start, k, scale, window), self._tile, q, k, v)
