@@ -69,6 +69,7 @@ def run_engine(arguments, state, until=None):
     """Events of `engine train`; `until` is a step after which its training process is killed."""
     command = [sys.executable, "-m", "engine", "train", "--json", *map(str, arguments)]
     environment = {**os.environ, STATE_VARIABLE: str(state), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     events, trainer = [], None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
