@@ -14,9 +14,15 @@ from support.tiny import VOCABULARY
 
 from engine.data.pairs import Pair
 from engine.models.fine_tuning import AdapterTuning
+from engine.plan.stream_plan import StreamPlan
+from engine.protocol import LogLine, RecoveryTaken
+from engine.steps.partial_checkpoint import PartialCheckpointStore
 from engine.steps.preference_step import PreferenceLoss, PreferenceStep
 from engine.steps.reference_losses import ReferenceLosses
+from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import StepAbandonedError
+
+CPU = torch.device("cpu")
 
 SETTINGS = {
     "plain": {"beta": 0.3},
@@ -156,3 +162,47 @@ def test_pairs_differ_by_their_border_and_their_answers():
     assert len({one.digest, moved.digest, Pair(one.ids, one.starts, other).digest}) == 3
     assert Pair(one.ids.copy(), one.starts, one.learnt.copy()).digest == one.digest
     assert (one.divisor, len(one.chosen), len(one.rejected)) == (1.0, 49, 66)
+
+
+@pytest.mark.parametrize("boundary", [1, 3, 5])
+def test_killed_within_an_update_and_resumed(tmp_path, boundary):
+    """Two pairs are four sides of two layers. The sides weigh as before, so the saved state is of the same step."""
+
+    class Killed(BaseException):
+        pass
+
+    def start(folder, kills_at):
+        model, saved = wide_model(), []
+        store = PartialCheckpointStore(folder / "in-step", 0.0, saved.append)
+        write = store.at_boundary
+
+        def at_boundary(*arguments, **options):
+            write(*arguments, **options)
+            if sum(isinstance(event, LogLine) for event in saved) == kills_at:
+                raise Killed
+
+        store.at_boundary = at_boundary
+        (folder / "spill").mkdir(parents=True, exist_ok=True)
+        step = PreferenceStep(
+            AdapterTuning(model),
+            None,
+            build=lambda _: StreamedWindows(
+                AdapterTuning(model), StreamPlan(tile=16, key_block=32), device=CPU, spill_directory=folder, store=store
+            ),
+            smaller=lambda *_: None,
+            notify=lambda *_: None,
+            preference=PreferenceLoss(beta=0.3),
+            reference={one.digest: (100.0, 120.0) for one in PAIRS},
+        )
+        return model, step, saved
+
+    whole, step, _ = start(tmp_path / "whole", 0)
+    expected = step.run(PAIRS[:2], 0.5, Quiet())
+    _, step, _ = start(tmp_path / "cut", boundary)
+    with pytest.raises(Killed):
+        step.run(PAIRS[:2], 0.5, Quiet())
+    model, step, events = start(tmp_path / "cut", 0)
+    assert step.run(PAIRS[:2], 0.5, Quiet()) == expected
+    assert [event for event in events if isinstance(event, RecoveryTaken)]
+    for name, gradient in gradients(whole).items():
+        assert torch.equal(gradients(model)[name], gradient), name
