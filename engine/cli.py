@@ -23,6 +23,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "plan",
     "probe",
     "data",
+    "sessions",
     "train",
     "runs",
     "control",

@@ -126,6 +126,11 @@ DATA_SET_LIBRARY = _declare(
     "install elite-tui[datasets], or pass JSON Lines",
     about="data.datasets",
 )
+DATE_INVALID = _declare(
+    "date-invalid",
+    "--{option} is {value}, which is no date",
+    "write it as 2026-11-30",
+)
 CONVERSATIONS_OVERLONG = _declare(
     "conversations-overlong",
     "{longer} of {count} conversations are longer than the context of {context} tokens, the longest has {longest}",

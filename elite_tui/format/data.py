@@ -20,7 +20,7 @@ from elite_tui.format.layout import hanging, line_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.data.report import DataReport, OrderRow, SkippedRow, WindowsRow
+    from engine.data.report import ConversationsRow, DataReport, OrderRow, SkippedRow, WindowsRow
 
 SHOWN = 10
 "Rows shown of a list that may be long; `engine data --json` has all of them."
@@ -50,6 +50,17 @@ def _reading_order(order: OrderRow) -> str:
     return f"{linked} import one another ({imports}); each is read after those that it imports{cycles}"
 
 
+def _conversations(found: ConversationsRow, share: float) -> str:
+    """Says which tiers hold the conversations whole, and how much of them counts in the loss."""
+    fits = f"tier {found.fits} holds all" if found.fits else "no tier holds all"
+    tiers = [f"tier {row.tier} {row.whole:,}" for row in found.tiers if 0 < row.whole < found.count]
+    whole = f"{', '.join(tiers)}, {fits}" if tiers else fits
+    return (
+        f"{found.count:,}, the longest of {found.longest:,} tokens; whole: {whole}; "
+        f"{percent_in_words(share)} of the tokens count in the loss"
+    )
+
+
 def footnote(report: DataReport) -> Content:
     """Formats the dataset's origin and further notes."""
     how = "taken from the store" if report.reused else "built"
@@ -77,6 +88,9 @@ def what_is_in(report: DataReport, width: int) -> Content:
             )
         )
     lines += _more(len(report.languages), "language")
+    if report.conversations is not None:
+        words = _conversations(report.conversations, report.loss_tokens / (report.tokens or 1))
+        lines += [Content(""), *hanging(Content.styled("conversations  ", "$muted"), Content(words), width)]
     order = report.order
     if order.by == "imports":
         words = _reading_order(order)

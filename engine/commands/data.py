@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
+from engine.data.filters import PROBLEMS
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -225,6 +226,11 @@ def _print_left_out(console: Console, report: DataReport) -> None:
     for row in report.skipped:
         switch = f"; {row.kept_by} keeps them" if row.kept_by else ""
         console.print(f"  {row.files:>7,} {row.reason}: {row.explanation}{switch}")
+        if row.reason in PROBLEMS:
+            for example in row.examples[:_LINES_SHOWN]:
+                console.print(f"          {example}")
+            if row.files > _LINES_SHOWN:
+                console.print(f"          and {row.files - _LINES_SHOWN:,} more")
     if report.licence_headers:
         console.print(f"took out {report.licence_headers:,} repeated licence headers")
     _print_some(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ class Chats:
             [encoded] = encode_conversations(self._encoder.plain_text, [self.render(short)])
             if len(encoded.ids) <= limit or gone == len(outputs):
                 break
-        return encoded if len(encoded.ids) <= limit else whole
+        return replace(encoded, shortened=True) if len(encoded.ids) <= limit else whole
 
 
 def encode_continued(encoder: Encoder, conversations: Sequence[Conversation]) -> list[EncodedConversation]:

@@ -14,6 +14,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from engine.data.messages import (
+    NoConversationError,
+    as_messages,
+    calls_of,
+    content_of,
+    failed,
+    is_on,
+    kind_of,
+    parsed,
+    tools_of,
+)
+
 LANGUAGE = "Conversation"
 "What the report lists them under."
 REVISION = 1
@@ -52,15 +64,6 @@ _COLUMNS = (
 _FLAGS = ("weight", "train", "training", "loss")
 _CONTINUED = (("prompt", "completion"), ("prompt", "code"))
 "Pairs whose second text goes on with the first one, as it stands."
-
-
-class NoConversationError(Exception):
-    """A row is no conversation to learn."""
-
-    def __init__(self, reason: str, problem: str) -> None:
-        super().__init__(problem)
-        self.reason = reason
-        "A key of engine.data.filters.REASONS."
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class RowReader:
         if self.preferences:
             return "+".join(self.fields.get(name, name) for name in ("chosen", "rejected"))
         for name in _MESSAGES:
-            if has(name) and not isinstance(value(name), str | int | float):
+            if has(name) and (value(name) is None or isinstance(value(name), list)):
                 return self.fields.get(name, name)
             if has(name) and isinstance(value(name), str) and str(value(name)).lstrip().startswith("[{"):
                 return self.fields.get(name, name)
@@ -219,6 +222,15 @@ class RowReader:
         Raises:
             NoConversationError: it holds none that can be learnt.
         """
+        try:
+            conversation = self._read(values, date)
+            conversation.digest()
+            conversation.texts()
+        except RecursionError:
+            raise NoConversationError("bad message", "its values are nested too deep") from None
+        return conversation
+
+    def _read(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
         if self.preferences:
             return self._preference(values, date)
         return self._conversation(*self._found(values), date)
@@ -260,7 +272,7 @@ class RowReader:
         if self.train_on == "last":
             learnt = [on and number == answers[-1] for number, on in enumerate(learnt)]
         if self.mask_errors:
-            learnt = [on and not _failed(messages, number) for number, on in enumerate(learnt)]
+            learnt = [on and not failed(messages, number) for number, on in enumerate(learnt)]
         for number in answers:
             message = messages[number]
             if not str(message.get("content") or "").strip() and not message.get("tool_calls"):
@@ -274,7 +286,7 @@ class RowReader:
         self, values: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], list[bool], tuple[Mapping[str, Any], ...] | None]:
         get = self._get(values)
-        tools = _tools(get("tools") if get("tools") is not None else get("functions"))
+        tools = tools_of(get("tools") if get("tools") is not None else get("functions"))
         system = get("system")
         given = next((get(name) for name in _MESSAGES if get(name) is not None), None)
         if given is not None:
@@ -291,20 +303,20 @@ class RowReader:
         return lambda name: values.get(self.fields.get(name, name))
 
     def _messages(self, given: Any, what: str) -> tuple[list[dict[str, Any]], list[bool]]:
-        given = _parsed(given)
+        given = parsed(given)
         if not isinstance(given, list):
-            raise NoConversationError("no conversation", f"its {what} are no list, but {_kind(given)}")
+            raise NoConversationError("no conversation", f"its {what} are no list, but {kind_of(given)}")
         messages: list[dict[str, Any]] = []
         learnt: list[bool] = []
         for number, one in enumerate(given, 1):
-            message, on = self._message(_parsed(one), f"message {number}")
+            message, on = self._message(parsed(one), f"message {number}")
             messages.append(message)
             learnt.append(on)
         return messages, learnt
 
     def _message(self, given: Any, name: str) -> tuple[dict[str, Any], bool]:
         if not isinstance(given, dict):
-            raise NoConversationError("bad message", f"{name} is no object, but {_kind(given)}")
+            raise NoConversationError("bad message", f"{name} is no object, but {kind_of(given)}")
         get = self._get(given)
         role = next((get(key) for key in ("role", "from", "speaker") if get(key) is not None), None)
         if not isinstance(role, str):
@@ -313,14 +325,14 @@ class RowReader:
         if known is None:
             raise NoConversationError("bad role", f"{name} has the role {role[:40]!r}")
         content = next((get(key) for key in ("content", "value", "text") if get(key) is not None), None)
-        content, reasoning = _content(content, name)
+        content, reasoning = content_of(content, name)
         if known == "call":
-            message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": _calls(content, name)}
+            message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls_of(content, name)}
         else:
             message = {"role": known, "content": content}
             calls = get("tool_calls") if get("tool_calls") is not None else get("function_call")
             if known == "assistant" and calls not in (None, [], {}, ""):
-                message["tool_calls"] = _calls(calls, name)
+                message["tool_calls"] = calls_of(calls, name)
             elif content is None and known != "assistant":
                 raise NoConversationError("bad content", f"{name} ({role}) has no content")
         reasoning = next(
@@ -333,11 +345,11 @@ class RowReader:
                 message[key] = get(key)
         if get("is_error") is True or get("error") not in (None, False, "") or get("status") == "error":
             message["failed"] = True
-        return message, all(_is_on(get(flag), flag, name) for flag in _FLAGS)
+        return message, all(is_on(get(flag), flag, name) for flag in _FLAGS)
 
     def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[bool]]:
         """The chosen side of a preference: a conversation, its last message, or text."""
-        prompt, chosen = _parsed(prompt), _parsed(chosen)
+        prompt, chosen = parsed(prompt), parsed(chosen)
         if isinstance(chosen, str) and prompt is None and "\n\nAssistant:" in chosen:
             said = re.split(r"(?:^|\n\n)(Human|Assistant):", chosen)[1:]
             spoken = [
@@ -346,8 +358,8 @@ class RowReader:
             ]
             messages, _ = self._messages(spoken, "messages")
             return messages, [False] * (len(messages) - 1) + [True]
-        before, _ = self._messages(_as_messages(prompt, "user", "prompt"), "prompt") if prompt is not None else ([], [])
-        after, learnt = self._messages(_as_messages(chosen, "assistant", "chosen"), "chosen")
+        before, _ = self._messages(as_messages(prompt, "user", "prompt"), "prompt") if prompt is not None else ([], [])
+        after, learnt = self._messages(as_messages(chosen, "assistant", "chosen"), "chosen")
         if before and after[: len(before)] == before:
             after, learnt = after[len(before) :], learnt[len(before) :]
         return [*before, *after], [*[False] * len(before), *learnt]
@@ -357,10 +369,10 @@ class RowReader:
         pair = next((pair for pair in _PAIRS if all(get(name) is not None for name in pair)), None)
         if pair is None:
             raise NoConversationError("no conversation", "it has no messages, and no prompt with its completion")
-        asked, answer = (_parsed(get(name)) for name in pair)
+        asked, answer = (parsed(get(name)) for name in pair)
         if not isinstance(asked, str) or not isinstance(answer, str):
-            before, _ = self._messages(_as_messages(asked, "user", pair[0]), pair[0])
-            after, learnt = self._messages(_as_messages(answer, "assistant", pair[1]), pair[1])
+            before, _ = self._messages(as_messages(asked, "user", pair[0]), pair[0])
+            after, learnt = self._messages(as_messages(answer, "assistant", pair[1]), pair[1])
             return [*before, *after], [*[False] * len(before), *learnt]
         more = get("input")
         if pair[0] == "instruction" and isinstance(more, str) and more.strip():
@@ -372,140 +384,9 @@ class RowReader:
             prompt = {"role": "prompt", "content": f"{asked}{between}"}
             return [prompt, {"role": "completion", "content": answer}], [False, True]
         earlier: list[dict[str, Any]] = []
-        for turn in _parsed(get("history")) or []:
+        for turn in parsed(get("history")) or []:
             if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
                 raise NoConversationError("bad message", "its history is no list of pairs of texts")
             earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
         messages = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         return messages, [True] * len(messages)
-
-
-def _as_messages(given: Any, role: str, name: str) -> list[Any]:
-    if isinstance(given, str):
-        return [{"role": role, "content": given}]
-    if isinstance(given, dict):
-        return [given]
-    if not isinstance(given, list):
-        raise NoConversationError("no conversation", f"its {name} is neither text nor messages, but {_kind(given)}")
-    return given
-
-
-def _parsed(value: Any) -> Any:
-    """What JSON in a text stands for, as tables hold nested values; any other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
-            return found
-        if isinstance(found, dict) and ({"role", "content"} <= set(found) or {"from", "value"} <= set(found)):
-            return found
-    return value
-
-
-def _content(given: Any, name: str) -> tuple[str | None, str | None]:
-    """A message's text, and the reasoning among its parts."""
-    if given is None or isinstance(given, str):
-        return given, None
-    if not isinstance(given, list):
-        raise NoConversationError("bad content", f"the content of {name} is {_kind(given)}")
-    texts, reasoning = [], []
-    for part in given:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        kind = part.get("type", "text") if isinstance(part, dict) else _kind(part)
-        text = part.get("text") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(text, str):
-            texts.append(text)
-        elif kind in ("thinking", "reasoning") and isinstance(part.get(kind, text), str):
-            reasoning.append(part.get(kind, text))
-        else:
-            raise NoConversationError("bad content", f"{name} holds a part that is no text ({str(kind)[:40]})")
-    return "".join(texts), "".join(reasoning) or None
-
-
-def _calls(given: Any, name: str) -> list[dict[str, Any]]:
-    given = _json(given)
-    calls = given if isinstance(given, list) else [given]
-    made = []
-    for call in calls:
-        function = _json(call.get("function", call)) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise NoConversationError("bad tool call", f"a call of {name} names no function")
-        arguments = function.get("arguments", function.get("parameters", function.get("input")))
-        arguments = {} if arguments in (None, "") else _json(arguments)
-        if not isinstance(arguments, dict):
-            problem = f"the arguments of {function['name'][:40]!r} in {name} are no JSON object"
-            raise NoConversationError("bad tool call", problem)
-        made.append(_call(call, function["name"], function, arguments))
-    if not made:
-        raise NoConversationError("bad tool call", f"{name} calls nothing")
-    return made
-
-
-def _call(
-    call: Mapping[str, Any], name: str, function: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A call with its fields in the row's order, in which a template may write them down."""
-    told: dict[str, Any] = {"name": name, "arguments": arguments}
-    told = {key: told[key] for key in sorted(told, key=lambda key: list(function).index(key) if key in function else 9)}
-    whole: dict[str, Any] = {} if "type" in call and "function" in call else {"type": "function"}
-    for key, value in call.items():
-        if key == "function":
-            whole[key] = told
-        elif (key == "type" and value == "function") or (key == "id" and isinstance(value, str) and value):
-            whole[key] = value
-    return {**whole, "function": told}
-
-
-def _tools(given: Any) -> tuple[Mapping[str, Any], ...] | None:
-    given = _json(given)
-    if given in (None, [], "", {}):
-        return None
-    if not isinstance(given, list):
-        raise NoConversationError("bad tools", f"its tools are no list, but {_kind(given)}")
-    made = []
-    for one in given:
-        tool = _json(one)
-        tool = tool if not isinstance(tool, dict) or "function" in tool else {"type": "function", "function": tool}
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise NoConversationError("bad tools", "one of its tools names no function")
-        made.append({"type": "function", **tool})
-    return tuple(made)
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _is_on(value: Any, flag: str, name: str) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise NoConversationError("bad message", f"the {flag} of {name} is neither 0 nor 1")
-    return bool(value)
-
-
-def _failed(messages: Sequence[Mapping[str, Any]], number: int) -> bool:
-    """Whether a call came to an error, as the results behind it say."""
-    if not messages[number].get("tool_calls"):
-        return False
-    for message in messages[number + 1 :]:
-        if message["role"] != "tool":
-            return False
-        if message.get("failed"):
-            return True
-    return False
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "nothing", bool: "a truth value", int: "a number", float: "a number", str: "text"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

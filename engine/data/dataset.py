@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from engine.tokenization.chat_encoder import EncodedConversation
     from engine.tokenization.chat_template import ChatTemplate
 
-    _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]
+    _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None, bool]
 
 _BATCH_BYTES = 2 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
@@ -169,8 +169,6 @@ def build_dataset(
                 continue
         prune(cache, keep=data.stores_kept, present=key)
         seconds = time.monotonic() - started
-        if limit is not None and data.overlong == "refuse":
-            _refuse_overlong(longest_sides(store) if preferences else store.conversations(), limit)
         drop = limit is not None and data.overlong in ("drop", "cut-oldest-tool-output")
         if preferences:
             windows: tuple[Windows, Windows] = pair_windows(store, reading.held_out, context)
@@ -178,9 +176,9 @@ def build_dataset(
         else:
             windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
             lengths = store.conversations()
-        if drop and (dropped := int((lengths > context).sum())):
-            reading.skipped["overlong"] += dropped
         notes = (*reading.notes, *notes)
+        if limit is not None:
+            notes += _decide_overlong(store, lengths, reading, data, limit)
         return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
 
@@ -212,9 +210,19 @@ def _chats(tokenizer: Any, encoder: Encoder, data: DataSection) -> Chats | None:
     return None if template is None else Chats(encoder, template)
 
 
-def _refuse_overlong(lengths: npt.NDArray[np.int64], limit: int) -> None:
+def _decide_overlong(
+    store: TokenStore, lengths: npt.NDArray[np.int64], reading: Reading, data: DataSection, limit: int
+) -> tuple[str, ...]:
+    """Refuses or counts the conversations that are longer than the context, and says what becomes of them.
+
+    `lengths` are the tokens of each one, of a pair those of its longer side.
+
+    Raises:
+        EliteError: CONVERSATIONS_OVERLONG.
+    """
     longer = int((lengths > limit).sum())
-    if longer:
+    told = []
+    if longer and data.overlong == "refuse":
         longest = int(lengths.max())
         tier = next((tier for tier in tiers() if tier.context >= longest), None)
         text = "no tier holds all"
@@ -223,6 +231,14 @@ def _refuse_overlong(lengths: npt.NDArray[np.int64], limit: int) -> None:
         raise errors.CONVERSATIONS_OVERLONG(
             longer=f"{longer:,}", count=f"{len(lengths):,}", context=f"{limit:,}", longest=f"{longest:,}", tier=text
         )
+    if store.shortened:
+        told.append(f"{store.shortened:,} conversations had output of tools cut, the oldest first, to {limit:,} tokens")
+    if longer and data.overlong == "split":
+        told.append(f"{longer:,} conversations are longer than {limit:,} tokens, and are cut into several windows")
+    elif longer:
+        reading.skipped["overlong"] += longer
+        told.append(f"{longer:,} conversations are longer than {limit:,} tokens, and are left out")
+    return tuple(told)
 
 
 def _too_little(
@@ -310,8 +326,8 @@ def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, making: _Ma
         report(done, total, "bytes tokenised")
         # Held-out files stay as they are, so that their loss can be compared whatever is trained on.
         rates = [0.0 if builder.files + offset >= train else making.fim for offset in range(len(batch))]
-        for (item, _), (ids, lines, learnt) in zip(batch, _encoded(batch, rates, making), strict=True):
-            builder.append(ids, lines, learnt)
+        for (item, _), (ids, lines, learnt, shortened) in zip(batch, _encoded(batch, rates, making), strict=True):
+            builder.append(ids, lines, learnt, shortened=shortened)
             done += item.file.size
     report(total, total, "bytes tokenised")
 
@@ -336,7 +352,7 @@ def _encoded(
     ):
         # What is rearranged has no place that is good for a cut.
         lines = batch[number][0].definitions[: 0 if middle else None]
-        made[number] = ids, encoder.lines_to_tokens(ids, text, lines), None
+        made[number] = ids, encoder.lines_to_tokens(ids, text, lines), None, False
     found = encode_continued(encoder, [one for _, one in continued])
     if making.chats is not None:
         found += making.chats.encode([one for _, one in chats], making.cut)
@@ -344,15 +360,16 @@ def _encoded(
         if number in made:  # the rejected side follows the chosen one
             made[number] = _both(made[number], encoded)
         else:
-            made[number] = encoded.ids, encoded.turns, encoded.learnt
+            made[number] = encoded.ids, encoded.turns, encoded.learnt, encoded.shortened
     return [made[number] for number in range(len(batch))]
 
 
 def _both(chosen: _Encoded, rejected: EncodedConversation) -> _Encoded:
     """Both sides of a preference one after the other, with the border between them as the only place for a cut."""
-    (ids, _, learnt), border = chosen, np.array([len(chosen[0])], dtype=np.int64)
+    (ids, _, learnt, shortened), border = chosen, np.array([len(chosen[0])], dtype=np.int64)
     assert learnt is not None
-    return np.concatenate([ids, rejected.ids]), border, np.concatenate([learnt, rejected.learnt])
+    labels = np.concatenate([learnt, rejected.learnt])
+    return np.concatenate([ids, rejected.ids]), border, labels, shortened or rejected.shortened
 
 
 def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:

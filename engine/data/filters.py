@@ -65,6 +65,21 @@ REASONS: Mapping[str, str] = {
 }
 "Every reason with its explanation, in the order in which a file is tried."
 
+PROBLEMS = (
+    "no conversation",
+    "no messages",
+    "no answer",
+    "empty answer",
+    "bad message",
+    "bad role",
+    "bad content",
+    "bad tool call",
+    "bad tools",
+    "not trained",
+    "template",
+    "not split",
+)
+"Reasons whose examples say what is wrong with a row."
 SWITCHABLE = (
     "vendored",
     "build output",

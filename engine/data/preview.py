@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +53,48 @@ def _tokenizer(model: ModelSpec) -> tuple[Any, str]:
 
     path = _tokenizer_file(model)
     if path is not None:
-        return Tokenizer.from_file(str(path)), ""
+        return with_chat_template(Tokenizer.from_file(str(path)), path.parent), ""
     note = f"tokens are counted with the embedded demo model's tokenizer: that of {model.name} is not on disk yet"
     return Tokenizer.from_file(str(asset("demo-model", "tokenizer.json"))), note
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A tokenizer with the chat template and the special tokens that its folder names."""
+
+    backend_tokenizer: Any
+    chat_template: Any
+    bos_token: str | None
+    eos_token: str | None
+    eos_token_id: int | None
+
+
+def with_chat_template(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer with the chat template of its folder; as it is where that holds none.
+
+    Args:
+        tokenizer: A tokenizers.Tokenizer.
+        folder: With tokenizer_config.json and chat_template.jinja, as transformers writes them.
+    """
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = found if isinstance(found, dict) else {}
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # of several, by name
+        template = {one["name"]: one["template"] for one in template if isinstance(one, dict) and len(one) > 1}
+    with contextlib.suppress(OSError, ValueError):
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not template:
+        return tokenizer
+
+    def named(key: str) -> str | None:
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        return text if isinstance(text, str) else None
+
+    end = named("eos_token")
+    return _Saved(tokenizer, template, named("bos_token"), end, tokenizer.token_to_id(end) if end else None)
 
 
 def _tokenizer_file(model: ModelSpec) -> Path | None:

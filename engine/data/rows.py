@@ -23,9 +23,10 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 from engine import errors
 from engine.data.collect import SourceFile
-from engine.data.conversations import LANGUAGE, Conversation, NoConversationError, RowReader
+from engine.data.conversations import LANGUAGE, Conversation, RowReader
 from engine.data.json_arrays import element_at, elements, is_array
 from engine.data.languages import language_by_name
+from engine.data.messages import NoConversationError
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, without_nothing
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")

@@ -85,6 +85,8 @@ class TokenStore:
     newlines: npt.NDArray[np.uint8]
     depths: npt.NDArray[np.int8] | None = None
     learnt: LearntTokens | None = None
+    shortened: int = 0
+    "Conversations of which output of tools was left out."
 
     def loss_tokens(self) -> int:
         """Tokens that are predicted where no document is cut."""
@@ -204,6 +206,7 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
         np.fromfile(path / _NEWLINES, dtype=np.uint8),
         np.fromfile(path / _DEPTHS, dtype=np.int8).reshape(2, -1),
         LearntTokens(_mapped(path / _LEARNT, np.dtype(np.uint8)), 0, count) if manifest["masked"] else None,
+        int(manifest["shortened"]),
     )
 
 
@@ -249,7 +252,7 @@ class StoreBuilder:
         self._key = key
         self._dtype = dtype
         self._path.mkdir(exist_ok=True)
-        self._masked = masked
+        self._masked, self._shortened = masked, 0
         self._lengths, self._borders, self._rest = self._read_checkpoint()
         self._total = sum(self._lengths)
         self._tokens_file = self._open(_TOKENS, self._total * dtype.itemsize)
@@ -289,6 +292,8 @@ class StoreBuilder:
         ids: npt.NDArray[np.uint32],
         definitions: npt.NDArray[np.int64],
         learnt: npt.NDArray[np.bool_] | None = None,
+        *,
+        shortened: bool = False,
     ) -> None:
         """Adds the next file.
 
@@ -296,7 +301,9 @@ class StoreBuilder:
             ids: Its tokens. Shape (tokens,).
             definitions: First token of each of its definitions, ascending, counted from its own first one.
             learnt: Whether each token is predicted. Shape (tokens,). None: all are.
+            shortened: Whether it is a conversation of which output of tools was left out.
         """
+        self._shortened += shortened
         if self._masked:
             bits = np.concatenate([self._rest, np.ones(len(ids), dtype=bool) if learnt is None else learnt])
             bytes_full = len(bits) // 8 * 8
@@ -313,7 +320,12 @@ class StoreBuilder:
     def checkpoint(self) -> None:
         """Makes the files appended so far survive a kill or a power cut."""
         self._sync_tokens()
-        saved = {"lengths": self._lengths, "borders": self._borders, "rest": self._rest.astype(int).tolist()}
+        saved: dict[str, Any] = {
+            "lengths": self._lengths,
+            "borders": self._borders,
+            "rest": self._rest.astype(int).tolist(),
+        }
+        saved["shortened"] = self._shortened
         _write_synced(self._path / "checkpoint.json", _sealed(saved))
         self._saved_at = time.monotonic()
 
@@ -343,6 +355,7 @@ class StoreBuilder:
             "vocabulary": len(newlines),
             "borders": self._borders,
             "masked": self._masked,
+            "shortened": self._shortened,
             "files": [list(asdict(entry).values()) for entry in entries],
             "blocks": {
                 name: list(_block_digests(self._path / name))
@@ -379,6 +392,7 @@ class StoreBuilder:
         lengths: list[int] = saved["lengths"]
         borders: int = saved["borders"]
         rest = np.array(saved["rest"], dtype=bool)
+        self._shortened = int(saved["shortened"])
         total = sum(lengths)
         labels = not self._masked or total - len(rest) <= labels_written
         return (lengths, borders, rest) if total <= written and borders <= borders_written and labels else nothing

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Predicted and measured", "Cost")
 """Sections taken from the run's report. Its other parts name folders of the training machine."""
 _PICTURE = re.compile(r"^!\[.*\]\(.*\)[ \t]*$\n?", re.MULTILINE)
+_OLLAMA = {
+    "chatml": "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}END\n{{ end }}<|im_start|>assistant\n",
+    "plain": '{{ range .Messages }}### {{ if eq .Role "user" }}User{{ else if eq .Role "assistant" }}Assistant'
+    '{{ else if eq .Role "system" }}System{{ else }}Tool{{ end }}\n{{ .Content }}'
+    '{{ if eq .Role "assistant" }}END{{ end }}\n\n{{ end }}### Assistant\n',
+}
+"""Ollama's form of the chat templates that are known by name, which it cannot make of the Jinja in the file."""
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
 
 
@@ -49,7 +56,11 @@ def render_modelfile(source: Source, file: str, tokenizer: GgufTokenizer, contex
         )
     stops = [tokenizer.tokens[number] for name, number in tokenizer.special.items() if name == "eos"]
     lines = [f"# {_plain(source.name)}: ollama create {_plain(source.name)} -f Modelfile", f"FROM ./{file}"]
-    if not tokenizer.chat_template:
+    if (named := source.config.data.chat_template) in _OLLAMA:
+        turn_end = "<|im_end|>" if named == "chatml" else "".join(stops[:1])
+        lines.append(f'TEMPLATE """{_OLLAMA[named].replace("END", turn_end)}"""')
+        stops = [*dict.fromkeys([turn_end, *stops])]
+    elif not tokenizer.chat_template:
         # With a chat template in the file, Ollama generates its own template from that.
         lines.append(f'TEMPLATE """{prompt}"""')
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]

@@ -108,11 +108,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     repositories, datasets = (
         [str(_absolute(text)) for text in texts] for texts in (config.data.repositories, config.data.datasets)
     )
+    template = config.data.chat_template
+    template = str(_absolute(template)) if template.endswith(".jinja") else template
     name = str(spec.path.absolute()) if spec.path else config.model.name
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, name=name),
-        data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets),
+        data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets, chat_template=template),
         output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
     )
 

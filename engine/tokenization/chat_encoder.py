@@ -26,11 +26,13 @@ class EncodedConversation:
         ids: Shape (tokens,).
         learnt: Whether the model writes each token. Shape (tokens,).
         turns: First token behind each answer, ascending.
+        shortened: Whether output of tools was left out.
     """
 
     ids: npt.NDArray[np.uint32]
     learnt: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.int64]
+    shortened: bool = False
 
 
 def encode_conversations(text: PlainText, conversations: Sequence[Sequence[Piece]]) -> list[EncodedConversation]:
@@ -52,7 +54,8 @@ def encode_conversations(text: PlainText, conversations: Sequence[Sequence[Piece
             if piece.control:
                 plan.append((ids[piece.text], piece))
                 continue
-            words = piece.text
+            # Half of a character outside the basic plane, which JSON may spell out, is no text.
+            words = piece.text if piece.text.isascii() else piece.text.encode("utf-8", "replace").decode()
             if number and pieces[number - 1].control and text.strips[ids[pieces[number - 1].text]][1]:
                 words = words.lstrip()
             if number + 1 < len(pieces) and pieces[number + 1].control and text.strips[ids[pieces[number + 1].text]][0]:

@@ -28,7 +28,9 @@ SECONDS = 20.0
 LONGEST = 64 << 20
 """Characters that a rendering may have, or any value on the way to it."""
 _LARGEST_NUMBER = 100_000
-"""In a call of a function or filter. Templates count messages and indent JSON."""
+"""For what fills or cuts text."""
+_SIZED = frozenset({"center", "indent", "wordwrap", "truncate", "batch", "slice", "round", "tojson"})
+"""Filters that a number makes write much."""
 _BITS = 4096
 """Of a whole number."""
 _WIDTH = re.compile(r"\d{6,}")
@@ -298,6 +300,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """See SandboxedEnvironment."""
         __self.tick()
         owner = getattr(__obj, "__self__", None)
+        # A macro may be passed any number that a call of a tool has.
         _check_call(getattr(__obj, "__name__", ""), (owner, *args), kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -315,10 +318,10 @@ def _limited(name: str, used: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuses a call that would make much of little. `args` begin with what a method belongs to."""
-    for value in (*args[1:], *kwargs.values()):
+    first = args[0] if args else None
+    for value in (*args[1:], *kwargs.values()) if name in _SIZED or isinstance(first, (str, bytes)) else ():
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
             raise RenderError(f"it passes {name or 'a function'} a number above {_LARGEST_NUMBER:,}")
-    first = args[0] if args else None
     if name == "replace" and isinstance(first, str) and len(args) > 2:
         old, new = str(args[1]), str(args[2])
         _check_length(len(first) + first.count(old) * len(new))

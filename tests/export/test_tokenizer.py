@@ -103,3 +103,9 @@ def test_chat_template_and_modelfile(tmp_path, tokenizers):
     assert "TEMPLATE" not in (written.path / "Modelfile").read_text()
     fields = GGUFReader(next(written.path.glob("*.gguf"))).fields
     assert fields["tokenizer.chat_template"].contents().startswith("{% for message")
+    for name, end in (("plain", "<|endoftext|>"), ("chatml", "<|im_end|>")):
+        written = export(finished_run(tmp_path / name, base, chat_template=name), "gguf")
+        modelfile = (written.path / "Modelfile").read_text()
+        assert f'PARAMETER stop "{end}"' in modelfile
+        assert "{{ range .Messages }}" in modelfile.partition('TEMPLATE """')[2]
+        assert f"{{{{ .Content }}}}{end}" in modelfile or f"{end}{{{{ end }}}}" in modelfile

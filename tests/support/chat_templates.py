@@ -127,11 +127,15 @@ class Family:
         return path.read_text(encoding="utf-8") if path is not None and path.exists() else self.source
 
 
-_QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>", "<|endoftext|>")
-_QWEN_TOKENS = (*_QWEN_TOKENS, "<tool_response>", "</tool_response>")
+_QWEN_TOKENS = (
+    *("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>", "<|endoftext|>"),
+    *("<tool_response>", "</tool_response>"),
+)
 _CHATML_TURN = r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)"
-_MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
-_MISTRAL_TOKENS = (*_MISTRAL_TOKENS, "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+_MISTRAL_TOKENS = (
+    *("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+)
 FAMILIES: Mapping[str, Family] = {
     "qwen2.5": Family(
         _QWEN.replace("THOUGHT", "").replace("CONTENT", "m.content") + _PROMPT,

@@ -121,13 +121,14 @@ def finished_run(
     lora: dict[str, Any] | None = None,
     changes: BaseChanges = NO_CHANGES,
     seed: int = 1,
+    chat_template: str = "",
     **model: Any,
 ) -> RunDirectory:
     """Makes a run's folder as training leaves it, with an adapter of random updates."""
     config = from_mapping(
         {
             "model": {"name": str(base), **model},
-            "data": {"repositories": ["."]},
+            "data": {"repositories": ["."], "chat_template": chat_template},
             "lora": {"rank": 4, "alpha": 8.0, **(lora or {})},
             "output": {"directory": str(path), "model_name": "tiny"},
         }

@@ -1,0 +1,145 @@
+"""`engine sessions`: lists the sessions of coding agents on this machine, and writes the chosen ones as a data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import errors
+from engine.commands.output import print_json
+
+if TYPE_CHECKING:
+    from engine.data.sessions.collecting import Found
+
+NAMES = ("sessions",)
+SUMMARY = "List the sessions of coding agents on this machine, and write chosen ones as conversations to train on."
+_SHOWN = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
+    """Adds the options of `engine sessions`."""
+    parser.add_argument(
+        "places",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="files or folders of Claude Code, Codex, SWE-agent or OpenHands; without any, ~/.claude/projects and "
+        "~/.codex/sessions",
+    )
+    parser.add_argument("--repository", default="", metavar="TEXT", help="those whose folder or name contains this")
+    parser.add_argument("--since", default="", metavar="DATE", help="those that began on this day or later")
+    parser.add_argument("--until", default="", metavar="DATE", help="those that began on this day or earlier")
+    parser.add_argument(
+        "--outcome",
+        action="append",
+        default=[],
+        choices=("resolved", "unresolved", "finished", "unfinished"),
+        help="those that ended so; may be repeated",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write them to this new file, as JSON Lines for --dataset"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Lists the sessions, and writes them where a file is named.
+
+    Raises:
+        EliteError: DATE_INVALID, OUTPUT_UNWRITABLE, or DATA_SET_UNUSABLE for a path that does not exist.
+    """
+    from datetime import date
+
+    from engine.data.sessions.collecting import Choice, find_sessions
+
+    for option in ("since", "until"):
+        try:
+            if given := getattr(args, option):
+                setattr(args, option, date.fromisoformat(given).isoformat())
+        except ValueError:
+            raise errors.DATE_INVALID(option=option, value=given) from None
+    for place in args.places:
+        if not place.expanduser().exists():
+            raise errors.DATA_SET_UNUSABLE(path=place, problem="it does not exist")
+    choice = Choice(
+        repository=args.repository, since=args.since, until=args.until, outcomes=tuple(dict.fromkeys(args.outcome))
+    )
+    found = find_sessions(args.places, choice)
+    rows = [_listed(session) for session in found.sessions]
+    written = None if args.out is None else _write(args.out, found)
+    if args.json:
+        print_json({"files": found.files, "skipped": dict(found.skipped), "sessions": rows, "written": written})
+    else:
+        _show(found, rows, written)
+    return 0
+
+
+def _listed(session: Any) -> dict[str, Any]:
+    from engine.data.report import printable
+    from engine.data.sessions.collecting import without_home
+
+    return {
+        "agent": session.agent,
+        "date": printable(session.date),
+        "repository": printable(without_home(session.repository)),
+        "outcome": session.outcome,
+        "answers": session.answers,
+        "calls": session.calls,
+        "characters": sum(len(str(message.get("content") or "")) for message in session.messages),
+        "path": printable(without_home(str(session.path))),
+    }
+
+
+def _write(path: Path, found: Found) -> dict[str, Any]:
+    """Writes the sessions to a new file, which appears whole.
+
+    Raises:
+        EliteError: OUTPUT_UNWRITABLE.
+    """
+    from engine.data.sessions.collecting import session_row
+    from engine.whole_file import replace_text
+
+    if path.exists():
+        raise errors.OUTPUT_UNWRITABLE(path=path, problem="it exists already")
+    lines, secrets = [], 0
+    for session in found.sessions:
+        made = session_row(session)
+        if made is None:
+            found.skipped["not searched"] += 1
+            continue
+        row, masked = made
+        secrets += masked
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        replace_text(path, "".join(lines))
+    except OSError as error:
+        raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+    return {"path": str(path), "sessions": len(lines), "secrets": secrets}
+
+
+def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    table = Table("date", "agent", "repository", "outcome", box=None, header_style="bold")
+    for name in ("answers", "calls", "characters"):
+        table.add_column(name, justify="right")
+    for row in rows[:_SHOWN]:
+        figures = (f"{row[name]:,}" for name in ("answers", "calls", "characters"))
+        table.add_row(row["date"][:16].replace("T", " "), row["agent"], row["repository"], row["outcome"], *figures)
+    if rows:
+        console.print(table)
+    if len(rows) > _SHOWN:
+        console.print(f"and {len(rows) - _SHOWN:,} more (--json lists all)")
+    left = ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.most_common())
+    console.print(f"{len(rows):,} sessions in {found.files:,} files{f'; left out: {left}' if left else ''}")
+    if written is not None:
+        console.print(
+            f"wrote {written['sessions']:,} conversations to {written['path']}, {written['secrets']:,} secrets masked; "
+            f"look at them, then: engine data --dataset {written['path']}"
+        )
+    elif rows:
+        console.print("nothing was written; --out FILE writes them for --dataset, secrets and home folders masked")

@@ -1,0 +1,169 @@
+"""Parts of messages, as data sets write them: content, calls of tools, definitions of tools, flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_DEEPEST = 48
+"""Levels of objects and lists in the arguments of a call."""
+
+
+class NoConversationError(Exception):
+    """A row is no conversation to learn."""
+
+    def __init__(self, reason: str, problem: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        "A key of engine.data.filters.REASONS."
+
+
+def as_messages(given: Any, role: str, name: str) -> list[Any]:
+    """Makes a text a message of the role; one message, or a list of them, stays."""
+    if isinstance(given, str):
+        return [{"role": role, "content": given}]
+    if isinstance(given, dict):
+        return [given]
+    if not isinstance(given, list):
+        raise NoConversationError("no conversation", f"its {name} is neither text nor messages, but {kind_of(given)}")
+    return given
+
+
+def parsed(value: Any) -> Any:
+    """What JSON in a text stands for, as tables hold nested values; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
+            return found
+        if isinstance(found, dict) and ({"role", "content"} <= set(found) or {"from", "value"} <= set(found)):
+            return found
+    return value
+
+
+def content_of(given: Any, name: str) -> tuple[str | None, str | None]:
+    """A message's text, and the reasoning among its parts."""
+    if given is None or isinstance(given, str):
+        return given, None
+    if not isinstance(given, list):
+        raise NoConversationError("bad content", f"the content of {name} is {kind_of(given)}")
+    texts, reasoning = [], []
+    for part in given:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type", "text") if isinstance(part, dict) else kind_of(part)
+        text = part.get("text") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text") and isinstance(text, str):
+            texts.append(text)
+        elif kind in ("thinking", "reasoning") and isinstance(part.get(kind, text), str):
+            reasoning.append(part.get(kind, text))
+        else:
+            raise NoConversationError("bad content", f"{name} holds a part that is no text ({str(kind)[:40]!r})")
+    return "".join(texts), "".join(reasoning) or None
+
+
+def calls_of(given: Any, name: str) -> list[dict[str, Any]]:
+    """Calls of functions, with their arguments as an object, of the message `name`."""
+    given = _json(given)
+    calls = given if isinstance(given, list) else [given]
+    made = []
+    for call in calls:
+        function = _json(call.get("function", call)) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise NoConversationError("bad tool call", f"a call of {name} names no function")
+        arguments = function.get("arguments", function.get("parameters", function.get("input")))
+        arguments = {} if arguments in (None, "") else _json(arguments)
+        if not isinstance(arguments, dict):
+            problem = f"the arguments of {function['name'][:40]!r} in {name} are no JSON object"
+            raise NoConversationError("bad tool call", problem)
+        if _is_deeper(arguments, _DEEPEST):
+            problem = f"the arguments of {function['name'][:40]!r} in {name} are nested too deep"
+            raise NoConversationError("bad tool call", problem)
+        made.append(_one_call(call, function["name"], function, arguments))
+    if not made:
+        raise NoConversationError("bad tool call", f"{name} calls nothing")
+    return made
+
+
+def _one_call(
+    call: Mapping[str, Any], name: str, function: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call with its fields in the row's order, in which a template may write them down."""
+    told: dict[str, Any] = {"name": name, "arguments": arguments}
+    told = {key: told[key] for key in sorted(told, key=lambda key: list(function).index(key) if key in function else 9)}
+    whole: dict[str, Any] = {} if "type" in call and "function" in call else {"type": "function"}
+    for key, value in call.items():
+        if key == "function":
+            whole[key] = told
+        elif (key == "type" and value == "function") or (key == "id" and isinstance(value, str) and value):
+            whole[key] = value
+    return {**whole, "function": told}
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    inner = [value]
+    for _ in range(most):
+        inner = [
+            one
+            for outer in inner
+            for one in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return bool(inner)
+
+
+def tools_of(given: Any) -> tuple[Mapping[str, Any], ...] | None:
+    """Definitions of functions; None for none."""
+    given = _json(given)
+    if given in (None, [], "", {}):
+        return None
+    if not isinstance(given, list):
+        raise NoConversationError("bad tools", f"its tools are no list, but {kind_of(given)}")
+    made = []
+    for one in given:
+        tool = _json(one)
+        tool = tool if not isinstance(tool, dict) or "function" in tool else {"type": "function", "function": tool}
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise NoConversationError("bad tools", "one of its tools names no function")
+        made.append({"type": "function", **tool})
+    return tuple(made)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def is_on(value: Any, flag: str, name: str) -> bool:
+    """Whether a flag of the message `name` leaves it in the loss."""
+    if value is None:
+        return True
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise NoConversationError("bad message", f"the {flag} of {name} is neither 0 nor 1")
+    return bool(value)
+
+
+def failed(messages: Sequence[Mapping[str, Any]], number: int) -> bool:
+    """Whether a call came to an error, as the results behind it say."""
+    if not messages[number].get("tool_calls"):
+        return False
+    for message in messages[number + 1 :]:
+        if message["role"] != "tool":
+            return False
+        if message.get("failed"):
+            return True
+    return False
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    names = {type(None): "nothing", bool: "a truth value", int: "a number", float: "a number", str: "text"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data.test_conversation_rows import build, learnt_texts
+
+from engine.cli import main
+from engine.data.sessions.collecting import without_home
+
+HOME = "/home/alice"
+SECRET = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+
+
+def lines(*records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def claude(number: int, parent: int | None, kind: str, content: Any, **fields: Any) -> dict[str, Any]:
+    message = {"role": kind, "content": content}
+    if kind == "assistant":
+        message |= {"id": fields.pop("answer", f"msg_{number}"), "model": "m"}
+    return {
+        "parentUuid": None if parent is None else f"u{parent}",
+        "isSidechain": False,
+        "type": kind,
+        "message": message,
+        "uuid": f"u{number}",
+        "timestamp": f"2026-10-0{1 + number // 20}T10:00:{number:02d}.000Z",
+        "cwd": f"{HOME}/src/shop",
+        "sessionId": "s1",
+        "version": "2.1.0",
+        "gitBranch": "main",
+        **fields,
+    }
+
+
+def use(identity: str, name: str, **given: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": identity, "name": name, "input": given}
+
+
+def result(identity: str, content: Any, **fields: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": identity, "content": content, **fields}
+
+
+CLAUDE = lines(
+    {"type": "ai-title", "sessionId": "s1", "aiTitle": "Fix the shop"},
+    claude(0, None, "user", "caveat", isMeta=True),
+    claude(1, None, "user", f"Fix {HOME}/src/shop/cart.py"),
+    claude(2, 1, "user", "a question that was taken back"),
+    claude(3, 1, "assistant", [{"type": "thinking", "thinking": "Look first.", "signature": "x"}], answer="m1"),
+    claude(4, 3, "assistant", [{"type": "text", "text": "I look."}], answer="m1"),
+    claude(5, 4, "assistant", [use("t1", "Read", file_path=f"{HOME}/src/shop/cart.py")], answer="m1"),
+    claude(6, 5, "assistant", [use("t2", "Bash", command="ls", timeout=5)], answer="m1"),
+    claude(7, 5, "user", [result("t1", [{"type": "text", "text": f"TOKEN = '{SECRET}'"}])]),
+    claude(8, 6, "user", [result("t2", "ls: failed", is_error=True)], toolUseResult={"stdout": ""}),
+    claude(9, 8, "assistant", "in a side chain", isSidechain=True),
+    {"type": "system", "uuid": "u10", "parentUuid": "u8", "subtype": "informational", "content": "note"},
+    claude(11, 10, "assistant", [{"type": "text", "text": "Fixed."}]),
+)
+COMPACTED = lines(
+    claude(1, None, "user", "first request"),
+    claude(2, 1, "assistant", [{"type": "text", "text": "first answer"}]),
+    {"type": "system", "subtype": "compact_boundary", "uuid": "u3", "parentUuid": None, "logicalParentUuid": "u2"},
+    claude(4, 3, "user", "summary of before", isCompactSummary=True),
+    claude(5, 4, "assistant", [{"type": "text", "text": "second answer"}]),
+)
+
+
+def item(**payload: Any) -> dict[str, Any]:
+    return {"timestamp": "2026-09-02T08:00:01Z", "type": "response_item", "payload": payload}
+
+
+CODEX = lines(
+    {
+        "timestamp": "2026-09-02T08:00:00Z",
+        "type": "session_meta",
+        "payload": {
+            "id": "c1",
+            "timestamp": "2026-09-02T08:00:00Z",
+            "cwd": "/Users/bob/work/site",
+            "base_instructions": {"text": "You are an agent."},
+        },
+    },
+    {"timestamp": "2026-09-02T08:00:00Z", "type": "event_msg", "payload": {"type": "user_message", "message": "twice"}},
+    item(type="message", role="user", content=[{"type": "input_text", "text": "List the site"}]),
+    item(type="reasoning", summary=[{"type": "summary_text", "text": "Use ls."}], encrypted_content="gAAA"),
+    item(type="function_call", name="exec_command", arguments='{"cmd": "ls /Users/bob/work"}', call_id="c1"),
+    item(
+        type="function_call_output",
+        call_id="c1",
+        output=json.dumps({"output": "site", "metadata": {"exit_code": 1}}),
+    ),
+    item(type="custom_tool_call", name="apply_patch", input="*** Begin Patch", call_id="c2"),
+    item(type="custom_tool_call_output", call_id="c2", output="Done"),
+    item(type="function_call", name="never_answered", arguments="{}", call_id="c3"),
+    item(type="message", role="assistant", content=[{"type": "output_text", "text": "There is a site."}]),
+)
+SWE_AGENT = json.dumps(
+    {
+        "trajectory": [{"response": "x", "thought": "y", "action": "ls", "observation": "z"}],
+        "history": [
+            {"role": "system", "content": "You are an agent.", "agent": "main", "message_type": "system_prompt"},
+            {"role": "user", "content": [{"type": "text", "text": "Solve the issue"}], "agent": "main"},
+            {
+                "role": "assistant",
+                "content": "I look.",
+                "thought": "I look.",
+                "action": "ls",
+                "tool_calls": [
+                    {"id": "k1", "type": "function", "function": {"name": "bash", "arguments": '{"command": "ls"}'}}
+                ],
+            },
+            {"role": "tool", "content": [{"type": "text", "text": "a.py"}], "tool_call_ids": ["k1"]},
+            {"role": "assistant", "content": "Submitted.", "action": "submit"},
+        ],
+        "info": {"exit_status": "submitted", "submission": "diff"},
+    }
+)
+MINI = json.dumps(
+    {
+        "trajectory_format": "mini-swe-agent-1.1",
+        "info": {"exit_status": "LimitsExceeded", "submission": ""},
+        "messages": [
+            {"role": "system", "content": "You are an agent."},
+            {"role": "user", "content": "Solve it"},
+            {"role": "assistant", "content": "```bash\nls\n```"},
+            {"role": "user", "content": "a.py"},
+            {"role": "assistant", "content": "done"},
+            {"role": "exit", "content": "x"},
+        ],
+    }
+)
+OPENHANDS = json.dumps(
+    {
+        "instance_id": "shop__shop-1",
+        "resolved": True,
+        "history": [
+            {
+                "kind": "SystemPromptEvent",
+                "source": "agent",
+                "system_prompt": {"type": "text", "text": "You are an agent."},
+            },
+            {
+                "kind": "MessageEvent",
+                "source": "user",
+                "timestamp": "2026-08-01T00:00:00",
+                "llm_message": {"role": "user", "content": [{"type": "text", "text": "Fix it"}]},
+            },
+            {
+                "kind": "ActionEvent",
+                "source": "agent",
+                "thought": [{"type": "text", "text": "I list."}],
+                "reasoning_content": "Think.",
+                "tool_name": "terminal",
+                "tool_call_id": "o1",
+                "tool_call": {"id": "o1", "name": "terminal", "arguments": '{"command": "ls"}'},
+                "action": {"kind": "TerminalAction", "command": "ls"},
+            },
+            {
+                "kind": "ObservationEvent",
+                "tool_call_id": "o1",
+                "observation": {"content": [{"type": "text", "text": "a.py"}], "is_error": False},
+            },
+            {
+                "kind": "MessageEvent",
+                "source": "agent",
+                "llm_message": {"role": "assistant", "content": [{"type": "text", "text": "Fixed."}]},
+            },
+        ],
+    }
+)
+BEFORE = json.dumps(
+    [
+        {"id": 0, "source": "agent", "action": "system", "args": {"content": "You are an agent."}},
+        {
+            "id": 1,
+            "source": "user",
+            "action": "message",
+            "args": {"content": "Fix it"},
+            "timestamp": "2025-08-01T00:00:00",
+        },
+        {
+            "id": 2,
+            "source": "agent",
+            "action": "run",
+            "args": {"command": "ls", "thought": "I list.", "blocking": False},
+            "tool_call_metadata": {
+                "function_name": "execute_bash",
+                "tool_call_id": "b1",
+                "model_response": {
+                    "choices": [
+                        {
+                            "message": {
+                                "content": "I list.",
+                                "tool_calls": [
+                                    {
+                                        "id": "b1",
+                                        "function": {"name": "execute_bash", "arguments": '{"command": "ls -a"}'},
+                                    }
+                                ],
+                            }
+                        }
+                    ]
+                },
+            },
+        },
+        {
+            "id": 3,
+            "source": "agent",
+            "observation": "run",
+            "cause": 2,
+            "content": "a.py",
+            "extras": {"metadata": {"exit_code": 2}},
+            "tool_call_metadata": {"function_name": "execute_bash", "tool_call_id": "b1"},
+        },
+        {"id": 4, "source": "agent", "action": "finish", "args": {"final_thought": "Fixed."}},
+    ]
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    files = {
+        ".claude/projects/-home-alice-src-shop/s1.jsonl": CLAUDE,
+        ".claude/projects/-home-alice-src-shop/s2.jsonl": COMPACTED,
+        ".claude/projects/-home-alice-src-shop/broken.jsonl": '{"type": "user"\n\xff\n[1]\n',
+        ".codex/sessions/2026/09/02/rollout-1.jsonl": CODEX,
+        "runs/shop__shop-7.traj": SWE_AGENT,
+        "runs/mini.traj.json": MINI,
+        "runs/openhands.json": OPENHANDS,
+        "runs/before.json": BEFORE,
+        "runs/other.json": '{"name": "package"}',
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main(["sessions", *map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_sessions_are_listed_and_nothing_is_written(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    found = listed(capsys)
+    told = [
+        (row["agent"], row["repository"], row["outcome"], row["answers"], row["calls"]) for row in found["sessions"]
+    ]
+    assert sorted(told) == [
+        ("Claude Code", "~/src/shop", "finished", 1, 0),
+        ("Claude Code", "~/src/shop", "finished", 1, 0),
+        ("Claude Code", "~/src/shop", "finished", 2, 2),
+        ("Codex", "~/work/site", "finished", 3, 2),
+    ]
+    assert found["skipped"] == {"no session": 1}
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+    assert main(["sessions"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+
+
+def test_sessions_are_chosen(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def agents(*arguments: str) -> list[str]:
+        return [row["agent"] for row in listed(capsys, home, *arguments)["sessions"]]
+
+    assert len(agents()) == 8
+    assert agents("--repository", "SITE") == ["Codex"]
+    assert agents("--since", "2026-09-01", "--until", "2026-09-30") == ["Codex"]
+    assert agents("--outcome", "resolved") == ["OpenHands"]
+    assert agents("--outcome", "unfinished") == ["mini-swe-agent"]
+    assert main(["sessions", str(home), "--since", "soon"]) == 2
+    assert main(["sessions", str(home / "nowhere")]) == 2
+    assert "is no date" in capsys.readouterr().err
+
+
+def test_written_sessions_hold_what_was_said_without_secrets(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = home / "out.jsonl"
+    assert listed(capsys, home, "--out", out)["written"]["sessions"] == 8
+    text = out.read_text(encoding="utf-8")
+    assert SECRET[8:] not in text
+    assert "alice" not in text
+    assert "bob" not in text
+    rows = {(row["agent"], row["messages"][-1]["content"]): row for row in map(json.loads, text.splitlines())}
+    shop = rows["Claude Code", "Fixed."]
+    assert [message["role"] for message in shop["messages"]] == ["user", "assistant", "tool", "tool", "assistant"]
+    asked, looked, read, failed, _ = shop["messages"]
+    assert asked["content"] == "Fix ~/src/shop/cart.py"
+    assert (looked["content"], looked["reasoning_content"]) == ("I look.", "Look first.")
+    calls = [(call["id"], call["function"]) for call in looked["tool_calls"]]
+    assert calls == [
+        ("t1", {"name": "Read", "arguments": {"file_path": "~/src/shop/cart.py"}}),
+        ("t2", {"name": "Bash", "arguments": {"command": "ls", "timeout": 5}}),
+    ]
+    assert "REDACTED" in read["content"]
+    assert (failed["tool_call_id"], failed["is_error"]) == ("t2", True)
+    assert {tool["function"]["name"] for tool in shop["tools"]} == {"Read", "Bash"}
+    codex = rows["Codex", "There is a site."]["messages"]
+    assert codex[0] == {"role": "system", "content": "You are an agent."}
+    assert codex[2]["tool_calls"][0]["function"]["arguments"] == {"cmd": "ls ~/work"}
+    assert codex[2]["reasoning_content"] == "Use ls."
+    assert codex[4]["tool_calls"][0]["function"]["arguments"] == {"input": "*** Begin Patch"}
+    assert codex[3]["content"] == "site"
+    assert codex[3]["is_error"]
+    assert "never_answered" not in text
+    for agent, last in (("SWE-agent", "Submitted."), ("OpenHands", "Fixed.")):
+        messages = rows[agent, last]["messages"]
+        assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
+        assert messages[3]["content"] == "a.py"
+    assert main(["sessions", str(home), "--out", str(out), "--json"]) == 2
+    dataset = build(home, out)
+    assert dataset.summary.skipped == {}
+    assert any('"name": "Read"' in text for text in learnt_texts(dataset))
+
+
+def test_home_folders_of_any_system() -> None:
+    for path, wanted in {
+        "/home/alice/x": "~/x",
+        "see /Users/Bob Smith": "see ~ Smith",
+        r"C:\Users\eve\x": r"~\x",
+        "file:///home/alice/x": "file://~/x",
+        "-home-alice-src-shop": "-~-src-shop",
+        "cd /root && ls": "cd ~ && ls",
+        "/rooted/x": "/rooted/x",
+        "/homes": "/homes",
+    }.items():
+        assert without_home(path) == wanted
