@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine import errors
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.window_source import count_updates, tokens_per_update
+from engine.data.window_source import count_updates, plan_updates, tokens_per_update
 from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.report import RunReport, write_report
 from engine.hardware.process_memory import gpu_peak, host_peak
@@ -98,7 +98,8 @@ def _train(session: TrainingSession) -> None:
     if preferences is not None:
         refuse_dropout(tuning.model)
         _enter(session, "baseline", "the base model on both answers of every pair")
-        preferences.score_reference(tuning, step, dataset, setup.context, _phase_progress(session))
+        updates = plan_updates(dataset.train, session.config.training, setup.context)
+        preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")

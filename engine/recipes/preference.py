@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from engine import errors
 from engine.data.pairs import Pair, PairWindows
-from engine.data.window_source import plan_updates
 from engine.protocol import LogLine
 from engine.steps.held_out_loss import HeldOutLoss, choose_windows
 from engine.steps.preference_step import PreferenceLoss, PreferenceStep, as_pair, mean_figures
@@ -21,6 +20,7 @@ from engine.steps.reference_losses import FILE_NAME, ReferenceLosses
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.data.dataset import Dataset
+    from engine.data.window_source import Update
     from engine.data.windows import Windows
     from engine.models.fine_tuning import FineTuning
     from engine.recipes.rank_data import Sharing
@@ -50,6 +50,9 @@ _REFUSED: dict[str, tuple[object, str, str]] = {
 }
 """Fields that exclude dpo unless they have this value, why, and the remedy."""
 
+_GROWING = ("stages", "hours")
+"Fields of runs whose windows grow, where this version has them."
+
 
 def refuse_combinations(config: RunConfig, ranks: int) -> None:
     """Checks that nothing in a configuration excludes dpo, where that is the objective.
@@ -67,6 +70,9 @@ def refuse_combinations(config: RunConfig, ranks: int) -> None:
         section, _, name = field.partition(".")
         if getattr(getattr(config, section), name) != plain:
             raise _refusal(field, why, remedy)
+    for name in _GROWING:
+        if getattr(config.training, name, None):
+            raise _refusal(f"training.{name}", "the pairs of a run are as long as one context", "set training.tier")
     if not config.data.datasets:
         raise _refusal("data.datasets", "it needs rows with chosen and rejected", "name a file of them by --dataset")
     if config.data.overlong not in ("refuse", "drop"):
@@ -123,7 +129,7 @@ class Preferences:
         tuning: FineTuning,
         step: TrainingStep,
         dataset: Dataset,
-        context: int,
+        updates: Iterable[Update],
         report: Callable[[int, int, str], None],
     ) -> None:
         """Scores every pair that the run needs and that is not scored yet, before the weights change.
@@ -132,16 +138,14 @@ class Preferences:
             tuning: The model, as training begins with it or still without what is resumed.
             step: Scores windows.
             dataset: The pairs.
-            context: Tokens of a side at most.
+            updates: All of the run.
             report: Called with the progress; may raise to stop. What is scored until then stays.
 
         Raises:
             OSError: the disk is full or not writable.
         """
-        training = self._session.config.training
-        updates = plan_updates(dataset.train, training, context)
         needed = sorted({index for update in updates for index in update.windows})
-        held_out = _chosen_pairs(dataset.held_out, training.evaluate_tokens)
+        held_out = _chosen_pairs(dataset.held_out, self._session.config.training.evaluate_tokens)
         total = len(needed) + len(held_out)
 
         def pairs() -> Iterator[Pair]:

@@ -38,7 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def settings(model, tmp_path):
-    """Six updates of one pair, in tiles."""
+    """Two epochs of updates of one pair, in tiles."""
     path = tmp_path / "pairs.jsonl"
     rows = [
         {"prompt": f"Is {number} even?", "chosen": f"It is {number % 2 == 0}.", "rejected": "Who knows, not I! " * 3}
@@ -54,7 +54,7 @@ def settings(model, tmp_path):
             "dpo_beta": 0.5,
             "context": 64,
             "tokens_per_update": 64,
-            "max_steps": 6,
+            "epochs": 2.0,
             "learning_rate": 0.02,
             "evaluate_every": 2,
             "step": "streamed",
@@ -65,8 +65,8 @@ def settings(model, tmp_path):
     }
 
 
-def run_engine(arguments, state, until=None):
-    """Events of `engine train`; `until` is a step after which its training process is killed."""
+def run_engine(arguments, state, *, kill=False):
+    """Events of `engine train`; `kill` ends its training process with SIGKILL when a checkpoint is complete."""
     command = [sys.executable, "-m", "engine", "train", "--json", *map(str, arguments)]
     environment = {**os.environ, STATE_VARIABLE: str(state), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -76,9 +76,9 @@ def run_engine(arguments, state, until=None):
             event = json.loads(line)
             events.append(event)
             trainer = event.get("pid", trainer)
-            if until is not None and event.get("kind") == "StepCompleted" and event["step"] == until:
+            if kill and event.get("kind") == "CheckpointSaved":
                 os.kill(trainer, signal.SIGKILL)
-                until = None
+                kill = False
     return events
 
 
@@ -95,10 +95,10 @@ def test_a_killed_run_resumes_with_the_same_losses(settings, tmp_path):
     finally:
         torch.set_num_threads(threads)
     steps = session.of(StepCompleted)
-    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert len(steps) > 12
     assert steps[0].reward_margin == 0
     assert steps[0].loss == pytest.approx(0.6931, abs=1e-4)
-    assert steps[-1].reward_margin > steps[0].reward_margin
+    assert steps[-1].reward_margin > 0
     scored = session.of(EvalCompleted)
     assert scored[0].preference_loss == pytest.approx(0.6931, abs=1e-4)
     assert scored[-1].preference_loss < scored[0].preference_loss
@@ -109,12 +109,13 @@ def test_a_killed_run_resumes_with_the_same_losses(settings, tmp_path):
     settings["output"]["directory"] = str(tmp_path / "killed")
     config = tmp_path / "config.yaml"
     config.write_text(to_yaml(from_mapping(settings)))
-    killed = run_engine(["--config", config], tmp_path / "state", until=4)
+    killed = run_engine(["--config", config], tmp_path / "state", kill=True)
     run = killed[0]["run"]
     resumed = run_engine(["--resume", run], tmp_path / "state")
     expected = {step.step: step.loss for step in steps}
     found = {**losses(killed), **losses(resumed)}
     assert found == expected
+    assert max(losses(killed)) < len(steps), "it was killed before its end"
     assert min(losses(resumed)) > 1, "it went on from a checkpoint"
     assert any(event.get("text", "").startswith("reference: 0 of") for event in resumed)
 
