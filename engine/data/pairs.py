@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.packing import Cut
 from engine.data.windows import PackingFigures, Window, Windows
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PairWindows(Windows):
         self._spans = spans[np.diff(spans, axis=1).max(axis=1, initial=0) <= context]
         self.token_count = int((self._spans[:, 2] - self._spans[:, 0]).sum())
         pairs = len(self._spans)
-        self.figures = PackingFigures(self.token_count, pairs, 2 * pairs, cut_inside=0, cuts=(), waste=0.0)
+        self.figures = PackingFigures(self.token_count, pairs, 2 * pairs, 0, cuts=(0,) * len(Cut), waste=0.0)
 
     def __len__(self) -> int:
         return len(self._spans)

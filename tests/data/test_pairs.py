@@ -12,6 +12,7 @@ from engine.config import DataSection
 from engine.data.conversations import NoConversationError, RowReader
 from engine.data.dataset import build_dataset
 from engine.data.pairs import Pair, PairWindows
+from engine.data.report import describe
 from engine.errors import EliteError
 
 READER = RowReader({}, preferences=True)
@@ -152,6 +153,9 @@ def test_a_pair_is_as_long_as_its_longer_side(built):
     dataset = built(made, overlong="drop")
     assert len(dataset.train) + len(dataset.held_out) == 20
     assert dataset.summary.skipped["overlong"] == 1
+    told = describe(dataset)
+    assert (told.conversations.count, told.windows[0].documents) == (21, 2 * told.windows[0].train)
+    assert 100 < told.conversations.longest < 130 < told.conversations.tokens
     assert max(max(len(p.chosen), len(p.rejected)) for p in (dataset.train[i] for i in range(len(dataset.train)))) <= 64
 
 
