@@ -7,7 +7,7 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo run test test-quick test-all test-gpu chaos check format docs claims bench-ui screenshots pictures build coverage clean
+.PHONY: lock audit licences help setup demo run test test-quick test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,11 @@ docs: $(STAMP) ## Write the generated pages and tables of docs/
 	$(BIN)/python scripts/reference_docs.py
 	$(BIN)/python benchmarks/tables.py
 
+families: $(STAMP) ## Prove every model type of transformers, compare the admitted ones apart, write docs/families.md
+	$(BIN)/python scripts/family_docs.py --all
+	$(BIN)/python scripts/family_reference.py
+	$(BIN)/python scripts/family_docs.py
+
 claims: $(STAMP) ## Write docs/claims.md from the stored measurements
 	$(BIN)/python benchmarks/claims.py
 
@@ -86,6 +91,26 @@ build: $(STAMP) ## Build wheel and sdist into dist/, and install the wheel into 
 	build/wheel-check/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt dist/*.whl
 	cd build && wheel-check/bin/engine --version && wheel-check/bin/elite-tui --version
 	cd build && wheel-check/bin/engine plan --model demo --json > /dev/null
+
+RELEASE_TOOLS := build/release-tools/bin
+$(RELEASE_TOOLS)/uv:
+	$(BIN)/python -m venv build/release-tools
+	$(RELEASE_TOOLS)/python -m pip --disable-pip-version-check install --quiet uv==0.13.9 pip-audit==2.10.1 pip-licenses==5.5.5
+
+lock: $(STAMP) $(RELEASE_TOOLS)/uv ## Write requirements.txt: the pinned versions of a user's installation, with the hashes of their files
+	mkdir -p build && grep -v '^triton' constraints.txt > build/lock-constraints.txt  # a CPU build of torch pins no Triton
+	sed '/^#/!d' requirements.txt > build/requirements.txt
+	UV_PYTHON_DOWNLOADS=never $(RELEASE_TOOLS)/uv --quiet pip compile pyproject.toml --extra quant --extra datasets \
+		--constraint build/lock-constraints.txt --generate-hashes --universal --python-version 3.10 \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links >> build/requirements.txt
+	mv build/requirements.txt requirements.txt
+
+audit: $(STAMP) $(RELEASE_TOOLS)/uv ## Look the pinned versions up in the list of known weaknesses
+	$(RELEASE_TOOLS)/pip-audit --requirement requirements.txt --require-hashes --disable-pip --strict
+
+licences: $(STAMP) $(RELEASE_TOOLS)/uv ## Write the licences of what is installed into build/licences.csv
+	$(RELEASE_TOOLS)/pip-licenses --python $(BIN)/python --from=mixed --format=csv --with-urls \
+		--output-file build/licences.csv
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -377,7 +377,7 @@ def ring(
             print(f"    {name} {context:,} x {layers}: {plan_row.step_seconds:.1f} s predicted", flush=True)
         placement = choose_placement(group.device.type, "bf16" if on_gpu else "fp32")
         torch.manual_seed(0)
-        home = torch.device("cpu") if plan.weights == "streamed" else group.device
+        home = torch.device("cpu") if plan.streams_weights else group.device
         base = random_model(spec, placement, layers=layers, weights_device=home)
         row["fused"] = fuse_kernels(base, group.device)
         made = attach_adapter(base, LoraSection(rank=16), seed=0).train()

@@ -156,7 +156,7 @@ def measure(model_name: str, case: dict[str, Any], *, limit: int | None, trace: 
     card = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else limit / card, device)
     host = {"before": rss()}
-    streamed_weights = plan is not None and plan.weights == "streamed"
+    streamed_weights = plan is not None and plan.streams_weights
     home = torch.device("cpu") if streamed_weights else device
     base = random_model(spec, placement, layers=case["layers"], weights_device=home)
     fused = case["fused"] and fuse_kernels(base, device)

@@ -37,7 +37,7 @@ def main() -> None:
     name, context, layers, precision, plan = sys.argv[1:6]
     spec, placement = find_model(name), choose_placement("cuda", precision)
     stream_plan = StreamPlan(**{"weights": "nf4" if precision == "nf4" else "resident", **json.loads(plan)})
-    home = torch.device("cpu") if stream_plan.weights == "streamed" else placement.device
+    home = torch.device("cpu") if stream_plan.streams_weights else placement.device
     base = random_model(spec, placement, layers=int(layers), weights_device=home)
     fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(), seed=0).train()

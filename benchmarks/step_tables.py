@@ -27,7 +27,7 @@ def _row(row: dict) -> str:
     seconds, floor = row["seconds"]["total"], row.get("attention_floor")
     both = None if floor is None else floor + row["matrix_floor"]
     layers = "all" if row["layers"] == row["all_layers"] else f"{row['layers']} of {row['all_layers']}"
-    weights = "" if row["plan"]["weights"] != "streamed" else ", weights streamed"
+    weights = "" if "streamed" not in row["plan"]["weights"] else ", weights streamed"
     weights += ", keys and values on the host" if row["plan"]["kv_home"] == "host" else ""
     cells = [
         f"{row['model']}, {row['precision']}{weights}",

@@ -4,16 +4,28 @@
 
 A case is a JSON object: {"model": ..., "context": ..., "layers": ..., "precision": "nf4", "cap": 7.25, "repeats": 2,
 "plan": {StreamPlan fields}, "fused": true}. Each runs in a process of its own, so that no allocator state leaks.
+
+"shape" replaces fields of the model's ModelSpec. With "card": 8 and "ram": 48 (GiB) instead of a plan's fields, the
+planner chooses for a card of that size with this GPU's rates; the plan's "weights" may still be given. The result says
+what the planner predicts beside what was measured. 4-bit weights from the host, for cards of 8 and 16 GB:
+
+    python benchmarks/streaming_gpu.py OUT.json \\
+        '{"model": "qwen2.5-coder-7b", "context": 32768, "precision": "nf4", "cap": 7.25, "card": 8, "ram": 48,
+          "plan": {"weights": "streamed"}}' \\
+        '{"model": "qwen2.5-coder-14b", "shape": {"name": "32b", "layers": 64, "intermediate_size": 27648},
+          "context": 32768, "precision": "nf4", "cap": 14.5, "card": 16, "ram": 48, "plan": {"weights": "streamed"}}'
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,14 +37,22 @@ def run(case: dict, pipe) -> None:
     from engine.errors import EliteError
     from engine.models.catalogue import find_model
     from engine.models.placement import choose_placement
-    from engine.plan.stream_plan import StreamPlan
+    from engine.plan.stream_plan import StreamPlan, base_weights
 
     try:
         placement = choose_placement("cuda", case.get("precision", "bf16"))
-        weights = case.get("plan", {}).get("weights") or ("nf4" if placement.precision == "nf4" else "resident")
-        plan = StreamPlan(**{**case.get("plan", {}), "weights": weights})
+        spec = dataclasses.replace(find_model(case["model"]), **case.get("shape", {}))
+        fields = dict(case.get("plan", {}))
+        machine = machine_of(case)
+        if "card" in case:
+            plan = chosen(machine, spec, case)
+        else:
+            streamed = "streamed" in fields.get("weights", "resident")
+            weights = base_weights(four_bit=placement.precision == "nf4", streamed=streamed)
+            plan = StreamPlan(**{**fields, "weights": weights})
+        predicted = predict(machine, spec, plan, case)
         result = streaming.measure_step(
-            find_model(case["model"]),
+            spec,
             case["context"],
             plan,
             placement,
@@ -42,14 +62,76 @@ def run(case: dict, pipe) -> None:
             fused=case.get("fused", True),
             spill_directory=Path("/tmp"),
         )
+        result["predicted"] = predicted
         if case.get("floor"):
             torch.cuda.empty_cache()
-            result |= streaming.measure_floors(find_model(case["model"]), case["context"], result, placement)
+            result |= streaming.measure_floors(spec, case["context"], result, placement)
     except EliteError as error:
         result = {"error": str(error), "case": case}
     except Exception:
         result = {"error": traceback.format_exc(limit=6), "case": case}
     pipe.send(result)
+
+
+def machine_of(case: dict) -> Any:
+    """This machine, with a GPU of case["card"] GiB and case["ram"] GiB of RAM where they are given."""
+    from engine.hardware.inventory import take_inventory
+
+    machine = take_inventory(Path("/tmp"))
+    if "card" in case:
+        gpu = dataclasses.replace(machine.gpus[0], memory_total=round(case["card"] * 2**30), memory_free=None)
+        machine = dataclasses.replace(machine, gpus=(gpu,))
+    if "ram" in case:
+        ram = round(case["ram"] * 2**30)
+        machine = dataclasses.replace(machine, ram_total=ram, ram_available=ram)
+    return machine
+
+
+def request(machine: Any, spec: Any, case: dict) -> Any:
+    from engine.config import StreamSection, TrainingSection
+    from engine.plan.request import PlanRequest
+
+    return PlanRequest.of(
+        machine,
+        spec,
+        case.get("precision", "bf16"),
+        training=TrainingSection(step="streamed"),
+        stream=StreamSection(**case.get("plan", {})) if "card" in case else StreamSection(),
+    )
+
+
+def chosen(machine: Any, spec: Any, case: dict) -> Any:
+    """The plan that the planner chooses for the card."""
+    from engine.plan.planner import plan_context
+
+    row = plan_context(request(machine, spec, case), case["context"])
+    if not row.fits:
+        raise SystemExit(f"does not fit: {row.reason}")
+    return row.layout.stream
+
+
+def predict(machine: Any, spec: Any, plan: Any, case: dict) -> dict[str, Any]:
+    """What the planner says: bytes of the allocator's peak without Adam's states, of the host, and seconds."""
+    from engine.plan.ledger_lines import NOT_ALLOCATED
+    from engine.plan.memory import streamed_ledger
+    from engine.plan.request import workload_of
+    from engine.plan.speeds import speeds_of
+    from engine.plan.time import streamed_time
+
+    spec = spec.with_layers(case["layers"]) if case.get("layers") else spec
+    work = workload_of(request(machine, spec, case), case["context"])
+    if not case.get("fused", True):
+        work = dataclasses.replace(work, fused_kernels=False)
+    ledger = streamed_ledger(work, plan)
+    parts = [part for part in ledger.parts if part.where == "gpu" and part.name not in NOT_ALLOCATED]
+    slack = sum(part.bytes for part in parts if part.name == "allocator slack")
+    return {
+        "gpu_allocated": sum(part.bytes for part in parts) - slack - 8 * work.lora_parameters,
+        "host": ledger.peak("host"),
+        "seconds": sum(part.seconds for part in streamed_time(work, plan, speeds_of(machine, work))),
+        "time": {part.name: part.seconds for part in streamed_time(work, plan, speeds_of(machine, work))},
+        "parts": {part.name: part.bytes for part in ledger.parts},
+    }
 
 
 def main() -> None:
@@ -82,6 +164,11 @@ def line(case: dict, result: dict) -> str:
     text += f"first {first['total']:.2f})  peak {result['gpu_peak_allocated'] / 2**30:.2f} GiB allocated "
     text += f"{result['gpu_peak_reserved'] / 2**30:.2f} reserved, host {result['host_rss_bytes'] / 2**30:.1f} GiB, "
     text += f"{result['backend']}, loss {result['loss']:.4f}, wall {result['wall']:.0f}"
+    said = result["predicted"]
+    text += f"\n    predicted {said['seconds']:.2f} s ({said['seconds'] / s['total'] - 1:+.1%}), "
+    text += f"{said['gpu_allocated'] / 2**30:.2f} GiB allocated "
+    text += f"({said['gpu_allocated'] / result['gpu_peak_allocated'] - 1:+.1%}), host {said['host'] / 2**30:.1f} GiB; "
+    text += f"built in {result['build_seconds']:.0f} s, plan {result['plan']}"
     if "attention_floor" in result:
         floor, matrix = result["attention_floor"], result["matrix_floor"]
         text += f"\n    attention floor {floor:.2f} s = {floor / s['total']:.3f} of the step; with matrices "

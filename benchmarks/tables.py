@@ -50,6 +50,36 @@ def terminal_table() -> str:
     return "\n".join([*lines, "", f"{found['seconds']:.0f} s a case. {_surroundings(found)}"])
 
 
+def schedules_table() -> str:
+    """Schedules of some hours, by card and size of the repository, beside a run at the highest tier alone."""
+    found = json.loads((ROOT / "benchmarks/results/schedules.json").read_text())
+    lines = [
+        "| card | tokens | updates of a schedule | epochs | in all | the highest tier alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        schedule, ceiling = row["schedule"], row["ceiling"]
+        stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
+        alone = f"tier {ceiling['tier']}: {ceiling['updates_an_epoch']} of {_duration(ceiling['step_seconds'])}"
+        lines.append(
+            f"| {row['card']} | {row['repository_tokens']:,} | {schedule['updates']}: {stages} | "
+            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {alone} |"
+        )
+    return "\n".join(
+        [*lines, "", f"{found['model']}, {found['hours']:g} hours, all of it predicted:", "", f"    {found['command']}"]
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )
+
+
 def _surroundings(found: dict) -> str:
     return (
         f"CPython {found['python']}, textual {found['textual']}, {found['cores']} shared cores under a load of "
@@ -152,6 +182,7 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
     (ROOT / "docs" / "benchmarks.md", "start-up table", startup_table),
     (ROOT / "docs" / "benchmarks.md", "terminal table", terminal_table),
+    (ROOT / "docs" / "planning.md", "schedules table", schedules_table),
     (ROOT / "docs" / "data.md", "packing table", packing_table),
     (ROOT / "docs" / "experiments.md", "long context table", partial(long_context_table, "long-context")),
     (ROOT / "docs" / "experiments.md", "own package table", partial(long_context_table, "long-context-own")),

@@ -79,6 +79,8 @@ def _run(args: argparse.Namespace) -> int:
         first_screen=args.command or "project",
         runs=references,
     )
+    # Workers that decode a long journal pass the interpreter on sooner, so that a key waits a few milliseconds.
+    sys.setswitchinterval(0.001)
     farewell = app.run()
     if farewell:
         print(farewell)  # noqa: T201

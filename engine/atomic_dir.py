@@ -53,7 +53,7 @@ def write(final: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, A
     """Writes a folder, replaces one of the same name, and returns its bytes.
 
     Args:
-        final: Its path.
+        final: Its path, in an existing folder.
         files: Names and contents, produced one at a time, so that only one has to be in memory.
         about: JSON values for the manifest.
 
@@ -72,7 +72,7 @@ def write(final: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, A
 
 def _write_aside(folder: Path, files: Iterable[tuple[str, bytes]], about: Mapping[str, Any]) -> int:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     entries: dict[str, dict[str, int | str]] = {}
     total = 0
     for name, data in files:

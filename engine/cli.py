@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from engine import __version__, errors
 from engine.commands.output import print_json
@@ -41,9 +42,17 @@ COMMAND_MODULES: tuple[str, ...] = (
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser whose messages quote arguments without their control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse."""
+        super().error(errors.one_line(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of every sub-command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="engine",
         description="Fine-tune a code model on your own repository, headless.",
         epilog="Exit codes: 0 done; 2 wrong usage or configuration; 3 does not fit or pre-flight failed; "
@@ -76,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader closed the pipe (`engine runs | head`). Python would print a second error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        # A panic of a library in Rust is no Exception.
         from engine.runs.crash_log import internal_error
 
         return _report(internal_error(error), as_json=getattr(args, "json", False))

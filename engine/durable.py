@@ -1,4 +1,14 @@
-"""Writes that survive a power loss: synced before they are named, and named in a synced folder."""
+"""Writes that survive a power loss: synced before they are named, and named in a synced folder.
+
+What a failed write means is decided here, for every file of a run:
+
+| errno | policy |
+|---|---|
+| ENOSPC, EDQUOT | the run waits for space (engine.training.disk_space); events wait in memory |
+| EIO, ESTALE, ETIMEDOUT | a checkpoint is left to the next one, a file that must be there is tried again; a warning |
+| EINVAL, ENOTSUP, ENOSYS of fsync | nothing more can be done, and the write counts |
+| any other | the run ends with exit code 4 |
+"""
 
 from __future__ import annotations
 
@@ -6,8 +16,28 @@ import errno
 import os
 from pathlib import Path
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _NOT_SYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Some network and overlay file systems sync nothing on request: there is nothing more that could be done."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an exception, or the one that it was raised from, means a full disk or a used-up quota."""
+    # safetensors and tokenizers write files themselves, and give the system's error only in their message.
+    return _number(error) in _FULL or "No space left on device" in str(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an exception, or the one that it was raised from, is a disk's failure that may not be repeated."""
+    return _number(error) in _TRANSIENT
+
+
+def _number(error: BaseException) -> int | None:
+    for found in (error, error.__cause__):
+        if isinstance(found, OSError):
+            return found.errno
+    return None
 
 
 def sync(descriptor: int) -> None:

@@ -235,6 +235,18 @@ RUN_CONTROL_UNREACHABLE = _declare(
 RUN_DAMAGED = _declare(
     "run-damaged", "run directory {path} is damaged: {problem}", "restore it from a copy, or start a new run"
 )
+TOKENIZER_FAILED = _declare(
+    "tokenizer-failed",
+    "the model's tokenizer cannot be used: {problem}",
+    "look at normalizer and pre_tokenizer of its tokenizer.json, or choose another model",
+    about="model.name",
+)
+RUN_MOVED = _declare(
+    "run-moved",
+    "run directory {path} was renamed or deleted while its process was training",
+    "leave it in place while it is active; `engine train --resume DIRECTORY` goes on in a renamed one",
+    exit_code=TRAINING_FAILED,
+)
 RESULT_DAMAGED = _declare(
     "result-damaged",
     "the result of run {run} is damaged: {problem}",
@@ -313,6 +325,13 @@ TIER_DOES_NOT_FIT = _declare(
     "{remedy}",
     exit_code=DOES_NOT_FIT,
     about="training.tier",
+)
+HOURS_TOO_FEW = _declare(
+    "hours-too-few",
+    "{hours} hours are too few for {what}: start, scoring and saving included, it takes about {needed}",
+    "use --hours {needed}, a lower tier, or a smaller model",
+    exit_code=DOES_NOT_FIT,
+    about="training.hours",
 )
 CONTEXT_DOES_NOT_FIT = _declare(
     "context-does-not-fit",

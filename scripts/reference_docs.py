@@ -18,9 +18,10 @@ sys.path.insert(0, str(ROOT))
 from engine import errors
 from engine.cli import build_parser
 from engine.config import RunConfig, fields, to_yaml
-from engine.hardware.cards import find_card, simulate
+from engine.hardware.cards import Card, find_card, simulate
 from engine.hardware.machine import GIB
-from engine.models.catalogue import find_model
+from engine.models.catalogue import catalogue, find_model
+from engine.models.spec import ModelSpec
 from engine.plan.planner import TierTable, plan_tiers
 from engine.plan.quantities import format_seconds
 from engine.plan.tiers import tiers
@@ -39,6 +40,8 @@ CARDS = (
     ("h100-sxm", 256),
 )
 """Cards of the tiers page, with GiB of RAM beside them."""
+MODEL_CARDS = (("rtx-3060-12gb", 64), ("rtx-4090", 64), ("rtx-5090", 128), ("h100-sxm", 256))
+"""Cards of the models page."""
 
 
 # --- configuration -------------------------------------------------------------------------------------------
@@ -197,6 +200,55 @@ def _tier_cell(table: TierTable, number: int) -> str:
     return f"{format_seconds(row.step_seconds / row.windows_per_step)}{where}"
 
 
+# --- models --------------------------------------------------------------------------------------------------
+
+
+def models_page() -> str:
+    machines = [(find_card(name), ram) for name, ram in MODEL_CARDS]
+    cards = [f"{card.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}, {ram} GiB" for card, ram in machines]
+    columns = ["model", "parameters", "released", "licence", "context", "template", "FIM", *cards]
+    lines = [
+        "# Models",
+        "",
+        GENERATED,
+        "",
+        "The catalogue (`assets/models.toml`) can be planned without a download. A hub id or a local directory works "
+        "too, of every admitted family ([families.md](families.md)). Newest first; older entries have no month. The "
+        "public text that the shapes of a newer one were read from is named below the table.",
+        "",
+        "The last columns are the longest context that fits, **predicted** for an adapter with `engine plan --model "
+        "NAME --hardware CARD --ram GIB`, and the time of one window; the cards were not at hand.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    for spec in catalogue().values():
+        cells = [
+            f"`{spec.name}`",
+            f"{spec.parameters / 1e9:.2f}B",
+            spec.released or "",
+            spec.licence,
+            f"{spec.max_context:,}",
+            spec.template,
+            "yes" if spec.fim else "",
+            *(_longest(spec, card, ram) for card, ram in machines),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Where the shapes come from", ""]
+    lines += [f"- `{spec.name}` ({spec.hub_id}): {spec.source}." for spec in catalogue().values() if spec.source]
+    lines += ["- The others: the config.json of their hub repositories, and the count of their safetensors files."]
+    return "\n".join(lines) + "\n"
+
+
+def _longest(spec: ModelSpec, card: Card, ram: int) -> str:
+    table = plan_tiers(simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), spec, precision="auto")
+    fitting = [tier for tier in tiers() if table.row(tier.number).fits]
+    if not fitting:
+        return "–"
+    row = table.row(fitting[-1].number)
+    return f"{_short(fitting[-1].context)} in {format_seconds(row.step_seconds / row.windows_per_step)}"
+
+
 # --- troubleshooting -----------------------------------------------------------------------------------------
 
 _CODES = {
@@ -252,6 +304,7 @@ def _template(text: str) -> str:
 PAGES = {
     "configuration": configuration_page,
     "commands": commands_page,
+    "models": models_page,
     "tiers": tiers_page,
     "troubleshooting": troubleshooting_page,
 }

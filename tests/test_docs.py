@@ -15,7 +15,13 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 @pytest.mark.parametrize(
     "writer",
-    ["benchmarks/tables.py", "benchmarks/claims.py", "scripts/optimization_docs.py", "scripts/reference_docs.py"],
+    [
+        "benchmarks/tables.py",
+        "benchmarks/claims.py",
+        "scripts/family_docs.py",
+        "scripts/optimization_docs.py",
+        "scripts/reference_docs.py",
+    ],
 )
 def test_what_is_generated_is_current(writer):
     done = subprocess.run([sys.executable, writer, "--check"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -97,7 +97,17 @@ def test_a_whole_number_that_no_screen_could_show_is_refused(field, number):
         protocol.decode_event(json.dumps({**told, field: "NUMBER"}).replace('"NUMBER"', number))
 
 
-def test_a_perplexity_of_any_size_arrives():
-    event = RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=1e300)
+@pytest.mark.parametrize("value", [1e300, -1e300, 9.3e18])
+def test_an_optional_number_too_large_to_compute_with_counts_as_absent(value):
+    event = RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=value, perplexity_before=9e18)
     line = protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=event))
-    assert protocol.decode_event(line).event == event
+    found = protocol.decode_event(line).event
+    assert found.perplexity_after is None
+    assert found.perplexity_before == 9e18
+
+
+@pytest.mark.parametrize("changed", [{"time": 1e300}, {"time": -1e12}, {"time": 10**18}, {"seq": -1}, {"lr": 1e300}])
+def test_an_event_of_no_time_or_beyond_all_numbers_is_refused(changed):
+    told = json.loads(protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
+    with pytest.raises(ProtocolError):
+        protocol.decode_event(json.dumps({**told, **changed}))

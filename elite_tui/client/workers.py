@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from elite_tui import messages
-from elite_tui.runs.followed import Followed
+from elite_tui.runs.followed import Followed, News
 from engine.errors import EliteError
 from engine.protocol import COMMANDS
 from engine.runs.crash_log import internal_error
@@ -48,6 +49,8 @@ class EngineClient:
         self._host = host
         self.engine = engine
         self._followed: dict[str, Followed] = {}
+        self._sent: WeakKeyDictionary[Followed, News] = WeakKeyDictionary()
+        "The last news of each."
 
     def start(self, disk_path: Path) -> None:
         """Starts telemetry and the pump."""
@@ -72,12 +75,17 @@ class EngineClient:
                 self._host.post_message(messages.Sampled(sample))
             behind = False
             for key, followed in list(self._followed.items()):
+                # The app's keys wait behind its messages, so that no second one is sent before the first is folded.
+                if (last := self._sent.get(followed)) is not None and not last.folded.is_set():
+                    behind |= last.behind
+                    continue
                 news = await asyncio.to_thread(followed.poll)
                 if news is not None and self._followed.get(key) is followed:
+                    self._sent[followed] = news
                     self._host.post_message(messages.RunNews(key, news))
                     behind |= news.behind
             # With more events in a journal, let the screen draw briefly before reading on.
-            await asyncio.sleep(POLL_SECONDS / 5 if behind else POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS / 25 if behind else POLL_SECONDS)
 
     # --- requests ------------------------------------------------------------------------------------------
 

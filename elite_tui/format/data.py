@@ -95,6 +95,9 @@ def what_is_in(report: DataReport, width: int) -> Content:
     if order.by == "imports":
         words = _reading_order(order)
         lines += [Content(""), *hanging(Content.styled("order  ", "$muted"), Content(words), width)]
+    leak = report.held_out.leak
+    words = f"{100 * leak:.1f}% of the held-out files' runs of six lines are in training files too"
+    lines += hanging(Content.styled("held out  ", "$muted"), Content(words), width)
     if report.licence_headers:
         lines.append(Content.styled(f"{report.licence_headers:,} repeated licence headers were taken out", "$muted"))
     return Content("\n").join(lines)
@@ -167,7 +170,19 @@ def windows(report: DataReport, chosen: int | None, width: int, *, packing: bool
     lines += [_window(row, row.tier == chosen) for row in report.windows]
     words = "cut: ends inside a definition; empty: places unused; unpacked: unused without packing"
     lines += Content.styled(words, "$muted").wrap(width)
+    shown = [row for row in report.windows if row.tier == chosen] or report.windows[:1]
+    lines += [line for row in shown for line in Content.styled(_cuts(row), "$muted").wrap(width)]
     return Content("\n").join(lines)
+
+
+def _cuts(row: WindowsRow) -> str:
+    """Says what the windows of a tier end after."""
+    return (
+        f"at {context_in_words(row.context)}, {percent_in_words(row.cut_inside / max(row.train, 1))} end inside a "
+        f"definition: {row.cut_after_statement:,} after a statement, {row.cut_after_line:,} after another line, "
+        f"{row.cut_after_token:,} within a line; {row.cut_before_definition:,} end before a definition, "
+        f"{row.cut_before_file:,} before a file"
+    )
 
 
 _WINDOW_COLUMNS = (

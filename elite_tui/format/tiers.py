@@ -15,6 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
+from engine.plan.planner import LEAST_UPDATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,13 +66,16 @@ def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
     """Formats whether a tier fits, with further notes."""
     lines = []
     if recommended:
-        lines.append(
-            Content.styled("★ recommended: the highest that fits and that the repository fills", "$text-accent")
-        )
+        why = "the highest that fits and that the repository fills"
+        if plan.steps_per_epoch is not None and not plan.holds_repository:
+            why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
+        lines.append(Content.styled(f"★ recommended: {why}", "$text-accent"))
     if not plan.fits:
         lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
     elif plan.reason:
         lines.append(Content.assemble(("! ", "$text-warning"), plan.reason))
+    if plan.fits and plan.warning:
+        lines.append(Content.assemble(("! ", "$text-warning"), printable(plan.warning)))
     return lines
 
 

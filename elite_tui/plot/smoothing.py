@@ -9,6 +9,8 @@ from elite_tui.plot.series import Values
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 """Choices for the weight of the past at each step. 0.9 looks back about ten steps, 0.99 a hundred."""
 
+_BLOCK = 64
+
 
 class Smoother:
     """The moving average m ← w·m + (1−w)·y, divided by 1−wⁿ so that the first points are not pulled to 0.
@@ -32,12 +34,28 @@ class Smoother:
             self._weight, known = weight, 0
             self._smoothed = np.empty(0)
             self._mean, self._past = 0.0, 1.0
-        fresh = np.full(y.size - known, np.nan)
-        for index, value in enumerate(y[known:].tolist()):
-            if np.isfinite(value):
-                self._mean = weight * self._mean + (1.0 - weight) * value
-                self._past *= weight
-                fresh[index] = self._mean / (1.0 - self._past)
+        fresh = y[known:].copy()
+        finite = np.isfinite(fresh)
+        fresh[~finite] = np.nan
+        fresh[finite] = self._averages(fresh[finite], weight)
         self._source = y
         self._smoothed = np.concatenate((self._smoothed, fresh))
         return self._smoothed
+
+    def _averages(self, values: Values, weight: float) -> Values:
+        """Continues the average over finite values, block by block: a long run has a million of them."""
+        if not values.size:
+            return values
+        back = np.arange(_BLOCK)
+        kernel = (1.0 - weight) * np.tril(weight ** np.maximum(0, back[:, None] - back[None, :]))
+        blocks = np.zeros((-(-values.size // _BLOCK), _BLOCK))
+        blocks.ravel()[: values.size] = values
+        means = blocks @ kernel.T
+        carried = [self._mean]
+        for last in means[:-1, -1].tolist():
+            carried.append(last + carried[-1] * weight**_BLOCK)
+        means += np.array(carried)[:, None] * weight ** (back + 1.0)
+        found: Values = means.ravel()[: values.size]
+        past = self._past * weight ** np.arange(1.0, values.size + 1.0)
+        self._mean, self._past = float(found[-1]), float(past[-1])
+        return found / (1.0 - past)

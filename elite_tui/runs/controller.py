@@ -86,9 +86,13 @@ class RunController:
     def heard(self, message: messages.RunNews) -> None:
         """Folds a run's news into its view."""
         run = self._state.open_runs.find(message.key)
+        message.news.folded.set()
         if run is not None:
+            before = (run.view, round(run.share, 2))
             run.take(message.news)
-            self._host.tell(StatePart.RUN)
+            # While a long journal is read, only its latest events and the share that was read are news.
+            if run.filling is None or message.news.glance or before != (run.view, round(run.share, 2)):
+                self._host.tell(StatePart.RUN)
 
     def step(self, offset: int) -> None:
         """Shows the run `offset` tabs away."""

@@ -26,6 +26,7 @@ class Eta:
 
     def __init__(self) -> None:
         self._latest: deque[float] = deque(maxlen=LATEST)
+        self._promised: float | None = None
         self.step_began: float | None = None
         "Time at which the current step began, by the training machine's clock."
 
@@ -37,6 +38,7 @@ class Eta:
         """Records a finished step; the next one begins."""
         if event.seconds > 0:
             self._latest.append(event.seconds)
+        self._promised = event.eta_seconds
         self.step_began = time
 
     @property
@@ -62,4 +64,7 @@ class Eta:
         spent = 0.0
         if steps and now is not None and self.step_began is not None:
             spent = min(each, max(0.0, now - self.step_began))
+        if self._promised is not None and count:
+            # The engine's own estimate knows the windows to come, and what follows the last step.
+            return Estimate(max(0.0, self._promised - spent), basis)
         return Estimate(steps * each - spent, basis)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine import regular_file
+
+_MOST = 2**63
+"""Bytes, seconds, tokens are below it; NaN and infinities are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +27,16 @@ class PlannedRun:
 def read_json(path: Path) -> Mapping[str, Any] | None:
     """Returns the object in a JSON file, or None if it cannot be read."""
     try:
-        data = json.loads(regular_file.read_bytes(path))
-    except (OSError, ValueError, RecursionError):
+        return regular_file.read_object(path, bounded=False)
+    except (OSError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
 
 
 def number(data: Mapping[str, Any], *names: str) -> float | None:
     """Returns the first of the named fields that holds a finite number."""
     for name in names:
         value = data.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST:
             return float(value)
     return None
 
@@ -51,8 +51,11 @@ def read_plan(path: Path) -> PlannedRun | None:
     data = read_json(path)
     if data is None:
         return None
+    promise = data.get("promise")
+    average = number(promise, "step_seconds") if isinstance(promise, dict) else None
     return PlannedRun(
-        step_seconds=number(data, "step_seconds"),
+        # On average over the stages of a run whose windows grow.
+        step_seconds=average or number(data, "step_seconds"),
         gpu_bytes=number(data, "gpu_peak_bytes"),
         host_bytes=number(data, "host_peak_bytes"),
         steps_per_epoch=number(data, "steps_per_epoch"),

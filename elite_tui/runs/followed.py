@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ class News:
     "The plan, if it was just found."
     behind: bool = False
     "Whether the journal holds further events."
+    glance: Sequence[Envelope] = ()
+    "First and latest events of a journal that takes long to read, which come again among the envelopes."
+    share: float = 1.0
+    "Share of the journal that was read."
+    folded: threading.Event = field(default_factory=threading.Event, compare=False)
+    "Set once the news is in the run's view; no more is read before."
 
 
 class Followed:
@@ -52,14 +58,15 @@ class Followed:
             self._polls += 1
             if self._closed or (self.handle.ending is not None and not looks):
                 return None
+            glance = self.handle.glance() if looks else []
             envelopes = self.handle.poll()
             problem, former = self.handle.problem, self._problem
             self._problem = problem
             access = self._look() if looks else None
             planned = self._find_plan() if looks or envelopes else None
-            behind = self.handle.behind
-        if envelopes or access or planned or problem != former:
-            return News(envelopes, problem, access, planned, behind)
+            behind, share = self.handle.behind, self.handle.share
+        if envelopes or glance or access or planned or problem != former:
+            return News(envelopes, problem, access, planned, behind, glance, share)
         return None
 
     def _look(self) -> Access | None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 from elite_tui.runs.view import RunView
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from elite_tui.runs.files import PlannedRun
     from elite_tui.runs.followed import News
+    from engine.protocol import Envelope
     from engine.runs.access import Access
 
 _ID_DATE = len("20260102-100000-")
@@ -30,6 +33,10 @@ class OpenRun:
     planned: PlannedRun | None = None
     problem: str = ""
     "Why its journal cannot currently be read."
+    filling: RunView | None = None
+    "The whole view while a long journal is read; `view` then shows its first and latest events."
+    share: float = 1.0
+    "Share of the journal that was read."
 
     @property
     def title(self) -> str:
@@ -38,12 +45,22 @@ class OpenRun:
 
     def take(self, news: News) -> None:
         """Folds in the news of a poll; ignores events of other runs."""
-        for envelope in news.envelopes:
-            if envelope.run == self.view.run_id:
-                self.view.apply(envelope)
+        if news.glance and self.filling is None:
+            self.filling = RunView(run_id=self.view.run_id, pending=self.view.pending)
+        self._fold(self.view, news.glance)
+        self._fold(self.filling or self.view, news.envelopes)
+        self.share = news.share
+        if self.filling is not None and not news.behind:
+            self.view, self.filling = self.filling, None
         self.problem = news.problem
         self.access = news.access or self.access
         self.planned = news.planned or self.planned
+
+    def _fold(self, view: RunView, envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            # The first event names the run: its directory may have been renamed or copied since.
+            if envelope.run == view.run_id or view.updated_at is None:
+                view.apply(envelope)
 
 
 def short_title(run_id: str) -> str:

@@ -43,6 +43,8 @@ STATE_MARKS = {
 STREAMED_STAGES = ("forward", "loss", "backward", "optimiser")
 SILENT_AFTER = 30.0
 """Seconds without an event after which the monitor shows the duration of the silence."""
+LONGEST_CLOCK = 1e9
+"""Seconds, some 30 years, beyond which an ETA is no time of a calendar."""
 LINES_OF_TROUBLE = 2
 """Lines of an error message, and of its remedy, above the charts; the event list shows them in full."""
 HEAD = 27
@@ -75,6 +77,8 @@ def notice_line(run: OpenRun, now: float) -> Content | None:
     """Formats warnings about the page's data and controls; None if there are none."""
     view = run.view
     notes = []
+    if run.filling is not None:
+        notes.append(f"reading the journal: {run.share:.0%}; until then only its first and latest events are drawn")
     if run.problem:
         notes.append(f"! the journal cannot be read at present: {printable(run.problem)}")
     if not view.ended and run.access is not None and run.access.refusal:
@@ -115,6 +119,8 @@ def _time_left(run: OpenRun) -> Sequence[str]:
     if left is None:
         return ("ETA n/a", "n/a")
     eta = f"ETA {duration_in_words(left.seconds)}"
+    if left.seconds > LONGEST_CLOCK:
+        return (f"{eta} · {left.basis}", eta)
     if view.paused:
         return (f"{eta} once it goes on · {left.basis}", f"{eta} once it goes on", eta)
     clock = time.strftime("%H:%M", time.localtime((view.updated_at or 0) + left.seconds))

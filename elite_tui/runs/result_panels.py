@@ -54,6 +54,8 @@ def verdict(run: RunView) -> Content:
 
 def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Content]:
     """Formats held-out perplexity before and after, as bars relative to the larger one, and the change."""
+    from engine.evaluation.words import too_few_updates
+
     done = run.finished
     before = done.perplexity_before if done else None
     after = done.perplexity_after if done else None
@@ -72,6 +74,8 @@ def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Conte
     )
     if before and after is not None:
         change = (after - before) / before
+        if change < 0 and done is not None and (few := too_few_updates(done.steps)):
+            return [*lines, Content.styled(f"= {change:+.1%} after {few}", "$muted")]
         words = (
             f"▼ {-change:.1%} lower: it predicts this code better than the base model"
             if change < 0
@@ -102,7 +106,7 @@ def _two_bars(
     cells = max(10, min(48, width - LABEL - 14))
     lines = []
     for name, value, style in (("before", before, "$secondary"), ("after", after, "$primary")):
-        full = round(cells * min(1.0, value / whole)) if value is not None and whole else 0
+        full = round(cells * max(0.0, min(1.0, value / whole))) if value is not None and whole else 0
         rest = ("─" if value is not None else "┄") * (cells - full)
         lines.append(
             Content.assemble((f"{name:<{LABEL}}", "$muted"), ("━" * full, style), (rest, "$faint"), f"  {words(value)}")

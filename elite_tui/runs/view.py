@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from elite_tui.format.figures import printable
 from elite_tui.runs.eta import Eta
 from elite_tui.runs.history import RunHistory
 from engine.protocol import (
@@ -197,7 +198,7 @@ class RunView:
         self._tell(envelope, "phase", f"{what}: {event.model}, {event.context:,} tokens, {event.device}")
 
     def _enter(self, envelope: Envelope, event: PhaseChanged) -> None:
-        self.phase, self.phase_detail = event.phase, event.detail
+        self.phase, self.phase_detail = printable(event.phase), event.detail
         self._leave_stage()
         self.eta.begin(envelope.time)
         # A phase after the last event means that the run was resumed.

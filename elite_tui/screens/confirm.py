@@ -10,6 +10,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
+from elite_tui.widgets.line_input import LineInput
+
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
@@ -73,7 +75,7 @@ class TypedConfirmScreen(ModalScreen[str]):
             yield Static(self._question, classes="title", markup=False)
             yield Static(self._explanation, classes="muted", markup=False)
             yield Static(Content.assemble("Type ", (self._word, "bold $text-accent"), " to agree."), id="ask")
-            yield Input(id="word", compact=True)
+            yield LineInput(id="word", compact=True)
             with Horizontal(classes="buttons"):
                 yield Button(self._label, id="agreed", compact=True, variant="error", disabled=True)
                 yield Button("Keep", id="cancel", compact=True, variant="primary")

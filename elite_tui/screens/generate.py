@@ -14,6 +14,7 @@ from elite_tui.format.figures import duration_in_words, printable
 from elite_tui.generation.answers import SIDES
 from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.line_input import LineInput
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GenerateScreen(AppScreen):
         with Horizontal(id="source"):
             yield Static("Prompt", classes="section", markup=False)
             yield Static("or a file:", classes="small", markup=False)
-            yield Input(
+            yield LineInput(
                 state.place, id="place", placeholder="path/to/file.py:120, enter reads it", compact=True,
                 select_on_focus=False,
             )  # fmt: skip
@@ -52,7 +53,7 @@ class GenerateScreen(AppScreen):
         with Horizontal(id="settings"):
             for name, words in WORDS.items():
                 yield Static(words, classes="small", markup=False)
-                yield Input(state.settings[name], id=f"set-{name}", compact=True, select_on_focus=False)
+                yield LineInput(state.settings[name], id=f"set-{name}", compact=True, select_on_focus=False)
             yield Button("Write", id="write", variant="primary", compact=True)
         yield Static(id="status", markup=False)
         with Horizontal(id="answers"):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
     from elite_tui.screens.app_screen import Elite
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.line_input import LineInput
 
 SMALL_CHARTS = 4
 "Small charts beneath the large one, if they fit."
@@ -74,7 +75,7 @@ class MonitorScreen(RunCommands, ChartScreen):
             with Vertical(id="event-box"):
                 yield ChoiceBar(id="event-tabs")
                 yield EventList(id="events")
-        yield Input(id="search", placeholder="show only lines that hold … (esc shows all)", compact=True)
+        yield LineInput(id="search", placeholder="show only lines that hold … (esc shows all)", compact=True)
 
     def on_mount(self) -> None:
         """Focuses the log, which scrolls."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.widgets import Button, Static
+from textual.widgets import Button, Select, Static
 
 from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 VIEWS = {"checks": "Checks", "yaml": "config.yaml", "deepspeed": "deepspeed.json"}
 VIEW = "review.view"
+HOURS = (("as long as it takes", ""), ("an hour", "1"), ("overnight, 10 hours", "10"), ("a weekend, 60 hours", "60"))
+"""How long a run may take, and the value of training.hours."""
 DRAWN_FROM = frozenset({StatePart.DRAFT, StatePart.REPOSITORY, StatePart.TIERS, StatePart.PREFLIGHT, StatePart.CHECKS})
 
 
@@ -46,6 +48,8 @@ class ReviewScreen(WizardScreen):
         with Horizontal(id="views"):
             for view, label in VIEWS.items():
                 yield Button(label, id=f"view-{view}", compact=True)
+            yield Static("Time", classes="label", markup=False)
+            yield hours_select(self.state.draft.get("training.hours"))
         with Horizontal(id="split"):
             with VerticalScroll(id="checks", can_focus=True):
                 yield Static(id="rows", markup=False)
@@ -109,6 +113,16 @@ class ReviewScreen(WizardScreen):
         here = next((index for index, name in enumerate(names) if self.has_class(f"-{name}")), 0)
         self._open(names[(here + 1) % len(names)])
 
+    @on(Select.Changed, "#hours")
+    def _hours_chosen(self, event: Select.Changed) -> None:
+        """Makes the schedule for other hours; the checks run again."""
+        event.stop()
+        before = self.state.draft.get("training.hours")
+        self.elite.drafting.edit("training.hours", str(event.value))
+        if self.state.draft.get("training.hours") != before:
+            self.elite.controller.ask_preflight()
+            self.elite.controller.examine()
+
     @on(Button.Pressed, "#views Button")
     def _view_pressed(self, event: Button.Pressed) -> None:
         self._open((event.button.id or "").removeprefix("view-"))
@@ -162,6 +176,15 @@ class ReviewScreen(WizardScreen):
     @on(Button.Pressed, "#start")
     def _start_pressed(self) -> None:
         self.action_start()
+
+
+def hours_select(hours: object) -> Select[str]:
+    """Makes the choice of how long the run may take, with the draft's own hours among it."""
+    options = list(HOURS)
+    chosen = "" if hours is None else f"{hours:g}" if isinstance(hours, (int, float)) else str(hours)
+    if chosen not in [value for _, value in options]:
+        options.append((f"{printable(chosen)} hours", chosen))
+    return Select(options, value=chosen, allow_blank=False, compact=True, id="hours")
 
 
 def yaml_text(state: AppState) -> str:
@@ -220,17 +243,20 @@ def cost(state: AppState) -> Content:
     plans = state.tiers.value
     if plans is None or plans.choice is None or state.repository.value is None:
         return Content.styled("cost: n/a until the repository is read and a plan fits", "$muted")
-    row = plans.choice.plan
-    epochs, max_steps = state.draft.get("training.epochs"), state.draft.get("training.max_steps")
-    steps: float | None = None
-    if row.steps_per_epoch is not None and isinstance(epochs, (int, float)):
-        steps = max(1, round(row.steps_per_epoch * epochs))
-    if isinstance(max_steps, int):
-        steps = max_steps if steps is None else min(steps, max_steps)
-    seconds = steps * row.step_seconds if steps is not None else None
+    choice = plans.choice
+    if choice.schedule is not None:
+        stages = ", then ".join(
+            f"{count_in_words(stage.updates)} on {context_in_words(stage.context)}" for stage in choice.schedule.stages
+        )
+        return Content.assemble(
+            (f"updates: {stages} tokens a window", "bold"),
+            f" · {hours_in_words(choice.seconds)} in all",
+            (" (predicted)", "$muted"),
+        )
+    row, steps = choice.plan, choice.updates
     return Content.assemble(
         (f"{context_in_words(row.context)} tokens a window", "bold"),
         f" · {count_in_words(steps)} step{'' if steps == 1 else 's'} of about {duration_in_words(row.step_seconds)}"
-        f" · {hours_in_words(seconds)} in all",
+        f" · {hours_in_words(choice.seconds)} in all",
         (" (predicted)", "$muted"),
     )

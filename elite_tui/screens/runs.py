@@ -19,6 +19,7 @@ from elite_tui.runs.comparison import LETTERS
 from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.line_input import LineInput
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
@@ -133,7 +134,7 @@ class RunsScreen(AppScreen):
     def compose_body(self) -> Iterable[Widget]:
         """Composes a summary line, the filter, and the table."""
         yield Static(id="about", markup=False)
-        yield Input(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
+        yield LineInput(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
         yield RunTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
 
     def on_mount(self) -> None:

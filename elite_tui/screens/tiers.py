@@ -17,6 +17,7 @@ from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.line_input import LineInput
 from elite_tui.widgets.tier_table import TierTable
 from elite_tui.wizard.what_if import FIELDS, WhatIf, key_of
 from engine.config import field_spec
@@ -69,7 +70,7 @@ class TiersScreen(WizardScreen):
                 yield Static("What if", classes="label", markup=False)
                 for name in FIELDS:
                     yield Static(WHAT_IF_LABELS[name], classes="small", markup=False)
-                    yield Input(draft.kept(key_of(name)), id=f"what-if-{name}", compact=True, select_on_focus=False)
+                    yield LineInput(draft.kept(key_of(name)), id=f"what-if-{name}", compact=True, select_on_focus=False)
         yield Static(id="choice", markup=False)
         with Horizontal(id="split"):
             with Vertical(id="left"):

@@ -15,6 +15,7 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Select, Static
 
 from elite_tui.format.figures import printable
+from elite_tui.widgets.line_input import LineInput
 from elite_tui.wizard.draft import text_of
 from engine.config.description import FieldSpec
 
@@ -72,7 +73,7 @@ class FieldRow(Vertical):
                     options.insert(0, (placeholder(self.spec), ""))
                 yield Select(options, value=choice, allow_blank=False, compact=True)
             else:
-                yield Input(
+                yield LineInput(
                     self._text,
                     placeholder=placeholder(self.spec),
                     compact=True,

@@ -76,7 +76,7 @@ def probe_streamed(
     """
     device = placement.device
     before = psutil.Process().memory_info().rss
-    home = torch.device("cpu") if plan.weights == "streamed" else device
+    home = torch.device("cpu") if plan.streams_weights else device
     base = random_model(spec, placement, layers=1, weights_device=home)
     fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()

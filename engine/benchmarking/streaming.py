@@ -59,8 +59,11 @@ def measure_step(
     device = placement.device
     limit_memory(device, vram_cap)
     rss_before = psutil.Process().memory_info().rss
-    weights_device = torch.device("cpu") if plan.weights == "streamed" else device
+    weights_device = torch.device("cpu") if plan.streams_weights else device
+    began = time.perf_counter()
     base = random_model(spec, placement, layers=layers, weights_device=weights_device)
+    synchronize(device)
+    built = time.perf_counter() - began
     fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
@@ -90,6 +93,7 @@ def measure_step(
             "vram_cap_gib": vram_cap,
             "seconds": best,
             "first_seconds": runs[0],
+            "build_seconds": built,
             "loss": outcome.loss_sum / outcome.predicted,
             "host_rss_bytes": psutil.Process().memory_info().rss - rss_before,
             **describe_machine(device),

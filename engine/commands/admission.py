@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import regular_file
 from engine.commands.quiet_libraries import libraries_logged
 from engine.models.families import FAMILIES
 from engine.models.proofs import find_proof
+from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +25,11 @@ def admit_model(name: str) -> None:
     """
     try:
         folder = Path(name).expanduser()
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = text_settings(regular_file.read_object(folder / "config.json", follow=True, bounded=False))
         family = settings["model_type"]
         if family in FAMILIES and not FAMILIES[family].proof:
             return
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):
         return
     if find_proof(settings) is None and _made(folder, lambda _: None).admitted & {"streamed", "whole"}:
         said = f"{family} is admitted by a proof; `engine verify --model {name}` shows it"

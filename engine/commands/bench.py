@@ -15,7 +15,7 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import StreamPlanError, one_line
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import StreamPlan, base_weights
 
 NAMES = ("bench",)
 SUMMARY = "Measure on this machine: an exact streamed step with random weights, or what packing gains."
@@ -222,8 +222,12 @@ def _plan_fields(texts: list[str]) -> dict[str, Any]:
 
 
 def _plan(fields: dict[str, Any], *, nf4: bool) -> StreamPlan:
+    """Builds the plan; weights=streamed are streamed in the format that --precision stores."""
+    streamed = fields.get("weights") == "streamed"
+    if streamed or "weights" not in fields:
+        fields = {**fields, "weights": base_weights(four_bit=nf4, streamed=streamed)}
     try:
-        return StreamPlan(**{"weights": "nf4" if nf4 else "resident", **fields})
+        return StreamPlan(**fields)
     except StreamPlanError as error:
         text = " ".join(f"{name}={value}" for name, value in fields.items())
         raise errors.PLAN_INVALID(text=text, problem=error) from error

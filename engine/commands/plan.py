@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
@@ -21,7 +21,10 @@ from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, clus
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
 from engine.plan.quantities import format_bytes, format_context, format_seconds
 from engine.plan.request import PlanRequest
+from engine.plan.schedule import Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
+from engine.plan.tiers import tiers
+from engine.plan.whole_time import whole_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         metavar="N",
         help="Windows of an update, for the table of several cards.",
     )
-    parser.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Show one tier's whole sum.")
+    parser.add_argument(
+        "--tier",
+        type=_tier,
+        metavar="N",
+        help="Show one tier's whole sum; with --hours, the last tier of the schedule.",
+    )
+    parser.add_argument("--hours", type=_hours, metavar="H", help=config.field_spec("training.hours").description)
     parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
@@ -100,6 +109,22 @@ def _count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 4096:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and 4096")
+    return value
+
+
+def _tier(text: str) -> int | Literal["max"]:
+    if text == "max":
+        return "max"
+    value = int(text)
+    if not 1 <= value <= len(tiers()):
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {len(tiers())}, or max")
+    return value
+
+
+def _hours(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 10000")
     return value
 
 
@@ -135,21 +160,27 @@ def run(args: argparse.Namespace) -> int:
         repository_tokens=_repository_tokens(args.repo),
     )
     table = tier_table(planning)
+    schedule = None if args.hours is None else make_schedule(planning, args.hours, args.tier)
+    tier = table.ceiling if args.tier == "max" else args.tier
     largest = largest_context(planning) if args.max_context else None
     cluster = _cluster(args, machine)
-    plans = [] if cluster is None else _strategies(args, planning, cluster, table)
+    plans = [] if cluster is None else _strategies(args, planning, cluster, table, tier)
     if args.json:
         document = describe(planning, table, largest, asked=args.max_context)
+        if schedule is not None:
+            document["schedule"] = schedule.as_json()
         if cluster is not None:
             document["cluster"] = describe_cluster(cluster, plans)
         print_json(document)
         return 0
-    _print_plan(planning, table, args.tier, largest, asked=args.max_context)
+    _print_plan(planning, table, None if schedule else tier, largest, asked=args.max_context)
+    if schedule is not None:
+        print_schedule(schedule)
     if cluster is not None:
         from rich.console import Console
 
         print_cluster(Console(markup=False, highlight=False, emoji=False), cluster, plans)
-    if args.tier is not None and not table.row(args.tier).fits:
+    if tier is not None and not table.row(tier).fits:
         return errors.DOES_NOT_FIT
     return 0
 
@@ -167,10 +198,10 @@ def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
 
 
 def _strategies(
-    args: argparse.Namespace, planning: PlanRequest, cluster: Cluster, table: TierTable
+    args: argparse.Namespace, planning: PlanRequest, cluster: Cluster, table: TierTable, tier: int | None
 ) -> list[StrategyPlan]:
     """Plans the strategies of the tier in the options, else the one recommended on one GPU, else the lowest."""
-    context = table.row(args.tier or table.recommended or 1).context
+    context = table.row(tier or table.recommended or 1).context
     if args.windows is not None:
         training = structs.replace(planning.training, tokens_per_update=args.windows * context)
         planning = replace(planning, training=training)
@@ -203,6 +234,7 @@ def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, 
         },
         "repo_tokens": planning.repository_tokens,
         "recommended": table.recommended,
+        "ceiling": table.ceiling,
         "tiers": [row.as_json() for row in table.tiers],
         "assumptions": _assumptions(planning.machine),
     }
@@ -301,6 +333,9 @@ def _print_table(console: Console, planning: PlanRequest, table: TierTable) -> N
     if slow:
         limit = format_seconds(planning.patience)
         console.print(f"not recommended, for one window takes longer than {limit}: tier {', '.join(slow)}", style="dim")
+    far = [row for row in table.tiers if row.fits and row.warning]
+    if far:
+        console.print(f"tier {far[0].tier} and above: {far[0].warning}", style="yellow")
     console.print(_verdict(planning, table))
 
 
@@ -311,9 +346,56 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
     text = f"Recommended: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
     if planning.repository_tokens is not None:
         epoch = f"{row.steps_per_epoch:,} step{'' if row.steps_per_epoch == 1 else 's'} an epoch"
-        hours = format_seconds(row.step_seconds * (row.steps_per_epoch or 1))
-        text += f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {hours} in all."
+        steps = row.steps_per_epoch or 1
+        whole = whole_time(planning, row).around(steps * row.step_seconds, steps)
+        text += (
+            f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {format_seconds(whole)} in all, "
+            "start, scoring and saving included."
+        )
+    if table.ceiling != table.recommended:
+        text += (
+            f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates: "
+            "`--hours H` makes a schedule that grows towards it."
+        )
     return text
+
+
+def print_schedule(schedule: Schedule) -> None:
+    """Prints the stages, the time around them, and what each tier adds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    budget = "" if schedule.hours is None else f" for {schedule.hours:g} hours"
+    epochs = "" if schedule.epochs is None else f", {schedule.epochs:.2g} epochs"
+    console.print(
+        f"Schedule{budget}: {schedule.updates:,} updates{epochs}, peak rate {schedule.learning_rate:g}", style="bold"
+    )
+    grid = Table("tier", "windows of", box=None, header_style="bold", pad_edge=False)
+    for name in ("updates", "tokens an update", "time"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for stage in schedule.stages:
+        grid.add_row(
+            str(stage.plan.tier or "-"),
+            format_context(stage.context),
+            f"{stage.updates:,}",
+            f"{stage.plan.windows_per_step * stage.context:,}",
+            format_seconds(stage.seconds),
+        )
+    around = schedule.seconds - schedule.step_seconds
+    grid.add_row("", "start, scoring, checkpoints, saving", "", "", format_seconds(around))
+    grid.add_row("", "in all", "", "", format_seconds(schedule.seconds), style="bold")
+    console.print(grid)
+    if schedule.additions:
+        adds = ", ".join(
+            f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}"
+            f"{'' if addition.taken else ' (not taken)'}"
+            for addition in schedule.additions
+        )
+        console.print(f"{schedule.additions[0].updates} updates on the windows of each tier add: {adds}", style="dim")
+    for text in (schedule.note, schedule.longest.warning):
+        if text:
+            console.print(text, style="yellow")
 
 
 def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:

@@ -201,12 +201,16 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
         last = ending.traceback.strip().splitlines()[-1:] if ending.error == "child-died" else []
         lines = [f"engine: {ending.message}; {ending.hint}", *(f"last line of the log: {line}" for line in last)]
         return [one_line(line) for line in [*lines, f"log                 {run.log_path}"]]
+    from engine.evaluation.words import too_few_updates
+
     before, after = ending.perplexity_before, ending.perplexity_after
     change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
     lines = [
         f"{ending.status:<19} {ending.steps:,} steps in {duration(ending.seconds)}",
         f"held-out perplexity {_number(before)} before, {_number(after)} after{change}",
     ]
+    if before and after and (few := too_few_updates(ending.steps)):
+        lines.append(f"{'':<19} {few}")
     if ending.adapter:
         lines.append(f"adapter             {run.path / ending.adapter}")
     if ending.status == "stopped":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.launch.handle import RunHandle
     from engine.launch.signals import Interrupts
+    from engine.plan.choice import Choice
     from engine.runs.run_directory import RunDirectory
 
 NAMES = ("train",)
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         metavar="RUN",
         help="Continue this run (id, beginning of an id, or path) from its last checkpoint; without RUN, the newest, "
         "in --output where that is given",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Check and plan the run, print the plan, and start nothing"
     )
     parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
     parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
@@ -81,11 +85,21 @@ def run(args: argparse.Namespace) -> int:
     from engine.launch.launcher import launch
     from engine.launch.signals import Interrupts
 
+    if args.dry_run and args.resume is not None:
+        raise errors.CONFIG_INVALID(
+            source="command line",
+            field="--dry-run",
+            problem="--resume goes on with a run that is planned already",
+            remedy="leave one of them out",
+        )
     if args.resume is None:
         resumed = None
         asked = read_config(args)
         admit_model(asked.model.name)
-        config = preflight.check(asked)
+        config, choice = preflight.check_and_plan(asked)
+        if args.dry_run:
+            _print_choice(choice, as_json=args.json)
+            return 0
     else:
         output = getattr(args, "output.directory")
         resumed = find_resumable(args.resume, None if output is None else Path(output))
@@ -240,6 +254,22 @@ def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
         if error.kind is not errors.RUN_NOT_ACTIVE:
             raise
         # It has just ended by itself; its events will say how.
+
+
+def _print_choice(choice: Choice, *, as_json: bool) -> None:
+    """Prints the plan of a run that is not started."""
+    from engine.commands.output import print_json
+    from engine.commands.plan import print_schedule
+
+    if as_json:
+        schedule = None if choice.schedule is None else choice.schedule.as_json()
+        print_json({"note": choice.note, "plan": choice.plan.as_json(), "schedule": schedule})
+        return
+    print(errors.one_line(choice.note))  # noqa: T201
+    if choice.schedule is not None:
+        print_schedule(choice.schedule)
+    elif choice.plan.warning:
+        print(errors.one_line(choice.plan.warning))  # noqa: T201
 
 
 def _report_detached(handle: RunHandle, *, as_json: bool) -> None:

@@ -72,7 +72,7 @@ def describe_fields(config_type: type[Struct]) -> tuple[FieldSpec, ...]:
                     flag=(meta.extra or {}).get("flag"),
                     choices=tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else (),
                     optional=optional,
-                    allowed=_in_words(kind, bounds) + (", or null" if optional else ""),
+                    allowed=_in_words(kind, bounds) + _also(annotated, kind) + (", or null" if optional else ""),
                 )
             )
     return tuple(specs)
@@ -83,11 +83,19 @@ def _unwrap(annotated: Any, meta: Meta) -> tuple[bool, Any, Meta]:
     options = get_args(annotated)
     if type(None) not in options:
         return False, annotated, meta
+    # A number may have words beside it, as in int | Literal["max"]; `_also` names them.
     inner = next(option for option in options if option is not type(None))
     if get_origin(inner) is Annotated:
         kind, bounds = get_args(inner)
         return True, kind, bounds
     return True, inner, meta
+
+
+def _also(annotated: Any, kind: Any) -> str:
+    """Names the words that are allowed beside a number."""
+    options = get_args(annotated) if type(None) in get_args(annotated) else ()
+    literals = [option for option in options if get_origin(option) is Literal and option is not kind]
+    return "".join(f", or {word}" for literal in literals for word in get_args(literal))
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine import errors, regular_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def read_hostfile(path: Path, slots: int) -> list[Host]:
         EliteError: HOSTFILE_INVALID.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular_file.read_text(path, 1 << 20, follow=True).splitlines()
     except (OSError, ValueError) as error:
         raise errors.HOSTFILE_INVALID(path=path, problem=getattr(error, "strerror", None) or error) from error
     hosts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any, get_type_hints
 import msgspec
 
 from engine.config.run import RunConfig, field_spec
+
+SHORTEST_WINDOW = 64
+"""Least tokens of a window, as of training.context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +82,44 @@ def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
     """Finds values that are each allowed, but not together."""
     found = list(_find_layout_conflicts(data.get("stream", {}), data))
     training = data.get("training", {})
+    found += _find_stage_conflicts(training)
     if training.get("tier") is not None and training.get("context") is not None:
         problem = "both training.tier and training.context are set"
         remedy = "set one of them: a tier stands for a context"
         found.insert(0, Problem(field="training.context", problem=problem, remedy=remedy))
     return found
+
+
+def _find_stage_conflicts(training: dict[str, Any]) -> Iterator[Problem]:
+    """Finds settings that a schedule of several window lengths excludes."""
+    stages, hours = training.get("stages") or [], training.get("hours")
+    contexts = [int(text.partition(":")[0]) for text in stages]
+    rising = all(later > earlier for earlier, later in itertools.pairwise(contexts))
+    if not rising or min(contexts, default=SHORTEST_WINDOW) < SHORTEST_WINDOW:
+        yield Problem(
+            field="training.stages",
+            problem=f"{', '.join(stages)}: windows must rise from {SHORTEST_WINDOW} tokens or more",
+            remedy="order them by context, each context once",
+        )
+    others = [name for name in ("hours", "tier", "context", "epochs") if training.get(name) is not None]
+    if stages and others:
+        yield Problem(
+            field="training.stages",
+            problem=f"training.{others[0]} is set too, and stages already say every update",
+            remedy="leave one of them out",
+        )
+    if hours is not None and training.get("context") is not None:
+        yield Problem(
+            field="training.hours",
+            problem="training.context is set too, and the hours choose the windows",
+            remedy="leave one of them out; a tier may be set, as the highest",
+        )
+    if (stages or hours is not None) and training.get("curriculum"):
+        yield Problem(
+            field="training.curriculum",
+            problem="the windows of this run grow by stages already",
+            remedy="leave it out",
+        )
 
 
 def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
@@ -96,12 +133,6 @@ def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iter
             field=f"stream.{first}",
             problem="training.step is whole, and this is a choice of the streamed step",
             remedy="leave it out, or set training.step to auto or streamed",
-        )
-    if fixed.get("weights") == "streamed" and data.get("model", {}).get("precision") == "nf4":
-        yield Problem(
-            field="stream.weights",
-            problem="model.precision is nf4, and weights in 4 bits stay where the step is computed",
-            remedy="leave one of them out",
         )
     if fixed.get("kv_home") == "host" and fixed.get("hidden_home") == "gpu":
         yield Problem(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, field, structs
 
 from engine.config.description import Positive, option
 
@@ -40,8 +40,28 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         ),
     ] = 0.0
     epochs: Annotated[
-        float, Meta(gt=0, le=1000, description="Passes over the training files.", extra=option("--epochs"))
-    ] = 1.0
+        Annotated[float, Meta(gt=0, le=1000)] | None,
+        Meta(
+            description="Passes over the training files. Unset: 1, or with hours as many as they allow, up to 3.",
+            extra=option("--epochs"),
+        ),
+    ] = None
+    hours: Annotated[
+        Annotated[float, Meta(gt=0, le=10_000)] | None,
+        Meta(
+            description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
+            "short windows, the last ones at the highest tier that the hours allow. Unset: one tier for all updates.",
+            extra=option("--hours"),
+        ),
+    ] = None
+    stages: Annotated[
+        list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$")]],
+        Meta(
+            description="Windows over the run, as CONTEXT:UPDATES by rising context: 8192:40 and 131072:4 make 40 "
+            "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: hours makes them, or all windows "
+            "are alike."
+        ),
+    ] = field(default_factory=list)
     max_steps: Annotated[
         Positive | None,
         Meta(
@@ -50,10 +70,10 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         ),
     ] = None
     tier: Annotated[
-        Annotated[int, Meta(ge=1, le=11)] | None,
+        Annotated[int, Meta(ge=1, le=11)] | Literal["max"] | None,
         Meta(
-            description="Context tier, 1 (4K tokens) to 11 (4M tokens). "
-            "Unset: the highest that fits and the repository fills.",
+            description="Context tier, 1 (4K tokens) to 11 (4M tokens), or max: the highest that fits and the "
+            "repository fills. Unset: the highest of those with 30 updates, or by the hours.",
             extra=option("--tier"),
         ),
     ] = None
@@ -192,13 +212,27 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         bool, Meta(description="Expandable memory segments, TF32 products and tuned kernels on a GPU.")
     ] = True
 
+    @property
+    def passes(self) -> float:
+        """Passes over the training files of a run without hours."""
+        return 1.0 if self.epochs is None else self.epochs
+
+    @property
+    def stage_pairs(self) -> tuple[tuple[int, int], ...]:
+        """`stages` as (context, updates)."""
+        pairs = (text.partition(":") for text in self.stages)
+        return tuple((int(context), int(updates)) for context, _, updates in pairs)
+
 
 class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Fixed choices of the streamed step; the planner makes those that are unset."""
 
     weights: Annotated[
         Literal["resident", "streamed"] | None,
-        Meta(description="Base weights stay on the GPU, or on the host and come to it two layers at a time."),
+        Meta(
+            description="Base weights stay on the GPU, or on the host and come to it two layers at a time; with "
+            "model.precision nf4 in 4 bits."
+        ),
     ] = None
     kv_home: Annotated[
         Literal["gpu", "host"] | None,

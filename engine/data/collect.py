@@ -153,14 +153,19 @@ def collect(
     tokens = estimate_tokens(collection)
     if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
         raise errors.REPOSITORY_TOO_SMALL(
-            path=", ".join(map(str, repositories)), tokens=f"about {tokens}", files=len(files)
+            path=", ".join(map(str, repositories)), tokens=f"about {tokens:,}", files=len(files)
         )
     return collection
 
 
 def estimate_tokens(collection: Collection) -> int:
     """About how many tokens the files make: an estimate from BYTES_PER_TOKEN; a model's own tokenizer differs."""
-    return round(collection.total_bytes / BYTES_PER_TOKEN) + _MARKER_TOKENS * len(collection.files)
+    return tokens_of(collection.total_bytes, len(collection.files))
+
+
+def tokens_of(size: int, files: int) -> int:
+    """Estimates the tokens of files of together `size` bytes, with a path and an end mark for each."""
+    return round(size / BYTES_PER_TOKEN) + _MARKER_TOKENS * files
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from engine import errors
 from engine.data.cache import prune
 from engine.data.chats import TEMPLATES, Chats, encode_continued, find_template
-from engine.data.collect import Collection, SourceFile, describe_skipped, estimate_tokens
+from engine.data.collect import Collection, SourceFile, describe_skipped
 from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.conversations import REVISION as CONVERSATIONS_REVISION
 from engine.data.conversations import Conversation
@@ -252,7 +252,7 @@ def _too_little(
                 problem = f"{reading.skipped[reason]:,} conversations cannot be written by it, the first as {problem}"
                 return errors.CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
     if reading.files:
-        tokens = f"about {estimate_tokens(collection)}"
+        tokens = f"about {reading.estimated_tokens:,}"
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
     skipped = Counter(collection.skipped) + reading.skipped
     return errors.REPOSITORY_NO_SOURCE(path=path, skipped=describe_skipped(dict(skipped.most_common())))

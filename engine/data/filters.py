@@ -66,6 +66,11 @@ REASONS: Mapping[str, str] = {
 "Every reason with its explanation, in the order in which a file is tried."
 
 PROBLEMS = (
+    "not a row",
+    "another column",
+    "no text",
+    "not text",
+    "cut off",
     "no conversation",
     "no messages",
     "no answer",
@@ -79,7 +84,7 @@ PROBLEMS = (
     "template",
     "not split",
 )
-"Reasons whose examples say what is wrong with a row."
+"Reasons of rows, which are shown with their numbers and what is wrong with them."
 SWITCHABLE = (
     "vendored",
     "build output",

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine import errors
 from engine.data.chats import TEMPLATES, Chats
-from engine.data.collect import EXAMPLES, Collection, SourceFile
+from engine.data.collect import EXAMPLES, Collection, SourceFile, tokens_of
 from engine.data.documents import Document, Edit, Texts, edited, edited_conversation
 from engine.data.encoded import without_encoded
 from engine.data.filters import reasons_by_path
@@ -105,6 +105,12 @@ class Reading:
     "Share of the six-line runs of held-out files that training files hold too."
     notes: tuple[str, ...] = ()
     "Sentences that a person should see."
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Estimates the tokens that are left once secrets, repeated headers and encoded data are cut out."""
+        cut = sum(edit.end - edit.start - len(edit.replacement) for read in self.files for edit in read.edits)
+        return tokens_of(sum(read.file.size for read in self.files) - cut, len(self.files))
 
     @property
     def repositories(self) -> list[Path]:

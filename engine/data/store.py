@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from engine import errors
+from engine import durable, errors
 from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.packing import Layout
 
@@ -225,7 +225,7 @@ def locked(cache: Path, key: str) -> Iterator[None]:
     """Holds the right to build one store, alone among processes, waiting for it if need be.
 
     Raises:
-        EliteError: OUTPUT_UNWRITABLE, the cache cannot be written; also for an OSError within.
+        EliteError: OUTPUT_FULL or OUTPUT_UNWRITABLE, the cache cannot be written; also for an OSError within.
     """
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds the text of private repositories
@@ -233,6 +233,8 @@ def locked(cache: Path, key: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
+        if durable.is_full(error):
+            raise errors.OUTPUT_FULL(path=cache, free="no space", needed="room for its tokens") from error
         raise errors.OUTPUT_UNWRITABLE(path=cache, problem=error.strerror or error) from error
 
 
@@ -364,14 +366,14 @@ class StoreBuilder:
         }
         _write_synced(self._path / "manifest.json", _sealed(manifest))
         (self._path / "checkpoint.json").unlink(missing_ok=True)
-        _sync_folder(self._path)
+        durable.sync_path(self._path)
         self._path.rename(self._final)
-        _sync_folder(self._final.parent)
+        durable.sync_path(self._final.parent)
 
     def _sync_tokens(self) -> None:
         for file in self._files:
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno())
 
     def _read_checkpoint(self) -> tuple[list[int], int, npt.NDArray[np.bool_]]:
         """What an earlier, unfinished build left complete.
@@ -417,13 +419,5 @@ def _write_synced(path: Path, content: bytes) -> None:
     with aside.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        durable.sync(file.fileno())
     aside.rename(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

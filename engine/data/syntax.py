@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tree_sitter import Node, Parser
 
-REVISION = 4
+REVISION = 5
 "Raised when files would be ordered or cut otherwise; part of every store's key."
 _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."
@@ -111,11 +111,16 @@ _ABOVE_IN_PYTHON = re.compile(r"[ \t]*[#@)]")
 "How a line begins that belongs to the definition below it: comments, decorators and what ends one."
 _CELLS = re.compile(r"\n(?=# %%)")
 _CHANGES = re.compile(r"\n(?=--- |@@ )")
-_BRACES = re.compile(
-    r"\n[ \t\r]*\n(?=[^\s})\]])|\n(?P<indent>[ ]{1,4}|\t)\}[;,]?[ \t\r]*\n(?:[ \t\r]*\n)+(?=(?P=indent)[^\s})\]])"
+_LAYOUT = re.compile(
+    r"\n[ \t\r]*\n(?=[^\s})\]])"
+    r"|\n(?P<indent>[ ]{1,4}|\t)(?:\}[;,]?|end)[ \t\r]*\n(?:[ \t\r]*\n)+(?=(?P=indent)[^\s})\]])"
+    r"|\n[ \t\r]*\n(?="
+    r"(?:[ ]{1,8}|\t\t?)(?:/\*\*|///|@[A-Z]|\[[A-Z]\w*[\](]|(?:public|private|protected|internal|override)\b)"
+    r"|(?:[ ]{1,4}|\t)(?:abstract|static|suspend|operator|fun|func|function|def)\b)"
 )
-"After a blank line at the left edge, or after a closed block one step in, a blank line, and one step in again."
-_BLANK = re.compile(r"\n[ \t\r]*\n(?=\S)")
+"""Where a definition begins: after a blank line at the left edge; after a closed block one step in, a blank line, and
+one step in again; and after a blank line with a comment, an annotation or a word that definitions begin with, one or
+two steps in. Parsers of C#, Java, TypeScript, Kotlin and C++ place 1 to 9% of these within a function."""
 
 
 def _borders(text: str, name: str) -> Iterator[int]:
@@ -127,7 +132,7 @@ def _borders(text: str, name: str) -> Iterator[int]:
                 start = above
             yield start
     else:
-        pattern = {DIFF: _CHANGES, NOTEBOOK: _CELLS}.get(name, _BRACES if name in _GRAMMARS else _BLANK)
+        pattern = {DIFF: _CHANGES, NOTEBOOK: _CELLS}.get(name, _LAYOUT)
         for found in pattern.finditer(text):
             yield found.end()
 

@@ -41,6 +41,8 @@ class Update:
     "Positions in the WindowSource."
     epoch: float
     "Passes over the data when this update is done, 1.5 in the middle of the second."
+    stage: int = 0
+    "Position of its stage, in a run whose windows grow (engine.data.stages)."
 
 
 def tokens_per_update(training: TrainingSection, context: int) -> int:
@@ -57,7 +59,7 @@ def plan_updates(windows: WindowSource, training: TrainingSection, context: int)
     in the middle of the first pass.
     """
     wanted = tokens_per_update(training, context)
-    last = max(1, round(training.epochs * len(windows)))
+    last = max(1, round(training.passes * len(windows)))
     gathered: list[int] = []
     tokens = longest = 0
     made = 0

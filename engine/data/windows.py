@@ -209,6 +209,21 @@ class Windows:
         ranges = zip(self._packed.starts[first:last], self._packed.stops[first:last], strict=True)
         return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in ranges])
 
+    @property
+    def stream_tokens(self) -> int:
+        """Tokens of the stream, also those that are in no window."""
+        return len(self._stream)
+
+    def length(self, index: int) -> int:
+        """Tokens of a window, without reading it."""
+        return int(self._lengths[index])
+
+    def spans(self, index: int) -> Iterator[tuple[int, int]]:
+        """Yields the ranges [start, stop) of the stream that a window holds."""
+        first, last = self._packed.first_part[index : index + 2]
+        for start, stop in zip(self._packed.starts[first:last], self._packed.stops[first:last], strict=True):
+            yield int(start), int(stop)
+
     def __iter__(self) -> Iterator[Window]:
         return (self[index] for index in range(len(self)))
 

@@ -14,12 +14,13 @@ from engine.evaluation.charts import charts_of
 from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import bytes_words, code, duration_words, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
-from engine.evaluation.words import number
+from engine.evaluation.words import number, too_few_updates
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.data.dataset import DatasetSummary
+    from engine.evaluation.promise import Comparison
     from engine.evaluation.result import Evaluation
     from engine.models.catalogue import ModelSpec
     from engine.protocol import RunFinished
@@ -47,7 +48,8 @@ class RunReport:
     "Held-out tokens scored in each evaluation."
     predicted_gpu_bytes: int | None = None
     predicted_host_bytes: int | None = None
-    predicted_step_seconds: float | None = None
+    promise: Comparison | None = None
+    "Predicted and measured times, and the predicted loss."
     curve: RunCurve = field(default_factory=RunCurve)
     past: tuple[float, ...] = ()
     "See `engine.evaluation.curve.past_ratios`."
@@ -113,6 +115,8 @@ _ENDED = {"completed": "completed", "stopped": "was stopped before its end"}
 
 
 def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
+    if few := too_few_updates(report.progress.step):
+        yield f"{few.capitalize()}."
     if report.evaluation is not None:
         yield report_sections.verdict(report.evaluation)
         yield from report_sections.quality(report.evaluation, tuple(pictures))
@@ -188,7 +192,9 @@ def _cost(report: RunReport) -> str:
     finished, progress = report.finished, report.progress
     compared = []
     if progress.step:
-        compared.append(_compared("time a step", report.predicted_step_seconds, progress.seconds / progress.step, _s))
+        predicted = None if report.promise is None else report.promise.promise.step_seconds
+        compared.append(_compared("time a step", predicted, progress.seconds / progress.step, _s))
+    compared += _promised(report)
     for place, predicted, peak in (
         ("GPU", report.predicted_gpu_bytes, finished.gpu_peak),
         ("host", report.predicted_host_bytes, finished.host_peak),
@@ -203,6 +209,19 @@ def _cost(report: RunReport) -> str:
     ]
     head = ("", "predicted", "measured", "difference")
     return "\n\n".join([*([table(compared, head, figures=True)] if compared else []), table(others)])
+
+
+def _promised(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
+    """Compares times and loss of a run with its promise, as far as the run came to its end."""
+    promise = report.promise
+    if promise is None or report.finished.status != "completed":
+        return
+    if promise.timeline is not None:
+        yield _compared("time of the run", promise.promise.seconds, promise.timeline.seconds, duration_words)
+        for kept in promise.phases:
+            yield _compared(f"— {kept.name}", kept.predicted, kept.measured, _s)
+    if len(report.curve.held_out) > 1:
+        yield _compared("held-out loss", promise.loss, report.curve.held_out[-1][1], lambda loss: f"{loss:.3f}")
 
 
 def _s(seconds: float) -> str:

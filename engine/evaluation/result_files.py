@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine import regular_file
 from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.promise import Promise, compare
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.result import FILE_NAME
 from engine.generation.run_models import models_of
@@ -57,9 +58,11 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         return False
     found = models_of(run, config)
     started = _last(events, RunStarted)
-    plan = json.loads(regular_file.read_text(run.plan_path))
+    plan = regular_file.read_object(run.plan_path)
     on_gpu = started is not None and started.planned_gpu_bytes is not None
     scored = _last(events, EvalCompleted)
+    curve, past = curve_of(events), tuple(past_ratios(config.model.name, before=run.id))
+    promise = Promise.from_json(plan.get("promise"))
     report = RunReport(
         config=config,
         finished=finished,
@@ -73,9 +76,9 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         held_out_scored=scored.tokens if scored else 0,
         predicted_gpu_bytes=plan.get("gpu_peak_bytes") if on_gpu else None,
         predicted_host_bytes=plan.get("host_peak_bytes"),
-        predicted_step_seconds=plan.get("step_seconds"),
-        curve=curve_of(events),
-        past=tuple(past_ratios(config.model.name, before=run.id)),
+        promise=None if promise is None else compare(promise, events, curve, past),
+        curve=curve,
+        past=past,
         evaluation=evaluation,
     )
     write_report(run.report_path, report)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from engine.plan.planner import LEAST_UPDATES
+
 if TYPE_CHECKING:
     from engine.evaluation.intervals import Interval
     from engine.evaluation.result import Evaluation, MarkRow
@@ -21,6 +23,14 @@ MARK_WORDS = {
     "edit similarity": "edit similarity",
     "identifiers": "identifiers hit",
 }
+
+
+def too_few_updates(updates: int) -> str:
+    """Says that a run made too few updates for a change to mean anything; "" where it made enough."""
+    if updates >= LEAST_UPDATES:
+        return ""
+    made = "one update" if updates == 1 else f"{updates:,} updates"
+    return f"{made}: too few to tell, learning needs about {LEAST_UPDATES}"
 
 
 def figure_rows(evaluation: Evaluation) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from engine import __version__
 from engine.errors import one_line
 
 if TYPE_CHECKING:
+    from engine.config import TrainingSection
     from engine.export.gguf_tokenizer import GgufTokenizer
     from engine.export.source import Source
 
@@ -107,7 +108,7 @@ def _settings(source: Source) -> str:
         rows.append(("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}{kind}, on {', '.join(lora.targets)}"))
     rows += [
         ("optimiser", f"{training.optimizer}, rate {training.learning_rate:g}, {training.schedule}"),
-        ("epochs", f"{training.epochs:g}" + (f", at most {training.max_steps} steps" if training.max_steps else "")),
+        ("epochs", _epochs(training)),
         ("seed", str(training.seed)),
     ]
     if source.changes.yarn_factor is not None:
@@ -115,6 +116,12 @@ def _settings(source: Source) -> str:
     if source.changes.kv_heads is not None:
         rows.append(("key and value heads", f"pooled to {source.changes.kv_heads}"))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {one_line(value)} |" for name, value in rows)])
+
+
+def _epochs(training: TrainingSection) -> str:
+    if training.hours is not None or training.stages:
+        return "by its schedule" + (f" for {training.hours:g} hours" if training.hours else "")
+    return f"{training.passes:g}" + (f", at most {training.max_steps} steps" if training.max_steps else "")
 
 
 def _usage(source: Source, target: str, files: list[str]) -> str:
@@ -126,10 +133,17 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
         )
     lines = ["from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
     if target == "adapter":
+        name, text = repr(base_name(source)), ""
+        if renames := source.base_folder.renames:
+            lines = ["from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
+            lines += [f"config = AutoConfig.from_pretrained({name}).get_text_config(decoder=True)  # without its tower"]
+            if (tied := source.base_folder.config.get("tie_word_embeddings")) is not None:
+                lines += [f"config.tie_word_embeddings = {bool(tied)}"]
+            text = f", config=config, key_mapping={dict(renames)!r}"
         lines = [
             "from peft import PeftModel",
             *lines,
-            f'base = AutoModelForCausalLM.from_pretrained({base_name(source)!r}, dtype="auto")',
+            f'base = AutoModelForCausalLM.from_pretrained({name}{text}, dtype="auto")',
             'model = PeftModel.from_pretrained(base, ".")',
         ]
         if source.changes.yarn_factor is not None or source.changes.kv_heads is not None:

@@ -80,14 +80,18 @@ def compare_adapter(source: Source, folder: Path) -> Difference:
         EliteError: EXPORT_DIFFERS; MODEL_* where the base cannot be loaded.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from engine.models.loading import text_config
 
     ids = _sample(source)
     expected = _logits(_trained(source), ids)
     if source.changes == NO_CHANGES:
-        plain = AutoModelForCausalLM.from_pretrained(
-            find_folder(source.spec), dtype=torch.float32, trust_remote_code=False
-        )
+        where, arguments = find_folder(source.spec), {}
+        if renames := source.base_folder.renames:
+            inner = text_config(AutoConfig.from_pretrained(where, trust_remote_code=False), source.base_folder)
+            arguments = {"config": inner, "key_mapping": dict(renames)}
+        plain = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, trust_remote_code=False, **arguments)
         base = _whole(plain)
     else:
         base = _base(source)

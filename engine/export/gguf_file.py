@@ -6,6 +6,7 @@ gguf package. Tensors are written one after the other, so only the largest one h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class _Planned:
     shape: tuple[int, ...]
     format: GGMLQuantizationType
     made: npt.NDArray[np.float32] | None = None
+    stacked: tuple[str, ...] = ()
+    "Names of the experts' tensors that it is made of, in the order of the experts."
 
     @property
     def bytes(self) -> int:
@@ -65,6 +68,8 @@ class GgufFile:
         config = model.config
         self._family = gguf_names(config.model_type)
         _check_window(config)
+        if problem := _expert_obstacle(config) or _bias_obstacle(config):
+            raise unsupported(config.model_type, problem)
         problem = gguf_rope.obstacle(config, self._family.architecture)
         if problem:
             raise unsupported(config.model_type, problem)
@@ -129,7 +134,14 @@ class GgufFile:
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(head)
         writer.add_value_length(head)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        if config.model_type == "starcoder2":
+            writer.add_layer_norm_eps(config.norm_epsilon)
+        else:
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        if experts := _experts(config):
+            writer.add_expert_count(experts)
+            writer.add_expert_used_count(config.num_experts_per_tok)
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         if config.model_type == "phi3":
             writer.add_sliding_window(config.sliding_window or 0)
         gguf_rope.describe(writer, config)
@@ -144,8 +156,12 @@ class GgufFile:
         single = GGMLQuantizationType.F32
         for made in gguf_rope.divisors(config):
             yield _Planned(made[0], "", made[1].shape, single, made[1])
+        experts: dict[str, list[tuple[int, str]]] = {}
         for name in weights.names():
             if name.endswith(_BUFFERS):
+                continue
+            if part := _EXPERT.fullmatch(name):
+                experts.setdefault(f"{part[1]}.{part[3]}", []).append((int(part[2]), name))
                 continue
             found = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if found is None:
@@ -153,6 +169,13 @@ class GgufFile:
             shape = weights.shape(name)
             # Norms and biases stay in fp32, as llama.cpp requires; they are small.
             yield _Planned(found, name, shape, self._format(shape[-1]) if len(shape) > 1 else single)
+        for name, numbered in experts.items():
+            found = names.get_name(name)
+            stacked = tuple(source for _, source in sorted(numbered))
+            if found is None or len(stacked) != _experts(config):
+                raise unsupported(config.model_type, f"GGUF has no name for its {numbered[0][1]}")
+            shape = (len(stacked), *weights.shape(stacked[0]))
+            yield _Planned(f"{found}.weight", name, shape, self._format(shape[-1]), stacked=stacked)
 
     def _format(self, row: int) -> GGMLQuantizationType:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -170,6 +193,8 @@ class GgufFile:
     def _content(self, planned: _Planned) -> npt.NDArray[Any]:
         if planned.made is not None:
             return planned.made
+        if planned.stacked:
+            return np.stack([_in_format(planned, self._model.weights.tensor(name)) for name in planned.stacked])
         tensor = self._model.weights.tensor(planned.source)
         config = self._model.config
         layer = planned.source.rpartition(".")[0]
@@ -206,10 +231,41 @@ def unsupported(family: str, problem: str) -> EliteError:
     return refuse(family, "gguf", problem)
 
 
+_EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(\d+)\.((?:gate|up|down)_proj)\.weight")
+"""Name of one expert's tensor: GGUF holds those of a layer in one."""
+
+
+def _experts(config: Any) -> int:
+    """Number of experts of a layer; 0 for a model without them."""
+    if config.model_type != "qwen3_moe":
+        return 0
+    return int(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0)
+
+
+def _expert_obstacle(config: Any) -> str:
+    """Returns what llama.cpp does otherwise with a model's experts; "" where it does the same."""
+    if config.model_type != "qwen3_moe":
+        return ""
+    if not _experts(config) or config.mlp_only_layers or config.decoder_sparse_step != 1:
+        return "llama.cpp expects experts in every layer of it"
+    return "" if config.norm_topk_prob else "llama.cpp makes the chosen experts' weights add up to 1 (norm_topk_prob)"
+
+
+def _bias_obstacle(config: Any) -> str:
+    """Returns which biases of a model llama.cpp asks for in vain, or ignores."""
+    if config.model_type == "starcoder2" and not config.use_bias:
+        return "llama.cpp expects biases in it"
+    if config.model_type == "qwen3_moe" and config.attention_bias:
+        return "llama.cpp reads no biases of its attention"
+    return ""
+
+
 def _check_window(config: Any) -> None:
     """Refuses a sliding window that is shorter than the context: llama.cpp ignores windows in these families."""
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ()
-    windowed = config.model_type == "mistral" or (config.model_type != "phi3" and "sliding_attention" in layers)
+    windowed = config.model_type in ("mistral", "qwen3_moe", "starcoder2") or (
+        config.model_type != "phi3" and "sliding_attention" in layers
+    )
     if window and windowed and window < config.max_position_embeddings:
         raise unsupported(config.model_type, f"its sliding window of {window} tokens would be lost")

@@ -6,7 +6,6 @@ W' = W + s·B·A in fp32, with s = alpha / rank, or alpha / sqrt(rank) for rsLoR
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine import errors
+from engine import errors, regular_file
 from engine.export.weights import Weights
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.grouped_heads import pool_heads
@@ -37,9 +36,21 @@ class Update:
     scale: float
     magnitude: torch.Tensor | None = None
     "DoRA's length of each row. Shape (outputs,), fp32."
+    transposed: bool = False
+    "Whether the weight is stored as (inputs, outputs): GPT-2's layers are convolutions of width 1."
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the weight as it is stored."""
+        outputs, inputs = self.b.shape[0], self.a.shape[1]
+        return (inputs, outputs) if self.transposed else (outputs, inputs)
 
     def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """Returns the merged weight in fp32. Shape (outputs, inputs)."""
+        """Returns the merged weight in fp32, in the shape that it is stored in."""
+        return self._applied(weight.T).T.contiguous() if self.transposed else self._applied(weight)
+
+    def _applied(self, weight: torch.Tensor) -> torch.Tensor:
+        """Merges a weight of shape (outputs, inputs)."""
         merged = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)
         if self.magnitude is not None:
             merged *= (self.magnitude / merged.norm(dim=1))[:, None]
@@ -53,10 +64,10 @@ def read_updates(adapter: Path) -> dict[str, Update]:
         EliteError: EXPORT_DAMAGED.
     """
     try:
-        config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = regular_file.read_object(adapter / "adapter_config.json")
         tensors = load_file(adapter / "adapter_model.safetensors")
         return _updates(config, tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise errors.EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
 
 
@@ -70,7 +81,11 @@ def _updates(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[s
         a, b = tensors[key].float(), tensors[f"{layer}.lora_B.weight"].float()
         magnitude = tensors.get(f"{layer}.lora_magnitude_vector")
         updates[f"{layer.removeprefix(_PREFIX)}.weight"] = Update(
-            a, b, config["lora_alpha"] / root(a.shape[0]), None if magnitude is None else magnitude.float()
+            a,
+            b,
+            config["lora_alpha"] / root(a.shape[0]),
+            None if magnitude is None else magnitude.float(),
+            transposed=bool(config.get("fan_in_fan_out")),
         )
     known = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
     strange = [key for key in tensors if not key.endswith(known)]
@@ -111,7 +126,7 @@ class MergedWeights:
         self._names = [*names, *([_HEAD] if self.unties_head else [])]
         self._updates = {base.exported_as(name): update for name, update in updates.items()}
         for name, update in self._updates.items():
-            shape = (update.b.shape[0], update.a.shape[1])
+            shape = update.shape
             if name not in self._names or self.shape(name) != shape:
                 problem = f"the adapter changes {name} of shape {shape}, which the base does not have"
                 raise errors.EXPORT_DAMAGED(path="the adapter", problem=problem)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import ModelSpec, find_model
 from engine.models.families import require
+from engine.models.folder import ModelFolder, open_folder
+from engine.models.hub import find_folder
 from engine.runs.result_check import result_problem
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ class Source:
     def name(self) -> str:
         """The model's name, suitable for file names."""
         return self.config.output.model_name
+
+    @cached_property
+    def base_folder(self) -> ModelFolder:
+        """The base model's files. It has `renames` where they are those of a multimodal wrapper."""
+        return open_folder(find_folder(self.spec))
 
     @property
     def weights_spec(self) -> ModelSpec:
@@ -177,9 +184,6 @@ def read_json(path: Path) -> dict[str, Any]:
         EliteError: EXPORT_DAMAGED.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return regular_file.read_object(path, follow=True, bounded=False) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise errors.EXPORT_DAMAGED(path=path, problem=error) from error
-    if not isinstance(value, dict):
-        raise errors.EXPORT_DAMAGED(path=path, problem="it is not a JSON object")
-    return value

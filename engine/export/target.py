@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from engine import durable, errors
 
 _MARGIN = 32 * 2**20
 """Bytes for tokenizer, card and file system, in addition to the weights."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -58,9 +56,8 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
 
 
 def _found_no_room(error: BaseException) -> bool:
-    # safetensors has the system's error in its message only, and numpy reports the items that it could not write.
-    said = "No space left on device" in str(error) or " requested and " in str(error)
-    return getattr(error, "errno", None) in _NO_ROOM or said
+    # numpy reports the items that it could not write.
+    return durable.is_full(error) or " requested and " in str(error)
 
 
 def _refuse_existing(path: Path) -> None:

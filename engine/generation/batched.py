@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.generation.forward import CachedAttention, Forward, TiledForward, attending, through_layers
+from engine.models.recurrent_mixers import Call, RecurrentMixer
 
 TOGETHER = 8
 """Maximum sequences in a batch; each needs room for its KV cache."""
@@ -36,6 +37,11 @@ class _EachItsOwn:
             for i, attention in enumerate(self._attentions)
         ]
         return torch.cat(outputs, 2)
+
+    def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:
+        """Continues a recurrent mixer for one token per sequence; see MixerRunner."""
+        outputs = [attention.mix(mixer, call, x[:, i : i + 1]) for i, attention in enumerate(self._attentions)]
+        return torch.cat(outputs, 1)
 
 
 @torch.no_grad()

@@ -19,8 +19,10 @@ from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import select_backend
 from engine.generation.kv_cache import PagedKvCache
 from engine.models.families import refusal, setting_refusals
+from engine.models.recurrent_mixers import Call, MixerRunner, RecurrentMixer, routed
 from engine.streaming import attention as streamed_attention
 from engine.streaming.decoder import Decoder, refuse_position_dependent_rope
+from engine.streaming.mixer_cache import MixerCache, States
 
 TILE = 2048
 """Tokens of a prompt that pass through the model at once."""
@@ -68,6 +70,7 @@ class CachedAttention:
         size = 2 * layers * capacity * shape.kv_heads * shape.head_dim * dtype.itemsize
         self.home = home_of(size * among, device)
         self._stores: dict[int, PagedKvCache] = {}
+        self._states: dict[tuple[int, int], States] = {}
         self.layer = self.start = 0
 
     def at_layer(self, number: int) -> None:
@@ -82,6 +85,17 @@ class CachedAttention:
         store.append(self.start, k, v)
         pieces = causal_pieces(self.start, self.start + q.shape[2], key_block=self._page, window=window)
         return attend(q, k, v, start=self.start, pieces=pieces, earlier=store, backend=self._backend, scale=scale)[0]
+
+    def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:
+        """Continues a recurrent mixer from its states after all earlier tokens; see MixerRunner."""
+        cache = MixerCache(self._states.get(mixer.key))
+        y = call(x, cache)
+        self._states[mixer.key] = {name: state.contiguous() for name, state in {**cache.before, **cache.after}.items()}
+        return y
+
+
+class SequenceState(streamed_attention.AttentionState, MixerRunner, Protocol):
+    """What layers reach while they extend a sequence."""
 
 
 def home_of(size: int, device: torch.device) -> torch.device:
@@ -110,14 +124,15 @@ def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: C
 
 
 @contextlib.contextmanager
-def attending(decoder: Decoder, attention: streamed_attention.AttentionState) -> Iterator[None]:
-    """Routes the model's attention through `attention` inside the block."""
+def attending(decoder: Decoder, attention: SequenceState) -> Iterator[None]:
+    """Routes the model's attention and recurrent mixers through `attention` inside the block."""
     config = decoder.config
     implementation = config._attn_implementation
     config._attn_implementation = streamed_attention.IMPLEMENTATION
     streamed_attention.activate(attention)
     try:
-        yield
+        with routed([mixer for of_layer in decoder.mixers for mixer in of_layer], attention):
+            yield
     finally:
         streamed_attention.activate(None)
         config._attn_implementation = implementation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ class RunModels:
     @property
     def resident(self) -> bool:
         """Whether all weights are on the device at once, as generation needs."""
-        return self.layout.stream is None or self.layout.stream.weights != "streamed"
+        return not self.layout.streams_weights
 
 
 def result_of(run: RunDirectory) -> Path:
@@ -156,10 +155,12 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
         EliteError: RUN_WITHOUT_RESULT, RESULT_DAMAGED, RUN_DAMAGED, MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE.
     """
     try:
-        plan = json.loads(regular_file.read_text(run.plan_path))
+        plan = regular_file.read_object(run.plan_path)
         context, precision = int(plan["context"]), str(plan["precision"])
         layout = _read_layout(plan)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if context < 1:
+            raise ValueError("context is below 1")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
     planned = "nf4" if precision == "nf4" else config.model.precision
     return RunModels(
@@ -210,7 +211,8 @@ def load_base(found: RunModels, config: RunConfig) -> Any:
     """Loads the base model, with its changes before training."""
     placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        model = load_model(found.spec, placement, _changes(found, config))
+        changes = _changes(found, config)
+        model = load_model(found.spec, placement, changes, quantise_on=found.placement.device)
         if config.model.fused_kernels:
             fuse_kernels(model, found.placement.device)
     return model

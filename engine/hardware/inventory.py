@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.hardware import measured_files
+from engine.hardware import measured_files, past_run_files
 from engine.hardware.disk import read_disk
 from engine.hardware.limits import count_cores, read_memory
 from engine.hardware.machine import Gpu, Machine
@@ -55,7 +55,7 @@ def take_inventory(disk_path: Path, root: Path = Path("/")) -> Machine:
         disk_kind=disk.kind,
         libraries={name: _version(name) for name in LIBRARIES},
     )
-    return replace(machine, measured=measured_files.load(machine))
+    return replace(machine, measured=measured_files.load(machine), past=past_run_files.load(machine))
 
 
 def _read_gpus() -> tuple[Gpu, ...]:

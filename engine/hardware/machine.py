@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.hardware.measured import Measured
+    from engine.hardware.past_runs import PastRuns
 
 GIB = 1024**3
 
@@ -71,3 +72,5 @@ class Machine:
     "Key of the simulated GPU model; None for this machine's own hardware."
     measured: Measured | None = None
     "Results of `engine profile`; None if it has not run, and for a simulated machine."
+    past: PastRuns | None = None
+    "What past runs took, beside their predictions; None where there were none, and for a simulated machine."

@@ -41,7 +41,12 @@ def store(machine: Machine, measured: Measured) -> Path:
     return path
 
 
-def _path(machine: Machine) -> Path:
+def folder() -> Path:
+    """Returns the folder of everything that was measured on this user's machines."""
     import platformdirs
 
-    return platformdirs.user_cache_path("elite-tui") / "profiles" / f"{fingerprint(machine)}.json"
+    return platformdirs.user_cache_path("elite-tui") / "profiles"
+
+
+def _path(machine: Machine) -> Path:
+    return folder() / f"{fingerprint(machine)}.json"

@@ -6,7 +6,7 @@ The spawned process runs `main`. It imports torch and the recipe only after its 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import faulthandler
 import functools
 import importlib
@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import durable, errors
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.signals import watch_stop_signals
@@ -83,12 +83,19 @@ def main(
     limit_omp_spin(os.environ)
     number_by_bus(os.environ)
     events.cancel_join_thread()
-    journal = JournalWriter(run.journal_path, run.id)
-    session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)
+    try:
+        journal = JournalWriter(run.journal_path, run.id)
+        session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)
+    except OSError as error:
+        print(f"the run directory cannot be used: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
+        sys.exit(errors.TRAINING_FAILED)
     session.listen(functools.partial(_tap, events))
     watch_stop_signals(functools.partial(_react, session, journal))
-    # The launcher writes the same record, unless it was killed before it could.
-    write_record(run.process_path, ProcessRecord.of_process(os.getpid(), journal.next_seq))
+    try:
+        # The launcher writes the same record, unless it was killed before it could.
+        write_record(run.process_path, ProcessRecord.of_process(os.getpid(), journal.next_seq))
+    except OSError as error:
+        print(f"the process record cannot be written: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
     heartbeat = Heartbeat(run.process_path)
     server = None
     try:
@@ -103,8 +110,8 @@ def main(
             server.close()
         heartbeat.close()
         journal.close()
-        if journal.waits:
-            print("the journal's last events found no room on the disk", file=sys.stderr)  # noqa: T201 - into engine.log
+        if problem := journal.take_problem() or ("no room" if journal.waits else ""):
+            print(f"the journal's last events may not be on the disk: {problem}", file=sys.stderr)  # noqa: T201 - into engine.log
     sys.exit(_exit_code(session))
 
 
@@ -231,9 +238,13 @@ def describe_failure(run: RunDirectory, error: BaseException, text: str) -> RunF
     """Builds the last event of a run that an exception ended; `text` is its traceback."""
     text = text[-_LONGEST_TRACEBACK:]
     if isinstance(error, EliteError):
-        return _failure(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _failure(errors.OUTPUT_FULL(path=run.path, free="no space", needed="more"), text)
+        failure = _failure(error)
+        # Not an option that was wrong, as for a command: the folder was writable when the run began.
+        during = error.kind in (errors.OUTPUT_FULL, errors.OUTPUT_UNWRITABLE)
+        return dataclasses.replace(failure, exit_code=errors.TRAINING_FAILED) if during else failure
+    if isinstance(error, OSError) and durable.is_full(error):
+        full = errors.OUTPUT_FULL(path=run.path, free="no space", needed="more")
+        return dataclasses.replace(_failure(full, text), exit_code=errors.TRAINING_FAILED)
     return _failure(errors.INTERNAL(kind=type(error).__name__, problem=error, log=run.log_path), text)
 
 

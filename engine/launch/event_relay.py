@@ -109,6 +109,10 @@ class RelayJournal:
         """Returns False, because events only ever wait in the supervisor's process."""
         return False
 
+    def take_problem(self) -> str:
+        """Returns "", because only the supervisor's process writes."""
+        return ""
+
     def append(self, event: Event) -> Envelope:
         """See engine.runs.context.Journal."""
         envelope = Envelope(run=self._run, seq=0, time=time.time(), event=event)
@@ -135,6 +139,10 @@ class SilentJournal:
     def waits(self) -> bool:
         """Returns False."""
         return False
+
+    def take_problem(self) -> str:
+        """Returns ""."""
+        return ""
 
     def append(self, event: Event) -> Envelope:
         """See engine.runs.context.Journal."""

@@ -23,7 +23,7 @@ from engine.protocol import (
 from engine.runs import process_record
 from engine.runs.access import Access, look
 from engine.runs.control import deliver_command
-from engine.runs.journal import JournalReader, decode_line
+from engine.runs.journal import JournalReader, decode_line, read_ends
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 _LOG_TAIL_BYTES = 8000
 _TAPPED_LIMIT = 1000
 _DRAIN_LIMIT = 2000
-_READ_AT_ONCE = 1 << 20
-"""Bytes of a journal that one poll of an attached run decodes, in a tenth of a second."""
+_LONG_JOURNAL = 4 << 20
+"""Bytes of a journal that takes so long to read that its ends are read first."""
+_GLANCE_BYTES = 1 << 18
+_READ_AT_ONCE = 1 << 18
+"""Bytes of a journal that one poll of an attached run decodes, in a hundredth of a second."""
 
 
 class RunHandle:
@@ -71,6 +74,7 @@ class RunHandle:
         self._commands = commands
         self._reader = JournalReader(run.journal_path)
         self._next = 0
+        self._glanced = -1
         self._tapped: set[int] = set()
         self.unreadable = False
         self._presumed_dead = False
@@ -95,6 +99,29 @@ class RunHandle:
     def behind(self) -> bool:
         """Whether the last poll left events unread that are already in the journal."""
         return self._reader.behind
+
+    @property
+    def share(self) -> float:
+        """Share of the journal that was read, from 0 to 1."""
+        return self._reader.share
+
+    def glance(self) -> list[Envelope]:
+        """Returns the first and latest events of a long journal that `poll` has not reached, which it returns again.
+
+        A second call returns only the events since. Empty for a short journal.
+        """
+        if self._events is not None or not (self._reader.behind or self._reader.share == 0.0):
+            return []
+        try:
+            if self.run.journal_path.stat().st_size < _LONG_JOURNAL:
+                return []
+            head, tail = read_ends(self.run.journal_path, _GLANCE_BYTES)
+        except OSError:
+            return []
+        found = [envelope for envelope in (*head, *tail) if envelope.seq > self._glanced]
+        if found:
+            self._glanced = found[-1].seq
+        return found
 
     def poll(self) -> list[Envelope]:
         """Returns the events since the last call. Never blocks.

@@ -73,8 +73,8 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
             name=f"elite-{run.id}",
         )
         _start(process)
-        # The process may already have ended; the handle reports how.
-        with contextlib.suppress(ProcessLookupError):
+        # The process may already have ended, which the handle reports; and it writes the same record.
+        with contextlib.suppress(OSError):
             write_record(run.process_path, ProcessRecord.of_process(process.pid or 0, first_seq))
     ready.close()
     # This process must not exit before the child has opened the queues by name, because its exit removes the names.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.hardware.rank_place import Ranks
     from engine.models.catalogue import ModelSpec
+    from engine.plan.choice import Choice
 
 _CHECKPOINT_BYTES = 12
 """Bytes of an adapter parameter in a checkpoint, its value and AdamW's two states in fp32."""
@@ -30,7 +31,14 @@ _TOKEN_BYTES = 4
 
 
 def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
-    """Checks everything that a configuration names, and returns it with absolute paths. Leaves nothing behind.
+    """Checks everything that a configuration names, and returns it with absolute paths. See `check_and_plan`."""
+    return check_and_plan(config, ranks)[0]
+
+
+def check_and_plan(config: RunConfig, ranks: Ranks | None = None) -> tuple[RunConfig, Choice]:
+    """Checks everything that a configuration names, and returns it with absolute paths, and its plan.
+
+    Leaves nothing behind.
 
     Takes as long as listing the repositories does.
 
@@ -40,8 +48,8 @@ def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
 
     Raises:
         EliteError: REPOSITORY_*, DATA_SET_*, MODEL_*, OUTPUT_UNWRITABLE, OUTPUT_FULL, TIER_DOES_NOT_FIT,
-            CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID, OPTIMIZATION_CONFLICT,
-            GPUS_MISSING, HOSTFILE_INVALID or STRATEGY_UNAVAILABLE.
+            CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, CONFIG_INVALID,
+            OPTIMIZATION_CONFLICT, GPUS_MISSING, HOSTFILE_INVALID or STRATEGY_UNAVAILABLE.
     """
     if not (config.data.repositories or config.data.datasets):
         raise errors.REPOSITORY_UNSET()
@@ -61,7 +69,7 @@ def check(config: RunConfig, ranks: Ranks | None = None) -> RunConfig:
     ranks = ranks or ranks_to_start(config, machine)
     if ranks.all > 1:
         choose_strategy(config, spec, ranks=ranks.all, streamed=streamed, spreads=False)
-    return config
+    return config, chosen
 
 
 def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:

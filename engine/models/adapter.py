@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.families import adapts_mlp
+from engine.models.layers import layer_list
+from engine.models.recurrent_mixers import mixer_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +46,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_outside_layers(model) or None,
         task_type="CAUSAL_LM",
         use_rslora=lora.rslora,
         use_dora=lora.dora,
@@ -63,13 +67,7 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
         EliteError: CONFIG_INVALID.
     """
     everything = adapts_mlp(model.config.model_type)
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (everything or ".self_attn." in name)
-    }
-    if not everything:
-        linear -= _OF_EXPERTS
+    linear = linear_names(model, everything=everything)
     if ALL_LINEAR in asked:
         return ALL_LINEAR if everything else sorted(linear)
     if unknown := [name for name in asked if name not in linear]:
@@ -80,6 +78,38 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
             remedy=f"choose among {ALL_LINEAR}, {', '.join(sorted(linear))}",
         )
     return list(asked)
+
+
+def _outside_layers(model: PreTrainedModel) -> list[str]:
+    """Names of linear layers that are in no decoder layer, such as those of a tower for pictures: text trains none."""
+    try:
+        parent, name = layer_list(model)
+    except errors.EliteError:
+        return []
+    inside = {id(part) for part in getattr(parent, name).modules()}
+    head = model.get_output_embeddings()
+    return [
+        path
+        for path, part in model.named_modules()
+        if isinstance(part, (nn.Linear, Conv1D)) and id(part) not in inside and part is not head
+    ]
+
+
+def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
+    """Names of the linear layers that take an adapter, within their modules.
+
+    Args:
+        model: A causal language model, or a part of it.
+        everything: Whether those of MLPs do (engine.models.families.adapts_mlp).
+    """
+    mixers = tuple(f"{name}." for name in mixer_names(model))
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and (everything or ".self_attn." in f".{name}" or name.startswith(mixers))
+    }
+    return found if everything else found - _OF_EXPERTS
 
 
 def without_adapter(model: Any) -> PreTrainedModel:
@@ -120,6 +150,7 @@ def save_adapter(
     aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     # "auto" would ask the hub whether the embeddings were resized, which they never are.
+    aside.mkdir()  # its parents are not made again
     model.save_pretrained(aside, save_embedding_layers=False)
     tokenizer.save_pretrained(aside)
     changes.save(aside)

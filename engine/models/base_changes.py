@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 
 if TYPE_CHECKING:
     from engine.config import ModelSection
@@ -53,10 +53,18 @@ class BaseChanges:
         """Reads the changes from an adapter's folder.
 
         Raises:
-            ValueError, TypeError: the file is not what `save` wrote.
+            OSError, ValueError, TypeError: the file is not what `save` wrote.
         """
         path = adapter / FILE_NAME
-        return BaseChanges(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else BaseChanges()
+        if not path.exists():
+            return BaseChanges()
+        found = BaseChanges(**regular_file.read_object(path))
+        factor, heads = found.yarn_factor, found.kv_heads
+        if not (factor is None or (type(factor) in (int, float) and factor > 0)):
+            raise ValueError(f"{FILE_NAME}: yarn_factor is {factor!r}")
+        if not (heads is None or (type(heads) is int and heads > 0)):
+            raise ValueError(f"{FILE_NAME}: kv_heads is {heads!r}")
+        return found
 
 
 NO_CHANGES = BaseChanges()

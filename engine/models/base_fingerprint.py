@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import errors
+from engine import errors, regular_file
 from engine.models.safetensors_header import StoredTensor
 from engine.models.weight_map import WeightMap
 from engine.whole_file import replace_text
@@ -51,8 +51,8 @@ class Fingerprint:
         path = folder / FILE_NAME
         if not path.exists():
             return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-        parts = value.get("weights") if isinstance(value, dict) and value.get("version") == 1 else None
+        value = regular_file.read_object(path)
+        parts = value.get("weights") if value.get("version") == 1 else None
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise ValueError(f"{FILE_NAME} holds no fingerprint")
         return Fingerprint(parts)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.families import (
     FAMILIES,
@@ -27,6 +27,7 @@ from engine.models.families import (
 from engine.models.folder import check_quantisation
 from engine.models.proofs import Proof, find_proof
 from engine.models.spec import Linear, ModelSpec
+from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,12 +50,8 @@ def catalogue() -> dict[str, ModelSpec]:
 
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
-    windowed = "sliding_window" in entry
-    return ModelSpec(
-        name=name,
-        full_attention_layers=0 if windowed else entry["layers"],
-        **{**FAMILIES[entry["family"]].shape, **entry},
-    )
+    full = {"full_attention_layers": 0 if "sliding_window" in entry else entry["layers"]}
+    return ModelSpec(name=name, **{**full, **FAMILIES[entry["family"]].shape, **entry})
 
 
 def find_model(name: str, *, download: bool = True) -> ModelSpec:
@@ -144,7 +141,7 @@ def _fetch_config(hub_id: str) -> str:
 
 def _read(config: Path) -> str:
     try:
-        return config.read_text(encoding="utf-8")
+        return regular_file.read_text(config, follow=True)
     except (OSError, ValueError) as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=config.parent, problem=f"config.json: {error}") from error
 
@@ -156,6 +153,7 @@ def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, 
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
+    config = text_settings(config)
     family = config.get("model_type")
     proof = _admit_by_proof(family, config)
     if not isinstance(family, str) or family not in FAMILIES:

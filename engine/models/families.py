@@ -68,6 +68,8 @@ class Family:
     max_context: int = 32768
     rope_defaults: Mapping[str, Any] = field(default_factory=dict)
     "Defaults of other keys that rotary positions depend on."
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    "Defaults of keys that config.json must have in other families; a wrapper's file leaves them out."
     from_config: Callable[[Config], dict[str, Any]] = lambda _: {}
     "ModelSpec fields that depend on keys of this family's config.json alone."
     proof: str = ""
@@ -269,6 +271,7 @@ FAMILIES: dict[str, Family] = {
         head_dim=256,
         tied_embeddings=True,
         max_context=131_072,
+        defaults={"num_attention_heads": 8, "vocab_size": 262_208},
         from_config=_alternating(6, 4096),
     ),
     "glm": Family(shape={"fused_mlp": True}, kv_heads=2, head_dim=128, max_context=131_072, from_config=_qkv_bias),
@@ -331,10 +334,16 @@ FAMILIES: dict[str, Family] = {
         head_dim=128,
         from_config=_qwen3,
     ),
-    "qwen3_moe": Family(shape={"qk_norm": True, "adapts_mlp": False}, kv_heads=4, from_config=_qwen3_moe),
+    "qwen3_moe": Family(
+        gguf=GgufNames(architecture="qwen3moe"),
+        shape={"qk_norm": True, "adapts_mlp": False},
+        kv_heads=4,
+        from_config=_qwen3_moe,
+    ),
     "seed_oss": Family(kv_heads=8, head_dim=128, max_context=524_288, from_config=_seed_oss),
     "smollm3": Family(kv_heads=4, tied_embeddings=True, max_context=32_768, from_config=_smollm3),
     "starcoder2": Family(
+        gguf=GgufNames(architecture="starcoder2"),
         shape={**_LAYER_NORM, **_ALL_BIASES},
         kv_heads=2,
         tied_embeddings=True,
@@ -392,6 +401,10 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
+_MOST = 2**31
+"""Every number of a model's shape is below it: tensors are indexed by it, and the planner multiplies several."""
+
+
 class ConfigError(ValueError):
     """A config.json that does not describe a decoder. The message says what is missing or wrong."""
 
@@ -407,12 +420,13 @@ def spec_from_config(
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise ConfigError(f"its model_type is {config.get('model_type')!r}")
+    config = {**family.defaults, **config}
     for key in _REQUIRED:
         if not (isinstance(config.get(key), int) and config[key] > 0):
             raise ConfigError(f"config.json has no valid {key}")
     try:
         shape = _shape(family, config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"config.json has a value of the wrong type ({error})") from error
     return ModelSpec(name=name, family=config["model_type"], licence=licence, hub_id=hub_id, path=path, **_valid(shape))
 
@@ -455,6 +469,9 @@ def _valid(shape: dict[str, Any]) -> dict[str, Any]:
     for key in counts:
         if not (isinstance(shape[key], int) and shape[key] > 0):
             raise ConfigError(f"config.json gives {key} as {shape[key]!r}")
+    for key, value in shape.items():
+        if isinstance(value, (int, float)) and not abs(value) < _MOST:
+            raise ConfigError(f"config.json gives {key} as {value!r:.40}")
     if shape["heads"] % shape["kv_heads"]:
         raise ConfigError(f"{shape['heads']} query heads do not share {shape['kv_heads']} key heads evenly")
     if shape.get("sparse_layers") and shape["experts_per_token"] > shape["experts"]:

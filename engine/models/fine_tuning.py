@@ -225,6 +225,7 @@ def save_model(model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenize
     for settings in (model.config, model.generation_config):
         if settings is not None:
             settings.eos_token_id = encoder.ends_among(settings.eos_token_id)
+    aside.mkdir()  # its parents are not made again
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     atomic_dir.seal(path, aside, {})

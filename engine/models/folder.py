@@ -10,13 +10,15 @@ import json
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.models.safetensors_header import StoredTensor, read_header
+from engine.models.wrappers import is_of_text, is_wrapper, text_renames, text_settings
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,9 +42,11 @@ class ModelFolder:
 
     path: Path
     config: dict[str, Any]
-    "config.json."
+    "config.json; of a multimodal wrapper, the settings of its text model."
     tensors: dict[str, StoredTensor]
-    "Every tensor by its stored name, except rotary tables, which every model computes itself."
+    "Every tensor by its stored name, except rotary tables, which every model computes itself; a wrapper's text only."
+    renames: Mapping[str, str] = field(default_factory=dict)
+    "Rules that turn stored names into the text model's (engine.models.wrappers); none outside wrappers."
 
     @cached_property
     def quant_states(self) -> dict[str, str]:
@@ -84,11 +88,23 @@ def open_folder(path: Path) -> ModelFolder:
         check_files(path)
         config = _read_config(path)
         check_quantisation(path, config)
-        folder = ModelFolder(path, config, _read_tensors(path))
+        folder = _text_of(ModelFolder(path, config, _read_tensors(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=_words(error)) from error
     _check_formats(folder)
     return folder
+
+
+def _text_of(folder: ModelFolder) -> ModelFolder:
+    """Returns the folder of a wrapper's text model; the folder itself where it holds no wrapper."""
+    if not is_wrapper(folder.config):
+        return folder
+    tensors = {name: tensor for name, tensor in folder.tensors.items() if is_of_text(name)}
+    renames = text_renames(tensors)
+    if not renames:
+        kind = folder.config.get("model_type")
+        raise ValueError(f"it holds a {kind} model, and no language_model in it whose weights could be trained")
+    return ModelFolder(folder.path, text_settings(folder.config), tensors, renames)
 
 
 def _words(error: Exception) -> str:
@@ -152,15 +168,12 @@ def _of_adapter(adapter: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return regular_file.read_object(file, follow=True, bounded=False)
     except FileNotFoundError:
         adapter = file.with_name("adapter_config.json")
         raise ValueError(f"it has no {file.name}{_of_adapter(adapter)}") from None
     except ValueError as error:
         raise ValueError(f"{file.name} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file.name} is not an object")
-    return value
 
 
 # --- tensors -----------------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.folder import INDEX, SINGLE
 
@@ -40,7 +39,7 @@ def _fetch(name: str, *, only_cached: bool) -> Path:
         # Variants and other libraries' copies (model.fp16.safetensors, consolidated.safetensors) are not downloaded.
         folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, SINGLE], local_files_only=only_cached))
         if not (folder / SINGLE).exists() and (folder / INDEX).exists():
-            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            files = sorted(set(regular_file.read_object(folder / INDEX, follow=True)["weight_map"].values()))
             snapshot_download(name, allow_patterns=[*_SMALL, *files], local_files_only=only_cached)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -44,3 +44,10 @@ def decoder_layers(model: Any) -> list[Any]:
     """The decoder layers of a causal language model, from the first; errors of `layer_list`."""
     parent, name = layer_list(model)
     return list(getattr(parent, name))
+
+
+def expert_weights(layer: nn.Module) -> list[nn.Parameter]:
+    """Lists the stacked weights of a layer's experts: matrices with one more dimension, which convolutions have too."""
+    convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv1d)]
+    apart = {id(p) for part in convolutions for p in part.parameters()}
+    return [p for p in layer.parameters() if p.ndim == 3 and id(p) not in apart]

@@ -5,10 +5,13 @@ Weights come from safetensors only, and code of a model's author never runs (`tr
 
 from __future__ import annotations
 
-import json
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,11 +25,11 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from engine import errors
+from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.families import DROPOUTS
-from engine.models.folder import open_folder
+from engine.models.folder import ModelFolder, open_folder
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
 from engine.models.loaded import check_loaded
@@ -42,10 +45,15 @@ from engine.models.tokenizer_files import (
 )
 from engine.models.vocabulary import check_vocabulary
 from engine.models.weight_map import WeightMap, map_weights
+from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
     from engine.models.catalogue import ModelSpec
     from engine.models.placement import Placement
+
+
+_BNB_4_BIT = "bitsandbytes_4bit"
+"""transformers' name of the quantiser."""
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
@@ -73,7 +81,8 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
-    name_end(tokenizer, json.loads(Path(config).read_text(encoding="utf-8")) if config else {}, source)
+    settings = regular_file.read_object(Path(config), follow=True, bounded=False) if config else {}
+    name_end(tokenizer, text_settings(settings), source)
     check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
 
@@ -90,19 +99,28 @@ class _Cached:
         return found
 
 
-def load_model(spec: ModelSpec, placement: Placement, changes: BaseChanges = NO_CHANGES) -> PreTrainedModel:
+def load_model(
+    spec: ModelSpec,
+    placement: Placement,
+    changes: BaseChanges = NO_CHANGES,
+    *,
+    quantise_on: torch.device | None = None,
+) -> PreTrainedModel:
     """Loads the base model with its weights, frozen and without a KV cache.
 
     Args:
         spec: The model to load.
         placement: Its device and precision.
         changes: Changes to make before an adapter is attached.
+        quantise_on: Device that quantises weights to 4 bits, one after the other; None for the placement's.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     weights, config = open_weights(spec)
-    model = _load_pretrained(spec, weights, config, placement, changes)
+    elsewhere = quantise_on if placement.precision == "nf4" and quantise_on != placement.device else None
+    with contextlib.nullcontext() if elsewhere is None else _quantising_on(elsewhere):
+        model = _load_pretrained(spec, weights, config, placement, changes)
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
@@ -128,11 +146,22 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     folder = open_folder(find_folder(spec))
-    config = _from_library(spec, AutoConfig, str(folder.path), {})
+    config = text_config(_from_library(spec, AutoConfig, str(folder.path), {}), folder)
     try:
         return map_weights(folder, config), config
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
         raise _unsupported(spec, error) from error
+
+
+def text_config(config: PreTrainedConfig, folder: ModelFolder) -> PreTrainedConfig:
+    """Returns the configuration of a folder's text model: that of the whole model, except in a multimodal wrapper."""
+    if not folder.renames:
+        return config
+    inner: PreTrainedConfig = config.get_text_config(decoder=True)
+    inner.tie_word_embeddings = bool(folder.config.get("tie_word_embeddings", inner.tie_word_embeddings))
+    if "quantization_config" in folder.config:
+        inner.quantization_config = folder.config["quantization_config"]
+    return inner
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -162,6 +191,8 @@ def _load_pretrained(
         "output_loading_info": True,
         **_arguments(placement),
     }
+    if weights.folder.renames:
+        arguments["key_mapping"] = dict(weights.folder.renames)
     if weights.folder.is_4_bit:
         # The file determines the quantisation, the device the compute dtype.
         config.quantization_config["bnb_4bit_compute_dtype"] = str(placement.dtype).removeprefix("torch.")
@@ -188,6 +219,35 @@ def _arguments(placement: Placement) -> dict[str, Any]:
     return arguments
 
 
+@contextlib.contextmanager
+def _quantising_on(device: torch.device) -> Iterator[None]:
+    """Within it, transformers quantises each weight on `device`, and moves codes and scales to the weight's home.
+
+    It reads one weight at a time when it quantises, so that neither place ever holds the model in 16 bits. The codes
+    are those of a model that is resident on `device`.
+    """
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    class Quantize(Bnb4bitQuantize):  # type: ignore[misc]
+        def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, torch.Tensor]:
+            weights = {name: found[0] if isinstance(found, list) else found for name, found in input_dict.items()}
+            quantised = super().convert({name: weight.to(device) for name, weight in weights.items()}, **context)
+            return {name: codes.to(weights[name].device) for name, codes in quantised.items()}
+
+    class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def get_quantize_ops(self) -> Quantize:
+            return Quantize(self)
+
+    usual = AUTO_QUANTIZER_MAPPING[_BNB_4_BIT]
+    AUTO_QUANTIZER_MAPPING[_BNB_4_BIT] = Quantizer
+    try:
+        yield
+    finally:
+        AUTO_QUANTIZER_MAPPING[_BNB_4_BIT] = usual
+
+
 def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str, Any]) -> Any:
     """Calls `loader.from_pretrained` and turns the library's exceptions into one-line errors."""
     try:
@@ -196,8 +256,16 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
         if Path(source).is_dir():
             raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
         raise errors.MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error
-    except (ValueError, KeyError, ImportError) as error:
+    except (errors.EliteError, MemoryError):
+        raise
+    except Exception as error:  # of any kind, by what config.json holds
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+            raise
         raise _unsupported(spec, error) from error
+
+
+_OUT_OF_MEMORY = re.compile("memory|CUDA|alloc", re.IGNORECASE)
+"""A RuntimeError that is the machine's, not the model's."""
 
 
 def _unsupported(spec: ModelSpec, error: Exception) -> errors.EliteError:

@@ -15,4 +15,4 @@ def loss_chunk(vocabulary: int) -> int:
 
     A small vocabulary gets longer chunks, because short ones would cost launches and save nothing.
     """
-    return max(WINDOW_PIECE, 1 << int(math.log2(WINDOW_LOGITS // vocabulary)))
+    return max(WINDOW_PIECE, 1 << int(math.log2(max(1, WINDOW_LOGITS // vocabulary))))

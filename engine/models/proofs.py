@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -16,10 +17,10 @@ import msgspec
 
 from engine import __version__
 from engine.models.families import Ability, Family
-from engine.models.spec import ModelSpec
+from engine.models.spec import ModelSpec, as_spec
 from engine.whole_file import replace_text
 
-VERSION = 2
+VERSION = 3
 """Of what is compared. A proof of another version counts for nothing."""
 _IRRELEVANT = frozenset(
     {
@@ -67,11 +68,13 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         return Family(does=self.admitted, because=problems[0] if problems else "", shape=shape, proof=self.settings)
 
     def spec(self, *, name: str, hub_id: str | None, path: Path | None) -> ModelSpec:
-        """Returns the shapes of the model that it was made of."""
-        shape: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in self.shape.items()
-        }
-        return ModelSpec(name=name, family=self.model_type, licence="unknown", hub_id=hub_id, path=path, **shape)
+        """Returns the shapes of the model that it was made of.
+
+        Raises:
+            ValueError: what the proof says of them cannot be read.
+        """
+        found = as_spec(self.shape, name=name, family=self.model_type, hub_id=hub_id)
+        return dataclasses.replace(found, path=path)
 
 
 def settings_name(config: Mapping[str, Any]) -> str:

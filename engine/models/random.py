@@ -27,14 +27,18 @@ def random_model(
         layers: Decoder layers, if not all.
         weights_device: Final device of the weights, if not the placement's.
     """
-    config = _config(spec, layers or spec.layers)
+    return random_model_of(_config(spec, layers or spec.layers), placement, weights_device)
+
+
+def random_model_of(config: Any, placement: Placement, weights_device: torch.device | None = None) -> PreTrainedModel:
+    """Builds a frozen causal language model of a transformers configuration; arguments as in `random_model`."""
     home = weights_device or placement.device
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
     decoder: Any = model.get_decoder()
     if placement.precision == "nf4":
         for layer in decoder_layers(model):
-            _quantise_linears(layer, placement)
+            _quantise_linears(layer, placement, home)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
@@ -92,7 +96,7 @@ def _draw(like: torch.Tensor, placement: Placement) -> torch.Tensor:
     return made.fill_(1.0) if like.ndim == 1 else made.normal_(std=_STANDARD_DEVIATION)
 
 
-def _quantise_linears(layer: nn.Module, placement: Placement) -> None:
+def _quantise_linears(layer: nn.Module, placement: Placement, home: torch.device) -> None:
     import bitsandbytes as bnb
 
     for parent in list(layer.modules()):
@@ -100,11 +104,12 @@ def _quantise_linears(layer: nn.Module, placement: Placement) -> None:
             if type(child) is not nn.Linear:
                 continue
             biased = child.bias is not None
-            packed = bnb.nn.Linear4bit(
-                child.in_features, child.out_features, bias=False, compute_dtype=placement.dtype, quant_type="nf4"
-            )
+            with torch.device("meta"):  # a CPU would need minutes to draw what is replaced at once
+                packed = bnb.nn.Linear4bit(
+                    child.in_features, child.out_features, bias=False, compute_dtype=placement.dtype, quant_type="nf4"
+                )
             packed.weight = bnb.nn.Params4bit(
                 _draw(child.weight, placement), requires_grad=False, quant_type="nf4", compress_statistics=True
             )
             packed.bias = nn.Parameter(_draw(child.bias, placement), requires_grad=False) if biased else None
-            setattr(parent, name, packed.to(placement.device))
+            setattr(parent, name, packed.to(placement.device).to(home))

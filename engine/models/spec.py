@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +19,74 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool
+    adapted: bool = True
+    "Whether `all-linear` puts an adapter on it."
 
     @property
     def parameters(self) -> int:
         """Weights and biases."""
         return self.outputs * (self.inputs + self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """Decoder layers of one build, as their modules hold them (engine.verify.observed_shape)."""
+
+    layers: int
+    "Number of layers of this build."
+    linears: tuple[Linear, ...]
+    others: int
+    "Parameters outside the linear layers and the experts: norms, routers, biases of gates."
+    matrices: int = 0
+    "Of these, parameters of matrices, such as routers."
+    experts: int = 0
+    "Parameters of experts held together, which are no linear layers."
+    chosen_experts: int = 0
+    "Of these, parameters that one token passes through."
+    largest: int
+    "Elements of the largest parameter."
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of one such layer."""
+        return _parameters(self.linears) + self.others + self.experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBytes:
+    """Bytes per token that a decoder layer holds beside its input, without the attention kernel's own.
+
+    Counted by engine.verify.observed_bytes with adapters of rank 1.
+    """
+
+    element: int
+    "Bytes of one activation."
+    forward: int
+    "Largest number in a forward pass without a graph."
+    forward_attention: int
+    "When attention is computed in that pass."
+    saved: int
+    "What stays between forward and backward pass, the layer's output and the attention's included."
+    backward: int
+    "Largest number in a forward pass with a graph and the backward pass after it."
+    backward_attention: int
+    "When the backward pass of attention begins, the gradient of its output included."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentShape:
+    """Recurrent layers of a decoder (Gated DeltaNet, Mamba2, short convolutions)."""
+
+    layers: int
+    "Layers with a recurrent mixer."
+    without_attention: int
+    "Of these, layers that do not attend."
+    state_values: int
+    "Numbers of a layer's recurrent state, fp32."
+    conv_values: int
+    "Numbers of its convolution's last inputs."
+    channels: int
+    "Values per token that the convolution mixes."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +102,14 @@ class ModelSpec:
     path: Path | None = None
     "Local directory that the weights are in."
     published_parameters: int | None = None
+    released: str = ""
+    "Year and month, such as 2025-07; empty where the catalogue does not say."
+    template: str = ""
+    "base, or chat where its tokenizer has a chat template; empty where the catalogue does not say."
+    fim: bool = False
+    "Whether its tokenizer has tokens for fill-in-the-middle."
+    source: str = ""
+    "Public text that its shapes were read from; empty for a model that is not in the catalogue."
     stored_in_4_bits: bool = False
     "Whether its files hold the linear layers only in bitsandbytes' 4 bits."
 
@@ -78,8 +152,6 @@ class ModelSpec:
     "Whether those norms are one over all heads' queries, and one over all keys."
     fused_projections: bool = False
     "Query, key and value in one linear layer, gate and up in another."
-    linear_names: Sequence[str] = ()
-    "Names of its output, up and down projections, where they are not its family's."
     fused_mlp: bool = False
     "Gate and up in one linear layer, where query, key and value are not."
     sparse_layers: int = 0
@@ -91,6 +163,20 @@ class ModelSpec:
     "Width of one expert's MLP, which is gated and has no bias."
     adapts_mlp: bool = True
     "Whether adapters go on the linear layers of MLPs; in families with experts they stay on attention."
+    kinds: tuple[LayerKind, ...] = ()
+    "Its decoder layers as they are built, where its family is not listed; the fields above then only describe them."
+    outside: int = 0
+    "Parameters outside the decoder layers, where `kinds` is given."
+    counted: tuple[LayerBytes, ...] = ()
+    "What its largest layer holds, where `kinds` is given; one entry for each width of activations."
+
+    recurrent: RecurrentShape | None = None
+    "Its recurrent layers; None if there are none."
+
+    @property
+    def attending_layers(self) -> int:
+        """Layers with attention."""
+        return self.layers - (0 if self.recurrent is None else self.recurrent.without_attention)
 
     @property
     def stretches(self) -> bool:
@@ -100,7 +186,18 @@ class ModelSpec:
     def with_layers(self, layers: int) -> ModelSpec:
         """Returns the model with this many decoder layers and the same share of windowed ones."""
         full = round(layers * self.full_attention_layers / self.layers)
-        return replace(self, layers=layers, full_attention_layers=full)
+        found = self.recurrent
+        if found is not None:
+            kept, alone = (round(layers * count / self.layers) for count in (found.layers, found.without_attention))
+            found = replace(found, layers=kept, without_attention=alone)
+        kinds, left = [], layers
+        for number, kind in enumerate(self.kinds):
+            last = number == len(self.kinds) - 1
+            share = left if last else min(left, round(layers * kind.layers / self.layers))
+            left -= share
+            kinds.append(replace(kind, layers=share))
+        built = tuple(kind for kind in kinds if kind.layers)
+        return replace(self, layers=layers, full_attention_layers=full, kinds=built, recurrent=found)
 
     @property
     def windowed_layers(self) -> int:
@@ -108,13 +205,43 @@ class ModelSpec:
         return 0 if self.sliding_window is None else max(0, self.layers - self.full_attention_layers)
 
     @cached_property
+    def built(self) -> tuple[LayerKind, ...]:
+        """Its decoder layers, by build: as they were observed, or as its fields describe them."""
+        if self.kinds:
+            return self.kinds
+        attention = self._attention_linears
+        mlp = tuple(replace(linear, adapted=self.adapts_mlp) for linear in self._mlp_linears)
+        norms, router = self._norm_parameters, self.experts * self.hidden_size
+        dense = LayerKind(
+            layers=self.layers - self.sparse_layers,
+            linears=(*attention, *mlp),
+            others=norms,
+            largest=max(linear.parameters for linear in (*attention, *mlp)),
+        )
+        expert = 3 * self.hidden_size * self.expert_size
+        sparse = LayerKind(
+            layers=self.sparse_layers,
+            linears=attention,
+            others=norms + router,
+            matrices=router,
+            experts=self.experts * expert,
+            chosen_experts=self.experts_per_token * expert,
+            largest=max(2 * self.experts * self.expert_size * self.hidden_size, *(e.parameters for e in attention)),
+        )
+        return tuple(kind for kind in (dense, sparse) if kind.layers)
+
+    def _over_layers(self, of_a_kind: Callable[[LayerKind], int]) -> int:
+        """Sums over all layers."""
+        return sum(kind.layers * of_a_kind(kind) for kind in self.built)
+
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
-        """Linear layers of a decoder layer in execution order; of a layer without experts, if there is one.
+        """Linear layers of a decoder layer in execution order; of the build that has the most in them.
 
         Experts are not linear layers. transformers keeps those of a layer in two tensors, which neither adapters nor
         4-bit storage touch.
         """
-        return (*self._attention_linears, *(self._mlp_linears if self.sparse_layers < self.layers else ()))
+        return max(self.built, key=lambda kind: _parameters(kind.linears)).linears
 
     @cached_property
     def _attention_linears(self) -> tuple[Linear, ...]:
@@ -142,23 +269,7 @@ class ModelSpec:
 
     @property
     def _names(self) -> tuple[str, str, str]:
-        if self.linear_names:
-            output, up, down = self.linear_names
-            return output, up, down
         return _NAMES.get(self.family, ("o_proj", "up_proj", "down_proj"))
-
-    def _over_layers(self, attention: int, mlp: int, sparse: int) -> int:
-        """Sums over all layers the counts of attention, and of the MLP or the experts."""
-        return self.layers * attention + (self.layers - self.sparse_layers) * mlp + self.sparse_layers * sparse
-
-    @cached_property
-    def _expert_parameters(self) -> int:
-        """Parameters of one expert's gate, up and down projections."""
-        return 3 * self.hidden_size * self.expert_size
-
-    @cached_property
-    def _router_parameters(self) -> int:
-        return self.experts * self.hidden_size
 
     @cached_property
     def linear_parameters(self) -> int:
@@ -168,22 +279,17 @@ class ModelSpec:
     @cached_property
     def quantised_parameters(self) -> int:
         """Parameters that a 4-bit model quantises, those of all decoder layers' linear layers."""
-        return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), 0)
+        return self._over_layers(lambda kind: _parameters(kind.linears))
 
     @cached_property
     def multiplied_parameters(self) -> int:
         """Active parameters of all decoder layers; of the experts, only those that a token passes through."""
-        sparse = self.experts_per_token * self._expert_parameters + self._router_parameters
-        return self._over_layers(_parameters(self._attention_linears), _parameters(self._mlp_linears), sparse)
+        return self._over_layers(lambda kind: _parameters(kind.linears) + kind.matrices + kind.chosen_experts)
 
     @cached_property
     def adapted_width(self) -> int:
         """Inputs and outputs of all decoder layers' linear layers that take adapters."""
-        attention, mlp = (
-            sum(linear.inputs + linear.outputs for linear in linears)
-            for linears in (self._attention_linears, self._mlp_linears)
-        )
-        return self._over_layers(attention, mlp if self.adapts_mlp else 0, 0)
+        return self.lora_parameters(1)
 
     @cached_property
     def mlp_width(self) -> int:
@@ -194,8 +300,7 @@ class ModelSpec:
     @cached_property
     def largest_tensor(self) -> int:
         """Elements of the largest parameter of a decoder layer."""
-        largest = max(linear.parameters for linear in self.linears)
-        return max(largest, 2 * self.experts * self.expert_size * self.hidden_size if self.sparse_layers else 0)
+        return max(kind.largest for kind in self.built)
 
     @cached_property
     def _norm_parameters(self) -> int:
@@ -207,16 +312,12 @@ class ModelSpec:
     @cached_property
     def layer_parameters(self) -> int:
         """Parameters of the largest decoder layer."""
-        dense = _parameters(self._mlp_linears) if self.sparse_layers < self.layers else 0
-        sparse = self.experts * self._expert_parameters + self._router_parameters if self.sparse_layers else 0
-        return _parameters(self._attention_linears) + self._norm_parameters + max(dense, sparse)
+        return max(kind.parameters for kind in self.built)
 
     @cached_property
     def decoder_parameters(self) -> int:
         """Parameters of all decoder layers."""
-        attention = _parameters(self._attention_linears) + self._norm_parameters
-        sparse = self.experts * self._expert_parameters + self._router_parameters
-        return self._over_layers(attention, _parameters(self._mlp_linears), sparse)
+        return self._over_layers(lambda kind: kind.parameters)
 
     @cached_property
     def embedding_parameters(self) -> int:
@@ -228,15 +329,20 @@ class ModelSpec:
     def parameters(self) -> int:
         """All parameters of the base model."""
         final_norm = self.hidden_size * (1 + self.norm_bias)
-        return self.decoder_parameters + self.embedding_parameters + final_norm
+        return self.decoder_parameters + (self.outside if self.kinds else self.embedding_parameters + final_norm)
 
     def lora_parameters(self, rank: int, targets: Sequence[str] = ("all-linear",)) -> int:
         """Counts a LoRA adapter's parameters, rank · (inputs + outputs) for each adapted linear of each layer."""
-        attention, mlp = (
-            sum(rank * (e.inputs + e.outputs) for e in linears if "all-linear" in targets or e.name in targets)
-            for linears in (self._attention_linears, self._mlp_linears)
-        )
-        return self._over_layers(attention, mlp if self.adapts_mlp else 0, 0)
+
+        def of_a_layer(kind: LayerKind) -> int:
+            adapted = [e for e in kind.linears if e.adapted and ("all-linear" in targets or e.name in targets)]
+            return sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
+
+        return self._over_layers(of_a_layer)
+
+    def counted_in(self, element: int) -> LayerBytes | None:
+        """What its largest layer holds with activations of this many bytes; None where lists describe its family."""
+        return next((each for each in self.counted if each.element == element), None)
 
 
 def _parameters(linears: Sequence[Linear]) -> int:
@@ -248,3 +354,13 @@ _NAMES = {
     "starcoder2": ("o_proj", "c_fc", "c_proj"),
 }
 """Families that name their output, up and down projections differently."""
+
+
+def as_spec(shape: Mapping[str, Any], *, name: str, family: str, hub_id: str | None = None) -> ModelSpec:
+    """Builds the ModelSpec whose fields a proof keeps as JSON.
+
+    Raises:
+        ValueError: a field is missing, or has a value of another type.
+    """
+    fields = {"name": name, "family": family, "licence": "unknown", "hub_id": hub_id}
+    return msgspec.convert({**shape, **fields}, type=ModelSpec)

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engine import errors
+from engine import errors, regular_file
 from engine.tokenization.encoder import find_end
 from engine.tokenization.plain_text import control_tokens
 
@@ -41,7 +41,9 @@ def open_saved(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     use_file(tokenizer, own)
     config = folder / "config.json"
-    name_end(tokenizer, json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}, str(folder))
+    name_end(
+        tokenizer, regular_file.read_object(config, follow=True, bounded=False) if config.exists() else {}, str(folder)
+    )
     return tokenizer
 
 
@@ -101,7 +103,7 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
     """
     try:
         if (folder / "vocab.json").exists():
-            found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            found: dict[str, int] = regular_file.read_object(folder / "vocab.json", follow=True)
             return found
         # sentencepiece is not a dependency, because nearly every model has a tokenizer.json.
         sentencepiece = importlib.import_module("sentencepiece")

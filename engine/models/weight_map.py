@@ -17,6 +17,7 @@ import torch
 from engine import errors
 from engine.models.folder import ModelFolder
 from engine.models.safetensors_header import StoredTensor
+from engine.models.wrappers import text_name
 
 _PIECE = 1 << 22
 """Bytes of two tensors that are compared at a time."""
@@ -45,11 +46,11 @@ class WeightMap:
         if not self.joined:
             return self.whole
         stored = [*self.whole.values(), *(part for parts in self.joined.values() for part in parts)]
-        return {tensor.name: tensor for tensor in stored}
+        return {text_name(tensor.name, self.folder.renames): tensor for tensor in stored}
 
     def exported_as(self, name: str) -> str:
         """Returns the key in `names` of one of the model's weights."""
-        return self.whole[name].name if self.joined and name in self.whole else name
+        return text_name(self.whole[name].name, self.folder.renames) if self.joined and name in self.whole else name
 
 
 def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
@@ -104,7 +105,7 @@ def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> di
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    rules = get_model_conversion_mapping(model)
+    rules = get_model_conversion_mapping(model, dict(folder.renames) or None)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     groups: dict[str, list[_Matched]] = {}

@@ -1,8 +1,9 @@
 """Tensors that one decoder layer holds while tokens pass through it, for each moment that can set the memory peak.
 
 The lists follow the order in which transformers' layers, this project's operations and liger's kernels allocate and
-free. Tests count the real allocations of every family and compare them (tests/plan/test_activations.py). Sizes are
-bytes per token (or per key of a block), so one candidate costs one product for any tile.
+free. Tests count the real allocations of every listed family and compare them (tests/plan/test_activations.py). A layer
+of another family was counted when it was admitted (ModelSpec.counted); the lists add what attention kernels, adapters
+and homes hold. Sizes are bytes per token (or per key of a block), so one candidate costs one product for any tile.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Widths:
         # The streamed step splits each 16-bit factor in two (rounded value, remainder), so its projection exists twice.
         self.inner = rank * element * (1 if autocast or element == 4 else 2)
         self.logsumexp = 4 * spec.heads
+        self.counted = spec.counted_in(element)
+        "What a layer of a family without a list was seen to hold; its attention's output is among what it saves."
 
     @property
     def one_norm(self) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from engine import errors
-from engine.config import RunConfig
+from engine.config import RunConfig, TrainingSection
 from engine.hardware.machine import Machine
 from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
@@ -15,8 +17,10 @@ from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
 from engine.plan.quantities import format_context, format_seconds
 from engine.plan.request import PlanRequest, without_gpu
+from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
 from engine.plan.tiers import tier_of
+from engine.plan.whole_time import WholeTime, whole_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,46 @@ class Choice:
     plan: TierPlan
     note: str
     "One sentence for the user."
+    schedule: Schedule | None = None
+    "Stages of a run whose windows grow; `context` and `plan` are then those of the last one."
+    whole: WholeTime
+    "The run's time outside its updates."
+    updates: int | None
+    "Updates of the whole run; None where the repository's size is not known."
+    host_factor: float = 1.0
+    "Host memory that past runs of the model took here over what was predicted, at least 1."
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted seconds of the whole run, from its start to its report; None where the updates are not known."""
+        if self.schedule is not None:
+            return self.schedule.seconds
+        return None if self.updates is None else self.whole.around(self.updates * self.plan.step_seconds, self.updates)
+
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """Predicted seconds of an update, by stage."""
+        return tuple(plan.step_seconds for plan in self.plans)
+
+    @property
+    def gpu_peak_bytes(self) -> int:
+        """Highest peak of any stage."""
+        return max(plan.gpu_peak_bytes for plan in self.plans)
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """Highest peak of any stage, and no less than what past runs took beside their prediction."""
+        return round(max(plan.host_peak_bytes for plan in self.plans) * self.host_factor)
+
+    @property
+    def plans(self) -> list[TierPlan]:
+        """Plan of each stage; one, where windows are all alike."""
+        return [self.plan] if self.schedule is None else [stage.plan for stage in self.schedule.stages]
+
+    def training(self, asked: TrainingSection) -> TrainingSection:
+        """Returns the section with the schedule's tokens an update."""
+        tokens = None if self.schedule is None else self.schedule.tokens_per_update
+        return asked if tokens is None else structs.replace(asked, tokens_per_update=tokens)
 
 
 def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
@@ -69,6 +113,8 @@ def request_of_run(
         stream=config.stream,
         data=config.data,
         distributed=config.distributed,
+        checkpoint=config.checkpoint,
+        evaluation=config.evaluation,
         repository_tokens=repository_tokens,
         ranks=ranks.all,
     )
@@ -79,19 +125,30 @@ def choose_plan(
 ) -> Choice:
     """Chooses the context of a run and the plan for its step.
 
-    Takes `training.context` or `training.tier` if set, else the recommended tier. A machine that cannot do tier 1 in
-    reasonable time gets the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
+    Takes `training.stages`, `hours`, `context` or `tier` if set, else the recommended tier. A machine that cannot do
+    tier 1 in reasonable time gets the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
 
     Raises:
-        EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
+        EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
     planning = request_of_run(config, machine, spec, repository_tokens, ranks)
-    if config.training.context is not None:
-        choice = _asked_context(planning, config.training.context)
-    elif config.training.tier is not None:
-        choice = _asked_tier(planning, config.training.tier)
+    training = config.training
+    if training.stages:
+        choice = _scheduled(given_stages(planning, training.stage_pairs))
+    elif training.hours is not None:
+        choice = _scheduled(make_schedule(planning, training.hours, training.tier))
+    elif training.context is not None:
+        choice = _asked_context(planning, training.context)
+    elif isinstance(training.tier, int):
+        choice = _asked_tier(planning, training.tier)
     else:
-        choice = _best_context(planning)
+        choice = _best_context(planning, highest=training.tier == "max")
+    if choice.seconds is not None and choice.schedule is None:
+        note = f"{choice.note}; {format_seconds(choice.seconds)} in all, start, scoring and saving included"
+        choice = dataclasses.replace(choice, note=note)
+    if planning.machine.past is not None:
+        taken = planning.machine.past.host_factor(spec.name)
+        choice = dataclasses.replace(choice, host_factor=max(1.0, taken or 1.0))
     factor = BaseChanges.of(config.model, spec, choice.context).yarn_factor
     if factor is not None:
         stretched = f"{choice.note}; YaRN stretches its positions {factor:g} times, past the trained length"
@@ -99,11 +156,35 @@ def choose_plan(
     return choice
 
 
-def _best_context(planning: PlanRequest) -> Choice:
+def _scheduled(schedule: Schedule) -> Choice:
+    note = f"{schedule.describe()}{f'; {schedule.note}' if schedule.note else ''}"
+    return Choice(
+        context=schedule.longest.context,
+        plan=schedule.longest,
+        note=note,
+        schedule=schedule,
+        whole=schedule.whole,
+        updates=schedule.updates,
+    )
+
+
+def _alike(planning: PlanRequest, row: TierPlan, note: str) -> Choice:
+    """Returns the choice of windows that are all alike."""
+    training = planning.training
+    updates = None
+    if row.steps_per_epoch is not None:
+        updates = max(1, round(row.steps_per_epoch * training.passes))
+    if training.max_steps is not None:
+        updates = min(training.max_steps, training.max_steps if updates is None else updates)
+    return Choice(context=row.context, plan=row, note=note, whole=whole_time(planning, row), updates=updates)
+
+
+def _best_context(planning: PlanRequest, *, highest: bool) -> Choice:
     table = tier_table(planning)
-    if table.recommended is not None:
-        row = table.row(table.recommended)
-        return Choice(context=row.context, plan=row, note=_why(planning, row))
+    number = table.ceiling if highest else table.recommended
+    if number is not None:
+        row = table.row(number)
+        return _alike(planning, row, _why(planning, row, at_ceiling=number == table.ceiling))
     return _small_context(planning)
 
 
@@ -111,7 +192,7 @@ def _asked_context(planning: PlanRequest, context: int) -> Choice:
     row = plan_context(planning, context)
     if not row.fits:
         raise errors.CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
-    return Choice(context=context, plan=row, note=f"context {context:,}, as configured")
+    return _alike(planning, row, f"context {context:,}, as configured")
 
 
 def _asked_tier(planning: PlanRequest, number: int) -> Choice:
@@ -119,7 +200,7 @@ def _asked_tier(planning: PlanRequest, number: int) -> Choice:
     row = plan_context(planning, tier.context, tier=number, sees=tier.sees, extreme=tier.extreme)
     if not row.fits:
         raise errors.TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=row.remedy)
-    return Choice(context=tier.context, plan=row, note=f"tier {number}, as configured")
+    return _alike(planning, row, f"tier {number}, as configured")
 
 
 def _small_context(planning: PlanRequest) -> Choice:
@@ -132,14 +213,19 @@ def _small_context(planning: PlanRequest) -> Choice:
             tier=1, context=f"{lowest.context:,}", reason=row.reason or rows[0].reason, remedy=row.remedy
         )
     row = next((row for row in reversed(fitting) if row.in_time), fitting[0])
-    return Choice(context=row.context, plan=row, note=_why(planning, row))
+    return _alike(planning, row, _why(planning, row, at_ceiling=False))
 
 
-def _why(planning: PlanRequest, row: TierPlan) -> str:
+def _why(planning: PlanRequest, row: TierPlan, *, at_ceiling: bool) -> str:
     where = f"tier {row.tier}" if row.tier else f"context {row.context:,}"
     takes = f"a step takes about {format_seconds(row.step_seconds)} (predicted)"
-    if not planning.on_gpu:
-        why = "limited so that a window stays short without a GPU"
-    else:
+    if at_ceiling and planning.on_gpu:
         why = "the highest that fits and the repository fills"
+    elif planning.on_gpu:
+        epochs = planning.training.passes
+        passes = "an epoch" if epochs == 1 else f"{epochs:g} epochs"
+        updates = (row.steps_per_epoch or 0) * epochs
+        why = f"{updates:,.0f} updates in {passes}; longer windows would leave fewer"
+    else:
+        why = "limited so that a window stays short without a GPU"
     return f"{where}, {format_context(row.context)} tokens: {why}; {takes}"

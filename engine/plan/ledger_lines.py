@@ -11,12 +11,11 @@ from typing import Literal
 
 from engine.models.spec import ModelSpec
 from engine.plan.activations import Held
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 Place = Literal["gpu", "host", "disk"]
-BaseWeights = Literal["resident", "nf4", "streamed"]
 
 MIB = 1024**2
 CUDA_CONTEXT = 850 * MIB
@@ -109,42 +108,40 @@ def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterato
         bytes=outside * element,
         words=lambda: f"{outside:,} parameters × {element} B ({'tied' if spec.tied_embeddings else 'not tied'})",
     )
-    layers = spec.decoder_parameters
-    if weights == "nf4":
-        quantised = spec.quantised_parameters
-        rest = layers - quantised
-        others = "in norms and experts" if spec.sparse_layers else "in norms"
+    quantised, largest = (spec.quantised_parameters, spec.linear_parameters) if in_4_bits(weights) else (0, 0)
+    layers, words = _stored(work, spec.decoder_parameters, quantised)
+    if streams(weights):
+        layer, of_layer = _stored(work, spec.layer_parameters, largest)
         yield Line(
-            name="decoder layers, NF4",
-            where=device,
-            bytes=round(quantised * NF4_BITS / 8) + rest * element,
-            words=lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} {others} × {element} B",
+            name="two decoder layers, streamed", where=device, bytes=2 * layer, words=lambda: f"2 × ({of_layer()})"
         )
-    elif weights == "streamed":
-        yield Line(
-            name="two decoder layers, streamed",
-            where=device,
-            bytes=2 * spec.layer_parameters * element,
-            words=lambda: f"2 × {spec.layer_parameters:,} parameters × {element} B",
-        )
-        yield Line(
-            name="decoder layers at home",
-            where="host",
-            bytes=layers * element,
-            words=lambda: f"{layers:,} parameters × {element} B, pinned",
-        )
+        yield Line(name="decoder layers at home", where="host", bytes=layers, words=lambda: f"{words()}, pinned")
     else:
-        yield Line(
-            name=f"decoder layers, {work.compute_type}",
-            where=device,
-            bytes=layers * element,
-            words=lambda: f"{layers:,} parameters × {element} B",
-        )
+        kind = "NF4" if quantised else work.compute_type
+        yield Line(name=f"decoder layers, {kind}", where=device, bytes=layers, words=words)
+
+
+def stored_bytes(work: Workload, weights: BaseWeights) -> int:
+    """Returns the bytes of all decoder layers in a storage of the base weights."""
+    quantised = work.spec.quantised_parameters if in_4_bits(weights) else 0
+    return _stored(work, work.spec.decoder_parameters, quantised)[0]
+
+
+def _stored(work: Workload, parameters: int, quantised: int) -> tuple[int, Callable[[], str]]:
+    """Returns the bytes of parameters of which some are in 4 bits, and the formula."""
+    element, rest = work.element, parameters - quantised
+    if not quantised:
+        return parameters * element, lambda: f"{parameters:,} parameters × {element} B"
+    others = "in norms and experts" if work.spec.sparse_layers else "in norms"
+    return (
+        round(quantised * NF4_BITS / 8) + rest * element,
+        lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} {others} × {element} B",
+    )
 
 
 def unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
     """Lists the matrices that the streamed step unpacks from 4 bits, one layer at a time for all its tiles."""
-    if plan.weights == "nf4":
+    if plan.four_bit_weights:
         unpacked, element = work.spec.linear_parameters, work.element
         yield Line(
             name="one layer's matrices, unpacked",
@@ -262,21 +259,21 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
     )
     if plan.stash:
-        per_token = work.query_width * element + spec.heads * 4
+        per_token, attending = work.query_width * element + spec.heads * 4, spec.attending_layers
         yield Line(
             name="stash: attention outputs and logsumexp",
             where=home,
-            bytes=spec.layers * n * per_token,
+            bytes=attending * n * per_token,
             words=lambda: (
-                f"{spec.layers} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
+                f"{attending} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
             ),
         )
         if stashes_kv(spec):
             yield Line(
                 name="stash: keys and values",
                 where=home,
-                bytes=spec.layers * n * 2 * work.key_width * element,
-                words=lambda: f"{spec.layers} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+                bytes=attending * n * 2 * work.key_width * element,
+                words=lambda: f"{attending} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
             )
     if home == "disk":
         yield staging_part(work, plan, tile)

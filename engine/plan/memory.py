@@ -16,7 +16,6 @@ from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
     NOT_ALLOCATED,
-    BaseWeights,
     Line,
     Place,
     factor_parts,
@@ -28,8 +27,9 @@ from engine.plan.ledger_lines import (
     unpacked_parts,
     weight_parts,
 )
+from engine.plan.recurrent import border_state_parts
 from engine.plan.sequence import exchange_lines
-from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
+from engine.plan.stream_plan import FORWARD_BLOCKS, BaseWeights, StreamPlan, in_4_bits
 from engine.plan.tile_peaks import tile_peaks
 from engine.plan.window_peaks import window_peaks
 from engine.plan.workload import Workload
@@ -89,7 +89,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
         ),
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
-    moments = window_peaks(work, recompute=recompute, four_bit=weights == "nf4", pieces=piece < n)
+    moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
     return _close(parts, device, moments, work, n, {}, piece)
 
 
@@ -107,6 +107,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
         *home_parts(work, plan, tile),
+        *border_state_parts(work, plan, device),
     ]
     # A tile's own keys come first, then blocks from the beginning. Two consecutive blocks are held together.
     before = n - tile

@@ -14,12 +14,11 @@ from engine.errors import StreamPlanError
 from engine.hardware.machine import Machine
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, request_of_run
-from engine.plan.ledger_lines import BaseWeights
 from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.request import workload_of
 from engine.plan.speeds import speeds_of
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.plan.time import streamed_time, total_seconds
 from engine.plan.workload import Workload
 
@@ -201,7 +200,7 @@ _DECIDED: Mapping[str, Callable[[RunContext], tuple[bool, str]]] = {
         "hidden_home", lambda p: p.hidden_home != "gpu", "hidden states leave the GPU", "the GPU has room for them"
     ),
     "weight_streaming": _by_stream(
-        "weights", lambda p: p.weights == "streamed", "layers wait on the host", "the GPU has room for the weights"
+        "weights", lambda p: p.streams_weights, "layers wait on the host", "the GPU has room for the weights"
     ),
     "qlora": _quantised,
     "mixed_precision": _mixed,
@@ -257,8 +256,10 @@ def _effects(row: Optimization, run_context: RunContext) -> tuple[int | None, in
 
 
 def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
-    kept: BaseWeights = "nf4" if plan.weights == "nf4" else "resident"
-    return dataclasses.replace(plan, weights=kept), dataclasses.replace(plan, weights="streamed", keep_layers=0)
+    four_bit = plan.four_bit_weights
+    kept = dataclasses.replace(plan, weights=base_weights(four_bit=four_bit, streamed=False))
+    away = base_weights(four_bit=four_bit, streamed=True)
+    return kept, dataclasses.replace(plan, weights=away, keep_layers=0)
 
 
 def _difference(

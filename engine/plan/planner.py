@@ -25,12 +25,16 @@ from engine.plan.request import (
 )
 from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.step_layout import StepLayout
+from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import tiers
 from engine.plan.time import TimePart
 from engine.plan.workload import Workload
 
-UPDATES_CPU = 8
-"Minimum updates per epoch without a GPU, so that a short run still trains visibly."
+LEAST_UPDATES = 30
+"""Updates that a run needs for a visible effect: the first 5% only warm up, and the step sizes of Adam settle over tens
+of updates. Two updates moved a held-out perplexity by 0.2%."""
+FAR = 8
+"Times of its trained context from which a model is warned about."
 SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
@@ -63,6 +67,8 @@ class TierPlan:
     parts: tuple[Part, ...]
     time: tuple[TimePart, ...]
     "Time model of one window."
+    warning: str
+    "What speaks against a context that fits; empty where nothing does."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
 
@@ -78,6 +84,8 @@ class TierTable:
     """Every tier for one model on one machine."""
 
     recommended: int | None
+    "Highest tier up to the ceiling with LEAST_UPDATES updates, else the lowest."
+    ceiling: int | None
     "Highest tier that fits within `patience` and is not above the smallest that holds the repository."
     tiers: tuple[TierPlan, ...]
 
@@ -110,16 +118,28 @@ def tier_table(planning: PlanRequest) -> TierTable:
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
-    return TierTable(recommended=_recommend(planning, rows), tiers=rows)
+    return TierTable(recommended=_recommend(planning, rows), ceiling=_ceiling(rows), tiers=rows)
+
+
+def _ceiling(rows: tuple[TierPlan, ...]) -> int | None:
+    best = None
+    for row in rows:
+        if row.in_time:
+            best = row.tier
+        if row.holds_repository:
+            break
+    return best
 
 
 def _recommend(planning: PlanRequest, rows: tuple[TierPlan, ...]) -> int | None:
+    """Returns the highest tier with LEAST_UPDATES updates in a run of windows that are all alike, else the lowest."""
+    ceiling = _ceiling(rows)
     best = None
     for row in rows:
-        too_few = not planning.on_gpu and row.steps_per_epoch is not None and row.steps_per_epoch < UPDATES_CPU
-        if row.in_time and (best is None or not too_few):
+        updates = math.inf if row.steps_per_epoch is None else row.steps_per_epoch * planning.training.passes
+        if row.in_time and (best is None or updates >= LEAST_UPDATES):
             best = row.tier
-        if row.holds_repository:
+        if row.tier == ceiling:
             break
     return best
 
@@ -153,7 +173,8 @@ def plan_context(
     chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
     seconds = turns * chosen.seconds
     tokens = planning.repository_tokens
-    steps = None if tokens is None else _steps(tokens * (1 - planning.data.held_out_fraction), windows * context)
+    trained = planning.train_tokens
+    steps = None if trained is None else _steps(trained, windows * context)
     reason, remedy = "", ""
     if barred:
         reason, remedy = barred, "a shorter context, or a model whose positions do not depend on it"
@@ -185,7 +206,19 @@ def plan_context(
         layout=chosen.layout,
         parts=chosen.ledger.parts,
         time=chosen.time,
+        warning=_trained_context(planning.spec, context),
         in_time=bool(in_time),
+    )
+
+
+def _trained_context(spec: ModelSpec, context: int) -> str:
+    """Returns the warning of a context far beyond the model's trained one (`max_position_embeddings`)."""
+    times = context / spec.max_context
+    if times < FAR:
+        return ""
+    return (
+        f"{spec.name} was trained on {spec.max_context:,} tokens, and {context:,} are {times:,.0f} times that: "
+        "it has to learn new positions, which takes many updates"
     )
 
 
@@ -200,7 +233,8 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
     if (asked := planning.fixed.get("weights")) is not None:
-        weights = ("streamed",) if asked == "streamed" else tuple(each for each in weights if each != "streamed")
+        storages = [base_weights(four_bit=in_4_bits(each), streamed=asked == "streamed") for each in weights]
+        weights = tuple(dict.fromkeys(storages))
     if work.ranks > 1:  # only the streamed step can share a window
         way = "streamed"
     elif planning.ranks > 1 and planning.distributed.strategy in ("zero2", "zero3") and way == "auto":
@@ -208,7 +242,7 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
     if not refusal and whole_refusal(planning.spec, work.context * work.ranks):
         way = "streamed"
     if refusal:  # whole windows need all weights at once
-        weights, way = tuple(storage for storage in weights if storage != "streamed"), "whole"
+        weights, way = tuple(storage for storage in weights if not streams(storage)), "whole"
     works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
     found = [
         candidate

@@ -12,13 +12,21 @@ from typing import Any, Literal
 from msgspec import structs
 
 from engine import errors
-from engine.config import DataSection, DistributedSection, LoraSection, StreamSection, TrainingSection
+from engine.config import (
+    CheckpointSection,
+    DataSection,
+    DistributedSection,
+    EvaluationSection,
+    LoraSection,
+    StreamSection,
+    TrainingSection,
+)
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import ModelSpec
-from engine.plan.ledger_lines import BaseWeights
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.stream_plan import BaseWeights, in_4_bits
 from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
@@ -48,6 +56,8 @@ class PlanRequest:
     stream: StreamSection = field(default_factory=StreamSection)
     data: DataSection = field(default_factory=DataSection)
     distributed: DistributedSection = field(default_factory=DistributedSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     repository_tokens: int | None = None
     "Tokens to train on; None where the number is not known."
     ranks: int = 1
@@ -109,6 +119,12 @@ class PlanRequest:
         return max(least, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
 
     @property
+    def train_tokens(self) -> float | None:
+        """Tokens of the repository that are trained on; None where its size is not known."""
+        tokens = self.repository_tokens
+        return None if tokens is None else tokens * (1 - self.data.held_out_fraction)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the first GPU trains."""
         return bool(self.machine.gpus)
@@ -132,7 +148,7 @@ def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[
             remedy="use bf16 or auto, or training.method=lora",
         )
     compute_type, weights = _storages(machine, precision)
-    return compute_type, tuple(each for each in weights if method == "lora" or each != "nf4")
+    return compute_type, tuple(each for each in weights if method == "lora" or not in_4_bits(each))
 
 
 def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
@@ -148,12 +164,13 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
             precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
         )
     half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
+    four_bit: tuple[BaseWeights, ...] = ("nf4", "nf4-streamed")
     if precision == "nf4":
-        return half, ("nf4",)
+        return half, four_bit
     if precision == "auto":
         # A simulated machine has no list of libraries; assume that it has every one.
         installed = machine.libraries.get("bitsandbytes", "unknown") is not None
-        return half, ("resident", "streamed", "nf4") if installed else ("resident", "streamed")
+        return half, ("resident", "streamed", *four_bit) if installed else ("resident", "streamed")
     own: ComputeType = "fp32" if precision == "fp32" else "fp16" if precision == "fp16" else "bf16"
     return own, ("resident", "streamed")
 

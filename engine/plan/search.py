@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.ledger_lines import BaseWeights, Place
+from engine.plan.ledger_lines import Place
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
@@ -99,8 +99,9 @@ class Candidate:
     @property
     def score(self) -> float:
         """Seconds, weighted by the plan's other costs: the lowest is preferred."""
-        costs = {"resident": 1.0, "nf4": FOUR_BIT_WEIGHTS, "streamed": STREAMED_WEIGHTS}
-        score = self.seconds * costs[self.layout.weights]
+        weights = self.layout.weights
+        score = self.seconds * (FOUR_BIT_WEIGHTS if in_4_bits(weights) else 1.0)
+        score *= STREAMED_WEIGHTS if streams(weights) else 1.0
         if (stream := self.layout.stream) is not None:
             score *= STREAMED_STEP * (DISK_HOME if stream.hidden_home == "disk" else 1.0)
         return score
@@ -140,7 +141,7 @@ def search(
         found += [
             _whole_sequence(work, storage, speeds, budget, recompute=each)
             for storage in weights
-            if storage != "streamed"
+            if not streams(storage)
             for each in again
         ]
     if way != "whole" or not found:
@@ -181,7 +182,7 @@ def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
 
 def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamPlan | None:
     """Returns a single tile's plan with as many layers kept as the GPU has room for; None if it has room for none."""
-    if not work.on_gpu or work.context > plan.tile or plan.weights == "streamed" or plan.checkpoint_every > 1:
+    if not work.on_gpu or work.context > plan.tile or plan.streams_weights or plan.checkpoint_every > 1:
         return None
     fit, least_unfit = 0, work.spec.layers + 1
     while least_unfit - fit > 1:  # memory rises with each layer kept
@@ -261,7 +262,7 @@ def _layout(
     return StepLayout(
         stream=stream,
         recompute=recompute,
-        precision="nf4" if weights == "nf4" else work.compute_type,
+        precision="nf4" if in_4_bits(weights) else work.compute_type,
         master_home=work.master_home,
         window_ranks=work.ranks,
     )

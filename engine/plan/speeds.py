@@ -78,6 +78,8 @@ class Speeds:
     launch: float = LAUNCH_SECONDS
     corrections: Mapping[str, float] = field(default_factory=dict)
     "See `Measured`."
+    past_runs: Mapping[str, float] = field(default_factory=dict)
+    "The same ratios of past runs' updates (engine.hardware.past_runs)."
 
 
 def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[float, float]:
@@ -93,6 +95,8 @@ def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[flo
 def speeds_of(machine: Machine, work: Workload) -> Speeds:
     """Returns a machine's rates for a workload: measured where `engine profile` has run, otherwise by data sheet."""
     speeds = _by_data_sheet(machine, work)
+    if machine.past is not None:
+        speeds = replace(speeds, past_runs=machine.past.step_factors())
     measured = machine.measured
     return speeds if measured is None else _as_measured(speeds, measured, work)
 

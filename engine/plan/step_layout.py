@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.plan.ledger_lines import BaseWeights
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import BaseWeights, StreamPlan
 
 _WHOLE, _STREAMED = "whole-sequence", "layer-major"
 
@@ -34,6 +33,11 @@ class StepLayout:
         if self.stream is not None:
             return self.stream.weights
         return "nf4" if self.precision == "nf4" else "resident"
+
+    @property
+    def streams_weights(self) -> bool:
+        """Whether the decoder layers stay on the host during the step."""
+        return self.stream is not None and self.stream.streams_weights
 
     def as_json(self) -> dict[str, Any]:
         """Returns the layout as one flat object of JSON values, as `engine plan --json` shows it."""

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from engine.errors import StreamPlanError
 
 Home = Literal["gpu", "host", "disk"]
+BaseWeights = Literal["resident", "nf4", "streamed", "nf4-streamed"]
+"""Storage of the base weights: resident on the GPU or streamed from the host, in their own format or in 4 bits."""
 
 FORWARD_BLOCKS = 4
 "Key blocks per attention call of the forward pass where keys and values are on the device."
@@ -33,8 +35,9 @@ class StreamPlan:
     "values too, where grouped heads make the two no larger than the output."
     checkpoint_every: int = 1
     "Hidden states of every k-th layer are kept; the layers between are recomputed."
-    weights: Literal["resident", "nf4", "streamed"] = "resident"
-    "Base weights resident on the GPU; resident in 4 bits; or streamed from the host, two layers at a time on the GPU."
+    weights: BaseWeights = "resident"
+    "Base weights resident on the GPU; resident in 4 bits; or streamed from the host, two layers at a time on the GPU, "
+    "in their own format or in 4 bits."
     kv_home: Literal["gpu", "host"] = "gpu"
     "Home of one layer's keys, values and their gradients; on the host, GPU memory does not grow with context."
     hidden_home: Home = "host"
@@ -61,7 +64,7 @@ class StreamPlan:
                 raise StreamPlanError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.keep_layers < 0:
             raise StreamPlanError(f"keep_layers must be at least 0, not {self.keep_layers}")
-        if self.keep_layers and self.weights == "streamed":
+        if self.keep_layers and streams(self.weights):
             raise StreamPlanError(
                 "keep_layers with weights streamed: where weights do not fit on the GPU, activations do not"
             )
@@ -76,9 +79,36 @@ class StreamPlan:
             )
 
     @property
+    def streams_weights(self) -> bool:
+        """Whether the decoder layers stay on the host, and two at a time are on the GPU."""
+        return streams(self.weights)
+
+    @property
+    def four_bit_weights(self) -> bool:
+        """Whether the decoder layers' linear weights are stored in 4 bits."""
+        return in_4_bits(self.weights)
+
+    @property
     def exact(self) -> bool:
         """Whether the gradient is that of whole-sequence backpropagation."""
         return self.activation_bits == 16
+
+
+def streams(weights: BaseWeights) -> bool:
+    """Whether weights of this storage stay on the host between uses."""
+    return weights in ("streamed", "nf4-streamed")
+
+
+def in_4_bits(weights: BaseWeights) -> bool:
+    """Whether weights of this storage are in 4 bits."""
+    return weights in ("nf4", "nf4-streamed")
+
+
+def base_weights(*, four_bit: bool, streamed: bool) -> BaseWeights:
+    """Returns the storage of these two properties."""
+    if four_bit:
+        return "nf4-streamed" if streamed else "nf4"
+    return "streamed" if streamed else "resident"
 
 
 @functools.cache

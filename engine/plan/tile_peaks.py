@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from engine.models.spec import ModelSpec
+from engine.models.spec import LayerBytes, ModelSpec
 from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Widths
 from engine.plan.workload import Backend, Workload
 
@@ -44,6 +44,9 @@ def _between(w: Widths) -> Held:
 
 def _kept_layer(w: Widths) -> Held:
     """Tensors that the streamed step saves of a layer that a single tile does not recompute (`keep_layers`)."""
+    if w.counted is not None:
+        layer = ("layer, as counted", w.counted.saved)
+        return layer, ("logsumexp", w.logsumexp), ("adapters", len(w.spec.linears) * w.inner)
     return (
         ("normed input", w.hidden),
         *w.norm_copies(1),
@@ -72,12 +75,17 @@ def _tile_moments(
 ) -> tuple[PeakCandidate, ...]:
     w = Widths(spec, element, rank, fused=fused, autocast=False)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
-    entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
-    attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *(() if stash else (("attention output", w.queries),)))
+    output: Held = () if stash else (("attention output", w.queries),)
     moments: list[PeakCandidate] = []
-    if keep < spec.layers:
+    if keep < spec.layers and w.counted is not None:
+        moments += _counted_layer(w, w.counted, decoded, output, backend)
+    elif keep < spec.layers:
+        entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
+        attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *output)
+        queries: Held = (("queries, keys and values", w.queries + 2 * w.keys),)
+        before: Held = (("residual, norm and the tile before", 3 * w.hidden),)
         moments += [
-            _tile_attention_forward(w, decoded, backend),
+            _tile_attention_forward(w, (*decoded, *before, *queries), backend),
             _tile_forward(w, decoded),
             _tile_mlp_backward(w, entry, attention),
             _tile_attention_backward(w, entry, attention, backend),
@@ -87,6 +95,28 @@ def _tile_moments(
     if trained:
         moments = [*_with_gradients(moments, w), _tile_embedding(w)]
     return tuple(moments)
+
+
+def _counted_layer(
+    w: Widths, counted: LayerBytes, decoded: Held, output: Held, backend: Backend
+) -> Iterator[PeakCandidate]:
+    """Yields the peaks of a layer that no list describes.
+
+    The layer's input is not counted with it. Its attention's output is, among what the backward pass keeps; whether it
+    is there depends on the stash.
+    """
+    before: Held = (("input and the tile before", 2 * w.hidden),)
+    at_attention: Held = (("layer, as counted", counted.forward_attention),)
+    yield _tile_attention_forward(w, (*decoded, *before, *at_attention), backend)
+    layer: Held = (("layer, as counted", counted.forward), ("the tile before", w.hidden))
+    yield PeakCandidate(phase="forward", at="in a layer", token=(*decoded, *layer))
+    own: Held = (("logsumexp", w.logsumexp), *output)
+    adapters = ("adapters", (len(w.spec.linears) + 4) * w.inner)
+    layer = (("layer, as counted", counted.backward - w.queries), *own, adapters)
+    yield PeakCandidate(phase="backward", at="in a layer", token=(*decoded, *layer))
+    # The list of attention's backward pass has its gradients and the layer's output and residual gradient itself.
+    rest = counted.backward_attention - w.queries - 2 * w.hidden
+    yield _tile_attention_backward(w, (*decoded, ("layer, as counted", rest)), own, backend)
 
 
 def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backend: Backend) -> Iterator[PeakCandidate]:
@@ -104,6 +134,8 @@ def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backen
     yield replace(loss, token=(("final norm and its gradient", 2 * w.hidden), *w.norm_copies(1)), kept=kept)
     gradient = ("gradient of its output", w.hidden)
     more = (w.mlp_peak - w.mlp_saved) * w.mlp + 4 * w.inner
+    if w.counted is not None:
+        more = w.counted.backward - w.counted.saved + 4 * w.inner
     yield PeakCandidate(
         phase="backward",
         at="in the MLP of a layer kept",
@@ -113,6 +145,9 @@ def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backen
     others: Held = (*((name, (keep - 1) * size) for name, size in layer), *inputs)
     entry: Held = (("normed input", w.hidden), *w.norm_copies(1))
     attention: Held = (*w.rotated, ("attention output and logsumexp", w.queries + w.logsumexp))
+    if w.counted is not None:
+        entry = (("layer, as counted", w.counted.backward_attention - w.queries - 2 * w.hidden),)
+        attention = (("attention output and logsumexp", w.queries + w.logsumexp),)
     own = _tile_attention_backward(w, (gradient, *entry), attention, backend)
     yield replace(own, at="in the attention of a layer kept", kept=others)
 
@@ -153,12 +188,10 @@ def _tile_forward(w: Widths, decoded: Held) -> PeakCandidate:
     return PeakCandidate(phase="forward", at="in the MLP", token=held)
 
 
-def _tile_attention_forward(w: Widths, decoded: Held, backend: Backend) -> PeakCandidate:
+def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCandidate:
     """A block's output is merged into the running sum of the blocks before it."""
     held = (
-        *decoded,
-        ("residual, norm and the tile before", 3 * w.hidden),
-        ("queries, keys and values", w.queries + 2 * w.keys),
+        *layer,
         ("output so far, fp32", w.wide * w.queries + w.logsumexp),
         ("a block's output", w.queries + w.logsumexp),
         *_reversed(w, results=w.queries, inputs=w.queries),

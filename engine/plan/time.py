@@ -6,6 +6,7 @@ benchmarks/results/memory-h100.json.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from engine.hardware.measured import correction_key
@@ -18,10 +19,11 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, BaseWeights
+from engine.plan.ledger_lines import NF4_BITS, stored_bytes
+from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
@@ -56,6 +58,8 @@ class TimePart:
     name: str
     seconds: float
     formula: str
+    factor: float = 1.0
+    "Measured over modelled seconds, of a correction by past runs or by a probe."
 
 
 def whole_sequence_time(
@@ -71,6 +75,7 @@ def whole_sequence_time(
         *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         *_adapter_parts(work, speeds),
+        *_recurrence_parts(work, speeds, forwards),
     ]
     pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
@@ -98,6 +103,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         _prefix_part(work, speeds, tiles),
         *_zeroing_parts(work, plan, speeds),
+        *_recurrence_parts(work, speeds, forwards),
         *_summing_parts(work, speeds, tiles=tiles, pieces=-(-n // min(plan.loss_piece, n))),
     ]
     busy = sum(part.seconds for part in layers)
@@ -141,9 +147,9 @@ def attention_flops(work: Workload) -> float:
     pairs = n * n / 2
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
-    full = spec.full_attention_layers
+    full = max(0, spec.attending_layers - spec.windowed_layers)
     # With sequence parallelism `context` is a rank's part, and the sequence is `ranks` times as long.
-    return 4 * work.query_width * (full * pairs * work.ranks + (spec.layers - full) * windowed)
+    return 4 * work.query_width * (full * pairs * work.ranks + spec.windowed_layers * windowed)
 
 
 def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
@@ -175,7 +181,7 @@ def _matrix_parts(
     # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
     flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
     if refill:
-        flops += 2.0 * n * spec.layers * 2 * spec.hidden_size * work.key_width
+        flops += 2.0 * n * spec.attending_layers * 2 * spec.hidden_size * work.key_width
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -198,7 +204,7 @@ def _logits_part(work: Workload, speeds: Speeds, a_logit: int) -> TimePart:
 
 def _unpacking_parts(work: Workload, weights: BaseWeights, speeds: Speeds, passes: float) -> list[TimePart]:
     """NF4 weights are unpacked to the compute type each time they are used."""
-    if weights != "nf4":
+    if not in_4_bits(weights):
         return []
     moved = passes * work.spec.quantised_parameters * (NF4_BITS / 8 + work.element)
     formula = f"{passes:,.0f} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
@@ -247,6 +253,14 @@ def _adapter_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
     return [TimePart(name="adapters' casts and sums", seconds=moved / speeds.memory, formula=formula)]
 
 
+def _recurrence_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
+    if work.spec.recurrent is None:
+        return []
+    moved = recurrence_bytes(work, forwards)
+    formula = f"{forwards:g} forward passes and one backward, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="recurrent rules", seconds=moved / speeds.memory, formula=formula)]
+
+
 def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:
     """Models the exchange between ranks that share the window; the ring's messages overlap attention."""
     if work.ranks == 1:
@@ -271,7 +285,7 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
     """Every tile's backward adds to the fp32 key and value gradients of all tiles before it, or of its window."""
     spec, half = work.spec, work.context / 2
     window = min((spec.sliding_window or work.context) - 1, half)
-    earlier = (tiles - 1) * ((spec.layers - spec.windowed_layers) * half + spec.windowed_layers * window)
+    earlier = (tiles - 1) * ((spec.attending_layers - spec.windowed_layers) * half + spec.windowed_layers * window)
     moved = earlier * 2 * work.key_width * (2 * 4 + work.element)
     return TimePart(
         name="sums of key and value gradients",
@@ -292,7 +306,7 @@ def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[Tim
 
 def _paged_layers(work: Workload, plan: StreamPlan) -> int:
     """Returns the layers whose keys and values kv_home host would offload: those without a ring."""
-    return work.spec.layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
+    return work.spec.attending_layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
@@ -306,14 +320,23 @@ def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], spe
 def _corrected(
     parts: tuple[TimePart, ...], work: Workload, weights: BaseWeights, speeds: Speeds, *, streamed: bool
 ) -> tuple[TimePart, ...]:
-    """Adds the correction, up or down, that a probe of this model on this machine found."""
-    precision = "nf4" if weights == "nf4" else work.compute_type
-    factor = speeds.corrections.get(correction_key(work.spec.name, precision, streamed=streamed))
+    """Adds the correction, up or down, that past runs or a probe of this model on this machine found."""
+    precision = "nf4" if in_4_bits(weights) else work.compute_type
+    key = correction_key(work.spec.name, precision, streamed=streamed)
+    # Whole runs say more than a probe's one tile. A layout that no run had is held to be off as those were that did:
+    # else every correction would only move the choice to what has never been measured.
+    factor, by = speeds.past_runs.get(key), "past runs"
+    alike = [value for name, value in speeds.past_runs.items() if name.startswith(f"{work.spec.name}, ")]
+    if factor is None and alike and key not in speeds.corrections:
+        factor = statistics.median(alike)
+    if factor is None:
+        factor, by = speeds.corrections.get(key), "a probe"
     if factor is None:
         return parts
     found = sum(part.seconds for part in parts)
-    formula = f"{found:,.3g} s × {factor - 1:+.0%}, found by `engine probe`"
-    return (*parts, TimePart(name="correction by a probe", seconds=(factor - 1) * found, formula=formula))
+    how = "found by `engine probe`" if by == "a probe" else "as past runs of this model took here"
+    formula = f"{found:,.3g} s × {factor - 1:+.0%}, {how}"
+    return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))
 
 
 def _transfer_seconds(
@@ -326,11 +349,11 @@ def _transfer_seconds(
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
-        hidden += 2 * spec.layers * n * (work.query_width * e + 4 * spec.heads)
+        hidden += 2 * spec.attending_layers * n * (work.query_width * e + 4 * spec.heads)
     home = speeds.disk if plan.hidden_home == "disk" else speeds.link
     seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
-    if plan.weights == "streamed":
-        seconds += (3 + again) * spec.decoder_parameters * e / speeds.link
+    if plan.streams_weights:
+        seconds += (3 + again) * stored_bytes(work, plan.weights) / speeds.link
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.

@@ -123,6 +123,10 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Pea
     between: Held = (*saved[:-1], ("gradients of hidden states", 2 * w.hidden))
     # An activation that autocast widens counts as in `_window_layer`, plus the down projection's input.
     inside: Held = (*between, ("MLP and its gradients", (13 if w.wide_gelu else w.mlp_peak) * w.mlp))
+    if w.counted is not None:  # experts save their inputs and products where they are trained
+        trained: Held = (("experts' inputs and products", 2 * w.mlp if spec.sparse_layers else 0), *w.routed)
+        between = (("layer, as counted", w.counted.backward), *trained, ("gradients of hidden states", 2 * w.hidden))
+        inside = between
     # In the last layer all saved tensors wait, in the first one all other layers' gradients; after its MLP, its own.
     last = spec.layers - 1
     for at, waits, done, token in (
@@ -157,9 +161,22 @@ def _adapter_inputs(w: Widths, *, adapted: bool = True) -> Held:
     )
 
 
+def _widest_input(w: Widths) -> int:
+    return w.element * max((linear.inputs for linear in w.spec.linears if linear.adapted), default=0)
+
+
+def _inputs(w: Widths) -> int:
+    """Bytes per token of the inputs of all linear layers that take an adapter."""
+    return w.element * sum(linear.inputs for linear in w.spec.linears if linear.adapted)
+
+
 def _window_saved(w: Widths, *, adapted: bool = True) -> Held:
     """Tensors that one layer saves for its backward pass; the MLP's come last."""
     residual = w.norm_copies(w.spec.norms_per_layer) or (("residual", w.spec.norms_per_layer * w.hidden),)
+    if w.counted is not None:  # every copy of an input that autocast makes for an adapter comes on top of it
+        copies: Held = (("copies for the adapters", _inputs(w) if adapted and w.wide > 1 else 0),)
+        adapters: Held = (("adapters", len(w.spec.linears) * w.inner), ("logsumexp", w.logsumexp))
+        return (*copies, *adapters, ("layer, as counted", w.counted.saved))
     # The down projection's input is among the adapters' copies. Widened, the MLP saves half the input, and in fp32
     # the input, the tanh, and the tanh plus 1.
     copied = adapted and w.wide > 1
@@ -180,6 +197,15 @@ def _window_layer(w: Widths) -> Held:
     The peak is at the adapter of the down projection, whose input then exists in fp32 as well. Where autocast widens
     the activation, it is at the activation's gradient: 7 + 6, without the adapter's copy, which is counted there.
     """
+    if w.counted is not None:
+        widened = w.wide * _widest_input(w)
+        return (
+            ("layer, as counted", w.counted.backward),
+            ("logsumexp", w.logsumexp),
+            ("copies for the adapters", _inputs(w) if w.wide > 1 else 0),
+            ("adapters", len(w.spec.linears) * w.inner),
+            ("adapter's input, fp32", widened if w.wide > 1 else 0),
+        )
     if w.wide_gelu:
         mlp, rest = 12 * w.mlp, 0
     else:

@@ -65,11 +65,9 @@ def build_model(
     placement = setup.placement
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        stream = setup.choice.plan.layout.stream
-        streams_weights = stream is not None and stream.weights == "streamed"
-        on_host = streams_weights or sharing.strategy == "zero3"
+        on_host = setup.choice.plan.layout.streams_weights or sharing.strategy == "zero3"
         home = dataclasses.replace(placement, device=_CPU) if on_host else placement
-        model = load_model(setup.spec, home, base_changes(config, setup))
+        model = load_model(setup.spec, home, base_changes(config, setup), quantise_on=placement.device)
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]
@@ -138,7 +136,8 @@ def choose_step(
             gradients=None if masters is None else masters.gradients,
             fill_up_to=longest_filled(setup.context, setup.placement.device),
         )
-        if training.micro_batch == 0 and trainable(tuning.model):
+        # Windows of a schedule grow: what fits together of the longest says little of the others.
+        if training.micro_batch == 0 and trainable(tuning.model) and setup.choice.schedule is None:
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
             notify(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step

@@ -59,7 +59,7 @@ def final_eval(
         device=device_name(setup.placement.device),
         context=setup.context,
         data="files that training held out",
-        writes=stream is None or stream.weights != "streamed",
+        writes=stream is None or not stream.streams_weights,
     )
     evaluation = evaluate_pair(
         AdaptedPair(tuning.model, step),

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from engine import errors
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.window_source import count_updates, plan_updates, tokens_per_update
-from engine.evaluation.curve import past_ratios, read_curve
+from engine.data.window_source import Update, WindowSource, tokens_per_update
+from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
 from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
@@ -23,8 +26,11 @@ from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, S
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
 from engine.recipes.preference import Preferences, refuse_combinations, refuse_dropout
+from engine.recipes.promises import keep_for_later_plans, keep_promise
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, identify_base, set_up
+from engine.recipes.stages import StageSwitch, updates_of
+from engine.runs.journal import JournalReader
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase
@@ -35,6 +41,7 @@ from engine.steps.zero_step import ZeroStep
 from engine.tokenization.encoder import Encoder
 from engine.training.components import TrainerComponents
 from engine.training.disk_space import DiskSpace
+from engine.training.eta import Eta
 from engine.training.loop import PROGRESS_SECONDS, fit
 from engine.training.state import Progress, read_snapshot, restore
 
@@ -70,7 +77,8 @@ def _train(session: TrainingSession) -> None:
     device = setup.placement.device
 
     session.emit(LogLine(level="info", text=setup.choice.note))
-    base = identify_base(session, setup.spec)
+    space = DiskSpace(session, setup.checkpoints)
+    base = space.until_written(lambda: identify_base(session, setup.spec))
 
     _enter(session, "data", "reading the repositories")
     tokenizer = load_tokenizer(setup.spec)
@@ -78,8 +86,10 @@ def _train(session: TrainingSession) -> None:
         # Saved with the result, which answers only to what it was trained with.
         tokenizer.chat_template = read_template(session.config.data.chat_template, Encoder(tokenizer))
     with session.group.leader_first():  # the other ranks reuse the leader's token store
-        dataset = _read_data(session, setup, tokenizer)
-    progress = _open_progress(session, setup, dataset)
+        dataset = space.until_written(lambda: _read_data(session, setup, tokenizer))
+    windows, updates = updates_of(setup, dataset.train)
+    progress = _open_progress(session, setup, dataset, len(updates))
+    promise = space.until_written(lambda: keep_promise(session, setup, updates))
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
@@ -92,13 +102,19 @@ def _train(session: TrainingSession) -> None:
     tuning, accelerator = build_model(session.config, setup, notify, sharing)
     step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, notify, sharing)
 
+    stages = StageSwitch(session, setup, step, progress, updates)
+    scoring = setup.choice.whole.score
+
     def score() -> HeldOutLoss:
-        return _score(session, step, dataset, progress.step, preferences)
+        nonlocal scoring
+        with stages.scoring():
+            found = _score(session, step, dataset, progress.step, preferences)
+        scoring = found.seconds
+        return found
 
     if preferences is not None:
         refuse_dropout(tuning.model)
         _enter(session, "baseline", "the base model on both answers of every pair")
-        updates = plan_updates(dataset.train, session.config.training, setup.context)
         preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
 
     if progress.loss_before is None:
@@ -107,9 +123,16 @@ def _train(session: TrainingSession) -> None:
             before = score()
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
-    learning = build_learning(tuning, session.config, context=setup.context, total_steps=progress.total_steps)
+    configured = structs.replace(session.config, training=setup.training)
+    learning = build_learning(tuning, configured, context=setup.shortest, total_steps=progress.total_steps)
     seed = session.config.training.seed
-    parts = _build_parts(setup, learning, tuning, step, accelerator, dataset, score, sharing, seed)
+    parts = _build_parts(setup, learning, tuning, step, accelerator, windows, score, sharing, seed)
+    parts = dataclasses.replace(
+        parts,
+        updates=updates,
+        enter=stages.enter,
+        eta=lambda left: _eta(session, setup, left, scoring),
+    )
     if setup.resumed:
         restore(read_snapshot(setup.resumed.checkpoint), parts)
     _enter(session, "training", _describe_training(session, setup, progress))
@@ -130,12 +153,12 @@ def _train(session: TrainingSession) -> None:
     evaluation = None
     if status == "completed" and session.config.evaluation.at_end:
         try:
-            evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+            with stages.scoring():
+                evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
         except StopRequestedError:
             status = "stopped"
 
     _enter(session, "saving")
-    space = DiskSpace(session, setup.checkpoints)
     changes = base_changes(session.config, setup)
     result = session.run.result_path(session.config.training.method)
     with tuning.whole():
@@ -152,6 +175,11 @@ def _train(session: TrainingSession) -> None:
         gpu_peak=gpu_peak(device),
         host_peak=host_peak(),
     )
+    events = list(JournalReader(session.run.journal_path).poll())
+    curve, past = curve_of(events), tuple(past_ratios(session.config.model.name, before=session.run.id))
+    compared = compare(promise, events, curve, past)
+    if status == "completed" and compared.timeline is not None:
+        keep_for_later_plans(session, setup, updates, compared.timeline, finished)
     report = RunReport(
         config=session.config,
         finished=finished,
@@ -163,12 +191,12 @@ def _train(session: TrainingSession) -> None:
         adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
         dataset=dataset.summary,
         preferences=None if after is None else after.preferences,
-        predicted_gpu_bytes=setup.choice.plan.gpu_peak_bytes if device.type == "cuda" else None,
-        predicted_host_bytes=setup.choice.plan.host_peak_bytes,
-        predicted_step_seconds=setup.choice.plan.step_seconds,
+        predicted_gpu_bytes=setup.choice.gpu_peak_bytes if device.type == "cuda" else None,
+        predicted_host_bytes=setup.choice.host_peak_bytes,
+        promise=compared,
         held_out_scored=progress.held_out_scored,
-        curve=read_curve(session.run.journal_path),
-        past=tuple(past_ratios(session.config.model.name, before=session.run.id)),
+        curve=curve,
+        past=past,
         evaluation=evaluation,
     )
     if session.group.leads:
@@ -208,10 +236,8 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     return dataset
 
 
-def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset) -> Progress:
+def _open_progress(session: TrainingSession, setup: Setup, dataset: Dataset, total_steps: int) -> Progress:
     """Creates a new progress record, or continues that of the checkpoint that the run resumes from."""
-    training = session.config.training
-    total_steps = count_updates(dataset.train, training, setup.context)
     data = f"{len(dataset.train)} windows, {dataset.train.token_count} tokens"
     if setup.resumed is None:
         return Progress(total_steps=total_steps, data=data)
@@ -233,7 +259,7 @@ def _build_parts(
     tuning: FineTuning,
     step: TrainingStep,
     accelerator: Accelerator,
-    dataset: Dataset,
+    windows: WindowSource,
     score: Callable[[], HeldOutLoss],
     sharing: Sharing,
     seed: int,
@@ -258,7 +284,7 @@ def _build_parts(
         schedule=updating.schedule,
         gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,
-        windows=dataset.train,
+        windows=windows,
         context=setup.context,
         checkpoints=setup.checkpoints,
         seed=seed,
@@ -266,6 +292,21 @@ def _build_parts(
         stateful={**learning.stateful, **sharing.stateful},
         sequences=learning.sequences,
         early_end=learning.early_end,
+    )
+
+
+def _eta(session: TrainingSession, setup: Setup, updates: Sequence[Update], scoring: float) -> Eta:
+    """Makes the ETA of the whole run, with the held-out files scored once more after the last update."""
+    whole = setup.choice.whole
+    seconds = {part.name: part.seconds for part in whole.phases}
+    # The baseline has shown what a scoring takes; its prediction is part of that of the evaluation.
+    after = seconds["evaluation"] - whole.score + scoring + seconds["saving"] + whole.checkpoint
+    return Eta(
+        updates=updates,
+        planned=setup.choice.step_seconds,
+        score=scoring,
+        score_every=session.config.training.evaluate_every,
+        after=max(0.0, after),
     )
 
 
@@ -308,6 +349,7 @@ def _score(
 def _enter(session: TrainingSession, phase: str, detail: str = "") -> None:
     if session.group.agree(lambda: session.commands.stop_requested) and phase not in ("saving", "finished"):
         raise StopRequestedError
+    session.check_run()
     session.emit(PhaseChanged(phase=phase, detail=detail))
 
 
@@ -328,6 +370,8 @@ def _phase_progress(session: TrainingSession, step: int = 0) -> Callable[[int, i
 
 
 def _describe_training(session: TrainingSession, setup: Setup, progress: Progress) -> str:
+    if setup.choice.schedule is not None:
+        return setup.choice.schedule.describe()
     tokens = tokens_per_update(session.config.training, setup.context)
     left = progress.total_steps - progress.step
     after = f" after step {progress.step:,}" if progress.step else ""

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from engine import __version__, errors, regular_file
 from engine.atomic_dir import AtomicDir, DamagedError
-from engine.config import RunConfig
+from engine.config import RunConfig, TrainingSection
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
@@ -31,8 +31,10 @@ from engine.models.proofs import read_proof, write_proof
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
+from engine.plan.step_layout import StepLayout
 from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
+from engine.training.disk_space import DiskSpace
 from engine.training.state import Progress, read_snapshot
 from engine.whole_file import replace_text
 
@@ -63,10 +65,19 @@ class Setup:
     started: float
     "time.monotonic() when the run began."
 
+    training: TrainingSection
+    "The configuration's section, with the schedule's tokens an update."
+
     @property
     def context(self) -> int:
-        """Tokens per window."""
+        """Tokens per window; of the longest ones, where windows grow."""
         return self.choice.context
+
+    @property
+    def shortest(self) -> int:
+        """Tokens per window of the first stage."""
+        schedule = self.choice.schedule
+        return self.context if schedule is None else schedule.stages[0].context
 
 
 def set_up(session: TrainingSession) -> Setup:
@@ -81,22 +92,24 @@ def set_up(session: TrainingSession) -> Setup:
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
     group = session.group
-    machine = least_of(group.gather(take_inventory(session.run.path)))
-    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
-    choice = group.agree(lambda: _plan(session, machine, changed))
-    refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
-    # A plan with a free choice may have chosen 4 bits to make the context fit.
-    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
-    placement = _same_in_all(group, choose_placement(config.model.device, planned))
     kept = config.checkpoint
     retention = Retention(newest=kept.keep, best=kept.keep_best, hours=kept.keep_every_hours)
     kind = CheckpointFolder if group.leads else ReadOnlyCheckpoints
     checkpoints = kind(session.run.checkpoints_path, retention)
+    space = DiskSpace(session, checkpoints)
+    machine = least_of(group.gather(take_inventory(session.run.path)))
+    changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
+    choice = group.agree(lambda: _plan(session, machine, changed, space))
+    refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
+    # A plan with a free choice may have chosen 4 bits to make the context fit.
+    planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
+    placement = _same_in_all(group, choose_placement(config.model.device, planned))
     checkpoints.heal()
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
-    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or 0
+    scheduled = choice.schedule.updates if choice.schedule else 0
+    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or scheduled
     session.emit(
         RunStarted(
             model=config.model.name,
@@ -106,8 +119,8 @@ def set_up(session: TrainingSession) -> Setup:
             device=device_name(placement.device),
             pid=os.getpid(),
             engine_version=__version__,
-            planned_gpu_bytes=choice.plan.gpu_peak_bytes if placement.device.type == "cuda" else None,
-            planned_host_bytes=choice.plan.host_peak_bytes,
+            planned_gpu_bytes=choice.gpu_peak_bytes if placement.device.type == "cuda" else None,
+            planned_host_bytes=choice.host_peak_bytes,
             layout=choice.plan.layout.as_json(),
         )
     )
@@ -123,6 +136,7 @@ def set_up(session: TrainingSession) -> Setup:
         checkpoints=checkpoints,
         resumed=resumed,
         started=started,
+        training=choice.training(config.training),
     )
 
 
@@ -184,32 +198,64 @@ def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged
         )
 
 
-def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec) -> Choice:
+def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: DiskSpace) -> Choice:
     """Plans the context and its step, and writes plan.json."""
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
-    if config.training.context is None and config.training.tier is None:
+    training = config.training
+    if training.context is None and not isinstance(training.tier, int) and not training.stages:
         tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, machine, spec, tokens, session.group.ranks)
-    text = json.dumps({"note": choice.note, **choice.plan.as_json()}, indent=1)
-    replace_text(session.run.plan_path, text + "\n")
+    if session.resuming:
+        choice = _in_layouts_of(session, choice)
+    schedule = None if choice.schedule is None else choice.schedule.as_json()
+    text = json.dumps({"note": choice.note, **choice.plan.as_json(), "schedule": schedule}, indent=1)
     proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
-    if proof is not None:
-        write_proof(proof, session.run.proof_path)
-    session.run.write_deepspeed(config, choice.context, session.group.size)
+
+    def write() -> None:
+        replace_text(session.run.plan_path, text + "\n")
+        if proof is not None:
+            write_proof(proof, session.run.proof_path)
+        session.run.write_deepspeed(config, choice.context, session.group.size)
+
+    space.until_written(write)
     return choice
+
+
+def _in_layouts_of(session: TrainingSession, choice: Choice) -> Choice:
+    """Returns the choice with the step layouts of the first plan, which the stages to come shall round as."""
+    if choice.schedule is None:
+        return choice
+    try:
+        stored = json.loads(regular_file.read_text(session.run.plan_path))["schedule"]["stages"]
+        layouts = [StepLayout.from_json(stage["layout"]) for stage in stored]
+    except (OSError, ValueError, KeyError, TypeError):
+        return choice
+    pairs = zip(choice.schedule.stages, layouts, strict=True)
+    stages = tuple(
+        dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, layout=layout)) for stage, layout in pairs
+    )
+    schedule = dataclasses.replace(choice.schedule, stages=stages)
+    return dataclasses.replace(choice, plan=schedule.longest, schedule=schedule)
 
 
 def _as_planned_before(session: TrainingSession) -> RunConfig:
     """Fixes the configuration to the first plan's choices, so that today's free memory does not change the run."""
     config = session.config
+    fixed: dict[str, Any] = {"tier": None, "hours": None}
     try:
-        plan = json.loads(regular_file.read_text(session.run.plan_path))
+        plan = regular_file.read_object(session.run.plan_path)
         context, precision = int(plan["context"]), str(plan["precision"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if (schedule := plan.get("schedule")) is None:
+            fixed |= {"context": context}
+        else:
+            tokens = schedule["tokens_per_update"]
+            stages = [f"{int(stage['context'])}:{int(stage['updates'])}" for stage in schedule["stages"]]
+            fixed |= {"stages": stages, "tokens_per_update": tokens if tokens is None else int(tokens)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return config  # no plan was made before the run ended
     model = replace(config.model, precision=precision) if config.model.precision == "auto" else config.model
-    return replace(config, model=model, training=replace(config.training, tier=None, context=context))
+    return replace(config, model=model, training=replace(config.training, **fixed))
 
 
 def _use_cores() -> None:

@@ -7,7 +7,18 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from engine.protocol import Command, CommandAcked, Envelope, Event, PhaseChanged, RunFailed, RunFinished, Stop
+from engine.protocol import (
+    Command,
+    CommandAcked,
+    Envelope,
+    Event,
+    PhaseChanged,
+    RunFailed,
+    RunFinished,
+    Stop,
+    WarningRaised,
+)
+from engine.runs.held_directory import HeldDirectory
 from engine.runs.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -20,7 +31,10 @@ class Journal(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether events wait in memory for disk space."""
+        """Whether events wait for disk space."""
+
+    def take_problem(self) -> str:
+        """Returns how the disk failed since the last call, "" if it did not."""
 
     def append(self, event: Event) -> Envelope:
         """Appends an event, and returns it with its place in the run."""
@@ -95,6 +109,7 @@ class TrainingSession:
         self.ending: RunFinished | RunFailed | None = None
         self.phase = ""
         self.group = group or ProcessGroup()
+        self._held = HeldDirectory(run.path)
         self._journal = journal
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()
@@ -102,6 +117,14 @@ class TrainingSession:
     def listen(self, listener: Listener) -> None:
         """Adds a listener for every event from now on."""
         self._listeners.append(listener)
+
+    def check_run(self) -> None:
+        """Checks that the run directory is still under its name. Cheap enough for every tile of a step.
+
+        Raises:
+            EliteError: RUN_MOVED.
+        """
+        self._held.check()
 
     @property
     def journal_waits(self) -> bool:
@@ -112,7 +135,7 @@ class TrainingSession:
         """Writes the event to the journal and calls all listeners. Any thread may call it.
 
         Raises:
-            OSError: the journal cannot be written, for another reason than a full disk.
+            OSError: the journal cannot be written, and waiting would not help (engine.durable).
         """
         # One lock over both, so that listeners get events in the order of their numbers.
         with self._lock:
@@ -123,6 +146,14 @@ class TrainingSession:
                 self.phase = event.phase
             for listener in self._listeners:
                 listener(envelope)
+            if problem := self._journal.take_problem():
+                self.emit(
+                    WarningRaised(
+                        code="journal-not-synced",
+                        text=f"the disk failed while the journal was written: {problem}",
+                        hint="the disk may be failing: the run goes on, and writes these events again",
+                    )
+                )
 
     def acknowledge(self, command: Command, accepted: bool, text: str = "") -> None:
         """Acknowledges a command as executed, or as refused with the reason in `text`."""

@@ -90,7 +90,9 @@ class ControlServer:
         for connection in [*self._buffers, self._listener, self._wake_reader, self._wake_writer]:
             connection.close()
         self._selector.close()
-        self._path.unlink(missing_ok=True)
+        # The run is over: a name that cannot be removed, which the next attempt replaces, is no reason to fail it.
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         while not self._closing:

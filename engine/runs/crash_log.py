@@ -26,7 +26,7 @@ def record_crash(error: BaseException) -> Path | None:
     return path
 
 
-def internal_error(error: Exception) -> errors.EliteError:
+def internal_error(error: BaseException) -> errors.EliteError:
     """Logs an unexpected exception and returns INTERNAL for it."""
     log = record_crash(error)
     return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")

@@ -7,7 +7,7 @@ and never raises.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import re
 import threading
@@ -41,12 +41,12 @@ _DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinishe
 """Rare events that must survive a power failure, and are therefore synced at once."""
 
 _BLOCK = 1 << 16
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MOST_WAITING = 10_000
-"""Most lines that wait in memory while the disk is full."""
+"""Most lines that wait in memory while the disk is full or fails."""
 
 
-_SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+_SEAL = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
+_SEAL_BYTES = len(',"crc":"01234567"}')
 
 
 def seal_line(line: bytes) -> bytes:
@@ -56,10 +56,11 @@ def seal_line(line: bytes) -> bytes:
 
 def decode_line(line: bytes) -> Envelope | None:
     """Decodes one line; None if it is damaged or of a newer schema. The checksum may be missing."""
-    seal = _SEAL.search(line)
-    if seal is not None:
-        line = line[: seal.start()] + b"}"
-        if zlib.crc32(line) != int(seal[1], 16):
+    start = len(line) - _SEAL_BYTES
+    if start >= 0 and _SEAL.fullmatch(line, start):
+        seal = int(line[start + 8 : start + 16], 16)
+        line = line[:start] + b"}"
+        if zlib.crc32(line) != seal:
             return None
     try:
         return decode_event(line)
@@ -73,10 +74,11 @@ class JournalWriter:
     Opening it for a resumed run continues `seq` after the last valid line. It also removes a last line that a crash
     left half written, or adds its newline if nothing else is missing.
 
-    While the disk is full, lines wait in memory, in order, and are written once there is space.
+    While the disk is full or fails, lines wait in memory, in order, and are written once it takes them. What a failed
+    sync may have dropped is written again before the next one.
 
     Raises:
-        OSError: the journal cannot be written for another reason than a full disk, or too many lines wait.
+        OSError: the journal cannot be written for another reason (engine.durable), or too many lines wait.
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
@@ -86,12 +88,21 @@ class JournalWriter:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         _mend_last_line(self._fd)
         self._seq = _next_seq(self._fd)
+        self._path = path
         self._waiting: list[bytes] = []
+        self._end = self._synced = os.fstat(self._fd).st_size
+        self._sync_failed = self._is_full = self._is_named = False
+        self._problem = ""
 
     @property
     def waits(self) -> bool:
-        """Whether lines wait for disk space."""
-        return bool(self._waiting)
+        """Whether lines wait for disk space, in memory or for their sync."""
+        return self._is_full
+
+    def take_problem(self) -> str:
+        """Returns how the disk failed since the last call, "" if it did not; a full disk is no failure."""
+        problem, self._problem = self._problem, ""
+        return problem
 
     @property
     def next_seq(self) -> int:
@@ -113,11 +124,11 @@ class JournalWriter:
             self._lock.release()
 
     def close(self) -> None:
-        """Syncs and closes the journal. Lines that still do not fit on the disk are lost; `waits` then stays true."""
+        """Syncs and closes the journal. Returns normally where the disk fails: `waits` or `take_problem` tell."""
         with self._lock:
             if self._fd >= 0:
                 self._write_waiting()
-                durable.sync(self._fd)
+                self._sync()
                 os.close(self._fd)
                 self._fd = -1
 
@@ -126,8 +137,8 @@ class JournalWriter:
         if self._is_due(event):
             self._waiting.append(seal_line(encode_event(envelope).encode()) + b"\n")
             self._write_waiting()
-            if isinstance(event, _DURABLE):
-                durable.sync(self._fd)
+            if isinstance(event, _DURABLE) or self._sync_failed:
+                self._sync()
         self._seq += 1
         return envelope
 
@@ -141,27 +152,69 @@ class JournalWriter:
         return True
 
     def _write_waiting(self) -> None:
-        """Writes the waiting lines, as far as there is disk space."""
+        """Writes the waiting lines, as far as the disk takes them."""
+        self._is_full = False
         while self._waiting:
             try:
                 self._write(self._waiting[0])
             except OSError as error:
-                if error.errno in _NO_SPACE and len(self._waiting) < _MOST_WAITING:
+                if len(self._waiting) < _MOST_WAITING and self._tolerates(error):
                     return
                 del self._waiting[-1]
                 raise
             del self._waiting[0]
 
+    def _sync(self) -> None:
+        try:
+            if self._sync_failed:
+                self._dirty_again()
+            durable.sync(self._fd)
+            if not self._is_named:
+                durable.sync_path(self._path.parent)
+                self._is_named = True
+        except OSError as error:
+            self._sync_failed = True
+            if not self._tolerates(error):
+                raise
+        else:
+            self._synced, self._sync_failed = self._end, False
+
+    def _dirty_again(self) -> None:
+        """Writes the lines since the last sync over themselves, as a failed sync leaves its pages marked as written."""
+        # The journal's own descriptor appends, wherever pwrite is told to write.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.fstat(self._fd)):
+                lines = os.pread(self._fd, self._end - self._synced, self._synced)
+                os.pwrite(descriptor, lines, self._synced)
+        finally:
+            os.close(descriptor)
+
+    def _tolerates(self, error: OSError) -> bool:
+        if durable.is_full(error):
+            self._is_full = True
+        elif durable.is_transient(error):
+            self._problem = error.strerror or str(error)
+        else:
+            return False
+        return True
+
     def _write(self, line: bytes) -> None:
-        start = os.fstat(self._fd).st_size
+        self._remove_torn()
         try:
             written = os.write(self._fd, line)
             if written < len(line):
                 # A disk that fills up first gives a short write; the next write raises the error.
                 os.write(self._fd, line[written:])
         except OSError:
-            os.ftruncate(self._fd, start)
+            with contextlib.suppress(OSError):  # tried again before the next line
+                self._remove_torn()
             raise
+        self._end += len(line)
+
+    def _remove_torn(self) -> None:
+        if os.fstat(self._fd).st_size > self._end:
+            os.ftruncate(self._fd, self._end)
 
 
 class JournalReader:
@@ -172,12 +225,14 @@ class JournalReader:
         problem: Why the last attempt to read the journal failed, "" if it did not. A mounted directory may be
             unavailable for a while.
         behind: Whether the last call left complete lines unread.
+        share: Share of the journal that was read, from 0 to 1.
     """
 
     def __init__(self, path: Path) -> None:
         self.damaged = 0
         self.problem = ""
         self.behind = False
+        self.share = 0.0
         self._path = path
         self._offset = 0
 
@@ -212,6 +267,7 @@ class JournalReader:
                 if limit is not None and len(data) == limit:
                     data += file.readline()
                 self.behind = self._offset + len(data) < size
+                self.share = min(1.0, (self._offset + len(data)) / size) if size else 1.0
         except FileNotFoundError:
             return b""
         except OSError as error:

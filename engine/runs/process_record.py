@@ -76,9 +76,8 @@ def write_record(path: Path, record: ProcessRecord) -> None:
 def read_record(path: Path) -> ProcessRecord | None:
     """Reads the record; None if it is missing or damaged."""
     try:
-        data = json.loads(regular_file.read_text(path, 1 << 16))
-        record = ProcessRecord(**data)
-    except (OSError, ValueError, TypeError, RecursionError):
+        record = ProcessRecord(**regular_file.read_object(path, 1 << 16))
+    except (OSError, ValueError, TypeError):
         return None
     numbers = (record.pid, record.first_seq, record.oom_kills)
     valid = all(type(number) is int for number in numbers) and record.pid > 0

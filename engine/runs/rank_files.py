@@ -42,7 +42,7 @@ def read_failures(run: Path) -> list[RankFailure]:
     found = []
     for path in (run / FOLDER).glob("rank-*.failed.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(regular_file.read_text(path))
+            data = regular_file.read_object(path)
             failure = RunFailed(**data["failure"])
             found.append(RankFailure(rank=int(data["rank"]), time=float(data["time"]), failure=failure))
     return sorted(found, key=lambda one: one.time)

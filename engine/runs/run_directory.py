@@ -132,6 +132,8 @@ class RunDirectory:
             cls(temporary).write_deepspeed(config)
             durable.sync_tree(temporary)
             durable.rename(temporary, runs / run_id)
+            for folder in made:
+                durable.sync_path(folder.parent)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             for folder in made:

@@ -48,6 +48,11 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, EliteError) and error.kind is errors.OUTPUT_FULL
 
 
+def is_disk_failing(error: BaseException) -> bool:
+    """Whether the disk failed when a checkpoint was written, for another reason than that it was full."""
+    return isinstance(error, EliteError) and error.kind is errors.OUTPUT_UNWRITABLE
+
+
 def is_driver_failure(error: BaseException) -> bool:
     """Whether the GPU's context is lost, so that nothing on the GPU can be read any more."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):

@@ -13,7 +13,7 @@ from typing import Any
 from engine.errors import StreamPlanError
 from engine.plan.search import Way
 from engine.plan.step_layout import StepLayout
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.steps.failures import Place
 
 _LEAST_TILE = 128
@@ -68,8 +68,8 @@ def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLa
 def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
     """Applies the configured fields to a plan; None where the plan's other fields conflict with them."""
     fixed = dict(policy.fixed)
-    weights = fixed.pop("weights", plan.weights)
-    if (weights == "streamed") != (plan.weights == "streamed"):
+    streamed = fixed.pop("weights", None)
+    if streamed is not None and (streamed == "streamed") != plan.streams_weights:
         return None
     for name, most in (("tile", policy.context), ("key_block", policy.context), ("checkpoint_every", policy.layers)):
         if name in fixed:
@@ -92,7 +92,9 @@ def _levels(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[
 
 def _first_plan(policy: FallbackPolicy) -> StreamPlan:
     tile = max(_LEAST_TILE, min(_FIRST_TILE, policy.context))
-    return StreamPlan(tile=tile, key_block=max(tile, 16384), weights="nf4" if policy.quantised else "resident")
+    return StreamPlan(
+        tile=tile, key_block=max(tile, 16384), weights=base_weights(four_bit=policy.quantised, streamed=False)
+    )
 
 
 def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
@@ -105,8 +107,8 @@ def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
         yield _finer(plan)
     if on_gpu and plan.kv_home == "gpu" and plan.hidden_home != "gpu":
         yield replace(plan, kv_home="host")
-    if on_gpu and plan.weights == "resident":
-        yield replace(plan, weights="streamed")
+    if on_gpu and not plan.streams_weights:
+        yield replace(plan, weights=base_weights(four_bit=plan.four_bit_weights, streamed=True))
     if plan.tile > _LEAST_TILE:
         yield _finer(plan)
 

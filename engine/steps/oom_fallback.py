@@ -77,6 +77,13 @@ class FallbackStep:
             self._way.close()
             self._way = None
 
+    def use(self, layout: StepLayout) -> None:
+        """Computes in another layout from now on; the gradient stays the same."""
+        if layout != self.layout:
+            self.close()
+            release_memory()
+            self.layout = layout
+
     def can_shrink(self, place: Place) -> bool:
         """Whether a layout that needs less memory of a place is left."""
         return self._smaller(self.layout, place) is not None

@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine import errors
 from engine.distributed.ring import RingExchange
 from engine.distributed.shards import Order, Segment, rows_of, segments
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.distributed.ulysses import UlyssesExchange
 from engine.randomness import derive_seed
 from engine.steps.shared_attention import Leg, SharedAttention, SharedMixer
+from engine.streaming.decoder import Decoder
 from engine.streaming.mixer import KvCollected, Pass
 from engine.streaming.passes import Passes
 from engine.streaming.sequence_run import SequenceRun, StepCancelled, StepRequest
@@ -55,6 +57,21 @@ class SequenceSharding:
         kept = segments(request.context, self._group.size, self._order)
         kind: type[RingExchange | UlyssesExchange] = RingExchange if self._strategy == "ring" else UlyssesExchange
         return _RankShard(request, device, self._group, kept, kind)
+
+
+def refuse_recurrent_layers(decoder: Decoder) -> None:
+    """Refuses a model whose recurrent layers would begin every rank's shard with empty states.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    if any(decoder.mixers):
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=decoder.config.model_type,
+            feature="sequence parallelism (ring and ulysses)",
+            problem="the states of its recurrent layers are not passed from rank to rank",
+            supported="distributed.strategy data, zero2 or zero3",
+        )
 
 
 class _Replica(Shard):
@@ -107,6 +124,12 @@ class _RankShard(Shard):
         return self._group.total([loss_sum])[0]
 
     def passes(self, model: StreamedModel, run: SequenceRun) -> Passes:
+        """See Shard.
+
+        Raises:
+            EliteError: MODEL_FAMILY_UNSUPPORTED, for recurrent layers.
+        """
+        refuse_recurrent_layers(model.decoder)
         exchange = self._exchange(
             self._group,
             self._kept,

@@ -21,11 +21,15 @@ from torch import Tensor
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
+from engine.models.delta_rule import prepare_kernels
+from engine.models.layers import decoder_layers
 from engine.models.lm_head import piece_of, split_head, summed_cross_entropy
 from engine.models.mode import ModelMode
+from engine.models.recurrent_mixers import recurrent_mixers, routed
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.wide_gradients import WideGradients
 from engine.steps.padding import ModelInputs, model_inputs
+from engine.streaming.document_pieces import PackedMixers
 from engine.streaming.loss import token_losses
 
 __all__ = [
@@ -151,6 +155,9 @@ class WholeSequenceStep:
         keep_tables_exact(base)
         self._mode = ModelMode(model)
         self._decoder, self._head = split_head(base)
+        self._mixers = [mixer for of_layer in recurrent_mixers(decoder_layers(base)) for mixer in of_layer]
+        if self._mixers:
+            prepare_kernels()
         self._device = base.device
         self._autocast = autocast
         self._label_smoothing = label_smoothing
@@ -204,7 +211,12 @@ class WholeSequenceStep:
         """Yields the model's inputs for a window, whose documents do not attend to each other in this context."""
         most = None if self._fill_up_to is None else self._fill_up_to * self.micro_batch
         inputs = model_inputs(window, most, self._device)
-        with packed_attention(self._decoder.config, inputs.starts, len(inputs)):
+        # A single document needs no borders, and its mixers may take a path of their own for training.
+        mixers = self._mixers if len(inputs.starts) > 1 else ()
+        with (
+            packed_attention(self._decoder.config, inputs.starts, len(inputs)),
+            routed(mixers, PackedMixers(inputs.starts, len(inputs))),
+        ):
             yield inputs
 
     def _summed_loss(self, inputs: ModelInputs, label_smoothing: float) -> Tensor:

@@ -37,13 +37,14 @@ _calls = [0]
 
 
 @contextlib.contextmanager
-def one_call(state: AttentionState, config: Any, layer: int) -> Iterator[None]:
+def one_call(state: AttentionState, config: Any, layer: int, *, optional: bool = False) -> Iterator[None]:
     """Sets the state for the one call that a decoder layer makes within the context.
 
     Args:
         state: Computes the attention.
         config: Configuration of the model, for the error.
         layer: Number of the layer, for the error.
+        optional: Whether the layer may make no call, because its tokens are coupled by a recurrent mixer.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED, for a layer that calls the attention function never or again.
@@ -54,7 +55,7 @@ def one_call(state: AttentionState, config: Any, layer: int) -> Iterator[None]:
         yield
     finally:
         activate(None)
-    if _calls[0] != 1:
+    if _calls[0] != 1 and not (optional and not _calls[0]):
         raise does_not_attend_once(config, layer, _calls[0])
 
 

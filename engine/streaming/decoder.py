@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
+from engine.models.delta_rule import prepare_kernels
 from engine.models.families import DROPOUTS, require, setting_refusals
 from engine.models.layers import layer_list
 from engine.models.lm_head import split_head
+from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
 from engine.models.rope_tables import keep_tables_exact
 
@@ -88,6 +90,9 @@ class Decoder:
         self._base, self.head = split_head(causal)
         self._parent, self._name = layer_list(causal)
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
+        self.mixers = recurrent_mixers(self.layers)
+        if any(self.mixers):
+            prepare_kernels()
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
 

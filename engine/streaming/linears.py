@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.streaming.block_scales import BlockScales
 from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear
-from engine.streaming.weights import LayerWeights
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
 
 
 class _Site:
@@ -215,16 +215,41 @@ def _only_plain_adapter(layer: Any) -> str | None:
 
 
 class ExpandedWeights(LayerWeights):
-    """4-bit layers on the device, dequantised once a pass (when their decoder layer is entered), not once a tile."""
+    """4-bit layers, dequantised on the device once a pass (when their decoder layer is entered), not once a tile.
 
-    def __init__(self, linears: FrozenLinears) -> None:
+    Args:
+        linears: The linear layers.
+        offloaded: Home of codes and scales on the host; None where all are on the device.
+    """
+
+    def __init__(self, linears: FrozenLinears, offloaded: StreamedWeights | None = None) -> None:
+        self._packed: LayerWeights = offloaded or ResidentWeights()
         self._sites = [[site for site in sites if site.quant_state is not None] for sites in linears.sites]
-        self._scales = [_joint_scales(sites) for sites in self._sites]
+        # Launches are few beside the copy of a streamed layer, so that its scales stay where they were copied to.
+        self._scales = [None if offloaded else _joint_scales(sites) for sites in self._sites]
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the buffers that streamed codes and scales arrive in; 0 where all are resident."""
+        return self._packed.device_bytes if isinstance(self._packed, StreamedWeights) else 0
+
+    def prefetch(self, layer: int) -> None:
+        """See LayerWeights."""
+        self._packed.prefetch(layer)
+
+    def leave(self) -> None:
+        """See LayerWeights."""
+        self._packed.leave()
+
+    def close(self) -> None:
+        """See LayerWeights."""
+        self._packed.close()
 
     def enter(self, layer: int) -> None:
         """See LayerWeights. FrozenLinears must have entered the layer."""
         from bitsandbytes.functional import dequantize_4bit
 
+        self._packed.enter(layer)
         sites, scales = self._sites[layer], self._scales[layer]
         if not any(site.expanded is None for site in sites):
             return

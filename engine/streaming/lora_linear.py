@@ -81,7 +81,7 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """Computes a b, (n, k) by (k, m), without rounding the sums of 16-bit matrices to 16 bits."""
     if a.dtype in (torch.float32, torch.float64):
         return a @ b
-    if a.is_cuda:
+    if a.is_cuda or a.is_meta:  # where bytes are counted without numbers, they are a GPU's
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 

@@ -89,6 +89,6 @@ def _smaller_plan(place: str, plan: StreamPlan, *, pageable: bool) -> str:
             steps.append("kv_home=host")
         if plan.tile > 256:
             steps.append(f"tile={plan.tile // 2}")
-        if plan.weights == "resident":
-            steps.append("weights=nf4 or streamed")
+        if not plan.streams_weights:
+            steps.append("weights=streamed" if plan.four_bit_weights else "weights=nf4 or streamed")
     return "use " + ", or ".join(steps) if steps else "use a smaller model or a shorter context"

@@ -54,7 +54,7 @@ class StreamedStep:
 
     Args:
         model: A causal language model of a supported family, alone or in a PEFT adapter, on its compute device
-            (with `weights="streamed"`: on the host; everything but the decoder layers is moved to `device`).
+            (with streamed weights: on the host; everything but the decoder layers is moved to `device`).
         plan: The layout.
         device: The compute device.
         spill_directory: Directory for `hidden_home="disk"`.

@@ -54,23 +54,23 @@ class StreamedModel:
         streamed_attention.register()
 
     def _make_weights(self, layers: Sequence[nn.Module]) -> LayerWeights:
-        if self.linears.quantised != (self.plan.weights == "nf4"):
+        if self.linears.quantised != self.plan.four_bit_weights:
             self.linears.close()
             stored = "in 4 bits" if self.linears.quantised else "unquantised"
             raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
-        if self.plan.weights == "nf4":
-            return ExpandedWeights(self.linears)
-        if self.plan.weights == "resident":
-            return ResidentWeights()
+        if not self.plan.streams_weights:
+            return ExpandedWeights(self.linears) if self.linears.quantised else ResidentWeights()
         weights = StreamedWeights(layers, self.device, self._streams)
         waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
         for parameter in self.module.parameters():
             if id(parameter) not in waiting:
                 parameter.data = parameter.data.to(self.device)
+                if (state := getattr(parameter, "quant_state", None)) is not None:
+                    state.to(self.device)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
-        return weights
+        return ExpandedWeights(self.linears, weights) if self.linears.quantised else weights
 
     @property
     def lowest(self) -> int:

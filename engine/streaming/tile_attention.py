@@ -64,9 +64,10 @@ class AttentionLayers:
         self._holders.clear()
         self._mixers.clear()
 
-    def mixer(self, layer: int) -> AttentionMixer:
-        """Makes the mixer of a layer for the present sequence."""
+    def mixer(self, layer: int, *, optional: bool = False) -> AttentionMixer:
+        """Makes the mixer of a layer for the present sequence; `optional`: of one that may not attend."""
         mixer = AttentionMixer(layer, self) if self.saved is None else SavedAttentionMixer(layer, self, self.saved)
+        mixer.optional = optional
         self._mixers.append(mixer)
         return mixer
 
@@ -222,6 +223,8 @@ class AttentionMixer(Mixer):
         self.layer, self._layers = layer, layers
         self._cache: KvCache | None = None
         self._window: int | None = None
+        self.optional = False
+        "Whether the layer may do without attention."
         self._cases = self._choose_cases(lone=layers.lone)
 
     def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
@@ -244,7 +247,7 @@ class AttentionMixer(Mixer):
             EliteError: MODEL_FAMILY_UNSUPPORTED, for a layer that does not call the attention function once.
         """
         call = _Call(self, self._cases[purpose], tile, span.start)
-        with streamed_attention.one_call(call, self._layers.config, self.layer):
+        with streamed_attention.one_call(call, self._layers.config, self.layer, optional=self.optional):
             yield {}
 
     def at(self, start: int, k: Tensor, scale: float, window: int | None) -> TileAttention:
@@ -259,6 +262,11 @@ class AttentionMixer(Mixer):
             raise RuntimeError(f"layer {self.layer} attends through a window of {window} after one of {self._window}")
         self._cache = self._layers.cache(k, window)
         return TileAttention(layers=self._layers, cache=self._cache, start=start, scale=scale, window=window)
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has called the attention function in this sequence."""
+        return self._cache is not None
 
     def release(self) -> None:
         """Drops the KV cache."""

@@ -15,6 +15,8 @@ from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache
 from engine.streaming.mixer import Mixer
+from engine.streaming.recurrent_mixing import RecurrentMixing
+from engine.streaming.recurrent_states import BorderStates
 from engine.streaming.saved_attention import SavedAttention
 from engine.streaming.tile_attention import AttentionLayers
 from engine.streaming.tile_factory import TileFactory
@@ -45,6 +47,7 @@ class Workspace:
         self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
         self._hidden: HiddenStates | None = None
         self._attention: AttentionLayers | None = None
+        self.border_states = BorderStates(self._new_border_array, self._new_border_reader)
         self.context = 0
         "Tokens that the buffers hold."
         self._rows = 0  # tokens of the present sequence
@@ -124,7 +127,23 @@ class Workspace:
     def mixers(self, document_starts: Sequence[int], *, lone: bool) -> list[Mixer]:
         """Makes the mixer of each layer for a sequence of these documents; `lone`: it is a single tile."""
         self.attention.begin_sequence(document_starts, lone=lone)
-        return [self.attention.mixer(layer) for layer in range(len(self._decoder.layers))]
+        tile = self._plan.tile
+        spans = [slice(start, min(start + tile, self._rows)) for start in range(0, self._rows, tile)]
+        self.border_states.begin(len(spans))
+        found: list[Mixer] = []
+        for layer, recurrent in enumerate(self._decoder.mixers):
+            attention = self.attention.mixer(layer, optional=bool(recurrent))
+            states = self.border_states
+            found.append(
+                RecurrentMixing(recurrent, states, attention, document_starts, spans) if recurrent else attention
+            )
+        return found
+
+    def _new_border_array(self, width: int, dtype: torch.dtype) -> TileArray:
+        return self._factory.array(-(-self.context // self._plan.tile), width, dtype, 1)
+
+    def _new_border_reader(self, width: int, dtype: torch.dtype) -> TileReader:
+        return TileReader(width, dtype, 1, self._device)
 
     def _new_kv_cache(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KvCache:
         if self._pages_kv:
@@ -157,6 +176,7 @@ class Workspace:
             self._attention.release()
             if self._attention.saved is not None:
                 self._attention.saved.close()
+        self.border_states.close()
         self._hidden = self._attention = None
         self._factory.release()
         self.context = 0

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from engine import errors
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -94,6 +96,7 @@ class PlainText:
             for step in _steps(stored.get("pre_tokenizer"), "pretokenizers")
         )
         stored = _flagged(stored, self.control)
+        _check_growth(stored)
         self.tokenizer = _built(stored)
         inner = _without_prefix(stored)
         self._inner = self.tokenizer if inner == stored else _built(inner)
@@ -110,9 +113,7 @@ class PlainText:
             numbers = [number for number, part in enumerate(parts) if part.begins is begins]
             tokenizer = self.tokenizer if begins else self._inner
             texts = [parts[number].text for number in numbers]
-            for number, encoding in zip(
-                numbers, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
+            for number, encoding in zip(numbers, _encoded(tokenizer, texts), strict=True):
                 found[number] = np.array(encoding.ids, dtype=np.uint32)
         return [
             self._spelled(part) if self._may_hold_control(part.text, ids) else ids
@@ -146,6 +147,43 @@ class PlainText:
 
     def _is_named(self, token: int, text: str) -> bool:
         return token != self._unknown or self.control[token] in text
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Any]:
+    try:
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    except BaseException as error:
+        # A regular expression that gives up on a text makes the library panic, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise errors.TOKENIZER_FAILED(problem=errors.one_line(error)) from None
+
+
+_MOST_GROWTH = 256
+"""Times that a text's characters may multiply before they are tokens. Tokenizers in use replace one by one to three."""
+
+
+def _check_growth(stored: dict[str, Any]) -> None:
+    """Refuses replacements that together would make a text too long for any memory.
+
+    Raises:
+        EliteError: TOKENIZER_FAILED.
+    """
+    growth = 1.0
+    waiting = [stored.get("normalizer"), stored.get("pre_tokenizer")]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, list):
+            waiting += step
+        elif isinstance(step, dict):
+            waiting += [step.get("normalizers"), step.get("pretokenizers")]
+            pattern = step.get("pattern")
+            if step.get("type") == "Replace" and isinstance(pattern, dict) and isinstance(step.get("content"), str):
+                # A regular expression may match a single character, or none at all.
+                taken = len(text) if isinstance(text := pattern.get("String"), str) else 0
+                growth *= max(1.0, len(step["content"]) / taken if taken else len(step["content"]) + 1.0)
+    if growth > _MOST_GROWTH:
+        raise errors.TOKENIZER_FAILED(problem=f"its replacements make a text up to {growth:,.0f} times longer")
 
 
 def _built(stored: dict[str, Any]) -> Tokenizer:

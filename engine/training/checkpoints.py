@@ -6,7 +6,6 @@ engine.training.state defines their content; engine.atomic_dir makes sure that t
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import shutil
 import time
@@ -14,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import atomic_dir, errors
+from engine import atomic_dir, durable, errors
 from engine.atomic_dir import AtomicDir, DamagedError
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -66,6 +65,10 @@ class CheckpointFolder:
         final = self.path / f"step-{step:06d}"
         about = {"step": step, "saved_at": time.time(), "held_out_loss": held_out_loss}
         try:
+            # Without the parents: a run directory that was renamed or deleted is not made again.
+            if not self.path.exists():
+                self.path.mkdir()
+                durable.sync_path(self.path.parent)
             size = atomic_dir.write(final, files, about)
         except OSError as error:
             raise writing_failed(final, error) from error
@@ -179,7 +182,7 @@ def _is_valid(path: Path) -> bool:
 
 def writing_failed(path: Path, error: OSError) -> errors.EliteError:
     """Maps an OSError from writing a folder to a typed error."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if durable.is_full(error):
         with contextlib.suppress(OSError):
             free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB"
             return errors.OUTPUT_FULL(path=path, free=free, needed="more for a checkpoint")

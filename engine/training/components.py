@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.optim.decay import with_vectors_apart
+from engine.training.eta import Eta
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim import Optimizer
 
-    from engine.data.window_source import WindowSource
+    from engine.data.window_source import Update, WindowSource
     from engine.models.fine_tuning import FineTuning
     from engine.optim.build import Stateful
     from engine.optim.gradients import GradientPipeline
@@ -46,6 +47,12 @@ class TrainerComponents:
     "Other stateful components; every entry is in every checkpoint, under its name."
     sequences: Callable[[Sequence[Window], int], Sequence[Window]] = lambda windows, _: windows
     "Maps an update's windows and the steps before it to its sequences; a curriculum cuts the windows."
+    updates: Sequence[Update] | None = None
+    "All updates of a run whose windows grow; None: `windows` in their order."
+    enter: Callable[[Update], None] = lambda _: None
+    "Called before each update; prepares the step for its stage."
+    eta: Callable[[Sequence[Update]], Eta] = lambda updates: Eta(updates=updates)
+    "Makes the estimate of the remaining time."
     early_end: Callable[[], str | None] = lambda: None
     "Returns why the run should end before its last step; None while it should continue."
 

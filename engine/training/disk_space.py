@@ -1,11 +1,14 @@
-"""Handles a full disk. Deletes old checkpoints, then pauses the run until there is space, instead of ending it."""
+"""Handles a full or failing disk during a run, by the policy of engine.durable.
+
+Deletes old checkpoints, then pauses the run until there is space, instead of ending it. Writes again what a disk
+failed to write.
+"""
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from engine import errors
+from engine import durable, errors
 from engine.hardware.disk import read_disk
 from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
 
@@ -24,7 +27,12 @@ _MARGIN = 1.2
 
 
 _RESULT_BYTES = 16 << 20
-"""Free bytes before a result is written again. A larger result fails again and is retried."""
+"""Free bytes before a file of the run is written again. A larger one fails again and is retried."""
+
+_ATTEMPTS = 4
+"""Writes of a file that the run cannot do without, before a failing disk ends it."""
+
+T = TypeVar("T")
 
 
 class DiskSpace:
@@ -38,24 +46,41 @@ class DiskSpace:
     def __init__(self, session: TrainingSession, folder: CheckpointFolder) -> None:
         self._session, self._folder = session, folder
 
-    def until_written(self, write: Callable[[], None]) -> None:
-        """Retries a write that the run must not end without until there is space for it.
+    def until_written(self, write: Callable[[], T]) -> T:
+        """Retries a write that the run cannot do without, until there is space for it; returns its result.
 
         Raises:
-            EliteError: OUTPUT_FULL, at a Stop, or if recovery is off.
+            EliteError: OUTPUT_FULL, at a Stop, or if recovery is off; OUTPUT_UNWRITABLE, if the disk fails repeatedly.
         """
+        failures = 0
         while True:
             try:
-                write()
+                return write()
             except Exception as error:
-                if not _found_no_room(error):
+                if durable.is_full(error):
+                    self._await_room(error)
+                elif durable.is_transient(error):
+                    failures += 1
+                    self._report_failure(error, failures)
+                else:
                     raise
-                message = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its result")
-                if not self._session.config.recovery.enabled:
-                    raise message from error
-                self.make(_RESULT_BYTES, message)
-            else:
-                return
+
+    def _await_room(self, error: Exception) -> None:
+        message = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its files")
+        if not self._session.config.recovery.enabled:
+            raise message from error
+        self.make(_RESULT_BYTES, message)
+
+    def _report_failure(self, error: Exception, failures: int) -> None:
+        if failures == _ATTEMPTS or not self._session.config.recovery.enabled:
+            raise errors.OUTPUT_UNWRITABLE(path=self._session.run.path, problem=errors.one_line(error)) from error
+        self._session.emit(
+            WarningRaised(
+                code="disk-failed",
+                text=f"the disk failed at a file of the run: {errors.one_line(error)}",
+                hint="the disk may be failing: the run tries again",
+            )
+        )
 
     def make(self, needed: int, error: EliteError) -> None:
         """Frees `needed` bytes by deleting older checkpoints, or waits for them.
@@ -105,8 +130,3 @@ class DiskSpace:
             return read_disk(self._folder.path).free
         except OSError:
             return 0
-
-
-def _found_no_room(error: Exception) -> bool:
-    # safetensors and tokenizers write files themselves, and give the system's error only in their message.
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

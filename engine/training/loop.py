@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -21,11 +20,8 @@ if TYPE_CHECKING:
     from engine.data.window_source import Update
     from engine.runs.context import TrainingSession
     from engine.training.components import TrainerComponents
+    from engine.training.eta import Eta
     from engine.training.state import Progress
-
-ETA_STEPS = 20
-"""Latest steps whose mean time gives the ETA."""
-
 
 PROGRESS_SECONDS = 0.2
 """Least seconds between two progress events from inside a step."""
@@ -37,7 +33,7 @@ def fit(session: TrainingSession, parts: TrainerComponents, progress: Progress) 
     Raises:
         EliteError: a failure that engine.training.recovery could not handle, after the last good state was saved.
     """
-    updates = list(plan_updates(parts.windows, session.config.training, parts.context))
+    updates = list(parts.updates or plan_updates(parts.windows, session.config.training, parts.context))
     rollback = RollbackStore(session, parts, progress)
     recovery = Recovery(session, parts, progress, rollback, updates)
     try:
@@ -55,12 +51,13 @@ def _fit(
     recovery: Recovery,
     updates: list[Update],
 ) -> Literal["completed", "stopped"]:
-    actions = Actions(save=rollback.save_now, evaluate=lambda: _told(parts.evaluate()))
-    pace = _Pace()
+    actions = Actions(save=rollback.save_on_command, evaluate=lambda: _told(parts.evaluate()))
+    eta = parts.eta(updates)
     while progress.step < len(updates):
         rollback.mark()
         stop = decide(session, actions)
         if stop is None:
+            parts.enter(updates[progress.step])
             monitor = _Monitor(session, progress.step + 1, recovery.watch)
             try:
                 done = take_optimizer_step(parts, progress, updates[progress.step], monitor)
@@ -77,7 +74,7 @@ def _fit(
         rollback.mark()
         if not recovery.accept(done.loss):
             continue
-        session.emit(_completed(parts, progress, done, pace))
+        session.emit(_completed(parts, progress, done, eta))
         session.group.report(session.emit, progress.step, done.seconds)
         rollback.keep_if_due()
         rollback.save_if_due(_score_if_due(parts, progress, session.config.training.evaluate_every))
@@ -85,7 +82,7 @@ def _fit(
             session.emit(LogLine(level="info", text=f"training ends early: {reason}"))
             break
         recovery.between_steps()
-    rollback.save_now()
+    rollback.save_last()
     return "completed"
 
 
@@ -119,18 +116,7 @@ class _Monitor:
         return self._session.commands.stop_requested
 
 
-class _Pace:
-    """ETA of the run, from the mean time of the latest steps."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=ETA_STEPS)
-
-    def eta(self, seconds: float, steps_left: int) -> float:
-        self._seconds.append(seconds)
-        return steps_left * sum(self._seconds) / len(self._seconds)
-
-
-def _completed(parts: TrainerComponents, progress: Progress, done: StepFigures, pace: _Pace) -> StepCompleted:
+def _completed(parts: TrainerComponents, progress: Progress, done: StepFigures, eta: Eta) -> StepCompleted:
     preferences = done.result.preferences
     return StepCompleted(
         step=progress.step,
@@ -142,7 +128,7 @@ def _completed(parts: TrainerComponents, progress: Progress, done: StepFigures, 
         tokens=done.result.tokens,
         tokens_per_second=done.result.tokens / max(done.seconds, 1e-9),
         seconds=done.seconds,
-        eta_seconds=pace.eta(done.seconds, progress.total_steps - progress.step),
+        eta_seconds=eta.completed(progress.step, done.seconds),
         reward_margin=None if preferences is None else preferences.margin,
         reward_accuracy=None if preferences is None else preferences.accuracy,
         **memory_usage(parts.accelerator.device),

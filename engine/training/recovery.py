@@ -79,7 +79,9 @@ class Recovery:
 
         Raises:
             HostMemoryLowError: the step should use less host memory.
+            EliteError: RUN_MOVED.
         """
+        self._session.check_run()
         self._heat()
         self._host_memory()
 
@@ -87,7 +89,7 @@ class Recovery:
         """Runs the machine's watches between steps, where a smaller layout repeats no work and a pause is harmless.
 
         Raises:
-            EliteError: OUTPUT_FULL.
+            EliteError: OUTPUT_FULL, RUN_MOVED.
         """
         self._keeper.await_journal()
         try:
@@ -117,6 +119,8 @@ class Recovery:
             EliteError: TRAINING_UNSTABLE, or `error` itself.
         """
         step = self._progress.step + 1
+        if isinstance(error, EliteError) and error.kind is errors.RUN_MOVED:
+            raise error  # there is no place to save to
         if is_driver_failure(error) or _is_lost_rank(error):
             raise error  # `keep_what_is_left` handles both, here and between steps
         if self._bounds.enabled and is_divergence(error):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from engine import errors
 from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
-from engine.protocol import CheckpointSaved
+from engine.protocol import CheckpointSaved, WarningRaised
 from engine.randomness import capture_random
-from engine.steps.failures import is_disk_full
+from engine.steps.failures import is_disk_failing, is_disk_full
 from engine.training.checkpoints import SavedCheckpoint, verify
 from engine.training.disk_space import DiskSpace
 from engine.training.saver import Saver
@@ -27,6 +27,12 @@ KEEP_SECONDS = 600.0
 
 
 _JOURNAL_BYTES = 1 << 20
+
+_RETRY_SECONDS = 60.0
+"""After a checkpoint that could not be written, the next one is due so soon at the latest."""
+
+_ATTEMPTS = 3
+"""Writes of a checkpoint that the run waits for."""
 
 
 class RollbackStore:
@@ -48,6 +54,7 @@ class RollbackStore:
         self.snapshot = self._take()
         "Newest snapshot in memory."
         self._kept_at = self._saved_at = time.monotonic()
+        self._interval = self._every = session.config.checkpoint.every_minutes * 60
         self._group.emergency = self.save_snapshot
 
     # --- in memory ------------------------------------------------------------------------------------------
@@ -101,29 +108,56 @@ class RollbackStore:
     def save_if_due(self, held_out_loss: float | None = None) -> None:
         """Starts to write a checkpoint, if one is due or if these weights were just evaluated.
 
+        One that the disk fails to write is left out with a warning.
+
         Raises:
-            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
+            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE, if recovery is off; OUTPUT_FULL, at a Stop.
         """
         self._check()
         if held_out_loss is None and not self._group.agree(self._is_due):
             return
         self.keep()
+        # Before the write: one that fails brings the next one forward.
+        self._saved_at, self._interval = time.monotonic(), self._every
         self._write(self.snapshot, held_out_loss)
-        self._saved_at = time.monotonic()
 
     def _is_due(self) -> bool:
-        is_time = time.monotonic() - self._saved_at >= self._session.config.checkpoint.every_minutes * 60
+        is_time = time.monotonic() - self._saved_at >= self._interval
         return is_time and not self._saver.busy
 
     def save_now(self) -> str:
         """Writes a checkpoint, waits until it is complete, and returns its place in words.
 
         Raises:
-            EliteError: OUTPUT_FULL, OUTPUT_UNWRITABLE.
+            EliteError: OUTPUT_FULL, at a Stop or if recovery is off; OUTPUT_UNWRITABLE, if the disk fails repeatedly.
         """
         saved = self._write(self._take(), None, wait=True)
         assert saved is not None
         return f"checkpoint {saved.path.relative_to(self._session.run.path).as_posix()}"
+
+    def save_on_command(self) -> str:
+        """Writes a checkpoint for a person, and returns its place, or in words why the disk did not take it.
+
+        Raises:
+            EliteError: see `save_now`, if recovery is off; OUTPUT_FULL, at a Stop.
+        """
+        return self._save_or_warn()
+
+    def save_last(self) -> None:
+        """Writes the checkpoint of a completed training, whose result is still to be saved, or warns.
+
+        Raises:
+            EliteError: see `save_on_command`.
+        """
+        self._save_or_warn()
+
+    def _save_or_warn(self) -> str:
+        try:
+            return self.save_now()
+        except EliteError as error:
+            if not (self._recovers and is_disk_failing(error)):
+                raise
+            return self._leave_out(error)
 
     def save_snapshot(self) -> SavedCheckpoint | None:
         """Writes the snapshot in memory unless that or a later state is on disk; returns the newest on disk.
@@ -152,18 +186,23 @@ class RollbackStore:
         self._saver.close()
 
     def _write(self, snapshot: Snapshot, held_out_loss: float | None, *, wait: bool = False) -> SavedCheckpoint | None:
+        failures = 0
         while True:
+            self._session.check_run()
             try:
                 self._saver.begin(snapshot, held_out_loss)
                 if wait:
                     self._saver.wait()
             except EliteError as error:
+                failures += is_disk_failing(error)
+                if wait and failures == _ATTEMPTS:
+                    raise
                 self._find_room(snapshot, error)
             else:
                 return self._saver.last
 
     def _check(self) -> None:
-        """Handles a failure of the last background write; writes again once there is space."""
+        """Handles a failure of the last background write; writes again only where there was no space."""
         if self._group.agree(self._had_no_room):
             self.keep()
             self._write(self.snapshot, None)
@@ -173,7 +212,7 @@ class RollbackStore:
             self._saver.check()
         except EliteError as error:
             self._find_room(self.snapshot, error)
-            return True
+            return not is_disk_failing(error)
         return False
 
     def _settle(self) -> None:
@@ -183,9 +222,24 @@ class RollbackStore:
             self._find_room(self.snapshot, error)
 
     def _find_room(self, snapshot: Snapshot, error: EliteError) -> None:
-        if not (self._recovers and is_disk_full(error)):
+        if self._recovers and is_disk_full(error):
+            self._space.make(snapshot.size, error)
+        elif self._recovers and is_disk_failing(error):
+            self._leave_out(error)
+        else:
             raise error
-        self._space.make(snapshot.size, error)
+
+    def _leave_out(self, error: EliteError) -> str:
+        self._interval = min(self._every, _RETRY_SECONDS)
+        text = f"a checkpoint was not saved: {error.message}"
+        self._session.emit(
+            WarningRaised(
+                code="checkpoint-not-saved",
+                text=text,
+                hint="the disk may be failing: the run goes on and tries the next one; the last complete one is safe",
+            )
+        )
+        return text
 
     def _announce(self, saved: SavedCheckpoint) -> None:
         path = saved.path.relative_to(self._session.run.path).as_posix()

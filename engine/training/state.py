@@ -63,6 +63,8 @@ class Progress:
     "Updates that were skipped, counted from 1."
     recoveries: list[str] = field(default_factory=list)
     "Failures so far and their recoveries, one line each."
+    stage: int | None = None
+    "Position of the stage that `layout` belongs to, of a run whose windows grow; None before the first one."
     layout: dict[str, Any] | None = None
     "Layout of the step, as engine.plan.step_layout.StepLayout writes it; None before the first one."
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from engine import errors
 from engine.models.proofs import Proof, keep_proof
+from engine.models.wrappers import text_settings
 from engine.verify.family_proof import prove_family
 
 
@@ -22,13 +23,13 @@ def prove_folder(folder: Path) -> Proof:
     """
     path = folder / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = text_settings(json.loads(path.read_text(encoding="utf-8")))
         family = str(settings.get("model_type"))
     except (OSError, ValueError, AttributeError) as error:
         problem = f"its config.json cannot be read ({error})"
         raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise errors.MODEL_FAMILY_UNSUPPORTED(

@@ -7,6 +7,8 @@ so that what differs is a mistake and not rounding; parts that a family computes
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import json
 import tempfile
@@ -34,11 +36,14 @@ from engine.generation.forward import open_forward
 from engine.models.adapter import attach_adapter
 from engine.models.families import FAMILIES, Ability, Family, admit, setting_refusals
 from engine.models.folder import open_folder
+from engine.models.layers import decoder_layers, expert_weights
 from engine.models.proofs import Proof, library_version, settings_name
+from engine.models.recurrent_mixers import mixer_names
 from engine.models.weight_map import map_weights
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.step import StreamedStep
+from engine.verify.double_precision import DoublePrecision
 from engine.verify.observed_shape import observed_shape
 from engine.verify.small import Unbothered
 from engine.verify.small_copy import VOCABULARY, NotSmallError, small_config, small_model
@@ -74,10 +79,11 @@ def prove_family(config: Any, settings: Mapping[str, Any] | None = None) -> Proo
         settings: The config.json that it was read from; what it writes, if it was made here.
     """
     began = time.monotonic()
-    refused, differences = _abilities(config)
+    adapts_mlp = not has_experts(config)
+    refused, differences = _abilities(config, adapts_mlp=adapts_mlp)
     shape: dict[str, Any] = {}
     try:
-        shape = observed_shape(config)
+        shape = observed_shape(config, adapts_mlp=adapts_mlp)
         refused["planned"] = ""
     except Exception as problem:
         refused["planned"] = _line(problem)
@@ -88,13 +94,13 @@ def prove_family(config: Any, settings: Mapping[str, Any] | None = None) -> Proo
         settings=settings_name(json.loads(config.to_json_string()) if settings is None else settings),
         refused={str(ability): problem for ability, problem in refused.items()},
         differences=differences,
-        adapts_mlp=not has_experts(config),
+        adapts_mlp=adapts_mlp,
         shape=shape,
         seconds=round(time.monotonic() - began, 1),
     )
 
 
-def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
+def _abilities(config: Any, *, adapts_mlp: bool) -> tuple[dict[Ability, str], dict[str, float]]:
     """Returns why each ability is refused ("" where it is admitted), and the largest difference of each comparison."""
     model_type = config.model_type
     before = FAMILIES.get(model_type)
@@ -108,7 +114,7 @@ def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
     denied = setting_refusals(config.to_dict())
     if not hasattr(config, "num_hidden_layers"):
         wrapped = getattr(config.get_text_config(), "model_type", "other")
-        return dict.fromkeys(checks, f"it wraps a {wrapped} model, which is not taken out of it"), seen
+        return dict.fromkeys(checks, f"it wraps a {wrapped} model, which is proven by itself"), seen
     try:
         small = small_config(config)
         random = _reference_differs_from_itself(small)
@@ -118,11 +124,14 @@ def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
         return dict.fromkeys(checks, f"a small copy cannot be made ({_line(problem)})"), seen
     found: dict[Ability, str] = {}
     try:
+        recurrent = bool(mixer_names(small_model(small, torch.float64)))
+        in_fp64: Any = DoublePrecision() if recurrent else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         for ability, check in checks.items():
             streams = ability == "streamed" or not found["streamed"]
             shown: frozenset[Ability] = frozenset({"streamed"} if streams else ())
-            admit(model_type, Family(does=shown, shape={"adapts_mlp": not has_experts(config)}))
-            found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
+            admit(model_type, Family(does=shown, shape={"adapts_mlp": adapts_mlp}))
+            with in_fp64:
+                found[ability] = denied.get(ability, "") or random or _reason(check, small, seen)
     finally:
         if before is None:
             del FAMILIES[model_type]
@@ -132,8 +141,15 @@ def _abilities(config: Any) -> tuple[dict[Ability, str], dict[str, float]]:
 
 
 def has_experts(config: Any) -> bool:
-    """Tells whether layers may hold experts."""
-    return any("expert" in name and type(value) is int and value > 1 for name, value in config.to_dict().items())
+    """Tells whether layers may hold experts, by their names in the configuration, or by their stacked weights."""
+    if any("expert" in name and type(value) is int and value > 1 for name, value in config.to_dict().items()):
+        return True
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        return any(expert_weights(layer) for layer in decoder_layers(model))
+    except Exception:  # what is wrong is said where its small copy is made
+        return False
 
 
 def _reason(check: Callable[[Any, dict[str, float]], None], small: Any, seen: dict[str, float]) -> str:

@@ -14,18 +14,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the memory of every tensor that an operation returns, until it is freed."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of every tensor that an operation returns, until it is freed.
 
-    def __init__(self) -> None:
+    Args:
+        device_type: Type of the devices whose tensors count.
+    """
+
+    def __init__(self, device_type: str = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device_type = device_type
         self.live = self.peak = 0
         self._seen: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
+            if isinstance(leaf, Tensor) and leaf.device.type == self._device_type:
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._seen and not _is_among(storage._cdata, (args, kwargs)):
                     self._count(storage)
@@ -57,7 +62,7 @@ def peak_bytes(device: torch.device, function: Callable[[], object]) -> int:
         function()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    counted = _LiveBytes()
+    counted = LiveBytes()
     with counted:
         function()
     return counted.peak

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
+from engine.models.adapter import linear_names
 from engine.models.families import setting_refusals
-from engine.models.layers import decoder_layers
+from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
-from engine.models.spec import ModelSpec
+from engine.models.spec import LayerKind, Linear, as_spec
+from engine.verify.observed_bytes import observed_bytes
+from engine.verify.observed_recurrence import observed_recurrence
 
-_FUSED = ("qkv_proj", "query_key_value", "W_pack", "c_attn", "Wqkv")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
+"""Names in configurations of the number of experts that a token passes through."""
 
 
 class ShapeUnknownError(Exception):
     """A plan would count the model wrongly. The message says what."""
 
 
-def observed_shape(config: Any) -> dict[str, Any]:
-    """Returns the fields of a ModelSpec that describe the architecture of a configuration.
+def observed_shape(config: Any, *, adapts_mlp: bool) -> dict[str, Any]:
+    """Returns the fields of a ModelSpec that describe the architecture of a configuration, in JSON's types.
+
+    Args:
+        config: transformers configuration of a causal language model.
+        adapts_mlp: Whether adapters go on the linear layers of its MLPs.
 
     Raises:
         ShapeUnknownError: they do not give the number of parameters that the model has.
@@ -31,83 +41,117 @@ def observed_shape(config: Any) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     layers = decoder_layers(model)
     try:
-        shape = _shape(config, model, layers)
-        spec = ModelSpec(name="", family=config.model_type, licence="", **shape)
-        counted = (spec.parameters, spec.decoder_parameters, spec.layer_parameters)
-    except (AttributeError, TypeError, ValueError, StopIteration, ZeroDivisionError) as error:
+        shape = _shape(config, model, layers, adapts_mlp=adapts_mlp)
+        spec = as_spec(shape, name="", family=config.model_type)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError, RuntimeError, IndexError) as error:
         raise ShapeUnknownError(f"its layers are of another build ({error})") from error
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     found = (sum(p.numel() for p in model.parameters()), sum(sizes), max(sizes))
+    counted = (spec.parameters, spec.decoder_parameters, spec.layer_parameters)
     if counted != found:
         raise ShapeUnknownError(f"its shapes are not known: of {found[0]:,} parameters {counted[0]:,} are counted")
     return shape
 
 
-def _shape(config: Any, model: Any, layers: list[Any]) -> dict[str, Any]:
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
-    dense = min(layers, key=lambda layer: sum(p.ndim > 2 for p in layer.parameters()))
-    linears = {name.rpartition(".")[2]: part for name, part in dense.named_modules() if isinstance(part, nn.Linear)}
-    names = list(linears)
-    fused = next((name for name in _FUSED if name in names), "")
-    query = linears[fused or "q_proj"]
-    output = next(name for name in names if name in ("o_proj", "dense", "out_proj", "c_proj"))
-    rest = [name for name in names if name not in (fused, "q_proj", "k_proj", "v_proj", output)]
-    fused_mlp = "gate_up_proj" in rest
-    down = next((name for name in rest if linears[name].out_features == hidden and name != "gate"), "down_proj")
-    up = next((name for name in rest if name not in (down, "gate_proj", "gate_up_proj")), "up_proj")
-    norms = {name: p for name, p in dense.named_parameters() if p.ndim == 1 and "norm" in name.lower()}
-    of_heads = [p.numel() for p in norms.values() if p.numel() != hidden]
-    whole = [name for name, p in norms.items() if p.numel() == hidden]
-    norm_bias = any(name.endswith("bias") for name in whole)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or []
-    windowed = bool(window) and "sliding_attention" in kinds
+def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool) -> dict[str, Any]:
+    targets = set().union(*(linear_names(layer, everything=adapts_mlp) for layer in layers))
+    calls, counted = observed_bytes(config, sorted(targets))
+    chosen = next((int(found) for name in _CHOSEN if (found := _first(getattr(config, name, None)))), 0)
+    kinds = _kinds(layers, targets, chosen)
+    widest = max(calls, key=lambda call: call.heads * call.head_dim)
+    keys = max(call.kv_heads * call.head_dim for call in calls)
+    windows = [call.window for call in calls if call.window]
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     settings = config.to_dict()
-    shape: dict[str, Any] = {
+    norms = [name for layer in layers for name, p in layer.named_parameters() if p.ndim == 1 and "norm" in name.lower()]
+    hidden = int(embedding.shape[1])
+    inner = [linear.inputs for kind in kinds for linear in kind.linears[1:] if linear.outputs == hidden]
+    shape = {
         "hidden_size": hidden,
         "layers": len(layers),
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "intermediate_size": linears[down].in_features if down in linears else config.intermediate_size,
-        "vocab_size": config.vocab_size,
-        "tied_embeddings": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        "max_context": int(config.max_position_embeddings),
+        "heads": widest.heads,
+        "kv_heads": -(-keys // widest.head_dim),
+        "head_dim": widest.head_dim,
+        "intermediate_size": max([*inner, hidden]),
+        "vocab_size": int(embedding.shape[0]),
+        "tied_embeddings": head.weight is embedding,
+        "max_context": int(getattr(config, "max_position_embeddings", None) or _SHORT),
         "fixed_rope_context": fixed_rope_context(settings),
         "rope_type": rope_type(settings),
         "takes_yarn": False,
         "not_streamed": setting_refusals(settings).get("streamed"),
-        "sliding_window": window if windowed else None,
-        "full_attention_layers": kinds.count("full_attention") if windowed else len(layers),
-        "gated_mlp": fused_mlp or "gate_proj" in rest,
-        "attention_bias": query.bias is not None,
-        "output_bias": linears[output].bias is not None,
-        "mlp_bias": down in linears and linears[down].bias is not None,
-        "head_bias": getattr(model.get_output_embeddings(), "bias", None) is not None,
-        "norm_bias": norm_bias,
-        "norms_per_layer": len(whole) // (1 + norm_bias),
-        "qk_norm": bool(of_heads),
-        "qk_norm_of_all_heads": sum(of_heads) == (heads + kv_heads) * head_dim * (1 + norm_bias),
-        "fused_projections": bool(fused) and fused_mlp,
-        "fused_mlp": fused_mlp and not fused,
-        "linear_names": (output, up, down),
+        "sliding_window": max(windows, default=None),
+        "full_attention_layers": len(layers) - len(windows),
+        "head_bias": getattr(head, "bias", None) is not None,
+        "norm_bias": any(name.endswith("bias") for name in norms),
+        "adapts_mlp": adapts_mlp,
+        "kinds": [dataclasses.asdict(kind) for kind in kinds],
+        "outside": sum(p.numel() for p in model.parameters()) - sum(kind.layers * kind.parameters for kind in kinds),
+        "counted": [dataclasses.asdict(each) for each in counted],
     }
-    return shape | _experts(config, layers)
+    recurrent = observed_recurrence(layers, hidden)
+    shape["recurrent"] = None if recurrent is None else dataclasses.asdict(recurrent)
+    return shape | _experts(layers, hidden, chosen)
 
 
-def _experts(config: Any, layers: list[Any]) -> dict[str, Any]:
+_SHORT = 2048
+"""Context of a configuration that names none."""
+
+
+def _first(value: Any) -> Any:
+    """Returns the first entry; some families give a list with an entry for each layer."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value
+
+
+def _kinds(layers: list[nn.Module], targets: set[str], chosen: int) -> list[LayerKind]:
+    """Lists the builds of layers, each with its number of layers."""
+    found: dict[tuple[Any, ...], LayerKind] = {}
+    for layer in layers:
+        shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+        if shapes in found:
+            found[shapes] = dataclasses.replace(found[shapes], layers=found[shapes].layers + 1)
+        else:
+            found[shapes] = _kind(layer, targets, chosen)
+    return list(found.values())
+
+
+def _kind(layer: nn.Module, targets: set[str], chosen: int) -> LayerKind:
+    linears, inside = [], set()
+    for name, part in layer.named_modules():
+        if isinstance(part, (nn.Linear, Conv1D)):
+            outputs, inputs = part.weight.shape if isinstance(part, nn.Linear) else reversed(part.weight.shape)
+            last = name.rpartition(".")[2]
+            biased = part.bias is not None
+            linears.append(
+                Linear(name=last, inputs=inputs, outputs=outputs, bias=biased, adapted=last in targets),
+            )
+            inside |= {id(p) for p in part.parameters(recurse=False)}
+    rest = [p for p in layer.parameters() if id(p) not in inside]
+    experts = expert_weights(layer)
+    stacked = {id(p) for p in experts}
+    count = max((p.shape[0] for p in experts), default=1)
+    total = sum(p.numel() for p in experts)
+    others = [p for p in rest if id(p) not in stacked]
+    return LayerKind(
+        layers=1,
+        linears=tuple(linears),
+        others=sum(p.numel() for p in others),
+        matrices=sum(p.numel() for p in others if p.ndim == 2),
+        experts=total,
+        chosen_experts=total // count * min(chosen or count, count),
+        largest=max([p.numel() for p in layer.parameters()] + [linear.parameters for linear in linears]),
+    )
+
+
+def _experts(layers: list[nn.Module], hidden: int, chosen: int) -> dict[str, Any]:
     """Returns the fields of layers that hold experts."""
-    stacked = [[p for p in layer.parameters() if p.ndim == 3] for layer in layers]
-    sparse = [found for found in stacked if found]
-    if not sparse:
+    stacked = [found for layer in layers if (found := expert_weights(layer))]
+    if not stacked:
         return {}
-    down = min(sparse[0], key=lambda p: p.numel())
+    down = min(stacked[0], key=lambda p: p.numel())
     return {
-        "sparse_layers": len(sparse),
+        "sparse_layers": len(stacked),
         "experts": down.shape[0],
-        "experts_per_token": int(getattr(config, "num_experts_per_tok", 0) or config.moe_topk),
-        "expert_size": down.numel() // down.shape[0] // config.hidden_size,
-        "adapts_mlp": False,
+        "experts_per_token": min(chosen or down.shape[0], down.shape[0]),
+        "expert_size": max(1, down.numel() // down.shape[0] // hidden),
     }

@@ -148,6 +148,7 @@ class SmallRun:
         self.learning: Learning = build_learning(tuning, self.config, context=context, total_steps=total)
         self.losses: list[float] = []
         updating, accelerator = self.learning.updating, Accelerator(cpu=device.type == "cpu")
+        folder.mkdir(parents=True, exist_ok=True)
         self.run = RunDirectory(folder)
         self.step_way = WholeSequenceStep(
             self.model, recompute=False, label_smoothing=training.label_smoothing, micro_batch=training.micro_batch
@@ -203,6 +204,7 @@ class SmallRun:
             run=self.run,
             resuming=False,
             journal_waits=False,
+            check_run=lambda: None,
             events=events,
             emit=events.append,
             group=ProcessGroup(),

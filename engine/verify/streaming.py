@@ -49,7 +49,7 @@ def _streamed(
     **shape: Any,
 ) -> tuple[dict[str, Tensor], Any]:
     """Returns the gradient by the streamed step, and the value of `look` on the step afterwards."""
-    model = _model(bench, on_host=plan.weights == "streamed", **shape)
+    model = _model(bench, on_host=plan.streams_weights, **shape)
     tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
         step.run(tokens)
@@ -58,7 +58,7 @@ def _streamed(
 
 def _peak(bench: Bench, plan: StreamPlan, length: int, **shape: Any) -> tuple[int, float]:
     """Returns the peak bytes of one step on the device beside the model, and the seconds of a second step."""
-    model = _model(bench, on_host=plan.weights == "streamed", **shape)
+    model = _model(bench, on_host=plan.streams_weights, **shape)
     tokens = torch.as_tensor(random_tokens(length).ids)
     with StreamedStep(model, plan, device=bench.device, spill_directory=bench.folder) as step:
         peak = peak_bytes(bench.device, lambda: step.run(tokens))

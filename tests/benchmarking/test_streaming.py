@@ -51,6 +51,14 @@ def test_people_read_lines(capsys):
     assert "demo nf4, 300 tokens, 2 of 6 layers" in out
 
 
+@pytest.mark.parametrize("precision", ["nf4", "bf16"])
+def test_weights_are_streamed_in_the_format_that_they_are_stored_in(precision, capsys):
+    streamed = [*SMALL, "--no-floor", "--precision", precision, "--plan", "weights=streamed", "--json"]
+    assert main(streamed) == 0
+    weights = json.loads(capsys.readouterr().out)["plan"]["weights"]
+    assert weights == ("nf4-streamed" if precision == "nf4" else "streamed")
+
+
 @pytest.mark.parametrize("options", [["--vram-cap", "4"], ["--spill", "/nowhere"]])
 def test_an_option_that_could_do_nothing_is_refused(options, capsys):
     assert main([*SMALL, *options]) in (2, 3)

@@ -23,11 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import engine.recipes.fine_tune
-from tests.chaos import app, damage, kills, memory, surroundings
+from tests.chaos import app, damage, kills, memory, mutations, surroundings
 from tests.chaos.lab import BrokenError, Lab
+from tests.runs import test_power_loss
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
 
@@ -36,6 +38,21 @@ Counts = dict[str, Any]
 
 Scenario = tuple[str, int, int, Callable[[Lab, int], Counts]]
 """Name, full count, short count, what to do so many times."""
+
+
+def lose_power(lab: Lab, random_ones: int) -> Counts:
+    """Every crash point of journal, checkpoints, store, results and a new run; so many disks by chance at each."""
+    disks = 0
+    for name in test_power_loss.SCENARIOS:
+        folder = lab.folder / f"power-{name}"
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            try:
+                disks += test_power_loss.replay(folder, patch, name, random_ones, lab.random.randrange(2**31))
+            except AssertionError as error:
+                raise BrokenError(f"{name}: {error}") from error
+    return {"disks": disks}
+
 
 SCENARIOS: tuple[Scenario, ...] = (
     ("training and checkpoints", 120, 5, lambda lab, n: kills.kill_training(lab, n, step="whole")),
@@ -52,6 +69,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("mutated configurations", 10_000, 150, damage.mutate_configurations),
     ("mutated journals", 10_000, 100, damage.mutate_journals),
     ("truncated and flipped files", 4_000, 200, damage.damage_files),
+    ("odd values in run directories", 15_000, 60, mutations.mutate_run_directories),
+    ("odd command lines", 5_000, 12, mutations.mutate_commands),
+    ("power lost, by the model", 40, 0, lose_power),
 )
 
 

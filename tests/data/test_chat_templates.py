@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.chat_templates import FAMILIES, Family
-from support.tokenizer_kinds import added, byte_level
+from support.tokenizer_kinds import added, byte_fallback, byte_level
 from transformers import PreTrainedTokenizerFast
 
 from engine.data.chats import Chats, find_template
@@ -158,3 +158,38 @@ def test_labels_equal_an_independent_rendering(name: str, tools: bool) -> None:
         assert encoded.ids.tolist() == ids, row
         assert encoded.learnt.tolist() == labels, row
         assert np.count_nonzero(encoded.learnt)
+
+
+@pytest.mark.parametrize("scheme", ["legacy", "always", "first", "never"])
+def test_texts_between_control_tokens_begin_as_in_a_whole_text(scheme: str) -> None:
+    """SentencePiece puts a space before a text, or before every text behind a control token, or nowhere."""
+    names = FAMILIES["mistral"].control[2:]
+    backend = byte_fallback([added(name, special=True) for name in names], scheme)
+    source = FAMILIES["mistral"].source
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=source, bos_token="<s>", eos_token="</s>", add_bos_token=False
+    )
+    encoder = Encoder(tokenizer)
+    template = find_template(tokenizer, encoder, "")
+    assert template is not None
+    chats = Chats(encoder, template)
+    messages = [{"role": "user", "content": "x = 1 for größe"}, {"role": "assistant", "content": "def f(): pass"}]
+    [encoded] = chats.encode([RowReader({}).read({"messages": [*messages, *messages]})], None)
+    text = tokenizer.apply_chat_template([*messages, *messages], tokenize=False)
+    assert encoded.ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+
+
+def test_white_space_that_a_control_token_takes_with_it() -> None:
+    """Phi 3's tokens strip what is behind them, and some before them."""
+    control = FAMILIES["phi"].control
+    backend = byte_level([added(name, special=True, rstrip=True, lstrip=name == "<|end|>") for name in control])
+    source = FAMILIES["phi"].source
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=source, eos_token="<|endoftext|>")
+    encoder = Encoder(tokenizer)
+    template = find_template(tokenizer, encoder, "")
+    assert template is not None
+    messages = [{"role": "user", "content": " x = 1 "}, {"role": "assistant", "content": "y \n"}]
+    [encoded] = Chats(encoder, template).encode([RowReader({}).read({"messages": messages})], None)
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert encoded.ids.tolist() == backend.encode(text, add_special_tokens=False).ids
+    assert encoder.decode(encoded.ids[encoded.learnt].tolist()) == "y<|end|><|endoftext|>"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import random
 import tempfile
 from collections.abc import Callable
@@ -167,6 +168,16 @@ def test_only_copies_are_too_few(write: Write, build: Build) -> None:
     with pytest.raises(EliteError) as caught:
         build(write({"a.py": module("a"), "b.py": module("a")}))
     assert caught.value.code == "repository-too-small"
+
+
+def test_what_is_cut_out_does_not_count_as_text(write: Write, build: Build) -> None:
+    encoded = base64.b64encode(random.Random(1).randbytes(30_000)).decode()
+    files = {"a.py": f'A = "{encoded}"\n', "b.py": f'B = "{encoded[::-1]}"\n' + module("b") * 20}
+    with pytest.raises(EliteError) as caught:
+        build(write(files))
+    # One file is left, without the 40,000 characters at its start.
+    assert caught.value.code == "repository-too-small"
+    assert int(caught.value.values["tokens"].removeprefix("about ").replace(",", "")) < len(module("b")) * 20
 
 
 def test_progress(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:

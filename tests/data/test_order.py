@@ -160,6 +160,14 @@ def test_imports_lead_to_files(files: dict[str, str], expected: dict[str, set[st
         ("a.ipynb", "# %%\nimport os\n\n# %% [markdown]\n# # A\n", [3]),
         ("a.md", "# A\n\ntext\n  \n\n## B\n\n  indented\n\nend\n", [2, 5, 9]),
         ("a.unknown", "def f():\n    pass\n", []),
+        ("a.kt", "class A {\n  val a = 1\n\n  /** Of b. */\n  fun b() = 1\n\n  val c = 2\n}\n", [3]),
+        ("a.kt", "class A {\n  fun a() {\n  }\n\n  fun b() {\n    val c = 1\n\n    call(c)\n  }\n}\n", [4]),
+        (
+            "a.cs",
+            "namespace A\n{\n    class B\n    {\n        int a;\n\n        public int C()\n        {}\n    }\n}\n",
+            [6],
+        ),
+        ("a.rb", "class A\n  def a\n  end\n\n  def b\n  end\nend\n", [4]),
     ],
 )
 def test_definitions_begin_with_their_comments(name: str, text: str, lines: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,6 +69,11 @@ def test_windows_are_shared_out_once_and_evenly(lengths, ranks):
     assert sorted(i for one in taken for i in one) == list(range(len(lengths)))
     if len(lengths) >= ranks:
         assert all(taken)
+
+
+def test_an_endless_hostfile_is_refused():
+    with pytest.raises(EliteError, match="hostfile"):
+        read_hostfile(Path("/dev/zero"), 1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 
 import pytest
@@ -27,12 +28,36 @@ def test_the_catalogue_holds_the_promised_models():
 @pytest.mark.parametrize("name", catalogue())
 def test_parameters_computed_from_shapes_match_the_published_count(name):
     spec = find_model(name)
-    if name == "demo":
-        assert spec.published_parameters is None
+    if spec.published_parameters is None:  # no source declares it; the size in its name is rounded
+        size = re.search(r"-(\d+(?:\.\d+)?)b", name)
+        assert name == "demo" or spec.parameters == pytest.approx(float(size[1]) * 1e9, rel=0.07)
     else:
         assert spec.parameters == pytest.approx(spec.published_parameters, rel=0.005)
+    assert name == "demo" or spec.source or spec.published_parameters
     assert spec.licence != "unknown"
     assert spec.heads % spec.kv_heads == 0
+
+
+def test_newer_models_stand_before_older_ones():
+    dates = [spec.released for spec in catalogue().values() if spec.released]
+    assert dates == sorted(dates, reverse=True)
+    assert len(dates) >= 12
+
+
+@pytest.mark.parametrize("name", [name for name, spec in catalogue().items() if spec.released])
+def test_a_listed_model_is_the_one_that_transformers_builds(name):
+    """Its row's shapes, and everything else by transformers' defaults for the family."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from engine.models.random import _config
+
+    spec = catalogue()[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(spec, spec.layers))
+    assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
+    kinds = getattr(model.config, "layer_types", None) or []
+    assert spec.windowed_layers == kinds.count("sliding_attention")
 
 
 def test_the_demo_entry_is_the_shipped_config():

@@ -23,6 +23,7 @@ from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
 from engine.models.loading import load_model, load_tokenizer, open_weights
 from engine.models.placement import choose_placement
+from engine.tokenization.encoder import Encoder
 
 CPU = choose_placement("cpu", "fp32")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -489,3 +490,46 @@ def test_a_control_token_without_a_row_that_nothing_emits_is_left_alone(make):
     path = make()
     add_token(path, "<image_soft_token>", special=True)
     assert load_tokenizer(find_model(str(path))).is_fast
+
+
+HOSTILE_SETTINGS = {
+    "a number format that torch lacks": {"dtype": "evil", "torch_dtype": "int8"},
+    "unknown kinds of layers": {"layer_types": ["evil", "\x1b[31m"]},
+    "a vocabulary of 10^12": {"vocab_size": 10**12},
+    "a size of 10^30": {"hidden_size": 10**30},
+    "an endless rope": {"max_position_embeddings": 10**300},
+    "an activation that is code": {"hidden_act": "os.system"},
+    "a rope of no kind": {"rope_parameters": {"rope_type": "evil", "rope_theta": 0}},
+}
+
+
+@pytest.mark.parametrize("settings", HOSTILE_SETTINGS.values(), ids=HOSTILE_SETTINGS)
+def test_settings_that_make_no_model_are_refused_in_one_line(make, settings):
+    path = make()
+    edit_json(path, "config.json", **settings)
+    with pytest.raises(EliteError) as caught:
+        load_model(find_model(str(path)), CPU)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def edit_tokenizer(path, **values):
+    edit_json(path, "tokenizer.json", **values)
+    return load_tokenizer(find_model(str(path)))
+
+
+def test_a_tokenizer_that_multiplies_a_text_is_refused(make):
+    grow = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 16}
+    shrink = {"type": "Replace", "pattern": {"String": "e" * 16}, "content": "e"}
+    assert Encoder(edit_tokenizer(make(), normalizer={"type": "Sequence", "normalizers": [grow, shrink]}))
+    for steps in ([grow] * 3, [{"type": "Sequence", "normalizers": [grow, grow]}, grow]):
+        tokenizer = edit_tokenizer(make(name=f"b{len(steps)}"), normalizer={"type": "Sequence", "normalizers": steps})
+        with pytest.raises(EliteError, match=r"4,096 times longer"):
+            Encoder(tokenizer)
+
+
+def test_a_tokenizer_whose_pattern_gives_up_is_one_line(make):
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$|(\\w+\\s?)*!"}, "behavior": "Isolated", "invert": False}
+    encoder = Encoder(edit_tokenizer(make(), pre_tokenizer=pattern))
+    with pytest.raises(EliteError, match="tokenizer cannot be used"):
+        encoder.encode_documents([("name.py", "word " * 40)])

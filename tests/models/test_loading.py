@@ -145,6 +145,35 @@ def test_nf4_without_bitsandbytes_names_the_remedy(monkeypatch):
     assert caught.value.code == "precision-unavailable"
 
 
+def test_weights_are_quantised_on_the_named_device_one_at_a_time(directory):
+    """The device is a CPU by another name, so that its codes can be compared, and what is sent there can be seen."""
+    from bitsandbytes.nn import Linear4bit
+
+    spec, placement = find_model(str(directory)), choose_placement("cpu", "nf4")
+    expected = load_model(spec, placement)
+    sent, to = [], torch.Tensor.to
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), named=None):
+            if function is to and type(args[0]) is torch.Tensor and torch.device("cpu", 0) in args:
+                sent.append(args[0].shape)
+            return function(*args, **(named or {}))
+
+    with Seen():
+        found = load_model(spec, placement, quantise_on=torch.device("cpu", 0))
+    linears = [module for module in found.modules() if isinstance(module, Linear4bit)]
+    assert len(sent) == len(linears)
+    others = [module for module in expected.modules() if isinstance(module, Linear4bit)]
+    for module, other in zip(linears, others, strict=True):
+        assert module.weight.device == torch.device("cpu")
+        assert torch.equal(module.weight.data, other.weight.data)
+        for name, value in other.weight.quant_state.as_dict(packed=True).items():
+            assert torch.equal(module.weight.quant_state.as_dict(packed=True)[name], value), name
+    for (name, parameter), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(parameter.data, other.data), name
+    assert all(not parameter.requires_grad for parameter in found.parameters())
+
+
 @pytest.mark.parametrize("source", ["demo", "directory"])
 def test_nf4_qlora_trains_on_a_cpu_and_its_loss_falls(source, directory):
     pytest.importorskip("bitsandbytes")

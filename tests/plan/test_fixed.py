@@ -53,13 +53,23 @@ def test_a_plan_is_as_it_was_asked_for(layout):
         assert plan.layout.stream is not None
     for name, value in layout.items():
         got = getattr(plan.layout.stream, name)
-        assert (got != "streamed") if (name, value) == ("weights", "resident") else got == value
+        assert plan.layout.streams_weights == (value == "streamed") if name == "weights" else got == value
 
 
 @pytest.mark.parametrize("home", ["gpu", "host", "disk"])
 def test_a_processor_follows_as_well(home):
     plan = chosen({"hidden_home": home}, context=512, model={"name": "demo", "device": "cpu"})
     assert plan.layout.stream.hidden_home == home
+
+
+@pytest.mark.parametrize("asked", ["resident", "streamed"])
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_four_bits_stay_or_travel_as_asked(asked, device):
+    """On a processor too, where it saves nothing: a run keeps its choices on every machine."""
+    name = "demo" if device == "cpu" else MODEL
+    plan = chosen({"weights": asked}, context=512, model={"name": name, "precision": "nf4", "device": device})
+    assert plan.layout.weights == ("nf4-streamed" if asked == "streamed" else "nf4")
+    assert plan.layout.precision == "nf4"
 
 
 def test_a_tile_longer_than_the_window_is_the_window():
@@ -81,7 +91,6 @@ def _here():
 
 REFUSED = {
     "a whole step": ({"stream": {"tile": 512}, "training": {"step": "whole"}}, "stream.tile"),
-    "nf4": ({"stream": {"weights": "streamed"}, "model": {"precision": "nf4"}}, "stream.weights"),
     "homes": ({"stream": {"kv_home": "host", "hidden_home": "gpu"}}, "stream.hidden_home"),
     "blocks": ({"stream": {"tile": 512, "key_block": 256}}, "stream.key_block"),
     "a number": ({"stream": {"tile": 3}}, "stream.tile"),

@@ -31,7 +31,7 @@ plans = st.builds(
     key_block=st.sampled_from([4096, 65536]),
     stash=st.booleans(),
     checkpoint_every=st.integers(1, 8),
-    weights=st.sampled_from(["resident", "nf4", "streamed"]),
+    weights=st.sampled_from(["resident", "nf4", "streamed", "nf4-streamed"]),
     kv_home=st.just("gpu"),
     hidden_home=st.sampled_from(["gpu", "host", "disk"]),
     activation_bits=st.sampled_from([16, 8, 4]),
@@ -128,6 +128,18 @@ def test_nf4_takes_about_a_quarter_of_bf16():
     four_bits = _part(whole_sequence_ledger(work, "nf4"), "NF4").bytes
     sixteen = _part(whole_sequence_ledger(work, "resident"), "decoder layers, bf16").bytes
     assert four_bits / sixteen == pytest.approx(4.127 / 16, rel=0.01)
+
+
+def test_four_bits_on_the_host():
+    """Two packed layers and one unpacked are on the GPU; all packed ones are at home."""
+    work = workload("qwen2.5-coder-7b", 32_768)
+    resident = _part(streamed_ledger(work, StreamPlan(weights="nf4")), "decoder layers, NF4")
+    ledger = streamed_ledger(work, StreamPlan(weights="nf4-streamed"))
+    home, here = _part(ledger, "at home"), _part(ledger, "two decoder layers")
+    assert (home.where, here.where) == ("host", "gpu")
+    assert home.bytes == resident.bytes
+    assert here.bytes == pytest.approx(2 * home.bytes / work.spec.layers, rel=1e-6)
+    assert _part(ledger, "unpacked").bytes == 2 * work.spec.linear_parameters
 
 
 @given(models, st.sampled_from(["resident", "nf4"]), st.booleans(), st.sampled_from([16, 8]))

@@ -20,6 +20,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine import protocol
 from engine.assets import asset
+from engine.cli import main
 from engine.config import from_mapping, load
 from engine.errors import EliteError
 from engine.models.adapter import attach_adapter
@@ -291,6 +292,33 @@ def test_the_streamed_step_trains_as_whole_windows_do(small_repository, tmp_path
         plan = json.loads(session.run.plan_path.read_text())["plan"]
         assert (plan["order"] == "layer-major") == (way == "streamed")
     assert losses["streamed"] == pytest.approx(losses["whole"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_four_bit_weights_on_the_host_train_resume_and_write(small_repository, tmp_path, capsys):
+    """The same losses as with resident ones, over a stop and a resumption; the result serves as any other."""
+
+    def session_of(weights):
+        config = configure(tmp_path / weights, [small_repository], max_steps=2, evaluate_tokens=512)
+        stream = {"weights": weights, "tile": 64, "key_block": 128, "stash": True, "checkpoint_every": 1}
+        model = replace(config.model, precision="nf4")
+        return start(replace(config, model=model, stream=replace(config.stream, **stream)), {1: [Stop(id="1")]})
+
+    losses = {}
+    for weights in ("resident", "streamed"):
+        first = session_of(weights)
+        train(first)
+        second = again(first)
+        train(second)
+        assert second.events[-1].status == "completed"
+        assert json.loads(second.run.plan_path.read_text())["plan"]["weights"].startswith("nf4")
+        parts = (StepCompleted, EvalCompleted)
+        losses[weights] = [e.loss for session in (first, second) for e in session.events if isinstance(e, parts)]
+    assert len(losses["streamed"]) > 2
+    assert losses["streamed"] == losses["resident"]
+    arguments = ["generate", str(second.run.path), "--prompt", "def main(", "--max-tokens", "2", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["tuned"]["tokens"] == 2
 
 
 def test_a_context_past_the_trained_length_is_said(small_repository, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -215,3 +216,16 @@ def test_commands_survive_the_wire(run, serve):
     for cls in protocol.COMMANDS.values():
         deliver_command(run, cls(id=cls.__name__))
     assert [type(command) for command in received] == list(protocol.COMMANDS.values())
+
+
+def test_a_socket_that_cannot_be_removed_does_not_fail_the_run(tmp_path, monkeypatch):
+    server = ControlServer(tmp_path / "control.sock", lambda _: None)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    server.close()
+    monkeypatch.undo()
+    ControlServer(tmp_path / "control.sock", lambda _: None).close()
+    assert not (tmp_path / "control.sock").exists()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.launch.handle import RunHandle
-from engine.protocol import LogLine, StepProgress, encode_event
+from engine.protocol import LogLine, RunFailed, RunStarted, StepCompleted, StepProgress, encode_event
 from engine.runs.journal import JournalWriter
 from engine.runs.run_directory import RunDirectory
 
@@ -66,6 +66,52 @@ def test_every_event_once_and_in_order_whatever_the_queue_loses(tmp_path_factory
     assert set(found) <= set(written)
     missing = [envelope for envelope in written if envelope not in found]
     assert all(isinstance(envelope.event, StepProgress) for envelope in missing)
+
+
+def write_long(run, steps):
+    """A journal of a run of so many steps, with long lines, so that few make it long."""
+    journal = JournalWriter(run.journal_path, run.id)
+    journal.append(RunStarted(model="demo", context=64, total_steps=steps))
+    text = "x" * 20_000
+    rest = {"epoch": 0.0, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "tokens": 1, "tokens_per_second": 1.0}
+    for step in range(1, steps + 1):
+        journal.append(StepCompleted(step=step, total_steps=steps, **rest))
+        journal.append(LogLine(level="info", text=text))
+    journal.close()
+
+
+def test_of_a_long_journal_the_ends_are_read_first_and_everything_comes_once(tmp_path):
+    run, steps = RunDirectory(tmp_path), 400
+    write_long(run, steps)
+    handle = RunHandle.attach(run)
+    first = handle.glance()
+    assert isinstance(first[0].event, RunStarted)
+    assert [e.event.step for e in first if isinstance(e.event, StepCompleted)][-1] == steps
+    assert len(first) < steps
+    assert handle.poll()
+    assert handle.behind
+    assert 0.0 < handle.share < 1.0
+    assert handle.glance() == []
+    writer = JournalWriter(run.journal_path, run.id)
+    latest = writer.append(LogLine(level="info", text="the latest"))
+    writer.close()
+    assert handle.glance() == [latest]
+    found = RunHandle.attach(run).poll()
+    again = RunHandle.attach(run)
+    everything = again.poll()
+    while again.behind:
+        everything += again.poll()
+    assert everything[: len(found)] == found
+    journalled = [e for e in everything if not isinstance(e.event, RunFailed)]
+    assert [e.seq for e in journalled] == list(range(2 * steps + 2))
+    assert again.share == 1.0
+    assert again.glance() == []
+
+
+def test_a_short_journal_has_no_ends_of_its_own(tmp_path):
+    run = RunDirectory(tmp_path)
+    write_long(run, 3)
+    assert RunHandle.attach(run).glance() == []
 
 
 APP = """

@@ -131,3 +131,86 @@ def test_attaching_to_a_run_without_a_journal_ends(make, run):
     assert done.returncode == 2
     assert "run-damaged" in done.stderr or "is damaged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DEEP = '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"
+NO_OBJECTS = ["", "[", "[1]", "null", '"x"', DEEP, '{"a": 1' + "0" * 400 + "}", '{"a": 1e999}', '{"a": NaN}', "\0"]
+
+
+@pytest.mark.parametrize("text", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
+def test_what_is_no_bounded_object_is_one_kind_of_error(tmp_path, text):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(ValueError):  # noqa: PT011 - JSON's own, a subclass
+        regular_file.read_object(tmp_path / "file.json")
+
+
+def test_an_object_of_a_library_may_hold_any_number(tmp_path):
+    (tmp_path / "real.json").write_text('{"model_max_length": 1000000000000000019884624838656, "limit": Infinity}')
+    (tmp_path / "link.json").symlink_to("real.json")
+    found = regular_file.read_object(tmp_path / "link.json", follow=True, bounded=False)
+    assert found["model_max_length"] == 1000000000000000019884624838656
+    with pytest.raises(OSError):  # noqa: PT011 - ELOOP
+        regular_file.read_object(tmp_path / "link.json")
+
+
+PLANS = [
+    *NO_OBJECTS,
+    '{"context": 0, "precision": "fp32", "stream": null}',
+    '{"context": 64, "precision": 1, "plan": []}',
+]
+
+
+@pytest.mark.parametrize("text", PLANS, ids=range(len(PLANS)))
+def test_a_plan_that_cannot_be_used_is_one_line(run, text):
+    from engine.generation.run_models import models_of
+
+    run.plan_path.write_text(text)
+    with pytest.raises(EliteError, match=r"plan\.json"):
+        models_of(run, run.load_config())
+
+
+@pytest.mark.parametrize("text", [*NO_OBJECTS, '{"lora_alpha": "x"}', '{"lora_alpha": {}}'])
+def test_an_adapter_configuration_that_cannot_be_used_is_one_line(tmp_path, text):
+    import torch
+    from safetensors.torch import save_file
+
+    from engine.export.merging import read_updates
+
+    names = ("x.lora_A.weight", "x.lora_B.weight")
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(EliteError):
+        read_updates(tmp_path)
+
+
+@pytest.mark.parametrize("text", [*NO_OBJECTS, '{"yarn_factor": "2"}', '{"kv_heads": -1}', '{"kv_heads": 1.5}'])
+def test_changes_to_a_base_that_cannot_be_used_are_no_changes_silently(tmp_path, text):
+    from engine.models.base_changes import FILE_NAME, BaseChanges
+
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises((ValueError, TypeError)):
+        BaseChanges.read(tmp_path)
+
+
+def test_an_argument_is_quoted_without_its_escapes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", "--set", "model.device=\x1b[31m\x07red"])
+    assert ended.value.code == 2
+    assert "\x1b" not in (error := capsys.readouterr().err)
+    assert "\\x1b[31m\\x07red" in error
+
+
+def test_a_panic_of_a_library_is_one_line(monkeypatch, capsys, tmp_path):
+    from engine.commands import runs
+
+    class PanicException(BaseException):
+        """As libraries in Rust raise it."""
+
+    def panic(_):
+        raise PanicException("out of \x1b[31mbounds")
+
+    monkeypatch.setattr(runs, "run", panic)
+    assert main(["runs"]) == 4
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "PanicException" in error

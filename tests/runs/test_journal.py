@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.mounts import needs_mount, run_mounted
 
-from engine.protocol import LogLine, StepCompleted, StepProgress, encode_event
+from engine.protocol import LogLine, PhaseChanged, StepCompleted, StepProgress, encode_event
 from engine.runs.journal import JournalReader, JournalWriter, next_seq, read_ends
 from tests.runs.conftest import run_alone
 
@@ -245,3 +245,79 @@ def test_lines_without_a_checksum_are_read(path):
     writer.close()
     path.write_text(encode_event(envelope) + "\n")
     assert JournalReader(path).poll() == [envelope]
+
+
+class PageCache:
+    """An fsync that fails as Linux's does: what it was to write is lost and counts as written.
+
+    `lost()` is the file as a power loss would leave it.
+    """
+
+    def __init__(self, monkeypatch, path, faults):
+        self._path, self._faults, self._fsync, self._pwrite = path, list(faults), os.fsync, os.pwrite
+        self.disk, self._dirty_from = b"", 0
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+
+    def fsync(self, descriptor):
+        content = self._path.read_bytes()
+        fault = self._faults.pop(0) if self._faults else None
+        if fault is None:
+            self.disk = self.disk[: self._dirty_from].ljust(self._dirty_from, b"\0") + content[self._dirty_from :]
+        self._dirty_from = len(content)
+        if fault is not None:
+            raise OSError(fault, os.strerror(fault))
+        self._fsync(descriptor)
+
+    def pwrite(self, descriptor, data, offset):
+        self._dirty_from = min(self._dirty_from, offset)
+        return self._pwrite(descriptor, data, offset)
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EINVAL])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_failed_sync_neither_ends_the_run_nor_loses_what_came_before_it(path, monkeypatch, fault, times):
+    cache = PageCache(monkeypatch, path, [fault] * times)
+    writer = JournalWriter(path, "r")
+    for number in range(times + 2):
+        writer.append(PhaseChanged(phase=f"phase {number}"))
+    if fault != errno.EINVAL:
+        assert cache.disk == path.read_bytes()
+    assert not writer.waits
+    assert (writer.take_problem() != "") == (fault == errno.EIO)
+    assert writer.take_problem() == ""
+    writer.close()
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
+def test_a_journal_is_closed_on_a_disk_that_fails(path, monkeypatch, fault):
+    writer = JournalWriter(path, "r")
+    writer.append(line("last"))
+    PageCache(monkeypatch, path, [fault] * 9)
+    writer.close()
+    assert writer.waits == (fault == errno.ENOSPC)
+    assert bool(writer.take_problem()) == (fault == errno.EIO)
+
+
+def test_a_half_line_that_could_not_be_removed_is_removed_before_the_next(path, monkeypatch):
+    writer = JournalWriter(path, "r")
+    writer.append(line("a"))
+    write, truncate = os.write, os.ftruncate
+
+    def torn(descriptor, data):
+        write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", torn)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    writer.append(line("b"))
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    writer.append(line("c"))
+    writer.close()
+    reader = JournalReader(path)
+    assert [e.event.text for e in reader.poll()] == ["a", "b", "c"]
+    assert reader.damaged == 0

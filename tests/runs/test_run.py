@@ -99,7 +99,7 @@ def test_pause_holds_until_resume(launch):
 
 @pytest.mark.parametrize(
     ("mode", "code", "status"),
-    [("crash", "internal", 4), ("refuse", "repository-empty", 2), ("full", "output-full", 3)],
+    [("crash", "internal", 4), ("refuse", "repository-empty", 2), ("full", "output-full", 4)],
 )
 def test_a_failure_is_the_last_event(launch, mode, code, status):
     handle = launch(mode)

@@ -41,6 +41,20 @@ def test_weights_in_four_bits_count_as_resident():
     assert policy(weights="resident").allows(StepLayout(stream=dataclasses.replace(PLAN, weights="nf4")))
 
 
+def test_four_bits_are_streamed_when_the_gpu_is_full():
+    """In its own format, because the codes in memory are the only weights that the run has."""
+    quantised = dataclasses.replace(policy(), quantised=True)
+    layout, seen = StepLayout(stream=dataclasses.replace(PLAN, weights="nf4"), precision="nf4"), []
+    while (layout := quantised.smaller(layout, "GPU")) is not None:
+        seen.append(layout.stream.weights)
+    assert set(seen) == {"nf4", "nf4-streamed"}
+    assert seen == sorted(seen)
+    kept = dataclasses.replace(quantised, fixed={"weights": "resident"})
+    layout = StepLayout(stream=dataclasses.replace(PLAN, weights="nf4"), precision="nf4")
+    while (layout := kept.smaller(layout, "GPU")) is not None:
+        assert layout.stream.weights == "nf4"
+
+
 def test_what_is_longer_than_the_window_is_the_window():
     plan = dataclasses.replace(PLAN, tile=8192, key_block=8192, checkpoint_every=4)
     assert policy(tile=16_384, key_block=65_536, checkpoint_every=9).allows(StepLayout(stream=plan))

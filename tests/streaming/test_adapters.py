@@ -98,7 +98,10 @@ def test_qlora_gradient():
     assert error < 1e-5, name
 
 
-@pytest.mark.parametrize(("quantised", "weights"), [(True, "resident"), (True, "streamed"), (False, "nf4")])
+@pytest.mark.parametrize(
+    ("quantised", "weights"),
+    [(True, "resident"), (True, "streamed"), (False, "nf4"), (False, "nf4-streamed")],
+)
 def test_weights_stored_otherwise_than_planned_are_refused(quantised, weights):
     model = _quantise(tiny_model("qwen2")) if quantised else tiny_model("qwen2")
     with pytest.raises(ValueError, match="stored"):

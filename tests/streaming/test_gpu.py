@@ -17,7 +17,7 @@ from engine.streaming.step import StreamedStep
 from tests.attention.plain import Held, plain
 from tests.streaming.models import tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error
-from tests.streaming.test_adapters import _adapt
+from tests.streaming.test_adapters import _adapt, _quantise
 from tests.streaming.test_randomness import Noise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -216,6 +216,22 @@ def test_streamed_trained_weights_follow_their_masters(home):
             gradients[weights] = {name: p.grad.cpu().clone() for name, p in tuning.weights.items()}
     for name, expected in gradients["resident"].items():
         torch.testing.assert_close(gradients["streamed"][name], expected, rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"stash": False, "checkpoint_every": 2, "kv_home": "host"}])
+def test_four_bit_weights_from_the_host(options):
+    """Part of a layer that was not copied would be read on the host, which a CPU's test cannot show."""
+    found = {}
+    for weights in ("nf4", "nf4-streamed"):
+        model = _adapt(_quantise(tiny_model("qwen2", dtype=torch.bfloat16)))
+        model = model if weights == "nf4-streamed" else model.to(GPU)
+        plan = StreamPlan(tile=64, key_block=128, weights=weights, attention="flash", **options)
+        with StreamedStep(model, plan, device=GPU) as step:
+            for _ in range(2):
+                found[weights] = streamed(step, _tokens(300))
+    assert found["nf4-streamed"][0] == found["nf4"][0]
+    for name, expected in found["nf4"][1].items():
+        torch.testing.assert_close(found["nf4-streamed"][1][name].cpu(), expected.cpu(), rtol=2e-2, atol=2e-4)
 
 
 @pytest.mark.parametrize("stash", [True, False])

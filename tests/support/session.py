@@ -52,6 +52,7 @@ class RecordingSession:
     group: ProcessGroup = field(default_factory=ProcessGroup)
 
     def __post_init__(self) -> None:
+        self.run.path.mkdir(parents=True, exist_ok=True)
         self.commands = ScriptedInbox(self.script)
         self.commands.step_done(0)
 
@@ -62,6 +63,9 @@ class RecordingSession:
 
     def acknowledge(self, command: Command, accepted: bool, text: str = "") -> None:
         self.emit(CommandAcked(command_id=command.id, command=type(command).__name__, accepted=accepted, text=text))
+
+    def check_run(self) -> None:
+        pass
 
     def of(self, kind: type[E]) -> list[E]:
         """Returns the events of one type."""

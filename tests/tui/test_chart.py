@@ -305,3 +305,27 @@ async def test_only_the_cells_that_changed_are_drawn(monkeypatch):
         app.chart.show(Picture(title="Loss", series=[series([*points[:-1], (99, 94.5)])]))
         assert asked
         assert sum(region.area for region in asked) < 100
+
+
+def smoothed_one_by_one(y, weight):
+    mean, past, found = 0.0, 1.0, []
+    for value in y:
+        if math.isfinite(value):
+            mean, past = weight * mean + (1 - weight) * value, past * weight
+            found.append(mean / (1 - past))
+        else:
+            found.append(math.nan)
+    return found
+
+
+@pytest.mark.parametrize("weight", [0.6, 0.97, 0.99])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 5000])
+def test_smoothing_in_blocks_is_smoothing_one_by_one(weight, count):
+    y = np.random.default_rng(count).normal(2.0, 1.0, count)
+    y[::7] = np.nan
+    expected = smoothed_one_by_one(y, weight)
+    np.testing.assert_allclose(Smoother()(y, weight), expected, rtol=1e-9, equal_nan=True)
+    grown = Smoother()
+    for end in (count // 3, count // 2, count):
+        found = grown(y[:end], weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, equal_nan=True)

@@ -58,6 +58,8 @@ async def test_a_real_dataset_is_told(shop):
         await enter(pilot)
         await until(pilot, lambda: app.state.data.value is not None, seconds=60)
         await until(pilot, lambda: "Python" in text_of(app, "#in"))
+        assert "runs of six lines are in training files too" in " ".join(text_of(app, "#in").split())
+        assert "end inside a definition" in " ".join(text_of(app, "#windows").split())
         assert "vendored" in text_of(app, "#out")
         assert "[bold]logo.png" in text_of(app, "#out")
         assert "settings.py:1" in text_of(app, "#secrets")

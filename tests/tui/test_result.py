@@ -8,8 +8,10 @@ import pytest
 
 from elite_tui.runs.files import read_plan
 from elite_tui.runs.report import RunReport, Sample, read_report
-from elite_tui.runs.result_panels import samples
+from elite_tui.runs.result_panels import perplexity, samples
+from elite_tui.runs.view import RunView
 from engine.launch.handle import RunHandle
+from engine.protocol import EvalCompleted, RunFinished
 from engine.runs.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
 from tests.tui.support import Replay, copy_recording, make_app, screen_of, settled, text_of, until
@@ -101,7 +103,7 @@ def test_a_report_of_any_kind_is_read(tmp_path, text):
 def test_a_plan_is_read_with_care(tmp_path):
     path = tmp_path / "plan.json"
     assert read_plan(path) is None
-    path.write_text('{"step_seconds": true, "gpu_peak_bytes": 7, "host_peak_bytes": "x", "note": 3}')
+    path.write_text('{"step_seconds": true, "gpu_peak_bytes": 7, "host_peak_bytes": "x", "note": 3, "promise": "x"}')
     plan = read_plan(path)
     assert (plan.step_seconds, plan.gpu_bytes, plan.host_bytes, plan.note) == (None, 7.0, None, "")
 
@@ -120,3 +122,11 @@ def test_samples_fit_beside_each_other_or_stand_below(width):
     beside = next(line.plain for line in lines if "base model" in line.plain)
     assert ("in the repository" in beside) is (width >= 132)
     assert text.count("return 2") == 12
+
+
+@pytest.mark.parametrize("value", [-9e18, -1.0, 0.0, 1e-320, 9e18])
+@pytest.mark.parametrize("other", [-9e18, 1e-320, 0.0, 9e18, None])
+def test_perplexities_of_any_size_and_sign_are_drawn(value, other):
+    view = RunView(finished=RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=value))
+    view.first_evaluation = EvalCompleted(step=0, loss=0.0, perplexity=other, tokens=1)
+    assert perplexity(view, None, 80)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from textual.widgets import Button, Static
+from textual.widgets import Button, Select, Static
 
 from elite_tui.screens.review import hours_in_words
 from elite_tui.wizard.checks import Checks, in_words
@@ -151,3 +151,31 @@ def test_hours():
     assert hours_in_words(90) == "about 1m 30s"
     assert hours_in_words(8640) == "about 2.4 hours"
     assert hours_in_words(36_000_000) == "about 10,000.0 hours"
+
+
+async def test_the_hours_make_a_schedule():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await until(pilot, lambda: "in all" in text_of(app, "#cost"))
+        select = app.screen.query_one("#hours", Select)
+        assert select.value == ""
+        assert app.state.tiers.value.choice.schedule is None
+        select.focus()
+        await pilot.press("enter", "down", "enter")
+        await until(pilot, lambda: app.state.draft.get("training.hours") == 1)
+        await until(pilot, lambda: "updates:" in text_of(app, "#cost"))
+        schedule = app.state.tiers.value.choice.schedule
+        assert schedule.hours == 1
+        assert schedule.seconds <= 3600
+        select.value = ""
+        await until(pilot, lambda: app.state.draft.get("training.hours") is None)
+        await until(pilot, lambda: "updates:" not in text_of(app, "#cost"))
+
+
+async def test_other_hours_of_the_draft_are_shown():
+    app = make_app(machine=gpu_machine(), values={**MODEL, "training.hours": 2.5})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        assert app.screen.query_one("#hours", Select).value == "2.5"
+        assert app.state.draft.get("training.hours") == 2.5

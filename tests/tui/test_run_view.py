@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
+from elite_tui.runs.followed import News
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.panels import notice_line
 from elite_tui.runs.view import RunView
 from engine.protocol import (
     CommandAcked,
@@ -109,3 +113,40 @@ def test_each_rank_has_its_latest_report_until_the_run_begins_anew():
     view = fold(RunStarted(model="demo", context=64, total_steps=5), *reports)
     assert {rank: report.step for rank, report in view.ranks.items()} == {0: 2, 1: 2}
     assert fold(RunStarted(model="demo", context=64, total_steps=5, first_step=2), view=view).ranks == {}
+
+
+def test_a_phase_is_drawn_without_its_escapes():
+    assert fold(PhaseChanged(phase="data\x1b]0;x\x07")).state == "data\\x1b]0;x\\x07"
+
+
+def news(first, last, *, behind, glance=()):
+    events = [Envelope(run="r", seq=step, time=float(step), event=completed(step)) for step in range(first, last)]
+    return News(events, behind=behind, glance=glance, share=last / 9)
+
+
+def test_a_long_journal_is_shown_by_its_ends_until_it_is_read():
+    run = OpenRun(key="r", path=Path("r"), view=RunView(run_id="r"))
+    ends = [Envelope(run="r", seq=step, time=float(step), event=completed(step)) for step in (1, 8)]
+    run.take(news(1, 4, behind=True, glance=ends))
+    assert run.view.done_steps == 8
+    assert list(run.view.history.steps["step"]) == [1, 8]
+    assert "44%" in notice_line(run, 9.0).plain
+    run.view.pending["command"] = "Pause"
+    run.take(news(4, 7, behind=True))
+    assert list(run.view.history.steps["step"]) == [1, 8]
+    run.take(news(7, 9, behind=False))
+    assert list(run.view.history.steps["step"]) == list(range(1, 9))
+    assert run.view.history.tokens == 8
+    assert run.view.pending == {"command": "Pause"}
+    assert notice_line(run, 9.0) is None
+    run.take(news(9, 10, behind=False))
+    assert run.view.done_steps == 9
+
+
+def test_a_run_in_a_renamed_directory_is_shown():
+    run = OpenRun(key="k", path=Path("renamed"), view=RunView(run_id="renamed"))
+    run.take(news(1, 4, behind=False))
+    assert run.view.done_steps == 3
+    stranger = Envelope(run="another", seq=9, time=9.0, event=completed(9))
+    run.take(News([stranger]))
+    assert run.view.done_steps == 3

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from textual import events
 from textual.widgets import Button, DataTable, Input, Static
 
 from elite_tui.screens.help import HelpScreen
 from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.line_input import LONGEST
 from engine import errors
 from tests.tui.recording import RUN_ID
 from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, half_way, make_app, screen_of, settled, until
@@ -342,3 +344,18 @@ async def test_a_failure_of_the_app_is_in_the_log(tmp_path):
     with pytest.raises(ZeroDivisionError):
         await fail()
     assert "ZeroDivisionError" in (tmp_path / "state" / "elite-tui.log").read_text()
+
+
+async def test_a_pasted_megabyte_is_cut_and_the_next_key_counts():
+    app = make_app(values={"data.repositories": []})
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        field = app.focused
+        field.value = "/srv/"
+        field.cursor_position = 5
+        app.screen.post_message(events.Paste("x" * 1_000_000 + "\nsecond line"))
+        await until(pilot, lambda: len(field.value) > 5)
+        assert field.value == "/srv/" + "x" * (LONGEST - 5)
+        await pilot.press("backspace", "y", "z")
+        await settled(pilot)
+        assert field.value == "/srv/" + "x" * (LONGEST - 6) + "y"

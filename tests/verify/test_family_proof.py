@@ -16,6 +16,7 @@ from engine.models import families
 from engine.models.catalogue import find_model
 from engine.models.proofs import find_proof
 from engine.plan.stream_plan import StreamPlan
+from engine.streaming import recurrent_mixing
 from engine.streaming.step import StreamedStep
 from engine.verify.admission import prove_folder
 from engine.verify.family_proof import prove_family
@@ -106,7 +107,6 @@ def test_the_streamed_gradient_of_an_unlisted_family_is_that_of_plain_transforme
         ("diffllama", {}, "2 times"),
         ("bloom", {}, "0 times"),
         ("mixtral", {"router_jitter_noise": 0.1}, "random numbers"),
-        ("lfm2", {"num_hidden_layers": 16, "layer_types": ["conv", "full_attention"] * 8}, ""),
     ],
 )
 def test_what_tiles_would_get_wrong_is_refused(family, changes, says):
@@ -114,6 +114,44 @@ def test_what_tiles_would_get_wrong_is_refused(family, changes, says):
     assert says in proof.refused["streamed"]
     assert proof.refused["streamed"]
     assert not proof.admitted & {"streamed"}
+
+
+def test_an_adapter_on_weights_stored_the_other_way_round_is_merged():
+    """GPT-2 keeps its matrices as (inputs, outputs)."""
+    proof = prove_family(AutoConfig.for_model("gpt2", n_layer=2))
+    assert proof.refused["exported"] == ""
+    assert proof.differences["exported, merged"] < 1e-4
+
+
+RECURRENT = {
+    "qwen3_5_text": {},
+    "lfm2": {"num_hidden_layers": 16, "layer_types": ["conv", "full_attention"] * 8},
+}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_layers_are_admitted_to_everything(family):
+    proof = prove_family(AutoConfig.for_model(family, **RECURRENT[family]))
+    assert proof.admitted >= {"streamed", "whole", "generated", "exported"}
+    streamed = [error for name, error in proof.differences.items() if name.startswith("streamed")]
+    assert max(streamed) < 1e-9
+
+
+@pytest.mark.parametrize("fault", ["reset", "gradient"])
+def test_a_fault_in_the_states_is_found(fault, monkeypatch):
+    """A state that crosses a document's border, and one that gives no gradient back."""
+    if fault == "reset":
+        monkeypatch.setattr(recurrent_mixing, "borders_within", lambda start, stop, _: [start, stop])
+    else:
+        own = recurrent_mixing.RecurrentMixing.backward
+
+        def forgets(self, tile, y, gradient):
+            self._gradients = {}
+            own(self, tile, y, gradient)
+
+        monkeypatch.setattr(recurrent_mixing.RecurrentMixing, "backward", forgets)
+    proof = prove_family(AutoConfig.for_model("lfm2", **RECURRENT["lfm2"]))
+    assert "differs" in proof.refused["streamed"]
 
 
 # --- planted faults -------------------------------------------------------------------------------------------

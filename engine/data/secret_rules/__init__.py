@@ -1,1 +1,1 @@
-"""Rules that find secrets in text: formats that announce themselves, telling names, places, and what is encoded."""
+"""Finds secrets in text by formats that announce themselves, telling names, places, and what is encoded."""

@@ -1,4 +1,4 @@
-"""Keys and tokens that announce themselves by their form, or by their form beside their provider's name.
+"""Finds keys and tokens that announce themselves by their form, or by their form beside their provider's name.
 
 Forms are data: assets/secret_kinds.toml, from the providers' documentation, and assets/gitleaks_rules.toml, from
 gitleaks (MIT licence, Copyright (c) 2019 Zachary Rice).
@@ -88,7 +88,7 @@ def _provider_names() -> re.Pattern[str]:
 
 
 def announced(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Kind and value of each key of a known form."""
+    """Yields kind and value of each key of a known form."""
     if not words:
         return
     joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
@@ -116,7 +116,7 @@ _DIGEST = re.compile(
 
 
 def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
-    """Random-looking values in whose line a provider or a telling name stands before them."""
+    """Yields random-looking values in whose line a provider or a telling name stands before them."""
     for token in set(_TOKEN.findall("\n".join(source.candidates))):
         if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
             continue

@@ -1,4 +1,4 @@
-"""Values without quotation marks behind telling names: in configuration, comments, strings and commands."""
+"""Finds values without quotation marks behind telling names, in configuration, comments, strings and commands."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _patterns(stem: Stem) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[
 
 
 def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
-    """Kind and place of each value without quotation marks that a telling name is given, or of one beside its name.
+    """Yields kind and place of each unquoted value that a telling name is given, or of one beside its name.
 
     Args:
         source: What is searched.
@@ -83,7 +83,7 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
 
 
 def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configures: bool) -> Span | None:
-    """The value, if one may stand there and it looks like a secret."""
+    """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
     if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):
@@ -127,7 +127,7 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
 def _without_operator(
     text: str, match: re.Match[str], line: str, evidence: Evidence, *, within: bool, configures: bool
 ) -> Span | None:
-    """A value behind nothing but space: an option's, a variable's of a command, a setting's alone on its line."""
+    """Returns a value behind nothing but space: an option's, a command's variable's, a setting's alone on its line."""
     start, end = match.span("value")
     if (match["close"] and not configures) or text[start - 1] not in " \t\n*" or not (configures or within):
         return None
@@ -141,7 +141,7 @@ def _without_operator(
 
 
 def _stands_out(value: str) -> bool:
-    """Whether a value differs from prose: digits and letters together, and a mark or both cases."""
+    """Tells whether a value differs from prose: digits and letters together, and a mark or both cases."""
     letters = [c for c in value if c.isascii() and c.isalpha()]
     mixed = any(c.islower() for c in letters) and any(c.isupper() for c in letters)
     marked = mixed or len(value) >= 16 or any(c in "!@#$%^&*+=~" for c in value)
@@ -149,7 +149,7 @@ def _stands_out(value: str) -> bool:
 
 
 def _until(text: str, start: int, end: int) -> int:
-    """Where a value ends that stands in a string, a comment or a command."""
+    """Returns the end of a value that stands in a string, a comment or a command."""
     match = _UNTIL.match(text, start, end)
     return match.end() if match else start
 
@@ -160,7 +160,7 @@ def _ends_line(text: str, end: int) -> bool:
 
 
 def _trimmed(text: str, start: int, end: int) -> int:
-    """The end of a value without what closes the sentence or bracket around it."""
+    """Returns the end of a value without what closes the sentence or bracket around it."""
     while end > start and text[end - 1] in ",;)]}|.:*\\":
         opening = {")": "(", "]": "[", "}": "{"}.get(text[end - 1])
         if opening is not None and opening in text[start:end]:

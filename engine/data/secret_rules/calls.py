@@ -1,4 +1,4 @@
-"""Calls that take credentials: the later ones of their strings, whose first is a user or host."""
+"""Finds credentials in the calls that take them, behind a first string that is a user or host."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"
 
 
 def calls(source: SearchedText) -> Iterator[Found]:
-    """The later ones of several strings that a call which takes credentials is given; the first is a user or host."""
+    """Yields the later ones of the strings that a call takes as credentials; the first is a user or host."""
     text, lower = source.text, source.lower
     if source.has("passw"):
         for match in _FILLED.finditer(lower):

@@ -1,4 +1,4 @@
-"""Passwords on the command lines of well-known programs."""
+"""Finds passwords on the command lines of well-known programs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _USER = ("\n-u", "\n-a", "--auth", "--user", "--proxy-user")
 
 
 def commands(source: SearchedText) -> Iterator[Found]:
-    """Passwords on command lines of well-known programs."""
+    """Yields passwords on command lines of well-known programs."""
     text = source.text
     for hints, pattern in _COMPILED:
         if all(map(source.has, hints)):

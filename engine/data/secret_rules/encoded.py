@@ -1,4 +1,4 @@
-"""Secrets wrapped in base64: what decodes to text is searched like text."""
+"""Finds secrets wrapped in base64, by searching what decodes to text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEY_BLOCK, _PRIVATE = "LS0tLS1CRUdJTi", ("UFJJVkFUR", "BSSVZBVE", "QUklWQVRF")
 
 
 def encoded(words: list[str], searched: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """Kind and value of each base64 text that holds a secret; `searched` says whether a decoded text does."""
+    """Yields kind and value of each base64 text that holds a secret; `searched` says whether a decoded text does."""
     for word in words:
         for match in _ENCODED.finditer(word):
             value = match[0]
@@ -29,7 +29,7 @@ def encoded(words: list[str], searched: Callable[[str], bool]) -> Iterator[tuple
 
 
 def decoded_ascii(value: str) -> str | None:
-    """What base64 says in printable ASCII; None where it says nothing such."""
+    """Decodes base64 of printable ASCII; returns None for anything else."""
     try:
         raw = base64.b64decode(value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4), validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
+"""Finds private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
 
 
 def key_blocks(source: SearchedText) -> Iterator[Found]:
-    """Private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
+    """Yields private keys in PEM's, OpenPGP's and PuTTY's form, in strings and over several lines too."""
     text = source.text
     if source.has("private") and "PRIVATE KEY" in text:
         for match in _BEGIN.finditer(text):

@@ -1,4 +1,4 @@
-"""String literals behind telling names, in whatever language: the next ones within a few tokens.
+"""Finds string literals behind telling names, in whatever language, by looking at the next ones within a few tokens.
 
 A literal follows after an operator, a type, a call or a fallback. How directly decides how much it must show itself.
 """
@@ -52,7 +52,7 @@ def _pattern(stem: Stem) -> re.Pattern[str]:
 
 
 def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
-    """Kind and place of each string literal that a telling name is given.
+    """Yields kind and place of each string literal that a telling name is given.
 
     Args:
         source: What is searched.
@@ -72,7 +72,7 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
 
 
 def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) -> Iterator[Span]:
-    """The literals behind a name, as far as the statement goes, that look like secrets."""
+    """Yields the literals behind a name, as far as the statement goes, that look like secrets."""
     gap, named = match["gap"], match["close"] is not None
     if "\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON):
         return
@@ -99,7 +99,7 @@ def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) 
 
 
 def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
-    """What is known of a literal by what stands between it and its name."""
+    """Returns the evidence for a literal by what stands between it and its name."""
     gap = gap.strip()
     if not gap or _FALLBACK.search(gap):
         return evidence
@@ -123,7 +123,7 @@ def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
 
 
 def literal(text: str, position: int) -> Span | None:
-    """Where the content of a string literal stands that opens at `position`, after any backslashes."""
+    """Returns the place of the content of a string literal that opens at `position`, after any backslashes."""
     start = position
     while text[start : start + 1] == "\\":
         start += 1
@@ -158,20 +158,20 @@ def _after_literal(text: str, end: int) -> int:
 
 
 def without_scheme(text: str, start: int, end: int) -> Span:
-    """A value without the word before it that says how it is used."""
+    """Cuts off the word before a value that says how it is used."""
     match = _SCHEME.match(text, start, end)
     return (match.end(), end) if match and match.end() < end - 4 else (start, end)
 
 
 def line_start(text: str, position: int, furthest: int) -> int:
-    """Where the line begins, or the place `furthest` characters before."""
+    """Returns the start of the line, or the place `furthest` characters before."""
     first = max(0, position - furthest)
     found = text.rfind("\n", first, position)
     return found + 1 if found >= 0 else first
 
 
 def in_string(text: str, position: int, quote: str) -> bool:
-    """Whether a place is within such quotation marks, as far as its line tells."""
+    """Tells whether a place is within such quotation marks, as far as its line tells."""
     begin = line_start(text, position, 400)
     return (text.count(quote, begin, position) - text.count("\\" + quote, begin, position)) % 2 == 1
 
@@ -188,7 +188,7 @@ _TELLING = re.compile(
 
 
 def compared_literals(source: SearchedText) -> Iterator[tuple[str, int, int]]:
-    """Kind and place of each literal with a telling name behind it: one that is compared with it, or its header's."""
+    """Yields kind and place of each literal that a telling name stands behind: compared with it, or its header's."""
     text, lower = source.text, source.lower
     for match in _COMPARED.finditer(lower):
         named = _TELLING.search(match["name"])

@@ -1,4 +1,4 @@
-"""Secrets of Kubernetes, keys of a kubeconfig, registries' logins, password files."""
+"""Finds secrets of Kubernetes, keys of a kubeconfig, registries' logins, and password files' entries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PGPASS = re.compile(
 
 
 def manifests(source: SearchedText) -> Iterator[Found]:
-    """Secrets of Kubernetes, keys of a kubeconfig, registries' logins, password files, and tables with such columns."""
+    """Yields secrets of Kubernetes, keys of a kubeconfig, registries' logins, and password files' entries."""
     text, lower = source.text, source.lower
     if source.has("secret") and source.has("data") and source.has("kind") and _KIND_SECRET.search(lower):
         yield from _kubernetes(text, lower)
@@ -57,7 +57,7 @@ def manifests(source: SearchedText) -> Iterator[Found]:
 
 
 def _kubernetes(text: str, lower: str) -> Iterator[Found]:
-    """Every value below data and stringData of the documents whose kind is Secret."""
+    """Yields every value below data and stringData of the documents whose kind is Secret."""
     begin = 0
     for document in re.split(r"(?m)^---[^\n]*$", lower):
         if _KIND_SECRET.search(document):
@@ -87,7 +87,7 @@ def _kubernetes(text: str, lower: str) -> Iterator[Found]:
 
 
 def is_kubernetes_value(value: str) -> bool:
-    """Whether it is a value, in base64 or not, and no reference, word or number."""
+    """Tells whether it is a value, in base64 or not, and no reference, word or number."""
     decoded = decoded_ascii(value)
     if decoded is not None and len(value) >= 8:
         return (not is_placeholder(decoded.strip()) and is_secretive(decoded.strip(), Evidence.PASSWORD)) or (

@@ -1,4 +1,4 @@
-"""Telling names: which identifiers say that a secret is their value, and which say something else."""
+"""Tells which identifiers say that a secret is their value, and which say something else."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _glued() -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def stems() -> tuple[Stem, ...]:
-    """All stems."""
+    """Returns all stems."""
     groups = (("password", Evidence.PASSWORD), ("secret by its name", Evidence.NAMED))
     return tuple(
         Stem(kind, evidence, text, next((part for part in ("pass", "pw", "key", "cred") if part in text), text), rest)
@@ -72,7 +72,7 @@ def stems() -> tuple[Stem, ...]:
 
 
 def present(source: SearchedText) -> frozenset[str]:
-    """The stems that occur in a text."""
+    """Returns the stems that occur in a text."""
     ascii_only = source.text.isascii()
     return frozenset(
         stem.text
@@ -83,12 +83,12 @@ def present(source: SearchedText) -> frozenset[str]:
 
 
 def says_other_thing(tail: str) -> bool:
-    """Whether what follows a telling name says that its value is no secret: its id, its length, its file."""
+    """Tells whether what follows a telling name says that its value is no secret: its id, its length, its file."""
     return any(word in _words("other_thing") for word in _split(tail))
 
 
 def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
-    """What the whole identifier around a stem says about its value; None where it says that it is no secret.
+    """Returns the evidence that the whole identifier around a stem gives; None where it says that it is no secret.
 
     Args:
         text: Where it stands.

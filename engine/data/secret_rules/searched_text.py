@@ -1,4 +1,4 @@
-"""A text as the rules search it: with its small letters, and its distinct words, which tell what is not in it."""
+"""Prepares a text for the rules: its small letters, and its distinct words, which tell what is not in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BORDERS = bytes.maketrans(b"()[]{}<>\"'`,;\\", b" " * 14)
 
 
 def is_random_looking(word: str) -> bool:
-    """Whether a word has digits, or capitals within, as keys have."""
+    """Tells whether a word has digits, or capitals within, as keys have."""
     return _RANDOM_LOOKING.search(word) is not None
 
 
@@ -39,7 +39,7 @@ class SearchedText:
         self._known: dict[str, bool] = {}
 
     def has(self, part: str) -> bool:
-        """Whether a part of a word occurs, in small letters; a line end stands for the word's border."""
+        """Tells whether a part of a word occurs, in small letters; a line end stands for the word's border."""
         if part not in self._known:
             self._known[part] = part in self._words
         return self._known[part]

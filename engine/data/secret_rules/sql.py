@@ -1,4 +1,4 @@
-"""Passwords that SQL statements set."""
+"""Finds passwords that SQL statements set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHER_COLUMN = re.compile(r"_(?:id|at|name|type|hash|url|date|expir\w*)\W*$", r
 
 
 def sql(source: SearchedText) -> Iterator[Found]:
-    """Passwords that SQL statements set."""
+    """Yields passwords that SQL statements set."""
     text, lower = source.text, source.lower
     if source.has("identified"):
         for match in _IDENTIFIED.finditer(lower):
@@ -41,7 +41,7 @@ def sql(source: SearchedText) -> Iterator[Found]:
 
 
 def _inserted(text: str, lower: str, position: int, columns: list[str]) -> Iterator[Found]:
-    """Values of telling columns, and those of rows whose other value is a telling name."""
+    """Yields the values of telling columns, and those of rows whose other value is a telling name."""
     wanted = {
         n for n, column in enumerate(columns) if _SECRET_COLUMN.search(column) and not _OTHER_COLUMN.search(column)
     }

@@ -1,4 +1,4 @@
-"""Credentials in URLs and in authorisation headers."""
+"""Finds credentials in URLs and in authorisation headers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AUTHORIZATION = re.compile(
 
 
 def urls(source: SearchedText) -> Iterator[Found]:
-    """Passwords and tokens before the host of a URL."""
+    """Yields passwords and tokens before the host of a URL."""
     text = source.text
     if source.has("@tcp") or source.has("@unix") or source.has("@udp"):
         for match in _SOURCE_NAME.finditer(text):
@@ -62,7 +62,7 @@ def _is_reference(value: str) -> bool:
 
 
 def headers(source: SearchedText) -> Iterator[Found]:
-    """Credentials after their scheme."""
+    """Yields credentials after their scheme."""
     text, lower = source.text, source.lower
     for scheme in ("bearer ", "basic ", "token ", "apikey "):
         if source.has(scheme.rstrip() + "\n"):

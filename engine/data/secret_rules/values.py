@@ -90,13 +90,13 @@ _MOST_NAMED = 0.72
 
 @functools.cache
 def _following() -> tuple[bytes, ...]:
-    """How common it is that one letter follows another, as digits: 26 rows for the first, 26 columns for the second."""
+    """Returns how often one letter follows another, as digits: 26 rows for the first, 26 columns for the second."""
     lines = asset("letter_pairs.txt").read_text(encoding="ascii").splitlines()
     return tuple(bytes(int(digit) for digit in line) for line in lines if not line.startswith("#"))
 
 
 def is_wordlike(word: str) -> bool:
-    """Whether letters follow each other as in words; `word` is of a to z, small or capital."""
+    """Tells whether letters follow each other as in words; `word` is of a to z, small or capital."""
     table = _following()
     codes = [ord(letter) - 97 for letter in word.lower()]
     score = sum(table[first][second] for first, second in pairwise(codes))
@@ -105,12 +105,12 @@ def is_wordlike(word: str) -> bool:
 
 
 def entropy(value: str) -> float:
-    """Shannon entropy of the characters, in bits a character."""
+    """Returns the Shannon entropy of the characters, in bits a character."""
     return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a value stands for another: an example, a word in its place, a variable, a call, a path."""
+    """Tells whether a value stands for another: an example, a word in its place, a variable, a call, a path."""
     bare = value.lstrip("\\'\"")
     if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
         return True
@@ -120,12 +120,12 @@ def is_placeholder(value: str) -> bool:
 
 
 def is_digest(value: str) -> bool:
-    """Whether a value says of itself that it is a hash, or is a public key."""
+    """Tells whether a value says of itself that it is a hash, or is a public key."""
     return bool(_DIGEST_PREFIX.search(value) or _PUBLIC.search(value))
 
 
 def words_share(value: str) -> float:
-    """The share of letters and digits that belong to words of three letters and more."""
+    """Returns the share of letters and digits that belong to words of three letters and more."""
     counted = words = 0
     for piece in _PIECE.findall(value):
         counted += len(piece)
@@ -139,7 +139,7 @@ _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7
 
 @functools.lru_cache(maxsize=4096)
 def is_secretive(value: str, evidence: Evidence) -> bool:
-    """Whether a value is taken for a secret where it stands."""
+    """Tells whether a value is taken for a secret where it stands."""
     if "\\" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`")
@@ -199,13 +199,13 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
 
 
 def _is_word_with_more(value: str, pieces: list[str], classes: int) -> bool:
-    """Whether half of a value at least is beside its words of four letters and more: chosen, not named."""
+    """Tells whether half of a value at least is beside its words of four letters and more: chosen, not named."""
     words = sum(len(piece) for piece in pieces if len(piece) >= 4 and piece.isalpha() and is_wordlike(piece))
     return len(value) >= 10 and classes >= 3 and words <= 0.5 * len(value)
 
 
 def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
-    """Whether a text with spaces is a secret: what a program made, or a password in groups."""
+    """Tells whether a text with spaces is a secret: what a program made, or a password in groups."""
     if evidence > Evidence.NEAR or len(value) > 200:
         return False
     words = value.split()

@@ -1,0 +1,143 @@
+"""What was promised beside what happened, and what later plans learn from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from elite_tui.runs.result_panels import perplexity
+from elite_tui.runs.view import RunView
+from engine.commands.progress_display import describe_ending
+from engine.config import from_mapping
+from engine.evaluation.curve import curve_of
+from engine.evaluation.promise import Promise, compare, past_run, read_timeline
+from engine.evaluation.words import too_few_updates
+from engine.hardware import past_run_files
+from engine.hardware.past_runs import PastRun, PastRuns
+from engine.models.catalogue import find_model
+from engine.plan.choice import choose_plan
+from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.runs.run_directory import RunDirectory
+from tests.plan.machines import with_card
+
+CODER = find_model("qwen2.5-coder-1.5b")
+CONFIG = from_mapping({"training": {"stages": ["8192:6", "131072:4"]}})
+STAGES = [0] * 6 + [1] * 4
+
+
+def step(number, seconds):
+    return StepCompleted(
+        step=number, total_steps=10, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, tokens_per_second=1.0,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def journal(choice, slower, first=40.0):
+    """A run whose updates and scorings took `slower` times what the plan says, and whose start took 24 s."""
+    events = [(0.0, PhaseChanged(phase="starting"))]
+    now = 24.0
+    events += [(now, RunStarted(model="m", context=1, total_steps=10)), (now, PhaseChanged(phase="data"))]
+    now += 7.0
+    events.append((now, PhaseChanged(phase="model")))
+    now += 5.0
+    events.append((now, PhaseChanged(phase="baseline")))
+    seconds = {part.name: part.seconds for part in choice.whole.phases}
+    now += slower * seconds["baseline"]
+    events.append((now, EvalCompleted(step=0, loss=2.0, perplexity=7.4, tokens=9)))
+    events.append((now, PhaseChanged(phase="training", detail="stage 1 of 2")))
+    for number, stage in enumerate(STAGES, start=1):
+        took = slower * choice.plans[stage].step_seconds + (first if number == 1 else 0.0)
+        now += took
+        events.append((now, step(number, took)))
+        if number == 6:
+            events.append((now, PhaseChanged(phase="training", detail="stage 2 of 2")))
+    events.append((now, PhaseChanged(phase="evaluation")))
+    now += slower * seconds["evaluation"]
+    events.append((now, EvalCompleted(step=10, loss=1.5, perplexity=4.5, tokens=9)))
+    events.append((now, PhaseChanged(phase="saving")))
+    now += 2.0
+    events.append((now, PhaseChanged(phase="finished")))
+    return [Envelope(run="r", seq=seq, time=1e9 + time, event=event) for seq, (time, event) in enumerate(events)]
+
+
+FINISHED = RunFinished(status="completed", steps=10, seconds=1.0, host_peak=2**34, gpu_peak=2**33)
+
+
+def test_the_times_of_phases_and_of_the_whole_run_are_read_from_the_journal():
+    choice = choose_plan(CONFIG, with_card("rtx-4090"), CODER, None)
+    timeline = read_timeline(journal(choice, 2.0))
+    assert timeline.phases["starting"] == pytest.approx(24)
+    assert timeline.phases["data"] == pytest.approx(7)
+    assert timeline.phases["saving"] == pytest.approx(2)
+    # Both stages are one phase.
+    assert timeline.phases["training"] == pytest.approx(2 * choice.schedule.step_seconds + 40)
+    assert timeline.seconds == pytest.approx(sum(timeline.phases.values()))
+
+
+def test_a_resumed_run_is_no_measure_of_a_promise():
+    choice = choose_plan(CONFIG, with_card("rtx-4090"), CODER, None)
+    events = journal(choice, 1.0)
+    again = [dataclasses.replace(event, time=event.time + 1e5) for event in events]
+    assert read_timeline([*events, *again]) is None
+
+
+def test_a_comparison_holds_every_promised_phase_and_the_loss_that_past_runs_let_expect():
+    choice = choose_plan(CONFIG, with_card("rtx-4090"), CODER, None)
+    events = journal(choice, 1.0)
+    promise = Promise.of(choice, STAGES)
+    assert promise.seconds == pytest.approx(choice.schedule.seconds)
+    assert promise == Promise.from_json(dataclasses.asdict(promise))
+    assert Promise.from_json({"no": "promise"}) is None
+    compared = compare(promise, events, curve_of(events), (0.8, 0.9, 0.85))
+    assert compared.loss == pytest.approx(0.85 * 2.0, rel=0.05)
+    assert {kept.name for kept in compared.phases} == {"starting", "data", "model", "baseline", "evaluation", "saving"}
+    assert compare(promise, events, curve_of(events), ()).loss is None
+
+
+def test_the_next_promise_is_what_the_last_run_took():
+    """A machine twice as slow as its data sheet: the second promise is right, and so is the third."""
+    machine = with_card("rtx-4090")
+    first = choose_plan(CONFIG, machine, CODER, None)
+    events = journal(first, 2.0)
+    took = read_timeline(events)
+    runs = []
+    for number in range(3):
+        known = dataclasses.replace(machine, past=PastRuns(tuple(runs)) if runs else None)
+        choice = choose_plan(CONFIG, known, CODER, None)
+        if runs:
+            without_pinning = took.seconds - 40.0
+            assert choice.seconds == pytest.approx(without_pinning, rel=0.05)
+            assert choice.host_factor >= 1.0
+        runs.append(past_run(str(number), CODER.name, choice, STAGES, took, FINISHED))
+    assert runs[0].steps == pytest.approx(runs[1].steps)
+    assert runs[0].phases == pytest.approx(runs[2].phases)
+
+
+def test_past_runs_are_kept_once_each_and_a_damaged_file_counts_as_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = with_card("rtx-4090")
+    assert past_run_files.load(machine) is None
+    for run, ratio in (("a", 1.0), ("b", 3.0), ("a", 2.0), ("c", 9.0)):
+        past_run_files.add(machine, PastRun(run=run, model="m", steps={"m, bf16, whole": ratio}))
+    found = past_run_files.load(machine)
+    assert [run.run for run in found.runs] == ["b", "a", "c"]
+    assert found.step_factors() == {"m, bf16, whole": 3.0}
+    assert past_run_files.load(with_card("rtx-3090")) is None
+    [path] = tmp_path.rglob("*.runs.json")
+    path.write_text("[{")
+    assert past_run_files.load(machine) is None
+
+
+@pytest.mark.parametrize(("updates", "said"), [(1, "one update"), (29, "29 updates"), (30, ""), (4_000, "")])
+def test_two_updates_are_no_proof(tmp_path, updates, said):
+    """Once, a green arrow stood after two of them."""
+    assert too_few_updates(updates).startswith(said)
+    ending = dataclasses.replace(FINISHED, steps=updates, perplexity_before=20.0, perplexity_after=19.0)
+    lines = describe_ending(RunDirectory(tmp_path), ending)
+    assert any("too few to tell" in line for line in lines) == bool(said)
+    view = RunView(run_id="r")
+    view.apply(Envelope(run="r", seq=0, time=1.0, event=ending))
+    shown = "\n".join(str(line) for line in perplexity(view, None, 80))
+    assert ("too few to tell" in shown) == bool(said)
+    assert ("predicts this code better" in shown) != bool(said)

@@ -1,0 +1,85 @@
+"""What a plan says of recurrent layers, beside what a streamed step of such a model stores and computes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from engine.models import families
+from engine.models.catalogue import find_model
+from engine.models.layers import decoder_layers
+from engine.models.spec import RecurrentShape
+from engine.plan.memory import streamed_ledger
+from engine.plan.speeds import Speeds
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.time import attention_flops, streamed_time
+from engine.plan.workload import Workload
+from engine.streaming.step import StreamedStep
+from engine.verify.observed_recurrence import observed_recurrence
+from tests.streaming.test_recurrent import FAMILIES, SHAPE, make_model, tokens
+
+STORED = "states of the recurrent layers at the tiles' borders"
+QWEN = RecurrentShape(layers=18, without_attention=18, state_values=2**18, conv_values=18432, channels=6144)
+
+
+def observed(family, **changes):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **changes}), dtype=torch.float32
+        )
+    return observed_recurrence(decoder_layers(model), SHAPE["hidden_size"])
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1"])
+def test_the_states_are_as_large_as_planned(family, monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", {**families.FAMILIES, family: families.Family()})
+    shape = observed(family)
+    model = make_model(family, torch.float32)
+    with StreamedStep(model, StreamPlan(tile=16, key_block=32), device=torch.device("cpu")) as step:
+        step.run(tokens())
+        stored = step.streamed.workspace.border_states.stored_bytes
+    tiles = -(-len(tokens()) // 16)
+    assert stored == shape.layers * tiles * 4 * (shape.state_values + shape.conv_values)
+    kinds = {"qwen3_5_text": (3, 3), "lfm2": (3, 3), "falcon_h1": (4, 0)}
+    assert (shape.layers, shape.without_attention) == kinds[family]
+
+
+def test_shapes_of_a_published_size():
+    """16 heads with keys and values of 128: 2^18 numbers; a convolution over 3 · 16 · 128 channels keeps 3 inputs."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 64, "num_hidden_layers": 24, "vocab_size": 64}
+    heads = {"linear_num_value_heads": 16, "num_attention_heads": 8, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **sizes, **heads))
+    assert observed_recurrence(decoder_layers(model), 2048) == QWEN
+
+
+def workload(recurrent, context=2**17):
+    spec = dataclasses.replace(find_model("qwen2.5-coder-1.5b").with_layers(24), recurrent=recurrent)
+    return Workload(spec=spec, context=context, compute_type="bf16", lora_parameters=10**7)
+
+
+def test_a_plan_counts_states_and_a_quarter_of_the_attention():
+    plan = StreamPlan(tile=4096, key_block=8192)
+    lines = {line.name: line for line in streamed_ledger(workload(QWEN), plan).parts}
+    plain = {line.name: line for line in streamed_ledger(workload(None), plan).parts}
+    assert lines[STORED].bytes == 18 * 32 * (4 * 2**18 + 2 * 18432)
+    assert lines[STORED].where == "host"
+    assert STORED not in plain
+    saved = "stash: attention outputs and logsumexp"
+    assert 4 * lines[saved].bytes == plain[saved].bytes
+    assert 4 * attention_flops(workload(QWEN)) == attention_flops(workload(None))
+
+
+def test_a_recurrent_layer_takes_time_in_proportion_to_its_tokens():
+    speeds = Speeds(
+        matrix=5e14, head=5e14, attention_forward=5e14, attention_backward=4e14, memory=4e12, link=5e10, disk=3e9
+    )
+
+    def seconds(context):
+        parts = streamed_time(workload(QWEN, context), StreamPlan(tile=4096, key_block=8192), speeds)
+        return next(part.seconds for part in parts if part.name == "recurrent rules")
+
+    assert seconds(2**18) == pytest.approx(2 * seconds(2**17))

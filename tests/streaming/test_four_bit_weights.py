@@ -1,0 +1,114 @@
+"""4-bit weights on the host: codes and scales are copied, and the step is the resident one's bit by bit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+
+from engine.models.layers import decoder_layers
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+from tests.streaming.models import tiny_model
+from tests.streaming.reference import streamed, whole_sequence, worst_error
+from tests.streaming.test_adapters import _adapt, _quantise
+from tests.support.side_streams import SCHEDULES, simulated
+
+CPU = torch.device("cpu")
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 4}
+TOKENS = torch.randint(0, 97, (93,), generator=torch.Generator().manual_seed(1))
+
+
+def model(family="qwen2", dtype=torch.float32, settings=(), **shape):
+    return _adapt(_quantise(tiny_model(family, dtype=dtype, **shape)), **dict(settings))
+
+
+def plan(weights, **options):
+    return StreamPlan(**{"tile": 19, "key_block": 31, "loss_piece": 20, **options, "weights": weights})
+
+
+def steps(base, weights, folder, **options):
+    """Losses and gradients of two steps, with an update of the adapter between them."""
+    found = []
+    with StreamedStep(base, plan(weights, **options), device=CPU, spill_directory=folder) as step:
+        for _ in range(2):
+            loss, gradients = streamed(step, TOKENS, document_starts=(0, 40))
+            found.append((loss, {name: gradient.clone() for name, gradient in gradients.items()}))
+            with torch.no_grad():
+                for name, parameter in base.named_parameters():
+                    if name in gradients:
+                        parameter -= 0.1 * gradients[name]
+    return found
+
+
+def assert_same(found, expected):
+    for (loss, gradients), (expected_loss, expected_gradients) in zip(found, expected, strict=True):
+        assert loss == expected_loss
+        assert gradients.keys() == expected_gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, expected_gradients[name]), name
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ({}, {}),
+        (WIDE, {"stash": False, "checkpoint_every": 2}),  # scales that the resident step dequantises together
+        ({}, {"kv_home": "host", "hidden_home": "disk", "checkpoint_every": 3}),
+        (WIDE, {"tile": 93, "key_block": 93}),
+    ],
+)
+def test_bit_by_bit_the_resident_step(schedule, shape, options, tmp_path):
+    with simulated(schedule) as streams:
+        expected = steps(model(**shape), "nf4", tmp_path, **options)
+        found = steps(model(**shape), "nf4-streamed", tmp_path, **options)
+    resident, offloaded = (stream.to_device.copies for stream in streams)
+    assert offloaded > resident
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"exclude_modules": ["q_proj", "down_proj"]}])
+def test_adapters_that_leave_some_layers_to_others(settings, tmp_path):
+    """DoRA dequantises by itself, and bare 4-bit layers have no adapter."""
+    expected = steps(model(settings=settings.items()), "nf4", tmp_path)
+    with simulated("by chance"):
+        found = steps(model(settings=settings.items()), "nf4-streamed", tmp_path)
+    assert_same(found, expected)
+
+
+def test_gradient_of_the_whole_sequence():
+    base = model()
+    expected_loss, expected = whole_sequence(base, TOKENS)
+    with simulated("by chance"), StreamedStep(base, plan("nf4-streamed"), device=CPU) as step:
+        loss, gradients = streamed(step, TOKENS)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert worst_error(gradients, expected)[0] < 1e-5
+
+
+def test_weights_are_unchanged_after_the_step(tmp_path):
+    """A run that falls back passes the model from one step to the next, and each finds the same weights."""
+    base = model(**WIDE)
+    layers = [module for layer in decoder_layers(base) for module in layer.modules()]
+    linears = [module for module in layers if hasattr(getattr(module, "weight", None), "quant_state")]
+    assert len(linears) > 7
+    before = [dequantize_4bit(m.weight.data.clone(), copy.deepcopy(m.weight.quant_state)) for m in linears]
+    for weights in ("nf4", "nf4-streamed", "nf4-streamed", "nf4"):
+        with simulated("by chance"):
+            steps(base, weights, tmp_path)
+        for module, expected in zip(linears, before, strict=True):
+            assert torch.equal(dequantize_4bit(module.weight.data, module.weight.quant_state), expected)
+
+
+def test_the_device_holds_two_packed_layers():
+    """The buffers are a quarter of those of the same layers in 16 bits; biases and norms are not packed."""
+    shape = {**WIDE, "hidden_size": 512, "intermediate_size": 2048}
+    sizes = {}
+    for weights in ("streamed", "nf4-streamed"):
+        base = tiny_model("llama", dtype=torch.bfloat16, **shape)
+        base = _adapt(_quantise(base) if weights == "nf4-streamed" else base)
+        with StreamedStep(base, plan(weights), device=CPU) as step:
+            sizes[weights] = step.streamed.weights.device_bytes
+    assert sizes["nf4-streamed"] < 0.28 * sizes["streamed"]
