@@ -47,11 +47,10 @@ _REFUSED: dict[str, tuple[object, str, str]] = {
         "set training.dpo_label_smoothing in its place",
     ),
     "training.curriculum": (False, "a pair is not cut", "add --set training.curriculum=false"),
+    "training.stages": ([], "its windows grow, and a pair is not cut", "set training.tier in its place"),
+    "training.hours": (None, "its windows grow, and a pair is not cut", "set training.tier in its place"),
 }
 """Fields that exclude dpo unless they have this value, why, and the remedy."""
-
-_GROWING = ("stages", "hours")
-"Fields of runs whose windows grow, where this version has them."
 
 
 def refuse_combinations(config: RunConfig, ranks: int) -> None:
@@ -70,9 +69,6 @@ def refuse_combinations(config: RunConfig, ranks: int) -> None:
         section, _, name = field.partition(".")
         if getattr(getattr(config, section), name) != plain:
             raise _refusal(field, why, remedy)
-    for name in _GROWING:
-        if getattr(config.training, name, None):
-            raise _refusal(f"training.{name}", "the pairs of a run are as long as one context", "set training.tier")
     if not config.data.datasets:
         raise _refusal("data.datasets", "it needs rows with chosen and rejected", "name a file of them by --dataset")
     if config.data.overlong not in ("refuse", "drop"):

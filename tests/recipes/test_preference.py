@@ -127,6 +127,8 @@ REFUSED = {
     "training.label_smoothing": {"training": {"label_smoothing": 0.1}},
     "training.curriculum": {"training": {"curriculum": True}},
     "training.shifted_attention": {"training": {"shifted_attention": True}},
+    "training.stages": {"training": {"context": None, "stages": ["64:2", "128:2"], "epochs": None}},
+    "training.hours": {"training": {"context": None, "hours": 2.0, "epochs": None}},
     "data.overlong": {"data": {"overlong": "split"}},
     "data.datasets": {"data": {"datasets": []}},
     "distributed.strategy": {"distributed": {"strategy": "ring"}},
