@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,16 @@ def keep_heap_whole() -> bool:
         return False  # another C library than glibc
     done = (set_option(_M_MMAP_THRESHOLD, _MAPPED_FROM), set_option(_M_TRIM_THRESHOLD, _TRIMMED_FROM))
     return all(done)
+
+
+def trim_heap() -> None:
+    """Returns freed pages of glibc's heap to the system (malloc_trim(3)); does nothing with another C library.
+
+    By itself glibc returns only what lies at the heap's end. Of a model whose 4-bit weights were copied to pinned
+    memory, 195 of 320 MiB stayed otherwise.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def tune_memory(device: torch.device) -> bool:

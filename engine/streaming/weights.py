@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.hardware.pinned_memory import pinned_empty
+from engine.hardware.tuning import trim_heap
 from engine.streaming import copies
 from engine.streaming.copies import CopyStreams
 
@@ -79,6 +80,7 @@ class StreamedWeights(LayerWeights):
         self._tensors = [[part for p in own for part in _parts(p)] for own in parameters]
         self._host = [_pack(tensors, pinned=streams is not None) for tensors in self._tensors]
         _share_codes([p.quant_state for own in parameters for p in own if hasattr(p, "quant_state")], device)
+        trim_heap()
         largest = max(buffer.numel() for buffer in self._host)
         self._buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
         self._arrived: dict[int, tuple[int, torch.cuda.Event | None]] = {}

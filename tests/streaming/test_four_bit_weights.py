@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from engine.models.layers import decoder_layers
 from engine.plan.stream_plan import StreamPlan
@@ -100,6 +100,32 @@ def test_weights_are_unchanged_after_the_step(tmp_path):
             steps(base, weights, tmp_path)
         for module, expected in zip(linears, before, strict=True):
             assert torch.equal(dequantize_4bit(module.weight.data, module.weight.quant_state), expected)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nothing_of_an_entered_layer_is_left_on_the_host(nested):
+    """On a CPU host memory would serve as well: it is overwritten while a layer is entered."""
+    base = model(**WIDE)
+    layers = decoder_layers(base)
+    linears = [[m for m in layer.modules() if hasattr(getattr(m, "weight", None), "quant_state")] for layer in layers]
+    for module in (module for own in linears for module in own):
+        if not nested:  # scales of a model that was stored without double quantisation
+            codes, state = quantize_4bit(torch.randn(module.out_features, module.in_features), quant_type="nf4")
+            module.weight.data, module.weight.quant_state = codes, state
+    before = [[dequantize_4bit(m.weight.data, m.weight.quant_state).clone() for m in own] for own in linears]
+    norms = [layer.input_layernorm.weight.clone() for layer in layers]
+    with simulated("by chance"), StreamedStep(base, plan("nf4-streamed"), device=CPU) as step:
+        weights = step.streamed.weights
+        for number in (0, 1, 2, 1, 0):
+            step.streamed.enter(number)
+            weights.prefetch(number + 1)
+            home = weights._packed._host[number]
+            kept = home.clone()
+            home.fill_(0xFF)
+            for module, expected in zip(linears[number], before[number], strict=True):
+                assert torch.equal(dequantize_4bit(module.weight.data, module.weight.quant_state), expected)
+            assert torch.equal(layers[number].input_layernorm.weight, norms[number])
+            home.copy_(kept)
 
 
 def test_the_device_holds_two_packed_layers():
