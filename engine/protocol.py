@@ -102,6 +102,10 @@ class StepCompleted(Event):
     host_used: int | None = None
     "Resident bytes of the training process."
     eta_seconds: float | None = None
+    reward_margin: float | None = None
+    "With training.objective=dpo: mean reward of the chosen answers less that of the rejected ones. `loss` is DPO's."
+    reward_accuracy: float | None = None
+    "Share of the pairs with a margin above zero."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,10 @@ class EvalCompleted(Event):
     perplexity: float | None
     tokens: int
     seconds: float = 0.0
+    preference_loss: float | None = None
+    "With training.objective=dpo: mean loss of the held-out pairs; `loss` is that of their chosen answers, per token."
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

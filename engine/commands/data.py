@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             cache=args.out or user_cache(),
             progress=progress,
             limit=_limit(asked),
+            preferences=asked.training.objective == "dpo",
         )
         report = describe(dataset)
     if args.json:

@@ -178,6 +178,8 @@ def describe(event: Event) -> str:
         text = _numbers(event)
     elif isinstance(event, EvalCompleted):
         text = f"held-out perplexity {_number(event.perplexity)} at step {event.step:,}"
+        if event.reward_accuracy is not None:
+            text += f", {event.reward_accuracy:.0%} of the pairs right, margin {_number(event.reward_margin)}"
     elif isinstance(event, CheckpointSaved):
         text = f"checkpoint {event.path}"
     elif isinstance(event, LogLine):
@@ -231,8 +233,9 @@ def duration(seconds: float) -> str:
 
 def _numbers(event: StepCompleted) -> str:
     eta = "" if event.eta_seconds is None else f" · {duration(event.eta_seconds)} left"
+    margin = "" if event.reward_margin is None else f"margin {event.reward_margin:,.3f} · "
     return (
-        f"step {event.step:,}/{event.total_steps:,} · loss {_number(event.loss)} · "
+        f"step {event.step:,}/{event.total_steps:,} · loss {_number(event.loss)} · {margin}"
         f"{event.tokens_per_second:,.0f} tok/s{eta}"
     )
 

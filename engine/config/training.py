@@ -19,6 +19,26 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
             "(12 to 16 bytes a parameter; a learning rate ten times smaller suits it)."
         ),
     ] = "lora"
+    objective: Annotated[
+        Literal["sft", "dpo"],
+        Meta(
+            description="What is minimised: sft the cross-entropy of the text, dpo the preference loss over rows with "
+            "a chosen and a rejected answer (arXiv 2305.18290), against the base model."
+        ),
+    ] = "sft"
+    dpo_beta: Annotated[
+        float,
+        Meta(gt=0, le=100, description="Weight of DPO's margin; the larger, the closer the result stays to the base."),
+    ] = 0.1
+    dpo_label_smoothing: Annotated[
+        float, Meta(ge=0.0, lt=0.5, description="Share of the pairs that are taken to be the wrong way round, for dpo.")
+    ] = 0.0
+    dpo_sft_weight: Annotated[
+        float,
+        Meta(
+            ge=0.0, le=100, description="Weight of the chosen answer's mean cross-entropy beside dpo's loss; 0 is none."
+        ),
+    ] = 0.0
     epochs: Annotated[
         Annotated[float, Meta(gt=0, le=1000)] | None,
         Meta(

@@ -6,6 +6,7 @@ A row that is no conversation has a reason, which the report counts, and says wh
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -75,12 +76,14 @@ class Conversation:
         learnt: Whether each message is trained on.
         tools: Definitions of functions, as chat templates take them.
         date: When it was written down.
+        rejected: The other side of a preference, of which this conversation is the chosen one.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     learnt: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
     date: datetime | None = None
+    rejected: Conversation | None = None
 
     @property
     def is_continued(self) -> bool:
@@ -106,7 +109,7 @@ class Conversation:
     def answers(self) -> str:
         """What is trained on, as text."""
         said = [str(m.get("content") or "") for m, learnt in zip(self.messages, self.learnt, strict=True) if learnt]
-        return "\n".join(said)
+        return "\n".join([*said, *([] if self.rejected is None else [self.rejected.answers()])])
 
     def first_request(self) -> bytes:
         """A digest of what comes before the first answer, without instructions that many have in common."""
@@ -120,7 +123,9 @@ class Conversation:
 
     def digest(self) -> bytes:
         """SHA-256 of all that determines its tokens, the template apart."""
-        told = [self.messages, self.learnt, self.tools, self.date and self.date.isoformat()[:10]]
+        told: list[Any] = [self.messages, self.learnt, self.tools, self.date and self.date.isoformat()[:10]]
+        if self.rejected is not None:
+            told.append(self.rejected.digest().hex())
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
 
     def _mapped(self, change: Callable[[str], str]) -> Conversation:
@@ -139,7 +144,8 @@ class Conversation:
                     for call in made["tool_calls"]
                 ]
             messages.append(made)
-        return replace(self, messages=tuple(messages))
+        rejected = None if self.rejected is None else self.rejected._mapped(change)
+        return replace(self, messages=tuple(messages), rejected=rejected)
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
@@ -161,6 +167,7 @@ class RowReader:
         mask_errors: Whether calls whose result is marked as an error are not trained on.
         pairs: Whether a prompt with its response may be a conversation; else they are a text that is continued.
         dated: Whether the template names the day.
+        preferences: Whether rows are pairs of a chosen and a rejected answer; else their chosen side is read.
     """
 
     fields: Mapping[str, str]
@@ -168,6 +175,7 @@ class RowReader:
     mask_errors: bool = False
     pairs: bool = True
     dated: bool = False
+    preferences: bool = False
 
     def reading(self, column: str) -> RowReader:
         """A reader whose messages stand in a column."""
@@ -175,7 +183,8 @@ class RowReader:
 
     def columns(self, names: Collection[str]) -> list[str]:
         """The columns of a table that hold conversations."""
-        wanted = {self.fields.get(name, name) for name in _COLUMNS}
+        known = (*_COLUMNS, "rejected") if self.preferences else _COLUMNS
+        wanted = {self.fields.get(name, name) for name in known}
         return [name for name in names if name in wanted]
 
     def form(self, names: Collection[str], values: Mapping[str, Any] | None = None) -> str:
@@ -192,6 +201,8 @@ class RowReader:
         def value(name: str) -> Any:
             return None if values is None else values.get(self.fields.get(name, name))
 
+        if self.preferences:
+            return "+".join(self.fields.get(name, name) for name in ("chosen", "rejected"))
         for name in _MESSAGES:
             if has(name) and (value(name) is None or isinstance(value(name), list)):
                 return self.fields.get(name, name)
@@ -220,7 +231,38 @@ class RowReader:
         return conversation
 
     def _read(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
-        messages, learnt, tools = self._found(values)
+        if self.preferences:
+            return self._preference(values, date)
+        return self._conversation(*self._found(values), date)
+
+    def _preference(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
+        """Both sides of a preference. What they have in common before they part is not trained on."""
+        get = self._get(values)
+        if get("chosen") is None or get("rejected") is None:
+            raise NoConversationError("no pair", "it has no chosen and rejected answer")
+        sides = [self._found({**values, **self._only(get(name))}) for name in ("chosen", "rejected")]
+        (chosen, *_), (rejected, *_) = sides
+        if chosen == rejected:
+            raise NoConversationError("no pair", "its chosen and its rejected answer are the same")
+        common = sum(itertools.takewhile(bool, (one == other for one, other in zip(chosen, rejected, strict=False))))
+        made = [
+            self._conversation(messages, [on and number >= common for number, on in enumerate(learnt)], tools, date)
+            for messages, learnt, tools in sides
+        ]
+        return replace(made[0], rejected=made[1])
+
+    def _only(self, side: Any) -> dict[str, Any]:
+        """Values that make a row hold one side of a preference, and nothing else to read instead."""
+        others = {self.fields.get(name, name): None for name in _MESSAGES}
+        return {**others, self.fields.get("chosen", "chosen"): side}
+
+    def _conversation(
+        self,
+        messages: list[dict[str, Any]],
+        learnt: list[bool],
+        tools: tuple[Mapping[str, Any], ...] | None,
+        date: datetime | None,
+    ) -> Conversation:
         if not messages:
             raise NoConversationError("no messages", "it has no message")
         answers = [number for number, message in enumerate(messages) if message["role"] in ("assistant", "completion")]

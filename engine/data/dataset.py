@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from engine import errors
 from engine.data.cache import prune
@@ -27,6 +30,7 @@ from engine.data.languages import NOTEBOOK
 from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
 from engine.data.order import FileOrder
+from engine.data.pairs import longest_sides, pair_windows
 from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
 from engine.data.rows import ROW_EXAMPLES
 from engine.data.secrets import REVISION as SECRETS_REVISION
@@ -47,10 +51,10 @@ from engine.plan.tiers import tiers
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from engine.config import DataSection
+    from engine.tokenization.chat_encoder import EncodedConversation
     from engine.tokenization.chat_template import ChatTemplate
 
     _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None, bool]
@@ -122,6 +126,7 @@ def build_dataset(
     cache: Path,
     progress: Progress | None = None,
     limit: int | None = None,
+    preferences: bool = False,
 ) -> Dataset:
     """Windows of `context` tokens over the repositories' files; reuses the store of an unchanged repository.
 
@@ -133,6 +138,8 @@ def build_dataset(
         progress: Told how far it is, a few times a second at most.
         limit: Tokens of the longest conversation that is trained on; `data.overlong` decides about longer ones. None:
             nothing is decided, and they are counted.
+        preferences: Whether rows are pairs of a chosen and a rejected answer; both sides of one are a window
+            (engine.data.pairs.PairWindows).
 
     Raises:
         EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache, CHAT_TEMPLATE_*,
@@ -147,7 +154,8 @@ def build_dataset(
     chats = _chats(tokenizer, encoder, data)
     template = None if chats is None else chats.template
     for _attempt in range(_ATTEMPTS):
-        with open_sources(data, lambda done, total: report(done, total, "files found"), template) as sources:
+        found = functools.partial(_files_found, report)
+        with open_sources(data, found, template, preferences=preferences) as sources:
             collection = sources.collection
             reading = read(collection, data, sources.texts, report, chats)
             if len(reading.files) < 2:
@@ -162,12 +170,21 @@ def build_dataset(
         prune(cache, keep=data.stores_kept, present=key)
         seconds = time.monotonic() - started
         drop = limit is not None and data.overlong in ("drop", "cut-oldest-tool-output")
-        windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
+        if preferences:
+            windows: tuple[Windows, Windows] = pair_windows(store, reading.held_out, context)
+            lengths = longest_sides(store)
+        else:
+            windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
+            lengths = store.conversations()
         notes = (*reading.notes, *notes)
         if limit is not None:
-            notes += _decide_overlong(store, reading, data, limit)
+            notes += _decide_overlong(store, lengths, reading, data, limit)
         return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
+
+
+def _files_found(report: Progress, done: int, total: int) -> None:
+    report(done, total, "files found")
 
 
 def _named(data: DataSection) -> str:
@@ -193,13 +210,16 @@ def _chats(tokenizer: Any, encoder: Encoder, data: DataSection) -> Chats | None:
     return None if template is None else Chats(encoder, template)
 
 
-def _decide_overlong(store: TokenStore, reading: Reading, data: DataSection, limit: int) -> tuple[str, ...]:
+def _decide_overlong(
+    store: TokenStore, lengths: npt.NDArray[np.int64], reading: Reading, data: DataSection, limit: int
+) -> tuple[str, ...]:
     """Refuses or counts the conversations that are longer than the context, and says what becomes of them.
+
+    `lengths` are the tokens of each one, of a pair those of its longer side.
 
     Raises:
         EliteError: CONVERSATIONS_OVERLONG.
     """
-    lengths = store.conversations()
     longer = int((lengths > limit).sum())
     told = []
     if longer and data.overlong == "refuse":
@@ -322,7 +342,8 @@ def _encoded(
     documents = []
     for number, ((item, content), rate) in enumerate(zip(batch, rates, strict=True)):
         if isinstance(content, Conversation):
-            (continued if content.is_continued else chats).append((number, content))
+            sides = [content] if content.rejected is None else [content, content.rejected]
+            (continued if content.is_continued else chats).extend((number, side) for side in sides)
         else:
             documents.append((number, (path_line(item.file), content, _middle(item, content, rate))))
     encoder = making.encoder
@@ -336,8 +357,19 @@ def _encoded(
     if making.chats is not None:
         found += making.chats.encode([one for _, one in chats], making.cut)
     for (number, _), encoded in zip((*continued, *chats), found, strict=True):
-        made[number] = encoded.ids, encoded.turns, encoded.learnt, encoded.shortened
+        if number in made:  # the rejected side follows the chosen one
+            made[number] = _both(made[number], encoded)
+        else:
+            made[number] = encoded.ids, encoded.turns, encoded.learnt, encoded.shortened
     return [made[number] for number in range(len(batch))]
+
+
+def _both(chosen: _Encoded, rejected: EncodedConversation) -> _Encoded:
+    """Both sides of a preference one after the other, with the border between them as the only place for a cut."""
+    (ids, _, learnt, shortened), border = chosen, np.array([len(chosen[0])], dtype=np.int64)
+    assert learnt is not None
+    labels = np.concatenate([learnt, rejected.learnt])
+    return np.concatenate([ids, rejected.ids]), border, labels, shortened or rejected.shortened
 
 
 def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:

@@ -55,6 +55,7 @@ REASONS: Mapping[str, str] = {
     "bad content": "conversations with pictures, numbers or nothing in place of text",
     "bad tool call": "conversations with a call that names no function, or whose arguments are no JSON object",
     "bad tools": "conversations with a definition of a tool that names no function",
+    "no pair": "rows of a data set of preferences without a chosen and a rejected answer that differ",
     "not trained": "conversations of which no answer is to be trained on",
     "template": "conversations that the chat template refuses",
     "not split": "conversations whose answers cannot be told in what the chat template makes of them",

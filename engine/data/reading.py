@@ -233,6 +233,8 @@ class _Reader:
                 if self.chats is None:
                     raise errors.CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
                 self.chats.render(conversation)
+                if conversation.rejected is not None:
+                    self.chats.render(conversation.rejected)
         except RenderError as error:
             return self._skip(file, "template", str(error))
         except SplitError as error:

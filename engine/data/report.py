@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.data.filters import KEPT_BY, REASONS
 from engine.data.packing import Cut
+from engine.data.pairs import PairWindows, longest_sides
 from engine.data.secrets import masked_name
 from engine.plan.tiers import tiers
 
@@ -282,9 +283,11 @@ def _languages(files: tuple[SourceFile, ...]) -> tuple[LanguageRow, ...]:
 
 
 def _conversations(dataset: Dataset) -> ConversationsRow | None:
-    lengths = dataset.store.conversations()
+    stored = lengths = dataset.store.conversations()
     if not len(lengths):
         return None
+    if isinstance(dataset.train, PairWindows):
+        lengths = longest_sides(dataset.store)
     longest = int(lengths.max())
     rows = []
     for tier in tiers():
@@ -292,7 +295,7 @@ def _conversations(dataset: Dataset) -> ConversationsRow | None:
         rows.append(ConversationTier(tier=tier.number, context=tier.context, whole=whole, longer=len(lengths) - whole))
     return ConversationsRow(
         count=len(lengths),
-        tokens=int(lengths.sum()),
+        tokens=int(stored.sum()),
         longest=longest,
         tiers=tuple(rows),
         fits=next((row.tier for row in rows if not row.longer), None),

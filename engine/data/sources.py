@@ -32,7 +32,11 @@ class Sources:
 
 @contextmanager
 def open_sources(
-    data: DataSection, progress: Callable[[int, int], None] | None = None, chat: ChatTemplate | None = None
+    data: DataSection,
+    progress: Callable[[int, int], None] | None = None,
+    chat: ChatTemplate | None = None,
+    *,
+    preferences: bool = False,
 ) -> Iterator[Sources]:
     """The sources that a configuration names, readable within.
 
@@ -40,6 +44,7 @@ def open_sources(
         data: Names them.
         progress: Called with files looked at and files in all.
         chat: The template of conversations.
+        preferences: Whether rows are pairs of a chosen and a rejected answer.
 
     Raises:
         EliteError: REPOSITORY_* or DATA_SET_*.
@@ -47,7 +52,9 @@ def open_sources(
     collection = collect_repositories(data, progress) if data.repositories else Collection((), {}, 0, {})
     fields = dict(field.split("=", 1) for field in data.fields)
     dated = chat is not None and chat.names_date
-    reader = RowReader(fields, data.train_on, data.mask_errors, pairs=chat is not None, dated=dated)
+    reader = RowReader(
+        fields, data.train_on, data.mask_errors, pairs=chat is not None, dated=dated, preferences=preferences
+    )
     data_sets = [open_data_set(Path(path), data.dataset_column, reader) for path in dict.fromkeys(data.datasets)]
     try:
         by_path = {data_set.path: data_set for data_set in data_sets}

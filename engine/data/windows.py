@@ -25,11 +25,13 @@ class Window:
         ids: Token ids. Shape (tokens,), int64.
         starts: First position of each document, or part of one, ascending from 0. Positions count from there.
         learnt: Whether each token is predicted; the first of a document never is. Shape (tokens,). None: all are.
+        weights: Factor of each predicted token's loss, of any sign. Shape (tokens,). None: all are 1.
     """
 
     ids: npt.NDArray[np.int64]
     starts: tuple[int, ...] = (0,)
     learnt: npt.NDArray[np.bool_] | None = None
+    weights: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Tokens."""
@@ -39,6 +41,11 @@ class Window:
     def targets(self) -> int:
         """Tokens that are predicted: all but the first of each document, or those of them that are learnt."""
         return int(np.count_nonzero(self.predicted)) if self.learnt is not None else len(self.ids) - len(self.starts)
+
+    @property
+    def divisor(self) -> float:
+        """What an update's loss is divided by for this window: its targets, or the sum of their weights."""
+        return float(self.targets if self.weights is None else self.weights[self.predicted].sum())
 
     @property
     def predicted(self) -> npt.NDArray[np.bool_]:
@@ -56,12 +63,19 @@ class Window:
     def part(self, start: int, stop: int) -> Window:
         """The window's tokens [start, stop), at least one; a document that began before begins at 0."""
         starts = sorted({max(first - start, 0) for first in self.starts if first < stop})
-        return Window(self.ids[start:stop], tuple(starts), None if self.learnt is None else self.learnt[start:stop])
+        return Window(
+            self.ids[start:stop],
+            tuple(starts),
+            None if self.learnt is None else self.learnt[start:stop],
+            None if self.weights is None else self.weights[start:stop],
+        )
 
     def first(self, tokens: int) -> Window:
         """The window up to so many tokens."""
         learnt = None if self.learnt is None else self.learnt[:tokens]
-        return Window(self.ids[:tokens], tuple(start for start in self.starts if start < max(tokens, 1)), learnt)
+        weights = None if self.weights is None else self.weights[:tokens]
+        starts = tuple(start for start in self.starts if start < max(tokens, 1))
+        return Window(self.ids[:tokens], starts, learnt, weights)
 
     def first_targets(self, targets: int) -> Window:
         """The window up to so many targets."""
@@ -82,7 +96,10 @@ def joined(windows: Sequence[Window]) -> Window:
     learnt = None
     if any(window.learnt is not None for window in windows):
         learnt = np.concatenate([window.predicted for window in windows])
-    return Window(np.concatenate([window.ids for window in windows]), tuple(starts), learnt)
+    weights = None
+    if any(window.weights is not None for window in windows):
+        weights = np.concatenate([np.ones(len(w)) if w.weights is None else w.weights for w in windows])
+    return Window(np.concatenate([window.ids for window in windows]), tuple(starts), learnt, weights)
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,20 @@ def evaluate_run(
     wanted: list[tuple[Path | None, DataSection]] = [(path, _data_of(config.data, path)) for path in repositories]
     wanted = wanted or [(None, config.data)]
     cache = run.path.parent.parent / "cache"
+    pairs = config.training.objective == "dpo"
     datasets = [
-        (path, build_dataset(data, tokenizer=tokenizer, context=context, cache=cache, progress=progress, limit=context))
+        (
+            path,
+            build_dataset(
+                data,
+                tokenizer=tokenizer,
+                context=context,
+                cache=cache,
+                progress=progress,
+                limit=context,
+                preferences=pairs and path is None,
+            ),
+        )
         for path, data in wanted
     ]
     pair = load_pair(found, config, notify=notify, spill=run.path)

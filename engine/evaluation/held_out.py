@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from engine.data.pairs import PairWindows
 from engine.data.windows import Windows
 from engine.evaluation.functions import SourceText
 
@@ -34,7 +35,9 @@ class HeldOut:
         """Returns the files that a run holds out."""
         store, first = dataset.store, len(dataset.store.files) - dataset.summary.held_out_files
         offsets = store.offsets()[first:]
-        return cls(dataset.held_out, store.tokens[offsets[0] :], store.files[first:], offsets - offsets[0])
+        # Of a pair of answers the chosen one says how well the model predicts.
+        windows = dataset.held_out.chosen if isinstance(dataset.held_out, PairWindows) else dataset.held_out
+        return cls(windows, store.tokens[offsets[0] :], store.files[first:], offsets - offsets[0])
 
     @classmethod
     def whole(cls, dataset: Dataset, context: int, *, together: bool) -> HeldOut:

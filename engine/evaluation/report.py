@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.evaluation.result import Evaluation
     from engine.models.catalogue import ModelSpec
     from engine.protocol import RunFinished
+    from engine.steps.whole_step import PreferenceFigures
     from engine.training.state import Progress
 
 CHARTS = "charts"
@@ -53,6 +54,8 @@ class RunReport:
     past: tuple[float, ...] = ()
     "See `engine.evaluation.curve.past_ratios`."
     evaluation: Evaluation | None = None
+    preferences: PreferenceFigures | None = None
+    "Of the held-out pairs after training, with dpo."
 
     @property
     def scores(self) -> list[Score]:
@@ -91,6 +94,7 @@ def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> 
         f"# {config.output.model_name}",
         f"{report.spec.name}, fine-tuned by elite-tui {__version__} on {sources}. The run {_ENDED[finished.status]}.",
         *_quality(report, pictures),
+        *_preferences(report.preferences),
         *(["## Training", "![losses](charts/loss.svg)"] if "loss" in pictures else []),
         *report_sections.projections(report.scores, report.ahead),
         "## Predicted and measured",
@@ -126,6 +130,17 @@ def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
         "Perplexity p means: as uncertain of the next token as a choice among p equally likely ones. "
         "`engine evaluate` adds intervals, languages, positions and completed functions."
     )
+
+
+def _preferences(figures: PreferenceFigures | None) -> Iterator[str]:
+    if figures is not None:
+        yield "## Held-out preferences"
+        rows = [
+            ("loss", f"{figures.loss:.4f} (ln 2 = 0.6931 is no preference)"),
+            ("reward margin", f"{figures.margin:.4f}"),
+            ("chosen answer preferred", f"{figures.accuracy:.1%}"),
+        ]
+        yield table(rows, ("", "tuned"))
 
 
 def _perplexity(value: float | None) -> str:

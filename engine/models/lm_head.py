@@ -87,9 +87,14 @@ def piece_of(head: nn.Module) -> int:
 
 
 def summed_cross_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, piece: int | None = None, label_smoothing: float = 0.0
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    piece: int | None = None,
+    label_smoothing: float = 0.0,
+    coefficients: Tensor | None = None,
 ) -> Tensor:
-    """Sums the cross-entropy over tokens, in nats, fp32, differentiable in `hidden` and the head's weights.
+    """Sums the cross-entropy over tokens, in nats, fp32 or wider, differentiable in `hidden` and the head's weights.
 
     Args:
         hidden: Final hidden states. Shape (n, d).
@@ -97,24 +102,27 @@ def summed_cross_entropy(
         targets: The token that follows each position. Shape (n,), int64.
         piece: Tokens per chunk; any value gives the same sum up to rounding. None means `piece_of(head)`.
         label_smoothing: Probability moved from the target to the whole vocabulary (arXiv 1512.00567).
+        coefficients: Factor of each token's cross-entropy, of any sign. Shape (n,). None for 1.
     """
     piece = piece or piece_of(head)
-    total = hidden.new_zeros((), dtype=torch.float32)
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     # The backward of a single chunk starts with its logits, so recomputing them would save nothing.
     recompute = torch.is_grad_enabled() and hidden.shape[0] > piece
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
-        if recompute:
-            total = total + checkpoint(
-                _piece_loss, hidden[part], head, targets[part], label_smoothing, use_reentrant=False
-            )
-        else:
-            total = total + _piece_loss(hidden[part], head, targets[part], label_smoothing)
+        given = hidden[part], head, targets[part], label_smoothing, None if coefficients is None else coefficients[part]
+        total = total + (checkpoint(_piece_loss, *given, use_reentrant=False) if recompute else _piece_loss(*given))
     return total
 
 
-def _piece_loss(hidden: Tensor, head: nn.Module, targets: Tensor, label_smoothing: float) -> Tensor:
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=label_smoothing)
+def _piece_loss(
+    hidden: Tensor, head: nn.Module, targets: Tensor, label_smoothing: float, coefficients: Tensor | None
+) -> Tensor:
+    logits = head(hidden)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    how = "sum" if coefficients is None else "none"
+    losses = functional.cross_entropy(wide, targets, reduction=how, label_smoothing=label_smoothing)
+    return losses if coefficients is None else (losses * coefficients.to(losses.dtype)).sum()
 
 
 @contextlib.contextmanager

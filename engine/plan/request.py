@@ -115,7 +115,8 @@ class PlanRequest:
 
     def windows_per_update(self, context: int) -> int:
         """Returns the full windows of an update, nearest to its configured tokens (engine.data.window_source)."""
-        return max(1, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
+        least = 2 if self.training.objective == "dpo" else 1  # both sides of a pair
+        return max(least, math.floor((self.training.tokens_per_update or TOKENS_PER_UPDATE) / context + 0.5))
 
     @property
     def train_tokens(self) -> float | None:
@@ -202,6 +203,7 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         attention_efficiency=attention_efficiency(gpu, spec.head_dim, backend) if gpu else CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
         activation_bits=planning.training.activation_bits,
+        scored=planning.training.objective == "dpo",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from engine.hardware.machine import Machine
 from engine.plan.ledger_lines import Place
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
+from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
@@ -85,8 +86,10 @@ class Candidate:
         """Time model of one window."""
         layout = self.layout
         if layout.stream is None:
-            return whole_sequence_time(self.work, layout.weights, self.speeds, recompute=layout.recompute)
-        return streamed_time(self.work, layout.stream, self.speeds)
+            parts = whole_sequence_time(self.work, layout.weights, self.speeds, recompute=layout.recompute)
+        else:
+            parts = streamed_time(self.work, layout.stream, self.speeds)
+        return (*parts, scoring_part(parts, layout)) if self.work.scored else parts
 
     @cached_property
     def seconds(self) -> float:

@@ -45,6 +45,9 @@ class Workload:
     activation_bits: Literal[16, 8, 4] = 16
     "Width of stored hidden states; below 16 only where the configuration asks for it."
 
+    scored: bool = False
+    "Whether each window is scored by one more forward before its step, as both sides of a pair are for DPO."
+
     ranks: int = 1
     "Processes that share a window; `context` is then one rank's part."
     exchange: Literal["ring", "ulysses"] = "ring"

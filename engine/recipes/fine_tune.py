@@ -25,6 +25,7 @@ from engine.models.placement import device_name
 from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
+from engine.recipes.preference import Preferences, refuse_combinations, refuse_dropout
 from engine.recipes.promises import keep_for_later_plans, keep_promise
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, identify_base, set_up
@@ -71,6 +72,7 @@ def train(session: TrainingSession) -> None:
 
 
 def _train(session: TrainingSession) -> None:
+    refuse_combinations(session.config, session.group.size)
     setup = set_up(session)
     device = setup.placement.device
 
@@ -95,6 +97,8 @@ def _train(session: TrainingSession) -> None:
         session.emit(LogLine(level="info", text=text))
 
     sharing = choose_sharing(session, setup)
+    preferences = Preferences(session) if session.config.training.objective == "dpo" else None
+    sharing = sharing if preferences is None else preferences.sharing(sharing)
     tuning, accelerator = build_model(session.config, setup, notify, sharing)
     step = choose_step(session, setup, tuning, accelerator, dataset.train, progress, notify, sharing)
 
@@ -104,9 +108,14 @@ def _train(session: TrainingSession) -> None:
     def score() -> HeldOutLoss:
         nonlocal scoring
         with stages.scoring():
-            found = _score(session, step, dataset, progress.step)
+            found = _score(session, step, dataset, progress.step, preferences)
         scoring = found.seconds
         return found
+
+    if preferences is not None:
+        refuse_dropout(tuning.model)
+        _enter(session, "baseline", "the base model on both answers of every pair")
+        preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
@@ -181,6 +190,7 @@ def _train(session: TrainingSession) -> None:
         device=device_name(device),
         adapter_parameters=sum(parameter.numel() for parameter in tuning.weights.values()),
         dataset=dataset.summary,
+        preferences=None if after is None else after.preferences,
         predicted_gpu_bytes=setup.choice.gpu_peak_bytes if device.type == "cuda" else None,
         predicted_host_bytes=setup.choice.host_peak_bytes,
         promise=compared,
@@ -208,6 +218,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
         cache=session.run.path.parent.parent / "cache",
         progress=_phase_progress(session),
         limit=setup.context,
+        preferences=session.config.training.objective == "dpo",
     )
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):
@@ -258,7 +269,7 @@ def _build_parts(
     def score_now() -> float | None:
         try:
             with learning.averaged():
-                loss = score().loss
+                loss = score().objective
                 learning.observe(loss)
         except StopRequestedError:
             return None
@@ -299,21 +310,34 @@ def _eta(session: TrainingSession, setup: Setup, updates: Sequence[Update], scor
     )
 
 
-def _score(session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int) -> HeldOutLoss:
-    """Scores the held-out files and emits EvalCompleted."""
+def _score(
+    session: TrainingSession, way: TrainingStep, dataset: Dataset, step: int, preferences: Preferences | None
+) -> HeldOutLoss:
+    """Scores the held-out files or pairs and emits EvalCompleted."""
     report = _phase_progress(session, step)
-    found = evaluate_together(
-        session.group,
-        way.loss,
-        dataset.held_out,
-        shared=isinstance(way, DataParallelStep),
-        max_tokens=session.config.training.evaluate_tokens,
-        progress=lambda done, total: report(done, total, "windows"),
-        stopping=StopRequestedError,
-    )
+    if preferences is not None:
+        found = preferences.score_held_out(way, dataset.held_out, report)
+    else:
+        found = evaluate_together(
+            session.group,
+            way.loss,
+            dataset.held_out,
+            shared=isinstance(way, DataParallelStep),
+            max_tokens=session.config.training.evaluate_tokens,
+            progress=lambda done, total: report(done, total, "windows"),
+            stopping=StopRequestedError,
+        )
+    figures = found.preferences
     session.emit(
         EvalCompleted(
-            step=step, loss=found.loss, perplexity=found.perplexity, tokens=found.tokens, seconds=found.seconds
+            step=step,
+            loss=found.loss,
+            perplexity=found.perplexity,
+            tokens=found.tokens,
+            seconds=found.seconds,
+            preference_loss=None if figures is None else figures.loss,
+            reward_margin=None if figures is None else figures.margin,
+            reward_accuracy=None if figures is None else figures.accuracy,
         )
     )
     return found

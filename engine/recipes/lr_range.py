@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from engine import errors
 from engine.data.dataset import build_dataset
 from engine.data.window_source import plan_updates
 from engine.hardware.process_memory import memory_usage
@@ -63,7 +64,7 @@ def find_rate(session: TrainingSession) -> None:
 
     def step(rate: float) -> float:
         done = take_optimizer_step(parts, progress, next(updates), _Monitor(session))
-        loss = done.result.loss_sum / done.result.tokens
+        loss = done.loss
         session.emit(
             StepCompleted(
                 step=progress.step,
@@ -106,6 +107,13 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     def notify(text: str) -> None:
         session.emit(LogLine(level="info", text=text))
 
+    if config.training.objective == "dpo":
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="training.objective",
+            problem="the rates are compared by the cross-entropy, not by dpo's loss",
+            remedy="add --set training.objective=sft to compare them on the chosen answers",
+        )
     session.emit(PhaseChanged(phase="data", detail="reading the repositories"))
     cache = session.run.path.parent.parent / "cache"
     tokenizer = load_tokenizer(setup.spec)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.data.window_source import WindowSource
-    from engine.steps.whole_step import Window
+    from engine.steps.whole_step import PreferenceFigures, Window
 
 
 def perplexity(loss: float) -> float:
@@ -26,6 +26,13 @@ class HeldOutLoss:
     "Mean cross-entropy a token, in nats. Every token has the same weight, in short and long windows alike."
     tokens: int
     seconds: float
+    preferences: PreferenceFigures | None = None
+    "Of held-out preference pairs; `loss` is then that of their chosen answers."
+
+    @property
+    def objective(self) -> float:
+        """What training minimises: the preference loss, if it is over pairs, else `loss`."""
+        return self.loss if self.preferences is None else self.preferences.loss
 
     @property
     def perplexity(self) -> float:

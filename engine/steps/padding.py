@@ -42,7 +42,8 @@ def filled(window: Window, most: int | None) -> Window:
     if not missing:
         return window
     learnt = None if window.learnt is None else np.pad(window.learnt, (0, missing))
-    return Window(np.pad(window.ids, (0, missing), constant_values=_FILLER), window.starts, learnt)
+    weights = None if window.weights is None else np.pad(window.weights, (0, missing))
+    return Window(np.pad(window.ids, (0, missing), constant_values=_FILLER), window.starts, learnt, weights)
 
 
 def labels_of(window: Window, length: int) -> Tensor:
@@ -57,13 +58,26 @@ def labels_of(window: Window, length: int) -> Tensor:
     return functional.pad(labels, (0, length - len(window)), value=IGNORED)
 
 
+def coefficients_of(window: Window, length: int) -> Tensor | None:
+    """Makes the factors of the losses at the positions of `labels_of`; None where all are 1.
+
+    Returns:
+        The weight of the next token, 0 behind the last one. Shape (length,), fp64.
+    """
+    if window.weights is None:
+        return None
+    return functional.pad(torch.as_tensor(window.weights[1:]), (0, length - len(window) + 1))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelInputs:
-    """Inputs of a model for a whole window. All tensors are of shape (tokens,), int64, on the model's device."""
+    """Inputs of a model for a whole window, on its device. Tensors are of shape (tokens,), and int64 but for floats."""
 
     ids: Tensor
     labels: Tensor
     "See `labels_of`."
+    coefficients: Tensor | None
+    "See `coefficients_of`; fp32 or wider."
     positions: Tensor | None
     "Positions in documents, None for a single document. flash-attn finds documents where they restart from 0."
     starts: tuple[int, ...]
@@ -77,9 +91,11 @@ class ModelInputs:
 def model_inputs(window: Window, most: int | None, device: torch.device) -> ModelInputs:
     """Makes the inputs of a `filled` window on a device."""
     whole = filled(window, most)
+    factors = coefficients_of(window, len(whole))
     return ModelInputs(
         ids=torch.as_tensor(whole.ids, device=device),
         labels=labels_of(window, len(whole)).to(device),
+        coefficients=None if factors is None else factors.to(device),
         positions=torch.as_tensor(whole.positions(), device=device) if len(whole.starts) > 1 else None,
         starts=whole.starts,
     )

@@ -184,6 +184,8 @@ def fingerprint(weights: Weights, windows: Sequence[Window], scale: float) -> st
         digest.update(repr(window.starts).encode())
         if window.learnt is not None:
             digest.update(window.learnt.tobytes())
+        if window.weights is not None:
+            digest.update(window.weights.tobytes())
     return digest.hexdigest()
 
 

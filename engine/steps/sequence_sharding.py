@@ -110,7 +110,9 @@ class _RankShard(Shard):
     ) -> None:
         own = torch.cat([torch.arange(part.start, part.stop) for part in kept[group.rank]])
         token_ids, labels = request.token_ids.cpu()[own], request.labels.cpu()[own]
-        super().__init__(replace(request, token_ids=token_ids, labels=labels, cancelled=None))
+        factors = None if request.coefficients is None else request.coefficients.cpu()[own]
+        request = replace(request, token_ids=token_ids, labels=labels, coefficients=factors, cancelled=None)
+        super().__init__(request)
         starts = torch.tensor(list(request.document_starts))
         self.positions = (own - starts[torch.bucketize(own, starts, right=True) - 1]).to(device)
         self._group, self._kept, self._exchange, self._stops = group, kept, exchange, request.cancelled

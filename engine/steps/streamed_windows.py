@@ -13,7 +13,7 @@ import torch
 from engine.models.fine_tuning import FineTuning
 from engine.models.mode import ModelMode
 from engine.plan.stream_plan import StreamPlan
-from engine.steps.padding import filled, labels_of
+from engine.steps.padding import coefficients_of, filled, labels_of
 from engine.steps.partial_checkpoint import PartialCheckpointStore, PartialState
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 from engine.streaming.boundary import BackwardPoint
@@ -85,6 +85,7 @@ class StreamedWindows:
                     torch.as_tensor(whole[number].ids),
                     scale=scale,
                     labels=labels_of(windows[number], len(whole[number])),
+                    coefficients=coefficients_of(windows[number], len(whole[number])),
                     document_starts=whole[number].starts,
                     progress=report,
                     cancelled=cancelled,
@@ -111,7 +112,12 @@ class StreamedWindows:
         whole = filled(window, self._fill_up_to)
         labels = labels_of(window, len(whole))
         with self._mode.evaluating():
-            return self._step.evaluate(torch.as_tensor(whole.ids), labels=labels, document_starts=whole.starts)
+            return self._step.evaluate(
+                torch.as_tensor(whole.ids),
+                labels=labels,
+                coefficients=coefficients_of(window, len(whole)),
+                document_starts=whole.starts,
+            )
 
     def close(self) -> None:
         """Frees all buffers and restores the model."""

@@ -44,13 +44,27 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceFigures:
+    """Means over preference pairs (engine.steps.preference_step)."""
+
+    loss: float
+    margin: float
+    "Reward of the chosen side less that of the rejected one: beta times what the policy gained over the reference."
+    accuracy: float
+    "Share of the pairs with a margin above zero; zero counts as half."
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """Summed loss and number of targets of a step."""
 
     loss_sum: float
-    "Sum of the training losses (cross-entropies, smoothed if configured), in nats, unscaled. May be infinite or NaN."
+    """Sum of the training losses (cross-entropies, smoothed if configured), each times its token's weight, in nats,
+    unscaled. May be infinite or NaN."""
     tokens: int
     "Targets summed over: one fewer than tokens in each document of each window, or those of them that are learnt."
+    preferences: PreferenceFigures | None = None
+    "Of a step over preference pairs."
 
 
 class StepAbandonedError(Exception):
@@ -83,7 +97,7 @@ class TrainingStep(Protocol):
         """
 
     def loss(self, window: Window) -> float:
-        """Computes the sum of the cross-entropies of one window, in nats, without dropout or gradient."""
+        """Computes the sum of the cross-entropies of one window, each times its weight, without dropout or gradient."""
 
 
 class ScoringStep(Protocol):
@@ -155,7 +169,7 @@ class WholeSequenceStep:
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep."""
         self._mode.train()
-        loss_sum = torch.zeros((), device=self._device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         done = 0
         for group in groups_of(windows, self.micro_batch):
             if monitor.stop_requested():
@@ -178,7 +192,11 @@ class WholeSequenceStep:
     def loss(self, window: Window) -> float:
         """See TrainingStep."""
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
-            return self._summed_loss(inputs).item()
+            with self._autocast():
+                hidden = self._hidden(inputs)
+                losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+            factors = inputs.coefficients
+            return (losses if factors is None else losses * factors).sum(dtype=torch.float64).item()
 
     def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
         """See ScoringStep."""
@@ -201,10 +219,16 @@ class WholeSequenceStep:
         ):
             yield inputs
 
-    def _summed_loss(self, inputs: ModelInputs, label_smoothing: float = 0.0) -> Tensor:
+    def _summed_loss(self, inputs: ModelInputs, label_smoothing: float) -> Tensor:
         with self._autocast():
             hidden = self._hidden(inputs)
-            return summed_cross_entropy(hidden, self._head, inputs.labels, label_smoothing=label_smoothing)
+            return summed_cross_entropy(
+                hidden,
+                self._head,
+                inputs.labels,
+                label_smoothing=label_smoothing,
+                coefficients=inputs.coefficients,
+            )
 
     def _hidden(self, inputs: ModelInputs) -> Tensor:
         """Computes the final hidden states, (tokens, hidden)."""

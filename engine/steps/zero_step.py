@@ -40,11 +40,18 @@ class _WindowLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, labels: Tensor, positions: Tensor | None, label_smoothing: float) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        positions: Tensor | None,
+        label_smoothing: float,
+        coefficients: Tensor | None = None,
+    ) -> Tensor:
         decoder, head = split_head(self.model.get_base_model())
         positions = None if positions is None else positions[None]
         hidden = decoder(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
-        return summed_cross_entropy(hidden, head, labels, label_smoothing=label_smoothing)
+        return summed_cross_entropy(hidden, head, labels, label_smoothing=label_smoothing, coefficients=coefficients)
 
 
 class ZeroStep:
@@ -139,7 +146,9 @@ class ZeroStep:
         inputs = model_inputs(window, self._fill_up_to, self._device)
         config = split_head(self._model.get_base_model())[0].config
         with packed_attention(config, inputs.starts, len(inputs)):
-            loss: Tensor = self._engine(inputs.ids, inputs.labels, inputs.positions, label_smoothing)
+            loss: Tensor = self._engine(
+                inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients
+            )
         return loss
 
     @property

@@ -13,9 +13,13 @@ IGNORED = -100
 """Label of a position that predicts nothing."""
 
 
-def _torch_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def _torch_cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, coefficients: Tensor | None = None
+) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    how = "sum" if coefficients is None else "none"
+    losses = F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction=how, label_smoothing=label_smoothing)
+    return losses if coefficients is None else (losses * coefficients.to(losses.dtype)).sum()
 
 
 @cache
@@ -24,7 +28,14 @@ def _has_fused_cross_entropy(device_type: str) -> bool:
 
 
 def loss_and_gradient(
-    hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, scale: float, label_smoothing: float = 0.0
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    *,
+    piece: int,
+    scale: float,
+    label_smoothing: float = 0.0,
+    coefficients: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes the summed cross-entropy of a tile, and scale × its gradient with respect to `hidden`.
 
@@ -37,6 +48,7 @@ def loss_and_gradient(
         piece: Tokens of a chunk, whose logits exist at once.
         scale: Multiplies the gradient, not the loss.
         label_smoothing: Probability that is spread over all tokens instead of the label (arXiv 1512.00567).
+        coefficients: Factor of each token's loss and gradient, (tokens,), of any sign; None for 1.
 
     Returns:
         The sum over the tile in nats, a scalar of fp32 or wider; the gradient, (tokens, hidden), in hidden's dtype.
@@ -48,7 +60,8 @@ def loss_and_gradient(
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for start in range(0, hidden.shape[0], piece):
         part = slice(start, start + piece)
-        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale, label_smoothing)
+        factors = None if coefficients is None else coefficients[part]
+        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale, label_smoothing, factors)
         total += loss
     return total, gradient
 
@@ -71,10 +84,10 @@ def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int)
 
 
 def _autograd_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
-    loss = _torch_cross_entropy(head(leaf), labels, label_smoothing)
+    loss = _torch_cross_entropy(head(leaf), labels, label_smoothing, factors)
     (loss * scale).backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
@@ -82,32 +95,38 @@ def _autograd_piece(
 
 @torch.no_grad()
 def _fused_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Handles a frozen head, which needs no graph."""
-    loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing)
+    loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing, factors)
     weight: Tensor = head.weight  # type: ignore[assignment]
     return loss, (grad_logits @ weight).mul_(scale)
 
 
 def _fused_trained_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float
+    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
     logits = head(leaf)  # its backward reads the input and the weight but not the logits, which are overwritten
-    loss, grad_logits = _gradient_over_logits(logits.detach(), labels, label_smoothing)
+    loss, grad_logits = _gradient_over_logits(logits.detach(), labels, label_smoothing, factors)
     torch.autograd.backward(logits, grad_logits.mul_(scale))
     assert leaf.grad is not None
     return loss, leaf.grad
 
 
-def _gradient_over_logits(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def _gradient_over_logits(
+    logits: Tensor, labels: Tensor, label_smoothing: float, factors: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Writes the logits' gradient over the logits with liger-kernel's kernel; one tensor instead of four."""
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
     logits.requires_grad_()  # otherwise the kernel computes no gradient
     with torch.no_grad():
+        how = "sum" if factors is None else "none"
         loss, _, _, _, grad_logits = cross_entropy_forward(
-            logits, labels, None, IGNORED, 0.0, label_smoothing, "sum", None, return_z_loss=False
+            logits, labels, None, IGNORED, 0.0, label_smoothing, how, None, return_z_loss=False
         )
+        if factors is not None:
+            loss = (loss * factors).sum()
+            grad_logits.mul_(factors.unsqueeze(1))  # in fp32 or wider, then rounded once
     return loss, grad_logits.detach()

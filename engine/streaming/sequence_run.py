@@ -36,6 +36,7 @@ class StepRequest:
 
     token_ids: Tensor
     labels: Tensor
+    coefficients: Tensor | None = None
     document_starts: Sequence[int] = (0,)
     progress: Callable[[TileProgress], None] | None = None
     cancelled: Callable[[], bool] | None = None
@@ -65,6 +66,8 @@ class SequenceRun:
     def __init__(self, request: StepRequest, tile: int, device: torch.device, seed: int) -> None:
         self._token_ids = _ready_to_copy(request.token_ids, device)
         self._labels = _ready_to_copy(request.labels, device)
+        given = request.coefficients
+        self._coefficients = None if given is None else _ready_to_copy(given, device)
         self.document_starts, self.boundary = request.document_starts, request.boundary
         self.context, self._tile, self._device = request.context, tile, device
         self.tiles = -(-self.context // tile)
@@ -99,6 +102,12 @@ class SequenceRun:
     def labels(self, tile: int) -> Tensor:
         """Returns the labels of a tile, (tile,), on the compute device."""
         return self._labels[self.span(tile)].to(self._device, non_blocking=True)
+
+    def coefficients(self, tile: int) -> Tensor | None:
+        """Returns the factors of a tile's losses, (tile,), on the compute device; None where all are 1."""
+        if self._coefficients is None:
+            return None
+        return self._coefficients[self.span(tile)].to(self._device, non_blocking=True)
 
     @property
     def spans(self) -> list[slice]:

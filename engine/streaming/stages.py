@@ -90,7 +90,8 @@ class AllTiles:
             if scale is None:
                 with torch.no_grad():
                     of_tokens = token_losses(decoder.final_norm(x)[0], labels, decoder.head, piece=chunk)
-                loss = of_tokens.sum()
+                factors = run.coefficients(tile)
+                loss = (of_tokens if factors is None else of_tokens * factors).sum(dtype=torch.float64)
                 run.token_losses.append(of_tokens)
             else:
                 normed = decoder.final_norm(x)
@@ -101,6 +102,7 @@ class AllTiles:
                     piece=chunk,
                     scale=scale,
                     label_smoothing=self._label_smoothing,
+                    coefficients=run.coefficients(tile),
                 )
                 inputs = None if trains_norm else [x]
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)

@@ -37,7 +37,7 @@ class StepOutcome:
     """Loss and timings of one step."""
 
     loss_sum: float
-    "Summed cross-entropy over the predicted tokens, in nats."
+    "Summed cross-entropy over the predicted tokens, each times its coefficient, in nats."
     predicted: int
     "Number of predicted tokens."
     seconds: dict[str, float]
@@ -94,6 +94,7 @@ class StreamedStep:
         *,
         scale: float | None = None,
         labels: Tensor | None = None,
+        coefficients: Tensor | None = None,
         document_starts: Sequence[int] = (0,),
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -107,6 +108,8 @@ class StreamedStep:
             scale: Factor of the summed loss before its gradient is taken; None for 1 / predicted tokens, the mean.
             labels: Token to predict at each position, (context,), IGNORED where none. None: the next token of
                 the same document.
+            coefficients: Factor of each position's loss, (context,), of any sign; None for 1. They change neither
+                the number of predicted tokens nor the default `scale`.
             document_starts: First positions of packed documents, ascending from 0; attention and positions do
                 not cross them.
             progress: Called after every tile.
@@ -123,6 +126,7 @@ class StreamedStep:
         request = StepRequest(
             token_ids=token_ids,
             labels=next_token_labels(token_ids, document_starts) if labels is None else labels,
+            coefficients=coefficients,
             document_starts=document_starts,
             progress=progress,
             cancelled=cancelled,
@@ -138,6 +142,7 @@ class StreamedStep:
         token_ids: Tensor,
         *,
         labels: Tensor | None = None,
+        coefficients: Tensor | None = None,
         document_starts: Sequence[int] = (0,),
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -149,6 +154,7 @@ class StreamedStep:
         request = StepRequest(
             token_ids=token_ids,
             labels=next_token_labels(token_ids, document_starts) if labels is None else labels,
+            coefficients=coefficients,
             document_starts=document_starts,
             progress=progress,
             cancelled=cancelled,

@@ -72,7 +72,7 @@ def _fit(
                 rollback.save_now()
             return "stopped"
         rollback.mark()
-        if not recovery.accept(done.result.loss_sum / done.result.tokens):
+        if not recovery.accept(done.loss):
             continue
         session.emit(_completed(parts, progress, done, eta))
         session.group.report(session.emit, progress.step, done.seconds)
@@ -117,16 +117,19 @@ class _Monitor:
 
 
 def _completed(parts: TrainerComponents, progress: Progress, done: StepFigures, eta: Eta) -> StepCompleted:
+    preferences = done.result.preferences
     return StepCompleted(
         step=progress.step,
         total_steps=progress.total_steps,
         epoch=round(progress.epoch, 4),
-        loss=done.result.loss_sum / done.result.tokens,
+        loss=done.loss,
         lr=done.lr,
         grad_norm=done.grad_norm,
         tokens=done.result.tokens,
         tokens_per_second=done.result.tokens / max(done.seconds, 1e-9),
         seconds=done.seconds,
         eta_seconds=eta.completed(progress.step, done.seconds),
+        reward_margin=None if preferences is None else preferences.margin,
+        reward_accuracy=None if preferences is None else preferences.accuracy,
         **memory_usage(parts.accelerator.device),
     )

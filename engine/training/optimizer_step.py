@@ -11,7 +11,6 @@ import torch
 
 from engine import errors
 from engine.randomness import keyed_numbers
-from engine.steps.whole_step import count_targets
 
 if TYPE_CHECKING:
     from engine.data.window_source import Update
@@ -25,6 +24,8 @@ class StepFigures:
     """Results of one optimiser step."""
 
     result: StepResult
+    loss: float
+    "Loss of the update: the sum of the losses over the sum of the divisors (`Window.divisor`)."
     lr: float
     grad_norm: float | None
     seconds: float
@@ -35,8 +36,9 @@ def take_optimizer_step(
 ) -> StepFigures:
     """Takes one optimiser step over the windows of one update. Changes weights and progress only if nothing failed.
 
-    The gradient is that of the mean loss over all the update's targets, as for one big batch. Each window's summed loss
-    is therefore scaled by 1 / (targets of the update), not by 1 / (number of windows). Random numbers depend only on
+    The gradient is that of the mean loss over all the update's targets, weighted if they have weights, as for one big
+    batch. Each window's summed loss is therefore scaled by 1 / (targets of the update), not by 1 / (number of windows);
+    for preference pairs by 1 / (number of pairs). Random numbers depend only on
     the run's seed and the number of updates made before.
 
     Raises:
@@ -46,7 +48,8 @@ def take_optimizer_step(
     parts.optimizer.zero_grad(set_to_none=True)
     sequences = parts.sequences([parts.windows[index] for index in update.windows], progress.step)
     scaler = parts.accelerator.scaler
-    scale = 1.0 / count_targets(sequences)
+    divisor = sum(sequence.divisor for sequence in sequences)
+    scale = 1.0 / divisor
     if scaler is not None:
         scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
     with keyed_numbers(parts.accelerator.device, parts.seed, progress.step, "update"):
@@ -66,4 +69,10 @@ def take_optimizer_step(
     progress.windows += len(update.windows)
     progress.tokens += result.tokens
     progress.seconds += seconds
-    return StepFigures(result=result, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=seconds)
+    return StepFigures(
+        result=result,
+        loss=result.loss_sum / divisor,
+        lr=lr,
+        grad_norm=norm if math.isfinite(norm) else None,
+        seconds=seconds,
+    )

@@ -188,7 +188,7 @@ class SmallRun:
     def step(self) -> StepFigures:
         """Takes the next update."""
         done = take_optimizer_step(self.parts, self.progress, next(self._updates), Unbothered())
-        self.losses.append(done.result.loss_sum / done.result.tokens)
+        self.losses.append(done.loss)
         return done
 
     def steps(self, count: int | None = None) -> list[float]:

@@ -21,24 +21,27 @@ from engine.streaming import loss
 torch.manual_seed(0)
 hidden, labels = torch.randn(13, 16), torch.randint(0, 50, (13,))
 labels[3] = loss.IGNORED
+weights = torch.randn(13, dtype=torch.float64)
 
 
-def run(head, fused, smoothing):
+def run(head, fused, smoothing, coefficients):
     head.weight.grad = None
     loss._has_fused_cross_entropy = lambda device: fused
-    total, gradient = loss.loss_and_gradient(hidden, labels, head, piece=5, scale=0.37, label_smoothing=smoothing)
+    total, gradient = loss.loss_and_gradient(
+        hidden, labels, head, piece=5, scale=0.37, label_smoothing=smoothing, coefficients=coefficients
+    )
     return total, gradient, torch.zeros(()) if head.weight.grad is None else head.weight.grad.clone()
 
 
-for trained, smoothing in itertools.product((False, True), (0.0, 0.1)):
+for trained, smoothing, given in itertools.product((False, True), (0.0, 0.1), (None, weights)):
     head = nn.Linear(16, 50, bias=False).requires_grad_(trained)
-    for found, expected in zip(run(head, True, smoothing), run(head, False, smoothing), strict=True):
+    for found, expected in zip(run(head, True, smoothing, given), run(head, False, smoothing, given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 """
 
 
 def test_the_kernels_loss_and_gradients_are_torchs():
-    """Of a frozen head and of a trained one, with and without label smoothing."""
+    """Of a frozen head and of a trained one, with and without label smoothing, and weights of either sign."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when triton is imported
     command = [sys.executable, "-c", CHILD]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -78,7 +78,7 @@ def _no_documents(original):
 
 
 def _whole_loss(original):
-    def loss(hidden, head, targets, piece=0, label_smoothing=0.0):
+    def loss(hidden, head, targets, piece=0, label_smoothing=0.0, coefficients=None):
         return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
     return loss
@@ -222,7 +222,7 @@ MUTATIONS = {
     "gradient_noise": [("engine.optim.noise:GradientNoise.__call__", _nothing)],
     "neftune": [("engine.models.transforms:add_embedding_noise", _nothing)],
     "label_smoothing": [
-        ("engine.models.lm_head:_piece_loss", lambda original: lambda *args: original(*args[:-1], 0.0)),
+        ("engine.models.lm_head:_piece_loss", lambda original: lambda *args: original(*args[:3], 0.0, *args[4:])),
     ],
     "loss_spike_recovery": [("engine.training.recovery:Recovery.handle", _raise_again)],
     "early_stopping": [("engine.training.early_stopping:EarlyStopping.observe", _nothing)],
