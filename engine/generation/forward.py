@@ -87,7 +87,7 @@ class CachedAttention:
         return attend(q, k, v, start=self.start, pieces=pieces, earlier=store, backend=self._backend, scale=scale)[0]
 
     def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:
-        """Continues a recurrent mixer from its states after all earlier tokens; see MixerRunner."""
+        """Continues a recurrent mixer from its states after all earlier tokens. See MixerRunner."""
         cache = MixerCache(self._states.get(mixer.key))
         y = call(x, cache)
         self._states[mixer.key] = {name: state.contiguous() for name, state in {**cache.before, **cache.after}.items()}

@@ -41,12 +41,12 @@ class MixerCache:
 
     @property
     def conv_states(self) -> Mapping[int, Tensor | None]:
-        """States of the convolutions by number; None before the first."""
+        """States of the convolutions by number, (1, channels, kernel - 1); None before the first."""
         return _ByNumber(self.before, "conv")
 
     @property
     def recurrent_states(self) -> Mapping[int, Tensor | None]:
-        """Recurrent states by number; None before the first."""
+        """Recurrent states by number, of any shape; None before the first."""
         return _ByNumber(self.before, "recurrent")
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:  # noqa: ARG002
@@ -58,11 +58,11 @@ class MixerCache:
         return self.record_past
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:  # noqa: ARG002
-        """Returns a convolution's last inputs, None at a document's start."""
+        """Returns a convolution's last inputs, (1, channels, kernel - 1); None at a document's start."""
         return self.before.get(("conv", state_idx))
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:  # noqa: ARG002
-        """Returns a recurrent state, None at a document's start."""
+        """Returns a recurrent state, of any shape; None at a document's start."""
         return self.before.get(("recurrent", state_idx))
 
     def update_conv_state(
@@ -95,7 +95,7 @@ class MixerCache:
         state_idx: int = 0,
         **_: Any,
     ) -> Tensor:
-        """Takes the recurrent state after the last token."""
+        """Takes the recurrent state after the last token, of any shape."""
         self.after["recurrent", state_idx] = recurrent_states
         return recurrent_states
 
