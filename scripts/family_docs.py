@@ -39,9 +39,9 @@ A proof shares the engine's code, so it is no second opinion. `scripts/family_re
 family apart from it: sizes and inputs of its own, plain transformers in fp64, whole sequences, each document alone. Its
 largest relative difference of a gradient stands in the column "apart": {equal} of {compared} families are equal within
 {within:.0e}. Where eager attention's fp32 softmax shows (Granite's scores are large), both compare with SDPA, which is
-in fp64. Default configurations leave out what larger models of a family add: LFM2's convolutions are not in them, and
-the proof of a model's own config.json, which is made in any case, refuses them. No family that is new here has run on a
-GPU yet.
+in fp64. Recurrent layers (Gated DeltaNet, Mamba2, short convolutions) are compared with all their rules in fp64.
+Default configurations leave out what larger models of a family add, such as LFM2's convolutions: the proof of a model's
+own config.json, which is made in any case, has them.
 
 A plan takes the shapes of a family that no table lists from its modules. Every parameter is counted, and so are the
 tensors that a layer holds, where it runs without numbers (`engine/verify/observed_bytes.py`).

@@ -44,6 +44,8 @@ def chunk_gradients(
         state     S' = exp2(G_last) S + Σ exp2(G_last − G) k vᵀ
         values    v  = u − w S
 
+    Shapes stand beside the names.
+
     Args:
         q, k: (batch, tokens, heads, key_width).
         v: Values after the delta rule, (batch, tokens, value_heads, value_width); value heads share q and k evenly.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -51,3 +52,8 @@ def expert_weights(layer: nn.Module) -> list[nn.Parameter]:
     convolutions = [part for part in layer.modules() if isinstance(part, nn.Conv1d)]
     apart = {id(p) for part in convolutions for p in part.parameters()}
     return [p for p in layer.parameters() if p.ndim == 3 and id(p) not in apart]
+
+
+def has_attention(layer: nn.Module, apart: Collection[nn.Module] = ()) -> bool:
+    """Tells whether a layer has an attention module, by its class; `apart` are modules that do not count."""
+    return any("attention" in type(part).__name__.lower() and part not in apart for part in layer.modules())

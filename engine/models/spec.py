@@ -80,7 +80,7 @@ class RecurrentShape:
     layers: int
     "Layers with a recurrent mixer."
     without_attention: int
-    "Of these, layers that do not attend."
+    "Layers that do not attend, with a recurrent mixer or without."
     state_values: int
     "Numbers of a layer's recurrent state, fp32."
     conv_values: int

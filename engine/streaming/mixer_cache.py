@@ -41,12 +41,12 @@ class MixerCache:
 
     @property
     def conv_states(self) -> Mapping[int, Tensor | None]:
-        """States of the convolutions, (1, channels, kernel - 1) each, by number; None before the first."""
+        """States of the convolutions by number, (1, channels, kernel - 1); None before the first."""
         return _ByNumber(self.before, "conv")
 
     @property
     def recurrent_states(self) -> Mapping[int, Tensor | None]:
-        """Recurrent states, of any shape, by number; None before the first."""
+        """Recurrent states by number, of any shape; None before the first."""
         return _ByNumber(self.before, "recurrent")
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:  # noqa: ARG002

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.attention.select import backend_by_name, select_backend
+from engine.models.layers import has_attention
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.plan.window_ring import ring_for
 from engine.streaming.copies import CopyStreams
@@ -132,10 +133,12 @@ class Workspace:
         self.border_states.begin(len(spans))
         found: list[Mixer] = []
         for layer, recurrent in enumerate(self._decoder.mixers):
-            attention = self.attention.mixer(layer, optional=bool(recurrent))
+            # A layer of nothing but an MLP couples no tokens at all.
+            optional = bool(recurrent) or not has_attention(self._decoder.layers[layer])
+            attention = self.attention.mixer(layer, optional=optional)
             states = self.border_states
             found.append(
-                RecurrentMixing(recurrent, states, attention, document_starts, spans) if recurrent else attention
+                RecurrentMixing(recurrent, states, attention, document_starts, spans) if optional else attention
             )
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from engine.models.layers import has_attention
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import RecurrentShape
 from engine.streaming.mixer_cache import MixerCache
@@ -37,7 +38,11 @@ def observed_recurrence(layers: Sequence[nn.Module], hidden_size: int) -> Recurr
         return None
     state, conv, channels = max(found)
     recurrent = [index for index, of_layer in enumerate(mixers) if of_layer]
-    alone = [index for index in recurrent if not _attends(layers[index], [m.module for m in mixers[index]])]
+    alone = [
+        index
+        for index, layer in enumerate(layers)
+        if not has_attention(layer, [mixer.module for mixer in mixers[index]])
+    ]
     return RecurrentShape(
         layers=len(recurrent),
         without_attention=len(alone),
@@ -45,8 +50,3 @@ def observed_recurrence(layers: Sequence[nn.Module], hidden_size: int) -> Recurr
         conv_values=conv,
         channels=channels,
     )
-
-
-def _attends(layer: nn.Module, mixers: Sequence[nn.Module]) -> bool:
-    """Whether a layer has attention beside its recurrent mixers."""
-    return any(name.endswith("attn") and part not in mixers for name, part in layer.named_modules())

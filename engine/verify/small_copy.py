@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.models.families import DROPOUTS
 from engine.models.layers import decoder_layers
+from engine.models.recurrent_mixers import mixer_names
 from engine.models.rope import fixed_rope_context
 
 VOCABULARY = 97
@@ -65,8 +66,11 @@ def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="eager")
         model.config._experts_implementation = "eager"  # the grouped product takes no fp64
+        recurrent = bool(mixer_names(model))
         with torch.no_grad():
             for parameter in model.parameters():
+                if recurrent:
+                    parameter.data = parameter.data.to(dtype)  # some are fp32 in any model
                 if parameter.ndim == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
                 else:
@@ -122,6 +126,9 @@ class _Shrunk:
         widths = sorted(set(_widths(config.to_dict())), reverse=True)
         self._widths = {width: max(96 - 24 * place, 24) for place, width in enumerate(widths)}
         self.values = {name: self._of(name, value) for name, value in config.to_dict().items()}
+        if {"mamba_n_heads", "mamba_d_head"} <= self.values.keys():  # as wide together as the inner width
+            inner = self.values.get("mamba_d_ssm") or self.values["mamba_expand"] * self.values["hidden_size"]
+            self.values |= {"mamba_n_heads": 8, "mamba_d_head": inner // 8}
 
     def _of(self, name: str, value: Any) -> Any:
         if isinstance(value, dict):

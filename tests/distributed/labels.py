@@ -12,8 +12,9 @@ from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.padding import labels_of
-from engine.steps.sequence_step import SequenceStep
+from engine.steps.sequence_sharding import SequenceSharding
 from engine.steps.whole_step import WholeSequenceStep, count_targets
+from engine.streaming.step import StreamedStep
 from tests.distributed.parity import CPU, PLANS, adapted, gradients, relative
 
 
@@ -63,7 +64,8 @@ def label_errors(rank, size):
     for strategy, order in (("ring", "zigzag"), ("ulysses", "contiguous")):
         loss, expected = alone(batch[:1], scale)
         model = adapted()
-        with SequenceStep(model, PLANS["stash"], device=CPU, group=group, strategy=strategy, order=order) as step:
+        sharding = SequenceSharding(group, strategy, order)
+        with StreamedStep(model, PLANS["stash"], device=CPU, sharding=sharding) as step:
             window = batch[0]
             outcome = step.run(
                 torch.as_tensor(window.ids),
