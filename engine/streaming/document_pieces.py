@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,7 +16,8 @@ from engine.streaming.mixer_cache import MixerCache, States
 
 def borders_within(start: int, stop: int, document_starts: Sequence[int]) -> list[int]:
     """Lists where the parts of [start, stop) begin that belong to one document each, and `stop`."""
-    return [start, *(first for first in document_starts if start < first < stop), stop]
+    within = slice(bisect_right(document_starts, start), bisect_left(document_starts, stop))
+    return [start, *document_starts[within], stop]
 
 
 def mix_documents(

@@ -47,6 +47,7 @@ class RecurrentMixing(Mixer):
     ) -> None:
         self._mixers, self._states, self._attention = mixers, states, attention
         self._starts, self._spans = document_starts, spans
+        self._begins = frozenset(document_starts)
         self._purpose, self._tile, self._span = Pass.FORWARD, 0, slice(0, 0)
         self._called: set[tuple[int, int]] = set()
         self._carried: dict[tuple[int, int], States] = {}
@@ -82,8 +83,8 @@ class RecurrentMixing(Mixer):
             raise RuntimeError(f"layer {mixer.layer} calls a recurrent mixer more than once")
         self._called.add(mixer.key)
         start, stop = self._span.start, self._span.stop
-        before = {} if start in self._starts else self._before(mixer)
-        continues = self._tile + 1 < len(self._spans) and stop not in self._starts
+        before = {} if start in self._begins else self._before(mixer)
+        continues = self._tile + 1 < len(self._spans) and stop not in self._begins
         borders = borders_within(start, stop, self._starts)
         y, after = mix_documents(call, x, borders, before, continues=continues)
         if self._purpose in (Pass.GRADIENT, Pass.KEEP):
@@ -107,7 +108,7 @@ class RecurrentMixing(Mixer):
     def prefetch(self, purpose: Pass, tile: int) -> None:
         """See Mixer."""
         self._attention.prefetch(purpose, tile)
-        if purpose is Pass.GRADIENT and self._spans[tile].start not in self._starts:
+        if purpose is Pass.GRADIENT and self._spans[tile].start not in self._begins:
             for mixer in self._mixers:
                 self._states.prefetch(mixer.key, tile)
 
