@@ -62,6 +62,50 @@ def _command(row: dict) -> str:
     return " ".join(parts)
 
 
+def packed_table() -> str:
+    """4-bit weights that wait on the host, beside what the planner says."""
+    rows = json.loads((RESULTS / "streamed-4-bit-h200.json").read_text())["rows"]
+    head = "| model | context | limit | weights | a step | predicted | GPU peak | predicted | host |"
+    lines = [head, "|---" * 9 + "|"]
+    for row in rows:
+        said = row["predicted"]
+        cells = [
+            "Qwen2.5-Coder-7B" if row["layers"] == 28 else "32B shapes, 64 layers",
+            f"{row['context']:,}",
+            f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
+            "4 bits, on the host" if row["plan"]["weights"] == "nf4-streamed" else "4 bits, resident",
+            f"{row['seconds']['total']:.2f} s",
+            f"{said['seconds']:.2f} s",
+            f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
+            f"{said['gpu_allocated'] / GIB:.2f} GiB",
+            f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def hybrid_table() -> str:
+    """Steps of a model of which three quarters of the layers are recurrent."""
+    found = json.loads((RESULTS / "hybrid-h200.json").read_text())
+    head = "| context | tile | weights | limit | a step | forward, loss, backward | GPU peak | host | gradient norm |"
+    lines = [head, "|---" * 9 + "|"]
+    for row in found["rows"]:
+        case, seconds = row["case"], row["seconds"]
+        cells = [
+            f"{case['context']:,}",
+            f"{case['plan']['tile']:,}",
+            "streamed" if case["plan"].get("weights") == "streamed" else "resident",
+            f"{case['cap']} GiB" if "cap" in case else "none",
+            f"{seconds['total']:.1f} s" + (" (first)" if seconds == row["first_seconds"] else ""),
+            ", ".join(f"{seconds[stage]:.1f}" for stage in ("forward", "loss", "backward")),
+            f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
+            f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+            f"{row['gradient_norm']:.4f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"    {command}" for command in found["commands"])])
+
+
 def measured_table() -> str:
     """The README's: what was measured under the limits of smaller cards."""
     rows = json.loads((RESULTS / "streaming.json").read_text())

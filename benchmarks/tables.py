@@ -10,7 +10,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from step_tables import ablation_table, filling_table, measured_table, probe_table, short_context_table, streaming_table
+from step_tables import (
+    ablation_table,
+    filling_table,
+    hybrid_table,
+    measured_table,
+    packed_table,
+    probe_table,
+    short_context_table,
+    streaming_table,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -175,6 +184,8 @@ def long_context_table(name: str) -> str:
 TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
+    (ROOT / "docs" / "benchmarks.md", "packed weights table", packed_table),
+    (ROOT / "docs" / "benchmarks.md", "hybrid table", hybrid_table),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
     (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
