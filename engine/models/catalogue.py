@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors, regular_file
 from engine.assets import asset
+from engine.models.config_reader import ConfigError, spec_from_config
 from engine.models.families import (
     FAMILIES,
     Ability,
-    ConfigError,
     admit,
     refusal,
     refuse,
     require,
     setting_refusals,
-    spec_from_config,
 )
 from engine.models.folder import check_quantisation
 from engine.models.proofs import Proof, find_proof

@@ -53,8 +53,8 @@ times). The cause is unknown; power may limit it. The rates here are calibrated 
 run follow each other."""
 
 _HOPPER_FLASH_256 = (0.32, 0.265)
-"""The same of FlashAttention-2 for heads wider than 128. Measured on an H200 as its kernels' time in a step of the shapes
-of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md)."""
+"""The same of FlashAttention-2 for heads wider than 128. Measured on an H200 as its kernels' time in a step of the
+shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md)."""
 
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue counts as a slow one."

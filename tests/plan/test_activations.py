@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from engine.models.catalogue import find_model
-from engine.models.families import spec_from_config, supporting
+from engine.models.config_reader import spec_from_config
+from engine.models.families import supporting
 from engine.models.loss_chunk import loss_chunk
 from engine.plan.memory import streamed_ledger
 from engine.plan.stream_plan import StreamPlan

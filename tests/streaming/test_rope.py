@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.errors import EliteError
-from engine.models.families import spec_from_config
+from engine.models.config_reader import spec_from_config
 from engine.models.rope_tables import keep_tables_exact
 from engine.plan.request import streaming_refusal
 from engine.plan.stream_plan import StreamPlan

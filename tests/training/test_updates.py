@@ -14,7 +14,7 @@ from engine.data.window_source import count_updates, plan_updates, tokens_per_up
 from engine.hardware.machine import GIB, Machine
 from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
-from engine.models.families import spec_from_config
+from engine.models.config_reader import spec_from_config
 from engine.optim.schedule import make_schedule, warmup_cosine_factor
 from engine.plan.request import PlanRequest
 from engine.steps.micro_batch import whole_window_bytes
