@@ -28,6 +28,7 @@ class Killed(BaseException):
 
 
 def store_at(folder, every=0.0):
+    folder.mkdir(exist_ok=True)  # a run directory is there before its step
     events = []
     store = PartialCheckpointStore(folder / "in-step", every, events.append)
     return store, events
