@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from data.test_conversation_rows import build, learnt_texts
 
 from engine.cli import main
-from engine.data.sessions.collecting import without_home
+from engine.data.sessions.collecting import Choice, session_row, without_home
+from engine.data.sessions.formats import read_sessions
 
 HOME = "/home/alice"
 SECRET = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
@@ -333,3 +335,62 @@ def test_home_folders_of_any_system() -> None:
         "/homes": "/homes",
     }.items():
         assert without_home(path) == wanted
+
+
+ODD = (None, [], {}, [1], {"a": [1]}, 7, True, -1.5, "", "x", [[]], [None], [{"type": "text", "text": {}}])
+
+SAMPLES = {
+    "s1.jsonl": CLAUDE,
+    "s2.jsonl": COMPACTED,
+    "rollout.jsonl": CODEX,
+    "a.traj": SWE_AGENT,
+    "b.traj.json": MINI,
+    "c.json": OPENHANDS,
+    "d.json": BEFORE,
+}
+
+
+def with_one_changed(value: Any, odd: Any) -> Iterator[Any]:
+    """Yields the value with each of its inner values in turn replaced."""
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for place, inner in places:
+        for changed in (odd, *with_one_changed(inner, odd)):
+            made = value.copy()
+            made[place] = changed
+            yield made
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_value_of_another_kind_stops_no_file(tmp_path: Path, name: str, odd: Any) -> None:
+    text = SAMPLES[name]
+    whole = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+    for changed in with_one_changed(whole, odd):
+        written = lines(*changed) if name.endswith(".jsonl") else json.dumps(changed)
+        for session in read_sessions(tmp_path / name, written.encode()):
+            assert Choice(repository="x", since="2020-01-01", outcomes=("finished",)).takes(session) in (True, False)
+            session_row(session)
+
+
+def test_names_of_people_in_arguments_keys_and_written_paths(home: Path) -> None:
+    given = {
+        "changes": {f"{HOME}/a.py": {"add": "/root/b"}},
+        "at": "\\/home\\/alice\\/b",
+        "u": "file:%2Fhome%2Falice%2Fc",
+    }
+    text = lines(
+        claude(1, None, "user", "Fix it"),
+        claude(2, 1, "assistant", [use("t1", "Patch", **given, **{f"{HOME}/d": 1})]),
+        claude(3, 2, "user", [result("t1", '{"cwd": "C:\\\\\\\\Users\\\\\\\\alice\\\\\\\\x"}')]),
+        claude(4, 3, "assistant", "done"),
+    )
+    [session] = read_sessions(home / "s3.jsonl", text.encode())
+    row = session_row(session)
+    assert row is not None
+    assert "alice" not in json.dumps(row)
+    assert "/root" not in json.dumps(row)
+
+
+def test_many_backslashes_take_no_long_time() -> None:
+    text = "\\" * 400_000
+    assert without_home(text) == text
