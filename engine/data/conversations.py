@@ -226,7 +226,8 @@ class RowReader:
         answers = [number for number, message in enumerate(messages) if message["role"] in ("assistant", "completion")]
         if not answers:
             raise NoConversationError("no answer", "no message of it is an assistant's")
-        learnt = [on and number in answers for number, on in enumerate(learnt)]
+        places = set(answers)
+        learnt = [on and number in places for number, on in enumerate(learnt)]
         if self.train_on == "last":
             learnt = [on and number == answers[-1] for number, on in enumerate(learnt)]
         if self.mask_errors:
