@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
+from engine.tokenization.chat_messages import (
+    Message,
+    changed,
+    changed_message,
+    shape,
+    strings_of,
+    stub,
+    thought_of,
+    with_thought,
+)
+from engine.tokenization.chat_template import ChatTemplate, Marks
 
-_ARGUMENTS_DEEP = 64
-_STUB = "x"
-"""Stands for a string in a short rendering."""
 _TOLD = ("system", "developer")
 """Roles whose words may change what a template writes elsewhere, such as /no_think."""
 
@@ -53,9 +60,6 @@ class _Part:
     "Between `{% generation %}` and its end."
     spelled: bool = False
     "Whether it begins within the name of a control token that a string spells."
-
-
-Message = Mapping[str, Any]
 
 
 class ConversationRenderer:
@@ -96,7 +100,7 @@ class ConversationRenderer:
         """
         messages = [self._with_reasoning(message) for message in messages]
         learnt = [True] * len(messages) if learnt is None else learnt
-        whole = "\n".join((*_strings(messages), *_strings(tools or []), self.template.text))
+        whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
         conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
         parts = self._marked(conversation)
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
@@ -109,11 +113,12 @@ class ConversationRenderer:
             known["content"] = ""  # many templates look for words in it
         reasoning = next((known[k] for k in ("reasoning_content", "thinking", "reasoning") if known.get(k)), None)
         content = known.get("content")
-        if reasoning is None and self._thinks and known.get("role") == "assistant" and isinstance(content, str):
-            found = re.match(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL)
-            if found:
+        if reasoning is None and known.get("role") == "assistant" and isinstance(content, str):
+            if self._thinks and (found := thought_of(content)):
                 # Templates tell reasoning by the tokens, which a content's own text is not.
-                reasoning, known["content"] = found[1].strip("\n"), found[2].lstrip("\n")
+                reasoning, known["content"] = found
+            elif all(map(self._control.fullmatch, ("<think>", "</think>"))):
+                known["content"] = with_thought(content)  # a template that knows no reasoning leaves it to the content
         if reasoning is not None:
             known |= {"reasoning_content": reasoning, "thinking": reasoning}
         return known
@@ -236,11 +241,15 @@ class ConversationRenderer:
             return len(whole)
         # The end of a last turn may have more tokens than that of one in between, or be another one.
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(units, wanted, strict=False)))
-        if agreed := [place for place in controls if place < shared]:
+        agreed = [place for place in controls if place < shared]
+        if agreed and not "".join(self._texts(wanted[shared:])).strip():
             return sum(map(len, units[: agreed[-1] + 1]))
         if shared in controls and shared < len(units) and self._control.fullmatch(units[shared]):
             return sum(map(len, units[: shared + 1]))
         return None
+
+    def _texts(self, units: Sequence[str]) -> list[str]:
+        return [unit for unit in units if not self._control.fullmatch(unit)]
 
     def _units(self, text: str) -> list[str]:
         """Control tokens, and the texts between them."""
@@ -272,7 +281,7 @@ class _Conversation:
     ) -> None:
         self.messages, self.marks, self.names = messages, marks, True
         self._template, self._control, self._now = template, control, now
-        self._tools = None if tools is None else [_mapped(tool, self._inert, key=self._inert) for tool in tools]
+        self._tools = None if tools is None else [changed(tool, self._inert, key=self._inert) for tool in tools]
 
     def strings(self, number: int) -> list[str]:
         """The strings of a message that its content is made of, reasoning apart."""
@@ -282,18 +291,19 @@ class _Conversation:
             found.append(text)
             return text
 
-        _message(self.messages[number], collect, collect, collect, reasoning=False)
+        changed_message(self.messages[number], collect, collect, collect, reasoning=False)
         return found
 
     def shape(self, number: int) -> object:
         """What the prompt for an answer depends on, as far as is known."""
         told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
-        return (bool(self._tools), number < 2, repr(told), repr(list(map(_shape, self.messages[:number][-2:]))))
+        return (bool(self._tools), number < 2, repr(told), repr(list(map(shape, self.messages[:number][-2:]))))
 
     def inert(self) -> str:
         """The rendering, where no string spells a control token."""
         messages = [
-            self._without_tokens(_message(message, self._inert, self._inert, self._inert)) for message in self.messages
+            self._without_tokens(changed_message(message, self._inert, self._inert, self._inert, key=self._inert))
+            for message in self.messages
         ]
         text = self._template.render(messages, self._tools, now=self._now)
         return text.replace(self.marks.inert, "")
@@ -305,7 +315,7 @@ class _Conversation:
     def tail(self, number: int, *, prompt: bool) -> str:
         """What a template writes behind the last string of the messages before one, which are shortened."""
         stubs = [
-            message if message.get("role") in _TOLD else _message(message, _stub, _stub, _stub)
+            message if message.get("role") in _TOLD else changed_message(message, stub, stub, str)
             for message in self.messages[:number]
         ]
         rendered = self._render(stubs, names=self.names, prompt=prompt)
@@ -379,19 +389,18 @@ class _Conversation:
                     known[text] = mark(text)
                 return known[text]
 
-            marked.append(self._without_tokens(_message(message, mark, mark_once, mark if names else self._inert)))
+            made = changed_message(message, mark, mark_once, mark if names else self._inert, key=self._inert)
+            marked.append(self._without_tokens(made))
         return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
 
     def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message whose other fields, and the names in its arguments, spell no control token."""
+        """The message whose other fields spell no control token."""
         for key in ("role", "name", "tool_call_id"):
             if isinstance(message.get(key), str):
                 message[key] = self._inert(message[key])
         for call in message.get("tool_calls") or ():
             if isinstance(call.get("id"), str):
                 call["id"] = self._inert(call["id"])
-            function = call["function"]
-            function["arguments"] = _mapped(function["arguments"], str, key=self._inert)
         return message
 
     def _place(self, count: int) -> str:
@@ -400,67 +409,6 @@ class _Conversation:
     def _inert(self, text: str) -> str:
         """The text with a mark inside the name of every control token that it spells."""
         return self._control.sub(lambda found: f"{found[0][:1]}{self.marks.inert}{found[0][1:]}", text)
-
-
-def _message(
-    message: Message,
-    content: Callable[[str], str],
-    reasoning_of: Callable[[str], str],
-    name: Callable[[str], str],
-    *,
-    reasoning: bool = True,
-) -> dict[str, Any]:
-    """A message with its strings changed: its content, its reasoning, the arguments and names of its calls."""
-    made = dict(message)
-    for key in ("reasoning_content", "thinking"):
-        if isinstance(made.get(key), str):
-            made[key] = reasoning_of(made[key]) if reasoning else made[key]
-    if isinstance(made.get("content"), str):
-        made["content"] = content(made["content"])
-    if made.get("tool_calls"):
-        made["tool_calls"] = [_call(call, content, name) for call in made["tool_calls"]]
-    return made
-
-
-def _call(call: Message, content: Callable[[str], str], name: Callable[[str], str]) -> dict[str, Any]:
-    function = dict(call["function"])
-    function["name"] = name(function["name"])
-    function["arguments"] = _mapped(function.get("arguments"), content)
-    return {**call, "function": function}
-
-
-def _mapped(value: Any, change: Callable[[str], str], deep: int = 0, key: Callable[[str], str] = str) -> Any:
-    """A JSON value with its strings changed, in order, and its keys."""
-    if deep > _ARGUMENTS_DEEP:
-        raise RenderError("its values are nested too deep")
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key(str(name)): _mapped(inner, change, deep + 1, key) for name, inner in value.items()}
-    return [_mapped(inner, change, deep + 1, key) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _strings(value: Any) -> list[str]:
-    found: list[str] = []
-
-    def collect(text: str) -> str:
-        found.append(text)
-        return text
-
-    _mapped(value, collect)
-    return found
-
-
-def _stub(text: str) -> str:
-    # White space around a string is rendered, or taken away, like that around the whole.
-    core = text.strip()
-    return text.replace(core, _STUB, 1) if core else text
-
-
-def _shape(message: Message) -> object:
-    """What a template may tell of a message without its words."""
-    short = _message(message, _stub, _stub, _stub)
-    return sorted((key, value) for key, value in short.items() if key != "tool_call_id")
 
 
 def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control: re.Pattern[str]) -> list[Piece]:
