@@ -343,7 +343,8 @@ class RowReader:
             prompt = {"role": "prompt", "content": f"{asked}{between}"}
             return [prompt, {"role": "completion", "content": answer}], [False, True]
         earlier: list[dict[str, Any]] = []
-        for turn in parsed(get("history")) or []:
+        history = parsed(get("history")) or []
+        for turn in history if isinstance(history, list) else [None]:
             if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
                 raise NoConversationError("bad message", "its history is no list of pairs of texts")
             earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]

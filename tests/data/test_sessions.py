@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data.test_conversation_rows import build, learnt_texts
+from support.odd_values import ODD, with_one_changed
 
 from engine.cli import main
 from engine.data.sessions.collecting import Choice, session_row, without_home
@@ -337,8 +337,6 @@ def test_home_folders_of_any_system() -> None:
         assert without_home(path) == wanted
 
 
-ODD = (None, [], {}, [1], {"a": [1]}, 7, True, -1.5, "", "x", [[]], [None], [{"type": "text", "text": {}}])
-
 SAMPLES = {
     "s1.jsonl": CLAUDE,
     "s2.jsonl": COMPACTED,
@@ -348,16 +346,6 @@ SAMPLES = {
     "c.json": OPENHANDS,
     "d.json": BEFORE,
 }
-
-
-def with_one_changed(value: Any, odd: Any) -> Iterator[Any]:
-    """Yields the value with each of its inner values in turn replaced."""
-    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for place, inner in places:
-        for changed in (odd, *with_one_changed(inner, odd)):
-            made = value.copy()
-            made[place] = changed
-            yield made
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
