@@ -9,6 +9,7 @@ compared with the whole: a template for which they differ cannot be split, and i
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections.abc import Sequence
@@ -177,6 +178,7 @@ class ConversationRenderer:
                 strings.append((position, position + len(part.text), part.message))
             position += len(part.text)
         text = "".join(part.text for part in parts)
+        begins = [begin for begin, *_ in strings]
         for number, message in enumerate(conversation.messages):
             if number not in first and any(string.strip() for string in conversation.strings(number)):
                 raise SplitError(f"it does not write message {number + 1} ({message.get('role')})")
@@ -187,9 +189,10 @@ class ConversationRenderer:
             if number not in first:
                 raise SplitError(f"message {number + 1} (assistant) says nothing")
             # By their place: some templates write what the system says with the last request.
-            before = max((end for _, end, other in strings if end <= first[number] and other != number), default=0)
-            after = min((begin for begin, *_ in strings if begin >= last[number]), default=len(text))
-            if any(first[number] < begin < last[number] and other != number for begin, _, other in strings):
+            own = slice(bisect.bisect_left(begins, first[number]), bisect.bisect_left(begins, last[number]))
+            before = strings[own.start - 1][1] if own.start else 0
+            after = begins[own.stop] if own.stop < len(begins) else len(text)
+            if any(other != number for *_, other in strings[own]):
                 raise SplitError(f"it writes message {number + 1} in several places")
             begin = before + self._prompt(conversation, number, text[before : first[number]])
             end = last[number] + self._closing(conversation, number, text[last[number] : after])
@@ -218,7 +221,7 @@ class ConversationRenderer:
     def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes."""
         units, key = self._units(written), ("end", conversation.shape(number + 1))
-        if (known := self._known.get(key)) and (taken := self._ending(units, known)) is not None:
+        if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
             return taken
         wanted = self._known[key] = self._units(conversation.tail(number + 1, prompt=False))
         if (taken := self._ending(units, wanted)) is not None:
@@ -297,7 +300,12 @@ class _Conversation:
     def shape(self, number: int) -> object:
         """What the prompt for an answer depends on, as far as is known."""
         told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
-        return (bool(self._tools), number < 2, repr(told), repr(list(map(shape, self.messages[:number][-2:]))))
+        return (
+            bool(self._tools),
+            number < 2,
+            repr(told),
+            repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
+        )
 
     def inert(self) -> str:
         """The rendering, where no string spells a control token."""
