@@ -29,6 +29,7 @@ from engine.tokenization.chat_messages import (
 )
 from engine.tokenization.chat_template import ChatTemplate, Marks
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TOLD = ("system", "developer")
 """Roles whose words may change what a template writes elsewhere, such as /no_think."""
 
@@ -238,7 +239,7 @@ class ConversationRenderer:
             return len(units[0]) if units and self._control.fullmatch(units[0]) else 0
         controls = [place for place, unit in enumerate(wanted) if self._control.fullmatch(unit)]
         kept = controls[-1] + 1 if controls and not "".join(wanted[controls[-1] + 1 :]).strip() else len(wanted)
-        if units[:kept] == wanted[:kept]:
+        if self._alike(units[:kept], wanted[:kept]):
             return sum(map(len, units[:kept]))
         if not controls and "".join(units).startswith(whole := "".join(wanted)):
             return len(whole)
@@ -250,6 +251,13 @@ class ConversationRenderer:
         if shared in controls and shared < len(units) and self._control.fullmatch(units[shared]):
             return sum(map(len, units[: shared + 1]))
         return None
+
+    def _alike(self, units: Sequence[str], wanted: Sequence[str]) -> bool:
+        """Whether the units are the wanted ones, but for numbers among the arguments of a call."""
+        return len(units) == len(wanted) and all(
+            unit == other or (not self._control.fullmatch(unit) and _NUMBER.sub("0", unit) == _NUMBER.sub("0", other))
+            for unit, other in zip(units, wanted, strict=True)
+        )
 
     def _texts(self, units: Sequence[str]) -> list[str]:
         return [unit for unit in units if not self._control.fullmatch(unit)]
