@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -385,16 +385,14 @@ class _Conversation:
         marked = []
         for number, message in enumerate(messages):
             known: dict[str, str] = {}
-            count = 0
 
-            def mark(text: str, number: int = number) -> str:
-                nonlocal count
+            # Values that the template writes as Python does are marked while it is rendered.
+            def mark(text: str, number: int = number, counts: Iterator[int] = itertools.count(1)) -> str:  # noqa: B008
                 core = text.strip()
                 if not core:
                     return text
-                count += 1
                 at = text.index(core)
-                place = f"{self.marks.number(number)}{self._place(count)}"
+                place = f"{self.marks.number(number)}{self._place(next(counts))}"
                 return (
                     f"{text[:at]}{self.marks.open}{place}{self._inert(core)}{self.marks.close}{text[at + len(core) :]}"
                 )

@@ -58,6 +58,8 @@ def call(**arguments: Any) -> list[dict[str, Any]]:
         ({"a": "b"}, "a=b;"),
         ({"a": {"b": ["c", "it's", None, 1.5]}}, """a={'b': ['c', "it's", None, 1.5]};"""),
         ({"todos": [{"text": "<x>", "done": True}]}, "todos=[{'text': '<x>', 'done': True}];"),
+        ({"p": "a", "n": 7, "o": {"k": [0, "x"]}}, "p=a;n=7;o={'k': [0, 'x']};"),
+        ({"o": [["x"], {"y": "z"}], "p": "a", "q": {}, "r": "b"}, "o=[['x'], {'y': 'z'}];p=a;q={};r=b;"),
     ],
 )
 def test_a_call_whose_name_is_written_twice_is_learnt_whole(arguments: dict[str, Any], written: str) -> None:
