@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("chatml", "plain")
 """Known by name: for a model with ChatML's tokens, and for any other one."""
-REVISION = 1
+REVISION = 2
 "Raised when the same conversation would be encoded otherwise; part of every store's key."
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _CUT = "[{count:,} characters of output left out]"
 _ROUNDS = 4
-"Times that more output is left out, until the rest fits."
+"Times that more output is left out, until the rest fits. Then all of it is."
 
 
 def find_template(tokenizer: Any, encoder: Encoder, named: str) -> ChatTemplate | None:
@@ -141,9 +141,10 @@ class Chats:
         ]
         sizes = list(map(len, self._encoder.plain_text.encode([Part(texts[number], False) for number in outputs])))
         gone = 0
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS + 1):
             excess = len(encoded.ids) - limit
-            while excess > 0 and gone < len(outputs):
+            while gone < len(outputs) and (excess > 0 or turn == _ROUNDS):
+                # What stands in an output's place has tokens too; how many is a guess.
                 excess -= sizes[gone] - len(_CUT) // 3
                 gone += 1
             cut = set(outputs[:gone])

@@ -268,7 +268,8 @@ class RowReader:
         answers = [number for number, message in enumerate(messages) if message["role"] in ("assistant", "completion")]
         if not answers:
             raise NoConversationError("no answer", "no message of it is an assistant's")
-        learnt = [on and number in answers for number, on in enumerate(learnt)]
+        places = set(answers)
+        learnt = [on and number in places for number, on in enumerate(learnt)]
         if self.train_on == "last":
             learnt = [on and number == answers[-1] for number, on in enumerate(learnt)]
         if self.mask_errors:
@@ -384,7 +385,8 @@ class RowReader:
             prompt = {"role": "prompt", "content": f"{asked}{between}"}
             return [prompt, {"role": "completion", "content": answer}], [False, True]
         earlier: list[dict[str, Any]] = []
-        for turn in parsed(get("history")) or []:
+        history = parsed(get("history")) or []
+        for turn in history if isinstance(history, list) else [None]:
             if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
                 raise NoConversationError("bad message", "its history is no list of pairs of texts")
             earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]

@@ -118,9 +118,9 @@ def pack(
     for (start, end, _), waits in zip(spans, short, strict=True):
         if waits:
             packer.set_aside(start, end)
-    for (start, end, _), waits in zip(spans, short, strict=True):
+    for (start, end, uncut), waits in zip(spans, short, strict=True):
         if not waits:
-            packer.lay(start, end)
+            packer.lay(start, end, conversation=uncut)
     packer.finish()
     parts = np.array(packer.parts, dtype=np.int64).reshape(-1, 2)
     first_part = np.zeros(len(packer.counts) + 1, dtype=np.int64)
@@ -162,6 +162,12 @@ class _Cutter:
                 best, cut = self._statement(start, lowest - 1, limit, found)
                 return lowest + best, cut
         return max(limit, start + 1), Cut.TOKEN
+
+    def turn(self, start: int, limit: int) -> int:
+        """The last border behind an answer that a part of a conversation may end at; 0 where there is none."""
+        turns = self._layout.definitions
+        index = int(np.searchsorted(turns, limit, "right")) - 1
+        return int(turns[index]) if index >= 0 and turns[index] >= start + SHORTEST else 0
 
     def _statement(self, start: int, first: int, limit: int, lines: npt.NDArray[np.intp]) -> tuple[int, Cut]:
         """The line end, counted from `first`, at which fewest brackets are open, and whether a statement ends there.
@@ -242,18 +248,26 @@ class _Packer:
         """A short document, which may fill a rest anywhere."""
         self._short.add(end - start, start)
 
-    def lay(self, start: int, end: int) -> None:
-        """Adds a document to the present window, and to as many more as it needs."""
+    def lay(self, start: int, end: int, *, conversation: bool = False) -> None:
+        """Adds a document to the present window, and to as many more as it needs.
+
+        A conversation is cut behind an answer, whatever stays empty: the first label of a part is lost, and a question
+        whose answer stands in another window teaches nothing.
+        """
         while start < end:
             if self._present and (not self._together or self._room < max(SHORTEST, self._cutter.tolerance)):
                 self._close()
             stop = end
             if end - start > self._room:
                 spare = self._spare()
-                if self._present and self._room <= spare:
+                turn = self._cutter.turn(start, min(start + self._room, end - SHORTEST)) if conversation else 0
+                if self._present and (self._room <= spare or (conversation and not turn)):
                     self._close()
                     continue
-                stop, cut = self._cutter.cut(start, start + self._room, end, spare)
+                if turn:
+                    stop, cut = turn, Cut.DEFINITION
+                else:
+                    stop, cut = self._cutter.cut(start, start + self._room, end, spare)
                 self.cuts[cut] += 1
             self._present.append((start, stop))
             self._room -= stop - start

@@ -9,16 +9,27 @@ compared with the whole: a template for which they differ cannot be split, and i
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from engine.tokenization.chat_messages import Message, changed, mapped, shape_of, strings_of, stub
+from engine.tokenization.chat_messages import (
+    Message,
+    changed,
+    changed_message,
+    shape,
+    strings_of,
+    stub,
+    thought_of,
+    with_thought,
+)
 from engine.tokenization.chat_template import ChatTemplate, Marks
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TOLD = ("system", "developer")
 """Roles whose words may change what a template writes elsewhere, such as /no_think."""
 
@@ -104,11 +115,12 @@ class ConversationRenderer:
             known["content"] = ""  # many templates look for words in it
         reasoning = next((known[k] for k in ("reasoning_content", "thinking", "reasoning") if known.get(k)), None)
         content = known.get("content")
-        if reasoning is None and self._thinks and known.get("role") == "assistant" and isinstance(content, str):
-            found = re.match(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL)
-            if found:
+        if reasoning is None and known.get("role") == "assistant" and isinstance(content, str):
+            if self._thinks and (found := thought_of(content)):
                 # Templates tell reasoning by the tokens, which a content's own text is not.
-                reasoning, known["content"] = found[1].strip("\n"), found[2].lstrip("\n")
+                reasoning, known["content"] = found
+            elif all(map(self._control.fullmatch, ("<think>", "</think>"))):
+                known["content"] = with_thought(content)  # a template that knows no reasoning leaves it to the content
         if reasoning is not None:
             known |= {"reasoning_content": reasoning, "thinking": reasoning}
         return known
@@ -167,6 +179,7 @@ class ConversationRenderer:
                 strings.append((position, position + len(part.text), part.message))
             position += len(part.text)
         text = "".join(part.text for part in parts)
+        begins = [begin for begin, *_ in strings]
         for number, message in enumerate(conversation.messages):
             if number not in first and any(string.strip() for string in conversation.strings(number)):
                 raise SplitError(f"it does not write message {number + 1} ({message.get('role')})")
@@ -177,9 +190,10 @@ class ConversationRenderer:
             if number not in first:
                 raise SplitError(f"message {number + 1} (assistant) says nothing")
             # By their place: some templates write what the system says with the last request.
-            before = max((end for _, end, other in strings if end <= first[number] and other != number), default=0)
-            after = min((begin for begin, *_ in strings if begin >= last[number]), default=len(text))
-            if any(first[number] < begin < last[number] and other != number for begin, _, other in strings):
+            own = slice(bisect.bisect_left(begins, first[number]), bisect.bisect_left(begins, last[number]))
+            before = strings[own.start - 1][1] if own.start else 0
+            after = begins[own.stop] if own.stop < len(begins) else len(text)
+            if any(other != number for *_, other in strings[own]):
                 raise SplitError(f"it writes message {number + 1} in several places")
             begin = before + self._prompt(conversation, number, text[before : first[number]])
             end = last[number] + self._closing(conversation, number, text[last[number] : after])
@@ -208,7 +222,7 @@ class ConversationRenderer:
     def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes."""
         units, key = self._units(written), ("end", conversation.shape(number + 1))
-        if (known := self._known.get(key)) and (taken := self._ending(units, known)) is not None:
+        if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
             return taken
         wanted = self._known[key] = self._units(conversation.tail(number + 1, prompt=False))
         if (taken := self._ending(units, wanted)) is not None:
@@ -225,17 +239,28 @@ class ConversationRenderer:
             return len(units[0]) if units and self._control.fullmatch(units[0]) else 0
         controls = [place for place, unit in enumerate(wanted) if self._control.fullmatch(unit)]
         kept = controls[-1] + 1 if controls and not "".join(wanted[controls[-1] + 1 :]).strip() else len(wanted)
-        if units[:kept] == wanted[:kept]:
+        if self._alike(units[:kept], wanted[:kept]):
             return sum(map(len, units[:kept]))
         if not controls and "".join(units).startswith(whole := "".join(wanted)):
             return len(whole)
         # The end of a last turn may have more tokens than that of one in between, or be another one.
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(units, wanted, strict=False)))
-        if agreed := [place for place in controls if place < shared]:
+        agreed = [place for place in controls if place < shared]
+        if agreed and not "".join(self._texts(wanted[shared:])).strip():
             return sum(map(len, units[: agreed[-1] + 1]))
         if shared in controls and shared < len(units) and self._control.fullmatch(units[shared]):
             return sum(map(len, units[: shared + 1]))
         return None
+
+    def _alike(self, units: Sequence[str], wanted: Sequence[str]) -> bool:
+        """Whether the units are the wanted ones, but for numbers among the arguments of a call."""
+        return len(units) == len(wanted) and all(
+            unit == other or (not self._control.fullmatch(unit) and _NUMBER.sub("0", unit) == _NUMBER.sub("0", other))
+            for unit, other in zip(units, wanted, strict=True)
+        )
+
+    def _texts(self, units: Sequence[str]) -> list[str]:
+        return [unit for unit in units if not self._control.fullmatch(unit)]
 
     def _units(self, text: str) -> list[str]:
         """Control tokens, and the texts between them."""
@@ -267,7 +292,7 @@ class _Conversation:
     ) -> None:
         self.messages, self.marks, self.names = messages, marks, True
         self._template, self._control, self._now = template, control, now
-        self._tools = None if tools is None else [mapped(tool, self._inert, key=self._inert) for tool in tools]
+        self._tools = None if tools is None else [changed(tool, self._inert, key=self._inert) for tool in tools]
 
     def strings(self, number: int) -> list[str]:
         """The strings of a message that its content is made of, reasoning apart."""
@@ -277,18 +302,24 @@ class _Conversation:
             found.append(text)
             return text
 
-        changed(self.messages[number], collect, collect, collect, reasoning=False)
+        changed_message(self.messages[number], collect, collect, collect, reasoning=False)
         return found
 
     def shape(self, number: int) -> object:
         """What the prompt for an answer depends on, as far as is known."""
         told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
-        return (bool(self._tools), number < 2, repr(told), repr(list(map(shape_of, self.messages[:number][-2:]))))
+        return (
+            bool(self._tools),
+            number < 2,
+            repr(told),
+            repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
+        )
 
     def inert(self) -> str:
         """The rendering, where no string spells a control token."""
         messages = [
-            self._without_tokens(changed(message, self._inert, self._inert, self._inert)) for message in self.messages
+            self._without_tokens(changed_message(message, self._inert, self._inert, self._inert, key=self._inert))
+            for message in self.messages
         ]
         text = self._template.render(messages, self._tools, now=self._now)
         return text.replace(self.marks.inert, "")
@@ -300,7 +331,7 @@ class _Conversation:
     def tail(self, number: int, *, prompt: bool) -> str:
         """What a template writes behind the last string of the messages before one, which are shortened."""
         stubs = [
-            message if message.get("role") in _TOLD else changed(message, stub, stub, stub)
+            message if message.get("role") in _TOLD else changed_message(message, stub, stub, str)
             for message in self.messages[:number]
         ]
         rendered = self._render(stubs, names=self.names, prompt=prompt)
@@ -354,16 +385,14 @@ class _Conversation:
         marked = []
         for number, message in enumerate(messages):
             known: dict[str, str] = {}
-            count = 0
 
-            def mark(text: str, number: int = number) -> str:
-                nonlocal count
+            # Values that the template writes as Python does are marked while it is rendered.
+            def mark(text: str, number: int = number, counts: Iterator[int] = itertools.count(1)) -> str:  # noqa: B008
                 core = text.strip()
                 if not core:
                     return text
-                count += 1
                 at = text.index(core)
-                place = f"{self.marks.number(number)}{self._place(count)}"
+                place = f"{self.marks.number(number)}{self._place(next(counts))}"
                 return (
                     f"{text[:at]}{self.marks.open}{place}{self._inert(core)}{self.marks.close}{text[at + len(core) :]}"
                 )
@@ -374,19 +403,18 @@ class _Conversation:
                     known[text] = mark(text)
                 return known[text]
 
-            marked.append(self._without_tokens(changed(message, mark, mark_once, mark if names else self._inert)))
+            made = changed_message(message, mark, mark_once, mark if names else self._inert, key=self._inert)
+            marked.append(self._without_tokens(made))
         return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
 
     def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message whose other fields, and the names in its arguments, spell no control token."""
+        """The message whose other fields spell no control token."""
         for key in ("role", "name", "tool_call_id"):
             if isinstance(message.get(key), str):
                 message[key] = self._inert(message[key])
         for call in message.get("tool_calls") or ():
             if isinstance(call.get("id"), str):
                 call["id"] = self._inert(call["id"])
-            function = call["function"]
-            function["arguments"] = mapped(function["arguments"], str, key=self._inert)
         return message
 
     def _place(self, count: int) -> str:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from data.test_conversation_rows import build, learnt_texts
+from support.odd_values import ODD, with_one_changed
 
 from engine.cli import main
-from engine.data.sessions.collecting import without_home
+from engine.data.sessions.collecting import Choice, session_row, without_home
+from engine.data.sessions.formats import read_sessions
 
 HOME = "/home/alice"
 SECRET = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
@@ -333,3 +335,50 @@ def test_home_folders_of_any_system() -> None:
         "/homes": "/homes",
     }.items():
         assert without_home(path) == wanted
+
+
+SAMPLES = {
+    "s1.jsonl": CLAUDE,
+    "s2.jsonl": COMPACTED,
+    "rollout.jsonl": CODEX,
+    "a.traj": SWE_AGENT,
+    "b.traj.json": MINI,
+    "c.json": OPENHANDS,
+    "d.json": BEFORE,
+}
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_value_of_another_kind_stops_no_file(tmp_path: Path, name: str, odd: Any) -> None:
+    text = SAMPLES[name]
+    whole = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
+    for changed in with_one_changed(whole, odd):
+        written = lines(*changed) if name.endswith(".jsonl") else json.dumps(changed)
+        for session in read_sessions(tmp_path / name, written.encode()):
+            assert Choice(repository="x", since="2020-01-01", outcomes=("finished",)).takes(session) in (True, False)
+            session_row(session)
+
+
+def test_names_of_people_in_arguments_keys_and_written_paths(home: Path) -> None:
+    given = {
+        "changes": {f"{HOME}/a.py": {"add": "/root/b"}},
+        "at": "\\/home\\/alice\\/b",
+        "u": "file:%2Fhome%2Falice%2Fc",
+    }
+    text = lines(
+        claude(1, None, "user", "Fix it"),
+        claude(2, 1, "assistant", [use("t1", "Patch", **given, **{f"{HOME}/d": 1})]),
+        claude(3, 2, "user", [result("t1", '{"cwd": "C:\\\\\\\\Users\\\\\\\\alice\\\\\\\\x"}')]),
+        claude(4, 3, "assistant", "done"),
+    )
+    [session] = read_sessions(home / "s3.jsonl", text.encode())
+    row = session_row(session)
+    assert row is not None
+    assert "alice" not in json.dumps(row)
+    assert "/root" not in json.dumps(row)
+
+
+def test_many_backslashes_take_no_long_time() -> None:
+    text = "\\" * 400_000
+    assert without_home(text) == text

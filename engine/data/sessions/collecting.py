@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +23,12 @@ PLACES = (".claude/projects", ".codex/sessions")
 LARGEST = 256 << 20
 """Bytes of one file."""
 _ENDINGS = (".jsonl", ".traj", ".traj.json", ".trajectory.json", ".json")
+_SLASH = r"(?:\\{0,8}/|%2F)"
+"""As JSON and addresses may spell it."""
+_PERSON = r"[^/\\\s\"':;,<>|*?`()\[\]{}%]+"
 _HOME = re.compile(
-    r"(?:/home/|/Users/|/export/home/|[A-Za-z]:\\\\?Users\\\\?)[^/\\\s\"':;,<>|*?`()\[\]{}]+|/root(?=[/\s\"':;,)]|$)"
+    rf"(?i:(?:{_SLASH}export)?{_SLASH}home{_SLASH}|[A-Z](?::|%3A)(?:\\{{1,8}}|%5C)Users(?:\\{{1,8}}|%5C)){_PERSON}"
+    rf"|{_SLASH}Users{_SLASH}{_PERSON}|{_SLASH}root(?=[/\\\s\"':;,)%]|$)"
 )
 _FOLDED = re.compile(r"-(?:home|Users)-[A-Za-z0-9_.]+(?=-|/|$)")
 """A home folder as Claude Code names its projects."""
@@ -116,8 +120,8 @@ def session_row(session: Session) -> tuple[dict[str, Any], int] | None:
     Home folders become ~, in paths and in what was said.
     """
     try:
-        tools = tools_of(session.messages)
-        conversation = RowReader({}).read({"messages": list(session.messages), "tools": tools})
+        messages = [_without_homes_in_names(message) for message in session.messages]
+        conversation = RowReader({}).read({"messages": messages, "tools": tools_of(messages)})
     except NoConversationError:
         return None
     document = conversation_document(conversation)
@@ -146,6 +150,23 @@ def _marked(conversation: Conversation, session: Session) -> list[dict[str, Any]
         {**message, "is_error": True} if given.get("is_error") else dict(message)
         for message, given in zip(conversation.messages, session.messages, strict=True)
     ]
+
+
+def _without_homes_in_names(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message whose calls name no home folder in the keys of their arguments, as a patch of several files does."""
+    if not message.get("tool_calls"):
+        return dict(message)
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _renamed(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {without_home(key): _renamed(inner) for key, inner in value.items()}
+    return [_renamed(inner) for inner in value] if isinstance(value, list) else value
 
 
 def without_home(text: str) -> str:

@@ -47,6 +47,15 @@ def _object(value: Any) -> Record:
     return value if isinstance(value, dict) else {}
 
 
+def _objects(value: Any) -> list[Record]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _name(value: Any) -> str:
+    """An identity that records name each other by; "" for none, whatever stands in its place."""
+    return value if isinstance(value, str) else ""
+
+
 # --- Claude Code: ~/.claude/projects/<folder>/<session>.jsonl ------------------------------------------------
 
 
@@ -54,7 +63,7 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
     """A conversation for each stretch between compactions, after which the agent goes on from a summary."""
     records = [record for record in records if not record.get("isSidechain")]
     spoken = [record for record in records if _blocks(record) is not None]
-    by_name = {record["uuid"]: record for record in records if isinstance(record.get("uuid"), str)}
+    by_name = {name: record for record in records if (name := _name(record.get("uuid")))}
     if not spoken:
         return
     leaf: Record | None = spoken[-1]
@@ -63,12 +72,12 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
     while leaf is not None:
         chain: list[Record] = []
         at: Record | None = leaf
-        while at is not None and at.get("uuid") not in seen:
+        while at is not None and _name(at.get("uuid")) not in seen:
             chain.append(at)
-            seen.add(str(at.get("uuid")))
-            at = by_name.get(str(at.get("parentUuid")))
+            seen.add(_name(at.get("uuid")))
+            at = by_name.get(_name(at.get("parentUuid")))
         root = chain[-1] if chain else {}
-        leaf = by_name.get(str(root.get("logicalParentUuid")))
+        leaf = by_name.get(_name(root.get("logicalParentUuid")))
         stretches.append(_with_results(spoken, chain))
     for stretch in reversed(stretches):
         transcript = Transcript()
@@ -91,19 +100,21 @@ def _blocks(record: Record) -> list[Any] | None:
 
 def _with_results(spoken: Sequence[Record], chain: Sequence[Record]) -> list[Record]:
     """The records of a chain in the file's order, with what belongs to them: parts of one answer, results of calls."""
-    names = {record.get("uuid") for record in chain}
-    answers = {record["message"].get("id") for record in chain if record.get("type") == "assistant"} - {None}
+    names = {_name(record.get("uuid")) for record in chain}
+    answers = {_name(_object(record.get("message")).get("id")) for record in chain if record.get("type") == "assistant"}
+    answers.discard("")
     kept = [
         record
         for record in spoken
-        if record.get("uuid") in names or (record["type"] == "assistant" and record["message"].get("id") in answers)
+        if _name(record.get("uuid")) in names
+        or (record["type"] == "assistant" and _name(record["message"].get("id")) in answers)
     ]
-    calls = {part.get("id") for record in kept for part in _blocks(record) or () if part.get("type") == "tool_use"}
-    names |= {record.get("uuid") for record in kept}
+    calls = {str(part.get("id")) for record in kept for part in _blocks(record) or () if part.get("type") == "tool_use"}
+    names |= {_name(record.get("uuid")) for record in kept}
 
     def belongs(record: Record) -> bool:
-        results = [part.get("tool_use_id") for part in _blocks(record) or () if part.get("type") == "tool_result"]
-        return record.get("uuid") in names or (bool(results) and calls.issuperset(results))
+        results = [str(part.get("tool_use_id")) for part in _blocks(record) or () if part.get("type") == "tool_result"]
+        return _name(record.get("uuid")) in names or (bool(results) and calls.issuperset(results))
 
     return [record for record in spoken if belongs(record)]
 
@@ -196,13 +207,14 @@ def _swe_agent(agent: str, path: Path, record: Record, messages: Any, info: Reco
         if message["role"] == "assistant":
             reasoning = message.get("reasoning_content")
             transcript.answer(text, reasoning if isinstance(reasoning, str) else "")
-            calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+            calls = _objects(message.get("tool_calls"))
             waiting = [str(call.get("id") or f"call_{number}_{place}") for place, call in enumerate(calls)]
             for identity, call in zip(waiting, calls, strict=True):
                 function = _object(call.get("function")) or call
                 transcript.call(identity, str(function.get("name") or "bash"), function.get("arguments"))
         elif message["role"] == "tool" or message.get("tool_call_ids"):
-            named = message.get("tool_call_id") or next(iter(message.get("tool_call_ids") or ()), None)
+            several = message.get("tool_call_ids")
+            named = message.get("tool_call_id") or (several[0] if isinstance(several, list) and several else None)
             transcript.result(str(named or (waiting.pop(0) if waiting else "")), text)
         else:
             transcript.say(message["role"], text)
@@ -269,8 +281,7 @@ def _say_openhands_before(transcript: Transcript, event: Record) -> None:
         extras = _object(event.get("extras"))
         about = _object(extras.get("metadata")) or extras
         failed = event["observation"] == "error" or about.get("exit_code") not in (None, 0, -1)
-        known = {call["id"] for message in transcript.messages for call in message.get("tool_calls", ())}
-        if identity in known:
+        if identity in transcript.identities:
             transcript.result(identity, text_of(event.get("content")), failed=failed)
     elif event.get("action") in ("message", "system"):
         text = text_of(arguments.get("content"))
@@ -292,8 +303,8 @@ def _call_openhands_before(
     thought = text_of(arguments.get("thought"))
     given: Any = {key: value for key, value in arguments.items() if key in _TOLD and value not in (None, "")}
     for choice in _choices(metadata):
-        for call in choice.get("tool_calls") or ():
-            if isinstance(call, dict) and call.get("id") == metadata.get("tool_call_id"):
+        for call in _objects(choice.get("tool_calls")):
+            if call.get("id") == metadata.get("tool_call_id"):
                 given = call["function"].get("arguments") if isinstance(call.get("function"), dict) else given
         thought = text_of(choice.get("content")) or thought
     transcript.answer(thought)
@@ -318,9 +329,8 @@ _TOLD = (
 
 
 def _choices(metadata: Record) -> Iterator[Record]:
-    response = metadata.get("model_response")
-    for choice in response.get("choices") or () if isinstance(response, dict) else ():
-        if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
+    for choice in _objects(_object(metadata.get("model_response")).get("choices")):
+        if isinstance(choice.get("message"), dict):
             yield choice["message"]
 
 

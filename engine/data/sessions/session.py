@@ -49,9 +49,11 @@ class Transcript:
 
     Attributes:
         messages: So far.
+        identities: Of the calls so far.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
+    identities: set[str] = field(default_factory=set)
 
     def say(self, role: str, text: str) -> None:
         """Adds what a person or the system says; nothing for an empty text."""
@@ -77,6 +79,7 @@ class Transcript:
         """Adds a call of a tool."""
         made = {"id": identity, "type": "function", "function": {"name": name, "arguments": as_arguments(arguments)}}
         self.answer(call=made)
+        self.identities.add(identity)
 
     def result(self, identity: str, text: str, *, failed: bool = False) -> None:
         """Adds what a tool returned."""
