@@ -15,7 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
-from engine.plan.planner import LEAST_UPDATES
+from engine.plan.tiers import LEAST_UPDATES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

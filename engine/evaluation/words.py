@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from engine.plan.planner import LEAST_UPDATES
+from engine.plan.tiers import LEAST_UPDATES
 
 if TYPE_CHECKING:
     from engine.evaluation.intervals import Interval

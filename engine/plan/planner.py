@@ -26,13 +26,10 @@ from engine.plan.request import (
 from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
-from engine.plan.tiers import tiers
+from engine.plan.tiers import LEAST_UPDATES, tiers
 from engine.plan.time import TimePart
 from engine.plan.workload import Workload
 
-LEAST_UPDATES = 30
-"""Updates that a run needs for a visible effect: the first 5% only warm up, and the step sizes of Adam settle over tens
-of updates. Two updates moved a held-out perplexity by 0.2%."""
 FAR = 8
 "Times of its trained context from which a model is warned about."
 SMALL_CONTEXTS = (512, 1024, 2048)

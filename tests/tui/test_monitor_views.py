@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -370,7 +371,8 @@ async def test_several_runs_in_tabs(tmp_path):
 
 
 async def test_commands_go_to_the_run_on_screen(tmp_path):
-    first, second = half_way(), half_way()
+    first = half_way()
+    second = Replay([dataclasses.replace(envelope, run="another") for envelope in recorded(until_step=33)])
     second.run = type(second.run)(second.run.path.with_name("another"))
     engine = ManyRuns({"a": first, "b": second})
     app = make_app("monitor", engine=engine)
