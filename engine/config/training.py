@@ -19,26 +19,6 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
             "(12 to 16 bytes a parameter; a learning rate ten times smaller suits it)."
         ),
     ] = "lora"
-    objective: Annotated[
-        Literal["sft", "dpo"],
-        Meta(
-            description="What is minimised: sft the cross-entropy of the text, dpo the preference loss over rows with "
-            "a chosen and a rejected answer (arXiv 2305.18290), against the base model."
-        ),
-    ] = "sft"
-    dpo_beta: Annotated[
-        float,
-        Meta(gt=0, le=100, description="Weight of DPO's margin; the larger, the closer the result stays to the base."),
-    ] = 0.1
-    dpo_label_smoothing: Annotated[
-        float, Meta(ge=0.0, lt=0.5, description="Share of the pairs that are taken to be the wrong way round, for dpo.")
-    ] = 0.0
-    dpo_sft_weight: Annotated[
-        float,
-        Meta(
-            ge=0.0, le=100, description="Weight of the chosen answer's mean cross-entropy beside dpo's loss; 0 is none."
-        ),
-    ] = 0.0
     epochs: Annotated[
         Annotated[float, Meta(gt=0, le=1000)] | None,
         Meta(
@@ -46,22 +26,6 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
             extra=option("--epochs"),
         ),
     ] = None
-    hours: Annotated[
-        Annotated[float, Meta(gt=0, le=10_000)] | None,
-        Meta(
-            description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
-            "short windows, the last ones at the highest tier that the hours allow. Unset: one tier for all updates.",
-            extra=option("--hours"),
-        ),
-    ] = None
-    stages: Annotated[
-        list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$")]],
-        Meta(
-            description="Windows over the run, as CONTEXT:UPDATES by rising context: 8192:40 and 131072:4 make 40 "
-            "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: hours makes them, or all windows "
-            "are alike."
-        ),
-    ] = field(default_factory=list)
     max_steps: Annotated[
         Positive | None,
         Meta(
@@ -81,6 +45,22 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[int, Meta(ge=64)] | None,
         Meta(description="Tokens a window, if not the tier's."),
     ] = None
+    hours: Annotated[
+        Annotated[float, Meta(gt=0, le=10_000)] | None,
+        Meta(
+            description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
+            "short windows, the last ones at the highest tier that the hours allow. Unset: one tier for all updates.",
+            extra=option("--hours"),
+        ),
+    ] = None
+    stages: Annotated[
+        list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$")]],
+        Meta(
+            description="Windows over the run, as CONTEXT:UPDATES by rising context: 8192:40 and 131072:4 make 40 "
+            "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: hours makes them, or all windows "
+            "are alike."
+        ),
+    ] = field(default_factory=list)
     step: Annotated[
         Literal["auto", "whole", "streamed"],
         Meta(
@@ -176,6 +156,26 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     curriculum: Annotated[
         bool, Meta(description="Cut windows shorter at first: an eighth of the context, a quarter, a half, all of it.")
     ] = False
+    objective: Annotated[
+        Literal["sft", "dpo"],
+        Meta(
+            description="What is minimised: sft the cross-entropy of the text, dpo the preference loss over rows with "
+            "a chosen and a rejected answer (arXiv 2305.18290), against the base model."
+        ),
+    ] = "sft"
+    dpo_beta: Annotated[
+        float,
+        Meta(gt=0, le=100, description="Weight of DPO's margin; the larger, the closer the result stays to the base."),
+    ] = 0.1
+    dpo_label_smoothing: Annotated[
+        float, Meta(ge=0.0, lt=0.5, description="Share of the pairs that are taken to be the wrong way round, for dpo.")
+    ] = 0.0
+    dpo_sft_weight: Annotated[
+        float,
+        Meta(
+            ge=0.0, le=100, description="Weight of the chosen answer's mean cross-entropy beside dpo's loss; 0 is none."
+        ),
+    ] = 0.0
     micro_batch: Annotated[
         int,
         Meta(

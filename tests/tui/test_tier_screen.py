@@ -224,13 +224,13 @@ async def test_a_probe_that_fails_says_so():
 
 
 def machine_with_little_ram():
-    return WhatIf(ram="24").apply(gpu_machine())
+    return WhatIf(ram="12").apply(gpu_machine())
 
 
 def test_every_way_that_is_named_does_make_it_fit():
-    run = config.from_mapping({"model": {"name": "qwen2.5-coder-14b"}})
+    run = config.from_mapping({"model": {"name": "qwen3-32b"}})
     models = tuple(catalogue().values())
-    spec, machine = catalogue()["qwen2.5-coder-14b"], machine_with_little_ram()
+    spec, machine = catalogue()["qwen3-32b"], machine_with_little_ram()
     found = ways_to_fit(run, machine, spec, models, 500_000, 65_536)
     assert not plan_context(request_of_run(run, machine, spec, 500_000), 65_536).fits
     ram = next(way for way in found.ways if "of RAM" in way.change)
