@@ -210,7 +210,7 @@ MUTATIONS = {
     "rslora": [("engine.models.adapter:LoraConfig", _without_keywords("use_rslora"))],
     "mixed_precision": [("engine.models.placement:_DTYPES", _constant({"bf16": torch.float32, "fp32": torch.float32}))],
     "auto_batch_size": [("engine.steps.whole_step:groups_of", _one_window_at_a_time)],
-    "gradient_accumulation": [("engine.training.optimizer_step:count_targets", lambda original: len)],
+    "gradient_accumulation": [("engine.data.windows:Window.divisor", _constant(property(lambda window: 1.0)))],
     "lr_range_test": [("engine.optim.lr_range:SAFETY", _constant(0.02))],
     "lr_scaling": [("engine.optim.build:peak_rate", lambda original: lambda training, tokens: training.learning_rate)],
     "validation_split": [("engine.data.reading:held_out_files", _never_held_out)],

@@ -83,6 +83,7 @@ def train(config, tmp_path):
         checkpoints=CheckpointFolder(tmp_path / "checkpoints", Retention()),
         resumed=None,
         started=time.monotonic(),
+        training=config.training,
     )
     windows = Windows(patterned_tokens(6 * CONTEXT).ids.astype(np.uint16), CONTEXT)
     said = []
