@@ -61,6 +61,10 @@ _SETTINGS = (
 "Settings on the command line win over the repository's own, which may be hostile."
 
 
+_SETTING_TIMEOUT = 5.0
+"Seconds to wait for one setting, which git reads from two small files."
+
+
 @functools.cache
 def _excludes_file(root: str, home: tuple[tuple[str, str], ...]) -> str:
     """The file of ignore rules that the repository or its user names, else the one that git takes by default."""
@@ -74,7 +78,7 @@ def _excludes_file(root: str, home: tuple[tuple[str, str], ...]) -> str:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=GIT_TIMEOUT,
+                timeout=_SETTING_TIMEOUT,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):

@@ -62,7 +62,7 @@ def checked(schedule, for_hours, repository_tokens, passes=3.0):
 
 
 @given(cards, models, tokens, hours)
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_a_schedule_keeps_its_hours_grows_and_has_updates(card, model, repository_tokens, for_hours):
     schedule = attempted(card, model, repository_tokens, for_hours)
     if isinstance(schedule, EliteError):
@@ -72,7 +72,7 @@ def test_a_schedule_keeps_its_hours_grows_and_has_updates(card, model, repositor
 
 
 @given(cards, models, tokens, hours, st.floats(1, 20))
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_more_hours_never_shorten_the_longest_windows(card, model, repository_tokens, for_hours, times):
     def longest(of):
         schedule = attempted(card, model, repository_tokens, of)
@@ -82,7 +82,7 @@ def test_more_hours_never_shorten_the_longest_windows(card, model, repository_to
 
 
 @given(cards, st.sampled_from(MODELS[:3]), tokens, st.integers(1, 11), hours)
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_a_tier_that_is_asked_for_is_the_last_one_or_the_hours_that_it_takes_are_said(card, model, tokens, tier, of):
     schedule = attempted(card, model, tokens, of, tier)
     if not isinstance(schedule, EliteError):

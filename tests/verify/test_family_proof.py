@@ -129,7 +129,7 @@ RECURRENT = {
 }
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", [pytest.param("qwen3_5_text", marks=pytest.mark.slow), "lfm2"])
 def test_recurrent_layers_are_admitted_to_everything(family):
     proof = prove_family(AutoConfig.for_model(family, **RECURRENT[family]))
     assert proof.admitted >= {"streamed", "whole", "generated", "exported"}
