@@ -115,7 +115,10 @@ def _train(session: TrainingSession) -> None:
     if preferences is not None:
         refuse_dropout(tuning.model)
         _enter(session, "baseline", "the base model on both answers of every pair")
-        preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
+        # Written again after a full disk, it goes on behind the pairs that it knows.
+        space.until_written(
+            lambda: preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
+        )
 
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")

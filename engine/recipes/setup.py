@@ -229,9 +229,9 @@ def _in_layouts_of(session: TrainingSession, choice: Choice) -> Choice:
     try:
         stored = json.loads(regular_file.read_text(session.run.plan_path))["schedule"]["stages"]
         layouts = [StepLayout.from_json(stage["layout"]) for stage in stored]
-    except (OSError, ValueError, KeyError, TypeError):
+        pairs = list(zip(choice.schedule.stages, layouts, strict=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return choice
-    pairs = zip(choice.schedule.stages, layouts, strict=True)
     stages = tuple(
         dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, layout=layout)) for stage, layout in pairs
     )

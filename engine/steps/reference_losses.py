@@ -58,9 +58,10 @@ class ReferenceLosses(Mapping[str, tuple[float, float]]):
                 before_each(number)
                 if pair.digest in self._known:
                     continue
-                self._known[pair.digest] = cross_entropies(step, pair, functools.partial(before_each, number))
-                file.write(json.dumps([pair.digest, *self._known[pair.digest]]) + "\n")
+                found = cross_entropies(step, pair, functools.partial(before_each, number))
+                file.write(json.dumps([pair.digest, *found]) + "\n")
                 file.flush()
+                self._known[pair.digest] = found
                 added += 1
         return added
 

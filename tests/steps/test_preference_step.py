@@ -10,6 +10,7 @@ import pytest
 import torch
 from steps.test_token_weights import step_of, wide_model
 from steps.test_whole_step import Quiet, gradients
+from support.mounts import needs_mount, run_mounted
 from support.tiny import VOCABULARY
 
 from engine.data.pairs import Pair
@@ -152,6 +153,43 @@ def test_the_reference_is_kept_and_a_torn_line_is_scored_again(tmp_path):
     assert torn.add(iter(PAIRS), step, lambda _: None) == 1
     assert dict(ReferenceLosses(path)) == dict(first)
     assert all(len(json.loads(line)) == 3 for line in path.read_text().splitlines() if line.endswith("]"))
+
+
+FULL_DISK = """
+import errno, sys
+from pathlib import Path
+from steps.test_preference_step import PAIRS
+from engine.steps.reference_losses import ReferenceLosses
+
+class Sums:
+    def loss(self, window):
+        return float(window.ids.sum())
+
+folder = Path(sys.argv[1])
+path, ballast = folder / "reference.jsonl", folder / "ballast"
+path.touch()
+with ballast.open("wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+reference = ReferenceLosses(path)
+try:
+    reference.add(iter(PAIRS), Sums(), lambda _: None)
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+else:
+    raise SystemExit("the disk was not full")
+ballast.unlink()
+reference.add(iter(PAIRS), Sums(), lambda _: None)
+print(len(PAIRS), len(reference), dict(ReferenceLosses(path)) == dict(reference))
+"""
+
+
+@needs_mount
+def test_what_a_full_disk_did_not_take_is_scored_again(tmp_path):
+    assert run_mounted(FULL_DISK, tmp_path, "64k").split() == ["3", "3", "True"]
 
 
 def test_pairs_differ_by_their_border_and_their_answers():
