@@ -62,13 +62,18 @@ def title(plan: TierPlan) -> Content:
     return head
 
 
-def verdict(plan: TierPlan, *, recommended: bool) -> list[Content]:
+def verdict(plan: TierPlan, epochs: object, *, recommended: bool) -> list[Content]:
     """Formats whether a tier fits, with further notes."""
     lines = []
     if recommended:
         why = "the highest that fits and that the repository fills"
-        if plan.steps_per_epoch is not None and not plan.holds_repository:
-            why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
+        if plan.steps_per_epoch is not None:
+            passes = epochs if isinstance(epochs, (int, float)) else 1
+            updates = max(1, round(plan.steps_per_epoch * passes))
+            if updates < LEAST_UPDATES:
+                why = f"{updates} update{'' if updates == 1 else 's'}, and longer windows leave no more"
+            elif not plan.holds_repository:
+                why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
         lines.append(Content.styled(f"★ recommended: {why}", "$text-accent"))
     if not plan.fits:
         lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))

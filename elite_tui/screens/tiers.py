@@ -191,8 +191,8 @@ class TiersScreen(WizardScreen):
         if plans is None or not 0 <= row < len(plans.table.tiers):
             return
         plan = plans.table.tiers[row]
-        words = verdict(plan, recommended=plan.tier == plans.table.recommended)
         epochs = self.state.draft.get("training.epochs")
+        words = verdict(plan, epochs, recommended=plan.tier == plans.table.recommended)
         words.append(costs(plan, epochs, can_probe=plan.fits and bool(self.check_action("probe", ()))))
         words += probed(plan, self.state.probe, self.state.measuring)
         self.query_one("#title", Static).update(title(plan))

@@ -171,7 +171,7 @@ class Schedule:
 
 
 def make_schedule(planning: PlanRequest, hours: float, tier: int | Literal["max"] | None = None) -> Schedule:
-    """Makes the schedule for a model as good as the hours allow.
+    """Makes the schedule of a run that ends within the hours.
 
     Args:
         planning: Machine, model and settings. `training.epochs` and `training.tokens_per_update` are kept where set.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import DataTable, Input, Static
 
+from elite_tui.format.tiers import verdict
 from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
 from elite_tui.wizard.draft import FILE_NAME, Draft
@@ -20,7 +21,7 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.memory import Part
-from engine.plan.planner import plan_context
+from engine.plan.planner import plan_context, tier_table
 from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
 SIZE = (120, 36)
@@ -225,6 +226,23 @@ async def test_a_probe_that_fails_says_so():
 
 def machine_with_little_ram():
     return WhatIf(ram="12").apply(gpu_machine())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "epochs", "said"),
+    [
+        (521_904, None, "leaves 30 updates"),
+        (40_000, None, "5 updates, and longer windows leave no more"),
+        (40_000, 10.0, "leaves 30 updates"),
+        (3_000, None, "1 update, and longer"),
+    ],
+)
+def test_why_a_tier_is_recommended(tokens, epochs, said):
+    training = {} if epochs is None else {"epochs": epochs}
+    run = config.from_mapping({"model": {"name": "qwen2.5-coder-1.5b"}, "training": training})
+    table = tier_table(request_of_run(run, gpu_machine(), catalogue()["qwen2.5-coder-1.5b"], tokens))
+    (why,) = verdict(table.row(table.recommended), epochs, recommended=True)
+    assert said in str(why)
 
 
 def test_every_way_that_is_named_does_make_it_fit():
