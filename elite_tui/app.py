@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -88,6 +89,8 @@ class EliteApp(App[str]):
         self._runs = runs
         "References of the runs to open if the first screen is the monitor; None is the newest."
         self._screen_name = first_screen
+        self._behind: str | None = None
+        "Screen from which the list of runs was opened."
 
     def on_mount(self) -> None:
         """Shows the first screen; imports the engine after the first frame."""
@@ -120,6 +123,8 @@ class EliteApp(App[str]):
         """Switches to a screen; one that shows a run needs an open run."""
         if (SCREENS[name].needs_run and self.state.run is None) or name == self._screen_name:
             return
+        if name == "runs":
+            self._behind = self._screen_name
         self._screen_name = name
         self.switch_screen(build_screen(name, self))
 
@@ -203,8 +208,18 @@ class EliteApp(App[str]):
             self.push_screen(HelpScreen(self._screen_name))
 
     def action_show_runs(self) -> None:
-        """Switches to the list of runs."""
-        self.go("runs")
+        """Switches to the list of runs, and from there back."""
+        if self._screen_name == "runs":
+            self.leave_runs()
+        else:
+            self.go("runs")
+
+    def leave_runs(self) -> None:
+        """Switches back to the screen from which the list of runs was opened."""
+        if self._behind is None:
+            self.notify("n starts the wizard, ctrl+q leaves", timeout=4)
+        else:
+            self.go(self._behind)
 
     def action_toggle_theme(self) -> None:
         """Switches to the next theme and saves the choice."""
@@ -245,6 +260,9 @@ class EliteApp(App[str]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Yields the actions available on the current screen for the command palette."""
+        for entry in SCREENS.values():
+            if entry.name != self._screen_name and not (entry.needs_run and self.state.run is None):
+                yield SystemCommand(f"Go to {entry.title}", "Switch to this screen.", partial(self.go, entry.name))
         for action in ACTIONS:
             if action.name == "command_palette" or (action.screens and self._screen_name not in action.screens):
                 continue

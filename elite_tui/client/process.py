@@ -18,6 +18,8 @@ class EngineProcess(EngineChild):
     def __init__(self, *arguments: str) -> None:
         super().__init__(*arguments, "--json")
         self._name = arguments[0]
+        self.error = ""
+        "Code of the command's own error, once `run` has raised."
 
     def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
         """Runs the command and returns the JSON document that it prints.
@@ -33,6 +35,7 @@ class EngineProcess(EngineChild):
         if self._ended:
             raise self._failure("it was stopped")
         told = found[-1] if found else {}
+        self.error = str(told.get("error") or "") if status != 0 else ""
         if status != 0 or not found:
             words = told.get("message") or self._said or f"it ended with status {status}"
             raise self._failure(words, told.get("remedy", ""))

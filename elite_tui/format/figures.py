@@ -84,13 +84,6 @@ def signed_duration(seconds: float | None) -> str:
     return ("−" if seconds < 0 else "+") + duration_in_words(abs(seconds))
 
 
-def hours_in_words(seconds: float | None) -> str:
-    """Formats a cost in hours: about 2.4 hours; below a tenth of an hour as a duration."""
-    if seconds is None:
-        return NOT_AVAILABLE
-    return f"about {seconds / 3600:,.1f} hours" if seconds >= 360 else f"about {duration_in_words(seconds)}"
-
-
 def count_in_words(count: float | None) -> str:
     """Formats a count with three significant digits and K, M or G: 1.24M. Below ten thousand it is written out."""
     if count is None or not math.isfinite(count):

@@ -254,7 +254,9 @@ RUN_ACTIONS: tuple[Action, ...] = (
         help="Show only runs whose name, model or status hold a text.",
         screens=("runs",),
     ),
-    Action(name="end_filter", keys="escape", label="All runs", help="End the filter.", screens=("runs",), footer=False),
+    Action(
+        name="end_filter", keys="escape", label="Back", help="End the filter; without one, go back.", screens=("runs",)
+    ),
     Action(
         name="sort_runs",
         keys="o",

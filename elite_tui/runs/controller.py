@@ -40,7 +40,7 @@ class RunController:
     def launch(self) -> None:
         """Starts the run that preflight approved."""
         state = self._state
-        if state.preflight.value is None or state.launching:
+        if state.preflight.value is None or state.launching or state.simulated is not None:
             return
         state.launching = True
         self._host.tell(StatePart.PREFLIGHT)

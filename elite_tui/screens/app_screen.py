@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from rich.cells import cell_len
 from textual import on
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
@@ -28,18 +29,35 @@ if TYPE_CHECKING:
     from elite_tui.wizard.draft_controller import DraftController
 
 EVERYTHING = frozenset(StatePart)
-HELP = "help"
+HELP, QUIT = "help", "ask_quit"
+KEY_PADDING = 3
+"Columns of a key in the footer beside its name and its label."
 
 
 class KeyBar(Footer):
-    """Textual's footer with the help key at the right end, where narrow terminals do not hide it."""
+    """Textual's footer with as many keys as the width holds whole; the help key, which lists all, stands at the end."""
 
     def compose(self) -> ComposeResult:
-        """Composes the keys; marks the help key for the style sheet."""
-        for widget in super().compose():
-            if isinstance(widget, FooterKey) and widget.action == HELP:
-                widget.add_class("-help")
-            yield widget
+        """Composes the keys that fit, those of the screen before the global ones; marks the help key for the style."""
+        keys = [widget for widget in super().compose() if isinstance(widget, FooterKey)]
+        gap = 0 if self.screen.has_class("-narrow") else 1
+        room = self.app.size.width - sum(_width(key, gap) for key in keys if key.action in (HELP, QUIT)) - 1
+        for key in keys:
+            if key.action == HELP:
+                key.add_class("-help")
+            elif key.action != QUIT:
+                room -= _width(key, gap)
+                if room < 0:
+                    continue
+            yield key
+
+    def on_resize(self) -> None:
+        """Chooses the keys for another width."""
+        self.refresh(recompose=True)
+
+
+def _width(key: FooterKey, gap: int) -> int:
+    return cell_len(key.key_display) + cell_len(key.description) + KEY_PADDING + gap
 
 
 class Elite(Protocol):
@@ -59,6 +77,9 @@ class Elite(Protocol):
 
     def begin_wizard(self) -> None:
         """Switches to the first screen."""
+
+    def leave_runs(self) -> None:
+        """Switches back to the screen from which the list of runs was opened."""
 
     def leave(self) -> None:
         """Closes the app."""
@@ -80,7 +101,7 @@ class AppScreen(Watching, Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Composes trail, content and footer."""
-        yield Trail(self.ROOM, has_run=self.state.run is not None)
+        yield Trail(self.ROOM, has_run=self.state.run is not None, simulated=self.state.simulated)
         with Vertical(id="content"):
             yield from self.compose_body()
         yield KeyBar(show_command_palette=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Button, Static
+from textual.widgets import Button, Input, Static
 
 from elite_tui.format.figures import printable
+from elite_tui.widgets.line_input import LineInput
+from engine import errors
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -41,9 +44,9 @@ class ExportScreen(ModalScreen[None]):
     class Said(Message):
         """Progress or outcome of the export."""
 
-        def __init__(self, text: str, *, ended: bool) -> None:
+        def __init__(self, text: str, *, ended: bool, exists: bool = False) -> None:
             super().__init__()
-            self.text, self.ended = text, ended
+            self.text, self.ended, self.exists = text, ended, exists
 
     def __init__(self, run: Path) -> None:
         super().__init__()
@@ -56,6 +59,9 @@ class ExportScreen(ModalScreen[None]):
             yield Static("Export", classes="title", markup=False)
             lines = "\n".join(f"{label:<9}{purpose}" for _, label, purpose in FORMS)
             yield Static(lines, classes="muted", markup=False)
+            with Horizontal(id="into"):
+                yield Static("into", classes="label", markup=False)
+                yield LineInput(id="folder", placeholder=str(self._run / "exports"), compact=True)
             with Horizontal(classes="buttons"):
                 for name, label, _ in FORMS:
                     yield Button(label, id=name, compact=True)
@@ -76,7 +82,8 @@ class ExportScreen(ModalScreen[None]):
     def _begin(self, form: str) -> None:
         from elite_tui.client.process import EngineProcess
 
-        process = EngineProcess("export", str(self._run), "--to", form)
+        folder = self.query_one("#folder", Input).value.strip()
+        process = EngineProcess("export", str(self._run), "--to", form, *(("--output", folder) if folder else ()))
         self._process = process
         self.query_one("#said", Static).update("writing …")
 
@@ -89,7 +96,10 @@ class ExportScreen(ModalScreen[None]):
             except EliteError as error:
                 # The process's own error, without MEASURING_FAILED's wording.
                 problem, remedy = error.values.get("problem", str(error)), error.remedy
-                self.post_message(self.Said(f"{problem}; {remedy}", ended=True))
+                exists = process.error == errors.EXPORT_EXISTS.code
+                if exists:
+                    remedy = "press again to write into the folder above, or name another"
+                self.post_message(self.Said(f"{problem}; {remedy}", ended=True, exists=exists))
             else:
                 self.post_message(self.Said(f"{written['path']}\n{written['base']}".rstrip(), ended=True))
 
@@ -101,6 +111,13 @@ class ExportScreen(ModalScreen[None]):
         self.query_one("#said", Static).update(text)
         if message.ended:
             self._process = None
+        if message.exists:
+            self.query_one("#folder", Input).value = str(self._free_folder())
+
+    def _free_folder(self) -> Path:
+        """Returns a folder beside the earlier exports that does not exist, for another press of the same button."""
+        numbers = itertools.count(2)
+        return next(path for number in numbers if not (path := self._run / "exports" / str(number)).exists())
 
     def action_close(self) -> None:
         """Stops an export in progress, and closes the screen."""

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Button, Select, Static
 
 from elite_tui.actions import bindings_for, screen_actions
-from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, hours_in_words, printable
+from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, printable
 from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
@@ -95,7 +95,7 @@ class ReviewScreen(WizardScreen):
     def _ready(self) -> bool:
         state = self.state
         passed = state.preflight.value is not None and not state.problems() and not state.checks.failed
-        return passed and not state.launching
+        return passed and not state.launching and state.simulated is None
 
     def _open(self, view: str) -> None:
         """Shows one view; with enough width, the rows stay beside the files."""
@@ -146,8 +146,19 @@ class ReviewScreen(WizardScreen):
         if failed := state.checks.failed:
             words = f"✗ {len(failed)} check{'s' if len(failed) > 1 else ''} failed: {failed[0].name}"
             return Content.assemble((words, "$text-error bold"), "   ", verdict(state.checks))
+        if state.simulated is not None:
+            return Content.assemble(
+                ("! a plan only", "$text-warning bold"),
+                f"   {printable(state.simulated)} is simulated: start without --simulate to train on what is here",
+            )
         if state.preflight.loading or state.preflight.value is None:
             return Content.styled("checking the repository, the output folder and the model …", "$muted")
+        if state.checks.error is not None:
+            return Content.assemble(
+                ("! not examined", "$text-warning bold"), f"   {printable(str(state.checks.error))}"
+            )
+        if not state.checks.done:
+            return Content.assemble(verdict(state.checks), ("   a start now leaves out the rest", "$muted"))
         return Content.assemble(("✓ ready to start", "$text-success bold"), "   ", verdict(state.checks))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
@@ -250,13 +261,13 @@ def cost(state: AppState) -> Content:
         )
         return Content.assemble(
             (f"updates: {stages} tokens a window", "bold"),
-            f" · {hours_in_words(choice.seconds)} in all",
+            " · {duration_in_words(choice.seconds)} in all",
             (" (predicted)", "$muted"),
         )
     row, steps = choice.plan, choice.updates
     return Content.assemble(
         (f"{context_in_words(row.context)} tokens a window", "bold"),
         f" · {count_in_words(steps)} step{'' if steps == 1 else 's'} of about {duration_in_words(row.step_seconds)}"
-        f" · {hours_in_words(choice.seconds)} in all",
+        f" · {{duration_in_words(choice.seconds)}} in all",
         (" (predicted)", "$muted"),
     )

@@ -277,8 +277,11 @@ class RunsScreen(AppScreen):
         self.query_one("#filter").focus()
 
     def action_end_filter(self) -> None:
-        """Clears the filter and shows all runs."""
+        """Clears the filter and shows all runs; without a filter, goes back."""
         entry = self.query_one("#filter", Input)
+        if not entry.display:
+            self.elite.leave_runs()
+            return
         entry.value = ""
         entry.display = False
         self.query_one(RunTable).focus()

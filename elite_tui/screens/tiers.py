@@ -145,6 +145,9 @@ class TiersScreen(WizardScreen):
         for error in (state.machine.error, state.tiers.error):
             if error is not None:
                 return _refused(error)
+        if state.probe.loading:
+            words = printable(state.measuring) or "the worst part of this plan runs here"
+            return Content.assemble(("probing …  ", "$text-accent bold"), words, ("   p stops it", "$muted"))
         plans = state.tiers.value
         if plans is None:
             problems = state.draft.problems()
@@ -269,6 +272,7 @@ class TiersScreen(WizardScreen):
         plans = self.state.tiers.value
         if self.state.probe.loading:
             self.elite.controller.stop_measuring()
+            self.notify("stopped; nothing of it is kept", title="Probe", markup=False)
         elif plans is not None:
             plan = plans.table.tiers[self.query_one(TierTable).cursor_row]
             if plan.fits:

@@ -95,7 +95,8 @@ class FieldRow(Vertical):
         """Sets the field's problem, or a note that replaces its description."""
         if (problem, note) != (self._problem, self._note):
             self._problem, self._note = problem, note
-            self._draw()
+            if self.is_mounted:
+                self._draw()
 
     def set_text(self, text: str) -> None:
         """Replaces the control's text."""

@@ -11,12 +11,14 @@ from elite_tui.widgets.field_row import FieldRow
 from engine.config import fields
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from textual.app import ComposeResult
+    from textual.widget import Widget
 
     from elite_tui.wizard.draft import Draft
     from engine.config import Problem
+    from engine.config.description import FieldSpec
 
 SECTION_TITLES = {
     "training": "Training",
@@ -30,8 +32,14 @@ SECTION_TITLES = {
 "Sections in display order; an unlisted one comes last, under its own name."
 
 
+AT_ONCE = 6
+"Rows mounted together: a row takes about 20 ms of CPU, and keys wait for no longer than these."
+AHEAD = 1
+"Heights of the form that are mounted beyond its lower edge."
+
+
 class OptionForm(VerticalScroll):
-    """One row per field, by section.
+    """One row per field, by section. Mounts rows as they come near, since a hundred take seconds.
 
     Args:
         draft: The draft that the form edits.
@@ -51,42 +59,95 @@ class OptionForm(VerticalScroll):
         super().__init__(id=id, can_focus=False)
         self._draft = draft
         self._problems = problems
-        self._left_out = left_out
+        self._specs = _in_sections([spec for spec in fields() if spec.path not in left_out])
+        self._mounted = 0
+        "Number of mounted rows."
+        self._awaited = ""
+        "Path of the field to focus once its row is mounted."
+        self._mounting = False
 
     def compose(self) -> ComposeResult:
-        """Composes the rows."""
-        shown = [spec for spec in fields() if spec.path not in self._left_out]
-        order = [*SECTION_TITLES, *(spec.section for spec in shown)]
-        for section in dict.fromkeys(order):
-            specs = [spec for spec in shown if spec.section == section]
-            if specs:
-                yield Static(SECTION_TITLES.get(section, section), classes="section", markup=False)
-            for spec in specs:
-                yield FieldRow(spec, self._draft)
+        """Composes the first rows."""
+        yield from self._next_rows()
+
+    def _next_rows(self) -> Iterator[Widget]:
+        end = min(self._mounted + AT_ONCE, len(self._specs))
+        for index in range(self._mounted, end):
+            spec = self._specs[index]
+            if index == 0 or self._specs[index - 1].section != spec.section:
+                yield Static(SECTION_TITLES.get(spec.section, spec.section), classes="section", markup=False)
+            row = FieldRow(spec, self._draft)
+            self._mark(row)
+            yield row
+        self._mounted = end
 
     def on_mount(self) -> None:
         """Focuses the first field with a problem, else the first field."""
-        self.show(self._problems)
-        wrong = list(self.query("FieldRow.-wrong").results(FieldRow))
-        (wrong[0] if wrong else self.query(FieldRow).first()).control.focus()
+        wrong = [spec.path for spec in self._specs if spec.path in self._problems]
+        self.focus_field(wrong[0] if wrong else self._specs[0].path)
+
+    def focus_field(self, path: str) -> None:
+        """Focuses a field once its row is mounted."""
+        self._awaited = path
+        self._continue()
+
+    def _continue(self) -> None:
+        """Focuses the awaited field, or mounts the next rows if more are wanted."""
+        paths = [spec.path for spec in self._specs[: self._mounted]]
+        if self._awaited in paths:
+            row = next(row for row in self.query(FieldRow) if row.spec.path == self._awaited)
+            self._awaited = ""
+            row.control.focus()
+        near = self.virtual_size.height < self.scroll_y + self.size.height * (1 + AHEAD)
+        wanted = bool(self._awaited) or (near and self.size.height > 0)
+        if wanted and self._mounted < len(self._specs) and not self._mounting:
+            self._mounting = True
+            self.call_later(self._mount_batch)
+
+    async def _mount_batch(self) -> None:
+        await self.mount_all(self._next_rows())
+        self._mounting = False
+        self.call_after_refresh(self._continue)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Mounts the rows that come near."""
+        super().watch_scroll_y(old_value, new_value)
+        self._continue()
+
+    def on_resize(self) -> None:
+        """Mounts the rows of a larger form."""
+        self._continue()
 
     def show(self, problems: Mapping[str, Problem]) -> None:
         """Draws problems beside their fields, and marks non-default values."""
+        self._problems = problems
         for row in self.query(FieldRow):
-            row.show(problems.get(row.spec.path))
-            row.set_class(not self._draft.is_default(row.spec.path), "-changed")
+            self._mark(row)
+
+    def _mark(self, row: FieldRow) -> None:
+        row.show(self._problems.get(row.spec.path))
+        row.set_class(not self._draft.is_default(row.spec.path), "-changed")
 
     def reset_field(self) -> None:
         """Resets the focused field to its default."""
-        row = next((row for row in self.query(FieldRow) if row.has_focus_within), None)
+        row = self._focused_row()
         if row is not None:
             row.set_text("")
 
     def next_problem(self) -> None:
         """Focuses the next field with a problem, from the top again after the last."""
-        rows = list(self.query(FieldRow))
-        here = next((index for index, row in enumerate(rows) if row.has_focus_within), -1)
-        for row in rows[here + 1 :] + rows[: here + 1]:
-            if row.has_class("-wrong"):
-                row.control.focus()
-                return
+        row = self._focused_row()
+        paths = [spec.path for spec in self._specs]
+        start = paths.index(row.spec.path) + 1 if row is not None else 0
+        following = next((path for path in paths[start:] + paths[:start] if path in self._problems), None)
+        if following is not None:
+            self.focus_field(following)
+
+    def _focused_row(self) -> FieldRow | None:
+        return next((row for row in self.query(FieldRow) if row.has_focus_within), None)
+
+
+def _in_sections(specs: Sequence[FieldSpec]) -> list[FieldSpec]:
+    """Sorts fields by section, the listed sections first."""
+    order = list(dict.fromkeys([*SECTION_TITLES, *(spec.section for spec in specs)]))
+    return sorted(specs, key=lambda spec: order.index(spec.section))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DONE, HERE, AHEAD = "✓", "●", "○"
 TITLES_FROM = 78
 "Width from which every screen's title fits; below it, only the current one is shown."
+BADGE = 11
+"Width of the badge of a simulated machine, with its padding."
 
 
 class TrailStep(Static):
@@ -54,16 +56,20 @@ class Trail(Horizontal):
     Args:
         screen_name: Name of the current screen.
         has_run: Whether a run is open; without one the last two screens are closed.
+        simulated: Card whose plans are shown instead of this machine's; None for this machine.
     """
 
-    def __init__(self, screen_name: str, *, has_run: bool) -> None:
+    def __init__(self, screen_name: str, *, has_run: bool, simulated: str | None = None) -> None:
         super().__init__()
         self._here = screen_name
         self._has_run = has_run
+        self._simulated = simulated
 
     def compose(self) -> ComposeResult:
         """Composes the product's name and the screens; a screen outside the trail shows only its own title."""
         yield Static("▲ Elite TUI", id="brand", markup=False)
+        if self._simulated is not None:
+            yield Static("SIMULATED", id="simulated", markup=False)
         if self._here not in {entry.name for entry in TRAIL}:
             yield TrailStep(SCREENS[self._here])
             return
@@ -89,5 +95,6 @@ class Trail(Horizontal):
             here = step.entry.name == self._here
             before = before and not here
             mark = HERE if here else DONE if before else AHEAD
-            titled = here or self.app.size.width >= TITLES_FROM
+            room = self.app.size.width - (BADGE if self._simulated is not None else 0)
+            titled = here or room >= TITLES_FROM
             step.mark(mark, reachable=self._has_run or not step.entry.needs_run, titled=titled)

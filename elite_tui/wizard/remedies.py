@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from elite_tui.format.figures import bytes_in_words
+from elite_tui.format.figures import bytes_in_words, parameters_in_words
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -130,7 +130,7 @@ def _smaller_models(planning: PlanRequest, models: Sequence[ModelSpec], context:
             yield Way(
                 change=spec.name,
                 step_seconds=row.step_seconds,
-                note=f"{spec.parameters / 1e9:.1f} billion parameters, licence {spec.licence}",
+                note=f"{parameters_in_words(spec.parameters)} parameters, licence {spec.licence}",
             )
             return
 

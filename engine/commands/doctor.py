@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(row) for row in rows])
     elif console is not None:
-        _conclude(console, rows)
+        _conclude(console, rows, quick=args.quick)
     return errors.DOES_NOT_FIT if failed(rows) else 0
 
 
@@ -68,10 +68,12 @@ def _show(console: Console, row: Check) -> None:
         console.print(Text(f"{'':26}→ {errors.one_line(row.remedy)}", style=style), soft_wrap=True)
 
 
-def _conclude(console: Console, rows: list[Check]) -> None:
+def _conclude(console: Console, rows: list[Check], *, quick: bool) -> None:
     count = {status: sum(row.status == status for row in rows) for status in _SIGNS}
     if count["failed"]:
         console.print(f"{count['failed']} of {len(rows)} checks failed: a run would not get through", style="red")
     else:
         warnings = f", {count['warning']} to know about" if count["warning"] else ""
-        console.print(f"ready to train{warnings}")
+        skipped = f"; {count['skipped']} left out" if count["skipped"] else ""
+        ready = "nothing failed that --quick examines" if quick else "ready to train"
+        console.print(f"{ready}{warnings}{skipped}")

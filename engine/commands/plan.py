@@ -19,7 +19,7 @@ from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
-from engine.plan.quantities import format_bytes, format_context, format_seconds
+from engine.plan.quantities import format_bytes, format_context, format_parameters, format_seconds
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
@@ -288,7 +288,7 @@ def _assumptions(machine: Machine) -> str:
 def _headline(machine: Machine, spec: ModelSpec) -> str:
     gpu = machine.gpus[0] if machine.gpus else None
     card = "no GPU" if gpu is None else f"{gpu.name} ({_bytes(gpu.memory_total)})"
-    what = f"{spec.name}, {spec.parameters / 1e9:.2f} billion parameters, licence {spec.licence}"
+    what = f"{spec.name}, {format_parameters(spec.parameters)} parameters, licence {spec.licence}"
     which = f"a simulated machine with {card}" if machine.simulated else card
     return (
         f"{what}\non {which}, {format_bytes(machine.ram_total)} RAM, {format_bytes(machine.disk_free)} free disk; "

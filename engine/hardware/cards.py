@@ -76,9 +76,8 @@ def find_card(name: str) -> Card:
     sized = [k for k in known if k.startswith(f"{key}-") and k.endswith("gb")]
     if len(sized) == 1:
         return known[sized[0]]
-    near = sized or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    suggestion = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise errors.HARDWARE_UNKNOWN(name=name or "''", suggestion=suggestion)
+    near = sized or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
+    raise errors.HARDWARE_UNKNOWN(name=name or "''", suggestion=f"did you mean {' or '.join(near)}?")
 
 
 def match_card(name: str, memory_total: int | None) -> Card | None:

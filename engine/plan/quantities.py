@@ -26,6 +26,13 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def format_parameters(count: int) -> str:
+    """Formats a parameter count with three significant digits: 1.54B, 494M, 9.03M."""
+    size, unit = (1e9, "B") if count >= 999.5e6 else (1e6, "M")
+    value = count / size
+    return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}{unit}"
+
+
 def format_context(tokens: int) -> str:
     """Formats tokens, in binary units where they are round: 512K, 1M, 4,000."""
     if tokens % 1024**2 == 0:

@@ -43,7 +43,7 @@ def test_names_that_people_type(typed, key):
     [
         ("rtx-2060-supr", "rtx-2060-super"),
         ("rtx-4060-ti", "16gb"),
-        ("banana", "known: "),
+        ("banana", "did you mean "),
         ("", "''"),
         ("a\x1b[0m", "\\x1b"),
     ],

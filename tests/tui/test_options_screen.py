@@ -8,6 +8,7 @@ from textual.widgets import Button, Static
 from elite_tui.format.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.optimization_list import OptimizationList
+from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.plans import with_planned_effects
 from elite_tui.wizard.presets import KEEPS, PRESETS, apply
 from engine import config
@@ -37,13 +38,49 @@ async def enter(pilot):
     await until(pilot, lambda: pilot.app.screen.query_one(OptimizationList).option_count > 0)
 
 
+async def row_of(pilot, path):
+    """Brings a field's row into the form, as scrolling to it does."""
+    await until(pilot, lambda: bool(pilot.app.screen.query("OptionForm FieldRow")))
+    pilot.app.screen.query_one(OptionForm).focus_field(path)
+    selector = "#field-" + path.replace(".", "-")
+    await until(pilot, lambda: bool(pilot.app.screen.query(selector)))
+    return pilot.app.screen.query_one(selector, FieldRow)
+
+
+async def test_rows_are_mounted_as_they_come_near():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await settled(pilot)
+        form = app.screen.query_one(OptionForm)
+        before = len(form.query(FieldRow))
+        assert 0 < before < 30
+        assert form.virtual_size.height > form.size.height
+        for _ in range(60):
+            await pilot.press("tab")
+        await until(pilot, lambda: len(form.query(FieldRow)) >= 60)
+        assert app.focused is not None
+        assert form in app.focused.ancestors
+
+
+async def test_digits_after_the_form_was_asked_for_apply_no_preset():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        before = app.state.draft.mapping()
+        await pilot.press("f4", "2", "1")
+        await settled(pilot)
+        assert app.state.draft.mapping().get("training") == before.get("training")
+        assert not app._notifications
+
+
 async def test_a_choice_that_may_be_left_to_the_plan_says_so():
     app = make_app(machine=gpu_machine(), values={**MODEL, "training.tier": 5})
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)
         await pilot.press("f4")
-        await until(pilot, lambda: bool(app.screen.query("#field-stream-hidden_home")))
-        row = app.screen.query_one("#field-stream-hidden_home", FieldRow)
+        row = await row_of(pilot, "stream.hidden_home")
         assert row.control.value == ""
         for text, value in (("disk", "disk"), ("", None)):
             row.set_text(text)
@@ -133,8 +170,7 @@ async def test_form_and_switches_show_the_same_and_the_view_is_kept(tmp_path):
         await enter(pilot)
         go_to(app, "rslora")
         await pilot.press("space", "f4")
-        await until(pilot, lambda: bool(app.screen.query(FieldRow)))
-        row = app.screen.query_one("#field-lora-rslora", FieldRow)
+        row = await row_of(pilot, "lora.rslora")
         assert row.control.value == "true"
         row.control.value = "false"
         await until(pilot, lambda: state_of(app, "rslora") == "off")

@@ -6,7 +6,6 @@ import threading
 
 from textual.widgets import Button, Select, Static
 
-from elite_tui.screens.review import hours_in_words
 from elite_tui.wizard.checks import Checks, in_words
 from engine import errors
 from engine.launch.doctor import NAMES, Check
@@ -41,6 +40,7 @@ async def test_rows_come_in_one_after_the_other():
         await until(pilot, lambda: "✓ repository" in text_of(app, "#rows"))
         assert f"… {NAMES[1]}" in text_of(app, "#rows")
         assert "examining" in text_of(app, "#verdict")
+        assert "ready" not in text_of(app, "#verdict")
         more.set()
         await until(pilot, lambda: app.state.checks.done)
         await until(pilot, lambda: "1 to know about" in text_of(app, "#verdict"))
@@ -52,6 +52,24 @@ async def test_rows_come_in_one_after_the_other():
         app.go("review")
         await until(pilot, lambda: screen_of(app) == "review")
         assert app.state.checks.done
+
+
+async def test_a_run_never_starts_on_a_simulated_card():
+    engine = FixedEngine(gpu_machine())
+    app = make_app(engine=engine, values=MODEL)
+    app.state.simulated = "rtx-3060-12gb"
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await until(pilot, lambda: app.state.checks.done)
+        assert app.screen.query_one("#start", Button).disabled
+        assert "a plan only" in text_of(app, "#verdict")
+        await pilot.press("ctrl+s")
+        app.run_desk.launch()
+        assert engine.launched == []
+        for name in ("project", "tiers", "runs"):
+            app.go(name)
+            await until(pilot, lambda name=name: screen_of(app) == name and app.screen.is_mounted)
+            assert text_of(app, "#simulated") == "SIMULATED"
 
 
 async def test_a_failed_row_keeps_the_run_from_starting():
@@ -144,13 +162,6 @@ def test_rows_in_words_fit_every_width():
         assert max(map(len, lines)) <= width
     checks.error = errors.NO_GPU()
     assert str(in_words(checks, 80)).startswith("✗ --vram")
-
-
-def test_hours():
-    assert hours_in_words(None) == "n/a"
-    assert hours_in_words(90) == "about 1m 30s"
-    assert hours_in_words(8640) == "about 2.4 hours"
-    assert hours_in_words(36_000_000) == "about 10,000.0 hours"
 
 
 async def test_the_hours_make_a_schedule():

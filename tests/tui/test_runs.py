@@ -272,3 +272,18 @@ async def test_a_list_that_cannot_be_read():
         await until(pilot, lambda: "run directory /[/x] is damaged" in text_of(app, "#about"))
         await pilot.press("delete", "space", "c", "enter", "o", "O", "escape")
         assert screen_of(app) == "runs"
+
+
+@pytest.mark.parametrize("key", ["escape", "f3"])
+async def test_the_list_is_left_as_it_was_entered(key):
+    app = make_app()
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        app.go("data")
+        await until(pilot, lambda: screen_of(app) == "data" and app.screen.is_mounted)
+        await pilot.press("f3")
+        await until(pilot, lambda: screen_of(app) == "runs" and app.screen.is_mounted)
+        await pilot.press("slash", "x", "escape")
+        assert screen_of(app) == "runs"
+        await pilot.press(key)
+        await until(pilot, lambda: screen_of(app) == "data")

@@ -211,6 +211,31 @@ async def test_a_probe_stands_beside_the_prediction():
         assert len(asked) == 1
 
 
+async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped():
+    class Endless(Probe):
+        ended = threading.Event()
+
+        def run(self, tell):
+            tell("window 1 of 2")
+            self.ended.wait(20)
+            raise self._outcome
+
+        def stop(self):
+            self.ended.set()
+
+    app = make_app(machine=gpu_machine(), values=SMALL)
+    stopped = errors.MEASURING_FAILED(command="probe", problem="it was stopped", remedy="again")
+    app.client.engine.measurement = lambda *arguments: Endless(stopped)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("p")
+        await until(pilot, lambda: "probing" in text_of(app, "#choice"))
+        await until(pilot, lambda: "window 1 of 2" in text_of(app, "#choice"))
+        await pilot.press("p")
+        await until(pilot, lambda: "probing" not in text_of(app, "#choice"))
+        assert any("stopped" in note.message for note in app._notifications)
+
+
 async def test_a_probe_that_fails_says_so():
     app = make_app(machine=gpu_machine(), values=SMALL)
     failure = errors.MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")

@@ -307,7 +307,7 @@ async def test_the_palette_offers_what_the_screen_can_do():
         await settled(pilot)
         await until(pilot, lambda: app.state.run.history.steps.last("loss") is not None)
         offered = {command.title for command in app.get_system_commands(app.screen)}
-    assert {"Pause", "Stop", "Detach", "Help", "Quit"} <= offered
+    assert {"Pause", "Stop", "Detach", "Help", "Quit", "Go to Runs", "Go to Result", "Go to Tier"} <= offered
     assert not {"Resume", "Result", "Continue"} & offered
 
 
