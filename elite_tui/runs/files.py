@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class PlannedRun:
     host_bytes: float | None = None
     steps_per_epoch: float | None = None
     note: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    "Seconds of each phase besides the steps; empty before the data tell how many steps there are."
 
 
 def read_json(path: Path) -> Mapping[str, Any] | None:
@@ -52,7 +54,10 @@ def read_plan(path: Path) -> PlannedRun | None:
     if data is None:
         return None
     promise = data.get("promise")
-    average = number(promise, "step_seconds") if isinstance(promise, dict) else None
+    promise = promise if isinstance(promise, dict) else {}
+    average = number(promise, "step_seconds")
+    phases = promise.get("phases")
+    phases = phases if isinstance(phases, dict) else {}
     return PlannedRun(
         # On average over the stages of a run whose windows grow.
         step_seconds=average or number(data, "step_seconds"),
@@ -60,4 +65,5 @@ def read_plan(path: Path) -> PlannedRun | None:
         host_bytes=number(data, "host_peak_bytes"),
         steps_per_epoch=number(data, "steps_per_epoch"),
         note=text(data, "note"),
+        phases={name: seconds for name in phases if (seconds := number(phases, name)) is not None and seconds >= 0},
     )

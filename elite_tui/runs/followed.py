@@ -63,7 +63,7 @@ class Followed:
             problem, former = self.handle.problem, self._problem
             self._problem = problem
             access = self._look() if looks else None
-            planned = self._find_plan() if looks or envelopes else None
+            planned = self._find_plan() if looks or (envelopes and self._planned is None) else None
             behind, share = self.handle.behind, self.handle.share
         if envelopes or glance or access or planned or problem != former:
             return News(envelopes, problem, access, planned, behind, glance, share)
@@ -79,10 +79,14 @@ class Followed:
     def _find_plan(self) -> PlannedRun | None:
         from elite_tui.runs.files import read_plan
 
-        if self._planned is not None:
+        if self._planned is not None and self._planned.phases:
             return None
-        self._planned = read_plan(self.handle.run.plan_path)
-        return self._planned
+        # The promise of the whole run joins the plan once the data are read.
+        found = read_plan(self.handle.run.plan_path)
+        if found == self._planned:
+            return None
+        self._planned = found
+        return found
 
     def send(self, command: Command) -> None:
         """See RunHandle.send."""

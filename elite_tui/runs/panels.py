@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from elite_tui.format.figures import (
+    NOT_AVAILABLE,
     bytes_in_words,
     bytes_of_total,
     context_in_words,
@@ -23,6 +24,7 @@ from elite_tui.format.figures import (
     rate_in_words,
 )
 from elite_tui.runs.curves import planned_gpu, planned_host
+from elite_tui.runs.eta import Estimate, remaining
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun
@@ -89,33 +91,49 @@ def notice_line(run: OpenRun, now: float) -> Content | None:
     return Content.styled(" · ".join(notes), "$text-warning") if notes else None
 
 
-def progress_lines(run: OpenRun, width: int) -> list[Content]:
-    """Formats the progress of the run, and of the current step or phase."""
+def progress_lines(run: OpenRun, width: int, now: float | None = None) -> list[Content]:
+    """Formats the progress of the run, and of the current step or phase.
+
+    Args:
+        run: The run.
+        width: Available columns.
+        now: The training machine's clock; None where it is not known: then that of the latest event.
+    """
     view = run.view
+    now = max(now or 0.0, view.updated_at or 0.0)
     total, done = view.total_steps, view.done_steps
     head = f"step {done:,}/{total:,}" if total else "step n/a"
     share = done / total if total else None
-    whole = _bar_line(head, share, _time_left(run), width, "$primary")
     if view.ended:
+        elapsed = (view.updated_at or 0) - (view.started_at or 0)
+        whole = _bar_line(head, share, (f"in {duration_in_words(elapsed)}",), width, "$primary")
         return [whole, *_ended_lines(view, width)]
+    left = remaining(view, run.planned, now if not view.paused else None)
+    if left is not None and left.share is not None:
+        share = left.share
+    whole = _bar_line(head, share, _time_left(view, left, now), width, "$primary")
     if view.progress is not None:
         return [whole, _inner_line(view, view.progress, width)]
     pending = ", ".join(sorted(view.pending.values()))
-    return [whole, Content.styled(f"waiting for the run to answer: {pending}" if pending else "", "$muted")]
+    if pending:
+        return [whole, Content.styled(f"waiting for the run to answer: {pending}", "$muted")]
+    return [whole, _phase_line(run, now, width)]
 
 
-def _time_left(run: OpenRun) -> Sequence[str]:
-    """Returns the remaining time and its basis in words, from long to short."""
+def _phase_line(run: OpenRun, now: float, width: int) -> Content:
+    """Formats the time spent in a phase that counts nothing yet, beside the time that the plan promises."""
     view = run.view
-    if view.ended:
-        elapsed = (view.updated_at or 0) - (view.started_at or 0)
-        return (f"in {duration_in_words(elapsed)}",)
-    total = view.total_steps
-    if total is None:
-        return ("ETA n/a",)
-    planned = run.planned.step_seconds if run.planned is not None else None
-    now = view.updated_at if not view.paused else None
-    left = view.eta.left(total - view.done_steps, now, planned)
+    began = view.eta.step_began if view.eta.step_began is not None else view.started_at
+    if began is None or view.paused or view.phase == "training":
+        return Content("")
+    spent = max(0.0, now - began)
+    promised = run.planned.phases.get(view.phase) if run.planned is not None else None
+    words = f"{duration_in_words(spent)}" + (f" of about {duration_in_words(promised)}" if promised else " so far")
+    return _bar_line(view.phase, min(1.0, spent / promised) if promised else None, (words,), width, "$secondary")
+
+
+def _time_left(view: RunView, left: Estimate | None, now: float) -> Sequence[str]:
+    """Returns the remaining time and its basis in words, from long to short."""
     if left is None:
         return ("ETA n/a", "n/a")
     eta = f"ETA {duration_in_words(left.seconds)}"
@@ -123,7 +141,7 @@ def _time_left(run: OpenRun) -> Sequence[str]:
         return (f"{eta} · {left.basis}", eta)
     if view.paused:
         return (f"{eta} once it goes on · {left.basis}", f"{eta} once it goes on", eta)
-    clock = time.strftime("%H:%M", time.localtime((view.updated_at or 0) + left.seconds))
+    clock = time.strftime("%H:%M", time.localtime(now + left.seconds))
     return (f"{eta}, at {clock} · {left.basis}", f"{eta} · {left.basis}", eta)
 
 
@@ -187,6 +205,9 @@ def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) 
     """
     width, rows = size
     groups = [_work(run), _quality(run), _optimiser(run), _memory(run), _ranks(run), _events(run), _machine(machine)]
+    if run.view.step is None and not run.view.ended:
+        # What a step would tell is left out, for what is known: the plan and the machine.
+        groups = [[row for row in group if row[2] != (NOT_AVAILABLE,)] for group in groups]
     wanted = [row for group in groups for row in group]
     spaced = len(wanted) + len(groups) - 1 <= rows
     if len(wanted) > rows:
@@ -203,11 +224,13 @@ def figures(run: OpenRun, size: tuple[int, int], machine: Sequence[Level] = ()) 
 
 
 def _work(run: OpenRun) -> list[Figure]:
-    step = run.view.step
+    step, planned = run.view.step, run.planned
+    if step is None and planned is not None and planned.step_seconds:
+        return [(1, "step time", (f"{duration_in_words(planned.step_seconds)} planned",))]
     return [
         (1, "tokens/s", (count_in_words(step.tokens_per_second if step else None),)),
         (4, "step time", (duration_in_words(run.view.eta.step_seconds),)),
-        (2, "epoch", (f"{step.epoch:.2f}" if step else "n/a",)),
+        (2, "epoch", (f"{step.epoch:.2f}" if step else NOT_AVAILABLE,)),
         (5, "tokens", (count_in_words(run.view.history.tokens if step else None),)),
     ]
 
@@ -238,6 +261,9 @@ def _optimiser(run: OpenRun) -> list[Figure]:
 def _memory(run: OpenRun) -> list[Figure]:
     step = run.view.step
     rows: list[Figure] = []
+    if step is None and not run.view.ended:
+        planned = (("GPU peak", 2, planned_gpu(run)), ("RAM", 3, planned_host(run)))
+        return [(rank, name, (f"{bytes_in_words(size)} planned",)) for name, rank, size in planned if size]
     if step is not None and step.gpu_peak is not None:
         rows.append((2, "GPU peak", _of_plan(step.gpu_peak, planned_gpu(run))))
     rows.append((3, "RAM", _of_plan(step.host_used if step else None, planned_host(run))))

@@ -93,19 +93,15 @@ class MonitorScreen(RunCommands, ChartScreen):
         run = self.state.open_runs.current
         if StatePart.SNAPSHOTS in changed:
             self._show_machine(run)
+            if run is not None and StatePart.RUN not in changed:
+                self._show_time(run)  # passes without news too
         if StatePart.RUN not in changed:
             return
         if run is None:
             self.query_one("#status", Lines).show(self._no_run())
             return
-        width = max(20, self.size.width - 4)
         self.query_one("#status", Lines).show([status_line(run)])
-        notice = notice_line(run, self.state.clock())
-        self.query_one("#notice").display = notice is not None
-        self.query_one("#notice", Lines).show([notice] if notice is not None else [])
-        progress = progress_lines(run, width)
-        self.query_one("#progress").styles.height = len(progress)
-        self.query_one("#progress", Lines).show(progress)
+        self._show_time(run)
         levels_shown = self._levels(run)
         self.query_one("#figures", Fitted).show(lambda *size: figures(run, size, levels_shown))
         self._show_tabs(run)
@@ -119,6 +115,17 @@ class MonitorScreen(RunCommands, ChartScreen):
         self._show_machine(run)
         self.offer(run)
 
+    def _show_time(self, run: OpenRun) -> None:
+        """Draws what changes with the clock: warnings about silence, progress and remaining time."""
+        now = self.state.clock()
+        notice = notice_line(run, now)
+        self.query_one("#notice").display = notice is not None
+        self.query_one("#notice", Lines).show([notice] if notice is not None else [])
+        here = run.access is None or run.access.here
+        progress = progress_lines(run, max(20, self.size.width - 4), now if here else None)
+        self.query_one("#progress").styles.height = len(progress)
+        self.query_one("#progress", Lines).show(progress)
+
     def _shows_machine(self, run: OpenRun | None) -> bool:
         """Returns whether to show this machine's levels: not for a run that has ended or is elsewhere."""
         return run is not None and not run.view.ended and (run.access is None or run.access.here)
@@ -127,7 +134,9 @@ class MonitorScreen(RunCommands, ChartScreen):
         """Returns this machine's levels for the figures if the gauges do not fit."""
         if not self._shows_machine(run) or not self.has_class("-short"):
             return []
-        return [level for level in levels(self.state.snapshots) if level.label.startswith(("VRAM", "GPU"))]
+        # Before the first step the figures have room for all that is known: the machine.
+        shown = ("VRAM", "GPU") if run.view.step is not None else ("VRAM", "GPU", "RAM", "CPU")
+        return [level for level in levels(self.state.snapshots) if level.label.startswith(shown)]
 
     def _show_machine(self, run: OpenRun | None) -> None:
         gauges = self.query_one(MachineGauges)

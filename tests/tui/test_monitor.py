@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from textual.widgets import DataTable
 
+from elite_tui.messages import Sampled
 from elite_tui.screens.confirm import ConfirmScreen, QuitScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.log_pane import LogPane
@@ -319,3 +320,26 @@ async def test_no_runs_yet():
         await until(pilot, lambda: screen_of(app) == "project")
         await settled(pilot)
         assert app.state.machine.value is not None
+
+
+async def test_a_run_that_has_just_begun_shows_the_machine_and_the_plan():
+    handle = Replay(recorded(until_step=0)[:2])
+    app = make_app("monitor", handle=handle)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        await until(pilot, lambda: "RAM" in text_of(app, "#figures"))
+        shown = text_of(app, "#figures")
+        assert "VRAM" in shown
+        assert "CPU" in shown
+        assert "tokens/s    n/a" not in shown
+
+
+async def test_silence_counts_without_news():
+    app = make_app("monitor", handle=half_way())
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        latest = app.state.run.updated_at
+        for seconds, words in ((45, "no news for 40s"), (75, "no news for 1m 10s")):
+            app.state.clock = lambda seconds=seconds: latest + seconds
+            app.post_message(Sampled(app.client.engine.latest_sample()))
+            await until(pilot, lambda words=words: words in text_of(app, "#notice"))

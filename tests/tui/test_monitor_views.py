@@ -190,6 +190,7 @@ async def test_a_long_step_shows_its_stages_and_the_plan_tells_the_time(tmp_path
     write_record(run.process_path, ProcessRecord.of_process(os.getpid(), 0))
     handle = RunHandle.attach(run)
     app = make_app("monitor", handle=handle)
+    app.state.clock = lambda: 0.0  # the time of the latest event counts
     async with app.run_test(size=(200, 60)) as pilot:
         await settled(pilot)
         await until(pilot, lambda: "ETA 1h 40m" in text_of(app, "#progress"))

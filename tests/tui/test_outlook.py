@@ -1,11 +1,15 @@
-"""The projection in the monitor appears after enough evaluations, is labelled, and disappears at the end."""
+"""What the monitor expects of a run: its end, and its remaining time."""
 
 from __future__ import annotations
 
+import pytest
+
+from elite_tui.runs.eta import remaining
+from elite_tui.runs.files import PlannedRun
 from elite_tui.runs.open_runs import OpenRun
-from elite_tui.runs.panels import figures, projected_perplexity
+from elite_tui.runs.panels import figures, progress_lines, projected_perplexity
 from elite_tui.runs.view import RunView
-from engine.protocol import Envelope, EvalCompleted, RunFinished, RunStarted, StepCompleted
+from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from tests.tui.recording import FOLDER, RUN_ID, START
 
 
@@ -50,3 +54,60 @@ def test_a_projection_is_shown_once_there_are_scores_and_called_one():
 
 def test_it_is_gone_when_the_run_has_ended():
     assert projected_perplexity(view_of(6, ended=True)) == ()
+
+
+def at(time, *events, view=None):
+    view = view or RunView(run_id="r")
+    for event in events:
+        view.apply(Envelope(run="r", seq=view.log_count, time=time, event=event))
+    return view
+
+
+STARTED = RunStarted(model="m", context=1024, total_steps=10, device="cuda")
+PROMISED = PlannedRun(
+    step_seconds=6.0, phases={"starting": 5.0, "data": 10.0, "model": 15.0, "baseline": 20.0, "evaluation": 30.0}
+)
+# 60 s of steps and 80 s of phases.
+
+
+def test_the_remaining_time_counts_the_phases_before_and_after_the_steps():
+    view = at(100.0, PhaseChanged(phase="starting"), STARTED)
+    at(105.0, PhaseChanged(phase="data"), view=view)
+    assert remaining(view, PROMISED, 109.0).seconds == pytest.approx(6 + 15 + 20 + 60 + 30)
+    # Longer than promised: the rest is not less than what comes after.
+    assert remaining(view, PROMISED, 200.0).seconds == pytest.approx(15 + 20 + 60 + 30)
+    at(150.0, PhaseChanged(phase="training"), view=view)
+    left = remaining(view, PROMISED, 153.0)
+    assert left.seconds == pytest.approx(57 + 30)
+    assert left.share == pytest.approx(1 - 87 / 140)
+
+
+def test_after_the_last_step_the_rest_is_what_the_evaluation_takes():
+    view = at(100.0, STARTED, PhaseChanged(phase="training"))
+    done = StepCompleted(
+        step=10,
+        total_steps=10,
+        epoch=1.0,
+        loss=1.0,
+        lr=1.0,
+        grad_norm=None,
+        tokens=1,
+        tokens_per_second=1.0,
+        seconds=6.0,
+        eta_seconds=31.0,
+    )
+    at(160.0, done, view=view)
+    at(160.0, PhaseChanged(phase="evaluation"), view=view)
+    run = OpenRun(key="k", path=FOLDER, view=view, planned=PROMISED)
+    for now, seconds in ((160.0, 30.0), (172.0, 18.0), (500.0, 0.0)):
+        assert remaining(view, PROMISED, now).seconds == pytest.approx(seconds)
+    whole, phase = (line.plain for line in progress_lines(run, 120, 172.0))
+    assert "ETA 18s" in whole
+    assert "100%" not in whole
+    assert "12s of about 30s" in phase
+
+
+def test_a_run_without_a_promise_still_has_its_steps():
+    view = at(100.0, STARTED, PhaseChanged(phase="training"))
+    assert remaining(view, None, 101.0) is None
+    assert remaining(view, PlannedRun(step_seconds=6.0), 101.0).seconds == pytest.approx(59.0)
