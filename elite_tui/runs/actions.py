@@ -65,6 +65,14 @@ RUN_ACTIONS: tuple[Action, ...] = (
     ),
     Action(name="show_ram", keys="6", label="RAM", help="RAM against the plan.", screens=("monitor",), footer=False),
     Action(
+        name="toggle_grid",
+        keys="g",
+        label="All charts",
+        help="Show all charts together, and back. Their digits show one of them large.",
+        screens=("monitor",),
+        footer=False,
+    ),
+    Action(
         name="zoom_in",
         keys="plus,equals_sign",
         label="Zoom in",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
-from textual.containers import Horizontal, Vertical
+from textual.containers import Grid, Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input
 
@@ -62,6 +62,9 @@ class MonitorScreen(RunCommands, ChartScreen):
         with Horizontal(id="upper"):
             with Vertical(id="plots"):
                 yield LineChart(id="chart")
+                with Grid(id="grid"):
+                    for kind in CHARTS:
+                        yield LineChart(id=f"grid-{kind.name}")
                 with Horizontal(id="small-charts"):
                     for index in range(SMALL_CHARTS):
                         yield LineChart(id=f"small-{index}")
@@ -184,7 +187,11 @@ class MonitorScreen(RunCommands, ChartScreen):
         if run is None:
             return
         curves = self._curves.setdefault(run.key, RunCurves())
-        self.query_one("#chart", LineChart).show(curves.picture(self._chart, run, self.look))
+        if self.has_class("-grid"):
+            for kind in CHARTS:
+                self.query_one(f"#grid-{kind.name}", LineChart).show(curves.picture(kind.name, run, self.look))
+        else:
+            self.query_one("#chart", LineChart).show(curves.picture(self._chart, run, self.look))
         if self.query_one("#small-charts").display:
             memory = "gpu" if run.view.step is not None and run.view.step.gpu_peak is not None else "ram"
             others = [name for name in ("loss", "rate", "gradient", "speed", memory) if name != self._chart]
@@ -192,9 +199,15 @@ class MonitorScreen(RunCommands, ChartScreen):
                 self.query_one(f"#small-{index}", LineChart).show(curves.picture(name, run, self.look))
         self.query_one("#chart-tabs", ChoiceBar).show(
             [
-                Choice(key=kind.key, label=kind.title, action=f"show_{kind.name}", chosen=kind.name == self._chart)
+                Choice(
+                    key=kind.key,
+                    label=kind.title,
+                    action=f"show_{kind.name}",
+                    chosen=kind.name == self._chart and not self.has_class("-grid"),
+                )
                 for kind in CHARTS
-            ],
+            ]
+            + [Choice(key="g", label="All", action="toggle_grid", chosen=self.has_class("-grid"))],
             self.switches(),
         )
 
@@ -250,7 +263,13 @@ class MonitorScreen(RunCommands, ChartScreen):
         """Charts RAM against the plan."""
         self._show_chart("ram")
 
+    def action_toggle_grid(self) -> None:
+        """Switches between one large chart and all of them."""
+        self.toggle_class("-grid")
+        self.call_after_refresh(self.draw_charts)
+
     def _show_chart(self, name: str) -> None:
+        self.remove_class("-grid")
         self._chart = name
         self.draw_charts()
 

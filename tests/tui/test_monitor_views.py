@@ -458,3 +458,19 @@ async def test_a_resumed_run_goes_on_where_it_was():
         await until(pilot, lambda: "step 20/60" in text_of(app, "#progress"))
         assert len(app.state.run.history.steps) == 20
         assert "resumed after step 20" in app.state.run.happenings[-2].text
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])
+async def test_all_charts_together_and_one_by_its_digit(size):
+    app = make_app("monitor", handle=half_way())
+    async with app.run_test(size=size) as pilot:
+        await settled(pilot)
+        await until(pilot, lambda: app.state.run.step)
+        await pilot.press("g")
+        charts = {kind.name: app.screen.query_one(f"#grid-{kind.name}", LineChart) for kind in CHARTS}
+        await until(pilot, lambda: "4,426" in charts["speed"].plain)
+        assert "1.965" in charts["loss"].plain
+        assert not any("too small" in chart.plain for chart in charts.values())
+        await pilot.press("3")
+        await until(pilot, lambda: "norm 1.000" in app.screen.query_one("#chart", LineChart).plain)
+        assert not charts["loss"].display or not charts["loss"].size
