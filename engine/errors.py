@@ -288,6 +288,11 @@ EXPORT_FULL = _declare(
     "free some space, or pass a folder on another disk with --output",
     exit_code=DOES_NOT_FIT,
 )
+EXPORT_NEEDS = _declare(
+    "export-needs",
+    "--dtype {dtype} needs llama.cpp's library: {problem}",
+    "install it with `pip install 'elite-tui[llama]'`, or export with --dtype q8_0",
+)
 EXPORT_DTYPE = _declare(
     "export-dtype", "--dtype {dtype} cannot be used with --to {target}: {problem}", "choose one of {supported}"
 )

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="A new folder (default: exports/ in the run's own).")
     parser.add_argument(
-        "--dtype", choices=("bf16", "fp16", "f32", "q8_0"), help="Format of the weights (default: that of the base)."
+        "--dtype",
+        choices=("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m"),
+        help="Format of the weights (default: that of the base).",
     )
     parser.add_argument(
         "--check",

@@ -26,7 +26,7 @@ Target = Literal["adapter", "merged", "gguf"]
 DTYPES: dict[Target, tuple[str, ...]] = {
     "adapter": (),
     "merged": ("bf16", "fp16", "f32"),
-    "gguf": ("bf16", "fp16", "f32", "q8_0"),
+    "gguf": ("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m"),
 }
 ORIGINAL = "The adapter is folded into the base's original weights."
 DEQUANTISED = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.export import gguf_rope
+from engine.export import gguf_rope, k_quants
 from engine.export.gguf_tokenizer import read_tokenizer
 from engine.export.merged import Tell, converted
 from engine.export.weights import count
@@ -62,8 +62,11 @@ class GgufFile:
         """Plans every tensor.
 
         Raises:
-            EliteError: MODEL_FAMILY_UNSUPPORTED, if GGUF cannot express the family or a part of this model.
+            EliteError: MODEL_FAMILY_UNSUPPORTED, if GGUF cannot express the family or a part of this model;
+                EXPORT_NEEDS.
         """
+        if dtype in k_quants.K_QUANTS:
+            k_quants.library()  # before a folder is made
         self._source, self._model, self._dtype = source, model, dtype
         config = model.config
         self._family = gguf_names(config.model_type)
@@ -118,6 +121,8 @@ class GgufFile:
             "fp16": LlamaFileType.MOSTLY_F16,
             "bf16": LlamaFileType.MOSTLY_BF16,
             "q8_0": LlamaFileType.MOSTLY_Q8_0,
+            "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
+            "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
         }
         head = gguf_rope.head_size(config)
         writer.add_name(source.name)
@@ -168,17 +173,24 @@ class GgufFile:
                 raise unsupported(config.model_type, f"GGUF has no name for its {name}")
             shape = weights.shape(name)
             # Norms and biases stay in fp32, as llama.cpp requires; they are small.
-            yield _Planned(found, name, shape, self._format(shape[-1]) if len(shape) > 1 else single)
+            yield _Planned(found, name, shape, self._format(found, shape[-1]) if len(shape) > 1 else single)
         for name, numbered in experts.items():
             found = names.get_name(name)
             stacked = tuple(source for _, source in sorted(numbered))
             if found is None or len(stacked) != _experts(config):
                 raise unsupported(config.model_type, f"GGUF has no name for its {numbered[0][1]}")
             shape = (len(stacked), *weights.shape(stacked[0]))
-            yield _Planned(f"{found}.weight", name, shape, self._format(shape[-1]), stacked=stacked)
+            matrix = f"{found}.weight"
+            yield _Planned(matrix, name, shape, self._format(matrix, shape[-1]), stacked=stacked)
 
-    def _format(self, row: int) -> GGMLQuantizationType:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    def _format(self, name: str, row: int) -> GGMLQuantizationType:
+        """Returns the format of a matrix by its name in the file and the length of its rows."""
+        from gguf import GGMLQuantizationType
+
+        if self._dtype in k_quants.K_QUANTS:
+            layers = self._model.config.num_hidden_layers
+            tied = "lm_head.weight" not in self._model.weights.names()
+            return k_quants.narrower(k_quants.format_of(name, self._dtype, layers, tied=tied), row)
 
         formats = {
             "f32": GGMLQuantizationType.F32,
@@ -186,9 +198,7 @@ class GgufFile:
             "bf16": GGMLQuantizationType.BF16,
             "q8_0": GGMLQuantizationType.Q8_0,
         }
-        chosen = formats[self._dtype]
-        # Rows whose length is no multiple of 32 stay in 16 bits.
-        return chosen if row % GGML_QUANT_SIZES[chosen][0] == 0 else GGMLQuantizationType.F16
+        return k_quants.narrower(formats[self._dtype], row)
 
     def _content(self, planned: _Planned) -> npt.NDArray[Any]:
         if planned.made is not None:
@@ -215,8 +225,9 @@ def _in_format(planned: _Planned, tensor: torch.Tensor) -> npt.NDArray[Any]:
         if planned.format.name == "F16":
             made.append(converted(planned.source, part, "fp16", "gguf").numpy())
         else:
-            whole = converted(planned.source, part, "f32", "gguf")
-            made.append(quantize(whole.numpy(), planned.format))
+            whole = converted(planned.source, part, "f32", "gguf").numpy()
+            known = planned.format.name.endswith("_K")
+            made.append((k_quants.quantize if known else quantize)(whole, planned.format))
     return np.ascontiguousarray(np.concatenate(made))
 
 

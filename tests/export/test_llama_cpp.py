@@ -1,0 +1,114 @@
+"""llama.cpp itself runs what is exported for it, and says what transformers says of the merged model."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Format
+from gguf import GGUFReader
+from support.exports import VOCABULARY, finished_run, save_base
+from support.llama_cpp import llama_cpp
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from engine import errors
+from engine.export import k_quants
+from engine.export.exporting import export
+
+TEXT = "def merge(left: list[int], right: list[int]) -> list[int]:\n\treturn sorted(left + right)  # naïve, 2026 ✓\n"
+WIDE = {"hidden_size": 256, "intermediate_size": 512}
+FAMILIES = {
+    "qwen2, tied": ("qwen2", "qwen2", {"tied": True}),
+    "qwen3": ("qwen3", "qwen2", {}),
+    "llama": ("llama", "llama-bpe", {}),
+    "llama, byte fallback": ("llama", "llama", {}),
+    "mistral": ("mistral", "llama", {}),
+    "phi3": ("phi3", "llama", {}),
+}
+
+
+def chances(folder, prompt):
+    """Log-probabilities of the token after a prompt, by plain transformers in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1).numpy()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tokenizers):
+    """Runs by family; made once each."""
+    made = {}
+
+    def run(case):
+        if case not in made:
+            family, tokenizer, shape = FAMILIES[case]
+            path = tmp_path_factory.mktemp("run")
+            made[case] = finished_run(
+                path / "out", save_base(path / "base", family, tokenizers[tokenizer], **WIDE, **shape)
+            )
+        return made[case]
+
+    return run
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_it_runs_there_as_in_transformers(case, runs, tmp_path):
+    run = runs(case)
+    merged = export(run, "merged", tmp_path / "merged", "f32", check=False).path
+    file = next(export(run, "gguf", tmp_path / "gguf", "f32", check=False).path.glob("*.gguf"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(merged)
+    ids = tokenizer(TEXT)["input_ids"]
+    with llama_cpp(file, VOCABULARY) as ask:
+        found = ask(ids)
+        np.testing.assert_allclose(found, chances(merged, ids), atol=0.02)
+        np.testing.assert_allclose(ask(TEXT), found, atol=0.05)  # its own tokenizer makes the same tokens
+
+
+@pytest.mark.parametrize(("mix", "most"), [("q5_k_m", 0.3), ("q4_k_m", 0.6)])
+def test_k_quants_run_there(mix, most, runs, tmp_path):
+    run = runs("qwen3")
+    written = export(run, "gguf", tmp_path / mix, mix, check=True)
+    file = next(written.path.glob("*.gguf"))
+    assert file.name == f"tiny-{mix}.gguf"
+    kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(file).tensors}
+    assert kinds["output.weight"] == Format.Q6_K
+    assert kinds["blk.0.attn_q.weight"] == (Format.Q4_K if mix == "q4_k_m" else Format.Q5_K)
+    assert kinds["blk.0.attn_norm.weight"] == Format.F32
+    merged = export(run, "merged", tmp_path / "merged", "f32", check=False).path
+    ids = AutoTokenizer.from_pretrained(merged)(TEXT)["input_ids"]
+    expected = chances(merged, ids)
+    with llama_cpp(file, VOCABULARY) as ask:
+        assert np.sqrt(np.mean((ask(ids) - expected) ** 2)) / expected.std() < most
+
+
+def test_the_mixes_spend_more_on_the_layers_at_both_ends():
+    # 28 layers, as of a 7B: the first and last eighth, and each third between.
+    more = {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27}
+    for layer in range(28):
+        for part in ("attn_v", "ffn_down"):
+            found = k_quants.format_of(f"blk.{layer}.{part}.weight", "q4_k_m", 28, tied=True)
+            assert found == (Format.Q6_K if layer in more else Format.Q4_K)
+    assert k_quants.format_of("token_embd.weight", "q4_k_m", 28, tied=True) == Format.Q6_K
+    assert k_quants.format_of("token_embd.weight", "q4_k_m", 28, tied=False) == Format.Q4_K
+    assert k_quants.narrower(Format.Q4_K, 896) == Format.Q5_0
+    assert k_quants.narrower(Format.Q6_K, 896) == Format.Q8_0
+    assert k_quants.narrower(Format.Q6_K, 20) == Format.F16
+
+
+@pytest.mark.parametrize(("kind", "error"), [(Format.Q4_K, 0.08), (Format.Q5_K, 0.04), (Format.Q6_K, 0.02)])
+def test_weights_come_back_within_what_the_bits_hold(kind, error):
+    from gguf import quants
+
+    rows = np.random.default_rng(3).normal(size=(64, 512)).astype(np.float32)
+    back = quants.dequantize(k_quants.quantize(rows, kind), kind)
+    assert np.sqrt(np.mean((back - rows) ** 2) / np.mean(rows**2)) < error
+
+
+def test_a_missing_library_is_named_before_anything_is_written(runs, tmp_path, monkeypatch):
+    k_quants.library.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.EliteError, match="needs llama"):
+        export(runs("qwen3"), "gguf", tmp_path / "none", "q4_k_m")
+    assert not (tmp_path / "none").exists()
