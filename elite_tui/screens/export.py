@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from elite_tui.client.process import EngineProcess
 
 FORMS = (
-    ("adapter", "Adapter", "for use with the base model, by PEFT"),
-    ("merged", "Merged", "one model in safetensors, for transformers"),
-    ("gguf", "GGUF", "one file for llama.cpp and Ollama"),
+    ("adapter", "Adapter", "for use with the base model, by PEFT", ("adapter",)),
+    ("merged", "Merged", "one model in safetensors, for transformers", ("merged",)),
+    ("gguf", "GGUF", "one file for llama.cpp and Ollama", ("gguf",)),
+    ("gguf-4-bit", "4 bits", "the same in q4_k_m, a quarter of its size", ("gguf", "--dtype", "q4_k_m")),
 )
+"""Name of the button, its label, what it is for, and the arguments of `engine export --to`."""
 
 
 class ExportScreen(ModalScreen[None]):
@@ -57,13 +59,13 @@ class ExportScreen(ModalScreen[None]):
         """Composes the title, the purpose of each format, the buttons and the outcome."""
         with Vertical(id="dialog"):
             yield Static("Export", classes="title", markup=False)
-            lines = "\n".join(f"{label:<9}{purpose}" for _, label, purpose in FORMS)
+            lines = "\n".join(f"{label:<9}{purpose}" for _, label, purpose, _ in FORMS)
             yield Static(lines, classes="muted", markup=False)
             with Horizontal(id="into"):
                 yield Static("into", classes="label", markup=False)
                 yield LineInput(id="folder", placeholder=str(self._run / "exports"), compact=True)
             with Horizontal(classes="buttons"):
-                for name, label, _ in FORMS:
+                for name, label, _, _ in FORMS:
                     yield Button(label, id=name, compact=True)
                 yield Button("Close", id="close", compact=True, variant="primary")
             yield Static(id="said", markup=False)
@@ -83,7 +85,8 @@ class ExportScreen(ModalScreen[None]):
         from elite_tui.client.process import EngineProcess
 
         folder = self.query_one("#folder", Input).value.strip()
-        process = EngineProcess("export", str(self._run), "--to", form, *(("--output", folder) if folder else ()))
+        how = next(arguments for name, _, _, arguments in FORMS if name == form)
+        process = EngineProcess("export", str(self._run), *(("--output", folder) if folder else ()), "--to", *how)
         self._process = process
         self.query_one("#said", Static).update("writing …")
 

@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--to",
         required=True,
-        choices=("adapter", "merged", "gguf"),
+        choices=("adapter", "merged", "gguf", "gguf-adapter"),
         help="adapter: PEFT's format, for use with the base model; merged: safetensors that transformers loads; "
-        "gguf: one file for llama.cpp, with a Modelfile for Ollama",
+        "gguf: one file for llama.cpp, with a Modelfile for Ollama; gguf-adapter: the adapter alone, which llama.cpp "
+        "adds to the base's GGUF file as it runs (--lora, /lora-adapters)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="A new folder (default: exports/ in the run's own).")
     parser.add_argument(

@@ -25,7 +25,7 @@ _OLLAMA = {
     '{{ if eq .Role "assistant" }}END{{ end }}\n\n{{ end }}### Assistant\n',
 }
 """Ollama's form of the chat templates that are known by name, which it cannot make of the Jinja in the file."""
-_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp"}
+_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp", "gguf-adapter": "llama.cpp"}
 
 
 def render_card(source: Source, target: str, dtype: str | None, weights_from: str, files: list[str]) -> str:
@@ -33,7 +33,7 @@ def render_card(source: Source, target: str, dtype: str | None, weights_from: st
 
     Args:
         source: The run.
-        target: adapter, merged or gguf.
+        target: adapter, merged, gguf or gguf-adapter.
         dtype: Format of the weights; None for an adapter.
         weights_from: Description of the base that the adapter was merged into; "" for an adapter.
         files: Names of the files beside the card.
@@ -95,6 +95,7 @@ def _what(source: Source, target: str, dtype: str | None, weights_from: str) -> 
         "adapter": "This is the adapter alone, in PEFT's format: it is used with its base model.",
         "merged": f"The whole model, in {dtype} safetensors that transformers loads.",
         "gguf": f"The whole model, in one {dtype} GGUF file for llama.cpp and what is built on it.",
+        "gguf-adapter": "This is the adapter alone, as a GGUF file that llama.cpp adds to its base as it runs.",
     }[target]
     return f"{text} {weights_from}".rstrip()
 
@@ -125,8 +126,10 @@ def _epochs(training: TrainingSection) -> str:
 
 
 def _usage(source: Source, target: str, files: list[str]) -> str:
+    name = next((file for file in files if file.endswith(".gguf")), "")
+    if target == "gguf-adapter":
+        return f"    llama-server -m BASE.gguf --lora {name}"
     if target == "gguf":
-        name = next(file for file in files if file.endswith(".gguf"))
         return (
             f"    llama-cli -m {name} -p 'def main(' -n 64\n"
             f"    ollama create {_plain(source.name)} -f Modelfile && ollama run {_plain(source.name)}"

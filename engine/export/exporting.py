@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from engine.export.source import Merged
     from engine.runs.run_directory import RunDirectory
 
-Target = Literal["adapter", "merged", "gguf"]
+Target = Literal["adapter", "merged", "gguf", "gguf-adapter"]
 DTYPES: dict[Target, tuple[str, ...]] = {
     "adapter": (),
+    "gguf-adapter": (),
     "merged": ("bf16", "fp16", "f32"),
     "gguf": ("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m"),
 }
@@ -82,12 +83,14 @@ def export(
         EliteError: EXPORT_*, MODEL_*, OUTPUT_UNWRITABLE. Nothing is left on disk then.
     """
     if dtype is not None and dtype not in DTYPES[target]:
-        problem = "an adapter stays as it was trained" if target == "adapter" else "it is not a format of it"
+        problem = "an adapter stays as it was trained" if not DTYPES[target] else "it is not a format of it"
         supported = ", ".join(DTYPES[target]) or "--to merged or gguf"
         raise errors.EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported=supported)
     source = open_source(run, target)
     if target == "adapter":
         return _export_adapter(source, output or default_folder(run, target, None), check)
+    if target == "gguf-adapter":
+        return _export_gguf_adapter(source, output or default_folder(run, target, None))
     with merged(source) as model:
         chosen = dtype or model.stored_dtype
         folder = (output or default_folder(run, target, chosen)).absolute()
@@ -121,6 +124,17 @@ def _export_adapter(source: Source, folder: Path, check: bool | None) -> Exporte
 
         read_updates(aside)
         return _finish(source, "adapter", None, "", aside, folder, *_compare_adapter(source, aside, check))
+
+
+def _export_gguf_adapter(source: Source, folder: Path) -> Exported:
+    from engine.export.gguf_adapter import GgufAdapter
+
+    folder = folder.absolute()
+    with merged(source) as model:
+        planned = GgufAdapter(source, model)
+    with new_folder(folder, planned.bytes) as aside:
+        planned.write(aside / f"{source.name}-lora.gguf")
+        return _finish(source, "gguf-adapter", None, "", aside, folder, None, "llama.cpp adds it to its base")
 
 
 def _compare(

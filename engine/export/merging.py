@@ -131,6 +131,11 @@ class MergedWeights:
                 problem = f"the adapter changes {name} of shape {shape}, which the base does not have"
                 raise errors.EXPORT_DAMAGED(path="the adapter", problem=problem)
 
+    @property
+    def updates(self) -> dict[str, Update]:
+        """The adapter's updates by the names of the weights that they change."""
+        return self._updates
+
     def names(self) -> list[str]:
         """See Weights."""
         return self._names

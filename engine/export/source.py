@@ -82,7 +82,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
     spec = find_model(config.model.name)
     require(spec.family, "exported")
     is_adapter = results[0] == run.adapter_path
-    if target == "adapter" and not is_adapter:
+    if target in ("adapter", "gguf-adapter") and not is_adapter:
         raise errors.EXPORT_NOTHING(
             run=run.id, target=target, problem="it trained every weight of the model", remedy="use --to merged"
         )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Format
 from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
 from support.exports import VOCABULARY, finished_run, save_base
 from support.llama_cpp import llama_cpp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from engine import errors
+from engine import atomic_dir, errors
 from engine.export import k_quants
 from engine.export.exporting import export
+from engine.runs.run_directory import RunDirectory
 
 TEXT = "def merge(left: list[int], right: list[int]) -> list[int]:\n\treturn sorted(left + right)  # naïve, 2026 ✓\n"
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
@@ -112,3 +115,36 @@ def test_a_missing_library_is_named_before_anything_is_written(runs, tmp_path, m
     with pytest.raises(errors.EliteError, match="needs llama"):
         export(runs("qwen3"), "gguf", tmp_path / "none", "q4_k_m")
     assert not (tmp_path / "none").exists()
+
+
+def untouched(run, folder):
+    """A copy of a run whose adapter changes nothing: its export is the base."""
+    copy = RunDirectory(shutil.copytree(run.path, folder / run.path.name))
+    file = copy.adapter_path / "adapter_model.safetensors"
+    save_file({name: tensor * ("lora_A" in name) for name, tensor in load_file(file).items()}, file)
+    (copy.adapter_path / atomic_dir.MANIFEST).unlink()
+    return copy
+
+
+@pytest.mark.parametrize("case", ["qwen2, tied", "llama", "phi3"])
+def test_an_adapter_is_added_to_its_base_as_it_runs(case, runs, tmp_path):
+    run = runs(case)
+    merged = export(run, "merged", tmp_path / "merged", "f32", check=False).path
+    base = next(export(untouched(run, tmp_path), "gguf", tmp_path / "base", "f32", check=False).path.glob("*.gguf"))
+    written = export(run, "gguf-adapter", tmp_path / "lora")
+    assert set(written.files) == {"tiny-lora.gguf", "README.md"}
+    ids = PreTrainedTokenizerFast.from_pretrained(merged)(TEXT)["input_ids"]
+    expected = chances(merged, ids)
+    with llama_cpp(base, VOCABULARY) as ask:
+        assert np.abs(ask(ids) - expected).max() > 0.5  # what the adapter adds
+    with llama_cpp(base, VOCABULARY, written.path / "tiny-lora.gguf") as ask:
+        np.testing.assert_allclose(ask(ids), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("lora", [{"dora": True}, {"targets": ["q_proj", "lm_head"]}])
+def test_an_adapter_that_llama_cpp_cannot_add_is_refused(lora, tokenizers, tmp_path):
+    base = save_base(tmp_path / "base", "qwen2", tokenizers["qwen2"], tied=True)
+    run = finished_run(tmp_path / "out", base, lora=lora)
+    with pytest.raises(errors.EliteError, match="--to gguf"):
+        export(run, "gguf-adapter", tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
