@@ -106,13 +106,20 @@ _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth|signature|webhook|session"
-    r"|bearer|jwt"
+    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth(?!or(?!i[sz]))"
+    r"|signature|webhook|session|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
     r"sha\d|md5|hash|digest|checksum|commit|revision|rev\b|integrity|etag|fingerprint|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
+    r"|[cx]srf|authenticity|verificationtoken"
 )
+
+_OTHER_NAME = re.compile(
+    r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor)\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
+    r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
+)
+"What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
 
 
 def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
@@ -120,9 +127,10 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     for token in set(_TOKEN.findall("\n".join(source.candidates))):
         if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
             continue
-        value = token.strip("=.-")
-        for piece in {value, value.rpartition("=")[2], token.rpartition("=")[2] or token}:
-            if len(piece) >= _LONG_WORDS:
+        # A name and its value, or base64 with its filling.
+        value = token.strip("=.-").rpartition("=")[2]
+        for piece in {value, token.rpartition("=")[2] or token}:
+            if len(piece) >= _LONG_WORDS and "=" not in piece.rstrip("="):
                 yield from _beside(source.text, source.lower, piece)
 
 
@@ -139,7 +147,7 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
             first = max(0, start - _NAMES_BEFORE)
             line = max(lower.rfind("\n", first, start) + 1, first)
             before = lower[line:start]
-            if not _DIGEST.search(before):
+            if not (_DIGEST.search(before) or _OTHER_NAME.search(before)):
                 after = lower[end : end + 60].split("\n", 1)[0]
                 if alone and (_TELLING.search(before) or _TELLING.search(after)):
                     yield "secret beside its name", start, end

@@ -6,9 +6,9 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.literals import in_string, line_start, literal
+from engine.data.secret_rules.literals import in_string, literal
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.searched_text import SearchedText, line_start
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -20,7 +20,8 @@ LANGUAGES = frozenset(
 _BARE = (
     TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
     r"(?:[\w:.-]{1,20}=[\"'][^\"'\n]{0,80}[\"'][ \t]{0,4}){0,3}"
-    r"(?:(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
+    r"(?:#?\d{1,2}[ \t]{0,4}(?=:)"
+    r"|(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
     r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\blautet\b|\best\b|\||>)?"
     r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:-[ \t]{1,4})?"
     r"(?:!{1,2}[\w-]{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
@@ -50,6 +51,10 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
+_LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
+"The start of a link's definition in Markdown."
+_BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")
+"Where a line ends in a text that stands in a string."
 _CLOSING = {"[": "]", "(": ")", "{": "}", "|": "|"}
 
 
@@ -71,15 +76,27 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
         if stem.text not in found:
             continue
         everywhere, with_digit, in_value = _patterns(stem)
-        for match in (everywhere if configures else with_digit).finditer(lower):
+        position = 0
+        pattern = everywhere if configures else with_digit
+        while (match := pattern.search(lower, position)) is not None:
             span = _value(text, lower, match, stem, configures=configures)
             if span is not None:
                 yield stem.kind, *span
-        for match in in_value.finditer(lower):
+            position = _next(match, stem, found=span is not None)
+        position = 0
+        while (match := in_value.search(lower, position)) is not None:
             evidence = evidence_of(text, match, stem)
             span = None if evidence is None else _beside(text, match)
-            if evidence is not None and span is not None and is_secretive(text[slice(*span)], evidence):
+            given = evidence is not None and span is not None and is_secretive(text[slice(*span)], evidence)
+            if span is not None and given:
                 yield stem.kind, *span
+            position = _next(match, stem, found=given)
+
+
+def _next(match: re.Match[str], stem: Stem, *, found: bool) -> int:
+    """Returns where to go on: at the name's next place, which what was taken for a value may be."""
+    place = -1 if found else match.string.find(stem.text, match.start() + len(stem.text), match.end())
+    return place if place >= 0 else match.end()
 
 
 def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configures: bool) -> Span | None:
@@ -102,6 +119,10 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
         return (start, end) if closed and is_secretive(text[start:end], evidence) else None
     begin = line_start(text, match.start(), 300)
     line = lower[begin : match.start()]
+    if match["close"] == "]" and match["op"] == ":" and _LINK.match(line):
+        return None
+    if (broken := _BROKEN.search(text, start, end)) is not None:
+        end = broken.start()
     quoted = any(in_string(text, match.start(), quote) for quote in "\"'`")
     within = quoted or _COMMENT.search(line) is not None
     if not match["op"]:
@@ -111,8 +132,8 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
         return None
     if not (configures or within or query):
         # A line of a string of several lines looks like code; so does a name with its type.
-        plain = match["op"] == ":" and until == end and _ends_line(text, end) and _stands_out(text[start:end])
-        return (start, end) if plain and is_secretive(text[start:end], Evidence.NEAR) else None
+        plain = match["op"] == ":" and _ends_entry(text, until) and _stands_out(text[start:until])
+        return (start, until) if plain and is_secretive(text[start:until], Evidence.NEAR) else None
     if match["op"] in ("is", "was", "lautet", "est"):
         evidence = max(evidence, Evidence.NEAR)
     if quoted or query or not configures:
@@ -157,6 +178,13 @@ def _until(text: str, start: int, end: int) -> int:
 def _ends_line(text: str, end: int) -> bool:
     stop = text.find("\n", end, end + 40)
     return not text[end : stop if stop >= 0 else end + 40].strip(" \t\r;")
+
+
+def _ends_entry(text: str, end: int) -> bool:
+    """Tells whether what stands behind a value ends its entry, and its braces where its line opens them."""
+    stop = text.find("\n", end, end + 40)
+    rest = text[end : stop if stop >= 0 else end + 40].strip(" \t\r;")
+    return not rest or ("{" in text[line_start(text, end, 200) : end] and re.match(r"[,}\]]", rest) is not None)
 
 
 def _trimmed(text: str, start: int, end: int) -> int:

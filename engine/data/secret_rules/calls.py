@@ -92,6 +92,8 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
         if span is None or span[1] - span[0] > 400:
             return
         user, colon, value = text[slice(*span)].partition(":")
+        if value.startswith("//"):
+            return  # a URL, which is looked at for itself
         if not number and colon and user.isalnum() and user.isascii():
             # "user:password", to be encoded.
             span = span[0] + len(user) + 1, span[1]

@@ -10,14 +10,14 @@ import re
 from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.searched_text import SearchedText, line_start
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
 _QUOTE = r"(?P<esc>\\{0,8})(?P<q>[\"`]|(?<![&<])')"
 _PLAIN = r"[^\n\"'`;\\]{0,72}"
-_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);)"
-"What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors."
+_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);|;s:\d{1,6}:)"
+"What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors, PHP's serialised lengths."
 _QUOTED = (
     rf"{TAIL}(?P<close>\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
     r"(?:\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2})?)" + _QUOTE
@@ -33,6 +33,8 @@ _WRAP = re.compile(
 )
 "A call, bracket, prefix or cast that a literal stands in."
 _OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
+_NEXT_GROUP = re.compile(r"\)\s*,\s*[(\[{]")
+"What ends the name's own brackets and opens others: the next pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
 _FALLBACK = re.compile(
     r"\|\||\?\?|\?:|\?[^:?\n]{0,40}:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b"
@@ -74,7 +76,7 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
 def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) -> Iterator[Span]:
     """Yields the literals behind a name, as far as the statement goes, that look like secrets."""
     gap, named = match["gap"], match["close"] is not None
-    if "\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON):
+    if ("\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON)) or _NEXT_GROUP.search(gap):
         return
     if not named and gap.strip() and not match["esc"] and in_string(text, match.start(), match["q"]):
         return  # the mark closes a string in which the name stands among other words
@@ -100,6 +102,8 @@ def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) 
 
 def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
     """Returns the evidence for a literal by what stands between it and its name."""
+    if gap.startswith(",") and "\n" in gap and not named:
+        return None  # the next argument, on a line of its own
     gap = gap.strip()
     if not gap or _FALLBACK.search(gap):
         return evidence
@@ -161,13 +165,6 @@ def without_scheme(text: str, start: int, end: int) -> Span:
     """Cuts off the word before a value that says how it is used."""
     match = _SCHEME.match(text, start, end)
     return (match.end(), end) if match and match.end() < end - 4 else (start, end)
-
-
-def line_start(text: str, position: int, furthest: int) -> int:
-    """Returns the start of the line, or the place `furthest` characters before."""
-    first = max(0, position - furthest)
-    found = text.rfind("\n", first, position)
-    return found + 1 if found >= 0 else first
 
 
 def in_string(text: str, position: int, quote: str) -> bool:

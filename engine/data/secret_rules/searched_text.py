@@ -17,6 +17,13 @@ def is_random_looking(word: str) -> bool:
     return _RANDOM_LOOKING.search(word) is not None
 
 
+def line_start(text: str, position: int, furthest: int) -> int:
+    """Returns the start of the line, or the place `furthest` characters before."""
+    first = max(0, position - furthest)
+    found = text.rfind("\n", first, position)
+    return found + 1 if found >= 0 else first
+
+
 class SearchedText:
     """A text that is searched for secrets.
 
