@@ -33,8 +33,14 @@ class _Kind:
     name: str
     starts: tuple[str, ...]
     "Texts of which one must occur."
-    pattern: re.Pattern[str]
+    value: str
+    "An expression."
     entropy: float
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The value within its bounds; compiled where one of the starts occurs."""
+        return _bounded(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +57,29 @@ class _Provider:
 def _kinds() -> tuple[_Kind, ...]:
     groups = tomllib.loads(asset("secret_kinds.toml").read_text(encoding="utf-8"))
     own = [
-        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), 0.0)
+        _Kind(kind, tuple(entry["start"]), entry["value"], 0.0)
         for group in groups.values()
         for kind, entry in group.items()
     ]
     rules = tomllib.loads(asset("gitleaks_rules.toml").read_text(encoding="utf-8"))
     others = [
-        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), entry["entropy"])
+        _Kind(kind, tuple(entry["start"]), entry["value"], entry["entropy"])
         for kind, entry in rules["announced"].items()
     ]
     return (*own, *others)
 
 
 @functools.cache
-def _starts() -> frozenset[str]:
-    return frozenset(start for kind in _kinds() for start in kind.starts)
+def _starts() -> dict[str, list[int]]:
+    """Maps each start to the numbers of its kinds."""
+    starts: dict[str, list[int]] = {}
+    for number, kind in enumerate(_kinds()):
+        for start in kind.starts:
+            starts.setdefault(start, []).append(number)
+    return starts
 
 
+@functools.cache
 def _bounded(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9])(?:{value})(?![A-Za-z0-9])")
 
@@ -92,14 +104,13 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
     if not words:
         return
     joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
-    present = {start for start in _starts() if start in joined}
-    for kind in _kinds():
-        if not present.isdisjoint(kind.starts):
-            for match in kind.pattern.finditer(joined):
-                value = match[0]
-                # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
-                if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
-                    yield kind.name, value
+    for number in sorted({number for start, numbers in _starts().items() if start in joined for number in numbers}):
+        kind = _kinds()[number]
+        for match in kind.pattern.finditer(joined):
+            value = match[0]
+            # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
+            if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
+                yield kind.name, value
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
@@ -134,10 +145,12 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
                 yield from _beside(source.text, source.lower, piece)
 
 
+@functools.lru_cache(maxsize=1024)
+def _is_no_key(value: str) -> bool:
+    return entropy(value) < 2.9 or is_placeholder(value)
+
+
 def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]:
-    if entropy(value) < 2.9 or is_placeholder(value):
-        return
-    alone = is_secretive(value, Evidence.ALONE)
     start = text.find(value)
     tries = 0
     while start >= 0 and tries < 20:
@@ -149,7 +162,12 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
             before = lower[line:start]
             if not (_DIGEST.search(before) or _OTHER_NAME.search(before)):
                 after = lower[end : end + 60].split("\n", 1)[0]
-                if alone and (_TELLING.search(before) or _TELLING.search(after)):
+                told = _TELLING.search(before) is not None or _TELLING.search(after) is not None
+                if not told and not _KEYS.search(before):
+                    pass
+                elif _is_no_key(value):
+                    return
+                elif told and is_secretive(value, Evidence.ALONE):
                     yield "secret beside its name", start, end
                 elif _KEYS.search(before) and (names := _provider_names().findall(before)):
                     for provider in _providers():

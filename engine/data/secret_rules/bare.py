@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.literals import in_string, literal
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
-from engine.data.secret_rules.searched_text import SearchedText, line_start
+from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -59,9 +59,8 @@ _CLOSING = {"[": "]", "(": ")", "{": "}", "|": "|"}
 
 
 @functools.cache
-def _patterns(stem: Stem) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    name = stem.text + stem.rest
-    return tuple(re.compile(name + rest) for rest in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
+def _patterns(rest: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    return tuple(re.compile(rest + more) for more in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
 
 
 def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
@@ -75,31 +74,25 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
     for stem in stems():
         if stem.text not in found:
             continue
-        everywhere, with_digit, in_value = _patterns(stem)
-        position = 0
+        everywhere, with_digit, in_value = _patterns(stem.rest)
         pattern = everywhere if configures else with_digit
-        while (match := pattern.search(lower, position)) is not None:
-            span = _value(text, lower, match, stem, configures=configures)
-            if span is not None:
+        taken = 0
+        for place in places(lower, stem.text):
+            # What was taken for a value may itself be the name of the next one.
+            match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
+            span = None if match is None else _value(text, lower, match, place, stem, configures=configures)
+            if match is not None and span is not None:
+                taken = match.end()
                 yield stem.kind, *span
-            position = _next(match, stem, found=span is not None)
-        position = 0
-        while (match := in_value.search(lower, position)) is not None:
-            evidence = evidence_of(text, match, stem)
-            span = None if evidence is None else _beside(text, match)
-            given = evidence is not None and span is not None and is_secretive(text[slice(*span)], evidence)
-            if span is not None and given:
-                yield stem.kind, *span
-            position = _next(match, stem, found=given)
+            match = in_value.match(lower, place + len(stem.text))
+            evidence = None if match is None else evidence_of(text, match, stem)
+            if match is not None and evidence is not None:
+                span = _beside(text, match)
+                if span is not None and is_secretive(text[slice(*span)], evidence):
+                    yield stem.kind, *span
 
 
-def _next(match: re.Match[str], stem: Stem, *, found: bool) -> int:
-    """Returns where to go on: at the name's next place, which what was taken for a value may be."""
-    place = -1 if found else match.string.find(stem.text, match.start() + len(stem.text), match.end())
-    return place if place >= 0 else match.end()
-
-
-def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configures: bool) -> Span | None:
+def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, *, configures: bool) -> Span | None:
     """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
@@ -117,13 +110,12 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
     if match["op"] == ">":
         closed = text.startswith(("</", "]]>"), end)
         return (start, end) if closed and is_secretive(text[start:end], evidence) else None
-    begin = line_start(text, match.start(), 300)
-    line = lower[begin : match.start()]
+    line = lower[line_start(text, place, 300) : place]
     if match["close"] == "]" and match["op"] == ":" and _LINK.match(line):
         return None
     if (broken := _BROKEN.search(text, start, end)) is not None:
         end = broken.start()
-    quoted = any(in_string(text, match.start(), quote) for quote in "\"'`")
+    quoted = any(in_string(text, place, quote) for quote in "\"'`")
     within = quoted or _COMMENT.search(line) is not None
     if not match["op"]:
         return _without_operator(text, match, line, evidence, within=within, configures=configures)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
-from engine.data.secret_rules.searched_text import SearchedText, line_start
+from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -49,8 +49,8 @@ _SCHEME = re.compile(r"\s*(?:bearer|basic|token|apikey|api-key|key|digest)[ :=]+
 
 
 @functools.cache
-def _pattern(stem: Stem) -> re.Pattern[str]:
-    return re.compile(stem.text + stem.rest + _QUOTED)
+def _pattern(rest: str) -> re.Pattern[str]:
+    return re.compile(rest + _QUOTED)
 
 
 def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
@@ -63,22 +63,22 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
     text, lower = source.text, source.lower
     for stem in stems():
         if stem.text in found:
-            position = 0
-            while (match := _pattern(stem).search(lower, position)) is not None:
-                # The name may stand again before the literal: `key = env.API_KEY || "…"`.
-                position = match.start() + len(stem.text)
-                evidence = evidence_of(text, match, stem)
-                if evidence is not None:
-                    for start, end in _statement(text, lower, match, evidence):
+            pattern = _pattern(stem.rest)
+            # The name may stand again before the literal: `key = env.API_KEY || "…"`.
+            for place in places(lower, stem.text):
+                match = pattern.match(lower, place + len(stem.text))
+                evidence = None if match is None else evidence_of(text, match, stem)
+                if match is not None and evidence is not None:
+                    for start, end in _statement(text, lower, match, place, evidence):
                         yield stem.kind, start, end
 
 
-def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) -> Iterator[Span]:
+def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence: Evidence) -> Iterator[Span]:
     """Yields the literals behind a name, as far as the statement goes, that look like secrets."""
     gap, named = match["gap"], match["close"] is not None
     if ("\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON)) or _NEXT_GROUP.search(gap):
         return
-    if not named and gap.strip() and not match["esc"] and in_string(text, match.start(), match["q"]):
+    if not named and gap.strip() and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
     given: Evidence | None = _linked(gap, evidence, named=named)
     position = match.start("esc")
@@ -182,11 +182,17 @@ _COMPARED = re.compile(
 _TELLING = re.compile(
     r"(?P<pass>passw|pwd|passphrase)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization"
 )
+_TOLD_BY = frozenset(
+    {"passw", "pwd", "passphrase", "secret", "token", "credential", "authorization", "api", "access", "private"}
+)
+"Parts of which every match holds one."
 
 
 def compared_literals(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     """Yields kind and place of each literal that a telling name stands behind: compared with it, or its header's."""
     text, lower = source.text, source.lower
+    if not source.found(_TOLD_BY):
+        return
     for match in _COMPARED.finditer(lower):
         named = _TELLING.search(match["name"])
         if named is None or says_other_thing(match["name"][named.end() :]):

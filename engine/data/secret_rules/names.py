@@ -41,8 +41,6 @@ class Stem:
     evidence: Evidence
     text: str
     "In small letters."
-    parent: str
-    "A part of it that it has in common with others: one search tells that none of them occurs."
     rest: str
     "How it may go on, as an expression."
 
@@ -67,7 +65,7 @@ def stems() -> tuple[Stem, ...]:
     """Returns all stems."""
     groups = (("password", Evidence.PASSWORD), ("secret by its name", Evidence.NAMED))
     return tuple(
-        Stem(kind, evidence, text, next((part for part in ("pass", "pw", "key", "cred") if part in text), text), rest)
+        Stem(kind, evidence, text, rest)
         for (kind, evidence), table in zip(groups, ("password", "named"), strict=True)
         for text, rest in _assets()[table].items()
     )
@@ -75,13 +73,18 @@ def stems() -> tuple[Stem, ...]:
 
 def present(source: SearchedText) -> frozenset[str]:
     """Returns the stems that occur in a text."""
-    ascii_only = source.text.isascii()
+    found = source.found(_stem_words())
     return frozenset(
         stem.text
         for stem in stems()
-        if (source.has(stem.parent) if stem.text.isascii() else not ascii_only)
-        and (source.has(stem.text) if " " not in stem.text else stem.text in source.lower)
+        if stem.text in found
+        or (" " in stem.text and found.issuperset(stem.text.split()) and stem.text in source.lower)
     )
+
+
+@functools.cache
+def _stem_words() -> frozenset[str]:
+    return frozenset(word for stem in stems() for word in stem.text.split())
 
 
 def says_other_thing(tail: str) -> bool:
@@ -94,10 +97,10 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
 
     Args:
         text: Where it stands.
-        match: Begins with the stem; its group "tail" is the rest of the identifier.
+        match: Begins behind the stem; its group "tail" is the rest of the identifier.
         stem: Which one.
     """
-    start, tail_start = match.start(), match.start("tail")
+    start, tail_start = match.start() - len(stem.text), match.start("tail")
     tail = text[slice(*match.span("tail"))]
     if tail[:1].islower() and tail[0].isascii() and not _COMPOUND.match(tail):
         return None
