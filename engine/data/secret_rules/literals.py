@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
+from engine.data.secret_rules.names import TAIL, evidence_of, says_other_thing, stems
 from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence, is_secretive
 
