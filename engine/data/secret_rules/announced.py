@@ -118,7 +118,7 @@ _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
     r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth(?!or(?!i[sz]))"
-    r"|signature|webhook|session|bearer|jwt"
+    r"|webhook|session|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
@@ -127,7 +127,9 @@ _DIGEST = re.compile(
 )
 
 _OTHER_NAME = re.compile(
-    r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor)\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
+    r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
+    r"|(?:credential|account|user|tenant|project|request)_?id)"
+    r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
     r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
 )
 "What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
@@ -147,7 +149,9 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
 
 @functools.lru_cache(maxsize=1024)
 def _is_no_key(value: str) -> bool:
-    return entropy(value) < 2.9 or is_placeholder(value)
+    # The head of a token alone is the same in all tokens of its algorithm.
+    head = value.startswith(("eyJhbGciOi", "eyJ0eXAiOi")) and len(value) < 60 and "." not in value
+    return head or entropy(value) < 2.9 or is_placeholder(value)
 
 
 def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]:

@@ -82,7 +82,7 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
             match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
             span = None if match is None else _value(text, lower, match, place, stem, configures=configures)
             if match is not None and span is not None:
-                taken = match.end()
+                taken = span[1]
                 yield stem.kind, *span
             match = in_value.match(lower, place + len(stem.text))
             evidence = None if match is None else evidence_of(text, match, stem)
@@ -124,7 +124,8 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
         return None
     if not (configures or within or query):
         # A line of a string of several lines looks like code; so does a name with its type.
-        plain = match["op"] == ":" and _ends_entry(text, until) and _stands_out(text[start:until])
+        alone = match["op"] == "=" and not line.strip() and text[start - 1] == "=" and _ends_line(text, until)
+        plain = (alone or (match["op"] == ":" and _ends_entry(text, until))) and _stands_out(text[start:until])
         return (start, until) if plain and is_secretive(text[start:until], Evidence.NEAR) else None
     if match["op"] in ("is", "was", "lautet", "est"):
         evidence = max(evidence, Evidence.NEAR)

@@ -19,7 +19,7 @@ _PLAIN = r"[^\n\"'`;\\]{0,72}"
 _ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);|;s:\d{1,6}:)"
 "What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors, PHP's serialised lengths."
 _QUOTED = (
-    rf"{TAIL}(?P<close>\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
+    rf"{TAIL}(?P<close>\}}?\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
     r"(?:\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2})?)" + _QUOTE
 )
 _GOES_ON = ("=", ":", "(", ",", "\\", "+", ">", "{", "[")
@@ -33,8 +33,8 @@ _WRAP = re.compile(
 )
 "A call, bracket, prefix or cast that a literal stands in."
 _OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
-_NEXT_GROUP = re.compile(r"\)\s*,\s*[(\[{]")
-"What ends the name's own brackets and opens others: the next pair of a list."
+_NEXT_GROUP = re.compile(r"^\)\s*,|\)\s*,\s*[(\[{]")
+"What ends the name's own brackets: the next argument or pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
 _FALLBACK = re.compile(
     r"\|\||\?\?|\?:|\?[^:?\n]{0,40}:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b"
@@ -95,6 +95,8 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         between, falls_back = follow["gap"], _FALLBACK.search(follow["gap"]) is not None
         if (":" in between and not falls_back) or ("=" in between and not _KEYWORD.search(between)):
             return  # the next entry, or the next argument
+        if _NEXT_GROUP.search(between):
+            return
         position = follow.start("esc")
         reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
         given = evidence if reads else max(Evidence.NEAR, evidence)

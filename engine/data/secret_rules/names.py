@@ -28,6 +28,7 @@ _GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:\)?[ \t]{0,4}[!=]==?|[:=：>]|
 "What follows a name that is a word of prose, too, where it is given a value."
 _GIVEN_KEY = re.compile(r"[\w.-]{0,20}\\{0,8}[\"'`]?\]?[ \t]{0,8}(?::=|=>|[=:])[ \t]{0,8}\\{0,8}[\"'`]|[\"']>")
 "What follows a key of one knows not what, where a literal is its value."
+_ENVIRONMENT_KEY = re.compile(r"_KEY=[^\s\"'`$(]{16,200}(?:[ \t]*\\?$|\Z)", re.MULTILINE)
 _BEFORE = re.compile(r"([A-Za-z]+) $")
 _LONGEST = 40
 "Characters of an identifier before a stem."
@@ -146,7 +147,8 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
         return Evidence.NAMED
     if "public" in text[line_start(text, begin, 100) : begin].lower():
         return None
-    given = before and before[-1] not in _words("plain_key") and _GIVEN_KEY.match(text, match.start("tail"))
+    told = before and before[-1] not in _words("plain_key")
+    given = told and (_GIVEN_KEY.match(text, match.start("tail")) or _ENVIRONMENT_KEY.match(text, match.start() - 4))
     return Evidence.NEAR if given else Evidence.ALONE
 
 

@@ -29,7 +29,9 @@ _PLACEHOLDER = re.compile(
     r"example|change.{0,3}(?:me|it|this)|place.?holder|(?<![a-z])your(?![a-z])|dummy|sample|redact|insert[-_ ]|replace"
     r"|(?<![a-z])(?:your|my|our)[-_ .]?(?:own|secret|super|pass|token|api|key|very|real|app|db|client|access|user|name"
     r"|org|account|bot|private|auth|server|strong|value)|todo|fixme"
-    r"|x{4}|\*{3}|\.{3}|…|•|#{4}|-{4}|_{4}|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
+    r"|x{4}|\*{3}|\.{3}|…|•|#{3}|deleted"
+    r"|\[(?:your[-_ ]?)?(?:pass\w{0,6}|secret|token|key)\]|-{4}|_{4}"
+    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
     r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
@@ -42,13 +44,14 @@ _PLACEHOLDER = re.compile(
 _REFERENCE = re.compile(
     r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
-    r"|^#\{|^:[a-z_]+\d*$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
+    r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
-    r"|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
+    r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
+    r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
 )
 _LOCATION = re.compile(
-    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,40}\\{1,2}[A-Za-z][\w.-]{0,40}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
     r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
     r"|^[\w./-]{0,200}\.(?:md|html?|rst|adoc)#|^/[\w.-]{1,60}(?:/[\w.-]{0,60}){0,20}\?\w"
     r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
@@ -67,7 +70,7 @@ _ALGORITHM = re.compile(
     re.IGNORECASE,
 )
 _SNAKE = re.compile(
-    r"^[a-z]+\d{0,3}(?:[_.:/-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
+    r"^[a-z]+\d{0,3}(?:[_.:/,-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
@@ -82,7 +85,8 @@ _PUBLIC = re.compile(
 )
 "How public keys and certificates begin."
 _UNIT = re.compile(
-    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
+    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^\d+/(?:s|sec|second|min|minute|hour|day)\b"
+    r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
 )
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _SHORT_PIECES = 3.0
@@ -157,8 +161,16 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`")
-    if len(value) < 5 or len(value) > 4096 or is_placeholder(value) or is_digest(value) or _UNIT.search(value):
+    if (
+        len(value) < 5
+        or len(value) > 4096
+        or is_placeholder(value)
+        or is_digest(value)
+        or _UNIT.search(value.strip("\\()[]"))
+    ):
         return False
+    if sum(ord(c) > 0x24F for c in value) * 2 > len(value):
+        return False  # words of another script
     letters = sum(c.isalpha() for c in value)
     digits = sum(c.isdigit() for c in value)
     if not letters:
