@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None, bool]
 
-_BATCH_BYTES = 2 << 20
+_BATCH_BYTES = 1 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
 _ATTEMPTS = 3
 "Times that a repository may change under the reading before it is given up."
@@ -379,19 +379,19 @@ def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
 
 
 def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str | Conversation]]]:
-    """Files from `first` on with their texts, in groups of about _BATCH_BYTES."""
+    """Files from `first` on with their texts, in groups of at most _BATCH_BYTES or of one file."""
     batch: list[tuple[ReadFile, str | Conversation]] = []
     size = 0
     for item in reading.files[first:]:
         document = texts.read(item.file)
         if isinstance(document, str) or document.digest != item.digest:
             raise _ChangedError
+        if batch and size + len(document.text) > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
         talks = document.conversation is not None
         batch.append((item, edited_conversation(document, item.edits) if talks else edited(document.text, item.edits)))
         size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
     if batch:
         yield batch
 

@@ -44,6 +44,7 @@ def _classes(letters: str) -> bytes:
 _IN_WORDS = _classes(string.ascii_letters + string.digits + "+")
 _IN_DECIMALS = _classes(string.digits + ",- \t\r\n")
 _IN_DUMPS = _classes(string.hexdigits + ": \t\r\n")
+_IN_TABLES = _classes(string.hexdigits + ":,- \t\r\n")
 _STRETCH = 512
 "Bytes of nothing but a table's letters: less is in no table that is cut out."
 
@@ -62,10 +63,12 @@ def find_encoded(text: str) -> list[Edit]:
             found += _tables(_ESCAPED, text)
         if sum(content.count(b"\\%d" % digit) for digit in range(4)) >= _FEWEST:
             found += _tables(_OCTAL, text)
-    if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
-        found += _tables(_DECIMAL, text)
-    if b"a" * _STRETCH in content.translate(_IN_DUMPS):
-        found += _tables(_DUMPED, text)
+    # Every table's letters are a dump's or a decimal number's: most texts have no stretch of either.
+    if b"a" * _STRETCH in content.translate(_IN_TABLES):
+        if b"a" * _STRETCH in content.translate(_IN_DECIMALS):
+            found += _tables(_DECIMAL, text)
+        if b"a" * _STRETCH in content.translate(_IN_DUMPS):
+            found += _tables(_DUMPED, text)
     return [Edit(start, end, PLACEHOLDER) for start, end in _merged(found)]
 
 

@@ -30,7 +30,7 @@ from engine.data.secret_rules import (
 )
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 
-REVISION = 3
+REVISION = 4
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -87,6 +87,9 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
             raise SearchTooLongError
     if time.thread_time() > deadline:
         raise SearchTooLongError
+    if public := keys.public_blocks(text):
+        found = [one for one in found if not any(start <= one.start and one.end <= end for start, end in public)]
+        kinds = {text[secret.start : secret.end]: secret.kind for secret in found}
     for value, kind in kinds.items():
         found += _everywhere(text, kind, value)
     if allowed:

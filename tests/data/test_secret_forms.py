@@ -113,7 +113,7 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
     for provider in announced._providers():
         yield provider.name, provider.value
     for stem in stems():
-        for pattern in (literals._pattern(stem), *bare._patterns(stem)):
+        for pattern in (literals._pattern(stem.rest), *bare._patterns(stem.rest)):
             yield stem.text, pattern
 
 

@@ -33,8 +33,14 @@ class _Kind:
     name: str
     starts: tuple[str, ...]
     "Texts of which one must occur."
-    pattern: re.Pattern[str]
+    value: str
+    "An expression."
     entropy: float
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The value within its bounds; compiled where one of the starts occurs."""
+        return _bounded(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +57,29 @@ class _Provider:
 def _kinds() -> tuple[_Kind, ...]:
     groups = tomllib.loads(asset("secret_kinds.toml").read_text(encoding="utf-8"))
     own = [
-        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), 0.0)
+        _Kind(kind, tuple(entry["start"]), entry["value"], 0.0)
         for group in groups.values()
         for kind, entry in group.items()
     ]
     rules = tomllib.loads(asset("gitleaks_rules.toml").read_text(encoding="utf-8"))
     others = [
-        _Kind(kind, tuple(entry["start"]), _bounded(entry["value"]), entry["entropy"])
+        _Kind(kind, tuple(entry["start"]), entry["value"], entry["entropy"])
         for kind, entry in rules["announced"].items()
     ]
     return (*own, *others)
 
 
 @functools.cache
-def _starts() -> frozenset[str]:
-    return frozenset(start for kind in _kinds() for start in kind.starts)
+def _starts() -> dict[str, list[int]]:
+    """Maps each start to the numbers of its kinds."""
+    starts: dict[str, list[int]] = {}
+    for number, kind in enumerate(_kinds()):
+        for start in kind.starts:
+            starts.setdefault(start, []).append(number)
+    return starts
 
 
+@functools.cache
 def _bounded(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9])(?:{value})(?![A-Za-z0-9])")
 
@@ -92,27 +104,35 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
     if not words:
         return
     joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
-    present = {start for start in _starts() if start in joined}
-    for kind in _kinds():
-        if not present.isdisjoint(kind.starts):
-            for match in kind.pattern.finditer(joined):
-                value = match[0]
-                # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
-                if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
-                    yield kind.name, value
+    for number in sorted({number for start, numbers in _starts().items() if start in joined for number in numbers}):
+        kind = _kinds()[number]
+        for match in kind.pattern.finditer(joined):
+            value = match[0]
+            # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
+            if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
+                yield kind.name, value
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth|signature|webhook|session"
-    r"|bearer|jwt"
+    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth(?!or(?!i[sz]))"
+    r"|webhook|session|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
     r"sha\d|md5|hash|digest|checksum|commit|revision|rev\b|integrity|etag|fingerprint|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
+    r"|[cx]srf|authenticity|verificationtoken"
 )
+
+_OTHER_NAME = re.compile(
+    r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
+    r"|(?:credential|account|user|tenant|project|request)_?id)"
+    r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
+    r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
+)
+"What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
 
 
 def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
@@ -120,16 +140,21 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     for token in set(_TOKEN.findall("\n".join(source.candidates))):
         if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
             continue
-        value = token.strip("=.-")
-        for piece in {value, value.rpartition("=")[2], token.rpartition("=")[2] or token}:
-            if len(piece) >= _LONG_WORDS:
+        # A name and its value, or base64 with its filling.
+        value = token.strip("=.-").rpartition("=")[2]
+        for piece in {value, token.rpartition("=")[2] or token}:
+            if len(piece) >= _LONG_WORDS and "=" not in piece.rstrip("="):
                 yield from _beside(source.text, source.lower, piece)
 
 
+@functools.lru_cache(maxsize=1024)
+def _is_no_key(value: str) -> bool:
+    # The head of a token alone is the same in all tokens of its algorithm.
+    head = value.startswith(("eyJhbGciOi", "eyJ0eXAiOi")) and len(value) < 60 and "." not in value
+    return head or entropy(value) < 2.9 or is_placeholder(value)
+
+
 def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]:
-    if entropy(value) < 2.9 or is_placeholder(value):
-        return
-    alone = is_secretive(value, Evidence.ALONE)
     start = text.find(value)
     tries = 0
     while start >= 0 and tries < 20:
@@ -139,9 +164,14 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
             first = max(0, start - _NAMES_BEFORE)
             line = max(lower.rfind("\n", first, start) + 1, first)
             before = lower[line:start]
-            if not _DIGEST.search(before):
+            if not (_DIGEST.search(before) or _OTHER_NAME.search(before)):
                 after = lower[end : end + 60].split("\n", 1)[0]
-                if alone and (_TELLING.search(before) or _TELLING.search(after)):
+                told = _TELLING.search(before) is not None or _TELLING.search(after) is not None
+                if not told and not _KEYS.search(before):
+                    pass
+                elif _is_no_key(value):
+                    return
+                elif told and is_secretive(value, Evidence.ALONE):
                     yield "secret beside its name", start, end
                 elif _KEYS.search(before) and (names := _provider_names().findall(before)):
                     for provider in _providers():

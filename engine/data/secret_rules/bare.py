@@ -6,9 +6,9 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.literals import in_string, line_start, literal
+from engine.data.secret_rules.literals import in_string, literal
 from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -20,7 +20,8 @@ LANGUAGES = frozenset(
 _BARE = (
     TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
     r"(?:[\w:.-]{1,20}=[\"'][^\"'\n]{0,80}[\"'][ \t]{0,4}){0,3}"
-    r"(?:(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
+    r"(?:#?\d{1,2}[ \t]{0,4}(?=:)"
+    r"|(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
     r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\blautet\b|\best\b|\||>)?"
     r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:-[ \t]{1,4})?"
     r"(?:!{1,2}[\w-]{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
@@ -50,13 +51,16 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
+_LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
+"The start of a link's definition in Markdown."
+_BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")
+"Where a line ends in a text that stands in a string."
 _CLOSING = {"[": "]", "(": ")", "{": "}", "|": "|"}
 
 
 @functools.cache
-def _patterns(stem: Stem) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    name = stem.text + stem.rest
-    return tuple(re.compile(name + rest) for rest in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
+def _patterns(rest: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    return tuple(re.compile(rest + more) for more in (_BARE + _VALUE, _BARE + _WITH_DIGIT + _VALUE, _IN_VALUE))  # type: ignore[return-value]
 
 
 def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
@@ -70,19 +74,25 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
     for stem in stems():
         if stem.text not in found:
             continue
-        everywhere, with_digit, in_value = _patterns(stem)
-        for match in (everywhere if configures else with_digit).finditer(lower):
-            span = _value(text, lower, match, stem, configures=configures)
-            if span is not None:
+        everywhere, with_digit, in_value = _patterns(stem.rest)
+        pattern = everywhere if configures else with_digit
+        taken = 0
+        for place in places(lower, stem.text):
+            # What was taken for a value may itself be the name of the next one.
+            match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
+            span = None if match is None else _value(text, lower, match, place, stem, configures=configures)
+            if match is not None and span is not None:
+                taken = span[1]
                 yield stem.kind, *span
-        for match in in_value.finditer(lower):
-            evidence = evidence_of(text, match, stem)
-            span = None if evidence is None else _beside(text, match)
-            if evidence is not None and span is not None and is_secretive(text[slice(*span)], evidence):
-                yield stem.kind, *span
+            match = in_value.match(lower, place + len(stem.text))
+            evidence = None if match is None else evidence_of(text, match, stem)
+            if match is not None and evidence is not None:
+                span = _beside(text, match)
+                if span is not None and is_secretive(text[slice(*span)], evidence):
+                    yield stem.kind, *span
 
 
-def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configures: bool) -> Span | None:
+def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, *, configures: bool) -> Span | None:
     """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
@@ -100,9 +110,12 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
     if match["op"] == ">":
         closed = text.startswith(("</", "]]>"), end)
         return (start, end) if closed and is_secretive(text[start:end], evidence) else None
-    begin = line_start(text, match.start(), 300)
-    line = lower[begin : match.start()]
-    quoted = any(in_string(text, match.start(), quote) for quote in "\"'`")
+    line = lower[line_start(text, place, 300) : place]
+    if match["close"] == "]" and match["op"] == ":" and _LINK.match(line):
+        return None
+    if (broken := _BROKEN.search(text, start, end)) is not None:
+        end = broken.start()
+    quoted = any(in_string(text, place, quote) for quote in "\"'`")
     within = quoted or _COMMENT.search(line) is not None
     if not match["op"]:
         return _without_operator(text, match, line, evidence, within=within, configures=configures)
@@ -111,8 +124,9 @@ def _value(text: str, lower: str, match: re.Match[str], stem: Stem, *, configure
         return None
     if not (configures or within or query):
         # A line of a string of several lines looks like code; so does a name with its type.
-        plain = match["op"] == ":" and until == end and _ends_line(text, end) and _stands_out(text[start:end])
-        return (start, end) if plain and is_secretive(text[start:end], Evidence.NEAR) else None
+        alone = match["op"] == "=" and not line.strip() and text[start - 1] == "=" and _ends_line(text, until)
+        plain = (alone or (match["op"] == ":" and _ends_entry(text, until))) and _stands_out(text[start:until])
+        return (start, until) if plain and is_secretive(text[start:until], Evidence.NEAR) else None
     if match["op"] in ("is", "was", "lautet", "est"):
         evidence = max(evidence, Evidence.NEAR)
     if quoted or query or not configures:
@@ -157,6 +171,13 @@ def _until(text: str, start: int, end: int) -> int:
 def _ends_line(text: str, end: int) -> bool:
     stop = text.find("\n", end, end + 40)
     return not text[end : stop if stop >= 0 else end + 40].strip(" \t\r;")
+
+
+def _ends_entry(text: str, end: int) -> bool:
+    """Tells whether what stands behind a value ends its entry, and its braces where its line opens them."""
+    stop = text.find("\n", end, end + 40)
+    rest = text[end : stop if stop >= 0 else end + 40].strip(" \t\r;")
+    return not rest or ("{" in text[line_start(text, end, 200) : end] and re.match(r"[,}\]]", rest) is not None)
 
 
 def _trimmed(text: str, start: int, end: int) -> int:

@@ -44,6 +44,7 @@ _CALLS = (
     ("cookieparser", ("cookieparser(",), Evidence.NAMED),
     ("bcrypt.", ("bcrypt.hash(", "bcrypt.compare(", "bcrypt.comparesync("), Evidence.PASSWORD),
 )  # fmt: skip
+_PARTS = frozenset(part for part, _, _ in _CALLS)
 _FIRST_TOO = frozenset(
     {"hmac", "secretkeyspec", "hashsync", "hashpw", "password_hash", "make_password", "bcrypt.", "fernet", "stripe"}
     | {"cookieparser"}
@@ -71,8 +72,9 @@ def calls(source: SearchedText) -> Iterator[Found]:
         for match in _CHARACTERS.finditer(text):
             if is_secretive(match["value"], Evidence.PASSWORD):
                 yield "credential in a call", *match.span("value")
+    found = source.found(_PARTS)
     for part, names, evidence in _CALLS:
-        if source.has(part):
+        if part in found:
             for name in names:
                 position = lower.find(name)
                 while position >= 0:
@@ -92,6 +94,8 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
         if span is None or span[1] - span[0] > 400:
             return
         user, colon, value = text[slice(*span)].partition(":")
+        if value.startswith("//"):
+            return  # a URL, which is looked at for itself
         if not number and colon and user.isalnum() and user.isascii():
             # "user:password", to be encoded.
             span = span[0] + len(user) + 1, span[1]

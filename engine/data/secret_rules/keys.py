@@ -9,8 +9,22 @@ from engine.data.secret_rules.searched_text import SearchedText
 
 Found = tuple[str, int, int]
 _BEGIN = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
+_PUBLIC = re.compile(
+    r"-----BEGIN (?P<what>(?:[A-Z0-9 ]{0,20} )?(?:CERTIFICATE(?: REQUEST)?|PUBLIC KEY(?: BLOCK)?|SIGNATURE|MESSAGE|CRL"
+    r"|PARAMETERS))-----"
+)
 _KEY_LENGTH = 20_000
 _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
+
+
+def public_blocks(text: str) -> list[tuple[int, int]]:
+    """Returns the places of certificates, public keys and signatures: what looks random there is no secret."""
+    found: list[tuple[int, int]] = []
+    for match in _PUBLIC.finditer(text) if "-----BEGIN " in text else ():
+        end = text.find(f"-----END {match['what']}", match.end(), match.end() + _KEY_LENGTH)
+        if end >= 0:
+            found.append((match.start(), end))
+    return found
 
 
 def key_blocks(source: SearchedText) -> Iterator[Found]:

@@ -9,17 +9,17 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.names import TAIL, Stem, evidence_of, says_other_thing, stems
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.names import TAIL, evidence_of, says_other_thing, stems
+from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
 _QUOTE = r"(?P<esc>\\{0,8})(?P<q>[\"`]|(?<![&<])')"
 _PLAIN = r"[^\n\"'`;\\]{0,72}"
-_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);)"
-"What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors."
+_ODD = r"(?:\\(?=[ \t]{0,8}\n)|&'(?:static|[a-z])\b(?!')|(?<=[gs]et);|(?<=init);|;s:\d{1,6}:)"
+"What else may stand between: a line's continuation, Rust's lifetimes, C#'s accessors, PHP's serialised lengths."
 _QUOTED = (
-    rf"{TAIL}(?P<close>\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
+    rf"{TAIL}(?P<close>\}}?\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
     r"(?:\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2})?)" + _QUOTE
 )
 _GOES_ON = ("=", ":", "(", ",", "\\", "+", ">", "{", "[")
@@ -33,6 +33,8 @@ _WRAP = re.compile(
 )
 "A call, bracket, prefix or cast that a literal stands in."
 _OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
+_NEXT_GROUP = re.compile(r"^\)\s*,|\)\s*,\s*[(\[{]")
+"What ends the name's own brackets: the next argument or pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
 _FALLBACK = re.compile(
     r"\|\||\?\?|\?:|\?[^:?\n]{0,40}:|\bor\b|\belse\b|default|unwrap_or|or_else|orelse|getordefault|:-|\bif\b"
@@ -47,8 +49,8 @@ _SCHEME = re.compile(r"\s*(?:bearer|basic|token|apikey|api-key|key|digest)[ :=]+
 
 
 @functools.cache
-def _pattern(stem: Stem) -> re.Pattern[str]:
-    return re.compile(stem.text + stem.rest + _QUOTED)
+def _pattern(rest: str) -> re.Pattern[str]:
+    return re.compile(rest + _QUOTED)
 
 
 def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tuple[str, int, int]]:
@@ -61,22 +63,22 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
     text, lower = source.text, source.lower
     for stem in stems():
         if stem.text in found:
-            position = 0
-            while (match := _pattern(stem).search(lower, position)) is not None:
-                # The name may stand again before the literal: `key = env.API_KEY || "…"`.
-                position = match.start() + len(stem.text)
-                evidence = evidence_of(text, match, stem)
-                if evidence is not None:
-                    for start, end in _statement(text, lower, match, evidence):
+            pattern = _pattern(stem.rest)
+            # The name may stand again before the literal: `key = env.API_KEY || "…"`.
+            for place in places(lower, stem.text):
+                match = pattern.match(lower, place + len(stem.text))
+                evidence = None if match is None else evidence_of(text, match, stem)
+                if match is not None and evidence is not None:
+                    for start, end in _statement(text, lower, match, place, evidence):
                         yield stem.kind, start, end
 
 
-def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) -> Iterator[Span]:
+def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence: Evidence) -> Iterator[Span]:
     """Yields the literals behind a name, as far as the statement goes, that look like secrets."""
     gap, named = match["gap"], match["close"] is not None
-    if "\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON):
+    if ("\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON)) or _NEXT_GROUP.search(gap):
         return
-    if not named and gap.strip() and not match["esc"] and in_string(text, match.start(), match["q"]):
+    if not named and gap.strip() and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
     given: Evidence | None = _linked(gap, evidence, named=named)
     position = match.start("esc")
@@ -93,6 +95,8 @@ def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) 
         between, falls_back = follow["gap"], _FALLBACK.search(follow["gap"]) is not None
         if (":" in between and not falls_back) or ("=" in between and not _KEYWORD.search(between)):
             return  # the next entry, or the next argument
+        if _NEXT_GROUP.search(between):
+            return
         position = follow.start("esc")
         reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
         given = evidence if reads else max(Evidence.NEAR, evidence)
@@ -100,6 +104,8 @@ def _statement(text: str, lower: str, match: re.Match[str], evidence: Evidence) 
 
 def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
     """Returns the evidence for a literal by what stands between it and its name."""
+    if gap.startswith(",") and "\n" in gap and not named:
+        return None  # the next argument, on a line of its own
     gap = gap.strip()
     if not gap or _FALLBACK.search(gap):
         return evidence
@@ -163,13 +169,6 @@ def without_scheme(text: str, start: int, end: int) -> Span:
     return (match.end(), end) if match and match.end() < end - 4 else (start, end)
 
 
-def line_start(text: str, position: int, furthest: int) -> int:
-    """Returns the start of the line, or the place `furthest` characters before."""
-    first = max(0, position - furthest)
-    found = text.rfind("\n", first, position)
-    return found + 1 if found >= 0 else first
-
-
 def in_string(text: str, position: int, quote: str) -> bool:
     """Tells whether a place is within such quotation marks, as far as its line tells."""
     begin = line_start(text, position, 400)
@@ -185,11 +184,17 @@ _COMPARED = re.compile(
 _TELLING = re.compile(
     r"(?P<pass>passw|pwd|passphrase)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization"
 )
+_TOLD_BY = frozenset(
+    {"passw", "pwd", "passphrase", "secret", "token", "credential", "authorization", "api", "access", "private"}
+)
+"Parts of which every match holds one."
 
 
 def compared_literals(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     """Yields kind and place of each literal that a telling name stands behind: compared with it, or its header's."""
     text, lower = source.text, source.lower
+    if not source.found(_TOLD_BY):
+        return
     for match in _COMPARED.finditer(lower):
         named = _TELLING.search(match["name"])
         if named is None or says_other_thing(match["name"][named.end() :]):

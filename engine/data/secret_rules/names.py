@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.assets import asset
-from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.searched_text import SearchedText, line_start
 from engine.data.secret_rules.values import Evidence
 
 if sys.version_info >= (3, 11):
@@ -24,8 +24,11 @@ _COMPOUND = re.compile(
     r"(?:key|access|value|val|code|word|phrase|base|prod|dev|live|data|str|string|text|auth|api)(?![a-z])|s(?![a-z])"
 )
 "Small letters behind a stem that are not the rest of another word."
-_GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:[:=：>]|=>|<-|encoding=)")
+_GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:\)?[ \t]{0,4}[!=]==?|[:=：>]|=>|<-|encoding=)")
 "What follows a name that is a word of prose, too, where it is given a value."
+_GIVEN_KEY = re.compile(r"[\w.-]{0,20}\\{0,8}[\"'`]?\]?[ \t]{0,8}(?::=|=>|[=:])[ \t]{0,8}\\{0,8}[\"'`]|[\"']>")
+"What follows a key of one knows not what, where a literal is its value."
+_ENVIRONMENT_KEY = re.compile(r"_KEY=[^\s\"'`$(]{16,200}(?:[ \t]*\\?$|\Z)", re.MULTILINE)
 _BEFORE = re.compile(r"([A-Za-z]+) $")
 _LONGEST = 40
 "Characters of an identifier before a stem."
@@ -39,8 +42,6 @@ class Stem:
     evidence: Evidence
     text: str
     "In small letters."
-    parent: str
-    "A part of it that it has in common with others: one search tells that none of them occurs."
     rest: str
     "How it may go on, as an expression."
 
@@ -65,7 +66,7 @@ def stems() -> tuple[Stem, ...]:
     """Returns all stems."""
     groups = (("password", Evidence.PASSWORD), ("secret by its name", Evidence.NAMED))
     return tuple(
-        Stem(kind, evidence, text, next((part for part in ("pass", "pw", "key", "cred") if part in text), text), rest)
+        Stem(kind, evidence, text, rest)
         for (kind, evidence), table in zip(groups, ("password", "named"), strict=True)
         for text, rest in _assets()[table].items()
     )
@@ -73,13 +74,18 @@ def stems() -> tuple[Stem, ...]:
 
 def present(source: SearchedText) -> frozenset[str]:
     """Returns the stems that occur in a text."""
-    ascii_only = source.text.isascii()
+    found = source.found(_stem_words())
     return frozenset(
         stem.text
         for stem in stems()
-        if (source.has(stem.parent) if stem.text.isascii() else not ascii_only)
-        and (source.has(stem.text) if " " not in stem.text else stem.text in source.lower)
+        if stem.text in found
+        or (" " in stem.text and found.issuperset(stem.text.split()) and stem.text in source.lower)
     )
+
+
+@functools.cache
+def _stem_words() -> frozenset[str]:
+    return frozenset(word for stem in stems() for word in stem.text.split())
 
 
 def says_other_thing(tail: str) -> bool:
@@ -92,10 +98,10 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
 
     Args:
         text: Where it stands.
-        match: Begins with the stem; its group "tail" is the rest of the identifier.
+        match: Begins behind the stem; its group "tail" is the rest of the identifier.
         stem: Which one.
     """
-    start, tail_start = match.start(), match.start("tail")
+    start, tail_start = match.start() - len(stem.text), match.start("tail")
     tail = text[slice(*match.span("tail"))]
     if tail[:1].islower() and tail[0].isascii() and not _COMPOUND.match(tail):
         return None
@@ -111,25 +117,39 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         if not camel and not prefix.lower().endswith(words):
             return None
     before = _split(prefix)[-2:]
-    if any(word in _words("no_secret") for word in before):
+    if any(word in _words("no_secret") for word in before) and (
+        stem.evidence != Evidence.PASSWORD or any(word in _words("no_password") for word in before)
+    ):
         return None
     if stem.text == "key":
         return _evidence_of_key(text, match, before, prefix, begin)
-    if stem.text in ("auth", "bearer", "otp", "jwt"):
+    if stem.text in ("auth", "bearer", "otp", "jwt", "pat"):
         return Evidence.NEAR
+    if (
+        stem.text == "pwd"
+        and not prefix
+        and text[begin - 1 : begin] in ("`", "(")
+        and text[tail_start : tail_start + 1] in ("`", ")")
+    ):
+        return None  # the command
     if stem.text == "pass" and not prefix and not tail.strip(".-") and not _GIVEN.match(text, tail_start):
         return None  # a statement, or a word of prose
     return stem.evidence
 
 
-def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix: str, begin: int) -> Evidence:
+def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix: str, begin: int) -> Evidence | None:
     if not prefix and (word := _BEFORE.search(text, max(0, begin - 20), begin)) is not None:
         before = [word[1].lower()]  # "Signing key: …"
     # A query's "key" is an API's.
     if not prefix and begin > 0 and text[begin - 1] in "?&" and match.groupdict().get("op") == "=":
         return Evidence.NAMED
-    telling = any(word in _words("before_key") for word in before)
-    return Evidence.NAMED if telling or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]) else Evidence.ALONE
+    if any(word in _words("before_key") for word in before) or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]):
+        return Evidence.NAMED
+    if "public" in text[line_start(text, begin, 100) : begin].lower():
+        return None
+    told = before and before[-1] not in _words("plain_key")
+    given = told and (_GIVEN_KEY.match(text, match.start("tail")) or _ENVIRONMENT_KEY.match(text, match.start() - 4))
+    return Evidence.NEAR if given else Evidence.ALONE
 
 
 def _split(identifier: str) -> list[str]:

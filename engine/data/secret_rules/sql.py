@@ -12,7 +12,7 @@ from engine.data.secret_rules.values import Evidence, is_secretive
 Found = tuple[str, int, int]
 _IDENTIFIED = re.compile(
     r"identified\s{1,20}(?:with\s{1,20}[\w'\"]{1,60}\s{1,20})?(?:by|as)\s{1,20}(?:password\s{1,20})?"
-    r"(?:(?=['\"])|(?P<bare>[\w!#$%^&*+.-]{6,60})(?=[;\s\"'`)]|$))"
+    r"(?:(?=['\"])|(?P<bare>[\w!#$%^&*+./@~=:-]{6,60})(?=[;\s\"'`)]|$))"
 )
 _INSERT = re.compile(
     r"insert\s{1,20}(?:ignore\s{1,20})?into\s{1,20}[\w.`\"\[\]]{1,120}\s{0,20}\((?P<columns>[^()]{1,2000})\)\s{0,20}values\s{0,20}"

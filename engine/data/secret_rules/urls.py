@@ -10,14 +10,14 @@ from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive, is_wordlike
 
 Found = tuple[str, int, int]
-_IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$-]")
+_IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$%{-]")
 _SOURCE_NAME = re.compile(r"(?<![\w/:.])[\w.-]{1,60}:(?P<value>[^\s/'\"<>{}`@:]{3,200})@(?:tcp|unix|udp)\(")
 "Go's names of MySQL's sources, which begin without a scheme."
 _USER_ONLY = re.compile(r"https?://(?P<value>[\w.~-]{20,200})@[\w.-]+")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
-    r"^(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|x+|user(?:name)?|key|\$.*|%.*|\{.*|<.*|\*+|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
+    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"(?:bearer|basic|token|apikey|negotiate|digest)[ \t]{1,4}(?P<value>[\w.~+/=:-]{8,2000})")
@@ -54,7 +54,7 @@ def urls(source: SearchedText) -> Iterator[Found]:
 def _is_reference(value: str) -> bool:
     return bool(
         re.search(
-            r"\$\{|\$\(|\{\{|%\(|\$[A-Z]|^%|example|passw|your|secret$|placeholder|redacted|xxx|\*\*\*",
+            r"\$\{|\$\(|\{\{|%\(|\$[A-Z]|^%|example|passw|your|secret$|placeholder|redacted|xxx|\*\*\*|•|%[sdvq]",
             value,
             re.IGNORECASE,
         )

@@ -29,27 +29,31 @@ _PLACEHOLDER = re.compile(
     r"example|change.{0,3}(?:me|it|this)|place.?holder|(?<![a-z])your(?![a-z])|dummy|sample|redact|insert[-_ ]|replace"
     r"|(?<![a-z])(?:your|my|our)[-_ .]?(?:own|secret|super|pass|token|api|key|very|real|app|db|client|access|user|name"
     r"|org|account|bot|private|auth|server|strong|value)|todo|fixme"
-    r"|x{4}|\*{3}|\.{3}|…|•|#{4}|-{4}|_{4}|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
+    r"|x{4}|\*{3}|\.{3}|…|•|#{3}|deleted"
+    r"|\[(?:your[-_ ]?)?(?:pass\w{0,6}|secret|token|key)\]|-{4}|_{4}"
+    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
     r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
-    r"|12345|54321|abcdef|01234|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
+    r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
-    r"|^pass(?:word|wd|phrase)?[\d_!.-]{0,8}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
-    r"|^(?:user(?:name)?|passw?d?|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
-    r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,4}!?$",
+    r"|^pass(?:word|wd|phrase)?[\d_!.-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
+    r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
+    r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,10}!?$",
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(
     r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
-    r"|^#\{|^:[a-z_]+\d*$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
+    r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
-    r"|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC\[|^file:|^env:|\\[dwsbDWSB]|^\^|\$$|^urn:|^data:",
+    r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
+    r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
 )
 _LOCATION = re.compile(
-    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,40}\\{1,2}[A-Za-z][\w.-]{0,40}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
     r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
+    r"|^[\w./-]{0,200}\.(?:md|html?|rst|adoc)#|^/[\w.-]{1,60}(?:/[\w.-]{0,60}){0,20}\?\w"
     r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
     re.IGNORECASE,
 )
@@ -66,7 +70,7 @@ _ALGORITHM = re.compile(
     re.IGNORECASE,
 )
 _SNAKE = re.compile(
-    r"^[a-z]+\d{0,3}(?:[_.:/-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
+    r"^[a-z]+\d{0,3}(?:[_.:/,-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
@@ -81,9 +85,14 @@ _PUBLIC = re.compile(
 )
 "How public keys and certificates begin."
 _UNIT = re.compile(
-    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^v?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+\.?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
+    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^\d+/(?:s|sec|second|min|minute|hour|day)\b"
+    r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
 )
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+_SHORT_PIECES = 3.0
+"Letters from one capital to the next in random ones; in names of several words they are twice as many."
+_MOST_IN_ORDER = 0.45
+"Share of neighbours that differ by one; of random hexadecimal digits an eighth do."
 _MOST_NAMED = 0.72
 "Share of a name's characters that its words make up."
 
@@ -114,9 +123,18 @@ def is_placeholder(value: str) -> bool:
     bare = value.lstrip("\\'\"")
     if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
         return True
+    if _is_sequence(value):
+        return True
     if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
         return True
     return _PATH.match(value) is not None and words_share(value) >= 0.4
+
+
+def _is_sequence(value: str) -> bool:
+    """Tells whether letters and digits mostly follow each other in their order: 1234567890abcdef, abcd1234."""
+    codes = [ord(c) for c in value.lower() if c.isalnum()]
+    steps = sum(second - first in (1, -1, -9) for first, second in pairwise(codes))
+    return len(codes) > 1 and steps >= _MOST_IN_ORDER * (len(codes) - 1)
 
 
 def is_digest(value: str) -> bool:
@@ -134,17 +152,25 @@ def words_share(value: str) -> float:
     return words / counted if counted else 1.0
 
 
-_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
+_ESCAPE = re.compile(r"&#?\w{1,8};|\\{1,8}(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
 
 
 @functools.lru_cache(maxsize=4096)
 def is_secretive(value: str, evidence: Evidence) -> bool:
     """Tells whether a value is taken for a secret where it stands."""
-    if "\\" in value:
+    if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`")
-    if len(value) < 5 or len(value) > 4096 or is_placeholder(value) or is_digest(value) or _UNIT.search(value):
+    if (
+        len(value) < 5
+        or len(value) > 4096
+        or is_placeholder(value)
+        or is_digest(value)
+        or _UNIT.search(value.strip("\\()[]"))
+    ):
         return False
+    if sum(ord(c) > 0x24F for c in value) * 2 > len(value):
+        return False  # words of another script
     letters = sum(c.isalpha() for c in value)
     digits = sum(c.isdigit() for c in value)
     if not letters:
@@ -161,10 +187,11 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     pieces = _PIECE.findall(value)
     if not pieces or (_ALGORITHM.match(value) and (len(value) < 20 or evidence > Evidence.NAMED)):
         return False
-    if _SNAKE.match(value) and any(len(piece) >= 4 and piece.isalpha() and is_wordlike(piece) for piece in pieces):
+    share = words_share(value)
+    named = any(len(piece) >= 4 and piece.isalpha() and is_wordlike(piece) for piece in pieces)
+    if named and _SNAKE.match(value) and (evidence > Evidence.PASSWORD or share >= 0.6 or len(value) > 30):
         return False
     alike = len(value) - sum(map(len, pieces))
-    share = words_share(value)
     mean = sum(map(len, pieces)) / len(pieces)
     marks = sum(not (c.isalnum() or c in "_-./:") for c in value)
     classes = (digits > 0) + (marks > 0) + any(c.isupper() for c in value) + any(c.islower() for c in value)
@@ -188,7 +215,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
             return bits >= (2.0 if evidence == Evidence.PASSWORD else 2.5) and (
                 len(value) >= 8 or (evidence == Evidence.PASSWORD and len(value) >= 6 and classes >= 2)
             )
-        return len(value) >= 12 and share < 0.35 and bits >= 2.9
+        return len(value) >= 12 and bits >= 2.9 and (share < 0.35 or (share < 0.6 and mean <= _SHORT_PIECES))
     if evidence == Evidence.NEAR:
         if len(value) < 8 or bits < 2.7:
             return False
@@ -204,9 +231,13 @@ def _is_word_with_more(value: str, pieces: list[str], classes: int) -> bool:
     return len(value) >= 10 and classes >= 3 and words <= 0.5 * len(value)
 
 
+_OPTION = re.compile(r"\s-{1,2}[a-zA-Z][\w-]*\s")
+"In a text with spaces it is a command's."
+
+
 def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
     """Tells whether a text with spaces is a secret: what a program made, or a password in groups."""
-    if evidence > Evidence.NEAR or len(value) > 200:
+    if evidence > Evidence.NEAR or len(value) > 200 or _OPTION.search(value):
         return False
     words = value.split()
     if len(words) == 4 and all(len(word) == 4 and word.isalpha() and word.islower() for word in words):
