@@ -235,7 +235,8 @@ def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
     capability = gpu.compute_capability or (8, 0)
     if capability < (8, 0):
         return "efficient"
-    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+    widest = 256 if capability == (9, 0) else 128
+    return "cudnn" if capability >= (9, 0) and head_dim <= widest else "flash"
 
 
 def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
