@@ -76,17 +76,15 @@ def _offset(module: nn.Module) -> float:
 def _checked_norm(own: Callable[..., Any], offset: float) -> CheckedKernel:
     mode = "gemma" if offset else "llama"  # where the kernel rounds: after or before it multiplies by the weights
 
-    def kernel(module: nn.Module, x: Tensor) -> Tensor:
+    def kernel(module: Any, x: Tensor) -> Tensor:
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-        weight = module.get_parameter("weight")
         # Not in place: what the norm's output is the gradient of may be read again.
-        y: Tensor = LigerRMSNormFunction.apply(x, weight, _epsilon(module), offset, mode, False)
+        y: Tensor = LigerRMSNormFunction.apply(x, module.weight, _epsilon(module), offset, mode, False)
         return y
 
-    def key(module: nn.Module, x: Tensor) -> Any:
-        weight = module.get_parameter("weight")
-        return (x.device, x.dtype, weight.dtype, x.shape[-1], type(module)) if x.is_cuda else None
+    def key(module: Any, x: Tensor) -> Any:
+        return (x.device, x.dtype, module.weight.dtype, x.shape[-1], type(module)) if x.is_cuda else None
 
     def example(module: nn.Module, x: Tensor) -> Example:
         drawn = Example.generator(x.device)(1, _ROWS, x.shape[-1]).to(x.dtype)

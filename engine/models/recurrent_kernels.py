@@ -197,8 +197,11 @@ def example_of_chunks(
 # --- around the rule -----------------------------------------------------------------------------------------------
 
 
-def _convolution(own: Callable[..., Any]) -> CheckedKernel:
-    """Serves a depthwise causal convolution of (batch, channels, tokens)."""
+def _convolution(own: Callable[..., Any]) -> CheckedKernel | None:
+    """Serves a depthwise causal convolution of (batch, channels, tokens), unless the package causal_conv1d does."""
+    if importlib.util.find_spec("causal_conv1d") is not None:
+        return None
+    plain = getattr(own, "__wrapped__", own)  # what it calls besides says that a package is missing
 
     def fast(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any) -> Tensor:
         from fla.modules.causal_conv1d import causal_conv1d
@@ -223,7 +226,7 @@ def _convolution(own: Callable[..., Any]) -> CheckedKernel:
             call=lambda convolve, x, weight, bias=None: convolve(x, weight, bias, activation=activation),
         )
 
-    return CheckedKernel("convolution", own, fast, key, example, _TOLERANCE)
+    return CheckedKernel("convolution", plain, fast, key, example, _TOLERANCE, unserved=own)
 
 
 def _is_gated_norm(module: nn.Module) -> bool:
