@@ -26,6 +26,7 @@ from engine.models.families import refusal
 from engine.models.spec import ModelSpec
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import BaseWeights, in_4_bits
 from engine.plan.workload import Backend, ComputeType, Workload
 
@@ -111,7 +112,8 @@ class PlanRequest:
             and self.windows_per_update(context) < self.ranks
             and context // self.ranks >= LEAST_SHARE
         )
-        return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
+        shares = sharding_refusal(self.spec) is None and streaming_refusal(self.spec, context) is None
+        return self.ranks if spread and shares else 1
 
     def windows_per_update(self, context: int) -> int:
         """Returns the full windows of an update, nearest to its configured tokens (engine.data.window_source)."""
