@@ -252,6 +252,8 @@ def predicted(config, case: dict, device) -> dict:
         training=TrainingSection(),
     )
     work = workload_of(request, case["context"])
+    if case.get("before"):
+        work = dataclasses.replace(work, recurrent_kernels=False)
     if plan.attention != "auto" and machine.gpus:
         efficiency = attention_efficiency(machine.gpus[0], spec.head_dim, plan.attention)
         work = dataclasses.replace(work, backend=plan.attention, attention_efficiency=efficiency)

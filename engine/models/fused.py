@@ -46,11 +46,11 @@ def serve_norms(model: nn.Module) -> None:
     """Lets a fused kernel compute the RMSNorms of a model's classes on a GPU, for the rest of the process."""
     for module in model.modules():
         own = type(module).forward
-        if not isinstance(own, CheckedKernel) and _is_norm(module):
+        if not isinstance(own, CheckedKernel) and is_rms_norm(module):
             type(module).forward = _checked_norm(own, _offset(module))
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_rms_norm(module: nn.Module) -> bool:
     """Whether a module is called an RMSNorm, has one vector of weights, and takes one input."""
     named = type(module).__name__.endswith("RMSNorm") and not list(module.children())
     weights = dict(module.named_parameters())

@@ -63,7 +63,7 @@ def serve(mixers: Iterable[RecurrentMixer]) -> None:
         _replace(module, "causal_conv1d_fn", _convolution)
         _replace(module, "torch_chunk_gated_delta_rule", _rule)
         for part in mixer.module.modules():
-            if _is_gated_norm(part):
+            if is_gated_norm(part):
                 _replace(type(part), "forward", _gated_norm)
 
 
@@ -229,7 +229,7 @@ def _convolution(own: Callable[..., Any]) -> CheckedKernel | None:
     return CheckedKernel("convolution", plain, fast, key, example, _TOLERANCE, unserved=own)
 
 
-def _is_gated_norm(module: nn.Module) -> bool:
+def is_gated_norm(module: nn.Module) -> bool:
     """Whether a module is an RMSNorm whose output a second input gates by SiLU."""
     arguments = list(inspect.signature(type(module).forward).parameters)[1:]
     names = ("weight", "variance_epsilon")

@@ -182,7 +182,10 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries; assume that it has every one.
-    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
+    liger, rules = (
+        gpu is not None and planning.machine.libraries.get(name, "unknown") is not None
+        for name in ("liger-kernel", "fla-core")
+    )
     ranks = planning.window_ranks(context)
     asked = planning.fixed.get("attention")
     backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
@@ -199,6 +202,7 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         backend=backend,
         attention=asked,
         fused_kernels=liger and refusal(spec.family, "fused") is None,
+        recurrent_kernels=rules and planning.compute_type != "fp32",
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
