@@ -174,6 +174,8 @@ class ModelSpec:
 
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
+    settings: tuple[tuple[str, bool | float], ...] = ()
+    "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
 
     @property
     def attending_layers(self) -> int:
