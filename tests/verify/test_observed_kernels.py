@@ -58,3 +58,17 @@ def test_a_model_without_recurrent_layers_is_counted_as_before():
     config = AutoConfig.for_model("qwen3", **SHAPE)
     _, counted = observed_bytes(config, ["down_proj"])
     assert [each.kernels for each in counted] == [False, False]
+
+
+def test_a_model_of_which_no_layer_attends_has_shapes():
+    """Its configuration names heads, which nothing uses."""
+    from engine.models.spec import as_spec
+    from engine.verify.observed_shape import observed_shape
+
+    config = AutoConfig.for_model(
+        "granitemoehybrid", **{**SHAPE, **FAMILIES["granitemoehybrid"], "layer_types": ["mamba"] * 4}
+    )
+    spec = as_spec(observed_shape(config, adapts_mlp=False), name="", family="granitemoehybrid")
+    assert (spec.attending_layers, spec.heads, spec.kv_heads) == (0, 4, 2)
+    assert spec.recurrent is not None
+    assert spec.recurrent.layers == spec.recurrent.without_attention == 4
