@@ -55,13 +55,20 @@ def prepare_kernels() -> bool:
 
 
 def serve(mixers: Iterable[RecurrentMixer]) -> None:
-    """Lets the package's kernels compute what they can of these mixers, for the rest of the process."""
-    if not prepare_kernels():
+    """Lets the package's kernels compute what they can of these mixers, for the rest of the process.
+
+    transformers calls them wherever the package is installed. Tensors that are on no GPU are kept from them here.
+    """
+    found = list(mixers)
+    if not found or importlib.util.find_spec("fla") is None:
         return
-    for mixer in mixers:
+    on_gpu = prepare_kernels()
+    for mixer in found:
         module = sys.modules[type(mixer.module).__module__]
-        _replace(module, "causal_conv1d_fn", _convolution)
         _replace(module, "torch_chunk_gated_delta_rule", _rule)
+        if not on_gpu:
+            continue
+        _replace(module, "causal_conv1d_fn", _convolution)
         for part in mixer.module.modules():
             if is_gated_norm(part):
                 _replace(type(part), "forward", _gated_norm)
@@ -88,6 +95,11 @@ def _rule(own: Callable[..., Any]) -> CheckedKernel | None:
     def in_torch(*positional: Any, **named: Any) -> Any:
         return plain(*positional, **{name: value for name, value in named.items() if name in accepted})
 
+    def unserved(q: Tensor, *positional: Any, **named: Any) -> Any:
+        # The code in torch does not know packed documents; what transformers calls refuses them or does.
+        packed = named.get("cu_seqlens") is not None
+        return (own if q.is_cuda or packed else in_torch)(q, *positional, **named)
+
     def example(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Example:
         draw = Example.generator(q.device)
         rows, heads = (q.shape[0], _ROWS), v.shape[2]
@@ -109,7 +121,7 @@ def _rule(own: Callable[..., Any]) -> CheckedKernel | None:
             return None
         return q.device, q.dtype, q.shape[2:], v.shape[2:]
 
-    return CheckedKernel("gated delta rule", in_torch, own, key, example, _RULE_TOLERANCE, unserved=own)
+    return CheckedKernel("gated delta rule", in_torch, own, key, example, _RULE_TOLERANCE, unserved=unserved)
 
 
 def _register_chunk_gradients() -> None:

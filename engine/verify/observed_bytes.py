@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from engine.models.layers import decoder_layers
+from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import LayerBytes
 from engine.streaming.linears import FrozenLinears
@@ -82,6 +83,7 @@ def _in_dtype(
     model.config._attn_implementation = _IMPLEMENTATION
     model.requires_grad_(requires_grad=False).train()
     layers = list(_one_of_each(decoder_layers(model)))
+    serve(mixer for of_layer in recurrent_mixers(layers) for mixer in of_layer)
     # Recorded before the adapters are there, and of the whole model: a layer's arguments depend on its number.
     passed = [_arguments(model, layers, length, dtype) for length in _LENGTHS]
     calls, counted = list(_calls), []
