@@ -231,7 +231,7 @@ def models_page() -> str:
             f"{spec.max_context:,}",
             spec.template,
             "yes" if spec.fim else "",
-            *(_longest(spec, card, ram) for card, ram in machines),
+            *(_longest(find_model(spec.name), card, ram) for card, ram in machines),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += _million_tokens()

@@ -19,7 +19,7 @@ from engine.models.spec import RecurrentShape
 from engine.plan.cluster import Cluster, cluster_plans
 from engine.plan.memory import streamed_ledger
 from engine.plan.planner import plan_context
-from engine.plan.request import PlanRequest
+from engine.plan.request import PlanRequest, workload_of
 from engine.plan.speeds import Speeds
 from engine.plan.strategy import choose_strategy
 from engine.plan.stream_plan import StreamPlan
@@ -117,3 +117,23 @@ def test_a_strategy_that_shares_windows_is_refused_by_plan_and_start(strategy):
     config = from_mapping({"distributed": {"strategy": strategy}})
     with pytest.raises(EliteError, match=r"not passed from rank to rank"):
         choose_strategy(config, of_ranks().spec, ranks=4, streamed=True, spreads=True)
+
+
+def test_a_million_tokens_of_a_recurrent_model_are_planned_for_a_gaming_card():
+    machine = target_machine("rtx-3060-12gb", ram=64 * GIB)
+    plans = {}
+    for name in ("qwen2.5-coder-1.5b", "qwen3.5-2b"):
+        plans[name] = plan_context(PlanRequest.of(machine, find_model(name)), 2**20)
+    assert all(plan.fits for plan in plans.values())
+    assert plans["qwen3.5-2b"].step_seconds < plans["qwen2.5-coder-1.5b"].step_seconds / 2
+    assert any(part.name == "recurrent rules" for part in plans["qwen3.5-2b"].time)
+
+
+def test_without_the_kernels_a_layer_holds_more():
+    machine = target_machine("rtx-3060-12gb", ram=64 * GIB)
+    bare = dataclasses.replace(machine, libraries={"fla-core": None, "liger-kernel": "0.8.5"})
+    spec, plan = find_model("qwen3.5-2b"), StreamPlan(tile=4096, key_block=8192)
+    works = [workload_of(PlanRequest.of(each, spec), 2**17) for each in (machine, bare)]
+    served, plain = (streamed_ledger(work, plan).peak("gpu") for work in works)
+    assert [work.recurrent_kernels for work in works] == [True, False]
+    assert served < plain - 2**28
