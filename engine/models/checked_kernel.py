@@ -7,6 +7,7 @@ a function's place before both have computed a small example of the same widths 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,8 +53,8 @@ class CheckedKernel:
     """
 
     checked = True
-    verdicts: ClassVar[list[tuple[str, Any, bool]]] = []
-    "Name, key and outcome of every comparison in this process."
+    verdicts: ClassVar[list[tuple[str, Any, float, bool]]] = []
+    "Name, key, largest relative error and outcome of every comparison in this process."
 
     def __init__(
         self,
@@ -81,12 +82,13 @@ class CheckedKernel:
         if key is None:
             return self.__wrapped__(*args, **named)
         if key not in self._right:
-            self._right[key] = self._agrees(self._example(*args, **named))
-            self.verdicts.append((self._name, key, self._right[key]))
+            error = self._largest_error(self._example(*args, **named))
+            self._right[key] = error < self._tolerance
+            self.verdicts.append((self._name, key, error, self._right[key]))
         return (self._kernel if self._right[key] else self._own)(*args, **named)
 
-    def _agrees(self, example: Example) -> bool:
-        """Compares results and gradients.
+    def _largest_error(self, example: Example) -> float:
+        """Compares results and gradients; infinite where the kernel fails or gives NaN.
 
         Raises:
             torch.OutOfMemoryError: no room for the example.
@@ -98,8 +100,9 @@ class CheckedKernel:
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # a compiler reports what it cannot compile by errors of its own
-                return False
-        return all(relative_error(one, other) < self._tolerance for one, other in zip(found, wanted, strict=True))
+                return math.inf
+        errors = [relative_error(one, other) for one, other in zip(found, wanted, strict=True)]
+        return max(error if math.isfinite(error) else math.inf for error in errors)
 
 
 def _results(function: Callable[..., Any], example: Example, dtype: torch.dtype | None) -> list[Tensor]:

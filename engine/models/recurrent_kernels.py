@@ -16,6 +16,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -169,14 +170,16 @@ def _kernel_is_right(
     device: torch.device, dtype: torch.dtype, keys: tuple[int, int], values: tuple[int, int], first: bool
 ) -> bool:
     """Compares the kernel with torch in fp64, for heads and widths of keys and of values."""
-    right = _agrees_in_double(device, dtype, keys, values, first=first)
-    CheckedKernel.verdicts.append(("gradients inside chunks", (device, dtype, keys, values, first), right))
-    return right
+    error = _error_in_double(device, dtype, keys, values, first=first)
+    CheckedKernel.verdicts.append(
+        ("gradients inside chunks", (device, dtype, keys, values, first), error, error < _TOLERANCE)
+    )
+    return error < _TOLERANCE
 
 
-def _agrees_in_double(
+def _error_in_double(
     device: torch.device, dtype: torch.dtype, keys: tuple[int, int], values: tuple[int, int], *, first: bool
-) -> bool:
+) -> float:
     try:
         from engine.models.delta_rule_kernel import fused_chunk_gradients
 
@@ -188,8 +191,9 @@ def _agrees_in_double(
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a compiler reports what it cannot compile by errors of its own
-        return False
-    return all(relative_error(one, other) < _TOLERANCE for one, other in zip(found, wanted, strict=True))
+        return math.inf
+    errors = [relative_error(one, other) for one, other in zip(found, wanted, strict=True)]
+    return max(error if math.isfinite(error) else math.inf for error in errors)
 
 
 def example_of_chunks(
@@ -278,8 +282,8 @@ def _gated_norm(own: Callable[..., Any]) -> CheckedKernel:
 
 
 def kernel_report() -> dict[str, bool]:
-    """Tells which kernels have been compared in this process, and whether each was right."""
-    return {f"{name} {key}": right for name, key, right in CheckedKernel.verdicts}
+    """Tells which kernels have been compared in this process, by how much each was off, and whether it was right."""
+    return {f"{name} {key}, off by {error:.1e}": right for name, key, error, right in CheckedKernel.verdicts}
 
 
 # --- configurations ------------------------------------------------------------------------------------------------
