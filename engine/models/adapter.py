@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.families import adapts_mlp
-from engine.models.layers import layer_list
+from engine.models.layers import decoder_layers, layer_list
 from engine.models.recurrent_mixers import mixer_names
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
     everything = adapts_mlp(family)
     linear = linear_names(model, everything=everything, family=family)
     if ALL_LINEAR in asked:
-        return ALL_LINEAR if everything and family not in _MAMBA else sorted(linear)
+        if everything and family in _MAMBA:  # by name, and all-linear leaves out the head
+            inside = [linear_names(layer, everything=True, family=family) for layer in decoder_layers(model)]
+            return sorted(set().union(*inside))
+        return ALL_LINEAR if everything else sorted(linear)
     if unknown := [name for name in asked if name not in linear]:
         raise errors.CONFIG_INVALID(
             source="configuration",

@@ -111,4 +111,5 @@ def test_all_linear_leaves_out_what_peft_refuses(family, refused):
     adapted = attach_adapter(model, LoraSection(rank=2), seed=0)
     names = {name.partition(".lora_")[0].rpartition(".")[2] for name in trainable(adapted)}
     assert "in_proj" in names
+    assert "lm_head" not in names
     assert {"out_proj"} - names == refused

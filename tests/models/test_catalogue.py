@@ -12,7 +12,7 @@ import pytest
 from engine.assets import asset
 from engine.errors import EliteError
 from engine.models.catalogue import catalogue, find_model
-from engine.models.families import supporting
+from engine.models.families import FAMILIES, supporting
 
 PROMISED = {
     *(f"qwen2.5-coder-{size}" for size in ("0.5b", "1.5b", "3b", "7b", "14b")),
@@ -127,7 +127,8 @@ def test_a_local_config_gives_the_model_that_transformers_builds(family, keys, t
 
 
 def test_every_supported_family_is_compared_with_transformers():
-    assert {family for family, _ in VARIANTS} == set(supporting("planned"))
+    listed = {family for family in supporting("planned") if not FAMILIES[family].proof}
+    assert {family for family, _ in VARIANTS} == listed
 
 
 def test_lora_parameters_are_rank_times_the_sides():
