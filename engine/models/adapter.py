@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.families import adapts_mlp
-from engine.models.layers import layer_list
+from engine.models.layers import decoder_layers, layer_list
 from engine.models.recurrent_mixers import mixer_names
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 _OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj"})
 """Names that PEFT takes for those of experts wherever they are: a gate of attention that has one gets no adapter."""
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_NOT_OF_MAMBA = frozenset({"out_proj", "conv1d"})
+"""Model types, and the names of layers that PEFT refuses in them: Mamba's kernels read their weights past an adapter.
+See `_check_lora_target_modules_mamba` in peft/tuners/tuners_utils.py."""
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
@@ -66,9 +70,13 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
     Raises:
         EliteError: CONFIG_INVALID.
     """
-    everything = adapts_mlp(model.config.model_type)
-    linear = linear_names(model, everything=everything)
+    family = model.config.model_type
+    everything = adapts_mlp(family)
+    linear = linear_names(model, everything=everything, family=family)
     if ALL_LINEAR in asked:
+        if everything and family in _MAMBA:  # by name, and all-linear leaves out the head
+            inside = [linear_names(layer, everything=True, family=family) for layer in decoder_layers(model)]
+            return sorted(set().union(*inside))
         return ALL_LINEAR if everything else sorted(linear)
     if unknown := [name for name in asked if name not in linear]:
         raise errors.CONFIG_INVALID(
@@ -95,12 +103,13 @@ def _outside_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
+def linear_names(model: nn.Module, *, everything: bool, family: str) -> set[str]:
     """Names of the linear layers that take an adapter, within their modules.
 
     Args:
         model: A causal language model, or a part of it.
         everything: Whether those of MLPs do (engine.models.families.adapts_mlp).
+        family: transformers' model_type.
     """
     mixers = tuple(f"{name}." for name in mixer_names(model))
     found = {
@@ -109,7 +118,8 @@ def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
         if isinstance(module, (nn.Linear, Conv1D))
         and (everything or ".self_attn." in f".{name}" or name.startswith(mixers))
     }
-    return found if everything else found - _OF_EXPERTS
+    refused = _NOT_OF_MAMBA if family in _MAMBA else frozenset[str]()
+    return (found if everything else found - _OF_EXPERTS) - refused
 
 
 def without_adapter(model: Any) -> PreTrainedModel:

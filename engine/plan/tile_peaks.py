@@ -31,6 +31,7 @@ def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int 
         encoded,
         min(keep, work.spec.layers),
         work.master_home is not None,
+        work.recurrent_kernels,
     )
 
 
@@ -72,8 +73,9 @@ def _tile_moments(
     encoded: bool,
     keep: int,
     trained: bool,
+    kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
-    w = Widths(spec, element, rank, fused=fused, autocast=False)
+    w = Widths(spec, element, rank, fused=fused, autocast=False, kernels=kernels)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
     output: Held = () if stash else (("attention output", w.queries),)
     moments: list[PeakCandidate] = []

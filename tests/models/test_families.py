@@ -42,10 +42,11 @@ DENIED = [family for family in ROWS if family not in TRAINED]
 
 
 def test_every_row_is_tested():
-    assert set(ROWS) == set(families.FAMILIES)
+    listed = {name for name, family in families.FAMILIES.items() if not family.proof}
+    assert set(ROWS) == listed
     assert DENIED == ["gemma2"]
     for ability in ("planned", "whole", "streamed", "generated", "exported"):
-        assert families.supporting(ability) == tuple(sorted(TRAINED))
+        assert set(families.supporting(ability)) & listed == set(TRAINED)
 
 
 @pytest.mark.parametrize(("family", "number"), [v for v in VARIANTS if v[0] in TRAINED])
