@@ -116,16 +116,17 @@ class FrozenLinears:
     Args:
         layers: The decoder layers.
         family: transformers' model_type.
+        evaluating: Whether the model stays in evaluation mode, in which the adapters' dropout does nothing.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], family: str) -> None:
+    def __init__(self, layers: Sequence[nn.Module], family: str, *, evaluating: bool = False) -> None:
         self._replaced: list[nn.Module] = []
         self._entered: int | None = None
         self._keeps_factors = False
         self.sites: list[list[_Site]] = [[] for _ in layers]
         for number, layer in enumerate(layers):
             for base, owner in _frozen_linears(layer):
-                adapter = None if owner is None else _only_plain_adapter(owner)
+                adapter = None if owner is None else _only_plain_adapter(owner, evaluating=evaluating)
                 last = family in _ENDS_LAYER and (owner or base) is layer.get_submodule(_ENDS_LAYER[family])
                 site = _Site(base, owner, adapter, ends_layer=last)
                 self.sites[number].append(site)
@@ -200,7 +201,7 @@ def _frozen_linears(layer: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module | N
                 yield module, None
 
 
-def _only_plain_adapter(layer: Any) -> str | None:
+def _only_plain_adapter(layer: Any, *, evaluating: bool) -> str | None:
     """Returns the name of a LoRA layer's one active, plain adapter; None if PEFT's forward is needed."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.disable_adapters or layer.merged or layer.fan_in_fan_out:
@@ -209,7 +210,8 @@ def _only_plain_adapter(layer: Any) -> str | None:
     dropout = layer.lora_dropout[name]
     bias = layer.get_base_layer().bias
     trains_bias = bias is not None and bias.requires_grad
-    if name in layer.lora_variant or layer.lora_bias.get(name) or trains_bias or getattr(dropout, "p", 0.0) > 0:
+    drops = getattr(dropout, "p", 0.0) > 0 and not evaluating
+    if name in layer.lora_variant or layer.lora_bias.get(name) or trains_bias or drops:
         return None
     return name
 
