@@ -97,16 +97,15 @@ class RowStep:
         if self._eager[rows, keys] < _EAGER_STEPS:
             self._eager[rows, keys] += 1
             return None
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             # Other threads may use the GPU meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._compute(rows, keys)
             if not self._agrees(graph, rows, keys):
                 raise RuntimeError("a captured step computes other logits")
-        except torch.OutOfMemoryError:
-            self._give_up()
-        except RuntimeError:  # a layer waits for the GPU, or copies from the host
+        except RuntimeError:  # a layer waits for the GPU, or copies from the host; or no memory is left
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream in place
             self._give_up()
         else:
             self._captured[rows, keys] = graph
