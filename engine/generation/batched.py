@@ -30,8 +30,10 @@ from engine.generation.forward import (
     home_of,
     kv_bytes,
     open_forward,
+    packed_prompts,
     takes_tiles,
 )
+from engine.generation.prompt_attention import PromptAttention
 from engine.generation.row_step import RowStep
 from engine.generation.sampling import Draws, Sampling, choose, generate
 from engine.generation.slot_cache import RowStore, SlotCache
@@ -297,7 +299,7 @@ class BatchGenerator(_Numbered):
 
     def _fill_rows(self) -> None:
         """Gives free rows to waiting prompts; moves the last rows into those that stay free."""
-        row = 0
+        row, new = 0, []
         while row < self._cache.rows:
             taken = row < len(self._rows)
             if taken and self._rows[row].needs_row:
@@ -305,12 +307,16 @@ class BatchGenerator(_Numbered):
                 continue
             sequence = self._next_waiting()
             if sequence is not None:
-                self._prefill(sequence, row)
                 self._rows[row : row + 1] = [sequence]
+                sequence.length, sequence.started = len(sequence.prompt), 1
+                new.append((row, sequence))
+                row += 1
             elif not taken:
-                return
+                break
             else:
                 self._drop_row(row)
+        for group in self._groups(new):
+            self._prefill(group)
 
     def _drop_row(self, row: int) -> None:
         last, moved = len(self._rows) - 1, self._rows.pop()
@@ -322,17 +328,41 @@ class BatchGenerator(_Numbered):
         # A free row may be computed with the others: at a place that it has.
         self._step.positions[last] = 0
 
-    def _prefill(self, sequence: _Sequence, row: int) -> None:
+    def _groups(self, new: Sequence[tuple[int, _Sequence]]) -> Iterator[list[tuple[int, _Sequence]]]:
+        """Yields prompts with their rows, as many at a time as one tile takes."""
+        group: list[tuple[int, _Sequence]] = []
+        for row, sequence in new:
+            tokens = sum(len(other.prompt) for _, other in group)
+            if group and (tokens + len(sequence.prompt) > self._tile or any(self._decoder.mixers)):
+                yield group
+                group = []
+            group.append((row, sequence))
+        if group:
+            yield group
+
+    def _prefill(self, group: Sequence[tuple[int, _Sequence]]) -> None:
+        rows, sequences = [row for row, _ in group], [sequence for _, sequence in group]
+        ids = torch.tensor([token for sequence in sequences for token in sequence.prompt], dtype=torch.long)
+        if len(group) > 1:
+            starts = [0, *itertools.accumulate(len(sequence.prompt) for sequence in sequences)][:-1]
+            attention = PromptAttention(self._decoder, self._cache, rows, starts, len(ids))
+            logits = packed_prompts(self._decoder, attention, ids, starts)
+        else:
+            logits = self._prefill_alone(rows[0], ids)[None]
+        samplings = [sequence.sampling for sequence in sequences]
+        tokens = choose(logits, samplings, [sequence.draw() for sequence in sequences])
+        places = torch.tensor(rows, device=self._device)
+        self._step.ids[places] = tokens
+        self._step.positions[places] = torch.tensor([s.length for s in sequences], device=self._device)
+        self._pending.append(_Pending.of(sequences, tokens))
+
+    def _prefill_alone(self, row: int, ids: Tensor) -> Tensor:
+        """Runs a prompt of any length into a row; returns the logits after it, (vocabulary,) fp32."""
         attention = CachedAttention(self._decoder, self._page, lambda layer: RowStore(self._cache, layer, row))
-        ids = torch.tensor(sequence.prompt, dtype=torch.long)
         logits = by_tiles(self._decoder, attention, ids, 0, self._tile)
         for mixer, states in attention.states.items():
             self._cache.keep_states(mixer, states, row)
-        token = choose(logits[None], [sequence.sampling], [sequence.draw()])
-        sequence.length, sequence.started = len(ids), 1
-        self._step.ids[row : row + 1] = token
-        self._step.positions[row] = sequence.length
-        self._pending.append(_Pending.of([sequence], token))
+        return logits
 
     def _advance(self) -> None:
         rows = [*self._rows]

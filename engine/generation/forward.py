@@ -8,7 +8,7 @@ while it fits there, else in pages on the host; no tensor is as long as the prom
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -115,6 +115,9 @@ class CachedAttention:
 class SequenceState(streamed_attention.AttentionState, MixerRunner, Protocol):
     """What layers reach while they extend a sequence."""
 
+    def at_layer(self, number: int) -> None:
+        """Selects the layer of the following calls."""
+
 
 def home_of(size: int, device: torch.device) -> torch.device:
     """Chooses the device for a KV cache of `size` bytes."""
@@ -176,6 +179,28 @@ def by_tiles(decoder: Decoder, attention: CachedAttention, token_ids: Tensor, st
         assert hidden is not None
         normed = decoder.final_norm(hidden[:, -1:])
     logits: Tensor = decoder.head(normed)[0, 0]
+    return logits.float()
+
+
+def packed_prompts(decoder: Decoder, attention: SequenceState, ids: Tensor, starts: Sequence[int]) -> Tensor:
+    """Runs several prompts through the model as documents of one tile.
+
+    Args:
+        decoder: The model's decoder; no layer is recurrent.
+        attention: Keeps the documents apart.
+        ids: Tokens of the prompts one after the other, (n,) int64.
+        starts: First position of each prompt.
+
+    Returns:
+        Logits after each prompt, (prompts, vocabulary) fp32.
+    """
+    device = decoder.embedding.weight.device
+    ends = [*starts[1:], len(ids)]
+    positions = torch.cat([torch.arange(end - start) for start, end in zip(starts, ends, strict=True)]).to(device)
+    with attending(decoder, attention):
+        hidden = through_layers(decoder, ids.to(device), positions, attention.at_layer)
+        normed = decoder.final_norm(hidden[:, torch.tensor(ends, device=device) - 1])
+    logits: Tensor = decoder.head(normed)[0]
     return logits.float()
 
 

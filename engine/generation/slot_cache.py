@@ -53,6 +53,11 @@ class SlotCache:
         for cache, new in zip(self._allocated(layer, k, v), (k, v), strict=True):
             cache[rows, positions] = new[:, :, 0]
 
+    def scatter(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Stores k, v (1, kv_heads, tokens, head_dim) of tokens at `positions` of `rows`, both (tokens,) int64."""
+        for cache, new in zip(self._allocated(layer, k, v), (k, v), strict=True):
+            cache[rows, positions] = new[0].transpose(0, 1)
+
     # --- recurrent states -----------------------------------------------------------------------------------------
 
     def states(self, mixer: tuple[int, int], rows: int) -> States:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from engine.streaming.block_scales import BlockScales
-from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear
+from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear, lora_product
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
 
 
@@ -57,6 +59,8 @@ class _Site:
 
     def plain(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the bare module."""
+        if not torch.is_grad_enabled():
+            return functional.linear(x, self.weight, self.base.bias)
         return frozen_linear(x, self, self.base.bias)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -64,6 +68,8 @@ class _Site:
         if self._lora_layer.disable_adapters:
             return self.plain(x)
         assert self.factors is not None
+        if self.output_needed and not torch.is_grad_enabled():
+            return lora_product(x, self.weight, self.base.bias, self.factors)
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
             x,

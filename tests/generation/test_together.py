@@ -39,7 +39,7 @@ def by_library(model, prompt, count=COUNT):
 
 
 def opened(model, *, rows=3, capacity=100, ends=frozenset(), **more):
-    return BatchGenerator(Decoder(model), capacity=capacity, rows=rows, ends=ends, tile=16, page=32, **more)
+    return BatchGenerator(Decoder(model), capacity=capacity, rows=rows, ends=ends, tile=48, page=32, **more)
 
 
 def written_by(generator, wanted, sampling=None, stop=lambda number, tokens: False):
