@@ -166,7 +166,8 @@ class StepGraphs:
     # --- capture ----------------------------------------------------------------------------------------------------
 
     def _capture(self, key: Key, sequence: ShortSequence, scale: float, ordinary: Callable[[], StepOutcome]) -> float:
-        before = [weight.grad for weight in self._weights]
+        # Sums of the update so far may lie in the graphs' own tensors, which the comparison overwrites.
+        before = [None if weight.grad is None else weight.grad.clone() for weight in self._weights]
         loss = self._ordinary_alone(ordinary)
         wanted = [weight.grad for weight in self._weights]
         problem, stream = self._too_little_memory(), torch.cuda.current_stream(self._device)
