@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from functools import cache
 
 import torch
@@ -24,7 +25,27 @@ def _torch_cross_entropy(
 
 @cache
 def _has_fused_cross_entropy(device_type: str) -> bool:
-    return device_type == "cuda" and importlib.util.find_spec("triton") is not None
+    if device_type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        return kernel_is_right(torch.device(device_type))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError, ValueError, subprocess.SubprocessError):  # Triton needs a C compiler
+        return False
+
+
+def kernel_is_right(device: torch.device) -> bool:
+    """Whether the fused loss computes torch's loss and gradient here: no kernel is used before it has shown this."""
+    generator = torch.Generator(device).manual_seed(0)
+    logits = 5 * torch.randn((6, 1000), generator=generator, device=device)
+    labels = torch.tensor([0, 999, IGNORED, 7, 500, IGNORED], device=device)
+    leaf = logits.clone().requires_grad_()
+    with torch.enable_grad():
+        wanted = _torch_cross_entropy(leaf, labels, 0.1)
+    (gradient,) = torch.autograd.grad(wanted, leaf)
+    loss, found = _gradient_over_logits(logits, labels, 0.1, None)
+    return torch.allclose(loss, wanted, rtol=1e-3) and torch.allclose(found, gradient, rtol=1e-2, atol=1e-4)
 
 
 def loss_and_gradient(

@@ -24,6 +24,9 @@ weights = torch.randn(13, dtype=torch.float64)
 cross_entropy_kernel._BLOCK = 16  # of a vocabulary of 50: whole blocks and a part of one
 
 
+assert loss.kernel_is_right(torch.device("cpu"))
+
+
 def run(head, fused, smoothing, coefficients):
     head.weight.grad = None
     loss._has_fused_cross_entropy = lambda device: fused
