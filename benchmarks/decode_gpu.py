@@ -12,6 +12,8 @@ step
 train
     `engine train` as a user starts it, without graphs and with them: tokens a second of the steps after the first ten,
     and seconds before the first event.
+imports
+    Seconds of what a run imports before its first event.
 
 Weights are random: time does not depend on their values. Each part runs in a process of its own, and is written to
 OUT.json as soon as it ends.
@@ -35,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-PARTS = ("decode bf16", "decode nf4", "step", "train")
+PARTS = ("decode bf16", "decode nf4", "step", "train", "imports")
 PACKAGES = (
     "asyncio",
     "email",
@@ -188,6 +190,7 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
         length = sizes.context - int(drawn.integers(0, sizes.context // 32))
         starts = sorted({0, *drawn.integers(1, length, 5).tolist()})
         windows.append(Window(drawn.integers(5, 1000, length), tuple(starts)))
+    trained = list(trainable(model).values())
     rows, losses = [], {}
     untrained = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
     for graphs in (False, True):
@@ -208,7 +211,7 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
         def update(window: Window, way: StreamedWindows = way) -> float:
             optimizer.zero_grad(set_to_none=True)
             result = way.run([window], 1.0 / window.targets, _Silent())
-            torch.nn.utils.clip_grad_norm_(trainable(model).values(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             if rows_are_timed:
                 optimizer.step()
             return result.loss_sum
@@ -281,6 +284,34 @@ def _profiled(run: Any) -> dict[str, Any]:
     }
 
 
+def own_path() -> dict[str, str]:
+    """PYTHONPATH of a child that finds what this process finds."""
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+
+
+# --- imports ------------------------------------------------------------------------------------------------------
+
+
+def imports(_: Sizes) -> list[dict[str, Any]]:
+    """What a run imports before it can say anything: the packages that take longest, with what they import."""
+    rows = []
+    for turn in ("cold", "warm"):
+        words = [sys.executable, "-X", "importtime", "-c", "import engine.recipes.fine_tune"]
+        began = time.perf_counter()
+        ended = subprocess.run(
+            words, env={**os.environ, **own_path()}, capture_output=True, text=True, check=True, timeout=120
+        )
+        seconds = time.perf_counter() - began
+        found = []
+        for text in ended.stderr.splitlines():
+            parts = text.removeprefix("import time:").split("|")
+            if len(parts) == 3 and parts[1].strip().isdigit():
+                found.append((int(parts[1]) / 1e6, parts[2].strip()))
+        longest = sorted(found, reverse=True)[:30]
+        rows.append({"part": "imports", "turn": turn, "seconds": seconds, "longest": longest})
+    return rows
+
+
 # --- the front door -----------------------------------------------------------------------------------------------
 
 
@@ -315,7 +346,7 @@ def train(sizes: Sizes) -> list[dict[str, Any]]:
             }
             for key, value in settings.items():
                 words += ["--set", f"{key}={value}"]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "ELITE_TUI_STATE_DIR": str(folder / "state")}
+            environment = {**os.environ, **own_path(), "ELITE_TUI_STATE_DIR": str(folder / "state")}
             began = time.time()
             ended = subprocess.run(
                 words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
@@ -355,7 +386,9 @@ def main() -> None:
     sizes = Sizes(given.device)
     if given.child:
         (part,) = given.parts
-        rows = {"step": step, "train": train}.get(part, lambda s: decode(s, part.rpartition(" ")[2]))(sizes)
+        rows = {"step": step, "train": train, "imports": imports}.get(
+            part, lambda s: decode(s, part.rpartition(" ")[2])
+        )(sizes)
         given.out.write_text(json.dumps(rows))
         return
     results: list[dict[str, Any]] = []
@@ -383,6 +416,9 @@ def line(row: dict[str, Any]) -> str:
         ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
         same = f"{row['same_tokens']:.0%} of the tokens alike"
         return f"{row['part']:<12} batch {row['batch']:>2}  {speeds}  ratios {ratios}  {same}  graphs {row['graphs']}"
+    if row["part"] == "imports":
+        longest = ", ".join(f"{name} {seconds:.1f}" for seconds, name in row["longest"][:12])
+        return f"imports      {row['turn']}  {row['seconds']:.1f} s: {longest}"
     text = f"{row['part']:<12} graphs {row['graphs']!s:<5}  {row['tokens_per_second']:>9,.0f} tokens/s"
     if row["part"] == "step":
         profile = row["profile"]
