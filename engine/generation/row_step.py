@@ -1,4 +1,4 @@
-"""One decoding step of several sequences, replayed as a CUDA graph after the first steps of its shape.
+"""One decoding step of several sequences, replayed as a CUDA graph after the first step of its shape.
 
 A step of a small model is a thousand kernels of a few microseconds, which Python cannot launch as fast as a GPU
 computes them. A graph launches them at once. It is used after it has given the logits of the same step without it.
@@ -7,7 +7,6 @@ computes them. A graph launches them at once. It is used after it has given the 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from engine.generation.row_attention import RowAttention, attending_rows, flash_
 from engine.generation.slot_cache import SlotCache
 from engine.streaming.decoder import Decoder
 
-_EAGER_STEPS = 2
-"""Steps of each shape before its capture: kernels are compiled and tuned in them."""
 _FEWEST_KEYS = 256
 _TOLERANCE = 2e-2  # relative difference of the logits that 16-bit arithmetic explains
 
@@ -48,7 +45,6 @@ class RowStep:
         self._layers = {id(module): number for number, layer in enumerate(decoder.layers) for module in layer.modules()}
         self._logits: Tensor | None = None
         self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self._eager: Counter[tuple[int, int]] = Counter()
 
     @torch.no_grad()
     def run(self, count: int, longest: int) -> Tensor:
@@ -62,11 +58,13 @@ class RowStep:
             Logits, (count, vocabulary) fp32; valid until the next step.
         """
         rows, keys = self._shape(count, longest)
-        graph = self._captured.get((rows, keys)) or self._capture(rows, keys)
-        if graph is None:
-            self._compute(rows, keys)
-        else:
+        if (graph := self._captured.get((rows, keys))) is not None:
             graph.replay()
+        else:
+            states = self._cache.snapshot() if self.graphs else []
+            self._compute(rows, keys)
+            if self.graphs:
+                self._capture(rows, keys, states)
         self.positions[:count] += 1
         assert self._logits is not None
         return self._logits[:count]
@@ -90,42 +88,32 @@ class RowStep:
             self._logits = torch.empty((self._cache.rows, logits.shape[-1]), dtype=torch.float32, device=logits.device)
         self._logits[:rows] = logits
 
-    def _capture(self, rows: int, keys: int) -> torch.cuda.CUDAGraph | None:
-        """Captures a step of a shape that has run often enough; None if it has not, or cannot be captured."""
-        if not self.graphs:
-            return None
-        if self._eager[rows, keys] < _EAGER_STEPS:
-            self._eager[rows, keys] += 1
-            return None
+    def _capture(self, rows: int, keys: int, states: list[Tensor]) -> None:
+        """Captures the step that has just been computed, from the recurrent states before it.
+
+        A graph is used if its replay gives the same logits. Logits and states stay those of the step itself.
+        """
+        assert self._logits is not None
+        wanted, after = self._logits[:rows].clone(), self._cache.snapshot()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
             # Other threads may use the GPU meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._compute(rows, keys)
-            if not self._agrees(graph, rows, keys):
+            self._cache.restore(states)
+            graph.replay()
+            if not (self._logits[:rows] - wanted).norm() <= _TOLERANCE * wanted.norm():
                 raise RuntimeError("a captured step computes other logits")
         except RuntimeError:  # a layer waits for the GPU, or copies from the host; or no memory is left
             torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream in place
             self._give_up()
         else:
             self._captured[rows, keys] = graph
-            return graph
-        return None
+        self._logits[:rows] = wanted
+        self._cache.restore(after)
 
     def _give_up(self) -> None:
         self.graphs = False
         self._captured.clear()
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize(self._device)
-
-    def _agrees(self, graph: torch.cuda.CUDAGraph, rows: int, keys: int) -> bool:
-        """Compares a replay with the step itself. Neither counts: keys are written again, states put back."""
-        assert self._logits is not None
-        states = self._cache.snapshot()
-        graph.replay()
-        found = self._logits[:rows].clone()
-        self._cache.restore(states)
-        self._compute(rows, keys)
-        wanted = self._logits[:rows]
-        self._cache.restore(states)
-        return bool((found - wanted).norm() <= _TOLERANCE * wanted.norm())
