@@ -386,10 +386,10 @@ def ring(
                 torch.distributed.broadcast(parameter.data, 0, group=group.tensors)
         tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
         if group.size == 1:
-            step = StreamedStep(made, plan, device=group.device)
+            step = StreamedStep(made, plan, device=group.device, timed=True)
         else:
             sharding = SequenceSharding(group, strategy, order)
-            step = StreamedStep(made, plan, device=group.device, sharding=sharding)
+            step = StreamedStep(made, plan, device=group.device, sharding=sharding, timed=True)
         with step:
             step.run(tokens[: 2 * plan.tile], scale=1.0 / context)  # kernels, connections
             made.zero_grad(set_to_none=True)

@@ -152,7 +152,7 @@ def measure(case: dict) -> dict:
     tokens = torch.randint(0, config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
     rss = psutil.Process().memory_info().rss
     runs, began_all = [], time.perf_counter()
-    with StreamedStep(model, plan, device=device, spill_directory=Path("/tmp")) as step:
+    with StreamedStep(model, plan, device=device, spill_directory=Path("/tmp"), timed=True) as step:
         step.run(tokens[: min(context, 3 * plan.tile)])
         synchronize(device)
         warm_up = time.perf_counter() - began_all

@@ -43,7 +43,7 @@ def main() -> None:
     model = attach_adapter(base, LoraSection(), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (int(context),))
     starts = range(0, int(context), int(sys.argv[6]) if len(sys.argv) > 6 else int(context))
-    with StreamedStep(model, stream_plan, device=placement.device) as step:
+    with StreamedStep(model, stream_plan, device=placement.device, timed=True) as step:
         step.run(tokens, document_starts=starts)
         run = functools.partial(step.run, tokens, document_starts=starts)
         print("step", timed(run, placement.device, 2), "s", flush=True)

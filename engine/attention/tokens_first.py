@@ -44,6 +44,10 @@ class TokensFirst(AttentionBackend):
     ) -> Sequence[Tensor]:
         """Calls the kernel's backward on tensors tokens first, q (1, n, heads, head_dim); returns (dq, dk, dv)."""
 
+    def extent_of(self, borders: Sequence[int], scale: float, device: torch.device) -> Extent:
+        """Returns the extent of packed documents, for borders as in AttentionBackend.forward_documents."""
+        return _documents(tuple(borders), scale, device)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
         extent = Extent(queries=q.shape[2], keys=k.shape[2], causal=causal, scale=scale)
@@ -75,7 +79,7 @@ class TokensFirst(AttentionBackend):
     ) -> tuple[Tensor, Tensor]:
         """See AttentionBackend. Computes all documents in one call."""
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-        out, logsumexp = self.attend(q, k, v, _documents(tuple(borders), scale, q.device))
+        out, logsumexp = self.attend(q, k, v, self.extent_of(borders, scale, q.device))
         return out.transpose(0, 1).unsqueeze(0), logsumexp.unsqueeze(0)
 
     def backward_documents(
@@ -92,7 +96,7 @@ class TokensFirst(AttentionBackend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See AttentionBackend. Computes all documents in one call."""
         grad_out, q, k, v, out = (x[0].transpose(0, 1) for x in (grad_out, q, k, v, out))
-        extent = _documents(tuple(borders), scale, q.device)
+        extent = self.extent_of(borders, scale, q.device)
         gradients = self.attend_backward(grad_out, q, k, v, out, logsumexp[0].contiguous(), extent)
         dq, dk, dv = (x.transpose(0, 1).unsqueeze(0) for x in gradients)
         return dq, dk, dv

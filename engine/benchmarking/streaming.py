@@ -68,7 +68,7 @@ def measure_step(
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
     runs = []
-    with StreamedStep(model, plan, device=device, spill_directory=spill_directory) as step:
+    with StreamedStep(model, plan, device=device, spill_directory=spill_directory, timed=True) as step:
         reset_peak(device)
         for _ in range(repeats):
             model.zero_grad(set_to_none=True)

@@ -201,6 +201,13 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     compile: Annotated[
         bool, Meta(description="Compile the decoder layers of whole windows with torch.compile; slow to start.")
     ] = False
+    cuda_graphs: Annotated[
+        bool,
+        Meta(
+            description="Run steps of short windows as CUDA graphs, where all activations stay on the GPU and a graph "
+            "gives the ordinary step's gradient. Takes those activations' memory once more."
+        ),
+    ] = True
     shifted_attention: Annotated[
         bool,
         Meta(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.data.dataset import Dataset, build_dataset
+from engine.evaluation.baselines import Baselines
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
-from engine.generation.run_models import load_pair, models_of
+from engine.generation.run_models import changes_of, load_pair, models_of
 from engine.models.loading import load_tokenizer
 from engine.models.placement import device_name
 from engine.tokenization.encoder import Encoder
@@ -67,6 +68,14 @@ def evaluate_run(
         for path, data in wanted
     ]
     pair = load_pair(found, config, notify=notify, spill=run.path)
+    baselines = Baselines.of(
+        run,
+        found.spec,
+        found.placement,
+        changes_of(found, config),
+        found.layout,
+        fused=config.model.fused_kernels,
+    )
     for path, dataset in datasets:
         if path is None:
             held_out = HeldOut.of(dataset)
@@ -82,7 +91,7 @@ def evaluate_run(
             data=data,
             writes=found.resident,
         )
-        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress), dataset
+        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, baselines), dataset
 
 
 def _data_of(data: DataSection, path: Path) -> DataSection:

@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from engine.evaluation.baselines import Baselines, digest, digest_windows
+from engine.evaluation.completions import judge
 from engine.evaluation.functions import HeldOutFunction, choose_functions
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
 from engine.evaluation.result import Evaluation, samples_of, task_result
 from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Task, complete, tasks_of
+from engine.steps.held_out_loss import choose_windows
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
@@ -51,6 +56,7 @@ def evaluate_pair(
     settings: EvaluationSection,
     subject: Subject,
     progress: Progress,
+    baselines: Baselines | None = None,
 ) -> Evaluation:
     """Scores both models on the same tokens and the same functions.
 
@@ -61,6 +67,7 @@ def evaluate_pair(
         settings: Extent of the evaluation.
         subject: Names for the result.
         progress: See `Progress`.
+        baselines: Keeps the base model's scores for the next call with the same files and settings.
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)
@@ -94,7 +101,14 @@ def evaluate_pair(
             }
         return _Measured(tally, written)
 
-    base = measure(pair.base(), "base model")
+    asked = None if baselines is None else _asked(held_out, encoder, settings, functions, budget, subject)
+    base = None if baselines is None else _read(baselines.read("evaluation", asked), held_out, functions)
+    if base is None:
+        base = measure(pair.base(), "base model")
+        if baselines is not None:
+            baselines.keep("evaluation", asked, _as_json(base))
+    else:
+        progress(1, 1, "base model, scored in an earlier evaluation")
     tuned = measure(pair.tuned(), "tuned model")
     row = overall(base.tally, tuned.tally)
     return Evaluation(
@@ -113,6 +127,50 @@ def evaluate_pair(
         samples=samples_of(functions, base.written["completion"], tuned.written["completion"]) if functions else (),
         notes=tuple(_notes(functions, settings, subject, row.files)),
     )
+
+
+# --- kept scores of the base model --------------------------------------------------------------------------------
+
+
+def _asked(
+    held_out: HeldOut,
+    encoder: Encoder,
+    settings: EvaluationSection,
+    functions: Sequence[HeldOutFunction],
+    budget: int,
+    subject: Subject,
+) -> dict[str, Any]:
+    """Returns all that the base model's scores depend on besides the model."""
+    return {
+        "windows": digest_windows(choose_windows(held_out.windows, settings.tokens)),
+        "files": digest([[file.path for file in held_out.files], held_out.offsets.tolist()]),
+        "functions": digest([[f.path, f.prefix, f.body, f.suffix] for f in functions]),
+        "tasks": list(tasks_of(encoder)) if functions else [],
+        "lengths": [settings.tokens, budget, subject.context],
+    }
+
+
+def _as_json(measured: _Measured) -> dict[str, Any]:
+    return {
+        "sums": measured.tally.sums.tolist(),
+        "counts": measured.tally.counts.tolist(),
+        "written": {task: [[c.text, c.marks.ends] for c in found] for task, found in measured.written.items()},
+    }
+
+
+def _read(value: Any, held_out: HeldOut, functions: Sequence[HeldOutFunction]) -> _Measured | None:
+    """Reads a kept score; None if it is missing or not what `_as_json` wrote."""
+    try:
+        sums, counts = (np.array(value[name], dtype=np.float64) for name in ("sums", "counts"))
+        if sums.shape != counts.shape or len(sums) != len(held_out.files):
+            return None
+        written = {
+            task: [judge(function, text, ends=ends) for function, (text, ends) in zip(functions, found, strict=True)]
+            for task, found in value["written"].items()
+        }
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+    return _Measured(LossTally(sums, counts), written)
 
 
 def _notes(

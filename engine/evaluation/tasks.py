@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
-from engine.generation.batched import TOGETHER, write_together
-from engine.generation.forward import open_forward
+from engine.generation.batched import ROWS, open_generator
+from engine.generation.sampling import Sampling
 from engine.generation.text import TextStream
 
 if TYPE_CHECKING:
@@ -63,18 +62,19 @@ def complete(
         task: Completion, or fill-in-the-middle.
         context: Maximum tokens of prompt and body together.
         max_tokens: Maximum tokens of a body; a longer one is cut off and marked as it is.
-        progress: Called with functions done and their total at every token; may raise to abort.
+        progress: Called with functions done and their total at every step; may raise to abort.
     """
-    found: list[Completion] = []
-    for start in range(0, len(functions), TOGETHER):
-        group = functions[start : start + TOGETHER]
-        notify = functools.partial(progress, len(found), len(functions), f"functions ({task})")
-        notify()
-        prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
-        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None, notify)
-        found += [judge(function, text, ends=ends) for function, (text, ends) in zip(group, texts, strict=True)]
-    progress(len(functions), len(functions), f"functions ({task})")
-    return found
+    what, done = f"functions ({task})", 0
+
+    def report(ended: int) -> None:
+        nonlocal done
+        done += ended
+        progress(done, len(functions), what)
+
+    report(0)
+    prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in functions]
+    texts = _write(model, encoder, prompts, max_tokens, functions if task == "completion" else None, report)
+    return [judge(function, text, ends=ends) for function, (text, ends) in zip(functions, texts, strict=True)]
 
 
 def _write(
@@ -83,27 +83,38 @@ def _write(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     functions: Sequence[HeldOutFunction] | None,
-    notify: Callable[[], None],
+    report: Callable[[int], None],
 ) -> list[tuple[str, bool]]:
     """Generates up to an end token, or up to the function's end where `functions` is given.
 
-    Returns each text, and whether it ended within `max_tokens`.
+    Args:
+        model, encoder, max_tokens: As in `complete`.
+        prompts: Token ids of each request.
+        functions: Functions that end their own text.
+        report: Called with the number of texts that ended, at every step.
+
+    Returns:
+        Each text, and whether it ended within `max_tokens`.
     """
-    texts, counts, ended = [""] * len(prompts), [0] * len(prompts), [False] * len(prompts)
+    texts, ended = [""] * len(prompts), [False] * len(prompts)
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
-
-    def take(number: int, token: int) -> bool:
-        notify()
-        counts[number] += 1
-        piece = streams[number].push(token)
-        texts[number] += piece
-        if functions is None or not piece:
-            return True
-        end = function_end(functions[number], texts[number])
-        texts[number] = texts[number][:end]
-        ended[number] = end is not None
-        return end is None
-
-    forwards = [open_forward(model, len(prompt) + max_tokens, among=len(prompts)) for prompt in prompts]
-    write_together(forwards, prompts, max_tokens=max_tokens, ends=encoder.ends, take=take)
-    return [(texts[i], ended[i] or counts[i] < max_tokens) for i in range(len(prompts))]
+    sampling = Sampling(max_tokens=max_tokens)
+    # The longest prompts first: a long one that came last would be decoded alone.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    capacity = max((len(prompt) for prompt in prompts), default=0) + max_tokens
+    with open_generator(model, capacity=capacity, rows=min(ROWS, len(prompts)), ends=encoder.ends) as generator:
+        numbers = {generator.submit(prompts[i], sampling): i for i in order}
+        while generator.busy:
+            events = generator.step()
+            for number, token, finished in events:
+                i = numbers[number]
+                ended[i] |= finished == "end token"
+                piece = "" if token is None else streams[i].push(token)
+                texts[i] += piece
+                if functions is None or not piece:
+                    continue
+                if (end := function_end(functions[i], texts[i])) is not None:
+                    texts[i], ended[i] = texts[i][:end], True
+                    generator.cancel(number)
+            report(sum(event.finished is not None for event in events))
+    return list(zip(texts, ended, strict=True))

@@ -8,13 +8,13 @@ while it fits there, else in pages on the host; no tensor is as long as the prom
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from engine.attention.blockwise import attend
+from engine.attention.blockwise import KeyValueReader, attend
 from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import select_backend
 from engine.generation.kv_cache import PagedKvCache
@@ -52,25 +52,43 @@ def open_forward(model: Any, capacity: int, *, tile: int = TILE, page: int = PAG
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables depend on the total length, which tiles cannot know.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    settings = setting_refusals(causal.config.to_dict())
-    if refusal(causal.config.model_type, "streamed") is None and "streamed" not in settings:
+    if takes_tiles(model):
         return TiledForward(model, capacity, tile=tile, page=page, among=among)
     return LibraryForward(model, tile=tile)
 
 
-class CachedAttention:
-    """Attention of the current tile to itself and all earlier keys, for the current layer."""
+def takes_tiles(model: Any) -> bool:
+    """Whether tiles of the model's family and settings are known to be exact."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    settings = setting_refusals(causal.config.to_dict())
+    return refusal(causal.config.model_type, "streamed") is None and "streamed" not in settings
 
-    def __init__(self, decoder: Decoder, capacity: int, page: int, device: torch.device, among: int) -> None:
-        self._capacity, self._page, self._device = capacity, page, device
-        shape, dtype = decoder.attention_shape, decoder.embedding.weight.dtype
-        self._backend = select_backend(device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
-        layers = len(decoder.layers)
-        size = 2 * layers * capacity * shape.kv_heads * shape.head_dim * dtype.itemsize
-        self.home = home_of(size * among, device)
-        self._stores: dict[int, PagedKvCache] = {}
-        self._states: dict[tuple[int, int], States] = {}
+
+class KvStore(KeyValueReader, Protocol):
+    """Keys and values of one layer of one sequence."""
+
+    def append(self, start: int, k: Tensor, v: Tensor) -> None:
+        """Stores k, v (1, kv_heads, tile, head_dim) of the tokens from position `start` on."""
+
+
+class CachedAttention:
+    """Attention of the current tile to itself and all earlier keys, for the current layer.
+
+    Attributes:
+        states: States of the recurrent mixers after all tokens so far, by the mixer's key.
+
+    Args:
+        decoder: The model's decoder.
+        page: Most keys in one attention call.
+        open_store: Opens the KV cache of a layer.
+    """
+
+    def __init__(self, decoder: Decoder, page: int, open_store: Callable[[int], KvStore]) -> None:
+        self._page, self._open_store = page, open_store
+        shape, weight = decoder.attention_shape, decoder.embedding.weight
+        self._backend = select_backend(weight.device, weight.dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        self._stores: dict[int, KvStore] = {}
+        self.states: dict[tuple[int, int], States] = {}
         self.layer = self.start = 0
 
     def at_layer(self, number: int) -> None:
@@ -80,7 +98,7 @@ class CachedAttention:
     def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Appends keys and values to the cache, and attends; shapes as in AttentionBackend."""
         if self.layer not in self._stores:
-            self._stores[self.layer] = PagedKvCache(self._capacity, self._page, self.home, self._device)
+            self._stores[self.layer] = self._open_store(self.layer)
         store = self._stores[self.layer]
         store.append(self.start, k, v)
         pieces = causal_pieces(self.start, self.start + q.shape[2], key_block=self._page, window=window)
@@ -88,14 +106,17 @@ class CachedAttention:
 
     def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:
         """Continues a recurrent mixer from its states after all earlier tokens. See MixerRunner."""
-        cache = MixerCache(self._states.get(mixer.key))
+        cache = MixerCache(self.states.get(mixer.key))
         y = call(x, cache)
-        self._states[mixer.key] = {name: state.contiguous() for name, state in {**cache.before, **cache.after}.items()}
+        self.states[mixer.key] = {name: state.contiguous() for name, state in {**cache.before, **cache.after}.items()}
         return y
 
 
 class SequenceState(streamed_attention.AttentionState, MixerRunner, Protocol):
     """What layers reach while they extend a sequence."""
+
+    def at_layer(self, number: int) -> None:
+        """Selects the layer of the following calls."""
 
 
 def home_of(size: int, device: torch.device) -> torch.device:
@@ -138,6 +159,57 @@ def attending(decoder: Decoder, attention: SequenceState) -> Iterator[None]:
         config._attn_implementation = implementation
 
 
+def by_tiles(decoder: Decoder, attention: CachedAttention, token_ids: Tensor, start: int, tile: int) -> Tensor:
+    """Appends tokens to a sequence tile by tile; returns the logits after the last one, (vocabulary,) fp32.
+
+    Args:
+        decoder: The model's decoder.
+        attention: State of the sequence.
+        token_ids: Tokens from position `start` on, (n,) int64, at least one.
+        start: Tokens before them.
+        tile: Tokens that pass through the model at once.
+    """
+    device, hidden = decoder.embedding.weight.device, None
+    with attending(decoder, attention):
+        for ids in token_ids.split(tile):
+            positions = torch.arange(start, start + len(ids), device=device)
+            attention.start = start
+            hidden = through_layers(decoder, ids.to(device), positions, attention.at_layer)
+            start += len(ids)
+        assert hidden is not None
+        normed = decoder.final_norm(hidden[:, -1:])
+    logits: Tensor = decoder.head(normed)[0, 0]
+    return logits.float()
+
+
+def packed_prompts(decoder: Decoder, attention: SequenceState, ids: Tensor, starts: Sequence[int]) -> Tensor:
+    """Runs several prompts through the model as documents of one tile.
+
+    Args:
+        decoder: The model's decoder; no layer is recurrent.
+        attention: Keeps the documents apart.
+        ids: Tokens of the prompts one after the other, (n,) int64.
+        starts: First position of each prompt.
+
+    Returns:
+        Logits after each prompt, (prompts, vocabulary) fp32.
+    """
+    device = decoder.embedding.weight.device
+    ends = [*starts[1:], len(ids)]
+    positions = torch.cat([torch.arange(end - start) for start, end in zip(starts, ends, strict=True)]).to(device)
+    with attending(decoder, attention):
+        hidden = through_layers(decoder, ids.to(device), positions, attention.at_layer)
+        normed = decoder.final_norm(hidden[:, torch.tensor(ends, device=device) - 1])
+    logits: Tensor = decoder.head(normed)[0]
+    return logits.float()
+
+
+def kv_bytes(decoder: Decoder) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    shape = decoder.attention_shape
+    return 2 * len(decoder.layers) * shape.kv_heads * shape.head_dim * decoder.embedding.weight.dtype.itemsize
+
+
 class TiledForward:
     """A Forward over the layers of a family whose tiles are known to be exact (engine.models.families).
 
@@ -145,6 +217,7 @@ class TiledForward:
         decoder: The model's decoder.
         attention: KV cache and attention of this sequence.
         capacity: Maximum number of tokens.
+        home: Device of the KV cache.
         length: Number of tokens so far.
     """
 
@@ -152,15 +225,13 @@ class TiledForward:
         self.decoder = Decoder(model)
         refuse_position_dependent_rope(self.decoder.config, capacity)
         self.device = self.decoder.embedding.weight.device
-        self.attention = CachedAttention(self.decoder, capacity, page, self.device, among)
+        self.home = home_of(kv_bytes(self.decoder) * capacity * among, self.device)
+        self.attention = CachedAttention(
+            self.decoder, page, lambda _: PagedKvCache(capacity, page, self.home, self.device)
+        )
         self._tile, self.capacity = tile, capacity
         self.length = 0
         streamed_attention.register()
-
-    @property
-    def home(self) -> torch.device:
-        """Device of the KV cache."""
-        return self.attention.home
 
     @torch.no_grad()
     def advance(self, token_ids: Tensor) -> Tensor:
@@ -171,22 +242,9 @@ class TiledForward:
         """
         if self.length + len(token_ids) > self.capacity:
             raise ValueError(f"{self.length + len(token_ids)} tokens in a sequence of {self.capacity}")
-        hidden = None
-        with attending(self.decoder, self.attention):
-            for ids in token_ids.split(self._tile):
-                hidden = self._run_tile(ids.to(self.device))
-            assert hidden is not None
-            normed = self.decoder.final_norm(hidden[:, -1:])
-        logits: Tensor = self.decoder.head(normed)[0, 0]
-        return logits.float()
-
-    def _run_tile(self, ids: Tensor) -> Tensor:
-        """Runs one tile, ids (tile,); returns the last layer's output, (1, tile, hidden)."""
-        positions = torch.arange(self.length, self.length + len(ids), device=self.device)
-        self.attention.start = self.length
-        x = through_layers(self.decoder, ids, positions, self.attention.at_layer)
-        self.length += len(ids)
-        return x
+        logits = by_tiles(self.decoder, self.attention, token_ids, self.length, self._tile)
+        self.length += len(token_ids)
+        return logits
 
 
 class LibraryForward:

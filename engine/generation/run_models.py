@@ -211,7 +211,7 @@ def load_base(found: RunModels, config: RunConfig) -> Any:
     """Loads the base model, with its changes before training."""
     placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        changes = _changes(found, config)
+        changes = changes_of(found, config)
         model = load_model(found.spec, placement, changes, quantise_on=found.placement.device)
         if config.model.fused_kernels:
             fuse_kernels(model, found.placement.device)
@@ -241,7 +241,8 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
         raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {problem}") from error
 
 
-def _changes(found: RunModels, config: RunConfig) -> BaseChanges:
+def changes_of(found: RunModels, config: RunConfig) -> BaseChanges:
+    """Returns the changes to a run's base model before training."""
     if found.spec.path == found.result:
         return NO_CHANGES  # a whole model's own configuration holds them
     if not found.is_adapter:

@@ -11,10 +11,10 @@ from typing import Any
 from engine import errors
 from engine.config import RunConfig
 from engine.errors import EliteError
-from engine.generation.forward import open_forward
+from engine.generation.batched import Generator, open_generator
 from engine.generation.request import Side, TextRequest
 from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of
-from engine.generation.sampling import Sampling, generate
+from engine.generation.sampling import Sampling
 from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
 from engine.models.families import require
@@ -76,9 +76,18 @@ class Writer:
             memory_errors("generation", what, "use --precision nf4, a shorter prompt, or a smaller model"),
             self._opened(side) as model,
         ):
-            forward = open_forward(model, len(prompt) + request.max_tokens)
-            tokens = generate(forward, prompt, sampling, self._encoder.ends)
-            yield from stream_text(self._encoder.tokenizer, tokens, prompt)
+            capacity = len(prompt) + request.max_tokens
+            with open_generator(model, capacity=capacity, rows=1, ends=self._encoder.ends) as generator:
+                generator.submit(prompt, sampling)
+                yield from stream_text(self._encoder.tokenizer, _tokens(generator), prompt)
+
+
+def _tokens(generator: Generator) -> Iterator[int]:
+    """Yields the tokens of a generator's only sequence."""
+    while generator.busy:
+        for event in generator.step():
+            if event.token is not None:
+                yield event.token
 
 
 def open_writer(reference: str, *, device: str = "", precision: str = "", notify: Callable[[str], None]) -> Writer:

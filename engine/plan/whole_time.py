@@ -32,7 +32,7 @@ SAVING_SECONDS = 3.0
 "Result, report and charts, besides the bytes."
 GENERATION_CALLS = 100
 "Launches of a layer for the next token of a batch."
-GENERATED_TOGETHER = 8
+GENERATED_TOGETHER = 16
 "Functions that are completed in one batch (engine.generation.batched)."
 
 

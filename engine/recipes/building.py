@@ -125,6 +125,8 @@ def choose_step(
                 store=None if sharing.spreads_windows else store,
                 make=sharing.streamed,
                 fill_up_to=longest_filled(setup.context, setup.placement.device),
+                graphs=training.cuda_graphs,
+                notify=notify,
             )
         masters = tuning.masters
         step = WholeSequenceStep(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from engine.data.dataset import Dataset
+    from engine.evaluation.baselines import Baselines
     from engine.evaluation.result import Evaluation
     from engine.models.fine_tuning import FineTuning
     from engine.recipes.setup import Setup
@@ -33,6 +34,7 @@ def final_eval(
     tokenizer: PreTrainedTokenizerFast,
     dataset: Dataset,
     progress: Progress,
+    baselines: Baselines | None = None,
 ) -> Evaluation | None:
     """Runs the evaluation of `engine evaluate` and saves it in the run's directory; None if it cannot run here.
 
@@ -47,6 +49,7 @@ def final_eval(
         tokenizer: The model's tokenizer.
         dataset: Data set with the held-out windows.
         progress: Called with the progress; may raise to abandon the evaluation.
+        baselines: Keeps the base model's scores.
     """
     if not (isinstance(tuning, AdapterTuning) and isinstance(step, FallbackStep) and session.group.size == 1):
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
@@ -68,6 +71,7 @@ def final_eval(
         session.config.evaluation,
         subject,
         progress,
+        baselines,
     )
     keep_evaluation(session.run, evaluation)
     return evaluation

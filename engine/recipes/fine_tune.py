@@ -6,9 +6,10 @@ The child process calls `train`. Everything that a person sees of it goes throug
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -16,6 +17,7 @@ from engine import errors
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.window_source import Update, WindowSource, tokens_per_update
+from engine.evaluation.baselines import Baselines, digest_windows
 from engine.evaluation.curve import curve_of, past_ratios
 from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
@@ -34,7 +36,7 @@ from engine.runs.journal import JournalReader
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase
-from engine.steps.held_out_loss import HeldOutLoss, perplexity
+from engine.steps.held_out_loss import HeldOutLoss, choose_windows, perplexity
 from engine.steps.rank_scoring import evaluate_together
 from engine.steps.whole_step import TrainingStep
 from engine.steps.zero_step import ZeroStep
@@ -120,10 +122,19 @@ def _train(session: TrainingSession) -> None:
             lambda: preferences.score_reference(tuning, step, dataset, updates, _phase_progress(session))
         )
 
+    baselines = None
+    if session.group.size == 1 and preferences is None:
+        changed = base_changes(session.config, setup)
+        layout, fused = setup.choice.plan.layout, session.config.model.fused_kernels
+        baselines = Baselines.of(session.run, setup.spec, setup.placement, changed, layout, fused=fused)
     if progress.loss_before is None:
         _enter(session, "baseline", "the base model on the held-out files")
-        with tuning.untrained():
-            before = score()
+        before = _kept_baseline(session, dataset, baselines)
+        if before is None:
+            with tuning.untrained():
+                before = score()
+            _keep_baseline(session, dataset, baselines, before)
+        scoring = before.seconds
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 
     configured = structs.replace(session.config, training=setup.training)
@@ -157,7 +168,8 @@ def _train(session: TrainingSession) -> None:
     if status == "completed" and session.config.evaluation.at_end:
         try:
             with stages.scoring():
-                evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, _phase_progress(session))
+                reported = _phase_progress(session)
+                evaluation = final_eval(session, setup, tuning, step, tokenizer, dataset, reported, baselines)
         except StopRequestedError:
             status = "stopped"
 
@@ -344,6 +356,34 @@ def _score(
         )
     )
     return found
+
+
+def _asked(session: TrainingSession, dataset: Dataset) -> dict[str, Any]:
+    """Returns all that the base model's held-out loss depends on besides the model."""
+    most = session.config.training.evaluate_tokens
+    return {"windows": digest_windows(choose_windows(dataset.held_out, most)), "most": most}
+
+
+def _kept_baseline(session: TrainingSession, dataset: Dataset, baselines: Baselines | None) -> HeldOutLoss | None:
+    """Returns the base model's held-out loss of an earlier run, and emits it; None if there is none."""
+    found = None if baselines is None else baselines.read("held-out", _asked(session, dataset))
+    if not isinstance(found, dict):
+        return None
+    try:
+        kept = HeldOutLoss(loss=float(found["loss"]), tokens=int(found["tokens"]), seconds=float(found["seconds"]))
+    except (TypeError, KeyError, ValueError):
+        return None
+    session.emit(LogLine(level="info", text="the base model's loss is that of an earlier run with the same files"))
+    session.emit(
+        EvalCompleted(step=0, loss=kept.loss, perplexity=kept.perplexity, tokens=kept.tokens, seconds=kept.seconds)
+    )
+    return kept
+
+
+def _keep_baseline(session: TrainingSession, dataset: Dataset, baselines: Baselines | None, found: HeldOutLoss) -> None:
+    if baselines is not None and math.isfinite(found.loss):
+        value = {"loss": found.loss, "tokens": found.tokens, "seconds": found.seconds}
+        baselines.keep("held-out", _asked(session, dataset), value)
 
 
 # --- words, progress and stopping --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ _FREE_FIELDS = (
     "training.epochs",
     "training.max_steps",
     "training.step",
+    "training.cuda_graphs",
     "training.evaluate_every",
 )
 """Fields that may change, because they do not affect the weights, the optimizer states or the windows. All others may

@@ -196,7 +196,7 @@ def _about(state: PartialState, name: str) -> dict[str, Any]:
         "window": state.window,
         "loss_before": state.loss_before.hex(),
         "layer": point.layer,
-        "loss_sum": point.loss_sum.hex(),
+        "loss_sum": float(point.loss_sum).hex(),
         "seed": point.seed,
         "drawn_tile": point.drawn_tile,
     }

@@ -120,8 +120,8 @@ class _RankShard(Shard):
     def seed(self, of_sequence: int) -> int:
         return derive_seed(of_sequence, "shard", self._group.rank)  # tile numbers are this rank's own
 
-    def total(self, loss_sum: float) -> float:
-        return self._group.total([loss_sum])[0]
+    def total(self, loss_sum: float | Tensor) -> float:
+        return self._group.total([float(loss_sum)])[0]
 
     def passes(self, model: StreamedModel, run: SequenceRun) -> Passes:
         """See Shard.

@@ -18,6 +18,17 @@ from engine.steps.partial_checkpoint import PartialCheckpointStore, PartialState
 from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
+from engine.streaming.step_graph import ShortSequence, StepGraphs
+
+
+def short_sequence(window: Window, whole: Window) -> ShortSequence:
+    """Makes the inputs of a captured step from a window, and the same window padded."""
+    return ShortSequence(
+        ids=torch.as_tensor(whole.ids, dtype=torch.long),
+        labels=labels_of(window, len(whole)),
+        positions=torch.as_tensor(whole.positions(), dtype=torch.long),
+        starts=whole.starts,
+    )
 
 
 class StreamedWindows:
@@ -32,6 +43,8 @@ class StreamedWindows:
         store: Saves a long step's state; None to save none.
         make: StreamedStep, with the sharding of several ranks.
         fill_up_to: Longest window, where each is padded to one of few lengths (engine.steps.padding).
+        graphs: Whether short steps may run as CUDA graphs (engine.streaming.step_graph).
+        notify: Called with what was decided about graphs, in words.
     """
 
     def __init__(
@@ -45,6 +58,8 @@ class StreamedWindows:
         store: PartialCheckpointStore | None = None,
         make: Callable[..., StreamedStep] = StreamedStep,
         fill_up_to: int | None = None,
+        graphs: bool = False,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._mode = ModelMode(tuning.model)
         self._weights, self._store, self._fill_up_to = tuning.weights, store, fill_up_to
@@ -57,6 +72,10 @@ class StreamedWindows:
             label_smoothing=label_smoothing,
             wide_gradients=None if masters is None else masters.gradients,
         )
+        self._graphs: StepGraphs | None = None
+        if graphs and make is StreamedStep:
+            trained = [weight for weight in tuning.weights.values() if weight.requires_grad]
+            self._graphs = StepGraphs(self._step.streamed, trained, label_smoothing, notify)
 
     def run(self, windows: Sequence[Window], scale: float, monitor: StepMonitor) -> StepResult:
         """See TrainingStep. With a store, an interrupted step resumes from its last partial checkpoint."""
@@ -81,7 +100,8 @@ class StreamedWindows:
         first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
         try:
             for number in range(first, len(windows)):
-                outcome = self._step.run(
+                ordinary = functools.partial(
+                    self._step.run,
                     torch.as_tensor(whole[number].ids),
                     scale=scale,
                     labels=labels_of(windows[number], len(whole[number])),
@@ -92,7 +112,12 @@ class StreamedWindows:
                     boundary=None if store is None else functools.partial(keep, number, loss_sum),
                     resumed=resumed.point if resumed is not None and number == first else None,
                 )
-                loss_sum += outcome.loss_sum
+                if self._graphs is None or windows[number].weights is not None or resumed is not None:
+                    loss_sum += ordinary().loss_sum
+                    continue
+                if monitor.stop_requested():
+                    raise StepCancelled
+                loss_sum += self._graphs.run(short_sequence(windows[number], whole[number]), scale, ordinary)
         except StepCancelled:
             raise StepAbandonedError from None
         return StepResult(loss_sum=loss_sum, tokens=count_targets(windows))
@@ -121,4 +146,6 @@ class StreamedWindows:
 
     def close(self) -> None:
         """Frees all buffers and restores the model."""
+        if self._graphs is not None:
+            self._graphs.close()
         self._step.close()

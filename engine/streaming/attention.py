@@ -87,8 +87,8 @@ def _attention_function(
 
 def register() -> None:
     """Registers IMPLEMENTATION with transformers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
+    # It has no mask function: transformers then makes no mask, for which it would wait for the GPU. Mask tiles keep the
+    # documents apart.
     AttentionInterface.register(IMPLEMENTATION, _attention_function)
-    # Without a mask function of the same name transformers would silently drop documents' borders.
-    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

@@ -24,8 +24,8 @@ class BackwardPoint:
 
     layer: int
     "The lowest layer that is done; G is dL/d(its input). The number of layers where only the loss is done."
-    loss_sum: float
-    "Summed cross-entropy, in nats."
+    loss_sum: float | Tensor
+    "Summed cross-entropy, in nats; a scalar on the device where it has not been read."
     seed: int
     "Seed of the random numbers of the embedding and the layers (engine.randomness)."
     drawn_tile: int | None

@@ -147,6 +147,12 @@ class Decoder:
             found: Tensor = recorders[0].seen
         return found
 
+    def final_hidden(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Runs the whole decoder on tokens at their positions, both (batch, n); returns (batch, n, hidden), normed."""
+        output = self._base(input_ids=token_ids, position_ids=positions, use_cache=False)
+        found: Tensor = output.last_hidden_state
+        return found
+
     @functools.cached_property
     def trains_embedding(self) -> bool:
         """Whether anything before the first layer is trained."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from engine.streaming.block_scales import BlockScales
-from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear
+from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear, lora_product
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
 
 
@@ -57,6 +59,8 @@ class _Site:
 
     def plain(self, x: Tensor) -> Tensor:
         """Replaces `forward` of the bare module."""
+        if not torch.is_grad_enabled():
+            return functional.linear(x, self.weight, self.base.bias)
         return frozen_linear(x, self, self.base.bias)
 
     def adapted(self, x: Tensor) -> Tensor:
@@ -64,6 +68,8 @@ class _Site:
         if self._lora_layer.disable_adapters:
             return self.plain(x)
         assert self.factors is not None
+        if self.output_needed and not torch.is_grad_enabled():
+            return lora_product(x, self.weight, self.base.bias, self.factors)
         layer, name = self._lora_layer, self._adapter
         return lora_linear(
             x,
@@ -116,16 +122,17 @@ class FrozenLinears:
     Args:
         layers: The decoder layers.
         family: transformers' model_type.
+        evaluating: Whether the model stays in evaluation mode, in which the adapters' dropout does nothing.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], family: str) -> None:
+    def __init__(self, layers: Sequence[nn.Module], family: str, *, evaluating: bool = False) -> None:
         self._replaced: list[nn.Module] = []
         self._entered: int | None = None
         self._keeps_factors = False
         self.sites: list[list[_Site]] = [[] for _ in layers]
         for number, layer in enumerate(layers):
             for base, owner in _frozen_linears(layer):
-                adapter = None if owner is None else _only_plain_adapter(owner)
+                adapter = None if owner is None else _only_plain_adapter(owner, evaluating=evaluating)
                 last = family in _ENDS_LAYER and (owner or base) is layer.get_submodule(_ENDS_LAYER[family])
                 site = _Site(base, owner, adapter, ends_layer=last)
                 self.sites[number].append(site)
@@ -200,7 +207,7 @@ def _frozen_linears(layer: nn.Module) -> Iterator[tuple[nn.Linear, nn.Module | N
                 yield module, None
 
 
-def _only_plain_adapter(layer: Any) -> str | None:
+def _only_plain_adapter(layer: Any, *, evaluating: bool) -> str | None:
     """Returns the name of a LoRA layer's one active, plain adapter; None if PEFT's forward is needed."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.disable_adapters or layer.merged or layer.fan_in_fan_out:
@@ -209,7 +216,8 @@ def _only_plain_adapter(layer: Any) -> str | None:
     dropout = layer.lora_dropout[name]
     bias = layer.get_base_layer().bias
     trains_bias = bias is not None and bias.requires_grad
-    if name in layer.lora_variant or layer.lora_bias.get(name) or trains_bias or getattr(dropout, "p", 0.0) > 0:
+    drops = getattr(dropout, "p", 0.0) > 0 and not evaluating
+    if name in layer.lora_variant or layer.lora_bias.get(name) or trains_bias or drops:
         return None
     return name
 

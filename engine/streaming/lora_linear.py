@@ -97,6 +97,19 @@ class FrozenWeight(Protocol):
         """The weight, (out_features, in_features), in the activations' dtype; no gradient."""
 
 
+def lora_product(x: Tensor, weight: Tensor, bias: Tensor | None, factors: LoraFactors) -> Tensor:
+    """Computes `lora_linear` without a graph; shapes as there."""
+    flat = x.reshape(-1, x.shape[-1])
+    inner = _project(flat, factors.a, factors.rank)
+    if flat.device.type == "cpu":  # its products of a few rows are fast in this form alone
+        out = F.linear(flat, weight, bias).addmm_(inner, factors.b.T)
+    else:
+        # The adapter's product comes first: the large matmul adds to it as it writes, and rounds the sum once.
+        out = inner @ factors.b.T if bias is None else torch.addmm(bias, inner, factors.b.T)
+        out.addmm_(flat, weight.T)
+    return out.view(*x.shape[:-1], -1)
+
+
 class _LoraLinear(Function):
     @staticmethod
     def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from functools import cache
 
 import torch
@@ -24,7 +25,27 @@ def _torch_cross_entropy(
 
 @cache
 def _has_fused_cross_entropy(device_type: str) -> bool:
-    return device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    if device_type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        return kernel_is_right(torch.device(device_type))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError, ValueError, subprocess.SubprocessError):  # Triton needs a C compiler
+        return False
+
+
+def kernel_is_right(device: torch.device) -> bool:
+    """Whether the fused loss computes torch's loss and gradient here: no kernel is used before it has shown this."""
+    generator = torch.Generator(device).manual_seed(0)
+    logits = 5 * torch.randn((6, 1000), generator=generator, device=device)
+    labels = torch.tensor([0, 999, IGNORED, 7, 500, IGNORED], device=device)
+    leaf = logits.clone().requires_grad_()
+    with torch.enable_grad():
+        wanted = _torch_cross_entropy(leaf, labels, 0.1)
+    (gradient,) = torch.autograd.grad(wanted, leaf)
+    loss, found = _gradient_over_logits(logits, labels, 0.1, None)
+    return torch.allclose(loss, wanted, rtol=1e-3) and torch.allclose(found, gradient, rtol=1e-2, atol=1e-4)
 
 
 def loss_and_gradient(
@@ -33,7 +54,7 @@ def loss_and_gradient(
     head: nn.Module,
     *,
     piece: int,
-    scale: float,
+    scale: float | Tensor,
     label_smoothing: float = 0.0,
     coefficients: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -46,7 +67,7 @@ def loss_and_gradient(
         labels: Token to predict at each position, (tokens,); IGNORED where none.
         head: The language-model head, a linear layer.
         piece: Tokens of a chunk, whose logits exist at once.
-        scale: Multiplies the gradient, not the loss.
+        scale: Multiplies the gradient, not the loss; a scalar tensor where it is known only on the device.
         label_smoothing: Probability that is spread over all tokens instead of the label (arXiv 1512.00567).
         coefficients: Factor of each token's loss and gradient, (tokens,), of any sign; None for 1.
 
@@ -84,7 +105,12 @@ def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int)
 
 
 def _autograd_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    scale: float | Tensor,
+    label_smoothing: float,
+    factors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
     loss = _torch_cross_entropy(head(leaf), labels, label_smoothing, factors)
@@ -95,7 +121,12 @@ def _autograd_piece(
 
 @torch.no_grad()
 def _fused_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    scale: float | Tensor,
+    label_smoothing: float,
+    factors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Handles a frozen head, which needs no graph."""
     loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing, factors)
@@ -104,7 +135,12 @@ def _fused_piece(
 
 
 def _fused_trained_piece(
-    hidden: Tensor, labels: Tensor, head: nn.Module, scale: float, label_smoothing: float, factors: Tensor | None
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    scale: float | Tensor,
+    label_smoothing: float,
+    factors: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     leaf = hidden.detach().requires_grad_()
     logits = head(leaf)  # its backward reads the input and the weight but not the logits, which are overwritten
@@ -117,16 +153,8 @@ def _fused_trained_piece(
 def _gradient_over_logits(
     logits: Tensor, labels: Tensor, label_smoothing: float, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Writes the logits' gradient over the logits with liger-kernel's kernel; one tensor instead of four."""
-    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+    """Writes the logits' gradient over the logits; one tensor instead of four."""
+    from engine.streaming.cross_entropy_kernel import gradient_over_logits
 
-    logits.requires_grad_()  # otherwise the kernel computes no gradient
     with torch.no_grad():
-        how = "sum" if factors is None else "none"
-        loss, _, _, _, grad_logits = cross_entropy_forward(
-            logits, labels, None, IGNORED, 0.0, label_smoothing, how, None, return_z_loss=False
-        )
-        if factors is not None:
-            loss = (loss * factors).sum()
-            grad_logits.mul_(factors.unsqueeze(1))  # in fp32 or wider, then rounded once
-    return loss, grad_logits.detach()
+        return gradient_over_logits(logits, labels, IGNORED, label_smoothing, factors), logits

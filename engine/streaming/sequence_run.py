@@ -82,7 +82,7 @@ class SequenceRun:
         "Input and output, (1, context, hidden), of each layer in `keeps` that has been computed."
         self.predicted = int((request.labels != IGNORED).sum())
         "Number of predicted tokens."
-        self.loss_sum = 0.0
+        self.loss_sum: float | Tensor = 0.0
         self.token_losses: list[Tensor] = []
         "Losses of each tile's tokens, (tile,); only for a step without gradients."
         self.generator = torch.empty(0, dtype=torch.uint8)

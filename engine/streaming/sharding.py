@@ -35,8 +35,8 @@ class Shard:
         """Derives the factor of the part's loss from that of the sequence's."""
         return of_sequence
 
-    def total(self, loss_sum: float) -> float:
-        """Computes the summed loss of the sequence from that of the part. Every rank calls it."""
+    def total(self, loss_sum: float | Tensor) -> float | Tensor:
+        """Computes the summed loss of the sequence from that of the part, a scalar. Every rank calls it."""
         return loss_sum
 
     def passes(self, model: StreamedModel, run: SequenceRun) -> Passes:  # noqa: ARG002

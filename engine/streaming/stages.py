@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from engine.streaming.boundary import BackwardPoint, retile
 from engine.streaming.loss import loss_and_gradient, token_losses
@@ -32,10 +33,11 @@ class Stages(Protocol):
     def forward(self, run: SequenceRun, purpose: Pass) -> None:
         """Computes the hidden states of every layer, for the purpose FORWARD or EVALUATE."""
 
-    def loss(self, run: SequenceRun, scale: float | None) -> float:
+    def loss(self, run: SequenceRun, scale: float | None) -> float | Tensor:
         """Computes the summed loss, and stores scale × its gradient w.r.t. the last layer's output as G.
 
-        With `scale` None it stores no gradient but the loss of every token.
+        The sum is a scalar that the device may still be computing. With `scale` None it stores no gradient but the loss
+        of every token.
         """
 
     def backward(self, run: SequenceRun) -> None:
@@ -69,7 +71,7 @@ class AllTiles:
         for layer in range(top):
             self._passes.forward(run, layer, purpose)
 
-    def loss(self, run: SequenceRun, scale: float | None) -> float:
+    def loss(self, run: SequenceRun, scale: float | None) -> float | Tensor:
         """See Stages."""
         if run.resumed is not None:
             rows = [span.stop - span.start for span in run.spans]
@@ -80,8 +82,7 @@ class AllTiles:
         decoder, hidden, top = self._decoder, self._hidden, len(self._decoder.layers)
         chunk = self._model.plan.loss_piece
         trains_norm = any(p.requires_grad for p in decoder.final_norm_parameters)
-        total = torch.zeros((), dtype=torch.float64)
-        sums = []
+        total = torch.zeros((), dtype=torch.float64, device=self._model.device)
         for tile in range(run.tiles):
             x = hidden.read(top, tile).unsqueeze(0).detach().requires_grad_()
             if tile + 1 < run.tiles:
@@ -108,12 +109,10 @@ class AllTiles:
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)
                 assert x.grad is not None
                 hidden.write_gradient(tile, x.grad[0])
-            sums.append(loss)
+            total += loss.to(torch.float64)
             run.advance(top, tile)
         self._model.wide_gradients.flush()
-        for loss in sums:
-            total += loss.to(torch.float64).cpu()
-        return float(total)
+        return total
 
     def backward(self, run: SequenceRun) -> None:
         """See Stages. Calls the run's `boundary` between the layers."""

@@ -41,7 +41,7 @@ class StepOutcome:
     predicted: int
     "Number of predicted tokens."
     seconds: dict[str, float]
-    "Wall time by stage: forward, loss, backward."
+    "Wall time by stage: forward, loss, backward. Of a step that is not `timed`, the time to launch it."
     token_losses: Tensor | None = None
     "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
 
@@ -63,6 +63,7 @@ class StreamedStep:
             own, in `sums`.
         sharding: Division of each sequence among the ranks.
         stages: Makes what computes a sequence; None for all layers and tiles.
+        timed: Whether each step waits for the GPU after every stage, to time it.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
@@ -80,13 +81,14 @@ class StreamedStep:
         wide_gradients: WideGradients | None = None,
         sharding: Sharding | None = None,
         stages: Callable[[StreamedModel, Passes], Stages] | None = None,
+        timed: bool = False,
     ) -> None:
         self.plan, self.device, self.model = plan, device, model
         self.streamed = StreamedModel(
             model, plan, device=device, spill_directory=spill_directory, wide_gradients=wide_gradients
         )
         self._sharding: Sharding = Unsharded() if sharding is None else sharding
-        self._label_smoothing, self._make_stages = label_smoothing, stages
+        self._label_smoothing, self._make_stages, self._timed = label_smoothing, stages, timed
 
     def run(
         self,
@@ -206,7 +208,7 @@ class StreamedStep:
             self.release()
             raise message from None
         return StepOutcome(
-            loss_sum=run.loss_sum,
+            loss_sum=float(run.loss_sum),
             predicted=run.predicted,
             seconds={
                 "forward": after_forward - began,
@@ -241,7 +243,7 @@ class StreamedStep:
         return self.streamed.workspace.backend_name
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
+        if self._timed and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 

@@ -90,6 +90,12 @@ class StreamedModel:
 
         `keep_factors`: whether the linear layers keep for the backward pass what a single tile leaves room for.
         """
+        with self.owned(keep_factors=keep_factors), self._generators.restored():
+            yield
+
+    @contextlib.contextmanager
+    def owned(self, *, keep_factors: bool) -> Iterator[None]:
+        """Does what `streaming` does, but leaves the random generators alone, as a capture in a CUDA graph must."""
         config = self.decoder.config
         implementation, checkpointing = config._attn_implementation, []
         config._attn_implementation = streamed_attention.IMPLEMENTATION
@@ -99,8 +105,7 @@ class StreamedModel:
                 layer.gradient_checkpointing = False  # type: ignore[assignment]
         try:
             self.linears.begin(keep_factors=keep_factors)
-            with self._generators.restored():
-                yield
+            yield
         finally:
             self.linears.leave()
             self.weights.leave()

@@ -13,6 +13,7 @@ from support.session import RecordingSession
 
 from engine.cli import main
 from engine.config import from_mapping, to_mapping
+from engine.evaluation.baselines import Baselines
 from engine.protocol import EvalCompleted, LogLine, StepProgress
 from engine.recipes.fine_tune import train
 from engine.runs.journal import JournalWriter
@@ -106,6 +107,63 @@ def test_other_repositories_are_scored_whole_and_leave_nothing(run, tmp_path, mo
     assert [e["tasks"] for e in found] == [[], []]
     assert "two" in found[1]["data"]
     assert (run.run.path / "evaluation.json").read_bytes() == before
+
+
+def test_the_base_model_is_scored_once(run, tmp_path, monkeypatch, capsys):
+    """Its kept scores give the same evaluation, for the same settings alone; damaged ones are scored again."""
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path))
+    folder = run.run.path.parent.parent / "cache" / "baselines"
+    kept = "base model, scored in an earlier evaluation"
+
+    def evaluate(*more):
+        assert main(["evaluate", str(run.run.path), "--json", "--functions", "1", *more]) == 0
+        printed = capsys.readouterr()
+        found = json.loads(printed.out)
+        for name in ("seconds", "time"):
+            found.pop(name, None)
+        return found, kept in printed.err
+
+    first, from_kept = evaluate()
+    assert not from_kept
+    assert evaluate() == (first, True)
+    assert not evaluate("--tokens", "300")[1]
+    for path in folder.glob("evaluation-*.json"):
+        text = path.read_text()
+        path.write_text(text.replace("0.0", "1.0", 1))
+    again, from_kept = evaluate()
+    assert (again, from_kept) == (first, False)
+
+
+def test_another_run_over_the_same_files_takes_the_base_models_loss(run, tmp_path, monkeypatch):
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path))
+    data = to_mapping(run.config)
+    data["training"]["max_steps"], data["evaluation"]["at_end"] = 1, False
+    config = from_mapping(data)
+    other = JournallingSession(config=config, run=RunDirectory.create(config), script={})
+    train(other)
+    other._writer.close()
+    assert any("an earlier run with the same files" in event.text for event in other.of(LogLine))
+    assert not any("an earlier run with the same files" in event.text for event in run.of(LogLine))
+    assert other.of(EvalCompleted)[0].loss == run.of(EvalCompleted)[0].loss
+    assert other.of(EvalCompleted)[1].loss != run.of(EvalCompleted)[1].loss
+
+
+def test_a_kept_score_is_read_only_whole(tmp_path):
+    baselines = Baselines(folder=tmp_path / "baselines", model="m")
+    assert baselines.read("loss", {"most": 5}) is None
+    baselines.keep("loss", {"most": 5}, {"loss": 1.25})
+    assert baselines.read("loss", {"most": 5}) == {"loss": 1.25}
+    assert baselines.read("loss", {"most": 6}) is None
+    assert Baselines(folder=tmp_path / "baselines", model="n").read("loss", {"most": 5}) is None
+    (path,) = baselines.folder.iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", b"{}", b"[1]", whole[:-9], whole.replace(b"1.25", b"1.75"), b"\xff" * 40):
+        path.write_bytes(damaged)
+        assert baselines.read("loss", {"most": 5}) is None
+    for number in range(70):
+        baselines.keep("loss", {"most": number}, {"loss": 1.0})
+    assert len(list(baselines.folder.iterdir())) == 64
+    assert baselines.read("loss", {"most": 69}) == {"loss": 1.0}
 
 
 def test_a_run_without_a_result_is_refused(run, tmp_path, monkeypatch, capsys):

@@ -9,19 +9,22 @@ import sys
 import pytest
 
 pytest.importorskip("triton")
-pytest.importorskip("liger_kernel")
 
 CHILD = """
 import itertools
 
 import torch
 from torch import nn
-from engine.streaming import loss
+from engine.streaming import cross_entropy_kernel, loss
 
 torch.manual_seed(0)
-hidden, labels = torch.randn(13, 16), torch.randint(0, 50, (13,))
+hidden, labels = 30 * torch.randn(13, 16), torch.randint(0, 50, (13,))
 labels[3] = loss.IGNORED
 weights = torch.randn(13, dtype=torch.float64)
+cross_entropy_kernel._BLOCK = 16  # of a vocabulary of 50: whole blocks and a part of one
+
+
+assert loss.kernel_is_right(torch.device("cpu"))
 
 
 def run(head, fused, smoothing, coefficients):
@@ -36,7 +39,7 @@ def run(head, fused, smoothing, coefficients):
 for trained, smoothing, given in itertools.product((False, True), (0.0, 0.1), (None, weights)):
     head = nn.Linear(16, 50, bias=False).requires_grad_(trained)
     for found, expected in zip(run(head, True, smoothing, given), run(head, False, smoothing, given), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
 """
 
 

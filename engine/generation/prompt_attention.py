@@ -1,0 +1,57 @@
+"""Attention of several short prompts that go through the model as documents of one tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.attention.blockwise import attend
+from engine.attention.mask_tiles import causal_pieces
+from engine.attention.select import select_backend
+from engine.generation.slot_cache import RowStore, SlotCache
+from engine.models.recurrent_mixers import Call, RecurrentMixer
+from engine.streaming.decoder import Decoder
+
+
+class PromptAttention:
+    """Attention inside each prompt; keys and values go to the prompts' rows.
+
+    Args:
+        decoder: The model's decoder.
+        cache: Caches of all rows.
+        rows: Row of each prompt.
+        starts: First position of each prompt in the tile.
+        tokens: Length of the tile.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: SlotCache, rows: Sequence[int], starts: Sequence[int], tokens: int
+    ) -> None:
+        shape, weight = decoder.attention_shape, decoder.embedding.weight
+        self._backend = select_backend(weight.device, weight.dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        self._cache, self._starts, self._tokens, self._layer = cache, tuple(starts), tokens, 0
+        lengths = torch.tensor([*starts[1:], tokens]) - torch.tensor(starts)
+        self._rows = torch.tensor(rows).repeat_interleave(lengths).to(weight.device)
+        firsts = torch.tensor(starts).repeat_interleave(lengths)
+        self._positions = (torch.arange(tokens) - firsts).to(weight.device)
+
+    def at_layer(self, number: int) -> None:
+        """See SequenceState."""
+        self._layer = number
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """See AttentionState."""
+        self._cache.scatter(self._layer, self._rows, self._positions, k, v)
+        pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=window, document_starts=self._starts)
+        earlier = RowStore(self._cache, self._layer, 0)  # nothing is before the tile
+        return attend(q, k, v, start=0, pieces=list(pieces), earlier=earlier, backend=self._backend, scale=scale)[0]
+
+    def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:  # noqa: ARG002
+        """See MixerRunner.
+
+        Raises:
+            RuntimeError: always; a recurrent state would pass from one prompt to the next.
+        """
+        raise RuntimeError("prompts of a recurrent layer were packed")
