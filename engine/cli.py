@@ -38,6 +38,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "doctor",
     "evaluate",
     "generate",
+    "serve",
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 

@@ -389,6 +389,22 @@ FILL_UNAVAILABLE = _declare(
     "the tokenizer of {name} has no tokens for fill-in-the-middle",
     "leave --fill out: the model then goes on with what stands before",
 )
+SERVE_LIBRARY = _declare(
+    "serve-library",
+    "engine serve needs starlette and uvicorn, which are not installed",
+    "install elite-tui[serve]",
+)
+SERVE_PORT = _declare(
+    "serve-port",
+    "cannot listen on port {port} of {host}: {problem}",
+    "pass another --port, or 0 for any free one",
+)
+SERVE_OPEN = _declare(
+    "serve-open",
+    "--host {host} can be reached by other machines, and --no-token lets all of them in",
+    "leave out --no-token, or --host",
+)
+SERVE_INVALID = _declare("serve-invalid", "{problem}", "`engine serve --help` lists the options")
 SIDE_MISSING = _declare(
     "side-missing", "{name} has no {side} model: it is a base model alone", "name a run to compare two models"
 )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,21 @@ class Chats:
         return self._renderer.render(
             conversation.messages, conversation.tools, conversation.learnt, now=conversation.date
         )
+
+    def encode_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        now: datetime | None = None,
+    ) -> list[int]:
+        """Encodes a conversation with the template's prompt for the next answer.
+
+        Raises:
+            RenderError, SplitError: as ConversationRenderer.
+        """
+        pieces = self._renderer.render_prompt(messages, tools, now)
+        [found] = encode_conversations(self._encoder.plain_text, [pieces])
+        return [int(token) for token in found.ids]
 
     def encode(self, conversations: Sequence[Conversation], limit: int | None) -> list[EncodedConversation]:
         """Encodes conversations.

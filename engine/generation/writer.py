@@ -34,12 +34,29 @@ class Writer:
         name: Name of the run or the model.
         device: Device that it runs on.
         sides: The models that there are.
+        models: Where they come from.
+        tokenizer: Of the base model, as transformers loads it.
+        encoder: Of that tokenizer.
+        chat_template: data.chat_template of the run; "" for a model.
     """
 
-    def __init__(self, name: str, found: RunModels, opened: Callable[[Side], Any], sides: tuple[Side, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        found: RunModels,
+        opened: Callable[[Side], contextlib.AbstractContextManager[Any]],
+        sides: tuple[Side, ...],
+        chat_template: str = "",
+    ) -> None:
         self.name, self.device, self.sides = name, device_name(found.placement.device), sides
+        self.models, self.chat_template = found, chat_template
+        self.tokenizer = load_tokenizer(found.spec)
+        self.encoder = Encoder(self.tokenizer)
         self._opened = opened
-        self._encoder = Encoder(load_tokenizer(found.spec))
+
+    def open(self, side: Side) -> contextlib.AbstractContextManager[Any]:
+        """Opens one of the models for a generator, in evaluation mode. Only one of them may be open at a time."""
+        return self._opened(side)
 
     def prompt_ids(self, request: TextRequest) -> list[int]:
         """Encodes the prompt: a file as in training, or plain text. No text becomes a control token.
@@ -47,10 +64,12 @@ class Writer:
         Raises:
             EliteError: FILL_UNAVAILABLE.
         """
-        encoder = self._encoder
+        encoder = self.encoder
         if request.suffix:
             if encoder.fim is None:
                 raise errors.FILL_UNAVAILABLE(name=self.name)
+            if not request.path:
+                return encoder.encode_fill(request.prompt, request.suffix)
             at = len(request.prompt)
             [ids] = encoder.encode_middles([(request.path, request.prompt + request.suffix, (at, at))])
             return [int(token) for token in ids[:-1]]
@@ -74,12 +93,12 @@ class Writer:
         what = f"keys and values of {len(prompt) + request.max_tokens:,} tokens"
         with (
             memory_errors("generation", what, "use --precision nf4, a shorter prompt, or a smaller model"),
-            self._opened(side) as model,
+            self.open(side) as model,
         ):
             capacity = len(prompt) + request.max_tokens
-            with open_generator(model, capacity=capacity, rows=1, ends=self._encoder.ends) as generator:
+            with open_generator(model, capacity=capacity, rows=1, ends=self.encoder.ends) as generator:
                 generator.submit(prompt, sampling)
-                yield from stream_text(self._encoder.tokenizer, _tokens(generator), prompt)
+                yield from stream_text(self.encoder.tokenizer, _tokens(generator), prompt)
 
 
 def _tokens(generator: Generator) -> Iterator[int]:
@@ -113,7 +132,7 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", notify
         found = dataclasses.replace(found, placement=placement)
     # Text is generated token by token, so all weights must be resident, regardless of the training layout.
     pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, notify=notify, spill=run.path)
-    return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
+    return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"), config.data.chat_template)
 
 
 @contextlib.contextmanager

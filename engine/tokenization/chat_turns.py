@@ -100,13 +100,34 @@ class ConversationRenderer:
             RenderError: the template refuses the conversation.
             SplitError: its rendering cannot be split.
         """
-        messages = [self._with_reasoning(message) for message in messages]
         learnt = [True] * len(messages) if learnt is None else learnt
-        whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
-        conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        conversation = self._conversation(messages, tools, now)
         parts = self._marked(conversation)
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
         return _pieces(parts, answers(conversation, parts, learnt), self._control)
+
+    def render_prompt(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None, now: datetime | None = None
+    ) -> list[Piece]:
+        """Renders a conversation with the prompt for the next answer.
+
+        Args:
+            messages: As in `render`.
+            tools: Definitions of functions.
+            now: What the template is told of the time.
+
+        Raises:
+            RenderError: the template refuses the conversation.
+            SplitError: its own text cannot be told from the conversation's.
+        """
+        return _pieces(self._marked(self._conversation(messages, tools, now), prompt=True), [], self._control)
+
+    def _conversation(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, now: datetime | None
+    ) -> _Conversation:
+        messages = [self._with_reasoning(message) for message in messages]
+        whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
+        return _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
 
     def _with_reasoning(self, message: Message) -> dict[str, Any]:
         """Gives reasoning all the names that templates read it by."""
@@ -125,15 +146,15 @@ class ConversationRenderer:
             known |= {"reasoning_content": reasoning, "thinking": reasoning}
         return known
 
-    def _marked(self, conversation: _Conversation) -> list[_Part]:
+    def _marked(self, conversation: _Conversation, *, prompt: bool = False) -> list[_Part]:
         """The parts of the marked rendering, whose text is that of the unmarked one.
 
         A name in a call is the only string of a call without arguments. Few templates compare it.
         """
         problem = "it changes with marks around the strings"
-        plain = conversation.inert()
+        plain = conversation.inert(prompt=prompt)
         for names in (True, False):
-            marked = conversation.rendered(names=names)
+            marked = conversation.rendered(names=names, prompt=prompt)
             if conversation.marks.without(marked) == plain:
                 parts = conversation.parts(marked)
                 if parts is not None:
@@ -315,18 +336,18 @@ class _Conversation:
             repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
         )
 
-    def inert(self) -> str:
+    def inert(self, *, prompt: bool) -> str:
         """The rendering, where no string spells a control token."""
         messages = [
             self._without_tokens(changed_message(message, self._inert, self._inert, self._inert, key=self._inert))
             for message in self.messages
         ]
-        text = self._template.render(messages, self._tools, now=self._now)
+        text = self._template.render(messages, self._tools, prompt=prompt, now=self._now)
         return text.replace(self.marks.inert, "")
 
-    def rendered(self, *, names: bool) -> str:
+    def rendered(self, *, names: bool, prompt: bool) -> str:
         """The rendering with marks around every string."""
-        return self._render(self.messages, names=names, prompt=False)
+        return self._render(self.messages, names=names, prompt=prompt)
 
     def tail(self, number: int, *, prompt: bool) -> str:
         """What a template writes behind the last string of the messages before one, which are shortened."""

@@ -119,6 +119,17 @@ class Encoder:
         [ids] = self._encode([[text]])
         return [int(token) for token in ids] or [self.end]
 
+    def encode_fill(self, before: str, after: str) -> list[int]:
+        """Encodes the prompt for the text between two others, in which no file is named.
+
+        Raises:
+            ValueError: the tokenizer has no tokens for fill-in-the-middle.
+        """
+        if self.fim is None:
+            raise ValueError("the tokenizer has no tokens for fill-in-the-middle")
+        [ids] = self._encode([[self.fim.prefix, before, self.fim.suffix, after, self.fim.middle]])
+        return [int(token) for token in ids]
+
     def text_of(self, ids: Sequence[int]) -> str:
         """Decodes the ids of `encode_documents` to a document's text, without its path line."""
         begin = [*self.first, *([] if self.file_mark is None else [self.file_mark])]

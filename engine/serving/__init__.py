@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint: requests over HTTP, answered by the models of a run in continuous batches."""
