@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise errors.SERVE_OPEN(host=args.host)
     token = "" if args.no_token else args.token or secrets.token_urlsafe(24)
     opened = server.listen(args.host, args.port)
-    with libraries_logged() as terminal:
+    with opened, libraries_logged() as terminal:
         from engine.generation.writer import open_writer
         from engine.serving.app import make_app
         from engine.serving.prompts import Prompts

@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 _BEFORE = 4
+_REPLACEMENT = "\ufffd"
+_MOST_HELD = 8
+"""Tokens without whole characters, more than a character has bytes, after which they are no text."""
 
 
 class TextStream:
-    """Incremental decoder; see stream_text."""
+    """Incremental decoder; see stream_text.
+
+    Decodes the last tokens with the next, since a token's text can depend on the one before it. The tokenizers
+    library's DecodeStream raises on bytes that are no UTF-8, which a model may write.
+    """
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=False)
-        for token in before[-_BEFORE:]:
-            self._stream.step(tokenizer, token)
+        self._tokenizer, self._known, self._new = tokenizer, list(before[-_BEFORE:]), list[int]()
+        self._known_text = self._decode(self._known)
 
     def push(self, token: int) -> str:
         """Adds a token, and returns the characters that it completes."""
-        return self._stream.step(self._tokenizer, token) or ""
+        self._new.append(token)
+        text = self._decode(self._known + self._new)
+        whole = len(text) > len(self._known_text) and not text.endswith(_REPLACEMENT)
+        if not whole and len(self._new) < _MOST_HELD:
+            return ""
+        found = text[len(self._known_text) :]
+        self._known, self._new = self._new, []
+        self._known_text = self._decode(self._known)
+        return found
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
 
 
 def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:

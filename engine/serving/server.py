@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -65,5 +64,4 @@ def run(app: ASGIApp, opened: socket.socket, stopping: Callable[[], None]) -> No
         app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none", proxy_headers=False,
         timeout_graceful_shutdown=10, h11_max_incomplete_event_size=64 << 10, http="h11", loop="asyncio",
     )  # fmt: skip
-    with contextlib.closing(opened):
-        _Server(config, stopping).run(sockets=[opened])
+    _Server(config, stopping).run(sockets=[opened])

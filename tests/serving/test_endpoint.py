@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 
@@ -13,6 +14,8 @@ from tokenizers import Tokenizer
 from tests.serving.client import TEMPLATE, TOKEN, Client, by_library, made_run, plain_models, served
 
 COUNT = 24
+CONTEXT = 60_000
+"A text of this length takes minutes."
 PROMPT = "def load(path):\n    return json"
 
 
@@ -25,6 +28,12 @@ class Served:
         self.models = plain_models(run, base)
         self.ends = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self.names = {"tuned": run.id, "base": base.name}
+        self.endless = next(text for text in map(chr, range(97, 123)) if self.repeats(text))
+
+    def repeats(self, text):
+        """Whether the base model writes the same tokens again and again behind a text."""
+        tokens = by_library(self.models["base"], self.ids(text), 200, self.ends)
+        return len(tokens) == 200 and any(tokens[-60:] == tokens[-60 - n : -n] for n in range(1, 60))
 
     def ids(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -38,16 +47,17 @@ class Served:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     run, base, tokenizer = made_run(tmp_path_factory.mktemp("served"))
-    with served(run.path, "--token", TOKEN, "--rows", "3") as (process, port, lines):
+    with served(run.path, "--token", TOKEN, "--rows", "3", "--context", str(CONTEXT)) as (process, port, lines):
         assert lines[-1] == f"token: {TOKEN}\n"
-        yield Served(port, run, base, tokenizer)
-        ended_by_signal(process, port)
+        made = Served(port, run, base, tokenizer)
+        yield made
+        ended_by_signal(process, made.client, made.endless)
 
 
-def ended_by_signal(process, port):
+def ended_by_signal(process, client, prompt):
     """SIGINT ends the server and what it writes, without a word."""
-    body = {"model": "base", "prompt": "x", "max_tokens": 470, "stream": True}
-    connection = Client(port).send("POST", "/v1/completions", body)
+    body = {"model": "base", "prompt": prompt, "max_tokens": CONTEXT - 100, "temperature": 0, "stream": True}
+    connection = client.send("POST", "/v1/completions", body)
     connection.getresponse().fp.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -181,16 +191,24 @@ def test_drawn_text_follows_its_seed(server):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_cancels_its_text(server, stream):
-    """The other model answers only once this one has nothing more to write."""
-    connection = server.client.send(
-        "POST", "/v1/completions", {"model": "base", "prompt": "x", "max_tokens": 470, "stream": stream, "seed": 5}
-    )
+    body = {"model": "base", "prompt": server.endless, "temperature": 0}
+    connection = server.client.send("POST", "/v1/completions", {**body, "max_tokens": CONTEXT - 100, "stream": stream})
     if stream:
         connection.getresponse().fp.readline()
-    connection.sock.close() if connection.sock else connection.close()
+    else:
+        wait_for(lambda: unanswered(server) == 1)
+    connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
+    wait_for(lambda: unanswered(server) == 0)
+
+
+def unanswered(server):
+    return server.client.call("GET", "/health")[1]["unanswered"]
+
+
+def wait_for(happened):
     deadline = time.monotonic() + 60
-    while server.client.call("GET", "/health")[1]["unanswered"]:
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -208,9 +226,9 @@ def test_what_cannot_be_answered_says_why(server):
         deep = [deep]
     chat = "/v1/chat/completions"
     assert refused(server, prompt="x", model="other")[0] == 404
-    status, error = refused(server, prompt="x", max_tokens=480)
+    status, error = refused(server, prompt="x", max_tokens=CONTEXT)
     assert (status, error["code"]) == (400, "context_length_exceeded")
-    assert refused(server, chat, messages=[{"role": "user", "content": "a b " * 400}])[1]["code"] == error["code"]
+    assert refused(server, chat, messages=[{"role": "user", "content": "a b " * 40_000}])[1]["code"] == error["code"]
     for body in (
         {},
         {"prompt": []},
