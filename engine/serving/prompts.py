@@ -106,7 +106,8 @@ class Prompts:
         if not isinstance(given, str) and len(given) == 1 and isinstance(given[0], str | list):
             given = given[0]
         if isinstance(given, str):
-            text = TextRequest(prompt=given, suffix=request.suffix or "", path=request.path or "")
+            before, after = (given, request.suffix or "") if request.suffix else self._spelled_fill(given)
+            text = TextRequest(prompt=before, suffix=after, path=request.path or "")
             try:
                 return self._writer.prompt_ids(text)
             except EliteError as error:
@@ -120,6 +121,21 @@ class Prompts:
         if request.suffix or request.path:
             raise RequestError("suffix and path need a prompt as text", param="prompt")
         return ids
+
+    def _spelled_fill(self, prompt: str) -> tuple[str, str]:
+        """Splits a prompt that spells the tokens of fill-in-the-middle around its parts, as editors write them.
+
+        Anywhere else the names of control tokens are text.
+        """
+        encoder = self._writer.encoder
+        if (fim := encoder.fim) is None:
+            return prompt, ""
+        prefix, suffix, middle = (encoder.decode([token]) for token in (fim.prefix, fim.suffix, fim.middle))
+        if not (prompt.startswith(prefix) and prompt.endswith(middle) and prompt.count(suffix) == 1):
+            return prompt, ""
+        before, _, after = prompt.removeprefix(prefix).removesuffix(middle).partition(suffix)
+        # Without a text behind the place, the prompt is one to go on with.
+        return before, after
 
     def _chat(self, request: ChatRequest) -> list[int]:
         if self._chats is None:

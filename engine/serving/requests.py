@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 DEEPEST = 64
 """Levels of JSON in a request."""
-MOST_STOPS = 16
+MOST_STOPS = 64
 
 Stop = Annotated[str, Meta(min_length=1, max_length=1000)]
 Stops = Annotated[list[Stop], Meta(max_length=MOST_STOPS)]

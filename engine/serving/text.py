@@ -9,7 +9,7 @@ from engine.generation.text import TextStream
 
 
 class StoppingText:
-    """Decodes tokens to text, which ends before the first of the stop strings.
+    """Decodes tokens to text, which ends before the stop string that is complete first.
 
     A stop string may begin in one token and end in another. So the end of the text is held back while a stop string may
     begin there.
@@ -33,10 +33,10 @@ class StoppingText:
         if self.stopped:
             return ""
         text = self._held + self._stream.push(token)
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]  # of several, the one that is complete first
         kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]

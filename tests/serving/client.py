@@ -76,10 +76,10 @@ class Client:
         connection.close()
         return answer.status, json.loads(text)
 
-    def post(self, path, **body):
+    def post(self, path, /, **body):
         return self.call("POST", path, body)
 
-    def stream(self, path, **body):
+    def stream(self, path, /, **body):
         """The events of a streamed answer."""
         connection = self.send("POST", path, {**body, "stream": True})
         answer = connection.getresponse()

@@ -119,6 +119,13 @@ def test_a_suffix_fills_in_the_middle(server):
     found = server.client.post("/v1/completions", **body)[1]
     assert found["usage"]["prompt_tokens"] == len(prompt)
     assert text_of(found) == server.expected("tuned", prompt)[0]
+    spelled = "<|fim_prefix|>def f(a):\n<|fim_suffix|>    return b\n<|fim_middle|>"
+    same = server.client.post("/v1/completions", **{**body, "prompt": spelled, "suffix": None})[1]
+    assert (same["usage"], text_of(same)) == (found["usage"], text_of(found))
+    named = server.client.post("/v1/completions", **body, path="a.py")[1]["usage"]["prompt_tokens"]
+    assert named == len(prompt) + len(server.ids("# a.py\n"))
+    words = server.client.post("/v1/completions", model="tuned", prompt=f"x{spelled}", max_tokens=1)[1]
+    assert words["usage"]["prompt_tokens"] > len(prompt) + 5
 
 
 def chat_prompt(server, messages, **more):
@@ -213,7 +220,7 @@ def wait_for(happened):
         time.sleep(0.01)
 
 
-def refused(server, path="/v1/completions", **body):
+def refused(server, path="/v1/completions", /, **body):
     status, found = server.client.post(path, **body)
     assert set(found["error"]) == {"message", "type", "param", "code"}
     return status, found["error"]
@@ -240,7 +247,7 @@ def test_what_cannot_be_answered_says_why(server):
         {"prompt": "x", "top_p": 0},
         {"prompt": "x", "max_tokens": 0},
         {"prompt": "x", "stop": ""},
-        {"prompt": "x", "stop": ["a"] * 17},
+        {"prompt": "x", "stop": ["a"] * 65},
         {"prompt": "x", "echo": True},
         {"prompt": "x", "n": 2},
         {"prompt": "x", "logprobs": 0},
