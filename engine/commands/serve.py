@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM.
+
+    Raises:
+        EliteError: SERVE_*, GENERATION_UNKNOWN, RUN_*, MODEL_*, CHAT_TEMPLATE_UNUSABLE, OUT_OF_MEMORY.
+    """
     _check(args)
     try:
         from engine.serving import guard, server

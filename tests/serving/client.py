@@ -24,7 +24,7 @@ TEMPLATE = (
 TOKEN = "a-token-of-tests"
 
 
-def made_run(path):
+def made_run(path, chat_template=""):
     """A run of a tiny model in fp32, whose words take most of the tokens."""
     tokenizer = byte_level_tokenizer()
     tokenizer.add_special_tokens(
@@ -32,7 +32,7 @@ def made_run(path):
     )
     base = save_base(path / "tiny-base", "qwen2", tokenizer)
     (base / "chat_template.jinja").write_text(TEMPLATE)
-    run = finished_run(path, base, precision="fp32", device="cpu")
+    run = finished_run(path, base, chat_template=chat_template, precision="fp32", device="cpu")
     run.plan_path.write_text(json.dumps({"context": 480, "precision": "fp32", "plan": StepLayout().as_json()}))
     return run, base, tokenizer
 

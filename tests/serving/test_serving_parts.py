@@ -16,10 +16,14 @@ from support.exports import byte_fallback_tokenizer, byte_level_tokenizer
 
 from engine.cli import main
 from engine.generation.sampling import Sampling
+from engine.generation.writer import open_writer
 from engine.serving.guard import Guard, host_of, is_loopback
+from engine.serving.prompts import Prompts
+from engine.serving.requests import ChatRequest, CompletionRequest, RequestError
 from engine.serving.text import StoppingText
 from engine.serving.worker import Job, StoppedError, Worker
 from tests.generation.test_together import by_library, prompts
+from tests.serving.client import made_run
 from tests.streaming.models import tiny_model
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer(), "byte-fallback": byte_fallback_tokenizer()}
@@ -231,3 +235,30 @@ def test_without_the_extra_one_line_says_what_to_install():
     assert (done.returncode, done.stdout) == (2, "")
     assert "elite-tui[serve]" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# --- chat templates ----------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_a_run_was_trained_with_is_kept(tmp_path):
+    """The file that the configuration names may change after training; the result holds a copy."""
+    named = tmp_path / "own.jinja"
+    named.write_text("{% for m in messages %}{{ m.content }}{% endfor %}!")
+    run, _, tokenizer = made_run(tmp_path / "made", chat_template=str(named))
+    (run.adapter_path / "chat_template.jinja").write_text(named.read_text())
+    named.write_text("changed")
+    writer = open_writer(str(run.path), notify=print)
+    request = ChatRequest(messages=[{"role": "user", "content": "What is json"}], max_tokens=1)
+    prepared = Prompts(writer, 480).prepare(request)
+    assert tokenizer.decode(prepared.prompt) == "What is json!"
+    assert (prepared.model, prepared.side) == (run.id, "tuned")
+
+
+def test_without_a_template_chats_are_refused():
+    prompts = Prompts(open_writer("demo", notify=print), 480)
+    assert prompts.names == {"demo": "base"}
+    with pytest.raises(RequestError, match="no chat template") as refused:
+        prompts.prepare(ChatRequest(messages=[{"role": "user", "content": "x"}]))
+    assert refused.value.status == 400
+    with pytest.raises(RequestError, match="there is no model 'tuned'"):
+        prompts.prepare(CompletionRequest(model="tuned", prompt="x"))
