@@ -56,6 +56,9 @@ class CheckedKernel:
     verdicts: ClassVar[list[tuple[str, Any, float, bool]]] = []
     "Name, key, largest relative error and outcome of every comparison in this process."
 
+    failures: ClassVar[dict[str, str]] = {}
+    "Last error of a kernel that could not compute its example, by name."
+
     def __init__(
         self,
         name: str,
@@ -99,7 +102,8 @@ class CheckedKernel:
                 found = _results(self._kernel, example, None)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # a compiler reports what it cannot compile by errors of its own
+            except Exception as failure:  # a compiler reports what it cannot compile by errors of its own
+                self.failures[self._name] = f"{type(failure).__name__}: {failure}"[:300]
                 return math.inf
         errors = [relative_error(one, other) for one, other in zip(found, wanted, strict=True)]
         return max(error if math.isfinite(error) else math.inf for error in errors)
