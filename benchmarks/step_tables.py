@@ -87,11 +87,13 @@ def packed_table() -> str:
 def hybrid_table() -> str:
     """Steps of a model of which three quarters of the layers are recurrent."""
     found = json.loads((RESULTS / "hybrid-h200.json").read_text())
-    head = "| context | tile | weights | limit | a step | forward, loss, backward | GPU peak | host | gradient norm |"
-    lines = [head, "|---" * 9 + "|"]
+    head = "| kernels | context | tile | weights | limit | a step "
+    head += "| forward, loss, backward | GPU peak | host | gradient norm |"
+    lines = [head, "|---" * 10 + "|"]
     for row in found["rows"]:
         case, seconds = row["case"], row["seconds"]
         cells = [
+            row["kernels"],
             f"{case['context']:,}",
             f"{case['plan']['tile']:,}",
             "streamed" if case["plan"].get("weights") == "streamed" else "resident",

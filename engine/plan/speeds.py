@@ -52,10 +52,12 @@ the prediction from the short rates. With heads of 64 it took the predicted time
 times). The cause is unknown; power may limit it. The rates here are calibrated to whole windows, since the steps of a
 run follow each other."""
 
-_HOPPER_256: dict[Backend, tuple[float, float]] = {"cudnn": (0.56, 0.44), "flash": (0.32, 0.265)}
+_HOPPER_256: dict[Backend, tuple[float, float]] = {"cudnn": (0.41, 0.34), "flash": (0.32, 0.265)}
 """The same for heads wider than 128. FlashAttention-2 was measured on an H200 as its kernels' time in a step of the
-shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md). cuDNN's
-shares are assumed."""
+shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md). cuDNN
+took 3.57 s there for 1.48e15 operations of a step over 131,072 tokens in tiles of 16,384 (0.42 of the rate), and what
+attention left of a step over 524,288 tokens in tiles of 8,192 is 0.30 of it: these shares lie between, divided between
+the passes as for heads of 128."""
 
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue counts as a slow one."

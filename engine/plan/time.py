@@ -27,8 +27,9 @@ from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
-FUSED_PASSES, PLAIN_PASSES = 6, 22
-"Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
+FUSED_PASSES, PLAIN_PASSES, SERVED_PASSES = 6, 22, 18
+"""Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products. The last: where
+kernels serve recurrent layers, fitted to a step of Qwen3.5-2B's shapes over 131,072 tokens (docs/benchmarks.md)."""
 ADAPTER_PASSES = 6
 "The same in a window computed whole, per adapter input: to fp32 and back, in forward, recompute and backward."
 STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 90
@@ -100,7 +101,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         *_attention_parts(work, speeds, forwards=attention_forwards),
         _matrix_parts(work, speeds, forwards=forwards, refill=not plan.stash, head_products=0)[0],
         *_unpacking_parts(work, plan.weights, speeds, passes=forwards + 1),
-        _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
+        _elementwise_part(work, speeds, _streamed_passes(work)),
         _prefix_part(work, speeds, tiles),
         *_zeroing_parts(work, plan, speeds),
         *_recurrence_parts(work, speeds, forwards),
@@ -131,6 +132,12 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds, streamed=True))
     return _corrected(found, work, plan.weights, speeds, streamed=True)
+
+
+def _streamed_passes(work: Workload) -> int:
+    if work.fused_kernels:
+        return FUSED_PASSES
+    return SERVED_PASSES if work.recurrent_kernels and work.spec.recurrent is not None else PLAIN_PASSES
 
 
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
