@@ -186,7 +186,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["assistant", "last"],
         Meta(
             description="Which turns of a conversation count in the loss: assistant all answers, last the last one. "
-            "Turns with weight or train of 0 do not count."
+            "Turns with train of 0 do not count; the weight of a turn or row multiplies its loss."
         ),
     ] = "assistant"
     mask_errors: Annotated[

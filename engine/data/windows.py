@@ -14,7 +14,7 @@ from engine.data.packing import SHORTEST, Layout, Packed, pack
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from engine.data.store import LearntTokens
+    from engine.data.labels import LearntTokens, TokenWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,7 @@ class Windows:
         *,
         together: bool = True,
         learnt: LearntTokens | None = None,
+        weights: TokenWeights | None = None,
         drop_longer: bool = False,
     ) -> None:
         """Takes the stream as it is, without a copy: it may be a memory map.
@@ -149,6 +150,7 @@ class Windows:
             layout: What begins where in the stream; None for one document of which nothing is known.
             together: Whether several documents may share a window (packing).
             learnt: Which tokens of the stream are predicted. None: all are.
+            weights: Factors of the losses of the predicted ones. None: all are 1.
             drop_longer: Whether conversations longer than the context are left out; else they are cut.
 
         Raises:
@@ -161,7 +163,7 @@ class Windows:
         nothing = np.empty(0, dtype=np.int64)
         begin = np.zeros(min(1, len(stream)), dtype=np.int64)
         self._layout = layout or Layout(documents=begin, files=begin, definitions=nothing)
-        self._together, self._learnt, self._drop_longer = together, learnt, drop_longer
+        self._together, self._learnt, self._weights, self._drop_longer = together, learnt, weights, drop_longer
         packed = pack(stream, context, self._layout, together=together, drop_longer=drop_longer)
         self._packed, self._lengths = _without_empty(packed, learnt)
         self.token_count = int(self._lengths.sum())
@@ -186,6 +188,7 @@ class Windows:
             self._layout,
             together=self._together,
             learnt=self._learnt,
+            weights=self._weights,
             drop_longer=self._drop_longer,
         )
 
@@ -197,11 +200,13 @@ class Windows:
         starts, stops = self._packed.starts[first:last], self._packed.stops[first:last]
         ids = np.concatenate([self._stream[start:stop] for start, stop in zip(starts, stops, strict=True)])
         places = np.cumsum([0, *(stops - starts)[:-1]])
-        learnt = None
+        ranges = list(zip(starts.tolist(), stops.tolist(), strict=True))
+        learnt = weights = None
         if self._learnt is not None:
-            ranges = zip(starts.tolist(), stops.tolist(), strict=True)
             learnt = np.concatenate([self._learnt.among(start, stop) for start, stop in ranges])
-        return Window(ids.astype(np.int64), tuple(places.tolist()), learnt)
+        if self._weights is not None:
+            weights = np.concatenate([self._weights.among(start, stop) for start, stop in ranges])
+        return Window(ids.astype(np.int64), tuple(places.tolist()), learnt, weights)
 
     def places(self, index: int) -> npt.NDArray[np.int64]:
         """Position in the stream of each token of a window. Shape (tokens,)."""

@@ -50,6 +50,8 @@ class Piece:
     "Whether it goes on with the text before it, and is encoded apart only because the model begins or ends there."
     turn: bool = False
     "Whether a turn begins with it."
+    weight: float = 1.0
+    "Factor of the loss of what the model writes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class ConversationRenderer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Message] | None = None,
-        learnt: Sequence[bool] | None = None,
+        learnt: Sequence[float] | None = None,
         now: datetime | None = None,
     ) -> list[Piece]:
         """Renders a conversation.
@@ -93,7 +95,7 @@ class ConversationRenderer:
         Args:
             messages: As transformers' `apply_chat_template` takes them, with content as text.
             tools: Definitions of functions.
-            learnt: For each message whether it is trained on, if it is an answer. None: all are.
+            learnt: Factor of each message's loss, if it is an answer; 0 where it is not trained on. None: 1 of all.
             now: What the template is told of the time.
 
         Raises:
@@ -101,7 +103,7 @@ class ConversationRenderer:
             SplitError: its rendering cannot be split.
         """
         messages = [self._with_reasoning(message) for message in messages]
-        learnt = [True] * len(messages) if learnt is None else learnt
+        learnt = [1.0] * len(messages) if learnt is None else learnt
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
         conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
         parts = self._marked(conversation)
@@ -146,10 +148,10 @@ class ConversationRenderer:
         self,
         conversation: _Conversation,  # noqa: ARG002 - as _found_answers
         parts: Sequence[_Part],
-        learnt: Sequence[bool],
-    ) -> list[tuple[int, int]]:
-        """Ranges of characters that a template marks itself, of the messages that are learnt."""
-        found: list[tuple[int, int]] = []
+        learnt: Sequence[float],
+    ) -> list[tuple[int, int, float]]:
+        """Ranges of characters that a template marks itself, and their weights, of the messages that are learnt."""
+        found: list[tuple[int, int, float]] = []
         begin = position = 0
         messages: set[int] = set()
         inside = False
@@ -157,7 +159,10 @@ class ConversationRenderer:
             if part.answer and not inside:
                 begin, messages = position, set()
             if inside and not part.answer and all(learnt[message] for message in messages):
-                found.append((begin, position))
+                weights = {float(learnt[message]) for message in messages} or {1.0}
+                if len(weights) > 1:
+                    raise SplitError("it marks messages of different weights as one answer")
+                found.append((begin, position, weights.pop()))
             inside = part.answer
             if inside and part.message >= 0:
                 messages.add(part.message)
@@ -165,9 +170,9 @@ class ConversationRenderer:
         return found
 
     def _found_answers(
-        self, conversation: _Conversation, parts: Sequence[_Part], learnt: Sequence[bool]
-    ) -> list[tuple[int, int]]:
-        """Ranges of characters of each answer that is learnt, from the end of its prompt to the end of its turn."""
+        self, conversation: _Conversation, parts: Sequence[_Part], learnt: Sequence[float]
+    ) -> list[tuple[int, int, float]]:
+        """Range of characters of each answer that is learnt, from the end of its prompt to that of its turn; weight."""
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         strings: list[tuple[int, int, int]] = []
@@ -197,7 +202,7 @@ class ConversationRenderer:
                 raise SplitError(f"it writes message {number + 1} in several places")
             begin = before + self._prompt(conversation, number, text[before : first[number]])
             end = last[number] + self._closing(conversation, number, text[last[number] : after])
-            found.append((begin, end))
+            found.append((begin, end, float(learnt[number])))
         return found
 
     def _prompt(self, conversation: _Conversation, number: int, written: str) -> int:
@@ -425,7 +430,7 @@ class _Conversation:
         return self._control.sub(lambda found: f"{found[0][:1]}{self.marks.inert}{found[0][1:]}", text)
 
 
-def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control: re.Pattern[str]) -> list[Piece]:
+def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int, float]], control: re.Pattern[str]) -> list[Piece]:
     """Cuts a rendering at the control tokens that the template writes, and where answers begin and end."""
     text = "".join(part.text for part in parts)
     tokens: list[tuple[int, int]] = []
@@ -440,15 +445,17 @@ def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control:
         position += len(part.text)
     for start, written in outside:
         tokens += [(start + found.start(), start + found.end()) for found in control.finditer(written)]
-    borders = sorted({0, len(text), *(place for pair in (*tokens, *answers) for place in pair)})
+    ranges = [*tokens, *((begin, end) for begin, end, _ in answers)]
+    borders = sorted({0, len(text), *(place for pair in ranges for place in pair)})
     is_token = dict(tokens)
-    begins = {begin for begin, _ in answers}
-    ends = {end for _, end in answers}
+    begins = {begin: weight for begin, _, weight in answers}
+    ends = {end for _, end, _ in answers}
     pieces: list[Piece] = []
-    inside = False
+    inside, weight = False, 1.0
     for start, stop in itertools.pairwise(borders):
         inside = start in begins or (inside and start not in ends)
+        weight = begins.get(start, weight) if inside else 1.0
         control_token = is_token.get(start) == stop
         goes_on = bool(pieces) and not pieces[-1].control and not control_token
-        pieces.append(Piece(text[start:stop], control_token, inside, goes_on, start in ends))
+        pieces.append(Piece(text[start:stop], control_token, inside, goes_on, start in ends, weight))
     return pieces
