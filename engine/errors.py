@@ -41,6 +41,7 @@ class StreamPlanError(ValueError):
 
 
 # --- configuration -----------------------------------------------------------------------------------------
+MIXTURE_INVALID = _declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")
 CONFIG_INVALID = _declare("config-invalid", "{source}: {field}: {problem}", "{remedy}")
 CONFIG_UNREADABLE = _declare(
     "config-unreadable",

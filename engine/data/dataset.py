@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from engine.data.encoded import REVISION as ENCODED_REVISION
 from engine.data.encoding import Making, encode_sources
 from engine.data.fim import REVISION as FIM_REVISION
 from engine.data.licences import REVISION as LICENCES_REVISION
+from engine.data.mixture import Mixture, SourceFigures, described
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
 from engine.data.order import FileOrder
 from engine.data.pairs import longest_sides, pair_windows
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from engine.config import DataSection
     from engine.data.labels import TokenWeights
+    from engine.data.packing import Layout
     from engine.tokenization.chat_template import ChatTemplate
 
 
@@ -88,6 +90,8 @@ class DatasetSummary:
     held_out_tokens: int
     loss_tokens: int
     "Those of both that are predicted: all but the first of each document, and of conversations the answers."
+    sources: tuple[SourceFigures, ...]
+    "What each source holds."
     store: Path
     reused: bool
     "Whether nothing had to be tokenised."
@@ -140,7 +144,7 @@ def build_dataset(
 
     Raises:
         EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache, CHAT_TEMPLATE_*,
-            CONVERSATIONS_OVERLONG.
+            CONVERSATIONS_OVERLONG, MIXTURE_INVALID.
         ValueError: the tokenizer is not a fast one.
     """
     report = progress or (lambda _done, _total, _what: None)
@@ -148,6 +152,10 @@ def build_dataset(
     encoder = Encoder(tokenizer)
     if data.fim and encoder.fim is None:
         raise errors.FIM_UNAVAILABLE(rate=data.fim)
+    mixture = Mixture(data)
+    if preferences and mixture.shares is not None:
+        problem = "pairs of preferences are taken as they come"
+        raise errors.MIXTURE_INVALID(problem=problem, remedy="leave data.mixture empty, or set training.objective=sft")
     chats = _chats(tokenizer, encoder, data)
     template = None if chats is None else chats.template
     for _attempt in range(_ATTEMPTS):
@@ -171,12 +179,16 @@ def build_dataset(
             windows: tuple[Windows, Windows] = pair_windows(store, reading.held_out, context)
             lengths = longest_sides(store)
         else:
-            windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
+            windows = _windows(store, reading, mixture, context, together=data.packing, drop_longer=drop)
             lengths = store.conversations()
         notes = (*reading.notes, *notes)
         if limit is not None:
             notes += _decide_overlong(store, lengths, reading, data, limit)
-        return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
+        taken = None if mixture.shares is None else windows[0].source_tokens()
+        files = [item.file for item in reading.files]
+        figures = mixture.figures(store, files, reading.held_out, taken)
+        notes += tuple(described(source) for source in figures if source.share is not None)
+        return Dataset(*windows, _summary(store, reading, collection, figures, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
 
 
@@ -340,29 +352,45 @@ def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[
 
 
 def _windows(
-    store: TokenStore, reading: Reading, context: int, *, together: bool, drop_longer: bool
+    store: TokenStore, reading: Reading, mixture: Mixture, context: int, *, together: bool, drop_longer: bool
 ) -> tuple[Windows, Windows]:
     """Training and held-out windows."""
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
-    layout, end = store.layout(), len(store.tokens)
+    plain, end = store.layout(), len(store.tokens)
+    layout = plain
+    if mixture.shares is not None:
+        numbers = np.array([mixture.number(item.file) for item in reading.files], dtype=np.int64)
+        layout = replace(plain, sources=numbers[np.searchsorted(plain.files, plain.documents)])
 
-    def windows(start: int, stop: int, weights: TokenWeights | None) -> Windows:
+    def windows(
+        start: int, stop: int, part: Layout, weights: TokenWeights | None, shares: tuple[float, ...] | None
+    ) -> Windows:
         return Windows(
             store.tokens[start:stop],
             context,
-            layout.of(start, stop),
+            part,
             together=together,
             learnt=None if store.learnt is None else store.learnt.of(start, stop),
             weights=weights,
             drop_longer=drop_longer,
+            shares=shares,
         )
 
-    # Weights steer the training. Each held-out token counts once, so that a loss stays one of tokens.
-    return windows(0, boundary, store.weights), windows(boundary, end, None)
+    # Weights and shares steer the training. Each held-out token counts once, so that a loss stays one of tokens.
+    return (
+        windows(0, boundary, layout.of(0, boundary), store.weights, mixture.shares),
+        windows(boundary, end, plain.of(boundary, end), None, None),
+    )
 
 
 def _summary(
-    store: TokenStore, reading: Reading, collection: Collection, reused: bool, notes: tuple[str, ...], seconds: float
+    store: TokenStore,
+    reading: Reading,
+    collection: Collection,
+    sources: tuple[SourceFigures, ...],
+    reused: bool,
+    notes: tuple[str, ...],
+    seconds: float,
 ) -> DatasetSummary:
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
     skipped = Counter(collection.skipped)
@@ -386,6 +414,7 @@ def _summary(
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,
         loss_tokens=store.loss_tokens(),
+        sources=sources,
         store=store.path,
         reused=reused,
         seconds=seconds,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.mixture import mixed
 from engine.data.packing import SHORTEST, Layout, Packed, pack
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ class Windows:
         learnt: LearntTokens | None = None,
         weights: TokenWeights | None = None,
         drop_longer: bool = False,
+        shares: Sequence[float] | None = None,
     ) -> None:
         """Takes the stream as it is, without a copy: it may be a memory map.
 
@@ -152,6 +155,7 @@ class Windows:
             learnt: Which tokens of the stream are predicted. None: all are.
             weights: Factors of the losses of the predicted ones. None: all are 1.
             drop_longer: Whether conversations longer than the context are left out; else they are cut.
+            shares: Of the tokens of a run, of each of the layout's sources. None: every token once in a pass.
 
         Raises:
             ValueError: context below 2.
@@ -166,6 +170,9 @@ class Windows:
         self._together, self._learnt, self._weights, self._drop_longer = together, learnt, weights, drop_longer
         packed = pack(stream, context, self._layout, together=together, drop_longer=drop_longer)
         self._packed, self._lengths = _without_empty(packed, learnt)
+        self.shares = None if shares is None else tuple(shares)
+        self._upcoming: dict[int, tuple[Iterator[int], list[int]]] = {}
+        "By seed: the windows of a run in their order, as far as they were asked for."
         self.token_count = int(self._lengths.sum())
         places = (len(self._lengths) - 1) * context
         self.figures = PackingFigures(
@@ -190,6 +197,7 @@ class Windows:
             learnt=self._learnt,
             weights=self._weights,
             drop_longer=self._drop_longer,
+            shares=self.shares,
         )
 
     def __getitem__(self, index: int) -> Window:
@@ -233,8 +241,43 @@ class Windows:
         return (self[index] for index in range(len(self)))
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        """The order in which one epoch visits the windows. Shape (windows,)."""
-        return epoch_order(len(self), seed, epoch)
+        """The order in which one epoch visits the windows. Shape (visits,).
+
+        It visits each once; with shares some several times and others not at all.
+        """
+        if self.shares is None:
+            return epoch_order(len(self), seed, epoch)
+        if seed not in self._upcoming:
+            endless = mixed(
+                self.shares, self.by_source, self._lengths, lambda count, number: epoch_order(count, seed, number)
+            )
+            self._upcoming[seed] = endless, []
+        endless, order = self._upcoming[seed]
+        count = self._windows_a_pass
+        order += itertools.islice(endless, max(0, (epoch + 1) * count - len(order)))
+        return np.array(order[epoch * count : (epoch + 1) * count], dtype=np.int64)
+
+    @functools.cached_property
+    def by_source(self) -> list[npt.NDArray[np.int64]]:
+        """Numbers of the windows of each source; of all of them where there are no sources."""
+        sources, count = self._packed.sources, 1 if self.shares is None else len(self.shares)
+        if sources is None:
+            return [np.arange(len(self), dtype=np.int64)]
+        return [np.flatnonzero(sources == number).astype(np.int64) for number in range(count)]
+
+    def source_tokens(self) -> dict[int, int]:
+        """Tokens of each source in the windows."""
+        return {number: int(self._lengths[own].sum()) for number, own in enumerate(self.by_source)}
+
+    @property
+    def _windows_a_pass(self) -> int:
+        """Windows that hold as many tokens, by shares, as all windows together."""
+        assert self.shares is not None
+        pairs = zip(self.shares, self.by_source, strict=True)
+        having = [(share, self._lengths[own]) for share, own in pairs if len(own)]
+        in_all = sum(share for share, _ in having)
+        windows = sum(share / in_all * self.token_count / float(lengths.mean()) for share, lengths in having)
+        return max(1, round(windows))
 
 
 def _without_empty(packed: Packed, learnt: LearntTokens | None) -> tuple[Packed, npt.NDArray[np.int64]]:
@@ -253,7 +296,9 @@ def _without_empty(packed: Packed, learnt: LearntTokens | None) -> tuple[Packed,
         return packed, tokens
     kept = useful[owners]
     first_part = np.cumsum([0, *parts[useful]], dtype=np.int64)
-    return Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside, packed.cuts), tokens[useful]
+    sources = None if packed.sources is None else packed.sources[useful]
+    found = Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside, packed.cuts, sources)
+    return found, tokens[useful]
 
 
 def epoch_order(windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
