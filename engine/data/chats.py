@@ -117,6 +117,17 @@ class Chats:
             now=conversation.date,
         )
 
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids that the model is given to write the next answer.
+
+        Raises:
+            RenderError, SplitError: as ConversationRenderer.
+        """
+        [found] = encode_conversations(self._encoder.plain_text, [self._renderer.prompt(messages, tools)])
+        return [int(token) for token in found.ids]
+
     def encode(self, conversations: Sequence[Conversation], limit: int | None) -> list[EncodedConversation]:
         """Encodes conversations.
 

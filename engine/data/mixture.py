@@ -112,6 +112,9 @@ class Mixture:
             files: In the store's order.
             held_out: How many of them are held out, at the end.
             windows: Tokens of each source in the training windows, where there are shares.
+
+        Raises:
+            EliteError: MIXTURE_INVALID, for a source without a training window.
         """
         layout = store.layout()
         starts = layout.documents.tolist()

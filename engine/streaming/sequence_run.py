@@ -106,7 +106,7 @@ class SequenceRun:
         return self._labels[self.span(tile)].to(self._device, non_blocking=True)
 
     def labelled(self, tile: int) -> Tensor | None:
-        """Returns the positions within a tile that the head is applied to, on the compute device; None for all."""
+        """Returns the positions within a tile that the head is applied to, (positions,) int64; None for all."""
         if self._labelled is None:
             return None
         span = self.span(tile)

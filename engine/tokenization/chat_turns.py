@@ -110,6 +110,22 @@ class ConversationRenderer:
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
         return _pieces(parts, answers(conversation, parts, learnt), self._control)
 
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None, now: datetime | None = None
+    ) -> list[Piece]:
+        """Renders what the model is given to write the next answer of a conversation.
+
+        Raises:
+            RenderError, SplitError: as `render`.
+        """
+        messages = [self._with_reasoning(message) for message in messages]
+        whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
+        conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        parts = conversation.parts(conversation.rendered(names=True, prompt=True))
+        if parts is None:
+            raise SplitError("it writes a string in part")
+        return _pieces(parts, (), self._control)
+
     def _with_reasoning(self, message: Message) -> dict[str, Any]:
         """Gives reasoning all the names that templates read it by."""
         known = dict(message)
@@ -329,9 +345,9 @@ class _Conversation:
         text = self._template.render(messages, self._tools, now=self._now)
         return text.replace(self.marks.inert, "")
 
-    def rendered(self, *, names: bool) -> str:
-        """The rendering with marks around every string."""
-        return self._render(self.messages, names=names, prompt=False)
+    def rendered(self, *, names: bool, prompt: bool = False) -> str:
+        """The rendering with marks around every string; with the prompt for the next answer, if so."""
+        return self._render(self.messages, names=names, prompt=prompt)
 
     def tail(self, number: int, *, prompt: bool) -> str:
         """What a template writes behind the last string of the messages before one, which are shortened."""
