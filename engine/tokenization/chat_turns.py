@@ -27,7 +27,7 @@ from engine.tokenization.chat_messages import (
     thought_of,
     with_thought,
 )
-from engine.tokenization.chat_template import ChatTemplate, Marks
+from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TOLD = ("system", "developer")
@@ -106,9 +106,15 @@ class ConversationRenderer:
         learnt = [1.0] * len(messages) if learnt is None else learnt
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
         conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
-        parts = self._marked(conversation)
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
-        return _pieces(parts, answers(conversation, parts, learnt), self._control)
+        try:
+            parts = self._marked(conversation)
+            return _pieces(parts, answers(conversation, parts, learnt), self._control)
+        except (RenderError, SplitError) as error:
+            if (early := conversation.early_answer()) is None:
+                raise
+            problem = f"message {early + 1} is an answer before any request, for which it has no prompt ({error})"
+            raise type(error)(problem) from error
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, now: datetime | None = None
@@ -226,6 +232,8 @@ class ConversationRenderer:
         key = "prompt", conversation.shape(number)
         units = self._units(written)
         known = self._known.get(key)
+        if conversation.early_answer() == number and not conversation.begins(number):
+            return self._early_prompt(conversation, number, written)
         if known and (taken := _matched(units, known)) is not None:
             return taken
         wanted = self._known[key] = self._units(conversation.tail(number, prompt=True))
@@ -239,6 +247,17 @@ class ConversationRenderer:
         if shared > len(closing) and wanted[: len(closing)] == closing:
             return sum(map(len, units[:shared]))
         raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
+
+    def _early_prompt(self, conversation: _Conversation, number: int, written: str) -> int:
+        """As `_prompt`, before any request, where a template does not begin by asking for an answer.
+
+        It must write before the answer what it writes between a request and its answer.
+        """
+        wanted = conversation.between()
+        at = written.rfind(wanted)
+        if at < 0:
+            raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
+        return at + len(wanted)
 
     def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes."""
@@ -335,6 +354,28 @@ class _Conversation:
             repr(told),
             repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
         )
+
+    def early_answer(self) -> int | None:
+        """Number of the answer before any request, with which the conversation begins, instructions apart."""
+        roles = [message.get("role") for message in self.messages]
+        number = next((number for number, role in enumerate(roles) if role not in _TOLD), len(roles))
+        return number if number < len(roles) and roles[number] == "assistant" else None
+
+    def begins(self, number: int) -> bool:
+        """Whether the template writes the prompt of an answer with nothing but instructions before it."""
+        try:
+            self.tail(number, prompt=True)
+        except RenderError:
+            return False
+        return True
+
+    def between(self) -> str:
+        """What the template writes as a prompt behind a request, the end of its turn apart."""
+        asked = [{"role": "user", "content": "a"}]
+        ends, goes_on = (self._template.render(asked, None, prompt=prompt, now=self._now) for prompt in (False, True))
+        if not goes_on.startswith(ends):
+            raise SplitError("it writes a request in another way before an answer")
+        return goes_on[len(ends) :]
 
     def inert(self) -> str:
         """The rendering, where no string spells a control token."""

@@ -247,6 +247,26 @@ BAD: dict[str, tuple[Any, str]] = {
         "bad tool call",
     ),
     "history of numbers": ({"instruction": "x", "output": "y", "history": [1]}, "bad message"),
+    # Seen in what people report of trainers.
+    "a misspelt role": ({"conversations": [{"from": "hummany", "value": "x"}]}, "bad role"),
+    "a table's columns": ({"messages": {"role": ["user", "assistant"], "content": ["x", "y"]}}, "no conversation"),
+    "Python in place of JSON": ({"messages": "[{'role': 'user', 'content': 'x'}]"}, "no conversation"),
+    "a quotation mark is missing": (
+        message(tool_calls=[{"function": {"name": "f", "arguments": '{"action": list"}'}}]),
+        "bad tool call",
+    ),
+    "arguments that were cut off": (
+        message(tool_calls=[{"function": {"name": "f", "arguments": '{"code": "x = 1'}}]),
+        "bad tool call",
+    ),
+    "instructions alone with an empty answer": ({"instruction": "x", "input": "y", "output": " "}, "empty answer"),
+    "an answer of tools alone": ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "no answer"),
+    "a picture in the answer": (message(content=[{"type": "image"}, {"type": "text", "text": "x"}]), "bad content"),
+    "a sound": ({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}, SAID]}, "bad content"),
+    "a list of pairs of texts": ({"conversations": [["x", "y"]]}, "bad message"),
+    "a flag of no truth value": (message(content="x", train="no"), "bad message"),
+    "a value without from": ({"conversations": [{"value": "x"}, {"from": "gpt", "value": "y"}]}, "bad message"),
+    "a schema that was cut off": ({"messages": GOOD, "tools": '[{"name": "f", '}, "bad tools"),
 }
 
 
