@@ -12,30 +12,21 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from engine.tokenization.chat_messages import (
     Message,
-    changed,
-    changed_message,
-    shape,
     strings_of,
-    stub,
     thought_of,
     with_thought,
 )
 from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
+from engine.tokenization.marked_conversation import MarkedConversation, Part, SplitError
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_TOLD = ("system", "developer")
-"""Roles whose words may change what a template writes elsewhere, such as /no_think."""
-
-
-class SplitError(Exception):
-    """A template's rendering cannot be split into turns exactly. The message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +43,6 @@ class Piece:
     "Whether a turn begins with it."
     weight: float = 1.0
     "Factor of the loss of what the model writes."
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Of a marked rendering: the template's text (message -1), or a string of a message."""
-
-    text: str
-    message: int = -1
-    answer: bool = False
-    "Between `{% generation %}` and its end."
-    spelled: bool = False
-    "Whether it begins within the name of a control token that a string spells."
 
 
 class ConversationRenderer:
@@ -105,7 +84,7 @@ class ConversationRenderer:
         messages = [self._with_reasoning(message) for message in messages]
         learnt = [1.0] * len(messages) if learnt is None else learnt
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
-        conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        conversation = MarkedConversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
         try:
             parts = self._marked(conversation)
@@ -126,7 +105,7 @@ class ConversationRenderer:
         """
         messages = [self._with_reasoning(message) for message in messages]
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
-        conversation = _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        conversation = MarkedConversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
         parts = conversation.parts(conversation.rendered(names=True, prompt=True))
         if parts is None:
             raise SplitError("it writes a string in part")
@@ -149,7 +128,7 @@ class ConversationRenderer:
             known |= {"reasoning_content": reasoning, "thinking": reasoning}
         return known
 
-    def _marked(self, conversation: _Conversation) -> list[_Part]:
+    def _marked(self, conversation: MarkedConversation) -> list[Part]:
         """The parts of the marked rendering, whose text is that of the unmarked one.
 
         A name in a call is the only string of a call without arguments. Few templates compare it.
@@ -168,8 +147,8 @@ class ConversationRenderer:
 
     def _marked_answers(
         self,
-        conversation: _Conversation,  # noqa: ARG002 - as _found_answers
-        parts: Sequence[_Part],
+        conversation: MarkedConversation,  # noqa: ARG002 - as _found_answers
+        parts: Sequence[Part],
         learnt: Sequence[float],
     ) -> list[tuple[int, int, float]]:
         """Ranges of characters that a template marks itself, and their weights, of the messages that are learnt."""
@@ -177,7 +156,7 @@ class ConversationRenderer:
         begin = position = 0
         messages: set[int] = set()
         inside = False
-        for part in [*parts, _Part("")]:
+        for part in [*parts, Part("")]:
             if part.answer and not inside:
                 begin, messages = position, set()
             if inside and not part.answer and all(learnt[message] for message in messages):
@@ -192,7 +171,7 @@ class ConversationRenderer:
         return found
 
     def _found_answers(
-        self, conversation: _Conversation, parts: Sequence[_Part], learnt: Sequence[float]
+        self, conversation: MarkedConversation, parts: Sequence[Part], learnt: Sequence[float]
     ) -> list[tuple[int, int, float]]:
         """Range of characters of each answer that is learnt, from the end of its prompt to that of its turn; weight."""
         first: dict[int, int] = {}
@@ -227,7 +206,7 @@ class ConversationRenderer:
             found.append((begin, end, float(learnt[number])))
         return found
 
-    def _prompt(self, conversation: _Conversation, number: int, written: str) -> int:
+    def _prompt(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """How many characters of what stands before an answer are the prompt for it."""
         key = "prompt", conversation.shape(number)
         units = self._units(written)
@@ -248,7 +227,7 @@ class ConversationRenderer:
             return sum(map(len, units[:shared]))
         raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
 
-    def _early_prompt(self, conversation: _Conversation, number: int, written: str) -> int:
+    def _early_prompt(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """As `_prompt`, before any request, where a template does not begin by asking for an answer.
 
         It must write before the answer what it writes between a request and its answer.
@@ -259,7 +238,7 @@ class ConversationRenderer:
             raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
         return at + len(wanted)
 
-    def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
+    def _closing(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes."""
         units, key = self._units(written), ("end", conversation.shape(number + 1))
         if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
@@ -318,176 +297,7 @@ def _matched(units: Sequence[str], wanted: Sequence[str]) -> int | None:
     return sum(map(len, wanted)) if units[len(wanted) - 1].startswith(wanted[-1]) else None
 
 
-class _Conversation:
-    """One conversation, rendered with marks."""
-
-    def __init__(
-        self,
-        template: ChatTemplate,
-        messages: Sequence[Message],
-        tools: Sequence[Message] | None,
-        marks: Marks,
-        control: re.Pattern[str],
-        now: datetime | None,
-    ) -> None:
-        self.messages, self.marks, self.names = messages, marks, True
-        self._template, self._control, self._now = template, control, now
-        self._tools = None if tools is None else [changed(tool, self._inert, key=self._inert) for tool in tools]
-
-    def strings(self, number: int) -> list[str]:
-        """The strings of a message that its content is made of, reasoning apart."""
-        found: list[str] = []
-
-        def collect(text: str) -> str:
-            found.append(text)
-            return text
-
-        changed_message(self.messages[number], collect, collect, collect, reasoning=False)
-        return found
-
-    def shape(self, number: int) -> object:
-        """What the prompt for an answer depends on, as far as is known."""
-        told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
-        return (
-            bool(self._tools),
-            number < 2,
-            repr(told),
-            repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
-        )
-
-    def early_answer(self) -> int | None:
-        """Number of the answer before any request, with which the conversation begins, instructions apart."""
-        roles = [message.get("role") for message in self.messages]
-        number = next((number for number, role in enumerate(roles) if role not in _TOLD), len(roles))
-        return number if number < len(roles) and roles[number] == "assistant" else None
-
-    def begins(self, number: int) -> bool:
-        """Whether the template writes the prompt of an answer with nothing but instructions before it."""
-        try:
-            self.tail(number, prompt=True)
-        except RenderError:
-            return False
-        return True
-
-    def between(self) -> str:
-        """What the template writes as a prompt behind a request, the end of its turn apart."""
-        asked = [{"role": "user", "content": "a"}]
-        ends, goes_on = (self._template.render(asked, None, prompt=prompt, now=self._now) for prompt in (False, True))
-        if not goes_on.startswith(ends):
-            raise SplitError("it writes a request in another way before an answer")
-        return goes_on[len(ends) :]
-
-    def inert(self) -> str:
-        """The rendering, where no string spells a control token."""
-        messages = [
-            self._without_tokens(changed_message(message, self._inert, self._inert, self._inert, key=self._inert))
-            for message in self.messages
-        ]
-        text = self._template.render(messages, self._tools, now=self._now)
-        return text.replace(self.marks.inert, "")
-
-    def rendered(self, *, names: bool, prompt: bool = False) -> str:
-        """The rendering with marks around every string; with the prompt for the next answer, if so."""
-        return self._render(self.messages, names=names, prompt=prompt)
-
-    def tail(self, number: int, *, prompt: bool) -> str:
-        """What a template writes behind the last string of the messages before one, which are shortened."""
-        stubs = [
-            message if message.get("role") in _TOLD else changed_message(message, stub, stub, str)
-            for message in self.messages[:number]
-        ]
-        rendered = self._render(stubs, names=self.names, prompt=prompt)
-        parts = self.parts(rendered)
-        if parts is None:
-            raise SplitError("it writes a string in part")
-        strings = [place for place, part in enumerate(parts) if part.message >= 0]
-        return "".join(part.text for part in parts[strings[-1] + 1 if strings else 0 :])
-
-    def parts(self, marked: str) -> list[_Part] | None:
-        """What a marked rendering is made of; None where a mark has no partner."""
-        marks, parts = self.marks, []
-        seen: set[str] = set()
-        answer = False
-        position = 0
-        signs = f"[{marks.open}{marks.close}{marks.begin}{marks.end}]"
-        of_string: tuple[int, str] | None = None
-        for found in re.finditer(f"{signs}[{marks.digits}]*", marked):
-            text = marked[position : found.start()]
-            sign, digits = found[0][0], found[0][1:]
-            position = found.end()
-            if of_string is None:
-                parts += self._template_parts(text, answer)
-            elif sign != marks.close:
-                return None
-            if sign == marks.open:
-                # A string that is written again, such as a call's name with its result, is the template's.
-                message = -1 if digits in seen else marks.read(digits[:-6])
-                seen.add(digits)
-                of_string = (message, digits)
-            elif sign == marks.close:
-                if of_string is None:
-                    return None
-                if of_string[0] >= 0:
-                    parts.append(_Part(text.replace(marks.inert, ""), of_string[0], answer))
-                else:
-                    parts += self._template_parts(text, answer)
-                of_string = None
-            else:
-                answer = sign == marks.begin
-        if of_string is not None:
-            return None
-        parts += self._template_parts(marked[position:], answer)
-        return [part for part in parts if part.text]
-
-    def _template_parts(self, text: str, answer: bool) -> list[_Part]:
-        """A template's text, cut within every name of a control token that comes from a string in it."""
-        return [_Part(some, -1, answer, number > 0) for number, some in enumerate(text.split(self.marks.inert))]
-
-    def _render(self, messages: Sequence[Message], *, names: bool, prompt: bool) -> str:
-        marked = []
-        for number, message in enumerate(messages):
-            known: dict[str, str] = {}
-
-            # Values that the template writes as Python does are marked while it is rendered.
-            def mark(text: str, number: int = number, counts: Iterator[int] = itertools.count(1)) -> str:  # noqa: B008
-                core = text.strip()
-                if not core:
-                    return text
-                at = text.index(core)
-                place = f"{self.marks.number(number)}{self._place(next(counts))}"
-                return (
-                    f"{text[:at]}{self.marks.open}{place}{self._inert(core)}{self.marks.close}{text[at + len(core) :]}"
-                )
-
-            def mark_once(text: str, known: dict[str, str] = known) -> str:
-                # Reasoning under two names is one string.
-                if text not in known:
-                    known[text] = mark(text)
-                return known[text]
-
-            made = changed_message(message, mark, mark_once, mark if names else self._inert, key=self._inert)
-            marked.append(self._without_tokens(made))
-        return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
-
-    def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message whose other fields spell no control token."""
-        for key in ("role", "name", "tool_call_id"):
-            if isinstance(message.get(key), str):
-                message[key] = self._inert(message[key])
-        for call in message.get("tool_calls") or ():
-            if isinstance(call.get("id"), str):
-                call["id"] = self._inert(call["id"])
-        return message
-
-    def _place(self, count: int) -> str:
-        return "".join(self.marks.digits[int(digit, 16)] for digit in f"{count:06x}")
-
-    def _inert(self, text: str) -> str:
-        """The text with a mark inside the name of every control token that it spells."""
-        return self._control.sub(lambda found: f"{found[0][:1]}{self.marks.inert}{found[0][1:]}", text)
-
-
-def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int, float]], control: re.Pattern[str]) -> list[Piece]:
+def _pieces(parts: Sequence[Part], answers: Sequence[tuple[int, int, float]], control: re.Pattern[str]) -> list[Piece]:
     """Cuts a rendering at the control tokens that the template writes, and where answers begin and end."""
     text = "".join(part.text for part in parts)
     tokens: list[tuple[int, int]] = []

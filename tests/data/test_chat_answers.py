@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from engine.data.chats import Chats, find_template
 from engine.data.conversations import RowReader
 from engine.tokenization.chat_template import RenderError
-from engine.tokenization.chat_turns import SplitError
 from engine.tokenization.encoder import Encoder
+from engine.tokenization.marked_conversation import SplitError
 
 CONTROL = ("<|turn|>", "<|message|>", "<|end|>", "<think>", "</think>")
 TURN = "<|turn|>{{ m.role }}%s<|message|>%s<|end|>"
