@@ -266,7 +266,7 @@ def calls(run: Path, rows: list[dict[str, Any]], device: str) -> dict[str, list[
     from engine.generation.writer import open_writer
 
     writer = open_writer(str(run), device=device, notify=lambda _: None)
-    encoder = writer._encoder
+    encoder = writer.encoder
     template = find_template(encoder.tokenizer, encoder, "chatml")
     assert template is not None
     chats = Chats(encoder, template)
@@ -280,7 +280,7 @@ def calls(run: Path, rows: list[dict[str, Any]], device: str) -> dict[str, list[
     found: dict[str, list[dict[str, bool]]] = {}
     for side in ("base", "tuned"):
         found[side] = []
-        with writer._opened(side) as model:
+        with writer.opened(side) as model:
             for start in range(0, len(asked), TOGETHER):
                 part = asked[start : start + TOGETHER]
                 tokens: list[list[int]] = [[] for _ in part]

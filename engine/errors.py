@@ -375,6 +375,11 @@ PROMPT_MISSING = _declare(
     "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
 )
 PROMPT_UNREADABLE = _declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+REPLAY_UNAVAILABLE = _declare(
+    "replay-unavailable",
+    "{model} ends every text before its first word, so there is nothing of its own to replay",
+    "use another --seed or --template none, or train without replay",
+)
 SAMPLING_INVALID = _declare(
     "sampling-invalid",
     "{problem}",

@@ -128,6 +128,15 @@ class Chats:
         [found] = encode_conversations(self._encoder.plain_text, [self._renderer.prompt(messages, tools)])
         return [int(token) for token in found.ids]
 
+    def request_prompt(self) -> list[int]:
+        """Token ids that a model is given to write a conversation's first request itself.
+
+        Raises:
+            RenderError, SplitError: as ConversationRenderer.
+        """
+        [found] = encode_conversations(self._encoder.plain_text, [self._renderer.request_prompt()])
+        return [int(token) for token in found.ids]
+
     def encode(self, conversations: Sequence[Conversation], limit: int | None) -> list[EncodedConversation]:
         """Encodes conversations.
 

@@ -71,8 +71,9 @@ def write_together(
     max_tokens: int,
     ends: Container[int],
     take: Callable[[int, int], bool],
+    choose: Callable[[int, Tensor], int] | None = None,
 ) -> None:
-    """Decodes the likeliest tokens after each prompt.
+    """Decodes tokens after each prompt.
 
     Args:
         forwards: Empty sequences of one model, each with room for its prompt and `max_tokens`.
@@ -80,9 +81,12 @@ def write_together(
         max_tokens: Maximum new tokens of each.
         ends: End tokens; they are not passed to `take`.
         take: Called with a sequence's number and its next token; False ends that sequence.
+        choose: Picks the next token of a sequence by its number and logits, (vocabulary,). None: the likeliest.
     """
+    pick = choose or _likeliest
     latest = [
-        int(forward.advance(torch.tensor(prompt)).argmax()) for forward, prompt in zip(forwards, prompts, strict=True)
+        pick(number, forward.advance(torch.tensor(prompt)))
+        for number, (forward, prompt) in enumerate(zip(forwards, prompts, strict=True))
     ]
     going = list(range(len(forwards)))
     for written in range(1, max_tokens + 1):
@@ -90,8 +94,16 @@ def write_together(
         if not going or written == max_tokens:
             return
         rows = _advance([forwards[i] for i in going], torch.tensor([latest[i] for i in going]))
-        for i, token in zip(going, rows.argmax(-1).tolist(), strict=True):
+        if choose is None:
+            tokens = rows.argmax(-1).tolist()
+        else:
+            tokens = [choose(i, row) for i, row in zip(going, rows, strict=True)]
+        for i, token in zip(going, tokens, strict=True):
             latest[i] = token
+
+
+def _likeliest(number: int, logits: Tensor) -> int:  # noqa: ARG001 - as choose
+    return int(logits.argmax())
 
 
 def _advance(forwards: Sequence[Forward], token_ids: Tensor) -> Tensor:

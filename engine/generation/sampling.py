@@ -58,14 +58,15 @@ def generate(
     step = torch.tensor(prompt, dtype=torch.long)
     for _ in range(sampling.max_tokens):
         logits = forward.advance(step)
-        token = _choose(logits, sampling, generator)
+        token = choose_token(logits, sampling, generator)
         if token in ends:
             return
         yield token
         step = torch.tensor([token])
 
 
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Picks a token by its logits, (vocabulary,)."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
     chances = probabilities(logits.cpu(), sampling.temperature, sampling.top_p)

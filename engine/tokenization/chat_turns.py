@@ -111,6 +111,21 @@ class ConversationRenderer:
             raise SplitError("it writes a string in part")
         return _pieces(parts, (), self._control)
 
+    def request_prompt(self, now: datetime | None = None) -> list[Piece]:
+        """Renders what stands before the words of a conversation's first request.
+
+        Raises:
+            RenderError, SplitError: as `render`.
+        """
+        asked = [{"role": "user", "content": "a"}]
+        marks = Marks.apart_from(self.template.text)
+        conversation = MarkedConversation(self.template, asked, None, marks, self._control, now)
+        parts = conversation.parts(conversation.rendered(names=True)) or []
+        words = next((place for place, part in enumerate(parts) if part.message == 0), None)
+        if words is None:
+            raise SplitError("it does not write a request")
+        return _pieces(parts[:words], (), self._control)
+
     def _with_reasoning(self, message: Message) -> dict[str, Any]:
         """Gives reasoning all the names that templates read it by."""
         known = dict(message)
