@@ -131,7 +131,10 @@ class Windows:
         context: Tokens in a window, at most.
         token_count: Tokens in all windows.
         figures: How well they are filled.
+        shares: Of the tokens of a run, of each source; None where every token is seen once in a pass.
     """
+
+    shares: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -260,10 +263,10 @@ class Windows:
     @functools.cached_property
     def by_source(self) -> list[npt.NDArray[np.int64]]:
         """Numbers of the windows of each source; of all of them where there are no sources."""
-        sources, count = self._packed.sources, 1 if self.shares is None else len(self.shares)
-        if sources is None:
+        if self.shares is None or self._packed.sources is None:
             return [np.arange(len(self), dtype=np.int64)]
-        return [np.flatnonzero(sources == number).astype(np.int64) for number in range(count)]
+        sources = self._packed.sources
+        return [np.flatnonzero(sources == number).astype(np.int64) for number in range(len(self.shares))]
 
     def source_tokens(self) -> dict[int, int]:
         """Tokens of each source in the windows."""

@@ -218,3 +218,12 @@ def test_pairs_have_no_shares(tmp_path: Path) -> None:
     data = DataSection(datasets=[str(write(tmp_path / "pairs.jsonl", rows))], mixture=["pairs=1"])
     with pytest.raises(EliteError, match="pairs of preferences"):
         build_dataset(data, tokenizer=tokenizer(), context=64, cache=tmp_path, preferences=True)
+
+
+def test_pairs_are_visited_once_a_pass(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "chosen": f"a{n}", "rejected": "b"} for n in range(30)]
+    data = DataSection(datasets=[str(write(tmp_path / "pairs.jsonl", rows))])
+    train = build_dataset(data, tokenizer=tokenizer(), context=64, cache=tmp_path, preferences=True).train
+    training = TrainingSection(tokens_per_update=64, epochs=1)
+    visited = [index for update in plan_updates(train, training, 64) for index in update.windows]
+    assert sorted(visited) == list(range(len(train)))
