@@ -1,17 +1,16 @@
-"""Trains on a 128K-token session of an agent, uncut, through `engine train`, with 7.25 GiB of GPU memory left free.
+"""Trains on a 128K-token session of an agent, uncut, through `engine train`, on a card of 7.25 GiB.
 
-    python benchmarks/session_gpu.py OUT.json [--model qwen2.5-coder-1.5b] [--context 131072] [--free 7.25] [--steps 2]
+    python benchmarks/session_gpu.py OUT.json [--model qwen2.5-coder-1.5b] [--context 131072] [--card 7.25] [--steps 2]
     python benchmarks/session_gpu.py OUT.json --tiny       the same on the CPU, with a model of two small layers
 
 A folder holds the model's true shapes with random bf16 weights and the demo's tokenizer with ChatML's tokens. A data
-set holds two sessions that fill the context to within a few tokens: one is trained on, one is held out. Another process
-holds the rest of the GPU's memory, so that the engine, its CUDA context included, has no more than --free GiB.
+set holds two sessions that fill the context to within a few tokens: one is trained on, one is held out. The engine is
+told of a card of --card GiB in place of the GPU's own memory, and torch's allocator refuses more than that.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,23 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 GIB = 1 << 30
-HOLD = """
-import sys, torch
-free, _ = torch.cuda.mem_get_info()
-held = torch.empty(max(0, free - int(sys.argv[1])), dtype=torch.uint8, device="cuda")
-print("held", flush=True)
-sys.stdin.read()
+SMALL_CARD = """
+import dataclasses, os, sys
+import engine.hardware.inventory as inventory
+
+cap, found = int(float(os.environ["CARD_GIB"]) * (1 << 30)), inventory.take_inventory
+
+def take_inventory(*args, **kwargs):
+    machine = found(*args, **kwargs)
+    gpus = tuple(dataclasses.replace(gpu, memory_total=cap, memory_free=cap) for gpu in machine.gpus)
+    if gpus and "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory, 0)
+    return dataclasses.replace(machine, gpus=gpus)
+
+inventory.take_inventory = take_inventory
 """
-"""Holds all of a GPU's memory but so many bytes, until its standard input is closed."""
+"""Run by every Python that starts: its engine finds a card of so many GiB, and torch gets no more of it."""
 WORDS = ("load", "parse", "width", "index", "queue", "retry", "cache", "token", "write", "read", "field", "value")
 
 
@@ -111,24 +118,6 @@ def last_that_fits(values: list[int], fits: Any) -> int:
     return low
 
 
-@contextlib.contextmanager
-def only_free(gib: float | None) -> Iterator[None]:
-    if gib is None:
-        yield
-        return
-    words = [sys.executable, "-c", HOLD, str(int(gib * GIB))]
-    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    try:
-        if holder.stdout.readline().strip() != "held":
-            raise RuntimeError("the rest of the GPU's memory could not be held")
-        yield
-    finally:
-        holder.stdin.close()
-        holder.wait(30)
-
-
 def train(folder: Path, rows: Path, args: argparse.Namespace) -> dict[str, Any]:
     settings = {
         "training.context": args.context,
@@ -147,9 +136,13 @@ def train(folder: Path, rows: Path, args: argparse.Namespace) -> dict[str, Any]:
     words = [sys.executable, "-m", "engine", "train", "--json", "--model", str(folder), "--dataset", str(rows)]
     words += ["--output", str(folder.parent / "output"), "--max-steps", str(args.steps)]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    start = folder.parent / "start"
+    start.mkdir()
+    (start / "sitecustomize.py").write_text(SMALL_CARD)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(start), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "CARD_GIB": str(args.card),
         "ELITE_TUI_STATE_DIR": str(folder.parent / "state"),
         "XDG_CACHE_HOME": str(folder.parent / "cache"),
     }
@@ -178,7 +171,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
     parser.add_argument("--context", type=int)
-    parser.add_argument("--free", type=float, default=7.25, help="GiB of GPU memory that the engine finds.")
+    parser.add_argument("--card", type=float, default=7.25, help="GiB of the card's memory.")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--limit", type=float, default=240, help="Seconds at most.")
     parser.add_argument("--tiny", action="store_true", help="On the CPU, with a tiny model.")
@@ -194,8 +187,7 @@ def main() -> None:
         made = [session(seed, args.context, folder) for seed in (1, 2)]
         rows.write_text("".join(json.dumps(row) + "\n" for row, *_ in made))
         prepared = time.monotonic() - began
-        with only_free(None if args.tiny else args.free):
-            found = train(folder, rows, args)
+        found = train(folder, rows, args)
     import torch
 
     result = {
@@ -203,7 +195,7 @@ def main() -> None:
         "machine": describe_machine(torch.device("cpu" if args.tiny else "cuda")),
         "model": "tiny" if args.tiny else args.model,
         "context": args.context,
-        "free_gib": None if args.tiny else args.free,
+        "card_gib": None if args.tiny else args.card,
         "sessions": [
             {"tokens": tokens, "loss_tokens": answers, "turns": len(row["messages"])} for row, tokens, answers in made
         ],
@@ -211,7 +203,7 @@ def main() -> None:
         **found,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{result['model']}, one session a step, {args.context:,} tokens of context, {args.free} GiB free")
+    print(f"{result['model']}, one session a step, {args.context:,} tokens of context, a card of {args.card} GiB")
     for number, step in enumerate(found["steps"], 1):
         peak = "-" if step["gpu_peak"] is None else f"{step['gpu_peak'] / GIB:.2f} GiB"
         took, loss = f"{step['seconds'] or 0:7.2f} s", f"loss {step['loss']:.4f}"

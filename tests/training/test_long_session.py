@@ -55,7 +55,7 @@ def rendered(words: Any, messages: list[dict[str, Any]]) -> tuple[list[int], lis
 
 def wide(vocabulary: int, tokens: int) -> Any:
     model = tiny_model(
-        "llama", vocab_size=vocabulary, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=tokens
+        "llama", vocab_size=vocabulary, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=tokens
     )
     adapted = attach_adapter(model.double(), LoraSection(rank=2), 0)
     torch.manual_seed(1)
