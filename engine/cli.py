@@ -25,6 +25,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "probe",
     "data",
     "sessions",
+    "replay",
     "train",
     "runs",
     "control",

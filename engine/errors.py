@@ -41,6 +41,7 @@ class StreamPlanError(ValueError):
 
 
 # --- configuration -----------------------------------------------------------------------------------------
+MIXTURE_INVALID = _declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")
 CONFIG_INVALID = _declare("config-invalid", "{source}: {field}: {problem}", "{remedy}")
 CONFIG_UNREADABLE = _declare(
     "config-unreadable",
@@ -379,6 +380,11 @@ PROMPT_MISSING = _declare(
     "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
 )
 PROMPT_UNREADABLE = _declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+REPLAY_UNAVAILABLE = _declare(
+    "replay-unavailable",
+    "{model} ends every text before its first word, so there is nothing of its own to replay",
+    "use another --seed or --template none, or train without replay",
+)
 SAMPLING_INVALID = _declare(
     "sampling-invalid",
     "{problem}",

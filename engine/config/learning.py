@@ -161,6 +161,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             extra=option("--dataset"),
         ),
     ] = field(default_factory=list)
+    mixture: Annotated[
+        list[Annotated[str, Meta(pattern="^.+=[^=]+$")]],
+        Meta(
+            description="Shares of the tokens that a run trains on, for each source: code (all repositories) or a "
+            "repository, history, datasets (all of them) or a data set, by path or name, such as "
+            "[code=0.6, chats.jsonl=0.4]. A pass stays as long as without; empty sees every token once in it."
+        ),
+    ] = field(default_factory=list)
     dataset_column: Annotated[
         str,
         Meta(
@@ -186,7 +194,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["assistant", "last"],
         Meta(
             description="Which turns of a conversation count in the loss: assistant all answers, last the last one. "
-            "Turns with weight or train of 0 do not count."
+            "Turns with train of 0 do not count; the weight of a turn or row multiplies its loss."
         ),
     ] = "assistant"
     mask_errors: Annotated[

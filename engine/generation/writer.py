@@ -34,12 +34,24 @@ class Writer:
         name: Name of the run or the model.
         device: Device that it runs on.
         sides: The models that there are.
+        tokenizer: Of both.
     """
 
     def __init__(self, name: str, found: RunModels, opened: Callable[[Side], Any], sides: tuple[Side, ...]) -> None:
         self.name, self.device, self.sides = name, device_name(found.placement.device), sides
         self._opened = opened
-        self._encoder = Encoder(load_tokenizer(found.spec))
+        self.tokenizer = load_tokenizer(found.spec)
+        self._encoder = Encoder(self.tokenizer)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Of the tokenizer."""
+        return self._encoder
+
+    def opened(self, side: Side) -> contextlib.AbstractContextManager[Any]:
+        """Opens one of the models, in evaluation mode."""
+        found: contextlib.AbstractContextManager[Any] = self._opened(side)
+        return found
 
     def prompt_ids(self, request: TextRequest) -> list[int]:
         """Encodes the prompt: a file as in training, or plain text. No text becomes a control token.

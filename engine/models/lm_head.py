@@ -93,6 +93,7 @@ def summed_cross_entropy(
     piece: int | None = None,
     label_smoothing: float = 0.0,
     coefficients: Tensor | None = None,
+    labelled: Tensor | None = None,
 ) -> Tensor:
     """Sums the cross-entropy over tokens, in nats, fp32 or wider, differentiable in `hidden` and the head's weights.
 
@@ -103,8 +104,14 @@ def summed_cross_entropy(
         piece: Tokens per chunk; any value gives the same sum up to rounding. None means `piece_of(head)`.
         label_smoothing: Probability moved from the target to the whole vocabulary (arXiv 1512.00567).
         coefficients: Factor of each token's cross-entropy, of any sign. Shape (n,). None for 1.
+        labelled: Ascending positions whose logits are computed, at least those with a target. Shape (k,), int64. None
+            for all.
     """
     piece = piece or piece_of(head)
+    if labelled is not None:
+        # Gathered once: the gradient of every slice is as long as what it was taken from.
+        hidden, targets = hidden[labelled], targets[labelled]
+        coefficients = None if coefficients is None else coefficients[labelled]
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     # The backward of a single chunk starts with its logits, so recomputing them would save nothing.
     recompute = torch.is_grad_enabled() and hidden.shape[0] > piece

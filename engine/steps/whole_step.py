@@ -193,7 +193,9 @@ class WholeSequenceStep:
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
             with self._autocast():
                 hidden = self._hidden(inputs)
-                losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+                losses = token_losses(
+                    hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
+                )
             factors = inputs.coefficients
             return (losses if factors is None else losses * factors).sum(dtype=torch.float64).item()
 
@@ -201,7 +203,9 @@ class WholeSequenceStep:
         """See ScoringStep."""
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
             hidden = self._hidden(inputs)
-            losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+            losses = token_losses(
+                hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
+            )
         found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
         return found
 
@@ -227,6 +231,7 @@ class WholeSequenceStep:
                 inputs.labels,
                 label_smoothing=label_smoothing,
                 coefficients=inputs.coefficients,
+                labelled=inputs.labelled,
             )
 
     def _hidden(self, inputs: ModelInputs) -> Tensor:

@@ -47,11 +47,14 @@ class _WindowLoss(nn.Module):
         positions: Tensor | None,
         label_smoothing: float,
         coefficients: Tensor | None = None,
+        labelled: Tensor | None = None,
     ) -> Tensor:
         decoder, head = split_head(self.model.get_base_model())
         positions = None if positions is None else positions[None]
         hidden = decoder(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
-        return summed_cross_entropy(hidden, head, labels, label_smoothing=label_smoothing, coefficients=coefficients)
+        return summed_cross_entropy(
+            hidden, head, labels, label_smoothing=label_smoothing, coefficients=coefficients, labelled=labelled
+        )
 
 
 class ZeroStep:
@@ -147,7 +150,7 @@ class ZeroStep:
         config = split_head(self._model.get_base_model())[0].config
         with packed_attention(config, inputs.starts, len(inputs)):
             loss: Tensor = self._engine(
-                inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients
+                inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients, inputs.labelled
             )
         return loss
 

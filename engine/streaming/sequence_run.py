@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.launch_throttle import LaunchThrottle
-from engine.streaming.loss import IGNORED
+from engine.streaming.loss import IGNORED, labelled_positions
 from engine.streaming.mixer import Mixer
 from engine.streaming.positions import TileArguments
 
@@ -66,6 +66,8 @@ class SequenceRun:
     def __init__(self, request: StepRequest, tile: int, device: torch.device, seed: int) -> None:
         self._token_ids = _ready_to_copy(request.token_ids, device)
         self._labels = _ready_to_copy(request.labels, device)
+        found = labelled_positions(request.labels)
+        self._labelled = None if found is None else found.cpu()
         given = request.coefficients
         self._coefficients = None if given is None else _ready_to_copy(given, device)
         self.document_starts, self.boundary = request.document_starts, request.boundary
@@ -102,6 +104,16 @@ class SequenceRun:
     def labels(self, tile: int) -> Tensor:
         """Returns the labels of a tile, (tile,), on the compute device."""
         return self._labels[self.span(tile)].to(self._device, non_blocking=True)
+
+    def labelled(self, tile: int) -> Tensor | None:
+        """Returns the positions within a tile that the head is applied to, (positions,) int64; None for all."""
+        if self._labelled is None:
+            return None
+        span = self.span(tile)
+        first, last = torch.searchsorted(self._labelled, torch.tensor([span.start, span.stop])).tolist()
+        # One position at least, as of a whole sequence (engine.streaming.loss.labelled_positions).
+        places = self._labelled[first:last] - span.start if last > first else torch.zeros(1, dtype=torch.int64)
+        return _ready_to_copy(places, self._device).to(self._device, non_blocking=True)
 
     def coefficients(self, tile: int) -> Tensor | None:
         """Returns the factors of a tile's losses, (tile,), on the compute device; None where all are 1."""
