@@ -14,6 +14,8 @@ _PUBLIC = re.compile(
     r"|PARAMETERS))-----"
 )
 _KEY_LENGTH = 20_000
+_SHORTENED = 300
+"Characters of a block that dots tell to be an example."
 _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
 
 
@@ -42,7 +44,8 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
                     line := re.compile(r"[\s\"'+\\nr,|>-]{0,40}[A-Za-z0-9+/=]{40,}").match(text, end)
                 ) and line.end() < limit:
                     end = line.end()
-            if _MATERIAL.search(text, start, end):
+            shortened = end - start < _SHORTENED and "..." in text[start:end]
+            if _MATERIAL.search(text, start, end) and not shortened:
                 yield "private key", start, end
     position = text.find("PuTTY-User-Key-File") if source.has("putty-") else -1
     while position >= 0:
