@@ -14,6 +14,8 @@ _PUBLIC = re.compile(
     r"|PARAMETERS))-----"
 )
 _KEY_LENGTH = 20_000
+_LINES = re.compile(r"[ \t]{0,4}\d{1,4}(?:\\[rn]|\s){1,8}")
+"How many lines there are, and the first of them; code that writes such files has a variable there."
 _SHORTENED = 300
 "Characters of a block that dots tell to be an example."
 _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
@@ -53,6 +55,6 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
         if lines >= 0:
             start = lines + len("Private-Lines:")
             end = text.find("Private-MAC", start, start + _KEY_LENGTH)
-            if end > start:
+            if end > start and _LINES.match(text, start):
                 yield "private key", start, end
         position = text.find("PuTTY-User-Key-File", position + 1)

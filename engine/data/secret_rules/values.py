@@ -48,7 +48,7 @@ _REFERENCE = re.compile(
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)$|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)$|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
     r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
 )
