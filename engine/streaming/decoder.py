@@ -31,7 +31,7 @@ from engine.models.rope_tables import keep_tables_exact
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Number of query heads and of KV heads, and the width of a head."""
+    """Number of query heads and of KV heads, and the width of a head, of the wider where keys and values differ."""
 
     heads: int
     kv_heads: int
@@ -99,11 +99,15 @@ class Decoder:
     @property
     def attention_shape(self) -> AttentionShape:
         """Head counts and head width, from the configuration."""
-        heads = self.config.num_attention_heads
+        config, heads = self.config, self.config.num_attention_heads
+        if getattr(config, "kv_lora_rank", None):  # latents are expanded to every head's own keys and values
+            keys = config.qk_nope_head_dim + config.qk_rope_head_dim
+            return AttentionShape(heads=heads, kv_heads=heads, head_dim=max(keys, config.v_head_dim))
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return AttentionShape(
             heads=heads,
-            kv_heads=getattr(self.config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(self.config, "head_dim", None) or self.config.hidden_size // heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=max(head_dim, getattr(config, "v_head_dim", None) or 0),
         )
 
     @property
