@@ -114,8 +114,9 @@ class Workspace:
             return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
 
         saved = SavedAttention(new_array, new_reader) if plan.stash else None
-        # The forward has no temporary as long as its keys, unless keys are fetched a page at a time.
-        forward_block = plan.key_block * (1 if self._pages_kv else FORWARD_BLOCKS)
+        # The forward has no temporary as long as its keys, unless keys are fetched a page at a time or expanded.
+        single = self._pages_kv or any(map(latent_attention, self._decoder.layers))
+        forward_block = plan.key_block * (1 if single else FORWARD_BLOCKS)
         return AttentionLayers(
             self._decoder.config,
             backend,

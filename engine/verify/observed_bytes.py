@@ -38,6 +38,7 @@ class Attended:
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
     window: int | None
 
 
@@ -198,8 +199,15 @@ def _attention(
     sliding_window: int | None = None,
     **__: Any,
 ) -> tuple[Tensor, None]:
-    shape = Attended(heads=query.shape[1], kv_heads=key.shape[1], head_dim=key.shape[3], window=sliding_window)
-    _calls.append(shape)
+    _calls.append(
+        Attended(
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=key.shape[3],
+            value_dim=value.shape[3],
+            window=sliding_window,
+        )
+    )
     return _Attended.apply(query, key, value), None  # type: ignore[no-untyped-call]
 
 
