@@ -2,7 +2,7 @@
 
 A block-diagonal mask would take n² bytes, rule out the fastest kernels, and compute the blocks that it then masks.
 Computed separately, documents cost only their own squares. Sinks and bounded scores, for which transformers has only
-eager attention with its n² scores, are computed block by block as in the streamed step.
+eager attention with its n² scores, and chunks are computed block by block as in the streamed step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 from engine.attention.backend import AttentionBackend, repeat_heads
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.mask_tiles import Piece, causal_pieces
-from engine.attention.rule import AttentionRule
+from engine.attention.rule import AttentionRule, chunk_of
 from engine.attention.select import select_backend
 from engine.attention.sinks import sink_gradient, with_sinks
 from engine.attention.softcap import CappedScores
@@ -82,10 +82,11 @@ def _attention_function(
     rule = AttentionRule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
+        chunk=chunk_of(module),
         softcap=softcap,
         sinks=s_aux,
     )
-    if softcap is not None or s_aux is not None:
+    if softcap is not None or s_aux is not None or rule.chunk is not None:
         if dropout:
             raise RuntimeError(f"{type(module).__name__} has dropout in its attention, which is not computed here")
         states = (x.to(dtype) for x in (query, key, value))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +36,16 @@ class AttentionRule:
     def borders(self, document_starts: Sequence[int], stop: int) -> Sequence[int]:
         """Lists where parts begin that do not attend to each other: documents, and chunks up to `stop`."""
         return document_starts if self.chunk is None else _chunks(tuple(document_starts), self.chunk, stop)
+
+
+def chunk_of(module: Any) -> int | None:
+    """Reads the tokens of a chunk from an attention module's configuration; None where its layer has no chunks."""
+    config = getattr(module, "config", None)
+    kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    if not kinds or layer is None or kinds[layer] != "chunked_attention":
+        return None
+    chunk: int = config.attention_chunk_size
+    return chunk
 
 
 @lru_cache(maxsize=4)  # every tile of every layer asks for the same

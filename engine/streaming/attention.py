@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from engine.attention.rule import AttentionRule
+from engine.attention.rule import AttentionRule, chunk_of
 from engine.streaming.decoder import does_not_attend_once
 
 IMPLEMENTATION = "elite_streamed"
@@ -58,7 +58,7 @@ def one_call(state: AttentionState, config: Any, layer: int, *, optional: bool =
 
 
 def _attention_function(
-    module: nn.Module,  # noqa: ARG001 - what it needs comes with the call
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -76,6 +76,7 @@ def _attention_function(
     rule = AttentionRule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
+        chunk=chunk_of(module),
         softcap=softcap,
         sinks=s_aux,
     )

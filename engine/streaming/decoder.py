@@ -73,6 +73,25 @@ class _Recorder(nn.Module):
             return getattr(self.__dict__["_layer"][0], name)
 
 
+class SeenTokens:
+    """Stands in for transformers' cache in layers that only ask it how many tokens came before.
+
+    Args:
+        before: Tokens before the first of the tile, for each of its tokens by its own document, (n,).
+    """
+
+    def __init__(self, before: Tensor) -> None:
+        self._before = before
+
+    def get_seq_length(self, layer_idx: int = 0) -> Tensor:  # noqa: ARG002
+        """Returns what is added to the tokens' numbers in the tile to give their positions, (n,)."""
+        return self._before
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Returns keys and values, which this cache does not keep."""
+        return keys, values
+
+
 class Decoder:
     """The parts of a causal language model, with or without a PEFT adapter.
 
@@ -174,7 +193,17 @@ class Decoder:
         """
         with self._recording() as recorders, torch.no_grad():
             self._call(recorders, inputs_embeds=hidden, position_ids=positions)
-            return [recorder.arguments for recorder in recorders]
+            found = [recorder.arguments for recorder in recorders]
+        if self._counts_tokens:
+            seen = SeenTokens(positions[0] - torch.arange(positions.shape[1], device=positions.device))
+            found = [{**arguments, "past_key_values": seen} for arguments in found]
+        return found
+
+    @functools.cached_property
+    def _counts_tokens(self) -> bool:
+        """Whether layers scale queries by a position that they take from the length of their cache (Llama 4)."""
+        parts = (part for layer in self.layers for part in layer.modules())
+        return any(getattr(part, "attn_temperature_tuning", False) for part in parts)
 
     @functools.cached_property
     def final_norm_parameters(self) -> list[nn.Parameter]:

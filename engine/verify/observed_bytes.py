@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
+from engine.attention.rule import chunk_of
 from engine.models.layers import decoder_layers
 from engine.models.spec import LayerBytes
 from engine.streaming.linears import FrozenLinears
@@ -191,7 +192,7 @@ _calls: list[Attended] = []
 
 
 def _attention(
-    module: nn.Module,  # noqa: ARG001
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -205,7 +206,7 @@ def _attention(
             kv_heads=key.shape[1],
             head_dim=key.shape[3],
             value_dim=value.shape[3],
-            window=sliding_window,
+            window=sliding_window or chunk_of(module),
         )
     )
     return _Attended.apply(query, key, value), None  # type: ignore[no-untyped-call]
