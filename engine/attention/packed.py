@@ -1,8 +1,8 @@
 """Attention of a packed sequence within each document, by torch's fused attention, without a mask.
 
 A block-diagonal mask would take n² bytes, rule out the fastest kernels, and compute the blocks that it then masks.
-Computed separately, documents cost only their own squares. Sinks and bounded scores, for which transformers has only
-eager attention with its n² scores, and chunks are computed block by block as in the streamed step.
+Computed separately, documents cost only their own squares. Sinks, for which transformers has only eager
+attention with its n² scores, and chunks are computed block by block as in the streamed step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from engine.attention.mask_tiles import Piece, causal_pieces
 from engine.attention.rule import AttentionRule, chunk_of
 from engine.attention.select import select_backend
 from engine.attention.sinks import sink_gradient, with_sinks
-from engine.attention.softcap import CappedScores
 from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
 
@@ -79,14 +78,15 @@ def _attention_function(
         raise RuntimeError("no packed sequence is being run: this model's attention implementation was left behind")
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    if softcap is not None:
+        raise RuntimeError(f"{type(module).__name__} uses soft-capping, which fused attention does not compute")
     rule = AttentionRule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         chunk=chunk_of(module),
-        softcap=softcap,
         sinks=s_aux,
     )
-    if softcap is not None or s_aux is not None or rule.chunk is not None:
+    if s_aux is not None or rule.chunk is not None:
         if dropout:
             raise RuntimeError(f"{type(module).__name__} has dropout in its attention, which is not computed here")
         states = (x.to(dtype) for x in (query, key, value))
@@ -174,11 +174,8 @@ def _how(q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], rule: Attentio
     pieces: list[Piece] = list(
         causal_pieces(0, tokens, key_block=KEY_BLOCK, window=rule.window, document_starts=starts)
     )
-    if rule.softcap is not None:
-        backend: AttentionBackend = CappedScores(rule.softcap)
-    else:
-        width = max(k.shape[-1], v.shape[-1])
-        backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
+    width = max(k.shape[-1], v.shape[-1])
+    backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
     return {"start": 0, "pieces": pieces, "backend": backend, "scale": rule.scale}
 
 

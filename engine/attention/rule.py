@@ -22,8 +22,6 @@ class AttentionRule:
     "Number of keys that a query sees; None for all."
     chunk: int | None = None
     "Tokens of a chunk, counted from a document's start; a query sees the keys of its own chunk. None for no chunks."
-    softcap: float | None = None
-    "Bound c of the scores s, which become c·tanh(s / c); None leaves them as they are."
     sinks: Tensor | None = None
     "Score of a key of each head that has no value, (heads,); None for none."
 
@@ -40,9 +38,9 @@ class AttentionRule:
 
 def chunk_of(module: Any) -> int | None:
     """Reads the tokens of a chunk from an attention module's configuration; None where its layer has no chunks."""
-    config = getattr(module, "config", None)
-    kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
-    if not kinds or layer is None or kinds[layer] != "chunked_attention":
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if config is None or not kinds or layer is None or kinds[layer] != "chunked_attention":
         return None
     chunk: int = config.attention_chunk_size
     return chunk

@@ -17,7 +17,6 @@ from torch import Tensor
 from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import backward_piece, forward_piece, merge
 from engine.attention.rule import AttentionRule
-from engine.attention.softcap import CappedScores
 from engine.distributed.shards import Block
 
 FORWARD_BLOCKS = 4
@@ -67,11 +66,6 @@ def heads_first(x: Tensor) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Returns the accumulation dtype, fp32 or wider."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def backend_for(rule: AttentionRule, backend: AttentionBackend) -> AttentionBackend:
-    """Returns the backend, or the one for bounded scores."""
-    return backend if rule.softcap is None else CappedScores(rule.softcap)
 
 
 class RunningAttention:

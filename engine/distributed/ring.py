@@ -17,7 +17,6 @@ from engine.distributed.exchange import (
     FORWARD_BLOCKS,
     Attended,
     RunningAttention,
-    backend_for,
     gradients_of_blocks,
     wide,
 )
@@ -68,7 +67,7 @@ class RingExchange:
         """See Exchange."""
         rank, size = self._group.rank, self._group.size
         seen = self._seen(rule, FORWARD_BLOCKS * self._key_block)
-        running = RunningAttention(q, backend_for(rule, self._backend), rule.scale)
+        running = RunningAttention(q, self._backend, rule.scale)
         held = kv
         for turn in range(size):
             owner = (rank - turn) % size
@@ -88,7 +87,6 @@ class RingExchange:
         """See Exchange."""
         rank, size = self._group.rank, self._group.size
         seen, sums_type = self._seen(rule, self._key_block), wide(q.dtype)
-        backend = backend_for(rule, self._backend)
         dq = torch.zeros(q.shape, dtype=sums_type, device=q.device)
         held, sums = kv, torch.empty(0)
         for turn in range(size):
@@ -103,7 +101,7 @@ class RingExchange:
                 arriving = self._like(kv, owner, sums_type)
                 pairs.append((sums, arriving))
             transfer.start(pairs)
-            part = gradients_of_blocks(grad_out, q, held, attended, dq, seen[owner], backend, rule.scale)
+            part = gradients_of_blocks(grad_out, q, held, attended, dq, seen[owner], self._backend, rule.scale)
             transfer.finish()
             sums = part if turn == 0 else arriving.add_(part)
             held = following

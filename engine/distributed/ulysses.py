@@ -17,7 +17,6 @@ from engine.distributed.exchange import (
     FORWARD_BLOCKS,
     Attended,
     RunningAttention,
-    backend_for,
     gradients_of_blocks,
     wide,
 )
@@ -63,7 +62,7 @@ class UlyssesExchange:
     def forward(self, q: Tensor, kv: Tensor, rule: AttentionRule) -> Attended:
         """See Exchange."""
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
-        running = RunningAttention(whole_q, backend_for(rule, self._backend), rule.scale)
+        running = RunningAttention(whole_q, self._backend, rule.scale)
         running.see(whole_kv, self._seen(rule, FORWARD_BLOCKS * self._key_block))
         found = running.result()
         sums = found.logsumexp[0].T.unsqueeze(-1)  # (tokens, heads, 1)
@@ -77,8 +76,8 @@ class UlyssesExchange:
         whole = Attended(self._gather(attended.out), sums)
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
         dq = torch.zeros(whole_q.shape, dtype=wide(q.dtype), device=q.device)
-        seen, backend = self._seen(rule, self._key_block), backend_for(rule, self._backend)
-        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, backend, rule.scale)
+        seen = self._seen(rule, self._key_block)
+        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, rule.scale)
         return self._scatter(dq), torch.stack([self._scatter(one) for one in dkv])
 
     def _gather_pair(self, kv: Tensor) -> Tensor:

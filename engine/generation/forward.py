@@ -19,7 +19,6 @@ from engine.attention.mask_tiles import causal_pieces
 from engine.attention.rule import AttentionRule
 from engine.attention.select import select_backend
 from engine.attention.sinks import with_sinks
-from engine.attention.softcap import CappedScores
 from engine.attention.unequal_heads import for_heads
 from engine.generation.kv_cache import PagedKvCache
 from engine.models.families import refusal, setting_refusals
@@ -90,7 +89,7 @@ class CachedAttention:
         stop = self.start + q.shape[2]
         borders = rule.borders((0,), stop)
         pieces = causal_pieces(self.start, stop, key_block=self._page, window=rule.window, document_starts=borders)
-        backend = for_heads(self._backend, k, v) if rule.softcap is None else CappedScores(rule.softcap)
+        backend = for_heads(self._backend, k, v)
         out, logsumexp = attend(
             q, k, v, start=self.start, pieces=pieces, earlier=store, backend=backend, scale=rule.scale
         )

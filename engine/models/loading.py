@@ -221,7 +221,7 @@ def _arguments(placement: Placement, config: PreTrainedConfig) -> dict[str, Any]
 
 
 def _attention(config: PreTrainedConfig) -> str:
-    """Returns "sdpa", or "eager" for families with sinks or bounded scores, which SDPA does not compute."""
+    """Returns "sdpa", or "eager" for families that transformers does not run by SDPA, such as those with sinks."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 

@@ -19,7 +19,6 @@ from engine.attention.blockwise import KeyValueSource, attend, attend_backward
 from engine.attention.mask_tiles import Piece, causal_pieces
 from engine.attention.rule import AttentionRule
 from engine.attention.sinks import sink_gradient, with_sinks
-from engine.attention.softcap import CappedScores
 from engine.attention.unequal_heads import for_heads
 from engine.streaming.kv_cache import KvCache
 from engine.streaming.latent_attention import Expand, LatentSource
@@ -57,8 +56,7 @@ class TileAttention:
         )
 
     def _backend(self, k: Tensor, v: Tensor) -> AttentionBackend:
-        cap = self.rule.softcap
-        return for_heads(self.layers.backend, k, v) if cap is None else CappedScores(cap)
+        return for_heads(self.layers.backend, k, v)
 
     def _earlier(self, *, graph: bool) -> KeyValueSource:
         return self.cache if self.expand is None else LatentSource(self.cache, self.expand, graph=graph)

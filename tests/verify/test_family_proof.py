@@ -100,7 +100,6 @@ def test_the_streamed_gradient_of_an_unlisted_family_is_that_of_plain_transforme
     [
         ("gemma2", {}, "attn_logit_softcapping"),
         ("deepseek_v32", {}, ""),
-        ("llama4_text", {}, "chunk"),
         ("gemma3n_text", {}, ""),
         ("doge", {}, ""),
         ("diffllama", {}, "2 times"),
