@@ -91,6 +91,13 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_token": 2,
         "layer_types": ["linear_attention", "full_attention"] * 2 + ["full_attention"],
     },
+    "llama4_text": {
+        "attention_chunk_size": 11,
+        "floor_scale": 7,
+        "no_rope_layers": [1, 0, 1, 1, 0],
+        "intermediate_size_mlp": 36,
+        "num_experts_per_tok": 1,
+    },
     "mimo_v2_flash": {"v_head_dim": 12, "num_attention_heads": 6, "num_key_value_heads": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "attention"]},
     "gpt_bigcode": {"num_key_value_heads": 1},
