@@ -175,7 +175,9 @@ def _how(q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], rule: Attentio
         causal_pieces(0, tokens, key_block=KEY_BLOCK, window=rule.window, document_starts=starts)
     )
     width = max(k.shape[-1], v.shape[-1])
-    backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
+    # The first call checks the kernels with graphs of its own, which a checkpoint around the layer would take for its.
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
     return {"start": 0, "pieces": pieces, "backend": backend, "scale": rule.scale}
 
 

@@ -16,9 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.attention.rule import AttentionRule
 from engine.attention.sinks import sink_gradient, with_sinks
+from engine.data.windows import Window
 from engine.errors import EliteError
 from engine.models import families
+from engine.models.shifted_attention import shift_attention
 from engine.plan.stream_plan import StreamPlan
+from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming.kv_cache import DeviceKvCache
 from engine.streaming.step import StreamedStep
 
@@ -194,3 +197,31 @@ def test_chunks_begin_again_with_each_document():
     rule = AttentionRule(scale=1.0, chunk=4)
     assert list(rule.borders((0, 6, 7), 13)) == [0, 4, 6, 7, 11]
     assert list(AttentionRule(scale=1.0).borders((0, 6), 9)) == [0, 6]
+
+
+class _Silent:
+    def progress(self, *_):
+        pass
+
+    def stop_requested(self):
+        return False
+
+
+@pytest.mark.parametrize("starts", [(0,), STARTS], ids=["one document", "documents"])
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
+def test_whole_windows(family, starts):
+    model, ids = make(family), tokens()
+    loss, gradients = expected(model, ids, starts)
+    step = WholeSequenceStep(model, recompute=True)
+    found = step.run([Window(ids.numpy(), starts)], 1 / (len(ids) - len(starts)), _Silent())
+    step.close()
+    assert found.loss_sum == pytest.approx(loss, rel=1e-6)
+    got = taken(model)
+    for name, want in gradients.items():
+        assert (got[name] - want).norm() < 1e-6 * (want.norm() + 1e-3), name
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4_text"])
+def test_shifted_groups_leave_out_neither_sinks_nor_chunks(family):
+    with pytest.raises(EliteError, match="shifted"):
+        shift_attention(make(family), context=32)
