@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.autograd import Function
@@ -23,15 +23,22 @@ from engine.attention.unequal_heads import for_heads
 from engine.streaming.kv_cache import KvCache
 from engine.streaming.latent_attention import Expand, LatentSource
 
-if TYPE_CHECKING:
-    from engine.streaming.tile_attention import AttentionLayers
+
+class SharedByLayers(Protocol):
+    """What the attention layers of a step share (engine.streaming.tile_attention.AttentionLayers)."""
+
+    backend: AttentionBackend
+    key_block: int
+    forward_key_block: int
+    document_starts: Sequence[int]
+    lone: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileAttention:
     """Attention of one tile's queries over its own keys and all earlier ones, and its gradient."""
 
-    layers: AttentionLayers
+    layers: SharedByLayers
     cache: KvCache
     "What is stored of the tokens before `start`."
     start: int
