@@ -149,11 +149,11 @@ class _WithGraph(Function):
 def with_graph(
     attention: TileAttention, q: Tensor, k: Tensor, v: Tensor, attended: Callable[[], tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Returns the attention's output, (1, heads, tile, width of v), whose backward pass gives q, k, v and sinks theirs.
+    """Returns the attention's output, whose backward pass gives q, k, v and sinks their gradients.
 
     Args:
         attention: The tile's attention.
-        q, k, v: As in TileAttention.forward.
+        q, k, v: Of the tile; shapes as in AttentionBackend.
         attended: Computes or reads its output and logsumexp.
     """
     result: Tensor = _WithGraph.apply(q, k, v, attention.rule.sinks, attention, attended)  # type: ignore[no-untyped-call]

@@ -88,7 +88,7 @@ class SeenTokens:
         return self._before
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Returns keys and values, which this cache does not keep."""
+        """Returns keys and values, (1, kv_heads, n, head_dim), which this cache does not keep."""
         return keys, values
 
 

@@ -41,7 +41,7 @@ def _expands(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def routed_expansion(module: nn.Module | None, through: Callable[[Expand, Tensor, Tensor], Any]) -> Iterator[None]:
-    """Within it, the module expands latents by `through(its own method, *latents)`."""
+    """Within it, the module expands latents by `through(its own method, *latents)`; shapes as in Expand."""
     if module is None:
         yield
         return

@@ -168,7 +168,7 @@ class AttentionMixer(Mixer):
     def at(
         self, start: int, rule: AttentionRule, stored: tuple[Tensor, Tensor], expand: Expand | None
     ) -> TileAttention:
-        """Returns the attention of the tile at `start`; arguments are those of TileAttention.
+        """Returns the attention of the tile at `start`; arguments and their shapes are those of TileAttention.
 
         Raises:
             RuntimeError: an earlier pass had another window. The KV cache may then lack keys that the layer sees.
