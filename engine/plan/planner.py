@@ -53,6 +53,8 @@ class TierPlan:
     gpu_peak_bytes: int
     host_peak_bytes: int
     disk_bytes: int
+    moved_bytes: int
+    "Bytes that an optimiser update moves between the GPU and host or disk."
     step_seconds: float
     "Seconds per optimiser update, which may gather several windows."
     windows_per_step: int
@@ -196,6 +198,7 @@ def plan_context(
         gpu_peak_bytes=chosen.ledger.peak("gpu"),
         host_peak_bytes=chosen.ledger.peak("host"),
         disk_bytes=chosen.ledger.peak("disk"),
+        moved_bytes=turns * chosen.moved_bytes,
         step_seconds=seconds,
         windows_per_step=windows,
         steps_per_epoch=steps,
