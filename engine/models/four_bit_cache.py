@@ -17,9 +17,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -27,27 +26,18 @@ from engine import atomic_dir
 from engine.hardware.limits import count_cores
 from engine.models.base_fingerprint import fingerprint
 from engine.models.four_bit_folder import packed_bytes, packed_form, write_four_bit
+from engine.models.kept_copies import KEY_LENGTH, make_room, open_lock, user_cache
 from engine.models.placement import Placement
 from engine.models.weight_map import WeightMap
 
 SMALLEST = 1 << 30
 """Bytes of a model's files from which a copy is kept; below, quantising takes seconds."""
-KEPT = 3
-"""Copies that stay when another is made, those used last."""
 _LEFT_FREE = 2 << 30
 """Bytes of the disk that a copy leaves free."""
 _VERSION = 1
-_KEY_LENGTH = 32
 
 Notify = Callable[[str], None]
 """Called with a sentence for the user."""
-
-
-def user_cache() -> Path:
-    """Returns the folder of the copies."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("elite-tui") / "four-bit-models"
 
 
 @contextlib.contextmanager
@@ -93,7 +83,7 @@ def _locked_copy(
     try:
         _make_private(cache)
         final = cache / _key(weights, placement, device)
-        lock = stack.enter_context(_open_lock(final))
+        lock = stack.enter_context(open_lock(final))
         fcntl.flock(lock, fcntl.LOCK_SH)
         problem = _problem(final)
         if problem is not None:
@@ -116,15 +106,10 @@ def _make_private(cache: Path) -> None:
     cache.chmod(0o700)
 
 
-def _open_lock(copy: Path) -> BinaryIO:
-    descriptor = os.open(copy.with_name(f"{_key_of(copy)}.lock"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    return os.fdopen(descriptor, "wb")
-
-
 def _key(weights: WeightMap, placement: Placement, device: torch.device) -> str:
     """Names the copy of these files with these settings."""
     about = {"files": _files(weights), **_settings(placement, device), "samples": dict(fingerprint(weights).parts)}
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _files(weights: WeightMap) -> list[list[Any]]:
@@ -170,7 +155,7 @@ def _make(
     if form is None or 2 * sum(tensors[name].size for name in form.modules) < sum(t.size for t in tensors.values()):
         return False  # most of it would stay as it is
     files, model = _files(weights), str(weights.folder.path.resolve())
-    _remove_superseded(final, model, files)
+    make_room(final, model, files)
     size, free = packed_bytes(weights, form), shutil.disk_usage(final.parent).free
     if size + _LEFT_FREE > free:
         notify(f"no 4-bit copy of the model is kept: {final.parent} has {free / 1e9:.1f} GB free, of {size / 1e9:.1f}")
@@ -194,75 +179,3 @@ def _make(
         shutil.rmtree(aside, ignore_errors=True)
     notify(f"quantised in {time.monotonic() - began:.0f} s; the next start reads the copy")
     return True
-
-
-# --- what is kept ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptCopy:
-    """A 4-bit copy in the cache."""
-
-    path: Path
-    model: str
-    "Folder of the model that it was made of; empty where the copy is unfinished or its manifest is damaged."
-    files: list[Any]
-    "Those of the model, as in the copy's key."
-    size: int
-    "Bytes."
-    used: float
-    "time.time() of its last use."
-
-
-def kept_copies(cache: Path | None = None) -> list[KeptCopy]:
-    """Lists the copies, those used last first. Unfinished ones of a killed process count too."""
-    found = []
-    for path in _entries(cache or user_cache()):
-        with contextlib.suppress(OSError):
-            size = sum(file.stat().st_size for file in path.iterdir())
-            model, files = _origin_of(path)
-            found.append(KeptCopy(path=path, model=model, files=files, size=size, used=path.stat().st_mtime))
-    return sorted(found, key=lambda copy: copy.used, reverse=True)
-
-
-def _entries(cache: Path) -> Iterator[Path]:
-    """Yields the folders of copies, and nothing else that may lie beside them."""
-    if not cache.is_dir():
-        return
-    for path in cache.iterdir():
-        key = _key_of(path)
-        if len(key) == _KEY_LENGTH and set(key) <= set("0123456789abcdef") and path.is_dir() and not path.is_symlink():
-            yield path
-
-
-def _key_of(path: Path) -> str:
-    """Returns the key of a copy, or of an unfinished one (engine.atomic_dir)."""
-    return path.name.removeprefix(".").removesuffix(".new").removesuffix(".old")
-
-
-def _origin_of(path: Path) -> tuple[str, list[Any]]:
-    try:
-        about = atomic_dir.read_about(path)
-    except atomic_dir.DamagedError:
-        return "", []
-    return str(about.get("model", "")), list(about.get("files", []))
-
-
-def remove_copy(path: Path) -> bool:
-    """Removes a copy unless a process makes or loads it now; returns whether it is gone."""
-    try:
-        with _open_lock(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path)  # the lock stays: another process may be waiting for it
-    except OSError:
-        return False
-    return True
-
-
-def _remove_superseded(final: Path, model: str, files: list[Any]) -> None:
-    """Makes room for a new copy: removes those of earlier files of the model, and all but the last used."""
-    others = [copy for copy in kept_copies(final.parent) if _key_of(copy.path) != final.name]
-    superseded = [copy for copy in others if not copy.model or (copy.model == model and copy.files != files)]
-    others = [copy for copy in others if copy not in superseded]
-    for copy in [*superseded, *others[KEPT - 1 :]]:
-        remove_copy(copy.path)

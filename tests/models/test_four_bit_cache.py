@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from support.tiny import tiny_model
 
+from engine import cli
 from engine.assets import asset
 from engine.models import four_bit_cache
 from engine.models.catalogue import find_model
-from engine.models.four_bit_cache import kept_copies, remove_copy, user_cache
+from engine.models.kept_copies import kept_copies, open_lock, remove_copy, user_cache
 from engine.models.loading import load_model, open_weights
 from engine.models.placement import Placement
 from tests.models.test_wrappers import save_wrapper
@@ -221,8 +223,8 @@ def test_a_copy_that_is_in_use_is_not_removed(tmp_path, cache):
     path = save(tmp_path / "model")
     model = load(path)
     [copy] = kept_copies()
-    with four_bit_cache._open_lock(copy.path) as lock:
-        four_bit_cache.fcntl.flock(lock, four_bit_cache.fcntl.LOCK_SH)
+    with open_lock(copy.path) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
         assert not remove_copy(copy.path)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     assert remove_copy(copy.path)
@@ -291,3 +293,30 @@ def test_the_peak_of_quantising_is_the_packed_model_and_one_layer(tmp_path, cach
     layer = in_16_bits / 12
     assert packed < 0.3 * in_16_bits
     assert grown < packed + 3 * layer
+
+
+def test_the_command_lists_and_removes(tmp_path, cache, capsys):
+    paths = [save(tmp_path / name, seed=seed, num_hidden_layers=1) for seed, name in enumerate(("first", "second"))]
+    assert cli.main(["cache"]) == 0
+    assert "no 4-bit copies" in capsys.readouterr().out
+    for path in paths:
+        load(path)
+    assert cli.main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert "first" in shown
+    assert "second" in shown
+    assert cli.main(["cache", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["model"] for one in listed] == [str(path) for path in reversed(paths)]
+    name = kept_copies()[0].path.name
+    assert cli.main(["cache", "--remove", "zz"]) == 2
+    assert "engine cache" in capsys.readouterr().err
+    with open_lock(kept_copies()[0].path) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert cli.main(["cache", "--remove", name[:9]]) == 2
+    assert cli.main(["cache", "--remove", name[:9]]) == 0
+    assert [copy.model for copy in kept_copies()] == [str(paths[0])]
+    (cache / f".{'1' * 32}.new").mkdir()
+    assert cli.main(["cache", "--remove", "all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []
+    assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == []
