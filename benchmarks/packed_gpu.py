@@ -119,6 +119,7 @@ def build(spec: Any, config: Any, placement: Any) -> tuple[Any, float]:
     from engine.config import LoraSection
     from engine.models.adapter import attach_adapter, trainable
     from engine.models.fused import fuse_kernels
+    from engine.models.loading import _keep_differentiable
     from engine.models.random import random_model, random_model_of
 
     torch.manual_seed(0)
@@ -129,6 +130,7 @@ def build(spec: Any, config: Any, placement: Any) -> tuple[Any, float]:
         for name, parameter in base.named_parameters():
             if name.endswith(("A_log", "dt_bias")):
                 parameter.data.copy_(torch.linspace(-2.0, 0.5, parameter.numel()))  # as trained models decay
+    _keep_differentiable(base)  # on some CPUs bitsandbytes would pack weights for inference in place
     fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(rank=16), seed=0).train()
     generator = torch.Generator().manual_seed(1)

@@ -232,6 +232,13 @@ def _barred(planning: PlanRequest, context: int) -> str | None:
 def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
+    if planning.fixed.get("weights_home") == "disk" and planning.spec.sparse_layers:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.weights_home",
+            problem=f"no 4-bit copy of {planning.spec.name} is kept, whose experts stay in 16 bits",
+            remedy="leave it out",
+        )
     if (asked := planning.fixed.get("weights")) is not None:
         storages = [base_weights(four_bit=in_4_bits(each), streamed=asked == "streamed") for each in weights]
         weights = tuple(dict.fromkeys(storages))

@@ -223,8 +223,11 @@ def _plans(work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[
 def _weight_homes(
     work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[str, Any]
 ) -> tuple[Literal["host", "disk"], ...]:
-    """Homes of streamed 4-bit weights; the disk is tried where they would take half of the RAM or more."""
-    if weights != "nf4-streamed":
+    """Homes of streamed 4-bit weights; the disk is tried where they would take half of the RAM or more.
+
+    Of a model with experts no 4-bit copy is kept that could be mapped (engine.models.four_bit_folder).
+    """
+    if weights != "nf4-streamed" or work.spec.sparse_layers:
         return ("host",)
     if "weights_home" in fixed:
         return (fixed["weights_home"],)
