@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from engine.data.windows import Window
 from engine.generation.forward import open_forward
-from engine.generation.run_models import writing
+from engine.generation.run_models import AdaptedPair, RunModels, scoring, writing, writing_layout
 from engine.generation.sampling import Sampling, generate
+from engine.models.catalogue import find_model
 from engine.models.layers import decoder_layers
 from engine.models.loading import _keep_differentiable
+from engine.models.placement import Placement
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.fetched_layers import fetched_layers
@@ -101,3 +109,49 @@ def test_an_interrupted_text_leaves_the_model_whole():
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert torch.equal(logits(found), values)
+
+
+def run_models(layout, device=CPU, precision="nf4"):
+    placement = Placement(device=device, precision=precision, compute="fp32" if device == CPU else "bf16")
+    spec = dataclasses.replace(find_model("qwen2.5-coder-7b"), layers=3)
+    return RunModels(spec=spec, placement=placement, layout=layout, context=64, result=Path())
+
+
+def test_text_after_scoring_with_weights_from_the_host(tmp_path):
+    """As `engine evaluate` does: the step scores, and then the same model writes."""
+    layout = StepLayout(stream=StreamPlan(weights="nf4-streamed", tile=16, key_block=32), precision="nf4")
+    expected = text(model())
+    found = model()
+    with simulated("by chance"):
+        step = scoring(found, run_models(layout), notify=lambda _: None, spill=tmp_path)
+        pair = AdaptedPair(found, step, CPU)
+        for side in (pair.tuned, pair.base, pair.tuned):
+            with side() as scored:
+                losses = scored.step.token_losses(Window(np.asarray(PROMPT, dtype=np.int64)))
+                assert np.isfinite(losses).all()
+                with scored.writing() as writer:
+                    written = text(writer)
+    assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "ram", "home"), [(80, 64, None), (3, 64, "host"), (3, 1, "disk")], ids=["resident", "host", "disk"]
+)
+def test_weights_that_do_not_fit_are_offloaded(free, ram, home, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free << 30, 80 << 30))
+    memory = SimpleNamespace(available=ram << 30)
+    monkeypatch.setattr("engine.generation.run_models.read_memory", lambda: memory)
+    said = []
+    found = run_models(StepLayout(), torch.device("cuda"))
+    found = dataclasses.replace(found, spec=find_model("qwen2.5-coder-7b"))
+    layout = writing_layout(found, said.append)
+    if home is None:
+        assert layout == StepLayout()
+        assert not said
+        return
+    assert layout.weights == "nf4-streamed"
+    assert layout.stream is not None
+    assert layout.stream.weights_home == home
+    assert len(said) == 1
+    bf16 = dataclasses.replace(found, placement=dataclasses.replace(found.placement, precision="bf16"))
+    assert writing_layout(bf16, said.append).weights == "streamed"
