@@ -101,6 +101,7 @@ class StreamedWeights(LayerWeights):
         trim_heap()
         self._buffers = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)]
         self._arrived: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._views: dict[tuple[int, int], list[Tensor]] = {}  # made once: text enters every layer for each token
         self._entered: int | None = None
 
     @property
@@ -132,7 +133,9 @@ class StreamedWeights(LayerWeights):
         self.prefetch(layer)
         number, wait = self._arrived[layer]
         wait()
-        _point(self._tensors[layer], _views(self._tensors[layer], self._buffers[number]))
+        if (views := self._views.get((layer, number))) is None:
+            views = self._views[layer, number] = _views(self._tensors[layer], self._buffers[number])
+        _point(self._tensors[layer], views)
         self._entered = layer
 
     def _send_home(self, layer: int) -> None:
