@@ -266,6 +266,14 @@ RUN_UNDELETABLE = _declare(
     "{path} cannot be deleted: {problem}",
     "only folders of runs are deleted; remove anything else yourself, with care",
 )
+COPY_UNKNOWN = _declare(
+    "copy-unknown", "{problem} named {name}", "`engine cache` lists the 4-bit copies; use one name, or all"
+)
+COPY_IN_USE = _declare(
+    "copy-in-use",
+    "{path} cannot be removed: a run loads it, or the folder cannot be written",
+    "try again when the run has loaded its model",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.select import backend_by_name
@@ -60,6 +61,7 @@ def measure_step(
     limit_memory(device, vram_cap)
     rss_before = psutil.Process().memory_info().rss
     weights_device = torch.device("cpu") if plan.streams_weights else device
+    torch.manual_seed(0)  # the same weights for every layout
     began = time.perf_counter()
     base = random_model(spec, placement, layers=layers, weights_device=weights_device)
     synchronize(device)
@@ -95,6 +97,7 @@ def measure_step(
             "first_seconds": runs[0],
             "build_seconds": built,
             "loss": outcome.loss_sum / outcome.predicted,
+            "gradient_norm": gradient_norm(model),
             "host_rss_bytes": psutil.Process().memory_info().rss - rss_before,
             **describe_machine(device),
         }
@@ -104,6 +107,12 @@ def measure_step(
             "gpu_peak_reserved": torch.cuda.max_memory_reserved(device),
         }
     return measured
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """Returns the Euclidean norm of all gradients, which tells two layouts' steps apart."""
+    norms = [p.grad.double().norm().cpu() for p in model.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def measure_floors(spec: ModelSpec, context: int, measured: dict[str, Any], placement: Placement) -> dict[str, float]:

@@ -241,6 +241,13 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
             "model.precision nf4 in 4 bits."
         ),
     ] = None
+    weights_home: Annotated[
+        Literal["host", "disk"] | None,
+        Meta(
+            description="Where streamed 4-bit weights wait: in RAM, or mapped to the files of the 4-bit copy, for "
+            "models larger than RAM."
+        ),
+    ] = None
     kv_home: Annotated[
         Literal["gpu", "host"] | None,
         Meta(description="Where a layer's keys and values wait; on the host, GPU memory does not grow with context."),

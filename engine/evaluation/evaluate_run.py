@@ -89,7 +89,6 @@ def evaluate_run(
             device=device_name(found.placement.device),
             context=found.context,
             data=data,
-            writes=found.resident,
         )
         yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, baselines), dataset
 

@@ -39,8 +39,6 @@ class Subject:
     device: str
     context: int
     data: str
-    writes: bool = True
-    "Whether the model can generate text: all its weights are on one device."
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def evaluate_pair(
         [ids] = encoder.encode_documents([(function.path, function.body)])
         return len(ids) <= budget
 
-    functions = choose_functions(held_out.texts(encoder), settings.functions, fits) if subject.writes else []
+    functions = choose_functions(held_out.texts(encoder), settings.functions, fits)
 
     def measure(opened: AbstractContextManager[Scored], name: str) -> _Measured:
         with opened as scored:
@@ -86,19 +84,21 @@ def evaluate_pair(
 
             losses_of = scored.step.token_losses
             tally = tally_losses(losses_of, held_out, max_tokens=settings.tokens, progress=report)
-            scored.step.close()
-            written = {
-                task: complete(
-                    scored.model,
-                    encoder,
-                    functions,
-                    task,
-                    context=subject.context,
-                    max_tokens=budget,
-                    progress=report,
-                )
-                for task in (tasks_of(encoder) if functions else ())
-            }
+            written: dict[Task, list[Completion]] = {}
+            if functions:
+                with scored.writing() as model:
+                    for task in tasks_of(encoder):
+                        written[task] = complete(
+                            model,
+                            encoder,
+                            functions,
+                            task,
+                            context=subject.context,
+                            max_tokens=budget,
+                            progress=report,
+                        )
+            else:
+                scored.step.close()
         return _Measured(tally, written)
 
     asked = None if baselines is None else _asked(held_out, encoder, settings, functions, budget, subject)
@@ -125,7 +125,7 @@ def evaluate_pair(
         by_position=tuple(by_position(base.tally, tuned.tally)),
         tasks=tuple(task_result(task, base.written[task], tuned.written[task]) for task in base.written),
         samples=samples_of(functions, base.written["completion"], tuned.written["completion"]) if functions else (),
-        notes=tuple(_notes(functions, settings, subject, row.files)),
+        notes=tuple(_notes(functions, settings, row.files)),
     )
 
 
@@ -173,13 +173,9 @@ def _read(value: Any, held_out: HeldOut, functions: Sequence[HeldOutFunction]) -
     return _Measured(LossTally(sums, counts), written)
 
 
-def _notes(
-    functions: Sequence[HeldOutFunction], settings: EvaluationSection, subject: Subject, files: int
-) -> Sequence[str]:
+def _notes(functions: Sequence[HeldOutFunction], settings: EvaluationSection, files: int) -> Sequence[str]:
     notes = []
-    if not subject.writes:
-        notes.append("functions were not completed: the weights do not fit on the GPU at once")
-    elif settings.functions and not functions:
+    if settings.functions and not functions:
         notes.append(
             "no held-out file that parses has a function of a suitable length in a language whose grammar is known"
         )

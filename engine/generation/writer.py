@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from engine.errors import EliteError
 from engine.generation.batched import Generator, open_generator
 from engine.generation.request import Side, TextRequest
-from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of
+from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of, writing, writing_layout
 from engine.generation.sampling import Sampling
 from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
@@ -116,26 +116,25 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", notify
     """
     run = _run_named(reference)
     if run is None:
-        return _open_model(reference, device or "auto", precision or "auto")
+        return _open_model(reference, device or "auto", precision or "auto", notify)
     config = run.load_config()
     found = models_of(run, config)
     require(found.spec.family, "generated")
     if device or precision:
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
-    # Text is generated token by token, so all weights must be resident, regardless of the training layout.
-    pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, notify=notify, spill=run.path)
+    found = dataclasses.replace(found, layout=writing_layout(found, notify))
+    pair = load_pair(found, config, notify=notify, spill=run.path)
     return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"))
 
 
 @contextlib.contextmanager
 def _side(pair: ModelPair, side: Side) -> Iterator[Any]:
-    with pair.base() if side == "base" else pair.tuned() as scored:
-        scored.step.close()
-        yield scored.model
+    with pair.base() if side == "base" else pair.tuned() as scored, scored.writing() as model:
+        yield model
 
 
-def _open_model(name: str, device: str, precision: str) -> Writer:
+def _open_model(name: str, device: str, precision: str, notify: Callable[[str], None]) -> Writer:
     found = RunModels(
         spec=find_model(name),
         placement=choose_placement(device, precision),
@@ -144,8 +143,9 @@ def _open_model(name: str, device: str, precision: str) -> Writer:
         result=Path(),
     )
     require(found.spec.family, "generated")
-    model = load_base(found, RunConfig()).eval()
-    return Writer(found.spec.name, found, lambda _: contextlib.nullcontext(model), ("base",))
+    found = dataclasses.replace(found, layout=writing_layout(found, notify))
+    model = load_base(found, RunConfig(), notify=notify).eval()
+    return Writer(found.spec.name, found, lambda _: writing(model, found.layout, found.placement.device), ("base",))
 
 
 def _run_named(reference: str) -> RunDirectory | None:

@@ -17,7 +17,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,6 +30,8 @@ from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.families import DROPOUTS
 from engine.models.folder import ModelFolder, open_folder
+from engine.models.four_bit_cache import Notify, four_bit_copy
+from engine.models.four_bit_folder import quantisation
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
 from engine.models.loaded import check_loaded
@@ -106,22 +107,36 @@ def load_model(
     changes: BaseChanges = NO_CHANGES,
     *,
     quantise_on: torch.device | None = None,
+    notify: Notify = lambda _: None,
 ) -> PreTrainedModel:
     """Loads the base model with its weights, frozen and without a KV cache.
+
+    A model that is quantised here is kept as a 4-bit copy (engine.models.four_bit_cache). On the CPU its weights stay
+    mapped to that copy's files, and take memory only as they are read.
 
     Args:
         spec: The model to load.
         placement: Its device and precision.
         changes: Changes to make before an adapter is attached.
         quantise_on: Device that quantises weights to 4 bits, one after the other; None for the placement's.
+        notify: Called when a 4-bit copy is made, or cannot be.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     weights, config = open_weights(spec)
-    elsewhere = quantise_on if placement.precision == "nf4" and quantise_on != placement.device else None
-    with contextlib.nullcontext() if elsewhere is None else _quantising_on(elsewhere):
+    original = str(weights.folder.path)
+    quantised_on, copy = quantise_on or placement.device, None
+    with contextlib.ExitStack() as stack:
+        if placement.precision == "nf4" and not weights.folder.is_4_bit:
+            copy = stack.enter_context(four_bit_copy(weights, config, placement, quantised_on, notify=notify))
+            if copy is not None:
+                weights, config = _open_folder(spec, copy)
+            elif quantised_on != placement.device:
+                stack.enter_context(_quantising_on(quantised_on))
         model = _load_pretrained(spec, weights, config, placement, changes)
+    if copy is not None:
+        model.config._name_or_path = original
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
@@ -146,7 +161,11 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
-    folder = open_folder(find_folder(spec))
+    return _open_folder(spec, find_folder(spec))
+
+
+def _open_folder(spec: ModelSpec, path: Path) -> tuple[WeightMap, PreTrainedConfig]:
+    folder = open_folder(path)
     config = text_config(_from_library(spec, AutoConfig, str(folder.path), {}), folder)
     try:
         return map_weights(folder, config), config
@@ -211,12 +230,7 @@ def _arguments(placement: Placement, config: PreTrainedConfig) -> dict[str, Any]
         "attn_implementation": _attention(config),
     }
     if placement.precision == "nf4":
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=placement.dtype,
-        )
+        arguments["quantization_config"] = quantisation(placement)
     return arguments
 
 

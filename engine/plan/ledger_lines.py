@@ -37,6 +37,8 @@ CHECKPOINTS_KEPT = 3
 
 CONTEXT = "CUDA context and libraries"
 PROCESS = "the training process itself"
+AT_HOME = "decoder layers at home"
+QUANTISING = "quantising, before the step's own buffers"
 NOT_ALLOCATED = (CONTEXT, PROCESS)
 """Names of lines that the allocator does not serve."""
 
@@ -98,8 +100,10 @@ def fixed_parts(work: Workload, device: Place) -> Iterator[Line]:
     )
 
 
-def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
-    """Lists the base weights in their home between uses."""
+def weight_parts(
+    work: Workload, weights: BaseWeights, device: Place, home: Literal["host", "disk"] = "host"
+) -> Iterator[Line]:
+    """Lists the base weights in their home between uses; `home` is that of streamed ones."""
     spec, element = work.spec, work.element
     outside = spec.parameters - spec.decoder_parameters
     yield Line(
@@ -115,10 +119,39 @@ def weight_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterato
         yield Line(
             name="two decoder layers, streamed", where=device, bytes=2 * layer, words=lambda: f"2 × ({of_layer()})"
         )
-        yield Line(name="decoder layers at home", where="host", bytes=layers, words=lambda: f"{words()}, pinned")
+        if home == "host":
+            yield Line(name=AT_HOME, where="host", bytes=layers, words=lambda: f"{words()}, pinned")
+        else:
+            yield Line(
+                name="two decoder layers, read ahead",
+                where="host",
+                bytes=2 * layer,
+                words=lambda: f"2 × ({of_layer()}), pinned; {layers:,} B stay on the disk",
+            )
     else:
         kind = "NF4" if quantised else work.compute_type
         yield Line(name=f"decoder layers, {kind}", where=device, bytes=layers, words=words)
+
+
+def quantising_part(work: Workload, weights: BaseWeights, later: int) -> Line:
+    """Counts what quantising needs beyond what the step holds in host memory later.
+
+    Weights are read and quantised one by one (engine.models.four_bit_folder), and no other buffer exists yet.
+
+    Args:
+        work: The model.
+        weights: Storage of the base weights.
+        later: Bytes that the step holds in host memory, without the process itself and the layers.
+    """
+    spec, needed = work.spec, 0
+    if in_4_bits(weights) and not spec.stored_in_4_bits:
+        needed = max(spec.layer_parameters, spec.vocab_size * spec.hidden_size) * work.element
+    return Line(
+        name=QUANTISING,
+        where="host",
+        bytes=max(0, needed - later),
+        words=lambda: f"one layer or the embedding in its own format, {needed:,} B - {later:,} B that come later",
+    )
 
 
 def stored_bytes(work: Workload, weights: BaseWeights) -> int:

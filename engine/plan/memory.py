@@ -15,6 +15,7 @@ from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
+    AT_HOME,
     NOT_ALLOCATED,
     Line,
     Place,
@@ -23,6 +24,7 @@ from engine.plan.ledger_lines import (
     home_parts,
     in_words,
     key_value_parts,
+    quantising_part,
     slot_parts,
     unpacked_parts,
     weight_parts,
@@ -90,7 +92,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
     moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
-    return _close(parts, device, moments, work, n, {}, piece)
+    return _close(parts, device, moments, work, weights, n, {}, piece)
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
@@ -100,7 +102,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
     parts = [
         *fixed_parts(work, device),
-        *weight_parts(work, plan.weights, device),
+        *weight_parts(work, plan.weights, device, plan.weights_home),
         *(() if work.master_home is None else state_parts(work)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
@@ -122,7 +124,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0
     moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
-    return _close(parts, device, moments, work, tile, keys, piece)
+    return _close(parts, device, moments, work, plan.weights, tile, keys, piece)
 
 
 # --- transient allocations -----------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ def _close(
     device: Place,
     moments: Sequence[PeakCandidate],
     work: Workload,
+    weights: BaseWeights,
     tokens: int,
     keys: Mapping[Phase, int],
     piece: int,
@@ -151,6 +154,8 @@ def _close(
             words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
+    home = sum(part.bytes for part in parts if part.where == "host" and part.name not in (*NOT_ALLOCATED, AT_HOME))
+    parts.append(quantising_part(work, weights, home))
     held = own - max(sizes)
     phases: dict[str, int] = {}
     for moment, size in zip(moments, sizes, strict=True):

@@ -54,6 +54,8 @@ class TierPlan:
     gpu_peak_bytes: int
     host_peak_bytes: int
     disk_bytes: int
+    moved_bytes: int
+    "Bytes that an optimiser update moves between the GPU and host or disk."
     step_seconds: float
     "Seconds per optimiser update, which may gather several windows."
     windows_per_step: int
@@ -201,6 +203,7 @@ def plan_context(
         gpu_peak_bytes=chosen.ledger.peak("gpu"),
         host_peak_bytes=chosen.ledger.peak("host"),
         disk_bytes=chosen.ledger.peak("disk"),
+        moved_bytes=turns * chosen.moved_bytes,
         step_seconds=seconds,
         windows_per_step=windows,
         steps_per_epoch=steps,
@@ -234,6 +237,13 @@ def _barred(planning: PlanRequest, context: int) -> str | None:
 def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
+    if planning.fixed.get("weights_home") == "disk" and planning.spec.sparse_layers:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.weights_home",
+            problem=f"no 4-bit copy of {planning.spec.name} is kept, whose experts stay in 16 bits",
+            remedy="leave it out",
+        )
     if (asked := planning.fixed.get("weights")) is not None:
         storages = [base_weights(four_bit=in_4_bits(each), streamed=asked == "streamed") for each in weights]
         weights = tuple(dict.fromkeys(storages))

@@ -121,7 +121,8 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         (busy - forward, passes * (BACKWARD_CALLS + more + (again - kept) * FORWARD_CALLS)),
     ]
     parts = [*layers[:3], *loss, *layers[3:]]
-    tiles_seconds, pages = _transfer_seconds(work, plan, speeds, tiles, again)
+    moved = _moved(work, plan, tiles, again)
+    tiles_seconds, pages = moved.seconds(plan, speeds)
     transfers = tiles_seconds + pages
     # Overlapped transfers are free up to the computing time; the rest, and all beyond that time, is waited for.
     hidden = OVERLAP * tiles_seconds + PAGE_OVERLAP * pages
@@ -129,6 +130,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         share = hidden / transfers
         formula = f"{transfers:,.3g} s of transfers, of which {share:.0%} hides behind {busy:,.3g} s of computing"
+        formula += f"; {moved.words}"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds, streamed=True))
@@ -367,10 +369,43 @@ def _corrected(
     return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))
 
 
-def _transfer_seconds(
-    work: Workload, plan: StreamPlan, speeds: Speeds, tiles: int, again: float
-) -> tuple[float, float]:
-    """Returns the seconds of all copies between GPU and homes, not overlapped: tiles and weights; key blocks."""
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """Bytes that one window moves between the GPU and the homes of its data."""
+
+    weights: float
+    tiles: float
+    "Hidden states, their gradients and the saved attention output."
+    pages: float
+    "Keys, values and their gradients that wait on the host."
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return round(self.weights + self.tiles + self.pages)
+
+    @property
+    def words(self) -> str:
+        """Lists the bytes of each kind that is moved."""
+        kinds = {"weights": self.weights, "hidden states": self.tiles, "keys and values": self.pages}
+        moved = [f"{size:.3g} B of {name}" for name, size in kinds.items() if size]
+        return "a window moves " + " and ".join(moved)
+
+    def seconds(self, plan: StreamPlan, speeds: Speeds) -> tuple[float, float]:
+        """Returns the seconds of the copies, not overlapped: tiles and weights; key blocks."""
+        home = speeds.disk if plan.hidden_home == "disk" else speeds.link
+        read = min(speeds.link, speeds.disk) if plan.weights_home == "disk" else speeds.link
+        return self.tiles / home + self.weights / read, self.pages / speeds.link
+
+
+def moved_by(work: Workload, plan: StreamPlan) -> Moved:
+    """Returns the bytes that one streamed window moves."""
+    return _moved(work, plan, -(-work.context // min(plan.tile, work.context)), 1 - 1 / plan.checkpoint_every)
+
+
+def _moved(work: Workload, plan: StreamPlan, tiles: int, again: float) -> Moved:
+    if not work.on_gpu:
+        return Moved(weights=0.0, tiles=0.0, pages=0.0)
     spec, n, e = work.spec, work.context, work.element
     ratio = plan.activation_bits / 16
     # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
@@ -378,14 +413,14 @@ def _transfer_seconds(
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
         hidden += 2 * spec.attending_layers * n * (spec.output_width * e + 4 * spec.heads)
-    home = speeds.disk if plan.hidden_home == "disk" else speeds.link
-    seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
-    if plan.streams_weights:
-        seconds += (3 + again) * stored_bytes(work, plan.weights) / speeds.link
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
         values = _paged_layers(work, plan) * n * (tiles - 1) / 2 * spec.stored_width
         reads = (1 if plan.stash else 2 + again) + 1
-        pages = values * (reads * e + 2 * 4) / speeds.link
-    return (seconds, pages) if work.on_gpu else (0.0, 0.0)
+        pages = values * (reads * e + 2 * 4)
+    return Moved(
+        weights=(3 + again) * stored_bytes(work, plan.weights) if plan.streams_weights else 0.0,
+        tiles=0.0 if plan.hidden_home == "gpu" else hidden,
+        pages=pages,
+    )

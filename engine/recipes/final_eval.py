@@ -55,17 +55,15 @@ def final_eval(
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
         session.emit(LogLine(level="info", text=text))
         return None
-    stream = setup.choice.plan.layout.stream
     subject = Subject(
         run=session.run.id,
         model=session.config.model.name,
         device=device_name(setup.placement.device),
         context=setup.context,
         data="files that training held out",
-        writes=stream is None or not stream.streams_weights,
     )
     evaluation = evaluate_pair(
-        AdaptedPair(tuning.model, step),
+        AdaptedPair(tuning.model, step, setup.placement.device),
         HeldOut.of(dataset),
         Encoder(tokenizer),
         session.config.evaluation,

@@ -20,7 +20,7 @@ from engine.streaming.decoder import Decoder
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.mixer import Mixer, Pass
 from engine.streaming.sequence_run import SequenceRun
-from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, move_others
 from engine.streaming.workspace import Workspace
 
 
@@ -60,16 +60,9 @@ class StreamedModel:
             raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
         if not self.plan.streams_weights:
             return ExpandedWeights(self.linears) if self.linears.quantised else ResidentWeights()
-        weights = StreamedWeights(layers, self.device, self._streams)
-        waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
-        for parameter in self.module.parameters():
-            if id(parameter) not in waiting:
-                parameter.data = parameter.data.to(self.device)
-                if (state := getattr(parameter, "quant_state", None)) is not None:
-                    state.to(self.device)
-        for module in self.module.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(self.device))
+        mapped = self.plan.weights_home == "disk"
+        weights = StreamedWeights(layers, self.device, self._streams, mapped=mapped)
+        move_others(self.module, layers, self.device)
         return ExpandedWeights(self.linears, weights) if self.linears.quantised else weights
 
     @property
