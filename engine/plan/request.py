@@ -92,7 +92,8 @@ class PlanRequest:
     @functools.cached_property
     def adapter_parameters(self) -> int:
         """Number of adapter parameters; 0 where every weight is trained."""
-        return self.spec.lora_parameters(self.lora.rank, tuple(self.lora.targets)) if self.trains_adapter else 0
+        lora = self.lora
+        return self.spec.lora_parameters(lora.rank, lora.targets, lora.expert_rank) if self.trains_adapter else 0
 
     @property
     def step(self) -> Way:
