@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -177,7 +178,7 @@ class _Dispatch(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.routes.gathered(grad), None
+        return ctx.routes.of_tokens(grad).sum(1), None
 
 
 class _Combine(Function):
@@ -187,7 +188,8 @@ class _Combine(Function):
     def forward(ctx: Any, y: Tensor, weights: Tensor, routes: _Routes) -> Tensor:
         ctx.save_for_backward(y, weights)
         ctx.routes = routes
-        return routes.gathered(y * weights.reshape(-1)[routes.order].unsqueeze(1))
+        # A product sums the rows of a token without a copy of them times their weights.
+        return torch.bmm(weights.to(y.dtype).unsqueeze(1), routes.of_tokens(y)).squeeze(1)
 
     @staticmethod
     @once_differentiable
@@ -197,12 +199,8 @@ class _Combine(Function):
         of_rows = grad[routes.tokens]
         grad_weights = None
         if ctx.needs_input_grad[1]:
-            by_row = torch.linalg.vecdot(of_rows, y) if y.dtype in _WIDE else (of_rows * y).sum(1, dtype=torch.float32)
-            grad_weights = by_row[routes.places].view(weights.shape).to(weights.dtype)
+            grad_weights = torch.linalg.vecdot(of_rows, y)[routes.places].view(weights.shape).to(weights.dtype)
         return of_rows.mul_(weights.reshape(-1)[routes.order].unsqueeze(1)), grad_weights, None
-
-
-_WIDE = (torch.float32, torch.float64)
 
 
 class _Routes:
@@ -226,9 +224,9 @@ class _Routes:
         numbers = torch.arange(experts, device=chosen.device, dtype=by_row.dtype)
         self.groups = Groups(torch.searchsorted(by_row, numbers, right=True).to(torch.int32))
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Sums the rows of each token, (rows, width) to (tokens, width), in fp32 or wider."""
-        return rows[self.places].view(-1, self._count, rows.shape[1]).sum(1)
+    def of_tokens(self, rows: Tensor) -> Tensor:
+        """Gathers rows, (rows, width), by their tokens, (tokens, k, width)."""
+        return rows[self.places].view(-1, self._count, rows.shape[1])
 
 
 @dataclass(frozen=True)
@@ -328,7 +326,8 @@ class FrozenExperts:
         Returns:
             (tokens, hidden), in hidden_states' dtype.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        kind = hidden_states.device.type
+        with nullcontext() if hidden_states.is_meta else torch.autocast(kind, enabled=False):
             found = self._mixed(hidden_states, top_k_index, top_k_weights)
         return found.to(hidden_states.dtype)
 
@@ -337,8 +336,9 @@ class FrozenExperts:
         first, last = (self.stacks[name] for name in self.stacks)
         x = cast("Tensor", _Dispatch.apply(hidden_states.to(first.dtype), routes))  # type: ignore[no-untyped-call]
         up = self._biased(first.product(x, routes.groups), "gate_up_proj" if module.has_gate else "up_proj", routes)
+        del x
         inner = module._apply_gate(up) if module.has_gate else module.act_fn(up)
-        del x, up
+        del up
         y = self._biased(last.product(inner, routes.groups), "down_proj", routes)
         del inner
         if getattr(module, "has_post_expert_norm", False):

@@ -369,6 +369,12 @@ class ModelSpec:
 
         return self._over_layers(of_a_layer)
 
+    def multiplied_lora(self, rank: int, targets: Sequence[str], expert_rank: int | None = None) -> int:
+        """Counts the adapter's parameters that a token passes through; arguments as for `lora_parameters`."""
+        on_linears = self.lora_parameters(rank, [name for name in targets if name != EXPERTS])
+        on_experts = self.lora_parameters(rank, targets, expert_rank) - on_linears
+        return on_linears + on_experts * self.experts_per_token // max(1, self.experts)
+
     def counted_in(self, element: int) -> LayerBytes | None:
         """What its largest layer holds with activations of this many bytes; None where lists describe its family."""
         return next((each for each in self.counted if each.element == element), None)

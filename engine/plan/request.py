@@ -23,7 +23,7 @@ from engine.config import (
 )
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
-from engine.models.spec import ModelSpec
+from engine.models.spec import EXPERTS, ModelSpec
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
 from engine.plan.stream_plan import BaseWeights, in_4_bits
@@ -94,6 +94,12 @@ class PlanRequest:
         """Number of adapter parameters; 0 where every weight is trained."""
         lora = self.lora
         return self.spec.lora_parameters(lora.rank, lora.targets, lora.expert_rank) if self.trains_adapter else 0
+
+    @property
+    def multiplied_adapter(self) -> int:
+        """Of these, the parameters that a token passes through."""
+        lora = self.lora
+        return self.spec.multiplied_lora(lora.rank, lora.targets, lora.expert_rank) if self.trains_adapter else 0
 
     @property
     def step(self) -> Way:
@@ -195,6 +201,8 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         lora_parameters=planning.adapter_parameters,
         on_gpu=planning.on_gpu,
         lora_rank=planning.lora.rank if planning.trains_adapter else 0,
+        multiplied_lora=planning.multiplied_adapter,
+        adapts_experts=planning.trains_adapter and EXPERTS in planning.lora.targets,
         backend=backend,
         attention=asked,
         fused_kernels=liger and refusal(spec.family, "fused") is None,
