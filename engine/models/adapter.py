@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,9 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        with unpacked_shapes(model):
+        with unpacked_shapes(model), warnings.catch_warnings():
+            # PEFT looks for the patterns among linear layers alone.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
             adapted = get_peft_model(model, config)
     for parameter in trainable(adapted).values():
         parameter.data = parameter.data.float()

@@ -31,6 +31,8 @@ CHOSEN_EXPERTS = (
     "experts_per_token",
 )
 """Names in configurations of the number of experts that a token passes through."""
+_WIDTH = 2 * ALIGNMENT
+"""Multiple of which adapters' factors are padded: what tensor cores multiply at once."""
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 """Names of the stacked matrices, as transformers' experts interface has them."""
 
@@ -99,7 +101,7 @@ class StackFactors:
             rank, halves = by_a.shape[1], dtype != a.dtype
             if not halves:
                 return cls(by_a, by_b.contiguous(), rank, scale, halves)
-            width = -(-2 * rank // ALIGNMENT) * ALIGNMENT
+            width = -(-2 * rank // _WIDTH) * _WIDTH
             wide_a = a.new_zeros((experts, width, a.shape[1]), dtype=dtype)
             wide_b = a.new_zeros((experts, b.shape[0], width), dtype=dtype)
             wide_a[:, :rank], wide_b[:, :, :rank] = by_a, by_b
