@@ -10,6 +10,7 @@ grouped product (engine.models.grouped_products).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -447,6 +448,17 @@ def quantised_stack(experts: Iterator[Tensor], shape: tuple[int, ...], dtype: to
     )
 
 
+def is_packable_stack(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is a stack of experts' matrices, each a whole number of blocks."""
+    path, _, own = name.rpartition(".")
+    stack = stacks_of(model.get_submodule(path)).get(own)
+    if stack is None:
+        return False
+    state = getattr(stack, "quant_state", None)
+    shape = stack.shape if state is None else state.shape
+    return math.prod(shape[1:]) % _BLOCK == 0
+
+
 def quantise_experts(layer: nn.Module, home: torch.device, quantise_on: torch.device | None = None) -> None:
     """Replaces the stacks of a layer's experts by 4-bit ones, and makes the experts compute with them.
 
@@ -457,7 +469,7 @@ def quantise_experts(layer: nn.Module, home: torch.device, quantise_on: torch.de
     """
     for module, _ in list(experts_modules(layer)):
         for name, stack in stacks_of(module).items():
-            if stack[0].numel() % _BLOCK == 0:
+            if not hasattr(stack, "quant_state") and stack[0].numel() % _BLOCK == 0:
                 device = quantise_on or stack.device
                 found = quantised_stack((e.to(device) for e in stack.data), tuple(stack.shape), stack.dtype)
                 setattr(module, name, found.to(home))

@@ -28,10 +28,12 @@ from transformers.utils.logging import disable_progress_bar
 from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.experts import is_packable_stack, quantise_experts, quantised_stack
 from engine.models.families import DROPOUTS
 from engine.models.folder import ModelFolder, open_folder
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
+from engine.models.layers import decoder_layers
 from engine.models.loaded import check_loaded
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.tokenizer_files import FILE as TOKENIZER_FILE
@@ -118,8 +120,8 @@ def load_model(
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     weights, config = open_weights(spec)
-    elsewhere = quantise_on if placement.precision == "nf4" and quantise_on != placement.device else None
-    with contextlib.nullcontext() if elsewhere is None else _quantising_on(elsewhere):
+    quantises = placement.precision == "nf4"
+    with _quantising_on(quantise_on or placement.device) if quantises else contextlib.nullcontext():
         model = _load_pretrained(spec, weights, config, placement, changes)
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
@@ -128,6 +130,8 @@ def load_model(
     keep_tables_exact(model)
     if placement.precision == "nf4" or weights.folder.is_4_bit:
         _keep_differentiable(model)
+        for layer in decoder_layers(model):
+            quantise_experts(layer, placement.device, quantise_on)  # those that a file of 4-bit linear layers holds
     model.requires_grad_(requires_grad=False)
     return model
 
@@ -224,7 +228,7 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     """Within it, transformers quantises each weight on `device`, and moves codes and scales to the weight's home.
 
     It reads one weight at a time when it quantises, so that neither place ever holds the model in 16 bits. The codes
-    are those of a model that is resident on `device`.
+    are those of a model that is resident on `device`. Experts are quantised as well, which transformers leaves alone.
     """
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -233,10 +237,20 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     class Quantize(Bnb4bitQuantize):  # type: ignore[misc]
         def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, torch.Tensor]:
             weights = {name: found[0] if isinstance(found, list) else found for name, found in input_dict.items()}
-            quantised = super().convert({name: weight.to(device) for name, weight in weights.items()}, **context)
+            model: Any = context["model"]
+            stacks = {name: weight for name, weight in weights.items() if is_packable_stack(model, name)}
+            rest = {name: weight.to(device) for name, weight in weights.items() if name not in stacks}
+            quantised = super().convert(rest, **context) if rest else {}
+            for name, stack in stacks.items():
+                experts = (expert.to(device) for expert in stack)
+                quantised[name] = quantised_stack(experts, tuple(stack.shape), stack.dtype)
             return {name: codes.to(weights[name].device) for name, codes in quantised.items()}
 
     class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+            of_linear: bool = super().param_needs_quantization(model, param_name, **options)
+            return of_linear or is_packable_stack(model, param_name)
+
         def get_quantize_ops(self) -> Quantize:
             return Quantize(self)
 

@@ -26,6 +26,7 @@ from engine.generation.sampling import Sampling, generate
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.catalogue import catalogue, find_model
+from engine.models.experts import stacks_of
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
 from engine.plan.request import streaming_refusal
@@ -58,13 +59,16 @@ def test_the_plan_counts_the_parameters_of_the_model_that_loads(family, number, 
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder.layers]
     assert (spec.decoder_parameters, spec.layer_parameters) == (sum(layers), max(layers))
     linears = [module for module in decoder.layers.modules() if isinstance(module, torch.nn.Linear)]
-    assert spec.quantised_parameters == sum(p.numel() for module in linears for p in module.parameters())
+    stacks = [stack for module in decoder.layers.modules() for stack in stacks_of(module).values()]
+    packed = [*(p for module in linears for p in module.parameters()), *stacks]
+    assert spec.quantised_parameters == sum(p.numel() for p in packed)
     tensors = [p.numel() for p in decoder.layers.parameters()]
     assert max(tensors) <= spec.largest_tensor <= max(tensors) + spec.intermediate_size
     loaded = load_model(spec, choose_placement("cpu", "fp32"))
     assert spec.parameters == sum(parameter.numel() for parameter in loaded.parameters())
     some = ["o_proj"] if spec.linears[-1].name == "o_proj" else [spec.linears[0].name, spec.linears[-1].name]
-    for targets in (["all-linear"], some if spec.adapts_mlp else ["q_proj"]):
+    more = [["all-linear", "experts"], ["experts"]] if stacks else []
+    for targets in (["all-linear"], some if spec.adapts_mlp else ["q_proj"], *more):
         adapted = attach_adapter(
             load_model(spec, choose_placement("cpu", "fp32")), LoraSection(rank=4, targets=targets), 0
         )

@@ -8,14 +8,18 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from support.families import save_family
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import LoraSection
 from engine.errors import EliteError
 from engine.models import families
 from engine.models.adapter import attach_adapter
+from engine.models.catalogue import find_model
 from engine.models.experts import experts_modules, quantise_experts, quantised_stack, stacks_of, use_frozen_experts
 from engine.models.layers import decoder_layers
+from engine.models.loading import load_model
+from engine.models.placement import choose_placement
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
 from engine.verify.double_precision import DoublePrecision
@@ -176,6 +180,21 @@ def four_bit(family):
             for name, stack in stacks_of(ours).items():
                 getattr(theirs, name).data = dequantize_4bit(stack.data, stack.quant_state)
     return packed, plain
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_loading_in_4_bits_packs_the_experts(family, tmp_path):
+    """Stored expert by expert; each stack is packed as it is read, with bitsandbytes' own codes."""
+    spec = find_model(str(save_family(tmp_path / "model", family)))
+    packed, plain = (load_model(spec, choose_placement("cpu", precision)) for precision in ("nf4", "fp32"))
+    count = 0
+    for one, other in zip(decoder_layers(packed), decoder_layers(plain), strict=True):
+        for found, stack in zip(stacks(one), stacks(other), strict=True):
+            codes, state = quantize_4bit(stack.data, blocksize=64, quant_type="nf4", compress_statistics=True)
+            assert torch.equal(dequantize_4bit(found.data, found.quant_state), dequantize_4bit(codes, state))
+            count += 1
+    assert count
+    assert packed(input_ids=TOKENS[None], use_cache=False).logits.isfinite().all()
 
 
 LORA = {"rank": 6, "targets": ["all-linear", "experts"]}
