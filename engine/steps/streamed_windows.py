@@ -90,6 +90,7 @@ class StreamedWindows:
                     progress=report,
                     cancelled=cancelled,
                     boundary=None if store is None else functools.partial(keep, number, loss_sum),
+                    balanced=len(windows[number]),
                     resumed=resumed.point if resumed is not None and number == first else None,
                 )
                 loss_sum += outcome.loss_sum
