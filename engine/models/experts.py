@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -272,10 +272,15 @@ class Stack:
 
     def dequantised(self) -> Tensor:
         """Returns the matrices in the shape that they are stored in."""
-        from bitsandbytes.functional import dequantize_4bit
+        return _dequantised(self.parameter.data, self.quant_state, self._scales(), self.quant_state.shape)
 
-        found: Tensor = dequantize_4bit(self.parameter.data, self.quant_state)
-        return found
+    def _scales(self) -> Tensor:
+        """Dequantises the scales of the blocks, fp32."""
+        from bitsandbytes.functional import dequantize_blockwise
+
+        state = self.quant_state
+        found: Tensor = state.absmax
+        return dequantize_blockwise(found, state.state2) + state.offset if state.nested else found
 
     def matrices(self) -> Tensor:
         """See FrozenStack."""
@@ -297,13 +302,52 @@ class Stack:
 
     def product(self, x: Tensor, groups: Groups) -> Tensor:
         """Multiplies rows x, (rows, inputs), by their experts' matrices, (rows, outputs)."""
-        adapter = self.adapter
+        adapter, experts = self.adapter, expert_count(self._module)
+        packed = self.quant_state is not None and self.expanded is None
+        few = packed and not torch.is_grad_enabled() and x.shape[0] < experts
         if adapter is None or adapter.wrapper.disable_adapters:
-            return cast("Tensor", _Frozen.apply(x, self, groups))  # type: ignore[no-untyped-call]
-        factors = self.factors or adapter.factors(expert_count(self._module), self.dtype)
+            return self._of_few(x, groups) if few else cast("Tensor", _Frozen.apply(x, self, groups))  # type: ignore[no-untyped-call]
+        factors = self.factors or adapter.factors(experts, self.dtype)
+        if few:
+            inner = factors.project(x, factors.a, groups)
+            return self._of_few(x, groups) + grouped_product(inner, factors.b.transpose(1, 2), groups)
         a, b = adapter.trained
         arguments = (x, self, groups, a, b, factors)
         return cast("Tensor", _Adapted.apply(*arguments))  # type: ignore[no-untyped-call]
+
+    def _of_few(self, x: Tensor, groups: Groups) -> Tensor:
+        """Multiplies fewer rows than there are experts, and dequantises those alone that a row chose."""
+        found = [x[rows] @ self._one(expert).T for expert, rows in groups.slices]
+        return torch.cat(found)
+
+    def _one(self, expert: int) -> Tensor:
+        """Dequantises the matrix of one expert, (outputs, inputs)."""
+        state = self.quant_state
+        shape, block = state.shape[1:], state.blocksize
+        size = math.prod(shape)
+        codes, scales = self.parameter.data[expert * size // 2 :][: size // 2], self._scales()
+        found = _dequantised(codes, state, scales[expert * size // block :][: size // block], shape)
+        return found.T if cast("Any", self._module).is_transposed else found
+
+
+def _dequantised(codes: Tensor, state: Any, scales: Tensor, shape: Sequence[int]) -> Tensor:
+    """Dequantises whole blocks of a stack into a shape.
+
+    bitsandbytes' kernel for CPUs takes each row to begin a block, so that a row here is one block.
+    """
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    rows = torch.Size((math.prod(shape) // state.blocksize, state.blocksize))
+    flat = QuantState(
+        absmax=scales,
+        shape=rows,
+        code=state.code,
+        blocksize=state.blocksize,
+        quant_type=state.quant_type,
+        dtype=state.dtype,
+    )
+    found: Tensor = dequantize_4bit(codes, flat)
+    return found.view(tuple(shape))
 
 
 class FrozenExperts:
