@@ -2,8 +2,13 @@
 
     python benchmarks/hybrid_gpu.py OUT.json [--only NAME ...] [--scale 0.8b|2b|4b]
 
-Every case has a time limit and a process of its own. Results are written after each. A case's gradient norm does not
-depend on its tiles, so that cases of one context check each other.
+Every case has a time limit and a process of its own. Results are written after each, and one table last. A case's
+gradient norm does not depend on its tiles, so that cases of one context check each other. "128k-before" is the step
+without the kernels of engine.models.recurrent_kernels and with FlashAttention-2. "rule" measures the gated delta rule
+alone and the configurations of its kernels. "profile" adds the GPU time of one more step by kind of work.
+
+Seconds on one H200, a start of Python and the model included: rule 90, 128k-before 75, 128k-16k 70, 128k-8k 60,
+512k-streamed 160, 1m-streamed 420.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import re
 import sys
 import time
 import traceback
@@ -44,9 +50,16 @@ COMMON = {
     "max_position_embeddings": 4194304,
 }
 
-_SHORT = {"context": 131072, "repeats": 2, "limit": 100}
+_SHORT = {"context": 131072, "repeats": 2, "limit": 150}
 CASES = {
-    "128k-16k": {**_SHORT, "plan": {"tile": 16384, "key_block": 16384, "loss_piece": 1024}},
+    "rule": {"rule": True, "tokens": 16384, "limit": 150},
+    "128k-before": {
+        **_SHORT,
+        "before": True,
+        "profile": True,
+        "plan": {"tile": 16384, "key_block": 16384, "loss_piece": 1024, "attention": "flash"},
+    },
+    "128k-16k": {**_SHORT, "profile": True, "plan": {"tile": 16384, "key_block": 16384, "loss_piece": 1024}},
     "128k-8k": {**_SHORT, "plan": {"tile": 8192, "key_block": 8192, "loss_piece": 1024}},
     "128k-4k": {**_SHORT, "repeats": 1, "plan": {"tile": 4096, "key_block": 8192, "loss_piece": 512}},
     "512k-streamed": {
@@ -58,8 +71,8 @@ CASES = {
     "1m-streamed": {
         "context": 1048576,
         "cap": 11,
-        "limit": 400,
-        "plan": {"tile": 8192, "key_block": 8192, "loss_piece": 512, "weights": "streamed"},
+        "limit": 560,
+        "plan": {"tile": 8192, "key_block": 8192, "loss_piece": 512, "weights": "streamed", "checkpoint_every": 2},
     },
     "512k-nf4": {
         "context": 524288,
@@ -75,13 +88,24 @@ CASES = {
         "plan": {"tile": 4096, "key_block": 8192, "loss_piece": 256, "weights": "streamed", "kv_home": "host"},
     },
 }
-DEFAULT = list(CASES)[:5]
-"""All but the last two."""
+DEFAULT = ["rule", "128k-before", "128k-16k", "128k-8k", "512k-streamed"]
+
+KINDS = {
+    "rule, forward": "fwd_kernel_h|chunk_fwd_kernel_o|kkt|solve_tril|recompute_w_u|l2norm_fwd|cumsum_scalar|fwd_intra",
+    "rule, backward": "chunk_bwd|prepare_wy|l2norm_bwd|_chunk_kernel|bwd_kernel_dhu",
+    "convolution": "conv",
+    "attention": "flash|fmha|sdpa|softmax_lse|dot_do_o",
+    "cross-entropy": "cross_entropy",
+    "norms": "layer_norm|rms_norm",
+    "products": "gemm|cutlass|nvjet|splitk|cublas|sm90_xmma",
+    "copies": "memcpy|memset",
+}
+"""Kind of work by a kernel's name, the first that fits; all others are elementwise work, layout changes and sums."""
 
 
 def run(case: dict, pipe) -> None:
     try:
-        pipe.send(measure(case))
+        pipe.send(measure_rule(case) if "rule" in case else measure(case))
     except Exception as error:
         pipe.send({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=8)})
 
@@ -95,9 +119,9 @@ def measure(case: dict) -> dict:
     from engine.benchmarking.machine import describe_machine
     from engine.benchmarking.streaming import limit_memory, reset_peak, synchronize
     from engine.config import LoraSection
-    from engine.models import families
+    from engine.models import families, recurrent_kernels
     from engine.models.adapter import attach_adapter, trainable
-    from engine.models.delta_rule import prepare_kernels
+    from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model_of
     from engine.plan.stream_plan import StreamPlan
@@ -115,6 +139,10 @@ def measure(case: dict) -> dict:
         for name, parameter in base.named_parameters():
             if name.endswith(("A_log", "dt_bias")):
                 parameter.copy_(torch.linspace(-2.0, 0.5, parameter.numel()))  # decays as trained models have them
+    if case.get("before"):
+        only_torch(recurrent_kernels)
+    else:
+        fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=16), seed=0).train()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in trainable(model).items():
@@ -143,17 +171,219 @@ def measure(case: dict) -> dict:
             "loss": outcome.loss_sum / outcome.predicted,
             "gradient_norm": float(norm),
             "backend": step.backend_name,
-            "fla": prepare_kernels(),
+            "fla": recurrent_kernels.prepare_kernels(),
+            "kernels": recurrent_kernels.kernel_report(),
             "host_rss_bytes": psutil.Process().memory_info().rss,
             "host_grown_bytes": psutil.Process().memory_info().rss - rss,
             "machine": describe_machine(device),
         }
+        if device.type == "cuda":
+            found["gpu_peak_allocated"] = torch.cuda.max_memory_allocated(device)
+            found["gpu_peak_reserved"] = torch.cuda.max_memory_reserved(device)
+        if case.get("profile"):
+            found["by_kind"] = profiled(lambda: step.run(tokens), device)
     if not math.isfinite(found["loss"]) or not math.isfinite(found["gradient_norm"]):
         raise FloatingPointError(f"loss {found['loss']}, gradient norm {found['gradient_norm']}")
-    if device.type == "cuda":
-        found["gpu_peak_allocated"] = torch.cuda.max_memory_allocated(device)
-        found["gpu_peak_reserved"] = torch.cuda.max_memory_reserved(device)
+    try:
+        return found | predicted(config, case, device)
+    except Exception as error:  # the measurement counts without it
+        nothing = {"gpu": 0, "host": 0, "seconds": 0.0, "error": f"{type(error).__name__}: {error}"[:500]}
+        return found | {"predicted": nothing}
+
+
+def only_torch(kernels) -> None:
+    """Leaves transformers its convolution and norms, and the gradients inside chunks torch."""
+    own = kernels._replace
+    kernels._replace = lambda owner, name, make: own(owner, name, make) if "delta_rule" in name else None
+    kernels._kernel_is_right = lambda *_: False
+
+
+def profiled(call, device) -> dict:
+    """Returns the seconds of GPU time of a call by kind of work, and the ten longest kernels of no other kind."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    kinds = dict.fromkeys([*KINDS, "elementwise, layouts, sums"], 0.0)
+    rest = []
+    for event in profiler.key_averages():
+        seconds = (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e6
+        kind = kind_of(event.key)
+        kinds[kind] += seconds
+        if kind.startswith("elementwise"):
+            rest.append((seconds, event.count, event.key[:160]))
+    return {"seconds": kinds, "longest": sorted(rest, reverse=True)[:12]}
+
+
+def kind_of(name: str) -> str:
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, name, re.IGNORECASE):
+            return kind
+    return "elementwise, layouts, sums"
+
+
+def predicted(config, case: dict, device) -> dict:
+    """Returns what the planner says of a case on the machine here: GPU and host bytes, and seconds by part.
+
+    GPU bytes are those that torch's allocator counts, without the process's context.
+    """
+    import dataclasses
+
+    from engine.config import LoraSection, TrainingSection
+    from engine.hardware.inventory import take_inventory
+    from engine.models.spec import as_spec
+    from engine.plan.ledger_lines import NOT_ALLOCATED
+    from engine.plan.memory import streamed_ledger
+    from engine.plan.request import PlanRequest, workload_of
+    from engine.plan.speeds import attention_efficiency, speeds_of
+    from engine.plan.stream_plan import StreamPlan
+    from engine.plan.time import streamed_time, total_seconds
+    from engine.verify.observed_shape import observed_shape
+
+    spec = as_spec(observed_shape(config, adapts_mlp=True), name="hybrid", family=config.model_type)
+    plan, machine = StreamPlan(**case["plan"]), take_inventory(Path("/tmp"))
+    if device.type != "cuda":
+        machine = dataclasses.replace(machine, gpus=())
+    request = PlanRequest(
+        machine=machine,
+        spec=spec,
+        compute_type="bf16",
+        weights=("nf4" if case.get("precision") == "nf4" else "resident",),
+        lora=LoraSection(rank=16),
+        training=TrainingSection(),
+    )
+    work = workload_of(request, case["context"])
+    if case.get("before"):
+        work = dataclasses.replace(work, recurrent_kernels=False)
+    if plan.attention != "auto" and machine.gpus:
+        efficiency = attention_efficiency(machine.gpus[0], spec.head_dim, plan.attention)
+        work = dataclasses.replace(work, backend=plan.attention, attention_efficiency=efficiency)
+    parts = streamed_time(work, plan, speeds_of(machine, work))
+    lines = streamed_ledger(work, plan).parts
+    return {
+        "predicted": {
+            "gpu": sum(line.bytes for line in lines if line.where == "gpu" and line.name not in NOT_ALLOCATED),
+            "host": sum(line.bytes for line in lines if line.where == "host"),
+            "seconds": total_seconds(parts),
+            "parts": {part.name: part.seconds for part in parts},
+            "lines": {f"{line.where}: {line.name}": line.bytes for line in lines},
+        }
+    }
+
+
+def measure_rule(case: dict) -> dict:
+    """Times the gated delta rule alone, forward and backward, with either kernel inside chunks."""
+    import torch
+
+    from engine.models import recurrent_kernels
+    from engine.models.checked_kernel import Example
+
+    device = torch.device(case.get("device", "cuda"))
+    if not recurrent_kernels.prepare_kernels():
+        raise RuntimeError("the package fla and a GPU are needed")
+    from fla.ops.common import chunk_delta_h
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    tokens, heads, width = case["tokens"], case.get("heads", 16), case.get("width", 128)
+    draw = Example.generator(device)
+    q, k, v, do = (draw(1, tokens, heads, width).bfloat16() for _ in range(4))
+    g, beta = -torch.nn.functional.softplus(draw(1, tokens, heads)), draw(1, tokens, heads).sigmoid().bfloat16()
+    leaves = [x.requires_grad_() for x in (q, k, v, g, beta, draw(1, heads, width, width))]
+
+    def rule():
+        return chunk_gated_delta_rule(
+            *leaves[:3],
+            g=leaves[3],
+            beta=leaves[4],
+            initial_state=leaves[5],
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )
+
+    def gradients():
+        out, state = rule()
+        return torch.autograd.grad([out, state], leaves, [do, torch.ones_like(state)])
+
+    found: dict = {}
+    own = recurrent_kernels._kernel_is_right
+    for name, is_right in (("torch", lambda *_: False), ("kernel", own)):
+        recurrent_kernels._kernel_is_right = is_right
+        result = gradients()
+        found[name] = {"forward": timed(rule, device), "both": timed(gradients, device)}
+        found[name]["norms"] = [float(x.float().norm()) for x in result]
+        found[name]["by_kernel"] = longest_kernels(gradients, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        gradients()
+        found[name]["bytes"] = torch.cuda.max_memory_allocated(device) - before
+    found["states"] = configurations(chunk_delta_h, gradients, device)
+    found["kernels"] = recurrent_kernels.kernel_report()
     return found
+
+
+def longest_kernels(call, device) -> list:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize(device)
+    events = [(e.self_device_time_total / 1e3, e.count, e.key[:80]) for e in profiler.key_averages()]
+    return sorted(events, reverse=True)[:16]
+
+
+def configurations(module, gradients, device) -> dict:
+    """Times the two kernels that carry the state from chunk to chunk with other configurations than the first."""
+    import triton
+    from triton.runtime.autotuner import Autotuner
+
+    found = {}
+    for name in ("chunk_gated_delta_rule_fwd_kernel_h_blockdim64", "chunk_gated_delta_rule_bwd_kernel_dhu_blockdim64"):
+        kernel = getattr(module, name)
+        while not isinstance(kernel, Autotuner):
+            kernel = kernel.fn
+        first = kernel.configs
+        for block, warps, stages in (
+            (32, 4, 2),
+            (32, 4, 3),
+            (32, 4, 4),
+            (32, 2, 2),
+            (32, 2, 3),
+            (64, 4, 2),
+            (64, 4, 3),
+        ):
+            kernel.configs = [triton.Config({"BV": block}, num_warps=warps, num_stages=stages)]
+            kernel.cache.clear()
+            try:
+                gradients()
+                times = [ms for ms, _, key in longest_kernels(gradients, device) if key.startswith(name[:40])]
+                found[f"{name[23:26]} BV {block}, {warps} warps, {stages} stages"] = times
+            except Exception as error:
+                found[f"{name[23:26]} BV {block}, {warps} warps, {stages} stages"] = f"{type(error).__name__}: {error}"[
+                    :200
+                ]
+        kernel.configs = first
+        kernel.cache.clear()
+    return found
+
+
+def timed(call, device, repeats: int = 5) -> float:
+    """Returns the milliseconds of the fastest of some calls."""
+    import torch
+
+    call()
+    best = math.inf
+    for _ in range(repeats):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 1e3 * best
 
 
 def main() -> None:
@@ -166,12 +396,14 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     for name in args.only:
-        case = {**CASES[name], **args.case, "shape": {**SHAPES[args.scale], **args.shape}}
+        shape = {} if name == "rule" else {"shape": {**SHAPES[args.scale], **args.shape}}
+        case = {**CASES[name], **args.case, **shape}
         began = time.perf_counter()
         result = within_limit(case)
         results[name] = {"case": case, **result, "wall": time.perf_counter() - began}
         print(line(name, results[name]), flush=True)
         args.out.write_text(json.dumps(results, indent=1))
+    print(table(results))
 
 
 def within_limit(case: dict) -> dict:
@@ -194,6 +426,13 @@ def within_limit(case: dict) -> dict:
 def line(name: str, result: dict) -> str:
     if "error" in result:
         return f"{name}\n    ERROR {result['error']}\n{result.get('trace', '')}"
+    if "seconds" not in result:
+        times = {
+            kind: {part: round(ms, 2) for part, ms in result[kind].items() if part in ("forward", "both")}
+            for kind in ("torch", "kernel")
+        }
+        longest = "\n".join(f"    {ms:8.3f} ms {count:3} {key}" for ms, count, key in result["kernel"]["by_kernel"])
+        return f"{name}\n    {times} {result['kernels']}\n{longest}\n    {result['states']}"
     s = result["seconds"]
     text = f"{name}\n    {s['total']:.2f} s (forward {s['forward']:.2f}, loss {s['loss']:.2f}, "
     text += f"backward {s['backward']:.2f}; first {result['first_seconds']['total']:.2f}, "
@@ -202,7 +441,31 @@ def line(name: str, result: dict) -> str:
         text += f"peak {result['gpu_peak_allocated'] / 2**30:.2f} GiB allocated, "
         text += f"{result['gpu_peak_reserved'] / 2**30:.2f} reserved, "
     text += f"{result['backend']}, fla {result['fla']}, loss {result['loss']:.4f}, "
-    return text + f"gradient norm {result['gradient_norm']:.6f}, wall {result['wall']:.0f}"
+    text += f"gradient norm {result['gradient_norm']:.6f}, wall {result['wall']:.0f}"
+    text += f"\n    kernels {result['kernels']}"
+    if "by_kind" in result:
+        parts = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in result["by_kind"]["seconds"].items())
+        text += f"\n    GPU seconds by kind: {parts}"
+        text += "".join(
+            f"\n    {seconds:7.3f} s {count:6} {key}" for seconds, count, key in result["by_kind"]["longest"]
+        )
+    return text
+
+
+def table(results: dict) -> str:
+    """Returns the steps and what the planner said of them."""
+    rows = ["| case | a step | planned | GPU peak | planned | host | planned | kernels right |", "|---" * 8 + "|"]
+    for name, result in results.items():
+        if "seconds" not in result:
+            continue
+        said, gib = result["predicted"], 2**30
+        right = f"{sum(result['kernels'].values())} of {len(result['kernels'])}"
+        rows.append(
+            f"| {name} | {result['seconds']['total']:.1f} s | {said['seconds']:.1f} s "
+            f"| {result.get('gpu_peak_allocated', 0) / gib:.2f} | {said['gpu'] / gib:.2f} GiB "
+            f"| {result['host_rss_bytes'] / gib:.1f} | {said['host'] / gib:.1f} GiB | {right} |"
+        )
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

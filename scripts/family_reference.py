@@ -75,6 +75,7 @@ KINDS = ("sliding_attention", "full_attention", "full_attention", "sliding_atten
 """Of layers, where a family lists them."""
 _TOWER = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2}
 OWN: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_groups": 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "attention"]},
     "gpt_bigcode": {"num_key_value_heads": 1},
     "phi4_multimodal": {

@@ -23,10 +23,10 @@ has_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_availabl
 install bitsandbytes
 echo "bitsandbytes: installed"
 if has_gpu; then
-  install liger-kernel triton
-  echo "liger-kernel, triton: installed"
+  install liger-kernel 'fla-core>=0.6,<0.7' triton
+  echo "liger-kernel, fla-core, triton: installed"
 else
-  echo "liger-kernel, triton: left out, torch sees no CUDA device"
+  echo "liger-kernel, fla-core, triton: left out, torch sees no CUDA device"
 fi
 if [ "$deepspeed" = yes ]; then
   # Builds its kernels at their first use, which needs a C++ compiler.

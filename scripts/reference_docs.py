@@ -23,7 +23,7 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.models.spec import ModelSpec
 from engine.plan.planner import TierTable, plan_tiers
-from engine.plan.quantities import format_seconds
+from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.tiers import tiers
 
 GENERATED = "<!-- Written by `make docs` from the code. -->"
@@ -231,13 +231,52 @@ def models_page() -> str:
             f"{spec.max_context:,}",
             spec.template,
             "yes" if spec.fim else "",
-            *(_longest(spec, card, ram) for card, ram in machines),
+            *(_longest(find_model(spec.name), card, ram) for card, ram in machines),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _million_tokens()
     lines += ["", "## Where the shapes come from", ""]
     lines += [f"- `{spec.name}` ({spec.hub_id}): {spec.source}." for spec in catalogue().values() if spec.source]
     lines += ["- The others: the config.json of their hub repositories, and the count of their safetensors files."]
     return "\n".join(lines) + "\n"
+
+
+MILLION = 9
+"Tier of a context of 1,048,576 tokens."
+COMPARED = ("qwen2.5-coder-1.5b", "qwen3.5-0.8b", "qwen3.5-2b", "qwen3.5-4b")
+
+
+def _million_tokens() -> list[str]:
+    """Compares what a window of a million tokens costs with and without recurrent layers."""
+    columns = ["model", "attends", "a step", "GPU", "RAM", "disk", "hidden states"]
+    lines = [
+        "",
+        "## A million tokens with recurrent layers",
+        "",
+        "Three of four layers of Qwen3.5 are recurrent (Gated DeltaNet). Their time grows with the tokens, not with "
+        "their square, and they keep one state a tile in place of keys and values. The layers that attend have heads "
+        "of 256. "
+        "**Predicted** by `engine plan --model NAME --hardware CARD --ram GIB --tier 9`:",
+    ]
+    for card, ram in MODEL_CARDS:
+        found = find_card(card)
+        lines += ["", f"{found.name}, {ram} GiB of RAM:", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [_million_row(find_model(name), found, ram) for name in COMPARED]
+    return lines
+
+
+def _million_row(spec: ModelSpec, card: Card, ram: int) -> str:
+    table = plan_tiers(simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), spec, precision="auto")
+    row = table.row(MILLION)
+    attends = f"{spec.attending_layers} of {spec.layers} layers"
+    if not row.fits:
+        return f"| `{spec.name}` | {attends} | does not fit | | | | |"
+    stream = row.layout.stream
+    sizes = (row.gpu_peak_bytes, row.host_peak_bytes, row.disk_bytes)
+    cells = [f"`{spec.name}`", attends, format_seconds(row.step_seconds / row.windows_per_step)]
+    cells += [format_bytes(size) for size in sizes]
+    cells += ["on the GPU" if stream is None else {"gpu": "GPU", "host": "RAM", "disk": "disk"}[stream.hidden_home]]
+    return f"| {' | '.join(cells)} |"
 
 
 def _longest(spec: ModelSpec, card: Card, ram: int) -> str:

@@ -63,9 +63,9 @@ class Engine:
 
     def models(self) -> dict[str, ModelSpec]:
         """Returns the model catalogue by name."""
-        from engine.models.catalogue import catalogue
+        from engine.models.catalogue import catalogue, find_model
 
-        return catalogue()
+        return {name: find_model(name) for name in catalogue()}  # takes families that are not listed into the registry
 
     def plan_tiers(self, machine: Machine, mapping: dict[str, dict[str, Any]], tokens: int | None) -> Plans:
         """Plans the tier table for a machine and a draft's values, and the tier that a run of the draft would use."""

@@ -25,10 +25,11 @@ GET: dict[str, str] = {
     "triton": "pip install triton",
     "liger-kernel": "pip install liger-kernel",
     "deepspeed": "pip install deepspeed",
+    "fla-core": "pip install fla-core",
     "flash-attn": "pip install flash-attn --no-build-isolation (needs nvcc; compiles for up to an hour)",
 }
 "Installation of each library that is not part of every installation."
-GPU_ONLY = frozenset({"triton", "liger-kernel", "flash-attn"})
+GPU_ONLY = frozenset({"triton", "liger-kernel", "fla-core", "flash-attn"})
 "Libraries that have no effect without a GPU."
 
 

@@ -17,6 +17,21 @@ _aten = torch.ops.aten
 SHORTEST = 1024
 "Fewest tokens of a document for which cuDNN computes documents of equal length as a batch."
 
+WIDEST = 256
+"Widest head that cuDNN computes on any GPU, forward and backward."
+_WIDE_SINCE = 91000
+"First version of cuDNN with heads wider than 128 on Hopper."
+
+
+def wide_head_refusal(capability: tuple[int, int], version: int, head_dim: int) -> str | None:
+    """Returns the reason why cuDNN does not support heads wider than 128; None where it does.
+
+    torch's own choice of a kernel has the same condition (check_cudnn_tensor_shapes of its sdp_utils.cpp).
+    """
+    if capability == (9, 0) and version >= _WIDE_SINCE:
+        return None
+    return f"head size {head_dim} needs Hopper and cuDNN 9.10 or newer"
+
 
 class CudnnFlash(AttentionBackend):
     """Wraps `aten._scaled_dot_product_cudnn_attention`; supports grouped heads, causal aligned top left."""
@@ -25,8 +40,14 @@ class CudnnFlash(AttentionBackend):
     borders_to_check = (*AttentionBackend.borders_to_check, (0, SHORTEST, 2 * SHORTEST))
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """See AttentionBackend. Needs Ampere or newer, 16-bit, a head size that is a multiple of 8 up to 128."""
-        reason = needs_ampere(device, dtype, head_dim, largest_head=128)
+        """See AttentionBackend. Needs Ampere or newer, 16-bit, a head size that is a multiple of 8 up to 128.
+
+        On Hopper cuDNN computes heads up to 256 from version 9.10 on.
+        """
+        reason = needs_ampere(device, dtype, head_dim, largest_head=WIDEST)
+        if reason is None and head_dim > 128:
+            version = torch.backends.cudnn.version() or 0
+            reason = wide_head_refusal(torch.cuda.get_device_capability(device), version, head_dim)
         if reason is None and not torch.backends.cudnn.is_available():
             return "this torch has no cuDNN"
         return reason

@@ -27,6 +27,7 @@ LIBRARIES = {
     "bitsandbytes": "4-bit weights (nf4) and 8-bit optimisers",
     "triton": "compiled GPU kernels",
     "liger-kernel": "fused GPU kernels for norms, MLP and loss",
+    "fla-core": "recurrent layers (Gated DeltaNet) on GPUs",
     "flash-attn": "one more attention backend",
     "deepspeed": "ZeRO: states and weights in host memory or over several GPUs",
 }

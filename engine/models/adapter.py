@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 _OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj"})
 """Names that PEFT takes for those of experts wherever they are: a gate of attention that has one gets no adapter."""
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_NOT_OF_MAMBA = frozenset({"out_proj", "conv1d"})
+"""Model types, and the names of layers that PEFT refuses in them: Mamba's kernels read their weights past an adapter.
+See `_check_lora_target_modules_mamba` in peft/tuners/tuners_utils.py."""
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
@@ -78,10 +82,11 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
     Raises:
         EliteError: CONFIG_INVALID.
     """
-    everything = adapts_mlp(model.config.model_type)
-    linear = linear_names(model, everything=everything)
+    family = model.config.model_type
+    everything = adapts_mlp(family)
+    linear = linear_names(model, everything=everything, family=family)
     if ALL_LINEAR in asked:
-        return ALL_LINEAR if everything and EXPERTS not in asked else sorted(linear)
+        return ALL_LINEAR if everything and family not in _MAMBA and EXPERTS not in asked else sorted(linear)
     if unknown := [name for name in asked if name not in linear and name != EXPERTS]:
         raise errors.CONFIG_INVALID(
             source="configuration",
@@ -138,12 +143,13 @@ def _outside_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
+def linear_names(model: nn.Module, *, everything: bool, family: str) -> set[str]:
     """Names of the linear layers that take an adapter, within their modules.
 
     Args:
         model: A causal language model, or a part of it.
         everything: Whether those of MLPs do (engine.models.families.adapts_mlp).
+        family: transformers' model_type.
     """
     mixers = tuple(f"{name}." for name in mixer_names(model))
     found = {
@@ -152,7 +158,8 @@ def linear_names(model: nn.Module, *, everything: bool) -> set[str]:
         if isinstance(module, (nn.Linear, Conv1D))
         and (everything or ".self_attn." in f".{name}" or name.startswith(mixers))
     }
-    return found if everything else found - _OF_EXPERTS
+    refused = _NOT_OF_MAMBA if family in _MAMBA else frozenset[str]()
+    return (found if everything else found - _OF_EXPERTS) - refused
 
 
 def without_adapter(model: Any) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from engine.models.config_reader import ConfigError, spec_from_config
 from engine.models.families import (
     FAMILIES,
     Ability,
+    Family,
     admit,
     refusal,
     refuse,
@@ -25,7 +26,7 @@ from engine.models.families import (
 )
 from engine.models.folder import check_quantisation
 from engine.models.proofs import Proof, find_proof
-from engine.models.spec import Linear, ModelSpec
+from engine.models.spec import Linear, ModelSpec, as_spec
 from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ else:
 
 __all__ = ["Linear", "ModelSpec", "catalogue", "find_model"]
 
+CATALOGUED = "catalogue"
+"""Stands for a proof (engine.models.families.Family.proof) where a row of the catalogue admits a family."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -49,8 +52,19 @@ def catalogue() -> dict[str, ModelSpec]:
 
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
+    if "config" in entry:
+        said = {key: value for key, value in entry.items() if key != "config"}
+        said["settings"] = tuple(entry["config"].items())
+        return dataclasses.replace(as_spec(_shapes()[name], name=name, family=entry["family"]), **said)
     full = {"full_attention_layers": 0 if "sliding_window" in entry else entry["layers"]}
     return ModelSpec(name=name, **{**full, **FAMILIES[entry["family"]].shape, **entry})
+
+
+@functools.cache
+def _shapes() -> dict[str, dict[str, Any]]:
+    """Loads assets/model_shapes.json: what the settings of each model amount to whose family is not listed."""
+    found: dict[str, dict[str, Any]] = json.loads(asset("model_shapes.json").read_text(encoding="utf-8"))
+    return found
 
 
 def find_model(name: str, *, download: bool = True) -> ModelSpec:
@@ -183,6 +197,9 @@ def _admit_by_proof(family: Any, config: Mapping[str, Any]) -> Proof | None:
 
 
 def _trainable(spec: ModelSpec) -> ModelSpec:
+    if spec.settings and spec.family not in FAMILIES:
+        # Proven as every family of docs/families.md. A folder of such a model is still proven by its own settings.
+        admit(spec.family, Family(shape={"adapts_mlp": spec.adapts_mlp}, proof=CATALOGUED))
     _refuse_untrainable(spec.family, {})
     return spec
 

@@ -1,17 +1,9 @@
-"""Makes flash-linear-attention's kernels of the gated delta rule usable, where that package is installed.
+"""Computes the gradients of a chunked gated delta rule inside its chunks, in torch.
 
-transformers takes them by itself. Two things are mended here. One kernel of the backward pass is refused on Hopper with
-Triton 3.4 to 3.7.0, which compile it wrongly; `chunk_gradients` takes its place through the package's own registry. And
-its kernels are tuned in minutes at the first step of every process; one configuration each costs little speed.
+engine.models.delta_rule_kernel computes the same in one kernel, and is compared with this before its first use.
 """
 
 from __future__ import annotations
-
-import functools
-import importlib
-import importlib.util
-import sys
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,57 +126,3 @@ def _some_chunks(
     ends = torch.arange(size - 1, dg.shape[1], size, device=q.device).clamp_(max=tokens - 1)
     dg.index_add_(1, ends, at_end)
     return joined(dq).to(dtype), joined(dk).to(dtype), joined(dw).to(w.dtype), dg[:, :tokens]
-
-
-# --- the package ---------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def prepare_kernels() -> bool:
-    """Prepares flash-linear-attention for this process.
-
-    Returns:
-        Whether it is installed and a GPU runs it.
-    """
-    if not torch.cuda.is_available() or importlib.util.find_spec("fla") is None:
-        return False
-    importlib.import_module("fla.ops.gated_delta_rule")
-    utils: Any = importlib.import_module("fla.utils")
-    if utils.IS_NVIDIA_HOPPER and utils.TRITON_ABOVE_3_4_0 and not utils.TRITON_ABOVE_3_7_1:
-        _register_chunk_gradients()
-    _fix_configurations()
-    return True
-
-
-def _register_chunk_gradients() -> None:
-    backends: Any = importlib.import_module("fla.backends")
-
-    @backends.register("common")
-    class ChunkGradients(backends.BaseBackend):  # type: ignore[misc]
-        backend_type = "elite"
-        priority = 1
-
-        def chunk_bwd_dqkwg_verifier(self, *_: Any, **named: Any) -> tuple[bool, str | None]:
-            needs = ("w", "g", "dv", "scale")
-            whole = all(named.get(name) is not None for name in needs) and named.get("g_gamma") is None
-            return whole and named.get("cu_seqlens") is None, "only a gated delta rule of one sequence"
-
-        def chunk_bwd_dqkwg(self, **named: Any) -> tuple[Tensor, ...]:
-            inputs = {name: named[name] for name in ("q", "k", "v", "do", "h", "dh", "w", "g", "dv", "scale")}
-            options = {name: named[name] for name in ("chunk_size", "state_v_first") if name in named}
-            return chunk_gradients(**inputs, **options)
-
-
-def _fix_configurations() -> None:
-    """Leaves one configuration to each tuned kernel: four warps and few stages, which every GPU has room for."""
-    from triton.runtime.autotuner import Autotuner
-
-    for name, module in list(sys.modules.items()):
-        if not name.startswith("fla."):
-            continue
-        for value in list(vars(module).values()):
-            kernel: Any = value
-            while kernel is not None and not isinstance(kernel, Autotuner):
-                kernel = getattr(kernel, "fn", None)
-            if isinstance(kernel, Autotuner) and len(kernel.configs) > 1:
-                kernel.configs = [min(kernel.configs, key=lambda config: (config.num_warps != 4, config.num_stages))]

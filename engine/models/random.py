@@ -56,6 +56,10 @@ def random_model_of(config: Any, placement: Placement, weights_device: torch.dev
 
 
 def _config(spec: ModelSpec, layers: int) -> Any:
+    if spec.settings:
+        longest = max(spec.max_context, 2**22)
+        changed = {"num_hidden_layers": layers, "max_position_embeddings": longest}
+        return AutoConfig.for_model(spec.family, **{**dict(spec.settings), **changed})
     return AutoConfig.for_model(
         spec.family,
         vocab_size=spec.vocab_size,

@@ -90,6 +90,8 @@ class LayerBytes:
     "Largest number in a forward pass with a graph and the backward pass after it."
     backward_attention: int
     "When the backward pass of attention begins, the gradient of its output included."
+    kernels: bool = False
+    "Whether kernels compute its recurrent layers and norms (engine.models.recurrent_kernels)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,8 @@ class ModelSpec:
 
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
+    settings: tuple[tuple[str, bool | float], ...] = ()
+    "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
 
     @property
     def attending_layers(self) -> int:
@@ -375,9 +379,16 @@ class ModelSpec:
         on_experts = self.lora_parameters(rank, targets, expert_rank) - on_linears
         return on_linears + on_experts * self.experts_per_token // max(1, self.experts)
 
-    def counted_in(self, element: int) -> LayerBytes | None:
-        """What its largest layer holds with activations of this many bytes; None where lists describe its family."""
-        return next((each for each in self.counted if each.element == element), None)
+    def counted_in(self, element: int, *, kernels: bool = False) -> LayerBytes | None:
+        """What its largest layer holds with activations of this many bytes; None where lists describe its family.
+
+        Args:
+            element: Bytes of an activation.
+            kernels: Whether kernels compute its recurrent layers and norms; counted where it has such layers.
+        """
+        fitting = [each for each in self.counted if each.element == element]
+        served = [each for each in fitting if each.kernels == kernels]
+        return next(iter(served or fitting), None)
 
 
 def _parameters(linears: Sequence[Linear]) -> int:

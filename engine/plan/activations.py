@@ -69,7 +69,9 @@ class PeakCandidate:
 class Widths:
     """Bytes per token of the tensors of one layer."""
 
-    def __init__(self, spec: ModelSpec, element: int, rank: int, *, fused: bool, autocast: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, element: int, rank: int, *, fused: bool, autocast: bool, kernels: bool = False
+    ) -> None:
         self.spec, self.element, self.fused, self.autocast = spec, element, fused, autocast
         self.hidden = spec.hidden_size * element
         self.queries = spec.heads * spec.head_dim * element
@@ -80,7 +82,7 @@ class Widths:
         # The streamed step splits each 16-bit factor in two (rounded value, remainder), so its projection exists twice.
         self.inner = rank * element * (1 if autocast or element == 4 else 2)
         self.logsumexp = 4 * spec.heads
-        self.counted = spec.counted_in(element)
+        self.counted = spec.counted_in(element, kernels=kernels)
         "What a layer of a family without a list was seen to hold; its attention's output is among what it saves."
 
     @property

@@ -14,6 +14,7 @@ from engine.plan.planner import TierPlan, plan_context
 from engine.plan.quantities import format_bytes
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
+from engine.plan.strategy import sharding_refusal
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
 """Bytes a second of a network between hosts, in each direction, by name."""
@@ -214,7 +215,7 @@ def _strategies(
     turns = math.ceil(windows / ranks)
     words = f"{turns} of {windows} windows a rank, then {format_bytes(sum_bytes)} of gradients"
     yield made("data", row, row.step_seconds + sum_bytes / rate, sum_bytes, words)
-    for strategy in ("ring", "ulysses"):
+    for strategy in () if sharding_refusal(spec) else ("ring", "ulysses"):
         if strategy == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
             continue
         row = _slowest(planning, cluster, context, strategy)

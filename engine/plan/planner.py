@@ -25,6 +25,7 @@ from engine.plan.request import (
 )
 from engine.plan.search import HEADROOM, Budget, Candidate, search
 from engine.plan.step_layout import StepLayout
+from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import LEAST_UPDATES, tiers
 from engine.plan.time import TimePart
@@ -147,13 +148,17 @@ def plan_context(
     """Returns the best plan for windows of `context` tokens, or the one that is nearest to fitting.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is allowed and it refuses the model.
+        EliteError: MODEL_FAMILY_UNSUPPORTED, where only the streamed step is allowed and it refuses the model;
+            STRATEGY_UNAVAILABLE, where its ranks cannot share a window as the configuration asks.
     """
     budget = Budget.of(planning.machine)
     work = workload_of(planning, context)
     refusal = streaming_refusal(planning.spec, context)
     if planning.step == "streamed" and (problem := streaming_refusal(planning.spec, 0)):
         raise refuse(planning.spec.family, "streamed", problem)
+    if work.ranks > 1 and (problem := sharding_refusal(planning.spec)):
+        strategy, remedy = planning.distributed.strategy, "use --set distributed.strategy=data"
+        raise errors.STRATEGY_UNAVAILABLE(strategy=strategy, problem=problem, remedy=remedy)
     found = _candidates(planning, work, budget, refusal)
     if not found:
         raise errors.CONFIG_INVALID(

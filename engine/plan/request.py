@@ -26,6 +26,7 @@ from engine.models.families import refusal
 from engine.models.spec import EXPERTS, ModelSpec
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import BaseWeights, in_4_bits
 from engine.plan.workload import Backend, ComputeType, Workload
 
@@ -118,7 +119,8 @@ class PlanRequest:
             and self.windows_per_update(context) < self.ranks
             and context // self.ranks >= LEAST_SHARE
         )
-        return self.ranks if spread and streaming_refusal(self.spec, context) is None else 1
+        shares = sharding_refusal(self.spec) is None and streaming_refusal(self.spec, context) is None
+        return self.ranks if spread and shares else 1
 
     def windows_per_update(self, context: int) -> int:
         """Returns the full windows of an update, nearest to its configured tokens (engine.data.window_source)."""
@@ -187,7 +189,10 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
     spec = planning.spec
     gpu = planning.machine.gpus[0] if planning.on_gpu else None
     # A simulated machine has no list of libraries; assume that it has every one.
-    liger = gpu is not None and planning.machine.libraries.get("liger-kernel", "unknown") is not None
+    liger, rules = (
+        gpu is not None and planning.machine.libraries.get(name, "unknown") is not None
+        for name in ("liger-kernel", "fla-core")
+    )
     ranks = planning.window_ranks(context)
     asked = planning.fixed.get("attention")
     backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
@@ -206,6 +211,7 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         backend=backend,
         attention=asked,
         fused_kernels=liger and refusal(spec.family, "fused") is None,
+        recurrent_kernels=rules and planning.compute_type != "fp32",
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
@@ -244,7 +250,8 @@ def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
     capability = gpu.compute_capability or (8, 0)
     if capability < (8, 0):
         return "efficient"
-    return "cudnn" if capability >= (9, 0) and head_dim <= 128 else "flash"
+    widest = 256 if capability == (9, 0) else 128
+    return "cudnn" if capability >= (9, 0) and head_dim <= widest else "flash"
 
 
 def _asked_backend(name: str, gpu: Gpu | None) -> Backend:

@@ -52,9 +52,10 @@ the prediction from the short rates. With heads of 64 it took the predicted time
 times). The cause is unknown; power may limit it. The rates here are calibrated to whole windows, since the steps of a
 run follow each other."""
 
-_HOPPER_FLASH_256 = (0.32, 0.265)
-"""The same of FlashAttention-2 for heads wider than 128. Measured on an H200 as its kernels' time in a step of the
-shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md)."""
+_HOPPER_256: dict[Backend, tuple[float, float]] = {"cudnn": (0.56, 0.44), "flash": (0.32, 0.265)}
+"""The same for heads wider than 128. FlashAttention-2 was measured on an H200 as its kernels' time in a step of the
+shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md). cuDNN's
+shares are assumed."""
 
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue counts as a slow one."
@@ -91,8 +92,8 @@ def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[flo
     capability, wide = gpu.compute_capability or (8, 0), head_dim >= WIDE_HEAD
     if capability < (8, 0):
         return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
-    if capability[0] == 9 and backend == "flash" and head_dim > WIDE_HEAD:
-        return _HOPPER_FLASH_256
+    if capability[0] == 9 and head_dim > WIDE_HEAD and backend in _HOPPER_256:
+        return _HOPPER_256[backend]
     if capability[0] == 9:
         return _HOPPER_ATTENTION[backend, wide]
     return (0.70, 0.55) if wide else (0.60, 0.47)

@@ -80,9 +80,18 @@ def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed:
     return asked
 
 
+def sharding_refusal(spec: ModelSpec) -> str | None:
+    """Returns why ranks cannot share one window of a model; None where they can."""
+    if spec.recurrent is not None:
+        return "the states of its recurrent layers are not passed from rank to rank"
+    return None
+
+
 def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool) -> tuple[str, str]:
     auto = "use --set distributed.strategy=auto"
     if asked in ("ring", "ulysses"):
+        if problem := sharding_refusal(spec):
+            return problem, "use --set distributed.strategy=data"
         if not streamed:
             return "it runs over the streamed step's tiles", "add --set training.step=streamed"
         if config.distributed.compression != "none":

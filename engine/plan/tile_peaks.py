@@ -32,6 +32,7 @@ def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int 
         min(keep, work.spec.layers),
         work.master_home is not None,
         work.adapts_experts,
+        work.recurrent_kernels,
     )
 
 
@@ -78,8 +79,9 @@ def _tile_moments(
     keep: int,
     trained: bool,
     adapts_experts: bool,
+    kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
-    w = Widths(spec, element, rank, fused=fused, autocast=False)
+    w = Widths(spec, element, rank, fused=fused, autocast=False, kernels=kernels)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
     output: Held = () if stash else (("attention output", w.queries),)
     moments: list[PeakCandidate] = []

@@ -31,6 +31,7 @@ def window_peaks(
         work.lora_parameters,
         pieces,
         work.master_home is not None,
+        work.recurrent_kernels,
     )
 
 
@@ -45,9 +46,10 @@ def _window_moments(
     adapter: int,
     pieces: bool,
     trained: bool,
+    kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
     """Models PEFT's own forward under autocast, where the adapters' inputs are cast to fp32 and back."""
-    w = Widths(spec, element, rank, fused=fused, autocast=True)
+    w = Widths(spec, element, rank, fused=fused, autocast=True, kernels=kernels)
     if trained:
         return tuple(_trained_window(w, recompute=recompute, pieces=pieces))
     unpacked: Held = ()

@@ -37,6 +37,8 @@ class Workload:
     "Name of the kernel that the configuration asks for; None: the fastest."
     fused_kernels: bool = True
     "Whether norms, rotary embedding and MLP activation are one kernel each (engine.models.fused)."
+    recurrent_kernels: bool = False
+    "Whether kernels compute its recurrent layers (engine.models.recurrent_kernels)."
     fused_loss: bool = True
     "Whether the streamed step's loss writes its gradient over the logits (engine.streaming.loss)."
     workspaces: int = 2 * 8320 * 1024

@@ -21,10 +21,10 @@ from torch import Tensor
 from engine.attention.packed import packed_attention
 from engine.data.windows import Window, joined
 from engine.models.adapter import without_adapter
-from engine.models.delta_rule import prepare_kernels
 from engine.models.layers import decoder_layers
 from engine.models.lm_head import piece_of, split_head, summed_cross_entropy
 from engine.models.mode import ModelMode
+from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers, routed
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.router_balance import RouterBalance
@@ -157,8 +157,7 @@ class WholeSequenceStep:
         self._mode = ModelMode(model)
         self._decoder, self._head = split_head(base)
         self._mixers = [mixer for of_layer in recurrent_mixers(decoder_layers(base)) for mixer in of_layer]
-        if self._mixers:
-            prepare_kernels()
+        serve(self._mixers)
         self._balance = RouterBalance.of(base)
         self._device = base.device
         self._autocast = autocast

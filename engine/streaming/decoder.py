@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
-from engine.models.delta_rule import prepare_kernels
 from engine.models.families import DROPOUTS, require, setting_refusals
 from engine.models.layers import layer_list
 from engine.models.lm_head import split_head
+from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
 from engine.models.rope_tables import keep_tables_exact
@@ -91,8 +91,7 @@ class Decoder:
         self._parent, self._name = layer_list(causal)
         self.layers: list[nn.Module] = list(getattr(self._parent, self._name))
         self.mixers = recurrent_mixers(self.layers)
-        if any(self.mixers):
-            prepare_kernels()
+        serve(mixer for of_layer in self.mixers for mixer in of_layer)
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
 

@@ -84,7 +84,8 @@ class MixerCache:
         before = self.before.get(("conv", state_idx))
         if before is None:
             before = conv_states.new_zeros((*conv_states.shape[:-1], width))
-        full = torch.cat([before, conv_states], dim=-1)
+        # Channels stay neighbours in memory, as the products write them and kernels of the convolution read them.
+        full = torch.cat([before.transpose(1, 2), conv_states.transpose(1, 2)], dim=1).transpose(1, 2)
         self.after["conv", state_idx] = full[..., full.shape[-1] - width :]
         return full
 

@@ -8,6 +8,7 @@ planner knows that for every family.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,12 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from engine.models.layers import decoder_layers
+from engine.models.recurrent_kernels import serve
+from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import LayerBytes
 from engine.streaming.linears import FrozenLinears
 from engine.verify.measure import LiveBytes
+from engine.verify.observed_kernels import kernels_stand_in
 
 _IMPLEMENTATION = "elite_tui_observed"
 _LENGTHS = (1024, 2048)
@@ -49,16 +53,29 @@ def observed_bytes(config: Any, targets: Sequence[str]) -> tuple[list[Attended],
         targets: Names of the linear layers that adapters go on.
 
     Returns:
-        The calls of the attention function, layer by layer; what the largest layer holds, in 16 bits and in 32.
+        The calls of the attention function, layer by layer; what the largest layer holds, in 16 bits and in 32, and
+        for recurrent layers in 16 bits with the kernels of engine.models.recurrent_kernels.
     """
     AttentionInterface.register(_IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(_IMPLEMENTATION, lambda *_, **__: None)
     with _without_numbers():
-        (calls, narrow), (_, wide) = (_in_dtype(config, targets, dtype) for dtype in (torch.bfloat16, torch.float32))
-    return calls, (narrow, wide)
+        calls, narrow = _in_dtype(config, targets, torch.bfloat16)
+        _, wide = _in_dtype(config, targets, torch.float32)
+        if not _recurs(config):
+            return calls, (narrow, wide)
+        _, served = _in_dtype(config, targets, torch.bfloat16, kernels=True)
+    return calls, (narrow, wide, served)
 
 
-def _in_dtype(config: Any, targets: Sequence[str], dtype: torch.dtype) -> tuple[list[Attended], LayerBytes]:
+def _recurs(config: Any) -> bool:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    return any(recurrent_mixers(decoder_layers(model)))
+
+
+def _in_dtype(
+    config: Any, targets: Sequence[str], dtype: torch.dtype, *, kernels: bool = False
+) -> tuple[list[Attended], LayerBytes]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
     model.config.use_cache = False
@@ -66,12 +83,14 @@ def _in_dtype(config: Any, targets: Sequence[str], dtype: torch.dtype) -> tuple[
     model.config._attn_implementation = _IMPLEMENTATION
     model.requires_grad_(requires_grad=False).train()
     layers = list(_one_of_each(decoder_layers(model)))
+    serve(mixer for of_layer in recurrent_mixers(layers) for mixer in of_layer)
     # Recorded before the adapters are there, and of the whole model: a layer's arguments depend on its number.
     passed = [_arguments(model, layers, length, dtype) for length in _LENGTHS]
     calls, counted = list(_calls), []
     for number, layer in enumerate(layers):
         _adapt(layer, targets)
-        short, long = (_run(layer, *given[number]) for given in passed)
+        with kernels_stand_in(layer) if kernels else contextlib.nullcontext():
+            short, long = (_run(layer, *given[number]) for given in passed)
         counted.append([(b - a) // (_LENGTHS[1] - _LENGTHS[0]) for a, b in zip(short, long, strict=True)])
     forward, forward_attention, saved, backward, backward_attention = (max(each) for each in zip(*counted, strict=True))
     return calls, LayerBytes(
@@ -81,6 +100,7 @@ def _in_dtype(config: Any, targets: Sequence[str], dtype: torch.dtype) -> tuple[
         saved=saved,
         backward=backward,
         backward_attention=backward_attention,
+        kernels=kernels,
     )
 
 

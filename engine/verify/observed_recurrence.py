@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.models.layers import has_attention
+from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import RecurrentShape
 from engine.streaming.mixer_cache import MixerCache
@@ -23,6 +24,7 @@ def observed_recurrence(layers: Sequence[nn.Module], hidden_size: int) -> Recurr
         hidden_size: Width of their inputs.
     """
     mixers = recurrent_mixers(layers)
+    serve(mixer for of_layer in mixers for mixer in of_layer)
     found: list[tuple[int, int, int]] = []
     for mixer in {mixer for of_layer in mixers for mixer in of_layer}:
         cache = MixerCache()

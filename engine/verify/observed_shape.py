@@ -17,7 +17,7 @@ from engine.models.families import setting_refusals
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import LayerKind, Linear, as_spec
-from engine.verify.observed_bytes import observed_bytes
+from engine.verify.observed_bytes import Attended, observed_bytes
 from engine.verify.observed_recurrence import observed_recurrence
 
 
@@ -52,12 +52,12 @@ def observed_shape(config: Any, *, adapts_mlp: bool) -> dict[str, Any]:
 
 
 def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool) -> dict[str, Any]:
-    targets = set().union(*(linear_names(layer, everything=adapts_mlp) for layer in layers))
+    targets = set().union(*(linear_names(layer, everything=adapts_mlp, family=config.model_type) for layer in layers))
     calls, counted = observed_bytes(config, sorted(targets))
     chosen = next((int(found) for name in CHOSEN_EXPERTS if (found := _first(getattr(config, name, None)))), 0)
     kinds = _kinds(layers, targets, chosen)
-    widest = max(calls, key=lambda call: call.heads * call.head_dim)
-    keys = max(call.kv_heads * call.head_dim for call in calls)
+    widest = max(calls or [_unused_heads(config)], key=lambda call: call.heads * call.head_dim)
+    keys = max((call.kv_heads * call.head_dim for call in calls), default=widest.kv_heads * widest.head_dim)
     windows = [call.window for call in calls if call.window]
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     settings = config.to_dict()
@@ -90,6 +90,14 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
     recurrent = observed_recurrence(layers, hidden)
     shape["recurrent"] = None if recurrent is None else dataclasses.asdict(recurrent)
     return shape | _experts(layers, hidden, chosen)
+
+
+def _unused_heads(config: Any) -> Attended:
+    """Returns the heads that a configuration names, for a model of which no layer attends."""
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    width = int(getattr(config, "head_dim", None) or max(1, config.hidden_size // heads))
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    return Attended(heads=heads, kv_heads=kv_heads, head_dim=width, window=None)
 
 
 _SHORT = 2048

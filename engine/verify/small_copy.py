@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from engine.models.families import DROPOUTS
 from engine.models.layers import decoder_layers
-from engine.models.recurrent_mixers import mixer_names
+from engine.models.recurrent_kernels import serve
+from engine.models.recurrent_mixers import mixer_names, recurrent_mixers
 from engine.models.rope import fixed_rope_context
 
 VOCABULARY = 97
@@ -67,6 +68,7 @@ def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="eager")
         model.config._experts_implementation = "eager"  # the grouped product takes no fp64
         recurrent = bool(mixer_names(model))
+        serve(mixer for of_layer in recurrent_mixers(decoder_layers(model)) for mixer in of_layer)
         with torch.no_grad():
             for parameter in model.parameters():
                 if recurrent:

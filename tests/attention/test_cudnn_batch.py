@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.attention.cudnn import SHORTEST, as_batch, as_row, equal_length
+from engine.attention.cudnn import SHORTEST, as_batch, as_row, equal_length, wide_head_refusal
 from tests.attention.plain import plain
 
 
@@ -44,3 +44,17 @@ def test_documents_by_themselves():
 )
 def test_when_documents_are_a_batch(borders, rows):
     assert equal_length(borders) == rows
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "serves"),
+    [
+        ((9, 0), 91000, True),
+        ((9, 0), 90900, False),
+        ((8, 0), 91500, False),
+        ((10, 0), 91500, False),
+        ((12, 0), 91500, False),
+    ],
+)
+def test_wide_heads_are_for_hopper_and_a_new_cudnn(capability, version, serves):
+    assert (wide_head_refusal(capability, version, 256) is None) == serves

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from support.tiny import VOCABULARY, tiny_model
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from engine.config import LoraSection
 from engine.errors import EliteError
@@ -99,3 +99,16 @@ def test_saving_again_replaces_the_folder_and_names_the_base(tmp_path):
     assert config["r"] == 4
     assert config["base_model_name_or_path"] == "some/base"
     assert config["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(("family", "refused"), [("falcon_h1", {"out_proj"}), ("granitemoehybrid", set())])
+def test_all_linear_leaves_out_what_peft_refuses(family, refused):
+    """PEFT raises for the output projection of Mamba layers of some families, whose kernels read past an adapter."""
+    from tests.streaming.test_recurrent import FAMILIES, SHAPE
+
+    config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family]})
+    model = AutoModelForCausalLM.from_config(config)
+    adapted = attach_adapter(model, LoraSection(rank=2), seed=0)
+    names = {name.partition(".lora_")[0].rpartition(".")[2] for name in trainable(adapted)}
+    assert "in_proj" in names
+    assert {"out_proj"} - names == refused

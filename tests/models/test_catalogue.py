@@ -239,3 +239,36 @@ def test_a_hub_id_that_cannot_be_read_is_not_available(case, hub, monkeypatch):
         find_model(name, download=case != "not cached")
     assert (caught.value.code, caught.value.exit_code) == ("model-not-available", 3)
     assert str(caught.value).isprintable()
+
+
+RECURRENT = [name for name, spec in catalogue().items() if spec.settings]
+
+
+def test_the_shapes_of_families_that_are_not_listed_are_what_their_settings_amount_to():
+    """Of one of them; scripts/model_shapes.py --check compares all."""
+    from transformers import AutoConfig
+
+    from engine.models.spec import as_spec
+    from engine.verify.observed_shape import observed_shape
+
+    assert {"qwen3.5-0.8b", "qwen3.5-2b", "qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b"} <= set(RECURRENT)
+    spec = catalogue()["qwen3.5-0.8b"]
+    shape = observed_shape(AutoConfig.for_model(spec.family, **dict(spec.settings)), adapts_mlp=True)
+    assert as_spec(shape, name=spec.name, family=spec.family).kinds == spec.kinds
+    assert as_spec(shape, name=spec.name, family=spec.family).counted == spec.counted
+    assert as_spec(shape, name=spec.name, family=spec.family).recurrent == spec.recurrent
+
+
+def test_a_listed_name_does_not_admit_other_models_of_its_family(tmp_path, monkeypatch):
+    """Their settings are proven by themselves."""
+    from engine.models import catalogue as module
+    from engine.models import families
+
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    monkeypatch.setattr(module, "FAMILIES", families.FAMILIES)
+    assert find_model("qwen3.5-2b").recurrent is not None
+    assert find_model("Qwen/Qwen3.5-2B") == find_model("qwen3.5-2b")
+    settings = {**dict(catalogue()["qwen3.5-2b"].settings), "model_type": "qwen3_5_text", "hidden_size": 1536}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(EliteError, match="has not admitted it"):
+        find_model(str(tmp_path))

@@ -8,12 +8,20 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.config import DistributedSection, from_mapping
+from engine.errors import EliteError
+from engine.hardware.machine import GIB
+from engine.hardware.target import target_machine
 from engine.models import families
 from engine.models.catalogue import find_model
 from engine.models.layers import decoder_layers
 from engine.models.spec import RecurrentShape
+from engine.plan.cluster import Cluster, cluster_plans
 from engine.plan.memory import streamed_ledger
+from engine.plan.planner import plan_context
+from engine.plan.request import PlanRequest, workload_of
 from engine.plan.speeds import Speeds
+from engine.plan.strategy import choose_strategy
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import attention_flops, streamed_time
 from engine.plan.workload import Workload
@@ -83,3 +91,49 @@ def test_a_recurrent_layer_takes_time_in_proportion_to_its_tokens():
         return next(part.seconds for part in parts if part.name == "recurrent rules")
 
     assert seconds(2**18) == pytest.approx(2 * seconds(2**17))
+
+
+def of_ranks(strategy="auto", ranks=4):
+    machine = target_machine("h100-sxm*4", ram=512 * GIB)
+    request = PlanRequest.of(machine, workload(QWEN).spec)
+    return dataclasses.replace(request, ranks=ranks, distributed=DistributedSection(strategy=strategy))
+
+
+def test_ranks_do_not_share_a_window_of_a_recurrent_model():
+    """The states of its layers are not passed from rank to rank: each rank computes windows of its own."""
+    assert plan_context(of_ranks(), 2**20).layout.window_ranks == 1
+    plain = dataclasses.replace(of_ranks(), spec=workload(None).spec)
+    assert plan_context(plain, 2**20).layout.window_ranks == 4
+    cluster = Cluster(machine=of_ranks().machine, card_link=3e11, host_link=5e10)
+    strategies = {plan.strategy for plan in cluster_plans(of_ranks(), cluster, 2**17)}
+    assert "data" in strategies
+    assert not strategies & {"ring", "ulysses"}
+
+
+@pytest.mark.parametrize("strategy", ["ring", "ulysses"])
+def test_a_strategy_that_shares_windows_is_refused_by_plan_and_start(strategy):
+    with pytest.raises(EliteError, match=rf"{strategy} cannot be used here: .* not passed from rank to rank"):
+        plan_context(of_ranks(strategy), 2**20)
+    config = from_mapping({"distributed": {"strategy": strategy}})
+    with pytest.raises(EliteError, match=r"not passed from rank to rank"):
+        choose_strategy(config, of_ranks().spec, ranks=4, streamed=True, spreads=True)
+
+
+def test_a_million_tokens_of_a_recurrent_model_are_planned_for_a_gaming_card():
+    machine = target_machine("rtx-3060-12gb", ram=64 * GIB)
+    plans = {}
+    for name in ("qwen2.5-coder-1.5b", "qwen3.5-2b"):
+        plans[name] = plan_context(PlanRequest.of(machine, find_model(name)), 2**20)
+    assert all(plan.fits for plan in plans.values())
+    assert plans["qwen3.5-2b"].step_seconds < plans["qwen2.5-coder-1.5b"].step_seconds / 2
+    assert any(part.name == "recurrent rules" for part in plans["qwen3.5-2b"].time)
+
+
+def test_without_the_kernels_a_layer_holds_more():
+    machine = target_machine("rtx-3060-12gb", ram=64 * GIB)
+    bare = dataclasses.replace(machine, libraries={"fla-core": None, "liger-kernel": "0.8.5"})
+    spec, plan = find_model("qwen3.5-2b"), StreamPlan(tile=4096, key_block=8192)
+    works = [workload_of(PlanRequest.of(each, spec), 2**17) for each in (machine, bare)]
+    served, plain = (streamed_ledger(work, plan).peak("gpu") for work in works)
+    assert [work.recurrent_kernels for work in works] == [True, False]
+    assert served < plain - 2**28
