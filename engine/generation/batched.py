@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Sequence
 import torch
 from torch import Tensor
 
+from engine.attention.rule import AttentionRule
 from engine.generation.forward import CachedAttention, Forward, TiledForward, attending, through_layers
 from engine.models.recurrent_mixers import Call, RecurrentMixer
 
@@ -30,10 +31,10 @@ class _EachItsOwn:
         for attention in self._attentions:
             attention.at_layer(number)
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Computes attention of one token per sequence; shapes as in CachedAttention."""
         outputs = [
-            attention.compute(*(x[:, :, i : i + 1] for x in (q, k, v)), scale=scale, window=window)
+            attention.compute(q[:, :, i : i + 1], k[:, :, i : i + 1], v[:, :, i : i + 1], rule)
             for i, attention in enumerate(self._attentions)
         ]
         return torch.cat(outputs, 2)

@@ -373,8 +373,6 @@ streamed step would draw other numbers in its recomputation, and both kinds of s
 _WITHOUT_KERNEL = {
     "attn_logit_softcapping": "flash kernels do not cap attention scores",
     "use_bidirectional_attention": "it does not attend causally",
-    "attention_chunk_size": "chunks of attention are not computed here",
-    "kv_lora_rank": "latent keys and values (MLA) are not kept by tiles here",
     "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
 }
 """Settings that neither way to compute a step knows, where they are set, and why."""

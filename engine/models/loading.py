@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -193,7 +194,7 @@ def _load_pretrained(
         "config": config,
         "use_safetensors": True,
         "output_loading_info": True,
-        **_arguments(placement),
+        **_arguments(placement, config),
     }
     if weights.folder.renames:
         arguments["key_mapping"] = dict(weights.folder.renames)
@@ -207,11 +208,11 @@ def _load_pretrained(
     return loaded
 
 
-def _arguments(placement: Placement) -> dict[str, Any]:
+def _arguments(placement: Placement, config: PreTrainedConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "dtype": placement.dtype,
         "device_map": {"": placement.device},
-        "attn_implementation": "sdpa",
+        "attn_implementation": _attention(config),
     }
     if placement.precision == "nf4":
         arguments["quantization_config"] = BitsAndBytesConfig(
@@ -221,6 +222,12 @@ def _arguments(placement: Placement) -> dict[str, Any]:
             bnb_4bit_compute_dtype=placement.dtype,
         )
     return arguments
+
+
+def _attention(config: PreTrainedConfig) -> str:
+    """Returns "sdpa", or "eager" for families that transformers does not run by SDPA, such as those with sinks."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 @contextlib.contextmanager

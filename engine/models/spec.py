@@ -72,6 +72,18 @@ class LayerKind:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """What layers store of a token in place of keys and values, which they expand when a tile reads them (MLA)."""
+
+    stored: int
+    "Numbers that are stored of a token."
+    rank: int
+    "Of these, numbers that are expanded; the others are the rotated part of every head's keys."
+    expanded: int
+    "Values of a token that the expansion's product gives, over all heads."
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerBytes:
     """Bytes per token that a decoder layer holds beside its input, without the attention kernel's own.
 
@@ -139,6 +151,11 @@ class ModelSpec:
     heads: int
     kv_heads: int
     head_dim: int
+    "Width of a head; of its keys or its values, whichever is wider."
+    value_dim: int | None = None
+    "Width of a head's values; None if it is that of the head."
+    latent: LatentShape | None = None
+    "What is stored of a token in place of keys and values; None if nothing is."
     intermediate_size: int
     vocab_size: int
     tied_embeddings: bool
@@ -195,6 +212,18 @@ class ModelSpec:
     "Its recurrent layers; None if there are none."
     settings: tuple[tuple[str, bool | float], ...] = ()
     "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
+
+    @property
+    def stored_width(self) -> int:
+        """Values of a token's keys and values, or latents, in one layer."""
+        if self.latent is not None:
+            return self.latent.stored
+        return self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
+
+    @property
+    def output_width(self) -> int:
+        """Values of a token's attention output in one layer."""
+        return self.heads * (self.value_dim or self.head_dim)
 
     @property
     def attending_layers(self) -> int:

@@ -76,6 +76,7 @@ class Widths:
         self.hidden = spec.hidden_size * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
+        self.output = spec.output_width * element
         self.mlp = spec.mlp_width * element
         self.wide = 4 // element
         "Size of fp32 in units of an activation's element."

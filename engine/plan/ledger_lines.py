@@ -178,8 +178,8 @@ def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Lin
     _, ring = layers_of_ring(work.spec, plan.tile, work.context)
     if ring is None:
         return
-    values, element = 2 * ring.rows * work.key_width, work.element
-    shape = f"2 × {ring.places} tiles' last {ring.kept:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
+    values, element = ring.rows * work.spec.stored_width, work.element
+    shape = f"{ring.places} tiles' last {ring.kept:,} tokens × {_a_token(work.spec)}"
     yield Line(
         name="a windowed layer's keys and values",
         where=device,
@@ -195,32 +195,41 @@ def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Lin
 
 
 def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
-    n, width, element = work.context, work.key_width, work.element
-    shape = f"{n:,} tokens × {work.spec.kv_heads} heads × {work.spec.head_dim}"
+    n, width, element = work.context, work.spec.stored_width, work.element
+    shape = f"{n:,} tokens × {_a_token(work.spec)}"
     home: Place = device if plan.kv_home == "gpu" else "host"
     yield Line(
         name="keys and values of one layer",
         where=home,
-        bytes=2 * n * width * element,
-        words=lambda: f"2 × {shape} × {element} B",
+        bytes=n * width * element,
+        words=lambda: f"{shape} × {element} B",
     )
-    yield Line(name="their gradients, fp32", where=home, bytes=2 * n * width * 4, words=lambda: f"2 × {shape} × 4 B")
+    yield Line(name="their gradients, fp32", where=home, bytes=n * width * 4, words=lambda: f"{shape} × 4 B")
     if plan.kv_home == "host" and work.on_gpu:
         yield Line(
             name="key blocks in flight",
             where="gpu",
-            bytes=2 * 2 * key_block * width * (element + 4),
-            words=lambda: f"2 buffers × 2 × {key_block:,} keys × {width:,} × ({element} + 4) B",
+            bytes=2 * key_block * width * (element + 4),
+            words=lambda: f"2 buffers × {key_block:,} keys × {width:,} × ({element} + 4) B",
         )
+
+
+def _a_token(spec: ModelSpec) -> str:
+    """Says what is stored of a token: latents, or keys and values."""
+    if spec.latent is not None:
+        return f"{spec.latent.stored} numbers of latents"
+    if spec.value_dim is not None and spec.value_dim != spec.head_dim:
+        return f"{spec.kv_heads} heads × ({spec.head_dim} + {spec.value_dim})"
+    return f"2 × {spec.kv_heads} heads × {spec.head_dim}"
 
 
 def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
     """Lists the device buffers that tiles arrive in, and the tables that stay there for each position."""
     spec, element = work.spec, work.element
     stored = _stored_bytes(work, plan) * spec.hidden_size
-    stashed = work.query_width * element + 4 * spec.heads if plan.stash else 0
+    stashed = spec.output_width * element + 4 * spec.heads if plan.stash else 0
     if plan.stash and stashes_kv(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
-        stashed += work.key_width * element  # keys and values of a ring's tiles come back through two buffers
+        stashed += spec.stored_width // 2 * element  # keys and values of a ring's tiles come back through two buffers
     a_token = round(stored) + spec.hidden_size * element + stashed
     yield Line(
         name="tiles in flight between the homes",
@@ -259,21 +268,21 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
     )
     if plan.stash:
-        per_token, attending = work.query_width * element + spec.heads * 4, spec.attending_layers
+        per_token, attending = spec.output_width * element + spec.heads * 4, spec.attending_layers
         yield Line(
             name="stash: attention outputs and logsumexp",
             where=home,
             bytes=attending * n * per_token,
             words=lambda: (
-                f"{attending} layers × {n:,} tokens × ({work.query_width:,} × {element} + {spec.heads} × 4) B"
+                f"{attending} layers × {n:,} tokens × ({spec.output_width:,} × {element} + {spec.heads} × 4) B"
             ),
         )
         if stashes_kv(spec):
             yield Line(
                 name="stash: keys and values",
                 where=home,
-                bytes=attending * n * 2 * work.key_width * element,
-                words=lambda: f"{attending} layers × {n:,} tokens × 2 × {work.key_width:,} × {element} B",
+                bytes=attending * n * spec.stored_width * element,
+                words=lambda: f"{attending} layers × {n:,} tokens × {_a_token(spec)} × {element} B",
             )
     if home == "disk":
         yield staging_part(work, plan, tile)
@@ -284,8 +293,8 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     spec, element = work.spec, work.element
     a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
     if plan.stash:
-        keys = work.key_width * element if stashes_kv(spec) else 0
-        a_token += work.query_width * element + 4 * spec.heads + keys
+        keys = spec.stored_width // 2 * element if stashes_kv(spec) else 0
+        a_token += spec.output_width * element + 4 * spec.heads + keys
     return Line(
         name="tiles on their way to and from the disk",
         where="host",
@@ -296,7 +305,7 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
 
 def stashes_kv(spec: ModelSpec) -> bool:
     """Whether keys and values are saved beside the attention output: where both together are no larger than it."""
-    return 2 * spec.kv_heads <= spec.heads
+    return spec.stored_width <= spec.output_width
 
 
 def stored_layers(layers: int, every: int) -> int:

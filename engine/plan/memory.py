@@ -116,7 +116,8 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     first = min(key_block, before)
     second = min(key_block, before - first)
     paged = plan.kv_home == "host" and work.on_gpu
-    longest = min(key_block if paged else FORWARD_BLOCKS * key_block, before)
+    single = paged or work.spec.latent is not None
+    longest = min(key_block if single else FORWARD_BLOCKS * key_block, before)
     keys: dict[Phase, int] = {"forward": max(tile, longest), "backward": first + max(tile, second)}
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0

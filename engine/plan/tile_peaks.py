@@ -125,10 +125,10 @@ def _counted_layer(
     yield PeakCandidate(phase="forward", at="in a layer", token=(*decoded, *layer))
     own: Held = (("logsumexp", w.logsumexp), *output)
     adapters = ("adapters", (len(w.spec.linears) + 4) * w.inner)
-    layer = (("layer, as counted", counted.backward - w.queries), *own, adapters)
+    layer = (("layer, as counted", counted.backward - w.output), *own, adapters)
     yield PeakCandidate(phase="backward", at="in a layer", token=(*decoded, *layer))
     # The list of attention's backward pass has its gradients and the layer's output and residual gradient itself.
-    rest = counted.backward_attention - w.queries - 2 * w.hidden
+    rest = counted.backward_attention - w.output - 2 * w.hidden
     yield _tile_attention_backward(w, (*decoded, ("layer, as counted", rest)), own, backend)
 
 
@@ -211,7 +211,7 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
         *_reversed(w, results=w.queries, inputs=w.queries),
     )
     repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
-    return PeakCandidate(phase="forward", at="in attention", token=held, key=repeated)
+    return PeakCandidate(phase="forward", at="in attention", token=held, key=(*repeated, *_expanded(w)))
 
 
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
@@ -267,7 +267,20 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
         *_ATTENTION_WORKSPACE[backend](w),
     )
     blocks = (("keys' and values' gradients", 2 * w.keys),)
-    return PeakCandidate(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
+    expansion: Held = (("gradients of the expansion", w.queries + w.output),) if w.spec.latent is not None else ()
+    key = (*blocks, *_expanded(w), *expansion, *_key_workspace(w, backend))
+    return PeakCandidate(phase="backward", at="in attention", token=held, key=key)
+
+
+def _expanded(w: Widths) -> Held:
+    """Bytes per key of a block of latents that is expanded while the block before it is still held.
+
+    Half of the expansion's own product and of the values filled up to the width of keys, which one block has.
+    """
+    if w.spec.latent is None:
+        return ()
+    own = (w.spec.latent.expanded * w.element + w.queries) // 2
+    return (("expanded keys and values", w.queries + w.output), ("their expansion", own))
 
 
 def _reversed(w: Widths, *, results: int, inputs: int) -> Held:

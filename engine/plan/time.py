@@ -105,6 +105,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         *_unpacking_parts(work, plan.weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         _prefix_part(work, speeds, tiles),
+        *_expansion_parts(work, speeds, tiles, forwards=attention_forwards),
         *_zeroing_parts(work, plan, speeds),
         *_recurrence_parts(work, speeds, forwards),
         *_experts_parts(work, speeds, forwards),
@@ -186,7 +187,7 @@ def _matrix_parts(
     adapters = work.lora_parameters if work.multiplied_lora is None else work.multiplied_lora
     flops = 2.0 * n * (units * weights + (units + 1) * adapters)
     if refill:
-        flops += 2.0 * n * spec.attending_layers * 2 * spec.hidden_size * work.key_width
+        flops += 2.0 * n * spec.attending_layers * spec.hidden_size * spec.stored_width
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -302,20 +303,40 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
     spec, half = work.spec, work.context / 2
     window = min((spec.sliding_window or work.context) - 1, half)
     earlier = (tiles - 1) * ((spec.attending_layers - spec.windowed_layers) * half + spec.windowed_layers * window)
-    moved = earlier * 2 * work.key_width * (2 * 4 + work.element)
+    moved = earlier * spec.stored_width * (2 * 4 + work.element)
     return TimePart(
         name="sums of key and value gradients",
         seconds=moved / speeds.memory,
-        formula=f"{earlier:.3g} keys met × 2 × {work.key_width:,} × {2 * 4 + work.element} B, "
+        formula=f"{earlier:.3g} keys met × {spec.stored_width:,} × {2 * 4 + work.element} B, "
         f"at {speeds.memory / 1e9:.3g} GB/s",
     )
+
+
+def _expansion_parts(work: Workload, speeds: Speeds, tiles: int, forwards: float) -> list[TimePart]:
+    """Models the expansion of earlier tokens' latents: for every tile again, with its gradient in the backward pass."""
+    spec, latent = work.spec, work.spec.latent
+    if latent is None:
+        return []
+    earlier = spec.attending_layers * (tiles - 1) * work.context / 2
+    products = forwards + (3 if work.master_home is not None else 2)
+    flops = 2.0 * products * earlier * latent.rank * latent.expanded
+    # Keys are put together from two parts, values are filled up, and so are their gradients.
+    moved = (3 * forwards + 6) * earlier * spec.heads * spec.head_dim * work.element * 2
+    return [
+        TimePart(
+            name="expanding latents",
+            seconds=flops / speeds.matrix + moved / speeds.memory,
+            formula=f"{flops:.3g} operations at {speeds.matrix / 1e12:.3g} TFLOP/s, and {moved:.3g} B "
+            f"at {speeds.memory / 1e9:.3g} GB/s",
+        )
+    ]
 
 
 def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
     """The CPU zeroes the offloaded key and value gradients while the GPU waits."""
     if plan.kv_home != "host" or not work.on_gpu or not _paged_layers(work, plan):
         return []
-    zeroed = _paged_layers(work, plan) * 2 * work.context * work.key_width * 4
+    zeroed = _paged_layers(work, plan) * work.context * work.spec.stored_width * 4
     formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
     return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
 
@@ -365,7 +386,7 @@ def _transfer_seconds(
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
-        hidden += 2 * spec.attending_layers * n * (work.query_width * e + 4 * spec.heads)
+        hidden += 2 * spec.attending_layers * n * (spec.output_width * e + 4 * spec.heads)
     home = speeds.disk if plan.hidden_home == "disk" else speeds.link
     seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
     if plan.streams_weights:
@@ -373,7 +394,7 @@ def _transfer_seconds(
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
-        pairs = _paged_layers(work, plan) * n * (tiles - 1) / 2 * work.key_width
+        values = _paged_layers(work, plan) * n * (tiles - 1) / 2 * spec.stored_width
         reads = (1 if plan.stash else 2 + again) + 1
-        pages = pairs * 2 * (reads * e + 2 * 4) / speeds.link
+        pages = values * (reads * e + 2 * 4) / speeds.link
     return (seconds, pages) if work.on_gpu else (0.0, 0.0)

@@ -129,12 +129,12 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     def new_reader(width, array_dtype):
         return TileReader(width, array_dtype, plan.tile, META)
 
-    def new_kv_cache(heads, head_dim, kv_dtype):
-        return DeviceKvCache(context, heads, head_dim, kv_dtype, META)
+    def new_kv_cache(shape):
+        return DeviceKvCache(context, shape, META)
 
-    def new_windowed(heads, head_dim, kv_dtype, window):
+    def new_windowed(shape, window):
         ring = ring_for(window, plan.tile, context)
-        return None if ring is None else WindowedKvCache(ring, heads, head_dim, kv_dtype, META)
+        return None if ring is None else WindowedKvCache(ring, shape, META)
 
     saved = SavedAttention(new_array, new_reader) if plan.stash else None
     blocks = plan.key_block, 4 * plan.key_block
