@@ -74,7 +74,7 @@ class StackUpdate:
         return (len(self.experts), *self.experts[0].shape)
 
     def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """Returns the merged stack in fp32."""
+        """Returns the merged stack in fp32, in the shape that it is stored in."""
         merged = torch.empty(weight.shape, dtype=torch.float32)
         for number, update in enumerate(self.experts):
             merged[number] = update.applied(weight[number])

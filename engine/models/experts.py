@@ -111,7 +111,7 @@ class StackFactors:
             return cls(wide_a, wide_b, rank, scale, halves)
 
     def project(self, x: Tensor, factor: Tensor, groups: Groups) -> Tensor:
-        """Computes x factorᵀ, (rows, rank'); for halves their sum, side by side."""
+        """Computes x factorᵀ of shape (rows, rank'), x of (rows, inputs); for halves their sum, side by side."""
         product = grouped_product(x, factor.transpose(1, 2), groups)
         if not self.halves:
             return product

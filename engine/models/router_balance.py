@@ -110,7 +110,7 @@ class RouterBalance:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
-        """Within it, the logits of every router that runs are appended to the list that it gives."""
+        """Within it, the logits of every router that runs, of shape (tokens, experts), are appended to its list."""
         seen: list[Tensor] = []
 
         def note(_: nn.Module, __: Any, output: Any) -> None:

@@ -143,6 +143,13 @@ def total_seconds(parts: tuple[TimePart, ...]) -> float:
     return sum(part.seconds for part in parts)
 
 
+def weights_moved(work: Workload, plan: StreamPlan) -> int:
+    """Returns the bytes of base weights that one window's step copies to the GPU: a layer in each of its passes."""
+    if not plan.streams_weights or not work.on_gpu:
+        return 0
+    return round((4 - 1 / plan.checkpoint_every) * stored_bytes(work, plan.weights))
+
+
 def attention_flops(work: Workload) -> float:
     """Returns the operations of one forward pass of attention: 4 · pairs · heads · head_dim per layer, over all layers.
 
