@@ -59,7 +59,8 @@ def _config(spec: ModelSpec, layers: int) -> Any:
     if spec.settings:
         longest = max(spec.max_context, 2**22)
         changed = {"num_hidden_layers": layers, "max_position_embeddings": longest}
-        return AutoConfig.for_model(spec.family, **{**dict(spec.settings), **changed})
+        own = {key: list(value)[:layers] if isinstance(value, tuple) else value for key, value in spec.settings}
+        return AutoConfig.for_model(spec.family, **{**own, **changed})
     return AutoConfig.for_model(
         spec.family,
         vocab_size=spec.vocab_size,

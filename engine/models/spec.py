@@ -210,7 +210,7 @@ class ModelSpec:
 
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
-    settings: tuple[tuple[str, bool | float], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
     "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
 
     @property
