@@ -118,7 +118,7 @@ def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> d
     if tiny:
         plan = dataclasses.replace(plan, tile=64, key_block=128)
     said = streaming_gpu.predict(machine, spec, plan, case)
-    lora = LoraSection(**case.get("lora", {}))
+    lora, before = LoraSection(**case.get("lora", {})), resident()
     row = streaming.measure_step(
         spec,
         case["context"],
@@ -130,7 +130,7 @@ def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> d
         base=base,
         spill_directory=Path("/tmp"),
     )
-    row |= {"predicted": said, "host_resident": resident()}
+    row |= {"predicted": said, "host_resident": before + row["host_rss_bytes"]}
     if placement.device.type == "cuda":
         torch.cuda.empty_cache()
     work = workload_of(streaming_gpu.request(machine, spec, case), case["context"])
