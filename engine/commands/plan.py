@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     rank = config.field_spec("lora.rank")
     parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help=config.field_spec("lora.targets").description)
     method = config.field_spec("training.method")
     parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
     add_stream_option(parser)
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         machine,
         spec,
         args.precision,
-        lora=config.LoraSection(rank=args.rank),
+        lora=config.LoraSection(rank=args.rank, targets=args.targets or config.LoraSection().targets),
         training=config.TrainingSection(method=args.method),
         stream=read_stream_options(args),
         repository_tokens=_repository_tokens(args.repo),
@@ -421,3 +422,5 @@ def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:
     windows = f"{row.windows_per_step} windows" if row.windows_per_step > 1 else "one window"
     grid.add_row("time", "a step", format_seconds(row.step_seconds), windows, style="bold")
     console.print(grid)
+    moved = f"; it moves {format_bytes(row.weights_moved_bytes)} of weights" if row.weights_moved_bytes else ""
+    console.print(f"{row.tokens_per_second:,.0f} tokens a second{moved}")

@@ -225,9 +225,17 @@ class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         list[str],
         Meta(
             min_length=1,
-            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head.',
+            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head, or in a '
+            'model with experts every one of attention. "experts" beside it, or alone, is every expert.',
         ),
     ] = field(default_factory=lambda: ["all-linear"])
+    expert_rank: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(
+            description="Rank on each expert, where targets name them. Unset: rank over the number of experts that a "
+            "token passes through, at least 1."
+        ),
+    ] = None
     plus_ratio: Annotated[
         float, Meta(ge=1.0, le=1000.0, description="Learning rate of B over that of A (LoRA+); 1 is plain LoRA.")
     ] = 1.0

@@ -386,8 +386,6 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
         config: config.json, or `to_dict()` of a transformers configuration.
     """
     denied: dict[Ability, str] = {}
-    if config.get("output_router_logits"):
-        denied["streamed"] = "the router's auxiliary loss needs all tokens at once"
     for name, problem in _WITHOUT_KERNEL.items():
         if config.get(name):
             denied |= dict.fromkeys(("whole", "streamed"), f"{name}: {problem}")

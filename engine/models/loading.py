@@ -28,12 +28,14 @@ from transformers.utils.logging import disable_progress_bar
 from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.experts import is_packable_stack, quantise_experts, quantised_stack
 from engine.models.families import DROPOUTS
 from engine.models.folder import ModelFolder, open_folder
 from engine.models.four_bit_cache import Notify, four_bit_copy
 from engine.models.four_bit_folder import quantisation
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
+from engine.models.layers import decoder_layers
 from engine.models.loaded import check_loaded
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.tokenizer_files import FILE as TOKENIZER_FILE
@@ -126,14 +128,16 @@ def load_model(
     """
     weights, config = open_weights(spec)
     original = str(weights.folder.path)
-    quantised_on, copy = quantise_on or placement.device, None
+    copy = None
     with contextlib.ExitStack() as stack:
-        if placement.precision == "nf4" and not weights.folder.is_4_bit:
-            copy = stack.enter_context(four_bit_copy(weights, config, placement, quantised_on, notify=notify))
+        if placement.precision == "nf4":
+            if not weights.folder.is_4_bit:
+                device = quantise_on or placement.device
+                copy = stack.enter_context(four_bit_copy(weights, config, placement, device, notify=notify))
             if copy is not None:
                 weights, config = _open_folder(spec, copy)
-            elif quantised_on != placement.device:
-                stack.enter_context(_quantising_on(quantised_on))
+            else:
+                stack.enter_context(_quantising_on(quantise_on or placement.device))
         model = _load_pretrained(spec, weights, config, placement, changes)
     if copy is not None:
         model.config._name_or_path = original
@@ -144,6 +148,8 @@ def load_model(
     keep_tables_exact(model)
     if placement.precision == "nf4" or weights.folder.is_4_bit:
         _keep_differentiable(model)
+        for layer in decoder_layers(model):
+            quantise_experts(layer, placement.device, quantise_on)  # those that a file of 4-bit linear layers holds
     model.requires_grad_(requires_grad=False)
     return model
 
@@ -245,7 +251,7 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     """Within it, transformers quantises each weight on `device`, and moves codes and scales to the weight's home.
 
     It reads one weight at a time when it quantises, so that neither place ever holds the model in 16 bits. The codes
-    are those of a model that is resident on `device`.
+    are those of a model that is resident on `device`. Experts are quantised as well, which transformers leaves alone.
     """
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -254,10 +260,20 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     class Quantize(Bnb4bitQuantize):  # type: ignore[misc]
         def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, torch.Tensor]:
             weights = {name: found[0] if isinstance(found, list) else found for name, found in input_dict.items()}
-            quantised = super().convert({name: weight.to(device) for name, weight in weights.items()}, **context)
+            model: Any = context["model"]
+            stacks = {name: weight for name, weight in weights.items() if is_packable_stack(model, name)}
+            rest = {name: weight.to(device) for name, weight in weights.items() if name not in stacks}
+            quantised = super().convert(rest, **context) if rest else {}
+            for name, stack in stacks.items():
+                experts = (expert.to(device) for expert in stack)
+                quantised[name] = quantised_stack(experts, tuple(stack.shape), stack.dtype)
             return {name: codes.to(weights[name].device) for name, codes in quantised.items()}
 
     class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+            of_linear: bool = super().param_needs_quantization(model, param_name, **options)
+            return of_linear or is_packable_stack(model, param_name)
+
         def get_quantize_ops(self) -> Quantize:
             return Quantize(self)
 

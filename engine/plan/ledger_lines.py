@@ -165,7 +165,7 @@ def _stored(work: Workload, parameters: int, quantised: int) -> tuple[int, Calla
     element, rest = work.element, parameters - quantised
     if not quantised:
         return parameters * element, lambda: f"{parameters:,} parameters × {element} B"
-    others = "in norms and experts" if work.spec.sparse_layers else "in norms"
+    others = "in norms and routers" if work.spec.sparse_layers else "in norms"
     return (
         round(quantised * NF4_BITS / 8) + rest * element,
         lambda: f"{quantised:,} weights × {NF4_BITS} bits + {rest:,} {others} × {element} B",

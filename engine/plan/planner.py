@@ -28,7 +28,7 @@ from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import LEAST_UPDATES, tiers
-from engine.plan.time import TimePart
+from engine.plan.time import TimePart, weights_moved
 from engine.plan.workload import Workload
 
 FAR = 8
@@ -71,11 +71,19 @@ class TierPlan:
     "What speaks against a context that fits; empty where nothing does."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
+    weights_moved_bytes: int = 0
+    "Bytes of streamed base weights that an optimiser update copies to the GPU."
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that an optimiser update trains on, over its seconds."""
+        return self.windows_per_step * self.context / self.step_seconds
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON values; `plan` holds the layout."""
         described = dataclasses.asdict(self)
         del described["layout"]
+        described["tokens_per_second"] = self.tokens_per_second
         return {**described, "precision": self.layout.precision, "plan": self.layout.as_json()}
 
 
@@ -213,7 +221,13 @@ def plan_context(
         time=chosen.time,
         warning=_trained_context(planning.spec, context),
         in_time=bool(in_time),
+        weights_moved_bytes=_moved(planning, context, chosen.layout) * windows,
     )
+
+
+def _moved(planning: PlanRequest, context: int, layout: StepLayout) -> int:
+    """Bytes of base weights that one window's step copies to the GPU."""
+    return 0 if layout.stream is None else weights_moved(workload_of(planning, context), layout.stream)
 
 
 def _trained_context(spec: ModelSpec, context: int) -> str:

@@ -32,6 +32,8 @@ FUSED_PASSES, PLAIN_PASSES, SERVED_PASSES = 6, 22, 18
 kernels serve recurrent layers, fitted to a step of Qwen3.5-2B's shapes over 131,072 tokens (docs/benchmarks.md)."""
 ADAPTER_PASSES = 6
 "The same in a window computed whole, per adapter input: to fp32 and back, in forward, recompute and backward."
+EXPERT_PASSES = 6
+"The same of the rows that are copied for a token's experts, in each pass of a layer forward, again and backward."
 STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 90
 "Bytes of GPU memory traffic per logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP, PAGE_OVERLAP = 0.8, 0.5
@@ -77,6 +79,7 @@ def whole_sequence_time(
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         *_adapter_parts(work, speeds),
         *_recurrence_parts(work, speeds, forwards),
+        *_experts_parts(work, speeds, forwards),
     ]
     pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
@@ -106,6 +109,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         *_expansion_parts(work, speeds, tiles, forwards=attention_forwards),
         *_zeroing_parts(work, plan, speeds),
         *_recurrence_parts(work, speeds, forwards),
+        *_experts_parts(work, speeds, forwards),
         *_summing_parts(work, speeds, tiles=tiles, pieces=-(-n // min(plan.loss_piece, n))),
     ]
     busy = sum(part.seconds for part in layers)
@@ -146,6 +150,13 @@ def _streamed_passes(work: Workload) -> int:
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
     """Sums the seconds of one window."""
     return sum(part.seconds for part in parts)
+
+
+def weights_moved(work: Workload, plan: StreamPlan) -> int:
+    """Returns the bytes of base weights that one window's step copies to the GPU: a layer in each of its passes."""
+    if not plan.streams_weights or not work.on_gpu:
+        return 0
+    return round((4 - 1 / plan.checkpoint_every) * stored_bytes(work, plan.weights))
 
 
 def attention_flops(work: Workload) -> float:
@@ -189,7 +200,8 @@ def _matrix_parts(
     head_products += 1 if head_products and trains_all else 0
     weights = spec.multiplied_parameters
     # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
-    flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
+    adapters = work.lora_parameters if work.multiplied_lora is None else work.multiplied_lora
+    flops = 2.0 * n * (units * weights + (units + 1) * adapters)
     if refill:
         flops += 2.0 * n * spec.attending_layers * spec.hidden_size * spec.stored_width
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
@@ -229,6 +241,17 @@ def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
         seconds=moved / speeds.memory,
         formula=f"{passes} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
     )
+
+
+def _experts_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
+    """Tokens are copied for each of their experts, and their outputs are gathered and summed."""
+    spec = work.spec
+    if not spec.sparse_layers:
+        return []
+    passes = EXPERT_PASSES * (forwards + 1)
+    moved = passes * spec.experts_per_token * spec.hidden_size * work.element * spec.sparse_layers * work.context
+    formula = f"{passes:g} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="rows in order of experts", seconds=moved / speeds.memory, formula=formula)]
 
 
 def _update_parts(work: Workload, speeds: Speeds, *, streamed: bool) -> list[TimePart]:

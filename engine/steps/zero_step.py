@@ -22,6 +22,7 @@ from engine.attention.packed import packed_attention
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.lm_head import split_head, summed_cross_entropy
+from engine.models.router_balance import refuse_auxiliary_loss
 from engine.optim.gradients import GradientPipeline
 from engine.randomness import draw_seed, keyed_numbers
 from engine.steps.padding import model_inputs
@@ -83,6 +84,7 @@ class ZeroStep:
         label_smoothing: float = 0.0,
         fill_up_to: int | None = None,
     ) -> None:
+        refuse_auxiliary_loss(tuning.base.config, "DeepSpeed ZeRO")
         # Each rank sees one GPU, so that DeepSpeed's number of it is 0.
         os.environ |= {"RANK": str(group.rank), "WORLD_SIZE": str(group.size), "LOCAL_RANK": "0"}
         if device.type == "cpu":

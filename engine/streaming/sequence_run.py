@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.models.router_balance import BalanceSums
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.launch_throttle import LaunchThrottle
 from engine.streaming.loss import IGNORED, labelled_positions
@@ -42,6 +43,7 @@ class StepRequest:
     cancelled: Callable[[], bool] | None = None
     boundary: Callable[[BackwardPoint], None] | None = None
     resumed: BackwardPoint | None = None
+    balanced: int | None = None
 
     @property
     def context(self) -> int:
@@ -75,6 +77,12 @@ class SequenceRun:
         self.tiles = -(-self.context // tile)
         self.seed = seed
         self.resumed = request.resumed
+        self.balanced = request.context if request.balanced is None else request.balanced
+        "Number of leading tokens that the auxiliary loss of routers counts."
+        self.balance: BalanceSums | None = None
+        "Sums of that loss; None for a model without it."
+        self.balance_factor = [0.0]
+        "Factor of that loss in what is minimised, once it is known."
         self.drew = self.resumed is not None and self.resumed.drawn_tile is not None
         "Whether the forward pass drew a random number; recorded only if `watches`."
         self.watches = False

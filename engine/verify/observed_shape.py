@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.models.adapter import linear_names
+from engine.models.experts import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
@@ -19,9 +20,6 @@ from engine.models.spec import LayerKind, Linear, as_spec
 from engine.streaming.latent_attention import latent_attention
 from engine.verify.observed_bytes import Attended, observed_bytes
 from engine.verify.observed_recurrence import observed_recurrence
-
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
-"""Names in configurations of the number of experts that a token passes through."""
 
 
 class ShapeUnknownError(Exception):
@@ -57,7 +55,7 @@ def observed_shape(config: Any, *, adapts_mlp: bool) -> dict[str, Any]:
 def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool) -> dict[str, Any]:
     targets = set().union(*(linear_names(layer, everything=adapts_mlp, family=config.model_type) for layer in layers))
     calls, counted = observed_bytes(config, sorted(targets))
-    chosen = next((int(found) for name in _CHOSEN if (found := _first(getattr(config, name, None)))), 0)
+    chosen = next((int(found) for name in CHOSEN_EXPERTS if (found := _first(getattr(config, name, None)))), 0)
     kinds = _kinds(layers, targets, chosen)
     widest = max(calls or [_unused_heads(config)], key=lambda call: call.heads * call.head_dim)
     head_dim, value_dim = max(widest.head_dim, widest.value_dim), widest.value_dim
@@ -161,6 +159,9 @@ def _kind(layer: nn.Module, targets: set[str], chosen: int) -> LayerKind:
         matrices=sum(p.numel() for p in others if p.ndim == 2),
         experts=total,
         chosen_experts=total // count * min(chosen or count, count),
+        experts_width=sum(
+            p.shape[0] * (p.shape[1] + p.shape[2]) for part in layer.modules() for p in stacks_of(part).values()
+        ),
         largest=max([p.numel() for p in layer.parameters()] + [linear.parameters for linear in linears]),
     )
 
