@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.data.dataset import Dataset, build_dataset
-from engine.evaluation.held_out import HeldOut
+from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.generation.run_models import load_pair, models_of
 from engine.models.loading import load_tokenizer
@@ -82,7 +82,8 @@ def evaluate_run(
             data=data,
             writes=found.resident,
         )
-        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress), dataset
+        trained = list(training_texts(dataset, encoder)) if path is None else []
+        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, trained), dataset
 
 
 def _data_of(data: DataSection, path: Path) -> DataSection:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.evaluation.functions import HeldOutFunction, choose_functions
+from engine.evaluation.functions import HeldOutFunction, SourceText, choose_functions
+from engine.evaluation.general import general_rows, tally_general
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
-from engine.evaluation.result import Evaluation, samples_of, task_result
+from engine.evaluation.lines import choose_lines
+from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_result
+from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
-from engine.evaluation.tasks import Task, complete, tasks_of
+from engine.evaluation.tasks import Before, Task, complete, tasks_of
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
     from engine.generation.run_models import ModelPair, Scored
     from engine.tokenization.encoder import Encoder
 
+PLAIN, SNIPPETS, FILES = "", "snippets", "files"
+"""What a prompt holds beside the request's own file; the whole files are for the base model alone."""
+LONG_PROMPT = 16_384
+"Tokens of a prompt of whole files, at most: each request reads it anew."
+LINE_TOKENS = 64
+"Tokens of a completed line, at most."
 Progress = Callable[[int, int, str], None]
 """Called with done, total and the unit; may raise to abort the evaluation."""
 
@@ -41,7 +50,9 @@ class Subject:
 @dataclass(frozen=True)
 class _Measured:
     tally: LossTally
-    written: dict[Task, list[Completion]]
+    written: dict[tuple[Task, str], list[Completion]]
+    "By task, and by what the prompt held."
+    general: LossTally | None
 
 
 def evaluate_pair(
@@ -51,8 +62,9 @@ def evaluate_pair(
     settings: EvaluationSection,
     subject: Subject,
     progress: Progress,
+    trained: Sequence[SourceText] = (),
 ) -> Evaluation:
-    """Scores both models on the same tokens and the same functions.
+    """Scores both models on the same tokens, lines and functions.
 
     Args:
         pair: The models.
@@ -61,6 +73,7 @@ def evaluate_pair(
         settings: Extent of the evaluation.
         subject: Names for the result.
         progress: See `Progress`.
+        trained: Files that training saw, for prompts with text of them; none are made of nothing.
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)
@@ -69,9 +82,17 @@ def evaluate_pair(
         [ids] = encoder.encode_documents([(function.path, function.body)])
         return len(ids) <= budget
 
-    functions = choose_functions(held_out.texts(encoder), settings.functions, fits) if subject.writes else []
+    texts = list(held_out.texts(encoder)) if subject.writes else []
+    functions = choose_functions(texts, settings.functions, fits)
+    lines = choose_lines(texts, settings.lines)
+    requests: dict[Task, tuple[Sequence[HeldOutFunction], int]] = {}
+    if lines:
+        requests["next line"] = lines, min(LINE_TOKENS, subject.context // 2)
+    if functions:
+        requests |= dict.fromkeys(tasks_of(encoder), (functions, budget))
+    near = RepositoryPrompts(trained, encoder) if trained and settings.retrieval and requests else None
 
-    def measure(opened: AbstractContextManager[Scored], name: str) -> _Measured:
+    def measure(opened: AbstractContextManager[Scored], name: str, *, base: bool) -> _Measured:
         with opened as scored:
 
             def report(done: int, total: int, what: str) -> None:
@@ -79,23 +100,28 @@ def evaluate_pair(
 
             losses_of = scored.step.token_losses
             tally = tally_losses(losses_of, held_out, max_tokens=settings.tokens, progress=report)
+            general = None
+            if settings.general:
+                general = tally_general(losses_of, encoder, context=subject.context, progress=report)
             scored.step.close()
-            written = {
-                task: complete(
-                    scored.model,
-                    encoder,
-                    functions,
-                    task,
-                    context=subject.context,
-                    max_tokens=budget,
-                    progress=report,
-                )
-                for task in (tasks_of(encoder) if functions else ())
-            }
-        return _Measured(tally, written)
+            written = {}
+            for task, (bodies, most) in requests.items():
+                for arm, before in _arms(near, task, base=base).items():
+                    context = min(subject.context, LONG_PROMPT) if arm == FILES else subject.context
+                    written[task, arm] = complete(
+                        scored.model,
+                        encoder,
+                        bodies,
+                        task,
+                        context=context,
+                        max_tokens=most,
+                        progress=report,
+                        before=before,
+                    )
+        return _Measured(tally, written, general)
 
-    base = measure(pair.base(), "base model")
-    tuned = measure(pair.tuned(), "tuned model")
+    base = measure(pair.base(), "base model", base=True)
+    tuned = measure(pair.tuned(), "tuned model", base=False)
     row = overall(base.tally, tuned.tally)
     return Evaluation(
         run=subject.run,
@@ -109,10 +135,32 @@ def evaluate_pair(
         perplexity=row,
         by_language=tuple(by_language(base.tally, tuned.tally, held_out)),
         by_position=tuple(by_position(base.tally, tuned.tally)),
-        tasks=tuple(task_result(task, base.written[task], tuned.written[task]) for task in base.written),
-        samples=samples_of(functions, base.written["completion"], tuned.written["completion"]) if functions else (),
+        tasks=tuple(task_result(task, base.written[task, PLAIN], tuned.written[task, PLAIN]) for task in requests),
+        samples=samples_of(functions, base.written["completion", PLAIN], tuned.written["completion", PLAIN])
+        if functions
+        else (),
+        arms=tuple(_compared(base, tuned)),
+        general=() if base.general is None or tuned.general is None else general_rows(base.general, tuned.general),
         notes=tuple(_notes(functions, settings, subject, row.files)),
     )
+
+
+def _arms(near: RepositoryPrompts | None, task: Task, *, base: bool) -> dict[str, Before | None]:
+    """Returns what a model's prompts hold for a task, by name."""
+    arms: dict[str, Before | None] = {PLAIN: None}
+    if near is not None and task != "fill-in-the-middle":
+        arms[SNIPPETS] = near.snippets
+        if base and task == "completion":
+            arms[FILES] = near.files
+    return arms
+
+
+def _compared(base: _Measured, tuned: _Measured) -> Iterator[TaskResult]:
+    """Yields every other way to answer a request, against the plain base model."""
+    for measured, name in ((base, "base"), (tuned, "adapter")):
+        for (task, arm), completions in measured.written.items():
+            if arm != PLAIN:
+                yield task_result(task, base.written[task, PLAIN], completions, f"{name} + {arm}")
 
 
 def _notes(

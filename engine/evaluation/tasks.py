@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
+from engine.evaluation.lines import line_end
+from engine.evaluation.retrieval import SHARE
 from engine.generation.batched import TOGETHER, write_together
 from engine.generation.forward import open_forward
 from engine.generation.text import TextStream
@@ -15,7 +17,9 @@ from engine.generation.text import TextStream
 if TYPE_CHECKING:
     from engine.tokenization.encoder import Encoder
 
-Task = Literal["completion", "fill-in-the-middle"]
+Task = Literal["completion", "fill-in-the-middle", "next line"]
+Before = Callable[[HeldOutFunction, int], list[int]]
+"""Ids to put before a request, at most so many (engine.evaluation.retrieval)."""
 
 _CHARACTERS = 6
 """Upper bound of characters per token on average; text beyond this many times the budget is cut before encoding."""
@@ -30,7 +34,7 @@ def prompt_of(function: HeldOutFunction, task: Task, encoder: Encoder, budget: i
     """Encodes the request for a body: the file as in training, cut to its nearest part where it exceeds `budget`."""
     before, after = function.prefix[-_CHARACTERS * budget :], function.suffix[: _CHARACTERS * budget]
     while True:
-        if task == "completion":
+        if task != "fill-in-the-middle":
             [ids] = encoder.encode_documents([(function.path, before)])
         else:
             [ids] = encoder.encode_middles([(function.path, before + after, (len(before), len(before)))])
@@ -53,6 +57,7 @@ def complete(
     context: int,
     max_tokens: int,
     progress: Callable[[int, int, str], None],
+    before: Before | None = None,
 ) -> list[Completion]:
     """Generates the likeliest body of each function, with the model's adapter on or off as it is now.
 
@@ -64,17 +69,30 @@ def complete(
         context: Maximum tokens of prompt and body together.
         max_tokens: Maximum tokens of a body; a longer one is cut off and marked as it is.
         progress: Called with functions done and their total at every token; may raise to abort.
+        before: What else the prompt holds; a request has no more tokens for it.
     """
     found: list[Completion] = []
     for start in range(0, len(functions), TOGETHER):
         group = functions[start : start + TOGETHER]
         notify = functools.partial(progress, len(found), len(functions), f"functions ({task})")
         notify()
-        prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in group]
-        texts = _write(model, encoder, prompts, max_tokens, group if task == "completion" else None, notify)
+        budget = max(16, context - max_tokens)
+        prompts = [request_of(function, task, encoder, budget, before) for function in group]
+        texts = _write(model, encoder, prompts, max_tokens, group, task, notify)
         found += [judge(function, text, ends=ends) for function, (text, ends) in zip(group, texts, strict=True)]
     progress(len(functions), len(functions), f"functions ({task})")
     return found
+
+
+def request_of(
+    function: HeldOutFunction, task: Task, encoder: Encoder, budget: int, before: Before | None
+) -> list[int]:
+    """Encodes the request for a body, with what comes before the file; both together have at most `budget` tokens."""
+    if before is None:
+        return prompt_of(function, task, encoder, budget)
+    own = prompt_of(function, task, encoder, max(16, round((1 - SHARE) * budget)))
+    first = len(encoder.first) if list(own[: len(encoder.first)]) == list(encoder.first) else 0
+    return [*own[:first], *before(function, budget - len(own)), *own[first:]]
 
 
 def _write(
@@ -82,10 +100,11 @@ def _write(
     encoder: Encoder,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    functions: Sequence[HeldOutFunction] | None,
+    functions: Sequence[HeldOutFunction],
+    task: Task,
     notify: Callable[[], None],
 ) -> list[tuple[str, bool]]:
-    """Generates up to an end token, or up to the function's end where `functions` is given.
+    """Generates up to an end token, or up to the end of the function or line.
 
     Returns each text, and whether it ended within `max_tokens`.
     """
@@ -97,9 +116,9 @@ def _write(
         counts[number] += 1
         piece = streams[number].push(token)
         texts[number] += piece
-        if functions is None or not piece:
+        if task == "fill-in-the-middle" or not piece:
             return True
-        end = function_end(functions[number], texts[number])
+        end = line_end(texts[number]) if task == "next line" else function_end(functions[number], texts[number])
         texts[number] = texts[number][:end]
         ended[number] = end is not None
         return end is None

@@ -170,7 +170,7 @@ def choose_plan(
 
 
 def grows(planning: PlanRequest) -> bool:
-    """Whether a run without hours, tier or context gets a schedule; pairs and a curriculum need windows of one length."""
+    """Whether a run without hours, tier or context gets a schedule; pairs and a curriculum need equal windows."""
     training = planning.training
     return planning.train_tokens is not None and training.objective != "dpo" and not training.curriculum
 

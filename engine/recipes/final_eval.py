@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.evaluation.held_out import HeldOut
+from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.result_files import keep_evaluation
 from engine.generation.run_models import AdaptedPair
@@ -61,13 +61,15 @@ def final_eval(
         data="files that training held out",
         writes=stream is None or not stream.streams_weights,
     )
+    encoder = Encoder(tokenizer)
     evaluation = evaluate_pair(
         AdaptedPair(tuning.model, step),
         HeldOut.of(dataset),
-        Encoder(tokenizer),
+        encoder,
         session.config.evaluation,
         subject,
         progress,
+        list(training_texts(dataset, encoder)),
     )
     keep_evaluation(session.run, evaluation)
     return evaluation
