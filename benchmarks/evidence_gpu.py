@@ -266,8 +266,8 @@ class Worker:
         for (task, arm), completions in before.items():
             first = before[task, ""]
             if arm:
-                found.append({"arm": f"base{arm}", **dataclasses.asdict(task_result(task, first, completions))})
-            found.append({"arm": f"adapter{arm}", **dataclasses.asdict(task_result(task, first, after[task, arm]))})
+                found.append(dataclasses.asdict(task_result(task, first, completions, f"base{arm}")))
+            found.append(dataclasses.asdict(task_result(task, first, after[task, arm], f"adapter{arm}")))
             found[-1]["marks"] = [
                 [mark.marks.parses, mark.marks.exact, mark.marks.edit_similarity] for mark in after[task, arm]
             ]

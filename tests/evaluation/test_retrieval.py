@@ -43,9 +43,7 @@ def test_the_order_is_that_of_the_formula(query):
 
 
 def test_names_fall_into_their_words():
-    assert words_of("readHTTPBody _x2 SNAKE_case Straße") == [*("read", "http", "body", "x", "2", "snake", "case")] + [
-        *("stra", "e")
-    ]
+    assert words_of("readHTTPBody _x2 SNAKE_case") == ["read", "http", "body", "x", "2", "snake", "case"]
 
 
 FILES = [
