@@ -63,20 +63,25 @@ def schedules_table() -> str:
     """Schedules of some hours, by card and size of the repository, beside a run at the highest tier alone."""
     found = json.loads((ROOT / "benchmarks/results/schedules.json").read_text())
     lines = [
-        "| card | tokens | updates of a schedule | epochs | in all | the highest tier alone |",
-        "|---|---|---|---|---|---|",
+        f"| card | tokens | updates in {found['hours']:g} hours | epochs | in all | without a limit | "
+        "the highest tier alone |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        schedule, ceiling = row["schedule"], row["ceiling"]
-        stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
+        schedule, unlimited, ceiling = row["schedule"], row["unlimited"], row["ceiling"]
+        stages, more = _stages(schedule), _stages(unlimited)
+        more = "the same" if more == stages else f"{more}; {_duration(unlimited['seconds'])}"
         alone = f"tier {ceiling['tier']}: {ceiling['updates_an_epoch']} of {_duration(ceiling['step_seconds'])}"
         lines.append(
-            f"| {row['card']} | {row['repository_tokens']:,} | {schedule['updates']}: {stages} | "
-            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {alone} |"
+            f"| {row['card']} | {row['repository_tokens']:,} | {stages} | "
+            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {more} | {alone} |"
         )
-    return "\n".join(
-        [*lines, "", f"{found['model']}, {found['hours']:g} hours, all of it predicted:", "", f"    {found['command']}"]
-    )
+    return "\n".join([*lines, "", f"{found['model']}, all of it predicted:", "", f"    {found['command']}"])
+
+
+def _stages(schedule: dict) -> str:
+    stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
+    return f"{schedule['updates']}: {stages}"
 
 
 def _duration(seconds: float) -> str:
