@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.data.dataset import Dataset, build_dataset
+from engine.evaluation.asking import Asking
 from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.generation.run_models import load_pair, models_of
@@ -83,7 +84,8 @@ def evaluate_run(
             writes=found.resident,
         )
         trained = list(training_texts(dataset, encoder)) if path is None else []
-        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, trained), dataset
+        asking = Asking(tokenizer) if Asking.possible(tokenizer) else None
+        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, trained, asking), dataset
 
 
 def _data_of(data: DataSection, path: Path) -> DataSection:

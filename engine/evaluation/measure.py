@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.evaluation.asking import Asking
 from engine.evaluation.functions import HeldOutFunction, SourceText, choose_functions
 from engine.evaluation.general import general_rows, tally_general
 from engine.evaluation.held_out import HeldOut
@@ -16,7 +17,7 @@ from engine.evaluation.lines import choose_lines
 from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_result
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
-from engine.evaluation.tasks import Before, Task, complete, tasks_of
+from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from engine.generation.run_models import ModelPair, Scored
     from engine.tokenization.encoder import Encoder
 
-PLAIN, SNIPPETS, FILES = "", "snippets", "files"
-"""What a prompt holds beside the request's own file; the whole files are for the base model alone."""
+PLAIN, SNIPPETS, FILES, ASKED = "", "snippets", "files", "its chat template"
+"""What a prompt holds beside the request's own file. The whole files are for the base model alone."""
 LONG_PROMPT = 16_384
 "Tokens of a prompt of whole files, at most: each request reads it anew."
 LINE_TOKENS = 64
@@ -63,6 +64,7 @@ def evaluate_pair(
     subject: Subject,
     progress: Progress,
     trained: Sequence[SourceText] = (),
+    asking: Asking | None = None,
 ) -> Evaluation:
     """Scores both models on the same tokens, lines and functions.
 
@@ -74,6 +76,7 @@ def evaluate_pair(
         subject: Names for the result.
         progress: See `Progress`.
         trained: Files that training saw, for prompts with text of them; none are made of nothing.
+        asking: Asks for functions through the model's chat template too; None where it has none.
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)
@@ -118,6 +121,16 @@ def evaluate_pair(
                         progress=report,
                         before=before,
                     )
+            if asking is not None and functions:
+                written["completion", ASKED] = ask(
+                    scored.model,
+                    encoder,
+                    asking,
+                    functions,
+                    context=subject.context,
+                    max_tokens=budget,
+                    progress=report,
+                )
         return _Measured(tally, written, general)
 
     base = measure(pair.base(), "base model", base=True)

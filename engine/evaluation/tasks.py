@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.evaluation.asking import ANSWER_TOKENS, Asking, body_in
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
 from engine.evaluation.lines import line_end
@@ -84,6 +85,31 @@ def complete(
     return found
 
 
+def ask(
+    model: Any,
+    encoder: Encoder,
+    asking: Asking,
+    functions: Sequence[HeldOutFunction],
+    *,
+    context: int,
+    max_tokens: int,
+    progress: Callable[[int, int, str], None],
+) -> list[Completion]:
+    """Asks for each function through the model's chat template. Arguments as for `complete`."""
+    found: list[Completion] = []
+    most = max_tokens + ANSWER_TOKENS
+    for start in range(0, len(functions), TOGETHER):
+        group = functions[start : start + TOGETHER]
+        notify = functools.partial(progress, len(found), len(functions), "functions (asked)")
+        notify()
+        prompts = [asking.request(function, max(16, context - most)) for function in group]
+        answers = _write(model, encoder, prompts, most, group, None, notify)
+        for function, (answer, ends) in zip(group, answers, strict=True):
+            found.append(judge(function, body_in(function, answer), ends=ends))
+    progress(len(functions), len(functions), "functions (asked)")
+    return found
+
+
 def request_of(
     function: HeldOutFunction, task: Task, encoder: Encoder, budget: int, before: Before | None
 ) -> list[int]:
@@ -101,10 +127,10 @@ def _write(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     functions: Sequence[HeldOutFunction],
-    task: Task,
+    task: Task | None,
     notify: Callable[[], None],
 ) -> list[tuple[str, bool]]:
-    """Generates up to an end token, or up to the end of the function or line.
+    """Generates up to an end token, or up to the end of the function or line; an answer has no other end.
 
     Returns each text, and whether it ended within `max_tokens`.
     """
@@ -116,7 +142,7 @@ def _write(
         counts[number] += 1
         piece = streams[number].push(token)
         texts[number] += piece
-        if task == "fill-in-the-middle" or not piece:
+        if task in (None, "fill-in-the-middle") or not piece:
             return True
         end = line_end(texts[number]) if task == "next line" else function_end(functions[number], texts[number])
         texts[number] = texts[number][:end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.evaluation.asking import Asking
 from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.result_files import keep_evaluation
@@ -70,6 +71,7 @@ def final_eval(
         subject,
         progress,
         list(training_texts(dataset, encoder)),
+        Asking(tokenizer) if Asking.possible(tokenizer) else None,
     )
     keep_evaluation(session.run, evaluation)
     return evaluation
