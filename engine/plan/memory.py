@@ -15,6 +15,7 @@ from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
+    HEAP_RETENTION,
     NOT_ALLOCATED,
     Line,
     Place,
@@ -150,6 +151,16 @@ def _close(
             words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
+    if not work.on_gpu:
+        transient = max(sizes)
+        parts.append(
+            Line(
+                name="freed memory that the heap keeps",
+                where="host",
+                bytes=round(HEAP_RETENTION * transient),
+                words=lambda: f"{HEAP_RETENTION:.0%} of {transient:,} B of activations and logits, measured once",
+            )
+        )
     held = own - max(sizes)
     phases: dict[str, int] = {}
     for moment, size in zip(moments, sizes, strict=True):
