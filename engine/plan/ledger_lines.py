@@ -26,6 +26,10 @@ HOST_PROCESS_CPU = 1024 * MIB
 "Python, torch and transformers without CUDA. Estimate."
 ALLOCATOR_SLACK = 0.04
 "Share of all allocations that the caching allocator loses to rounding and fragmentation. Estimate."
+HEAP_RETENTION = 1.0
+"""Share of activations and logits that the C library's heap keeps on a CPU, in freed blocks that later ones do not fit.
+A 135M model in windows of 1,024 kept 1.1 times as much after its first update, and took 5.16 GiB in 24 updates where
+3.39 GiB were counted without this."""
 NF4_BITS = 4.127
 "Bits per weight: 4, and one 8-bit scale for 64 weights with its own second-level scale (QLoRA, arXiv 2305.14314)."
 LORA_BYTES = 16

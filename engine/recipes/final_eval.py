@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.evaluation.held_out import HeldOut
+from engine.evaluation.asking import Asking
+from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.result_files import keep_evaluation
 from engine.generation.run_models import AdaptedPair
@@ -62,14 +63,17 @@ def final_eval(
         context=setup.context,
         data="files that training held out",
     )
+    encoder = Encoder(tokenizer)
     evaluation = evaluate_pair(
         AdaptedPair(tuning.model, step, setup.placement.device),
         HeldOut.of(dataset),
-        Encoder(tokenizer),
+        encoder,
         session.config.evaluation,
         subject,
         progress,
-        baselines,
+        baselines=baselines,
+        trained=list(training_texts(dataset, encoder)),
+        asking=Asking(tokenizer) if Asking.possible(tokenizer) else None,
     )
     keep_evaluation(session.run, evaluation)
     return evaluation
