@@ -12,6 +12,7 @@ from pathlib import Path
 
 from step_tables import (
     ablation_table,
+    experts_table,
     filling_table,
     hybrid_table,
     measured_table,
@@ -252,6 +253,7 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "packed weights table", packed_table),
+    (ROOT / "docs" / "benchmarks.md", "experts table", experts_table),
     (ROOT / "docs" / "benchmarks.md", "hybrid table", hybrid_table),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
