@@ -84,14 +84,39 @@ def packed_table() -> str:
     return "\n".join(lines)
 
 
+def experts_table() -> str:
+    """A model with experts in 4 bits on the host, beside what the planner says and the floor."""
+    rows = json.loads((RESULTS / "experts-h200.json").read_text())["rows"]
+    head = "| context | adapters on | a step | predicted | floor | tokens a second | GPU peak | predicted |"
+    lines = [head, "|---" * 8 + "|"]
+    for row in rows:
+        said, seconds = row["predicted"], row["seconds"]["total"]
+        floor = row["attention_floor"] + row["matrix_floor"] + row["weights_floor"]
+        first = " (first)" if seconds == row["first_seconds"]["total"] else ""
+        cells = [
+            f"{row['context']:,}",
+            "attention and experts" if "experts" in row["targets"] else "attention",
+            f"{seconds:.2f} s{first}",
+            f"{said['seconds']:.2f} s",
+            f"{floor:.2f} s",
+            f"{row['context'] / seconds:,.0f}",
+            f"{row['gpu_peak_allocated'] / GIB:.2f} GiB",
+            f"{said['gpu_allocated'] / GIB:.2f} GiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def hybrid_table() -> str:
     """Steps of a model of which three quarters of the layers are recurrent."""
     found = json.loads((RESULTS / "hybrid-h200.json").read_text())
-    head = "| context | tile | weights | limit | a step | forward, loss, backward | GPU peak | host | gradient norm |"
-    lines = [head, "|---" * 9 + "|"]
+    head = "| kernels | context | tile | weights | limit | a step "
+    head += "| forward, loss, backward | GPU peak | host | gradient norm |"
+    lines = [head, "|---" * 10 + "|"]
     for row in found["rows"]:
         case, seconds = row["case"], row["seconds"]
         cells = [
+            row["kernels"],
             f"{case['context']:,}",
             f"{case['plan']['tile']:,}",
             "streamed" if case["plan"].get("weights") == "streamed" else "resident",

@@ -34,6 +34,7 @@ def run(case: dict, pipe) -> None:
     import torch
 
     from engine.benchmarking import streaming
+    from engine.config import LoraSection
     from engine.errors import EliteError
     from engine.models.catalogue import find_model
     from engine.models.placement import choose_placement
@@ -61,6 +62,7 @@ def run(case: dict, pipe) -> None:
             repeats=case.get("repeats", 2),
             fused=case.get("fused", True),
             spill_directory=Path("/tmp"),
+            lora=LoraSection(**case.get("lora", {})),
         )
         result["predicted"] = predicted
         if case.get("floor"):
@@ -88,13 +90,14 @@ def machine_of(case: dict) -> Any:
 
 
 def request(machine: Any, spec: Any, case: dict) -> Any:
-    from engine.config import StreamSection, TrainingSection
+    from engine.config import LoraSection, StreamSection, TrainingSection
     from engine.plan.request import PlanRequest
 
     return PlanRequest.of(
         machine,
         spec,
         case.get("precision", "bf16"),
+        lora=LoraSection(**case.get("lora", {})),
         training=TrainingSection(step="streamed"),
         stream=StreamSection(**case.get("plan", {})) if "card" in case else StreamSection(),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from step_tables import (
     ablation_table,
+    experts_table,
     filling_table,
     hybrid_table,
     measured_table,
@@ -63,20 +64,25 @@ def schedules_table() -> str:
     """Schedules of some hours, by card and size of the repository, beside a run at the highest tier alone."""
     found = json.loads((ROOT / "benchmarks/results/schedules.json").read_text())
     lines = [
-        "| card | tokens | updates of a schedule | epochs | in all | the highest tier alone |",
-        "|---|---|---|---|---|---|",
+        f"| card | tokens | updates in {found['hours']:g} hours | epochs | in all | without a limit | "
+        "the highest tier alone |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        schedule, ceiling = row["schedule"], row["ceiling"]
-        stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
+        schedule, unlimited, ceiling = row["schedule"], row["unlimited"], row["ceiling"]
+        stages, more = _stages(schedule), _stages(unlimited)
+        more = "the same" if more == stages else f"{more}; {_duration(unlimited['seconds'])}"
         alone = f"tier {ceiling['tier']}: {ceiling['updates_an_epoch']} of {_duration(ceiling['step_seconds'])}"
         lines.append(
-            f"| {row['card']} | {row['repository_tokens']:,} | {schedule['updates']}: {stages} | "
-            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {alone} |"
+            f"| {row['card']} | {row['repository_tokens']:,} | {stages} | "
+            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {more} | {alone} |"
         )
-    return "\n".join(
-        [*lines, "", f"{found['model']}, {found['hours']:g} hours, all of it predicted:", "", f"    {found['command']}"]
-    )
+    return "\n".join([*lines, "", f"{found['model']}, all of it predicted:", "", f"    {found['command']}"])
+
+
+def _stages(schedule: dict) -> str:
+    stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
+    return f"{schedule['updates']}: {stages}"
 
 
 def _duration(seconds: float) -> str:
@@ -152,6 +158,68 @@ def packages_table() -> str:
     )
 
 
+def evidence_table() -> str:
+    """What windows, rates, ranks and epochs come to at equal GPU time."""
+    found = _evidence()
+    lines = [
+        "| run | runs | updates | seconds of updates | held-out perplexity | against the default |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["variants"]:
+        if row["change"] is None:
+            continue
+        against = "" if row["variant"] == "growing" or row["interval"] is None else _relative(row["interval"])
+        if against:
+            against = f"{row['against_growing']:+.1%} ({against})"
+        lines.append(
+            f"| {row['variant']} | {row['runs']} | {row['updates']:.0f} | {row['update_seconds']:.1f} | "
+            f"{row['change']:+.1%} | {against} |"
+        )
+    missing = sum("problem" in row for row in found["runs"])
+    after = f"{found['machine']['card']}, torch {found['machine']['versions']['torch']}, {found['model']}"
+    lines += ["", f"{after}; {missing} of {len(found['runs'])} runs had no time left:", "", f"    {found['command']}"]
+    return "\n".join(lines)
+
+
+def before_after_table() -> str:
+    """The default run of each package beside the base model, with its promise."""
+    found = _evidence()
+    lines = [
+        "| package | perplexity | 95% interval of the change | whole run, predicted and taken | a step |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["runs"]:
+        if row["variant"] != "growing" or row["seed"] != 0 or "problem" in row:
+            continue
+        perplexity = row["perplexity"]
+        change = perplexity["change_interval"]
+        newer = " (newer than the model)" if row["package"] in found["newer_than_the_model"] else ""
+        lines.append(
+            f"| {row['package']}{newer} | {perplexity['base']:.2f} → {perplexity['tuned']:.2f} "
+            f"({perplexity['change']:+.1%}) | {_relative([change['low'], change['high']]) if change else 'too few'} | "
+            f"{row['predicted_seconds']:.0f} s, {row['seconds']:.0f} s | "
+            f"{row['predicted_step_seconds']:.3f} s, {row['update_seconds'] / row['updates']:.3f} s |"
+        )
+    lines += ["", "| request | mark | way | base model | this way | 95% interval of the difference | requests |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in found["marks"]:
+        low, high = (100 * end for end in row["interval"])
+        lines.append(
+            f"| {row['task']} | {row['mark']} | {row['arm']} | {row['base']:.1%} | {row['value']:.1%} | "
+            f"{low:+.1f} to {high:+.1f} points | {row['requests']} |"
+        )
+    return "\n".join(lines)
+
+
+def _evidence() -> dict:
+    found: dict = json.loads((ROOT / "benchmarks/results/evidence-h200.json").read_text())
+    return found
+
+
+def _relative(ends: list[float]) -> str:
+    return f"{ends[0]:+.1%} to {ends[1]:+.1%}"
+
+
 def _points(mark: dict) -> str:
     low, high = mark["difference_interval"].values()
     return f"{low * 100:+.0f} to {high * 100:+.0f} points"
@@ -185,6 +253,7 @@ TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
     (ROOT / "docs" / "benchmarks.md", "packed weights table", packed_table),
+    (ROOT / "docs" / "benchmarks.md", "experts table", experts_table),
     (ROOT / "docs" / "benchmarks.md", "hybrid table", hybrid_table),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),

@@ -10,7 +10,8 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,22 +90,23 @@ def _write_aside(folder: Path, files: Iterable[tuple[str, bytes]], about: Mappin
     return total + len(manifest)
 
 
-def seal(final: Path, aside: Path, about: Mapping[str, Any]) -> None:
+def seal(final: Path, aside: Path, about: Mapping[str, Any], *, threads: int = 1) -> None:
     """Gives a folder that a library wrote its manifest, and puts it in the place of `final`, durably.
 
     Args:
         final: Its path; what is there is replaced.
         aside: The complete folder, on the same file system; files in folders below it are synced, not listed.
         about: JSON values for the manifest.
+        threads: Files that are hashed at once.
 
     Raises:
         OSError: it cannot be written; `final` is as it was.
     """
-    entries: dict[str, dict[str, int | str]] = {}
-    for path in sorted(aside.iterdir()):
-        if path.is_file() and path.name != MANIFEST:
-            size, digest = _measure(path)
-            entries[path.name] = {"bytes": size, "sha256": digest}
+    paths = [path for path in sorted(aside.iterdir()) if path.is_file() and path.name != MANIFEST]
+    entries: dict[str, dict[str, int | str]] = {
+        path.name: {"bytes": size, "sha256": digest}
+        for path, (size, digest) in zip(paths, _measured(paths, threads), strict=True)
+    }
     durable.write_bytes(aside / MANIFEST, _manifest(entries, about))
     durable.sync_tree(aside)
     _replace(final, aside)
@@ -124,18 +126,20 @@ def read_about(folder: Path) -> Mapping[str, Any]:
     return dict(_read_manifest(folder)["about"])
 
 
-def verify(folder: Path, *, suffix: str = "", most: int | None = None) -> AtomicDir:
+def verify(folder: Path, *, suffix: str = "", most: int | None = None, threads: int = 1) -> AtomicDir:
     """Compares every byte of a folder with its manifest.
 
     Args:
         folder: Has a manifest.
         suffix: Only files whose names end so are compared.
         most: Of files above so many bytes only the size is compared; None hashes all.
+        threads: Files that are hashed at once.
 
     Raises:
         DamagedError: a file is missing, shorter, longer or different.
     """
     manifest = _read_manifest(folder)
+    hashed: list[str] = []
     for name, entry in manifest["files"].items():
         if not name.endswith(suffix):
             continue
@@ -144,7 +148,11 @@ def verify(folder: Path, *, suffix: str = "", most: int | None = None) -> Atomic
             raise DamagedError(f"{name} is missing")
         if path.stat().st_size != entry["bytes"]:
             raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
-        if (most is None or entry["bytes"] <= most) and _measure(path)[1] != entry["sha256"]:
+        if most is None or entry["bytes"] <= most:
+            hashed.append(name)
+    found = _measured([folder / name for name in hashed], threads)
+    for name, (_, digest) in zip(hashed, found, strict=True):
+        if digest != manifest["files"][name]["sha256"]:
             raise DamagedError(f"{name} has another SHA-256 than when it was written")
     return AtomicDir(path=folder, about=manifest["about"])
 
@@ -165,6 +173,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _measured(paths: Sequence[Path], threads: int) -> Iterable[tuple[int, str]]:
+    """Measures files in their order, `threads` at once; hashing leaves the interpreter to other threads."""
+    if threads == 1:
+        return map(_measure, paths)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(_measure, paths))
 
 
 def _measure(path: Path) -> tuple[int, str]:

@@ -41,6 +41,7 @@ class StreamPlanError(ValueError):
 
 
 # --- configuration -----------------------------------------------------------------------------------------
+MIXTURE_INVALID = _declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")
 CONFIG_INVALID = _declare("config-invalid", "{source}: {field}: {problem}", "{remedy}")
 CONFIG_UNREADABLE = _declare(
     "config-unreadable",
@@ -265,6 +266,14 @@ RUN_UNDELETABLE = _declare(
     "{path} cannot be deleted: {problem}",
     "only folders of runs are deleted; remove anything else yourself, with care",
 )
+COPY_UNKNOWN = _declare(
+    "copy-unknown", "{problem} named {name}", "`engine cache` lists the 4-bit copies; use one name, or all"
+)
+COPY_IN_USE = _declare(
+    "copy-in-use",
+    "{path} cannot be removed: a run loads it, or the folder cannot be written",
+    "try again when the run has loaded its model",
+)
 RUN_ALREADY_COMPLETE = _declare(
     "run-already-complete", "run {run} is complete: nothing is left to train", "start a new run without --resume"
 )
@@ -379,6 +388,11 @@ PROMPT_MISSING = _declare(
     "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
 )
 PROMPT_UNREADABLE = _declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+REPLAY_UNAVAILABLE = _declare(
+    "replay-unavailable",
+    "{model} ends every text before its first word, so there is nothing of its own to replay",
+    "use another --seed or --template none, or train without replay",
+)
 SAMPLING_INVALID = _declare(
     "sampling-invalid",
     "{problem}",

@@ -124,6 +124,8 @@ def _complete(config: Any) -> None:
         config.num_key_value_heads = config.num_attention_heads
     if getattr(config, "head_dim", 1) is None:
         config.head_dim = config.hidden_size // config.num_attention_heads
+    if getattr(config, "num_experts_per_tok", 1) is None:
+        config.num_experts_per_tok = 6  # DeepSeek-V2
 
 
 def _state(row: dict[str, Any]) -> str:

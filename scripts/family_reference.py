@@ -6,8 +6,8 @@ The proof (engine.verify.family_proof) shrinks a configuration, draws inputs and
 of it is used here: the sizes below are written out, the weights are transformers' own initialisation with noise on
 every parameter, each document is computed alone by the model's own forward and SDPA (eager where a family has no
 other), and gradients are autograd's, all in fp64. Only the streamed step itself comes from the engine. Families with
-recurrent layers cast to fp32 inside; there both sides keep fp64, since their chunks begin elsewhere and round
-otherwise.
+recurrent layers cast to fp32 inside, and so does the softmax of those that attend eagerly; there both sides keep fp64,
+since their chunks begin elsewhere and round otherwise.
 """
 
 from __future__ import annotations
@@ -73,9 +73,33 @@ SIZES: dict[str, Any] = {
 """Values that a configuration gets where it has such a key."""
 KINDS = ("sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention")
 """Of layers, where a family lists them."""
+_LATENT = {
+    "kv_lora_rank": 22,
+    "q_lora_rank": 26,
+    "qk_nope_head_dim": 14,
+    "qk_rope_head_dim": 10,
+    "v_head_dim": 12,
+    "num_key_value_heads": 6,
+    "head_dim": 10,
+}
 _TOWER = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2}
 OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_groups": 2},
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
+    "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2, "topk_method": "greedy", "q_lora_rank": None},
+    "kimi_linear": {
+        **_LATENT,
+        "num_experts_per_token": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2 + ["full_attention"],
+    },
+    "llama4_text": {
+        "attention_chunk_size": 11,
+        "floor_scale": 7,
+        "no_rope_layers": [1, 0, 1, 1, 0],
+        "intermediate_size_mlp": 36,
+        "num_experts_per_tok": 1,
+    },
+    "mimo_v2_flash": {"v_head_dim": 12, "num_attention_heads": 6, "num_key_value_heads": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "attention"]},
     "gpt_bigcode": {"num_key_value_heads": 1},
     "phi4_multimodal": {
@@ -138,9 +162,9 @@ def compare(model_type: str) -> dict[str, Any]:
     families.admit(config.model_type, families.Family())  # what is tested here
     worst = {"loss": 0.0, "gradient": 0.0}
     where = ""
-    recurrent = any(isinstance(part, torch.nn.Conv1d) for part in model.modules())
+    casts = attention == "eager" or any(isinstance(part, torch.nn.Conv1d) for part in model.modules())
     for starts in DOCUMENTS:
-        with _wide() if recurrent else nullcontext():
+        with _wide() if casts else nullcontext():
             total, wanted = _alone(model, ids, starts)
         if not total == total:
             raise ValueError("its loss is not finite")
@@ -148,7 +172,7 @@ def compare(model_type: str) -> dict[str, Any]:
         for plan in PLANS:
             model.zero_grad()
             with (
-                _wide() if recurrent else nullcontext(),
+                _wide() if casts else nullcontext(),
                 StreamedStep(model, StreamPlan(**plan), device=torch.device("cpu")) as step,
             ):
                 found = step.run(ids, document_starts=starts).loss_sum

@@ -22,6 +22,7 @@ except ModuleNotFoundError:  # before Python 3.11
 from transformers import AutoConfig
 
 from engine.assets import asset
+from engine.verify.family_proof import has_experts
 from engine.verify.observed_shape import observed_shape
 
 TARGET = Path(__file__).parent.parent / "assets" / "model_shapes.json"
@@ -29,11 +30,12 @@ TARGET = Path(__file__).parent.parent / "assets" / "model_shapes.json"
 
 def shapes() -> str:
     entries = tomllib.loads(asset("models.toml").read_text(encoding="utf-8"))
-    found = {
-        name: observed_shape(AutoConfig.for_model(entry["family"], **entry["config"]), adapts_mlp=True)
+    configs = {
+        name: AutoConfig.for_model(entry["family"], **entry["config"])
         for name, entry in entries.items()
         if "config" in entry
     }
+    found = {name: observed_shape(config, adapts_mlp=not has_experts(config)) for name, config in configs.items()}
     lines = [f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in found.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

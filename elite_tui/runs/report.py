@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ class RunReport:
     compile_rate_before: float | None = None
     "Share (0 to 1) of the completions that parse."
     compile_rate_after: float | None = None
+    compile_rate_by_chance: bool = False
+    "Whether the interval of their difference holds 0."
+    ways: tuple[tuple[str, float], ...] = ()
+    "Other ways to complete the same functions, and the share that parses; names are untrusted."
+    forgotten: tuple[tuple[str, float], ...] = ()
+    "General texts whose perplexity changed by more than chance explains, and by which share; names are untrusted."
     samples: tuple[Sample, ...] = ()
     page: bool = False
     "Whether report.md exists."
@@ -55,6 +61,9 @@ def read_report(path: Path) -> RunReport:
         perplexity_after=number(data, "perplexity_after"),
         compile_rate_before=_share(data, "compile_rate_before"),
         compile_rate_after=_share(data, "compile_rate_after"),
+        compile_rate_by_chance=_by_chance(data),
+        ways=tuple(_ways(data)),
+        forgotten=tuple(_forgotten(data)),
         samples=tuple(_samples(data)),
         page=(path / "report.md").is_file(),
         commands=_commands(),
@@ -64,6 +73,42 @@ def read_report(path: Path) -> RunReport:
 def _share(data: Mapping[str, Any], name: str) -> float | None:
     value = number(data, name)
     return value if value is not None and 0.0 <= value <= 1.0 else None
+
+
+def _entries(data: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    entries = data.get(name)
+    yield from (entry for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else ()
+
+
+def _parsing(data: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields how functions were completed, and the row of those that parse."""
+    for task in _entries(data, name):
+        for row in _entries(task, "rows"):
+            if task.get("task") == "completion" and row.get("name") == "parses":
+                yield text(task, "arm"), row
+
+
+def _by_chance(data: Mapping[str, Any]) -> bool:
+    for _, row in _parsing(data, "tasks"):
+        ends = row.get("difference_interval")
+        low, high = (number(ends, "low"), number(ends, "high")) if isinstance(ends, dict) else (None, None)
+        return low is None or high is None or low <= 0 <= high
+    return False
+
+
+def _ways(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for arm, row in _parsing(data, "arms"):
+        share = _share(row, "tuned")
+        if arm and share is not None:
+            yield arm, share
+
+
+def _forgotten(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for row in _entries(data, "general"):
+        name, change, ends = text(row, "name"), number(row, "change"), row.get("change_interval")
+        low = number(ends, "low") if isinstance(ends, dict) else None
+        if name and change is not None and low is not None and low > 0:
+            yield name, change
 
 
 def _samples(data: Mapping[str, Any]) -> list[Sample]:

@@ -29,6 +29,8 @@ LABEL = 12
 """Cells before a bar or a value."""
 COLUMN = 44
 """Minimum width of each completion shown side by side, in cells."""
+WAYS_SHOWN = 6
+"""Lines shown of other ways to complete the same functions."""
 SAMPLE_LINES = 12
 """Lines shown of one completion."""
 
@@ -96,7 +98,18 @@ def compile_rate(report: RunReport | None, width: int) -> list[Content]:
         sign, style = (
             ("▲", "$text-success") if after > before else ("▼", "$text-warning") if after < before else ("=", "$muted")
         )
-        lines.append(Content.styled(f"{sign} {100 * (after - before):+.0f} points", style))
+        if report.compile_rate_by_chance:
+            sign, style = "=", "$muted"
+        words = ", too few to tell from chance" if report.compile_rate_by_chance else ""
+        lines.append(Content.styled(f"{sign} {100 * (after - before):+.0f} points{words}", style))
+    lines += [
+        Content.styled(f"{printable(name)}: {share:.0%}", "$text-accent" if share > (after or 0) else "$muted")
+        for name, share in report.ways[:WAYS_SHOWN]
+    ]
+    lines += [
+        Content.styled(f"▲ {change:.1%} higher on {printable(name)}: forgotten for it", "$text-warning")
+        for name, change in report.forgotten[:WAYS_SHOWN]
+    ]
     return lines
 
 

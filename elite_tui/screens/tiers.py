@@ -163,7 +163,7 @@ class TiersScreen(WizardScreen):
         if plans.choice is None:
             return head
         chosen = state.draft.get("training.tier") is not None or state.draft.get("training.context") is not None
-        how = "chosen" if chosen else "recommended"
+        how = "chosen" if chosen else "recommended" if plans.choice.schedule is None else "windows grow to"
         return Content.assemble(head, (f"{how}: ", "$muted"), (summary(plans.choice.plan), "bold"))
 
     def _supposed(self) -> Content:

@@ -50,7 +50,7 @@ def attend(
 
     Args:
         q: Queries of the tile, (1, heads, tile, head_dim).
-        k, v: Keys and values of the tile itself, (1, kv_heads, tile, head_dim).
+        k, v: Keys and values of the tile itself, (1, kv_heads, tile, head_dim); values may have a width of their own.
         start: Position of the tile in the sequence.
         pieces: From `causal_pieces`.
         earlier: Keys and values before `start`.
@@ -58,7 +58,7 @@ def attend(
         scale: Multiplies q kᵀ.
 
     Returns:
-        out (1, heads, tile, head_dim), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
+        out (1, heads, tile, width of v), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
     """
     todo, borders = trailing_documents(list(pieces))
     earlier.expect([(p.key_start, p.key_stop) for p in todo if p.key_stop <= start])
@@ -99,13 +99,20 @@ def _attend_pieces(
         rows = slice(piece.query_start - start, piece.query_stop - start)
         piece_k, piece_v = _keys_values(piece, k, v, start, earlier)
         block_out, block_logsumexp = forward_piece(backend, q[:, :, rows], piece_k, piece_v, piece.shape, scale)
-        if out is None and block_out.shape == q.shape:
+        if out is None and block_out.shape[2] == q.shape[2]:
             out, logsumexp = block_out.to(wide), block_logsumexp.clone()
             continue
-        out = torch.zeros_like(q, dtype=wide) if out is None else out
+        out = _zeros(q, v.shape[3], wide) if out is None else out
         merge(out[:, :, rows], logsumexp[:, :, rows], block_out, block_logsumexp)
     assert out is not None
     return out.to(q.dtype), logsumexp
+
+
+def _zeros(q: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Makes an output for q (1, heads, n, head_dim), (1, heads, n, width), in q's layout or tokens first."""
+    if q.shape[3] == width:
+        return torch.zeros_like(q, dtype=dtype)
+    return q.new_zeros((1, q.shape[2], q.shape[1], width), dtype=dtype).transpose(1, 2)
 
 
 def attend_backward(

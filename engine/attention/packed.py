@@ -1,7 +1,8 @@
 """Attention of a packed sequence within each document, by torch's fused attention, without a mask.
 
 A block-diagonal mask would take n² bytes, rule out the fastest kernels, and compute the blocks that it then masks.
-Computed separately, documents cost only their own squares.
+Computed separately, documents cost only their own squares. Sinks, for which transformers has only eager
+attention with its n² scores, and chunks are computed block by block as in the streamed step.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.attention.backend import AttentionBackend, repeat_heads
+from engine.attention.blockwise import attend, attend_backward
+from engine.attention.mask_tiles import Piece, causal_pieces
+from engine.attention.rule import AttentionRule, chunk_of
+from engine.attention.select import select_backend
+from engine.attention.sinks import sink_gradient, with_sinks
 from engine.attention.torch_flash import TorchFlash
+from engine.attention.unequal_heads import for_heads
 
 IMPLEMENTATION = "elite_packed"
 """Name under which transformers finds the function."""
+
+KEY_BLOCK = 8192
+"""Most keys in one call of a block's kernel."""
 
 _borders: tuple[int, ...] | None = None
 
@@ -28,7 +38,8 @@ _borders: tuple[int, ...] | None = None
 def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterator[None]:
     """Makes a model attend within documents only while the context is open, for forward and backward.
 
-    Models that run flash-attn's own kernels find the documents by their positions, and are left unchanged.
+    Models that run flash-attn's own kernels find the documents by their positions, and are left unchanged. Those that
+    transformers can only compute eagerly come here with a single document too.
 
     Args:
         config: Configuration of the decoder.
@@ -37,7 +48,7 @@ def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterato
     """
     global _borders
     before = config._attn_implementation
-    if len(starts) == 1 or "flash" in str(before):
+    if (len(starts) == 1 and before != "eager") or "flash" in str(before):
         yield
         return
     _register()
@@ -65,18 +76,28 @@ def _attention_function(
     """Implements transformers' AttentionInterface: (1, heads, n, head_dim) to (1, n, heads, head_dim)."""
     if _borders is None:
         raise RuntimeError("no packed sequence is being run: this model's attention implementation was left behind")
-    if softcap is not None or s_aux is not None:
-        raise RuntimeError(
-            f"{type(module).__name__} uses soft-capping or sinks, which fused attention does not compute"
-        )
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    if softcap is not None:
+        raise RuntimeError(f"{type(module).__name__} uses soft-capping, which fused attention does not compute")
+    rule = AttentionRule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        chunk=chunk_of(module),
+        sinks=s_aux,
+    )
+    if s_aux is not None or rule.chunk is not None:
+        if dropout:
+            raise RuntimeError(f"{type(module).__name__} has dropout in its attention, which is not computed here")
+        states = (x.to(dtype) for x in (query, key, value))
+        blocks: Tensor = _Blockwise.apply(*states, s_aux, _borders, rule)  # type: ignore[no-untyped-call]
+        return blocks.transpose(1, 2), None
     longest = max(stop - start for start, stop in pairwise(_borders))
     one_call = dropout == 0 and (sliding_window is None or longest <= sliding_window)
-    if one_call and TorchFlash().unavailable(query.device, dtype, query.shape[-1]) is None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if one_call and TorchFlash().unavailable(query.device, dtype, max(query.shape[-1], value.shape[-1])) is None:
         states = (x.to(dtype) for x in (query, key, value))
-        together: Tensor = AllDocuments.apply(*states, _borders, scale, TorchFlash())  # type: ignore[no-untyped-call]
+        backend = for_heads(TorchFlash(), key, value)
+        together: Tensor = AllDocuments.apply(*states, _borders, rule.scale, backend)  # type: ignore[no-untyped-call]
         return together.transpose(1, 2), None
     parts = []
     lengths = [stop - start for start, stop in pairwise(_borders)]
@@ -121,6 +142,59 @@ class AllDocuments(torch.autograd.Function):
         q, k, v, out, logsumexp = ctx.saved_tensors
         how = {"borders": ctx.borders, "scale": ctx.scale}
         return *ctx.backend.backward_documents(grad_out, q, k, v, out, logsumexp, **how), None, None, None
+
+
+class _Blockwise(torch.autograd.Function):
+    """Computes attention by any AttentionRule inside each of several documents, in memory that grows with n."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, borders: Sequence[int], rule: AttentionRule
+    ) -> Tensor:
+        how = _how(q, k, v, borders, rule)
+        out, logsumexp = attend(q, k, v, earlier=_Nothing(), **how)
+        if sinks is not None:
+            out, logsumexp = with_sinks(out, logsumexp, sinks)
+        ctx.save_for_backward(q, k, v, out, logsumexp, sinks)
+        ctx.how = how
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, logsumexp, sinks = ctx.saved_tensors
+        found = attend_backward(grad_out, q, k, v, out, logsumexp, earlier=_Nothing(), **ctx.how)
+        dq, dk, dv = (gradient.to(x.dtype) for gradient, x in zip(found, (q, k, v), strict=True))
+        of_sinks = sink_gradient(grad_out, out, logsumexp, sinks).to(sinks.dtype) if ctx.needs_input_grad[3] else None
+        return dq, dk, dv, of_sinks, None, None
+
+
+def _how(q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], rule: AttentionRule) -> dict[str, Any]:
+    """Returns the arguments of `attend` beside tensors: mask tiles of all documents, the kernel, the scale."""
+    starts, tokens = rule.borders(borders[:-1], borders[-1]), borders[-1]
+    pieces: list[Piece] = list(
+        causal_pieces(0, tokens, key_block=KEY_BLOCK, window=rule.window, document_starts=starts)
+    )
+    width = max(k.shape[-1], v.shape[-1])
+    # The first call checks the kernels with graphs of its own, which a checkpoint around the layer would take for its.
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
+    return {"start": 0, "pieces": pieces, "backend": backend, "scale": rule.scale}
+
+
+class _Nothing:
+    """A KeyValueSource without keys: the only tile of a sequence has none before it."""
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Takes no ranges."""
+        assert not ranges
+
+    def kv_cache(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Has no keys to return."""
+        raise AssertionError(f"keys {start} to {stop} before the first")
+
+    def add_gradients(self, start: int, stop: int, dk: Tensor, dv: Tensor) -> None:  # noqa: ARG002
+        """Has no keys to take gradients of."""
+        raise AssertionError(f"gradients of keys {start} to {stop} before the first")
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

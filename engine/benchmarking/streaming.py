@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from torch import nn
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.select import backend_by_name
@@ -17,11 +19,15 @@ from engine.benchmarking.machine import describe_machine
 from engine.config import LoraSection
 from engine.models.adapter import attach_adapter
 from engine.models.fused import fuse_kernels
+from engine.models.grouped_products import Groups, grouped_product
 from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.models.spec import ModelSpec
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _UNLIMITED = 1.0
 
@@ -38,8 +44,10 @@ def measure_step(
     rank: int = 16,
     fused: bool = True,
     spill_directory: Path | None = None,
+    lora: LoraSection | None = None,
+    base: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
-    """Runs full exact steps with a LoRA adapter on all linear layers.
+    """Runs full exact steps with a LoRA adapter.
 
     Args:
         spec: Shapes; weights are random.
@@ -52,20 +60,24 @@ def measure_step(
         rank: Rank of the adapter.
         fused: Whether to use fused kernels where available.
         spill_directory: Folder for hidden states on disk.
+        lora: The adapter; None for `rank` on all linear layers.
+        base: The model without an adapter, if it is there already; it has none afterwards.
 
     Raises:
         EliteError: OUT_OF_MEMORY.
     """
-    device = placement.device
+    device, lora = placement.device, lora or LoraSection(rank=rank)
     limit_memory(device, vram_cap)
     rss_before = psutil.Process().memory_info().rss
     weights_device = torch.device("cpu") if plan.streams_weights else device
+    torch.manual_seed(0)  # the same weights for every layout
     began = time.perf_counter()
-    base = random_model(spec, placement, layers=layers, weights_device=weights_device)
-    synchronize(device)
+    if base is None:
+        base = random_model(spec, placement, layers=layers, weights_device=weights_device)
+        synchronize(device)
     built = time.perf_counter() - began
     fused = fused and fuse_kernels(base, device)
-    model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
+    model = attach_adapter(base, lora, seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
     runs = []
     with StreamedStep(model, plan, device=device, spill_directory=spill_directory, timed=True) as step:
@@ -86,7 +98,8 @@ def measure_step(
             "layers": layers or spec.layers,
             "all_layers": spec.layers,
             "precision": placement.precision,
-            "rank": rank,
+            "rank": lora.rank,
+            "targets": lora.targets,
             "fused_kernels": fused,
             "plan": dataclasses.asdict(plan),
             "backend": step.backend_name,
@@ -95,6 +108,7 @@ def measure_step(
             "first_seconds": runs[0],
             "build_seconds": built,
             "loss": outcome.loss_sum / outcome.predicted,
+            "gradient_norm": gradient_norm(model),
             "host_rss_bytes": psutil.Process().memory_info().rss - rss_before,
             **describe_machine(device),
         }
@@ -103,7 +117,15 @@ def measure_step(
             "gpu_peak_allocated": torch.cuda.max_memory_allocated(device),
             "gpu_peak_reserved": torch.cuda.max_memory_reserved(device),
         }
+    model.unload()
+    gc.collect()  # an adapter refers to what computes it, and that to the adapter
     return measured
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """Returns the Euclidean norm of all gradients, which tells two layouts' steps apart."""
+    norms = [p.grad.double().norm().cpu() for p in model.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def measure_floors(spec: ModelSpec, context: int, measured: dict[str, Any], placement: Placement) -> dict[str, float]:
@@ -160,7 +182,23 @@ def matrix_floor(
         w = torch.randn((linear.outputs, linear.inputs), dtype=dtype, device=device)
         g = torch.randn((tokens, linear.outputs), dtype=dtype, device=device)
         total += 2 * timed(lambda x=x, w=w: x @ w.T, device) + timed(lambda g=g, w=w: g @ w, device)
+    if spec.sparse_layers:
+        total += _experts_floor(spec, tokens, device, dtype)
     return total * context / tokens
+
+
+def _experts_floor(spec: ModelSpec, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the seconds of the same products of a layer's experts, every expert chosen as often as the others."""
+    rows, experts = tokens * spec.experts_per_token, spec.experts
+    groups = Groups((torch.arange(1, experts + 1, device=device) * rows // experts).to(torch.int32))
+    total = 0.0
+    for inputs, outputs in ((spec.hidden_size, 2 * spec.expert_size), (spec.expert_size, spec.hidden_size)):
+        x = torch.randn((rows, inputs), dtype=dtype, device=device)
+        g = torch.randn((rows, outputs), dtype=dtype, device=device)
+        w = torch.randn((experts, outputs, inputs), dtype=dtype, device=device)
+        total += 2 * timed(lambda x=x, w=w: grouped_product(x, w.transpose(1, 2), groups), device)
+        total += timed(lambda g=g, w=w: grouped_product(g, w, groups), device)
+    return total
 
 
 def timed(work: Any, device: torch.device, repeats: int = 3) -> float:

@@ -160,6 +160,7 @@ def _print_report(report: DataReport) -> None:
         f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files, "
         f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
+    _print_sources(console, report)
     _print_conversations(console, report)
     linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
@@ -194,6 +195,25 @@ def _print_report(report: DataReport) -> None:
         console.print(f"note: {note}")
     how = "reused" if report.reused else "built"
     console.print(f"store {how} in {report.seconds:.2f} s: {report.store}")
+
+
+def _print_sources(console: Console, report: DataReport) -> None:
+    if len(report.sources) < 2:
+        return
+    rows = [
+        (
+            row.name,
+            f"{row.documents:,}",
+            f"{row.tokens:,}",
+            f"{row.loss_tokens:,}",
+            f"{row.held_out_tokens:,}",
+            "" if row.share is None else f"{row.share:.1%}",
+            f"{row.passes:.3g}",
+        )
+        for row in report.sources
+    ]
+    names = ("source", "documents", "tokens", "in the loss", "held out", "share", "times a pass")
+    console.print(_table(names, rows))
 
 
 def _print_conversations(console: Console, report: DataReport) -> None:

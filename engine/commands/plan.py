@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     rank = config.field_spec("lora.rank")
     parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help=config.field_spec("lora.targets").description)
     method = config.field_spec("training.method")
     parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
     add_stream_option(parser)
@@ -154,13 +155,13 @@ def run(args: argparse.Namespace) -> int:
         machine,
         spec,
         args.precision,
-        lora=config.LoraSection(rank=args.rank),
+        lora=config.LoraSection(rank=args.rank, targets=args.targets or config.LoraSection().targets),
         training=config.TrainingSection(method=args.method),
         stream=read_stream_options(args),
         repository_tokens=_repository_tokens(args.repo),
     )
     table = tier_table(planning)
-    schedule = None if args.hours is None else make_schedule(planning, args.hours, args.tier)
+    schedule = _schedule(planning, table, args)
     tier = table.ceiling if args.tier == "max" else args.tier
     largest = largest_context(planning) if args.max_context else None
     cluster = _cluster(args, machine)
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
             document["cluster"] = describe_cluster(cluster, plans)
         print_json(document)
         return 0
-    _print_plan(planning, table, None if schedule else tier, largest, asked=args.max_context)
+    _print_plan(planning, table, None if args.hours else tier, largest, asked=args.max_context)
     if schedule is not None:
         print_schedule(schedule)
     if cluster is not None:
@@ -183,6 +184,14 @@ def run(args: argparse.Namespace) -> int:
     if tier is not None and not table.row(tier).fits:
         return errors.DOES_NOT_FIT
     return 0
+
+
+def _schedule(planning: PlanRequest, table: TierTable, args: argparse.Namespace) -> Schedule | None:
+    """Makes the schedule of a run with these options; None where its windows are all alike."""
+    if args.hours is not None:
+        return make_schedule(planning, args.hours, args.tier)
+    alike = args.tier is not None or planning.train_tokens is None or table.recommended is None
+    return None if alike else make_schedule(planning, None)
 
 
 def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
@@ -343,7 +352,8 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
     if table.recommended is None:
         return "No tier is recommended here. A smaller model, or `--hardware NAME`, shows what would change that."
     row = table.row(table.recommended)
-    text = f"Recommended: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
+    where = "" if planning.repository_tokens is None else " where all windows are alike"
+    text = f"Recommended{where}: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
     if planning.repository_tokens is not None:
         epoch = f"{row.steps_per_epoch:,} step{'' if row.steps_per_epoch == 1 else 's'} an epoch"
         steps = row.steps_per_epoch or 1
@@ -353,10 +363,7 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
             "start, scoring and saving included."
         )
     if table.ceiling != table.recommended:
-        text += (
-            f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates: "
-            "`--hours H` makes a schedule that grows towards it."
-        )
+        text += f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates."
     return text
 
 
@@ -366,7 +373,7 @@ def print_schedule(schedule: Schedule) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, emoji=False)
-    budget = "" if schedule.hours is None else f" for {schedule.hours:g} hours"
+    budget = " without a limit of hours" if schedule.hours is None else f" for {schedule.hours:g} hours"
     epochs = "" if schedule.epochs is None else f", {schedule.epochs:.2g} epochs"
     console.print(
         f"Schedule{budget}: {schedule.updates:,} updates{epochs}, peak rate {schedule.learning_rate:g}", style="bold"
@@ -421,3 +428,5 @@ def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:
     windows = f"{row.windows_per_step} windows" if row.windows_per_step > 1 else "one window"
     grid.add_row("time", "a step", format_seconds(row.step_seconds), windows, style="bold")
     console.print(grid)
+    moved = f"; it moves {format_bytes(row.weights_moved_bytes)} of weights" if row.weights_moved_bytes else ""
+    console.print(f"{row.tokens_per_second:,.0f} tokens a second{moved}")

@@ -74,7 +74,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--auto",
         action="store_true",
-        help="Choose everything that is not set (tier, precision, device); without --repo, the current folder",
+        help="Choose everything that is not set (windows and updates, precision, device); without --repo, the current "
+        "folder",
     )
 
 
@@ -172,7 +173,7 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     data = run_config.load_mapping(args.config) if args.config else run_config.to_mapping(config)
     _apply_options(data, args)
     wanted = with_absolute_paths(run_config.from_mapping(data, source="command line"))
-    changed = changes(config, wanted)
+    changed = changes(config, wanted, scheduled=run.has_schedule())
     refused = [str(change) for change in changed if not change.allowed]
     if refused:
         raise errors.RESUME_CHANGES_CONFIG(run=run.id, changes="; ".join(refused))

@@ -161,6 +161,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
             extra=option("--dataset"),
         ),
     ] = field(default_factory=list)
+    mixture: Annotated[
+        list[Annotated[str, Meta(pattern="^.+=[^=]+$")]],
+        Meta(
+            description="Shares of the tokens that a run trains on, for each source: code (all repositories) or a "
+            "repository, history, datasets (all of them) or a data set, by path or name, such as "
+            "[code=0.6, chats.jsonl=0.4]. A pass stays as long as without; empty sees every token once in it."
+        ),
+    ] = field(default_factory=list)
     dataset_column: Annotated[
         str,
         Meta(
@@ -186,7 +194,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["assistant", "last"],
         Meta(
             description="Which turns of a conversation count in the loss: assistant all answers, last the last one. "
-            "Turns with weight or train of 0 do not count."
+            "Turns with train of 0 do not count; the weight of a turn or row multiplies its loss."
         ),
     ] = "assistant"
     mask_errors: Annotated[
@@ -217,9 +225,17 @@ class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         list[str],
         Meta(
             min_length=1,
-            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head.',
+            description='Linear layers that get an adapter, by name; "all-linear" is every one but the head, or in a '
+            'model with experts every one of attention. "experts" beside it, or alone, is every expert.',
         ),
     ] = field(default_factory=lambda: ["all-linear"])
+    expert_rank: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Meta(
+            description="Rank on each expert, where targets name them. Unset: rank over the number of experts that a "
+            "token passes through, at least 1."
+        ),
+    ] = None
     plus_ratio: Annotated[
         float, Meta(ge=1.0, le=1000.0, description="Learning rate of B over that of A (LoRA+); 1 is plain LoRA.")
     ] = 1.0

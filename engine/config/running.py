@@ -93,6 +93,20 @@ class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     function_tokens: Annotated[
         int, Meta(ge=8, le=4096, description="Tokens that a completed function may take at most.")
     ] = 160
+    lines: Annotated[
+        int,
+        Meta(ge=0, le=10_000, description="Lines of held-out files that both models complete, at most."),
+    ] = 64
+    retrieval: Annotated[
+        bool,
+        Meta(
+            description="Complete also with text of the training files in the prompt: the snippets nearest to the "
+            "request (BM25), and for the base model whole files. An adapter has to be better than those."
+        ),
+    ] = True
+    general: Annotated[
+        bool, Meta(description="Score general code and text too, to see what training made the model forget.")
+    ] = True
 
 
 class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     epochs: Annotated[
         Annotated[float, Meta(gt=0, le=1000)] | None,
         Meta(
-            description="Passes over the training files. Unset: 1, or with hours as many as they allow, up to 3.",
+            description="Passes over the training files. Unset: up to 3 in a schedule, 1 where windows are all alike.",
             extra=option("--epochs"),
         ),
     ] = None
@@ -37,7 +37,8 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[int, Meta(ge=1, le=11)] | Literal["max"] | None,
         Meta(
             description="Context tier, 1 (4K tokens) to 11 (4M tokens), or max: the highest that fits and the "
-            "repository fills. Unset: the highest of those with 30 updates, or by the hours.",
+            "repository fills, for windows that are all alike. Unset: a schedule whose windows grow to the highest "
+            "that hours and tokens allow.",
             extra=option("--tier"),
         ),
     ] = None
@@ -49,7 +50,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[float, Meta(gt=0, le=10_000)] | None,
         Meta(
             description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
-            "short windows, the last ones at the highest tier that the hours allow. Unset: one tier for all updates.",
+            "short windows, the last ones at the highest tier that the hours allow. Unset: as long as it takes.",
             extra=option("--hours"),
         ),
     ] = None
@@ -57,8 +58,8 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$")]],
         Meta(
             description="Windows over the run, as CONTEXT:UPDATES by rising context: 8192:40 and 131072:4 make 40 "
-            "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: hours makes them, or all windows "
-            "are alike."
+            "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: the planner makes them, unless "
+            "tier or context makes all windows alike."
         ),
     ] = field(default_factory=list)
     step: Annotated[
@@ -221,7 +222,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
     @property
     def passes(self) -> float:
-        """Passes over the training files of a run without hours."""
+        """Passes over the training files of a run whose windows are all alike."""
         return 1.0 if self.epochs is None else self.epochs
 
     @property
@@ -239,6 +240,13 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         Meta(
             description="Base weights stay on the GPU, or on the host and come to it two layers at a time; with "
             "model.precision nf4 in 4 bits."
+        ),
+    ] = None
+    weights_home: Annotated[
+        Literal["host", "disk"] | None,
+        Meta(
+            description="Where streamed 4-bit weights wait: in RAM, or mapped to the files of the 4-bit copy, for "
+            "models larger than RAM."
         ),
     ] = None
     kv_home: Annotated[

@@ -112,22 +112,33 @@ class Chats:
             RenderError, SplitError: as ConversationRenderer.
         """
         return self._renderer.render(
-            conversation.messages, conversation.tools, conversation.learnt, now=conversation.date
+            conversation.messages,
+            conversation.tools,
+            conversation.learnt if conversation.weights is None else conversation.weights,
+            now=conversation.date,
         )
 
-    def encode_prompt(
+    def prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         now: datetime | None = None,
     ) -> list[int]:
-        """Encodes a conversation with the template's prompt for the next answer.
+        """Token ids that the model is given to write the next answer.
 
         Raises:
             RenderError, SplitError: as ConversationRenderer.
         """
-        pieces = self._renderer.render_prompt(messages, tools, now)
-        [found] = encode_conversations(self._encoder.plain_text, [pieces])
+        [found] = encode_conversations(self._encoder.plain_text, [self._renderer.prompt(messages, tools, now)])
+        return [int(token) for token in found.ids]
+
+    def request_prompt(self) -> list[int]:
+        """Token ids that a model is given to write a conversation's first request itself.
+
+        Raises:
+            RenderError, SplitError: as ConversationRenderer.
+        """
+        [found] = encode_conversations(self._encoder.plain_text, [self._renderer.request_prompt()])
         return [int(token) for token in found.ids]
 
     def encode(self, conversations: Sequence[Conversation], limit: int | None) -> list[EncodedConversation]:
@@ -168,7 +179,7 @@ class Chats:
                 {**message, "content": _CUT.format(count=len(texts[number]))} if number in cut else message
                 for number, message in enumerate(conversation.messages)
             )
-            short = Conversation(messages, conversation.learnt, conversation.tools, conversation.date)
+            short = replace(conversation, messages=messages)
             [encoded] = encode_conversations(self._encoder.plain_text, [self.render(short)])
             if len(encoded.ids) <= limit or gone == len(outputs):
                 break
@@ -188,8 +199,10 @@ def encode_continued(encoder: Encoder, conversations: Sequence[Conversation]) ->
     encoded = encoder.plain_text.encode(parts)
     first, end = np.array(encoder.first, dtype=np.uint32), np.array([encoder.end], dtype=np.uint32)
     made = []
-    for asked, answer in zip(encoded[::2], encoded[1::2], strict=True):
+    for one, asked, answer in zip(conversations, encoded[::2], encoded[1::2], strict=True):
         before = len(first) + len(asked)
         ids = np.concatenate([first, asked, answer, end])
-        made.append(EncodedConversation(ids, np.arange(len(ids)) >= before, np.array([before], dtype=np.int64)))
+        weights = None if one.weights is None else np.full(len(ids), one.weights[1])
+        turns = np.array([before], dtype=np.int64)
+        made.append(EncodedConversation(ids, np.arange(len(ids)) >= before, turns, weights))
     return made

@@ -24,11 +24,12 @@ from engine.data.messages import (
     kind_of,
     parsed,
     tools_of,
+    weight_of,
 )
 
 LANGUAGE = "Conversation"
 "What the report lists them under."
-REVISION = 1
+REVISION = 2
 "Raised when the same row would be read otherwise; part of every store's key."
 
 _ROLES: Mapping[str, str] = {
@@ -58,10 +59,11 @@ _COLUMNS = (
     "history",
     "input",
     "chosen",
+    "weight",
     *dict.fromkeys(name for pair in _PAIRS for name in pair),
 )
 "What is read of a row."
-_FLAGS = ("weight", "train", "training", "loss")
+_FLAGS = ("train", "training", "loss")
 _CONTINUED = (("prompt", "completion"), ("prompt", "code"))
 "Pairs whose second text goes on with the first one, as it stands."
 
@@ -77,6 +79,7 @@ class Conversation:
         tools: Definitions of functions, as chat templates take them.
         date: When it was written down.
         rejected: The other side of a preference, of which this conversation is the chosen one.
+        weights: Factor of the loss of each message, 0 where it is not learnt. None: 1 of each that is.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -84,6 +87,7 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] | None = None
     date: datetime | None = None
     rejected: Conversation | None = None
+    weights: tuple[float, ...] | None = None
 
     @property
     def is_continued(self) -> bool:
@@ -126,6 +130,8 @@ class Conversation:
         told: list[Any] = [self.messages, self.learnt, self.tools, self.date and self.date.isoformat()[:10]]
         if self.rejected is not None:
             told.append(self.rejected.digest().hex())
+        if self.weights is not None:
+            told.append(self.weights)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
 
     def _mapped(self, change: Callable[[str], str]) -> Conversation:
@@ -246,9 +252,13 @@ class RowReader:
             raise NoConversationError("no pair", "its chosen and its rejected answer are the same")
         common = sum(itertools.takewhile(bool, (one == other for one, other in zip(chosen, rejected, strict=False))))
         made = [
-            self._conversation(messages, [on and number >= common for number, on in enumerate(learnt)], tools, date)
+            self._conversation(
+                messages, [on if number >= common else 0.0 for number, on in enumerate(learnt)], tools, date
+            )
             for messages, learnt, tools in sides
         ]
+        if any(side.weights is not None for side in made):
+            raise NoConversationError("bad weight", "it has a weight other than 0 and 1, which no pair can have")
         return replace(made[0], rejected=made[1])
 
     def _only(self, side: Any) -> dict[str, Any]:
@@ -259,7 +269,7 @@ class RowReader:
     def _conversation(
         self,
         messages: list[dict[str, Any]],
-        learnt: list[bool],
+        weights: list[float],
         tools: tuple[Mapping[str, Any], ...] | None,
         date: datetime | None,
     ) -> Conversation:
@@ -269,7 +279,7 @@ class RowReader:
         if not answers:
             raise NoConversationError("no answer", "no message of it is an assistant's")
         places = set(answers)
-        learnt = [on and number in places for number, on in enumerate(learnt)]
+        learnt = [weight > 0 and number in places for number, weight in enumerate(weights)]
         if self.train_on == "last":
             learnt = [on and number == answers[-1] for number, on in enumerate(learnt)]
         if self.mask_errors:
@@ -281,12 +291,16 @@ class RowReader:
         if not any(learnt):
             raise NoConversationError("not trained", "none of its answers is to be trained on")
         shown = tuple({key: value for key, value in message.items() if key != "failed"} for message in messages)
-        return Conversation(shown, tuple(learnt), tools, date)
+        kept = tuple(weight if on else 0.0 for weight, on in zip(weights, learnt, strict=True))
+        weighs = any(weight not in (0.0, 1.0) for weight in kept)
+        return Conversation(shown, tuple(learnt), tools, date, weights=kept if weighs else None)
 
     def _found(
         self, values: Mapping[str, Any]
-    ) -> tuple[list[dict[str, Any]], list[bool], tuple[Mapping[str, Any], ...] | None]:
+    ) -> tuple[list[dict[str, Any]], list[float], tuple[Mapping[str, Any], ...] | None]:
+        """Messages, their weights and the tools of a row."""
         get = self._get(values)
+        weight = self.weight(values)
         tools = tools_of(get("tools") if get("tools") is not None else get("functions"))
         system = get("system")
         given = next((get(name) for name in _MESSAGES if get(name) is not None), None)
@@ -297,25 +311,34 @@ class RowReader:
         else:
             messages, learnt = self._pair(values)
         if isinstance(system, str) and system.strip() and messages and messages[0]["role"] not in ("system", "prompt"):
-            messages, learnt = [{"role": "system", "content": system}, *messages], [False, *learnt]
-        return messages, learnt, tools
+            messages, learnt = [{"role": "system", "content": system}, *messages], [0.0, *learnt]
+        return messages, [weight * on for on in learnt], tools
+
+    def weight(self, values: Mapping[str, Any]) -> float:
+        """The factor of the loss of a row.
+
+        Raises:
+            NoConversationError: it is no weight.
+        """
+        return weight_of(self._get(values)("weight"), f"the row (field {self.fields.get('weight', 'weight')})")
 
     def _get(self, values: Mapping[str, Any]) -> Callable[[str], Any]:
         return lambda name: values.get(self.fields.get(name, name))
 
-    def _messages(self, given: Any, what: str) -> tuple[list[dict[str, Any]], list[bool]]:
+    def _messages(self, given: Any, what: str) -> tuple[list[dict[str, Any]], list[float]]:
         given = parsed(given)
         if not isinstance(given, list):
             raise NoConversationError("no conversation", f"its {what} are no list, but {kind_of(given)}")
         messages: list[dict[str, Any]] = []
-        learnt: list[bool] = []
+        learnt: list[float] = []
         for number, one in enumerate(given, 1):
             message, on = self._message(parsed(one), f"message {number}")
             messages.append(message)
             learnt.append(on)
         return messages, learnt
 
-    def _message(self, given: Any, name: str) -> tuple[dict[str, Any], bool]:
+    def _message(self, given: Any, name: str) -> tuple[dict[str, Any], float]:
+        """A message, and its weight in the loss if it is an answer."""
         if not isinstance(given, dict):
             raise NoConversationError("bad message", f"{name} is no object, but {kind_of(given)}")
         get = self._get(given)
@@ -346,9 +369,10 @@ class RowReader:
                 message[key] = get(key)
         if get("is_error") is True or get("error") not in (None, False, "") or get("status") == "error":
             message["failed"] = True
-        return message, all(is_on(get(flag), flag, name) for flag in _FLAGS)
+        weight = weight_of(get("weight"), name)
+        return message, weight if all(is_on(get(flag), flag, name) for flag in _FLAGS) else 0.0
 
-    def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[bool]]:
+    def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[float]]:
         """The chosen side of a preference: a conversation, its last message, or text."""
         prompt, chosen = parsed(prompt), parsed(chosen)
         if isinstance(chosen, str) and prompt is None and "\n\nAssistant:" in chosen:
@@ -358,14 +382,14 @@ class RowReader:
                 for role, text in zip(said[::2], said[1::2], strict=True)
             ]
             messages, _ = self._messages(spoken, "messages")
-            return messages, [False] * (len(messages) - 1) + [True]
+            return messages, [0.0] * (len(messages) - 1) + [1.0]
         before, _ = self._messages(as_messages(prompt, "user", "prompt"), "prompt") if prompt is not None else ([], [])
         after, learnt = self._messages(as_messages(chosen, "assistant", "chosen"), "chosen")
         if before and after[: len(before)] == before:
             after, learnt = after[len(before) :], learnt[len(before) :]
-        return [*before, *after], [*[False] * len(before), *learnt]
+        return [*before, *after], [*[0.0] * len(before), *learnt]
 
-    def _pair(self, values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[bool]]:
+    def _pair(self, values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[float]]:
         get = self._get(values)
         pair = next((pair for pair in _PAIRS if all(get(name) is not None for name in pair)), None)
         if pair is None:
@@ -374,7 +398,7 @@ class RowReader:
         if not isinstance(asked, str) or not isinstance(answer, str):
             before, _ = self._messages(as_messages(asked, "user", pair[0]), pair[0])
             after, learnt = self._messages(as_messages(answer, "assistant", pair[1]), pair[1])
-            return [*before, *after], [*[False] * len(before), *learnt]
+            return [*before, *after], [*[0.0] * len(before), *learnt]
         more = get("input")
         if pair[0] == "instruction" and isinstance(more, str) and more.strip():
             asked = f"{asked}\n\n{more}" if self.pairs else f"{asked}\n{more}"
@@ -383,7 +407,7 @@ class RowReader:
         if pair in _CONTINUED or not self.pairs:
             between = "" if pair in _CONTINUED else "\n"
             prompt = {"role": "prompt", "content": f"{asked}{between}"}
-            return [prompt, {"role": "completion", "content": answer}], [False, True]
+            return [prompt, {"role": "completion", "content": answer}], [0.0, 1.0]
         earlier: list[dict[str, Any]] = []
         history = parsed(get("history")) or []
         for turn in history if isinstance(history, list) else [None]:
@@ -391,4 +415,4 @@ class RowReader:
                 raise NoConversationError("bad message", "its history is no list of pairs of texts")
             earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
         messages = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        return messages, [True] * len(messages)
+        return messages, [1.0] * len(messages)

@@ -7,8 +7,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +16,22 @@ import numpy as np
 
 from engine import errors
 from engine.data.cache import prune
-from engine.data.chats import TEMPLATES, Chats, encode_continued, find_template
+from engine.data.chats import TEMPLATES, Chats, find_template
 from engine.data.collect import Collection, SourceFile, describe_skipped
 from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.conversations import REVISION as CONVERSATIONS_REVISION
 from engine.data.conversations import Conversation
 from engine.data.documents import Texts, edited, edited_conversation, path_line
 from engine.data.encoded import REVISION as ENCODED_REVISION
+from engine.data.encoding import Making, encode_sources
 from engine.data.fim import REVISION as FIM_REVISION
-from engine.data.fim import cut_points
-from engine.data.history import LANGUAGE as DIFF
-from engine.data.languages import NOTEBOOK
 from engine.data.licences import REVISION as LICENCES_REVISION
+from engine.data.mixture import Mixture, SourceFigures, described
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
 from engine.data.order import FileOrder
 from engine.data.pairs import longest_sides, pair_windows
 from engine.data.reading import FoundSecret, Progress, ReadFile, Reading, Twin, read
-from engine.data.rows import ROW_EXAMPLES
+from engine.data.rows import ROW_EXAMPLES, Row
 from engine.data.secrets import REVISION as SECRETS_REVISION
 from engine.data.sources import open_sources
 from engine.data.store import (
@@ -54,10 +53,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.config import DataSection
-    from engine.tokenization.chat_encoder import EncodedConversation
+    from engine.data.labels import TokenWeights
+    from engine.data.packing import Layout
     from engine.tokenization.chat_template import ChatTemplate
 
-    _Encoded = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.bool_] | None, bool]
 
 _BATCH_BYTES = 1 << 20
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
@@ -91,6 +90,8 @@ class DatasetSummary:
     held_out_tokens: int
     loss_tokens: int
     "Those of both that are predicted: all but the first of each document, and of conversations the answers."
+    sources: tuple[SourceFigures, ...]
+    "What each source holds."
     store: Path
     reused: bool
     "Whether nothing had to be tokenised."
@@ -143,7 +144,7 @@ def build_dataset(
 
     Raises:
         EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache, CHAT_TEMPLATE_*,
-            CONVERSATIONS_OVERLONG.
+            CONVERSATIONS_OVERLONG, MIXTURE_INVALID.
         ValueError: the tokenizer is not a fast one.
     """
     report = progress or (lambda _done, _total, _what: None)
@@ -151,6 +152,10 @@ def build_dataset(
     encoder = Encoder(tokenizer)
     if data.fim and encoder.fim is None:
         raise errors.FIM_UNAVAILABLE(rate=data.fim)
+    mixture = Mixture(data)
+    if preferences and mixture.shares is not None:
+        problem = "pairs of preferences are taken as they come"
+        raise errors.MIXTURE_INVALID(problem=problem, remedy="leave data.mixture empty, or set training.objective=sft")
     chats = _chats(tokenizer, encoder, data)
     template = None if chats is None else chats.template
     for _attempt in range(_ATTEMPTS):
@@ -163,7 +168,7 @@ def build_dataset(
             cut = limit if data.overlong == "cut-oldest-tool-output" and chats is not None else None
             key = _key(reading, data, encoder, chats, cut)
             try:
-                making = _Making(encoder, chats, data.fim, cut)
+                making = Making(encoder, chats, data.fim, cut)
                 store, reused, notes = _open_or_build(cache, key, reading, sources.texts, making, report)
             except _ChangedError:
                 continue
@@ -174,12 +179,16 @@ def build_dataset(
             windows: tuple[Windows, Windows] = pair_windows(store, reading.held_out, context)
             lengths = longest_sides(store)
         else:
-            windows = _windows(store, reading, context, together=data.packing, drop_longer=drop)
+            windows = _windows(store, reading, mixture, context, together=data.packing, drop_longer=drop)
             lengths = store.conversations()
         notes = (*reading.notes, *notes)
         if limit is not None:
             notes += _decide_overlong(store, lengths, reading, data, limit)
-        return Dataset(*windows, _summary(store, reading, collection, reused, notes, seconds), store)
+        taken = None if mixture.shares is None else windows[0].source_tokens()
+        files = [item.file for item in reading.files]
+        figures = mixture.figures(store, files, reading.held_out, taken)
+        notes += tuple(described(source) for source in figures if source.share is not None)
+        return Dataset(*windows, _summary(store, reading, collection, figures, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
 
 
@@ -189,17 +198,6 @@ def _files_found(report: Progress, done: int, total: int) -> None:
 
 def _named(data: DataSection) -> str:
     return ", ".join((*data.repositories, *data.datasets))
-
-
-@dataclass(frozen=True)
-class _Making:
-    """How sources become tokens."""
-
-    encoder: Encoder
-    chats: Chats | None
-    fim: float
-    cut: int | None
-    "Tokens above which the output of tools in conversations is shortened."
 
 
 def _chats(tokenizer: Any, encoder: Encoder, data: DataSection) -> Chats | None:
@@ -277,12 +275,15 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder, chats: Chats | N
     digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)
-        digest.update(json.dumps([name, item.file.size, item.digest.hex(), item.document]).encode())
+        told = [name, item.file.size, item.digest.hex(), item.document]
+        if isinstance(item.file, Row) and item.file.weight != 1:
+            told.append(item.file.weight)
+        digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:32]
 
 
 def _open_or_build(
-    cache: Path, key: str, reading: Reading, texts: Texts, making: _Making, report: Progress
+    cache: Path, key: str, reading: Reading, texts: Texts, making: Making, report: Progress
 ) -> tuple[TokenStore, bool, tuple[str, ...]]:
     """The store, whether it was there already, and what to tell about it."""
     notes: list[str] = []
@@ -313,7 +314,7 @@ def _open_or_build(
     return store, False, tuple(notes)
 
 
-def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, making: _Making, report: Progress) -> None:
+def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, making: Making, report: Progress) -> None:
     """Appends every file that is not in the store yet, a few megabytes of text at a time.
 
     Raises:
@@ -326,56 +327,10 @@ def _tokenise(builder: StoreBuilder, reading: Reading, texts: Texts, making: _Ma
         report(done, total, "bytes tokenised")
         # Held-out files stay as they are, so that their loss can be compared whatever is trained on.
         rates = [0.0 if builder.files + offset >= train else making.fim for offset in range(len(batch))]
-        for (item, _), (ids, lines, learnt, shortened) in zip(batch, _encoded(batch, rates, making), strict=True):
-            builder.append(ids, lines, learnt, shortened=shortened)
+        for (item, _), made in zip(batch, encode_sources(batch, rates, making), strict=True):
+            builder.append(made.ids, made.places, made.learnt, made.weights, shortened=made.shortened)
             done += item.file.size
     report(total, total, "bytes tokenised")
-
-
-def _encoded(
-    batch: Sequence[tuple[ReadFile, str | Conversation]], rates: Sequence[float], making: _Making
-) -> list[_Encoded]:
-    """Ids, places that are good for a cut, and labels, of each source."""
-    made: dict[int, _Encoded] = {}
-    continued: list[tuple[int, Conversation]] = []
-    chats: list[tuple[int, Conversation]] = []
-    documents = []
-    for number, ((item, content), rate) in enumerate(zip(batch, rates, strict=True)):
-        if isinstance(content, Conversation):
-            sides = [content] if content.rejected is None else [content, content.rejected]
-            (continued if content.is_continued else chats).extend((number, side) for side in sides)
-        else:
-            documents.append((number, (path_line(item.file), content, _middle(item, content, rate))))
-    encoder = making.encoder
-    for (number, (_, text, middle)), ids in zip(
-        documents, encoder.encode_middles([document for _, document in documents]), strict=True
-    ):
-        # What is rearranged has no place that is good for a cut.
-        lines = batch[number][0].definitions[: 0 if middle else None]
-        made[number] = ids, encoder.lines_to_tokens(ids, text, lines), None, False
-    found = encode_continued(encoder, [one for _, one in continued])
-    if making.chats is not None:
-        found += making.chats.encode([one for _, one in chats], making.cut)
-    for (number, _), encoded in zip((*continued, *chats), found, strict=True):
-        if number in made:  # the rejected side follows the chosen one
-            made[number] = _both(made[number], encoded)
-        else:
-            made[number] = encoded.ids, encoded.turns, encoded.learnt, encoded.shortened
-    return [made[number] for number in range(len(batch))]
-
-
-def _both(chosen: _Encoded, rejected: EncodedConversation) -> _Encoded:
-    """Both sides of a preference one after the other, with the border between them as the only place for a cut."""
-    (ids, _, learnt, shortened), border = chosen, np.array([len(chosen[0])], dtype=np.int64)
-    assert learnt is not None
-    labels = np.concatenate([learnt, rejected.learnt])
-    return np.concatenate([ids, rejected.ids]), border, labels, shortened or rejected.shortened
-
-
-def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
-    if not rate or item.file.language in (DIFF, NOTEBOOK):
-        return None
-    return cut_points(text, path_line(item.file), item.digest, rate)
 
 
 def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[ReadFile, str | Conversation]]]:
@@ -397,24 +352,45 @@ def _batches(reading: Reading, texts: Texts, first: int) -> Iterator[list[tuple[
 
 
 def _windows(
-    store: TokenStore, reading: Reading, context: int, *, together: bool, drop_longer: bool
+    store: TokenStore, reading: Reading, mixture: Mixture, context: int, *, together: bool, drop_longer: bool
 ) -> tuple[Windows, Windows]:
     """Training and held-out windows."""
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
-    layout, end = store.layout(), len(store.tokens)
+    plain, end = store.layout(), len(store.tokens)
+    layout = plain
+    if mixture.shares is not None:
+        numbers = np.array([mixture.number(item.file) for item in reading.files], dtype=np.int64)
+        layout = replace(plain, sources=numbers[np.searchsorted(plain.files, plain.documents)])
 
-    def windows(start: int, stop: int) -> Windows:
-        learnt = None if store.learnt is None else store.learnt.of(start, stop)
-        part = layout.of(start, stop)
+    def windows(
+        start: int, stop: int, part: Layout, weights: TokenWeights | None, shares: tuple[float, ...] | None
+    ) -> Windows:
         return Windows(
-            store.tokens[start:stop], context, part, together=together, learnt=learnt, drop_longer=drop_longer
+            store.tokens[start:stop],
+            context,
+            part,
+            together=together,
+            learnt=None if store.learnt is None else store.learnt.of(start, stop),
+            weights=weights,
+            drop_longer=drop_longer,
+            shares=shares,
         )
 
-    return windows(0, boundary), windows(boundary, end)
+    # Weights and shares steer the training. Each held-out token counts once, so that a loss stays one of tokens.
+    return (
+        windows(0, boundary, layout.of(0, boundary), store.weights, mixture.shares),
+        windows(boundary, end, plain.of(boundary, end), None, None),
+    )
 
 
 def _summary(
-    store: TokenStore, reading: Reading, collection: Collection, reused: bool, notes: tuple[str, ...], seconds: float
+    store: TokenStore,
+    reading: Reading,
+    collection: Collection,
+    sources: tuple[SourceFigures, ...],
+    reused: bool,
+    notes: tuple[str, ...],
+    seconds: float,
 ) -> DatasetSummary:
     boundary = int(store.offsets()[len(reading.files) - reading.held_out])
     skipped = Counter(collection.skipped)
@@ -438,6 +414,7 @@ def _summary(
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,
         loss_tokens=store.loss_tokens(),
+        sources=sources,
         store=store.path,
         reused=reused,
         seconds=seconds,

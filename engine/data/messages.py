@@ -8,6 +8,8 @@ from typing import Any
 
 _DEEPEST = 48
 """Levels of objects and lists in the arguments of a call."""
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+"""Of a loss: what fp32 gradients can add up beside losses of weight 1."""
 
 
 class NoConversationError(Exception):
@@ -149,6 +151,20 @@ def is_on(value: Any, flag: str, name: str) -> bool:
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise NoConversationError("bad message", f"the {flag} of {name} is neither 0 nor 1")
     return bool(value)
+
+
+def weight_of(value: Any, name: str) -> float:
+    """The factor of the loss of a row or message, 1 where none is given.
+
+    Raises:
+        NoConversationError: it is not 0 and no number from LEAST_WEIGHT to MOST_WEIGHT.
+    """
+    if value is None:
+        return 1.0
+    if isinstance(value, bool | int | float) and (value == 0 or LEAST_WEIGHT <= value <= MOST_WEIGHT):
+        return float(value)
+    shown = repr(value)[:40] if isinstance(value, bool | int | float) else kind_of(value)
+    raise NoConversationError("bad weight", f"the weight of {name} is {shown}, neither 0 nor from 1e-6 to 1e6")
 
 
 def failed(messages: Sequence[Mapping[str, Any]], number: int) -> bool:

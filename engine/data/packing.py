@@ -49,6 +49,8 @@ class Layout:
     whole: npt.NDArray[np.bool_] | None = None
     """Whether each document is a conversation, which is cut only where it is longer than the context. Shape
     (documents,). None: no document is."""
+    sources: npt.NDArray[np.int64] | None = None
+    "Number of the source of each document; no window holds several. Shape (documents,). None: windows may."
 
     def of(self, start: int, stop: int) -> Layout:
         """The layout of a part of the stream, which begins and ends with documents."""
@@ -61,7 +63,8 @@ class Layout:
         documents, files, definitions = map(within, (self.documents, self.files, self.definitions))
         first, last = np.searchsorted(self.documents, (start, stop))
         whole = None if self.whole is None else self.whole[first:last]
-        return Layout(documents, files, definitions, self.newlines, self.depths, whole)
+        sources = None if self.sources is None else self.sources[first:last]
+        return Layout(documents, files, definitions, self.newlines, self.depths, whole, sources)
 
 
 class Cut(IntEnum):
@@ -84,6 +87,7 @@ class Packed:
         first_part: Index of each window's first part, and at the end the number of parts. Shape (windows + 1,).
         cut_inside: Parts that end within a definition.
         cuts: Parts that end so, by Cut.
+        sources: Source of each window, where the layout has sources. Shape (windows,).
     """
 
     starts: npt.NDArray[np.int64]
@@ -91,6 +95,7 @@ class Packed:
     first_part: npt.NDArray[np.int64]
     cut_inside: int
     cuts: tuple[int, ...] = (0,) * len(Cut)
+    sources: npt.NDArray[np.int64] | None = None
 
 
 def pack(
@@ -107,11 +112,30 @@ def pack(
     """
     ends = np.append(layout.documents[1:], len(tokens))[: len(layout.documents)]
     whole = np.zeros(len(ends), dtype=bool) if layout.whole is None else layout.whole
-    spans = [
-        (int(start), int(end), bool(uncut))
-        for start, end, uncut in zip(layout.documents, ends, whole, strict=True)
-        if start < end and not (drop_longer and uncut and end - start > context)
-    ]
+    own = np.zeros(len(ends), dtype=np.int64) if layout.sources is None else layout.sources
+    spans: dict[int, list[tuple[int, int, bool]]] = {}
+    for start, end, uncut, source in zip(layout.documents, ends, whole, own, strict=True):
+        if start < end and not (drop_longer and uncut and end - start > context):
+            spans.setdefault(int(source), []).append((int(start), int(end), bool(uncut)))
+    found = [_pack_spans(spans[source], tokens, context, layout, together=together) for source in sorted(spans)]
+    if layout.sources is None and found:
+        return found[0]
+    nothing = np.empty(0, dtype=np.int64)
+    counts = [len(packed.first_part) - 1 for packed in found]
+    return Packed(
+        starts=np.concatenate([nothing, *(packed.starts for packed in found)]),
+        stops=np.concatenate([nothing, *(packed.stops for packed in found)]),
+        first_part=np.cumsum(np.concatenate([[0], *(np.diff(packed.first_part) for packed in found)]), dtype=np.int64),
+        cut_inside=sum(packed.cut_inside for packed in found),
+        cuts=tuple(sum(packed.cuts[cut] for packed in found) for cut in Cut),
+        sources=None if layout.sources is None else np.repeat(np.array(sorted(spans), dtype=np.int64), counts),
+    )
+
+
+def _pack_spans(
+    spans: list[tuple[int, int, bool]], tokens: npt.NDArray[Any], context: int, layout: Layout, *, together: bool
+) -> Packed:
+    """Packs documents, each with its first token, its end, and whether it is a conversation."""
     packer = _Packer(_Cutter(tokens, context, layout), context, together=together)
     several = together and len(spans) > 1
     short = [end - start <= (context if uncut else context // _FILLER) and several for start, end, uncut in spans]

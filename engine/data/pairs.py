@@ -19,7 +19,8 @@ from engine.data.windows import PackingFigures, Window, Windows
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from engine.data.store import LearntTokens, TokenStore
+    from engine.data.labels import LearntTokens
+    from engine.data.store import TokenStore
 
 
 @dataclass(frozen=True, eq=False)

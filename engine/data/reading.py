@@ -32,7 +32,7 @@ from engine.data.shared_runs import SharedRuns
 from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import outline
 from engine.tokenization.chat_template import RenderError
-from engine.tokenization.chat_turns import SplitError
+from engine.tokenization.marked_conversation import SplitError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -6,6 +6,7 @@ names of files are printable, secrets are masked, and everything is JSON after `
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -137,6 +138,25 @@ class HeldOutRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """One source's part: a repository's code, the history, or a data set."""
+
+    name: str
+    documents: int
+    "Training ones."
+    tokens: int
+    "Of training documents."
+    loss_tokens: int
+    "Of these, those that are predicted."
+    held_out_tokens: int
+    held_out_loss_tokens: int
+    share: float | None
+    "Of the tokens that a run trains on, by data.mixture. None: each token is seen once in a pass."
+    passes: float
+    "Times that its tokens are seen in a pass."
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConversationTier:
     """What one tier does to the conversations."""
 
@@ -182,6 +202,7 @@ class DataReport:
     train_tokens: int
     loss_tokens: int = 0
     "Tokens that are predicted: all but the first of each document, and of conversations the answers."
+    sources: tuple[SourceRow, ...] = ()
     conversations: ConversationsRow | None = None
     "None: there are none."
     held_out: HeldOutRow
@@ -240,6 +261,9 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
         tokens=summary.tokens,
         train_tokens=summary.train_tokens,
         loss_tokens=summary.loss_tokens,
+        sources=tuple(
+            SourceRow(**{**dataclasses.asdict(source), "name": printable(source.name)}) for source in summary.sources
+        ),
         conversations=_conversations(dataset),
         held_out=HeldOutRow(
             files=summary.held_out_files,

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, cast
@@ -52,6 +52,8 @@ class Row(SourceFile):
     "Which file of the data set."
     position: int = 0
     "Byte at which its line begins, or its number."
+    weight: float = 1.0
+    "Factor of the loss of a text; a conversation holds its own."
 
 
 class DataSet(ABC):
@@ -111,9 +113,18 @@ class DataSet(ABC):
             given = any(values.get(name) is not None for name in _parts(self.column))
             self._skip("another column" if elsewhere else "not text" if given else "no text", part, number)
             return None
+        try:
+            weight = self._reader.weight(values)
+        except NoConversationError as error:
+            self._skip(error.reason, part, number, problem=str(error))
+            return None
+        if not weight:
+            self._skip("not trained", part, number, problem="its weight is 0")
+            return None
         self.found = True
         self.total += 1
-        return self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
+        row = self._row(part, number, position, values, len(text.encode("utf-8", "replace")))
+        return row if weight == 1 else replace(row, weight=weight)
 
     def _taken_conversation(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
         try:
@@ -394,7 +405,8 @@ class Table(DataSet):
                     elsewhere = not self._named and not set(TEXT_COLUMNS).isdisjoint(groups.names)
                     self._skip("another column" if elsewhere else "no text", part, 0, groups.first[-1])
                     continue
-                wanted = [*columns, *(name for name in PATH_COLUMNS if name in groups.names)]
+                others = {*PATH_COLUMNS, self._reader.fields.get("weight", "weight")} - set(columns)
+                wanted = [*columns, *(name for name in groups.names if name in others)]
                 number = 0
                 for index in range(len(groups.first) - 1):
                     table = groups.read(index, wanted)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.mixture import Turns
 from engine.data.window_source import Update, tokens_per_update
+from engine.data.windows import epoch_order
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,19 +96,35 @@ class _Unseen:
     seed: int
 
     def __post_init__(self) -> None:
-        self._epoch = 0
+        shares = self.stages[0].shares or (1.0,)
+        self._turns, self._epochs = Turns(shares), [0] * len(shares)
         self._seen = np.zeros(self.stages[0].stream_tokens, dtype=np.bool_)
 
     def windows(self, stage: int) -> Iterator[int]:
-        """Yields a stage's windows without end, epoch after epoch."""
+        """Yields a stage's windows without end, of each source by its share."""
         source = self.stages[stage]
+        of_each = {number: self._of_source(stage, number) for number, own in enumerate(source.by_source) if len(own)}
         while True:
-            for index in source.epoch_order(self.seed, self._epoch):
+            number = self._turns.next(list(of_each))
+            index = next(of_each[number])
+            self._turns.took(number, source.length(index))
+            yield index
+
+    def _of_source(self, stage: int, number: int) -> Iterator[int]:
+        """Yields the windows of one source without end, epoch after epoch over it."""
+        source, own = self.stages[stage], self.stages[stage].by_source[number]
+        while True:
+            for index in own[epoch_order(len(own), self.seed, self._epochs[number])]:
                 spans = list(source.spans(int(index)))
                 had = sum(int(self._seen[start:stop].sum()) for start, stop in spans)
                 if had < _MOSTLY * source.length(int(index)):
                     for start, stop in spans:
                         self._seen[start:stop] = True
                     yield int(index)
-            self._epoch += 1
-            self._seen[:] = False
+            self._epochs[number] += 1
+            if source.shares is None:
+                self._seen[:] = False
+                continue
+            for index in own:
+                for start, stop in source.spans(int(index)):
+                    self._seen[start:stop] = False

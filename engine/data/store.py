@@ -5,6 +5,8 @@
     <cache>/<key>/newlines.bin     line ends in the text of each token id, uint8
     <cache>/<key>/depths.bin       brackets that each token id opens or closes: round and square, then curly, int8
     <cache>/<key>/learnt.bin       whether each token is predicted, a bit each; empty where all are
+    <cache>/<key>/weights.bin      first token, int64, and weight in the loss, float64, of each run of predicted tokens
+                                   that weigh the same; empty where all weigh 1
     <cache>/<key>/manifest.json    key, type, files with their token counts, SHA-256 of each block and of itself
     <cache>/<key>.building/        a store being written: it becomes <key>/ by one rename, when it is complete
     <cache>/<key>.lock             held while it is written
@@ -32,12 +34,13 @@ import numpy as np
 
 from engine import durable, errors
 from engine.data.conversations import LANGUAGE as CONVERSATION
+from engine.data.labels import RUN, LearntTokens, TokenWeights
 from engine.data.packing import Layout
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FORMAT = 4
+FORMAT = 5
 "Raised when stores of before cannot be read any more; part of every key."
 _BLOCK = 1 << 24
 "Bytes that share one checksum."
@@ -45,7 +48,7 @@ _CHECKPOINT_SECONDS = 5.0
 
 
 _TOKENS, _BORDERS, _NEWLINES, _DEPTHS = "tokens.bin", "borders.bin", "newlines.bin", "depths.bin"
-_LEARNT = "learnt.bin"
+_LEARNT, _WEIGHTS = "learnt.bin", "weights.bin"
 
 
 class StoreDamagedError(Exception):
@@ -76,6 +79,7 @@ class TokenStore:
         newlines: Line ends in the text of each token id. Shape (vocabulary,).
         depths: Brackets that the text of each token id opens. Shape (2, vocabulary).
         learnt: Which tokens are predicted. None: all are, but the first of each document.
+        weights: Factor of the loss of each predicted token. None: all are 1.
     """
 
     path: Path
@@ -85,6 +89,7 @@ class TokenStore:
     newlines: npt.NDArray[np.uint8]
     depths: npt.NDArray[np.int8] | None = None
     learnt: LearntTokens | None = None
+    weights: TokenWeights | None = None
     shortened: int = 0
     "Conversations of which output of tools was left out."
 
@@ -117,35 +122,6 @@ class TokenStore:
             newlines=self.newlines,
             depths=self.depths,
             whole=talks[new] if talks.any() else None,
-        )
-
-
-class LearntTokens:
-    """Which tokens of a stream are predicted, a bit each.
-
-    Args:
-        bits: As numpy.packbits makes them.
-        start, stop: The part of them that counts.
-    """
-
-    def __init__(self, bits: npt.NDArray[np.uint8], start: int, stop: int) -> None:
-        self._bits, self._start, self._stop = bits, start, stop
-
-    def of(self, start: int, stop: int) -> LearntTokens:
-        """Those of a part."""
-        return LearntTokens(self._bits, self._start + start, self._start + stop)
-
-    def among(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """Whether each token of a range is predicted. Shape (tokens,)."""
-        first, last = self._start + start, self._start + stop
-        bits = np.unpackbits(self._bits[first // 8 : -(-last // 8)], count=last - first // 8 * 8)
-        return bits[first % 8 :].astype(bool)
-
-    def count(self) -> int:
-        """How many are predicted."""
-        length = self._stop - self._start
-        return sum(
-            int(np.count_nonzero(self.among(start, min(start + _BLOCK, length)))) for start in range(0, length, _BLOCK)
         )
 
 
@@ -182,12 +158,14 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
     sizes = {_TOKENS: count * dtype.itemsize, _BORDERS: manifest["borders"] * 8, _NEWLINES: manifest["vocabulary"]}
     sizes[_DEPTHS] = 2 * manifest["vocabulary"]
     sizes[_LEARNT] = -(-count // 8) if manifest["masked"] else 0
+    sizes[_WEIGHTS] = manifest["runs"] * RUN.itemsize
     named = (
         (_TOKENS, "tokens"),
         (_BORDERS, "borders"),
         (_NEWLINES, "line ends"),
         (_DEPTHS, "brackets"),
         (_LEARNT, "labels"),
+        (_WEIGHTS, "weights"),
     )
     for name, what in named:
         try:
@@ -206,6 +184,7 @@ def open_store(cache: Path, key: str) -> TokenStore | None:
         np.fromfile(path / _NEWLINES, dtype=np.uint8),
         np.fromfile(path / _DEPTHS, dtype=np.int8).reshape(2, -1),
         LearntTokens(_mapped(path / _LEARNT, np.dtype(np.uint8)), 0, count) if manifest["masked"] else None,
+        TokenWeights(_mapped(path / _WEIGHTS, RUN), 0, count) if manifest["runs"] else None,
         int(manifest["shortened"]),
     )
 
@@ -255,11 +234,13 @@ class StoreBuilder:
         self._dtype = dtype
         self._path.mkdir(exist_ok=True)
         self._masked, self._shortened = masked, 0
+        self._runs, self._weight = 0, 1.0
         self._lengths, self._borders, self._rest = self._read_checkpoint()
         self._total = sum(self._lengths)
         self._tokens_file = self._open(_TOKENS, self._total * dtype.itemsize)
         self._borders_file = self._open(_BORDERS, self._borders * 8)
         self._learnt_file = self._open(_LEARNT, self._total // 8 if masked else 0)
+        self._weights_file = self._open(_WEIGHTS, self._runs * RUN.itemsize)
         self._saved_at = time.monotonic()
 
     def _open(self, name: str, size: int) -> BinaryIO:
@@ -282,7 +263,7 @@ class StoreBuilder:
 
     @property
     def _files(self) -> tuple[BinaryIO, ...]:
-        return self._tokens_file, self._borders_file, self._learnt_file
+        return self._tokens_file, self._borders_file, self._learnt_file, self._weights_file
 
     @property
     def files(self) -> int:
@@ -294,6 +275,7 @@ class StoreBuilder:
         ids: npt.NDArray[np.uint32],
         definitions: npt.NDArray[np.int64],
         learnt: npt.NDArray[np.bool_] | None = None,
+        weights: npt.NDArray[np.float64] | None = None,
         *,
         shortened: bool = False,
     ) -> None:
@@ -303,6 +285,7 @@ class StoreBuilder:
             ids: Its tokens. Shape (tokens,).
             definitions: First token of each of its definitions, ascending, counted from its own first one.
             learnt: Whether each token is predicted. Shape (tokens,). None: all are.
+            weights: Factor of the loss of each token. Shape (tokens,). None: 1 of all.
             shortened: Whether it is a conversation of which output of tools was left out.
         """
         self._shortened += shortened
@@ -311,6 +294,7 @@ class StoreBuilder:
             bytes_full = len(bits) // 8 * 8
             self._learnt_file.write(np.packbits(bits[:bytes_full]).tobytes())
             self._rest = bits[bytes_full:]
+        self._weigh(len(ids), learnt, weights)
         self._tokens_file.write(ids.astype(self._dtype).tobytes())
         self._borders_file.write((definitions + self._total).astype("<i8").tobytes())
         self._lengths.append(len(ids))
@@ -318,6 +302,21 @@ class StoreBuilder:
         self._total += len(ids)
         if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
             self.checkpoint()
+
+    def _weigh(
+        self, tokens: int, learnt: npt.NDArray[np.bool_] | None, weights: npt.NDArray[np.float64] | None
+    ) -> None:
+        """Writes where the weight of predicted tokens changes in the next file."""
+        places = np.arange(tokens) if learnt is None else np.flatnonzero(learnt)
+        if not len(places) or (weights is None and self._weight == 1):
+            return
+        values = np.ones(len(places)) if weights is None else weights[places]
+        changes = np.flatnonzero(values != np.append(self._weight, values[:-1]))
+        runs = np.empty(len(changes), dtype=RUN)
+        runs["start"], runs["weight"] = places[changes] + self._total, values[changes]
+        self._weights_file.write(runs.tobytes())
+        self._runs += len(runs)
+        self._weight = float(values[-1])
 
     def checkpoint(self) -> None:
         """Makes the files appended so far survive a kill or a power cut."""
@@ -328,6 +327,7 @@ class StoreBuilder:
             "rest": self._rest.astype(int).tolist(),
         }
         saved["shortened"] = self._shortened
+        saved |= {"runs": self._runs, "weight": self._weight.hex()}
         _write_synced(self._path / "checkpoint.json", _sealed(saved))
         self._saved_at = time.monotonic()
 
@@ -358,10 +358,11 @@ class StoreBuilder:
             "borders": self._borders,
             "masked": self._masked,
             "shortened": self._shortened,
+            "runs": self._runs,
             "files": [list(asdict(entry).values()) for entry in entries],
             "blocks": {
                 name: list(_block_digests(self._path / name))
-                for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS, _LEARNT)
+                for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS, _LEARNT, _WEIGHTS)
             },
         }
         _write_synced(self._path / "manifest.json", _sealed(manifest))
@@ -387,6 +388,7 @@ class StoreBuilder:
             written = (self._path / _TOKENS).stat().st_size // self._dtype.itemsize
             borders_written = (self._path / _BORDERS).stat().st_size // 8
             labels_written = (self._path / _LEARNT).stat().st_size * 8
+            runs_written = (self._path / _WEIGHTS).stat().st_size // RUN.itemsize
         except (OSError, ValueError):
             return nothing
         if not isinstance(saved, dict) or saved.pop("digest", None) != _digest(saved):
@@ -397,7 +399,11 @@ class StoreBuilder:
         self._shortened = int(saved["shortened"])
         total = sum(lengths)
         labels = not self._masked or total - len(rest) <= labels_written
-        return (lengths, borders, rest) if total <= written and borders <= borders_written and labels else nothing
+        whole = total <= written and borders <= borders_written and labels and saved["runs"] <= runs_written
+        if not whole:
+            return nothing
+        self._runs, self._weight = int(saved["runs"]), float.fromhex(saved["weight"])
+        return lengths, borders, rest
 
 
 def _digest(value: Any) -> str:

@@ -59,7 +59,8 @@ def plan_updates(windows: WindowSource, training: TrainingSection, context: int)
     in the middle of the first pass.
     """
     wanted = tokens_per_update(training, context)
-    last = max(1, round(training.passes * len(windows)))
+    a_pass = len(windows.epoch_order(training.seed, 0))
+    last = max(1, round(training.passes * a_pass))
     gathered: list[int] = []
     tokens = longest = 0
     made = 0
@@ -68,7 +69,7 @@ def plan_updates(windows: WindowSource, training: TrainingSection, context: int)
         length = len(windows[index])
         tokens, longest = tokens + length, max(longest, length)
         if wanted - tokens < longest / 2 or seen == last:
-            yield Update(windows=tuple(gathered), epoch=seen / len(windows))
+            yield Update(windows=tuple(gathered), epoch=seen / a_pass)
             gathered, tokens, longest, made = [], 0, 0, made + 1
         if seen == last or made == training.max_steps:
             return

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.mixture import mixed
 from engine.data.packing import SHORTEST, Layout, Packed, pack
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from engine.data.store import LearntTokens
+    from engine.data.labels import LearntTokens, TokenWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,10 @@ class Windows:
         context: Tokens in a window, at most.
         token_count: Tokens in all windows.
         figures: How well they are filled.
+        shares: Of the tokens of a run, of each source; None where every token is seen once in a pass.
     """
+
+    shares: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -139,7 +144,9 @@ class Windows:
         *,
         together: bool = True,
         learnt: LearntTokens | None = None,
+        weights: TokenWeights | None = None,
         drop_longer: bool = False,
+        shares: Sequence[float] | None = None,
     ) -> None:
         """Takes the stream as it is, without a copy: it may be a memory map.
 
@@ -149,7 +156,9 @@ class Windows:
             layout: What begins where in the stream; None for one document of which nothing is known.
             together: Whether several documents may share a window (packing).
             learnt: Which tokens of the stream are predicted. None: all are.
+            weights: Factors of the losses of the predicted ones. None: all are 1.
             drop_longer: Whether conversations longer than the context are left out; else they are cut.
+            shares: Of the tokens of a run, of each of the layout's sources. None: every token once in a pass.
 
         Raises:
             ValueError: context below 2.
@@ -161,9 +170,12 @@ class Windows:
         nothing = np.empty(0, dtype=np.int64)
         begin = np.zeros(min(1, len(stream)), dtype=np.int64)
         self._layout = layout or Layout(documents=begin, files=begin, definitions=nothing)
-        self._together, self._learnt, self._drop_longer = together, learnt, drop_longer
+        self._together, self._learnt, self._weights, self._drop_longer = together, learnt, weights, drop_longer
         packed = pack(stream, context, self._layout, together=together, drop_longer=drop_longer)
         self._packed, self._lengths = _without_empty(packed, learnt)
+        self.shares = None if shares is None else tuple(shares)
+        self._upcoming: dict[int, tuple[Iterator[int], list[int]]] = {}
+        "By seed: the windows of a run in their order, as far as they were asked for."
         self.token_count = int(self._lengths.sum())
         places = (len(self._lengths) - 1) * context
         self.figures = PackingFigures(
@@ -186,7 +198,9 @@ class Windows:
             self._layout,
             together=self._together,
             learnt=self._learnt,
+            weights=self._weights,
             drop_longer=self._drop_longer,
+            shares=self.shares,
         )
 
     def __getitem__(self, index: int) -> Window:
@@ -197,11 +211,13 @@ class Windows:
         starts, stops = self._packed.starts[first:last], self._packed.stops[first:last]
         ids = np.concatenate([self._stream[start:stop] for start, stop in zip(starts, stops, strict=True)])
         places = np.cumsum([0, *(stops - starts)[:-1]])
-        learnt = None
+        ranges = list(zip(starts.tolist(), stops.tolist(), strict=True))
+        learnt = weights = None
         if self._learnt is not None:
-            ranges = zip(starts.tolist(), stops.tolist(), strict=True)
             learnt = np.concatenate([self._learnt.among(start, stop) for start, stop in ranges])
-        return Window(ids.astype(np.int64), tuple(places.tolist()), learnt)
+        if self._weights is not None:
+            weights = np.concatenate([self._weights.among(start, stop) for start, stop in ranges])
+        return Window(ids.astype(np.int64), tuple(places.tolist()), learnt, weights)
 
     def places(self, index: int) -> npt.NDArray[np.int64]:
         """Position in the stream of each token of a window. Shape (tokens,)."""
@@ -228,8 +244,43 @@ class Windows:
         return (self[index] for index in range(len(self)))
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        """The order in which one epoch visits the windows. Shape (windows,)."""
-        return epoch_order(len(self), seed, epoch)
+        """The order in which one epoch visits the windows. Shape (visits,).
+
+        It visits each once; with shares some several times and others not at all.
+        """
+        if self.shares is None:
+            return epoch_order(len(self), seed, epoch)
+        if seed not in self._upcoming:
+            endless = mixed(
+                self.shares, self.by_source, self._lengths, lambda count, number: epoch_order(count, seed, number)
+            )
+            self._upcoming[seed] = endless, []
+        endless, order = self._upcoming[seed]
+        count = self._windows_a_pass
+        order += itertools.islice(endless, max(0, (epoch + 1) * count - len(order)))
+        return np.array(order[epoch * count : (epoch + 1) * count], dtype=np.int64)
+
+    @functools.cached_property
+    def by_source(self) -> list[npt.NDArray[np.int64]]:
+        """Numbers of the windows of each source; of all of them where there are no sources."""
+        if self.shares is None or self._packed.sources is None:
+            return [np.arange(len(self), dtype=np.int64)]
+        sources = self._packed.sources
+        return [np.flatnonzero(sources == number).astype(np.int64) for number in range(len(self.shares))]
+
+    def source_tokens(self) -> dict[int, int]:
+        """Tokens of each source in the windows."""
+        return {number: int(self._lengths[own].sum()) for number, own in enumerate(self.by_source)}
+
+    @property
+    def _windows_a_pass(self) -> int:
+        """Windows that hold as many tokens, by shares, as all windows together."""
+        assert self.shares is not None
+        pairs = zip(self.shares, self.by_source, strict=True)
+        having = [(share, self._lengths[own]) for share, own in pairs if len(own)]
+        in_all = sum(share for share, _ in having)
+        windows = sum(share / in_all * self.token_count / float(lengths.mean()) for share, lengths in having)
+        return max(1, round(windows))
 
 
 def _without_empty(packed: Packed, learnt: LearntTokens | None) -> tuple[Packed, npt.NDArray[np.int64]]:
@@ -248,7 +299,9 @@ def _without_empty(packed: Packed, learnt: LearntTokens | None) -> tuple[Packed,
         return packed, tokens
     kept = useful[owners]
     first_part = np.cumsum([0, *parts[useful]], dtype=np.int64)
-    return Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside, packed.cuts), tokens[useful]
+    sources = None if packed.sources is None else packed.sources[useful]
+    found = Packed(packed.starts[kept], packed.stops[kept], first_part, packed.cut_inside, packed.cuts, sources)
+    return found, tokens[useful]
 
 
 def epoch_order(windows: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

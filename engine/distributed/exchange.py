@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import backward_piece, forward_piece, merge
+from engine.attention.rule import AttentionRule
 from engine.distributed.shards import Block
 
 FORWARD_BLOCKS = 4
@@ -33,25 +34,24 @@ class Attended:
 class Exchange(Protocol):
     """Computes one layer's attention by all ranks together."""
 
-    def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
+    def forward(self, q: Tensor, kv: Tensor, rule: AttentionRule) -> Attended:
         """Computes the attention of this rank's queries over the whole sequence.
 
         Args:
             q: (tokens, heads, head_dim).
             kv: Keys and values, (2, tokens, kv_heads, head_dim).
-            scale: Multiplies q kᵀ.
-            window: Keys that a query sees, None for all.
+            rule: Mask and scores; its sinks are left to the caller.
         """
 
     def backward(
-        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
+        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, rule: AttentionRule
     ) -> tuple[Tensor, Tensor]:
         """Computes the gradients of q and kv, summed over the queries of all ranks.
 
         Args:
             grad_out: Gradient of this rank's output, (tokens, heads, head_dim).
-            q, kv, scale, window: As in `forward`.
-            attended: Result of `forward`.
+            q, kv, rule: As in `forward`.
+            attended: Result of `forward`, with the sinks that the caller added.
 
         Returns:
             (tokens, heads, head_dim) and (2, tokens, kv_heads, head_dim), fp32 or wider.

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
-from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
+from engine.attention.rule import AttentionRule
+from engine.distributed.exchange import (
+    FORWARD_BLOCKS,
+    Attended,
+    RunningAttention,
+    gradients_of_blocks,
+    wide,
+)
 from engine.distributed.shards import Block, Segment, blocks, rows_of
 from engine.distributed.torch_process_group import TorchProcessGroup
 
@@ -41,26 +48,26 @@ class RingExchange:
     ) -> None:
         self._group, self._kept, self._backend = group, kept, backend
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
-        self._blocks: dict[tuple[int | None, int], list[list[Block]]] = {}
+        self._blocks: dict[tuple[int | None, int | None, int], list[list[Block]]] = {}
 
-    def _seen(self, window: int | None, key_block: int) -> list[list[Block]]:
-        key = window, key_block
+    def _seen(self, rule: AttentionRule, key_block: int) -> list[list[Block]]:
+        key = rule.window, rule.chunk, key_block
         if key not in self._blocks:
             self._blocks[key] = blocks(
                 self._kept[self._group.rank],
                 self._kept,
                 tile=self._tile,
                 key_block=key_block,
-                window=window,
-                document_starts=self._starts,
+                window=rule.window,
+                document_starts=rule.borders(self._starts, sum(map(rows_of, self._kept))),
             )
         return self._blocks[key]
 
-    def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
+    def forward(self, q: Tensor, kv: Tensor, rule: AttentionRule) -> Attended:
         """See Exchange."""
         rank, size = self._group.rank, self._group.size
-        seen = self._seen(window, FORWARD_BLOCKS * self._key_block)
-        running = RunningAttention(q, self._backend, scale)
+        seen = self._seen(rule, FORWARD_BLOCKS * self._key_block)
+        running = RunningAttention(q, self._backend, rule.scale)
         held = kv
         for turn in range(size):
             owner = (rank - turn) % size
@@ -75,11 +82,11 @@ class RingExchange:
         return running.result()
 
     def backward(
-        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
+        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, rule: AttentionRule
     ) -> tuple[Tensor, Tensor]:
         """See Exchange."""
         rank, size = self._group.rank, self._group.size
-        seen, sums_type = self._seen(window, self._key_block), wide(q.dtype)
+        seen, sums_type = self._seen(rule, self._key_block), wide(q.dtype)
         dq = torch.zeros(q.shape, dtype=sums_type, device=q.device)
         held, sums = kv, torch.empty(0)
         for turn in range(size):
@@ -94,7 +101,7 @@ class RingExchange:
                 arriving = self._like(kv, owner, sums_type)
                 pairs.append((sums, arriving))
             transfer.start(pairs)
-            part = gradients_of_blocks(grad_out, q, held, attended, dq, seen[owner], self._backend, scale)
+            part = gradients_of_blocks(grad_out, q, held, attended, dq, seen[owner], self._backend, rule.scale)
             transfer.finish()
             sums = part if turn == 0 else arriving.add_(part)
             held = following

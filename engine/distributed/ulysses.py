@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, distributed
 
 from engine.attention.backend import AttentionBackend
-from engine.distributed.exchange import FORWARD_BLOCKS, Attended, RunningAttention, gradients_of_blocks, wide
+from engine.attention.rule import AttentionRule
+from engine.distributed.exchange import (
+    FORWARD_BLOCKS,
+    Attended,
+    RunningAttention,
+    gradients_of_blocks,
+    wide,
+)
 from engine.distributed.shards import Block, Segment, blocks, rows_of
 from engine.distributed.torch_process_group import TorchProcessGroup
 
@@ -36,10 +43,10 @@ class UlyssesExchange:
         self._group, self._backend = group, backend
         self._rows = [rows_of(one) for one in kept]
         self._tile, self._key_block, self._starts = tile, key_block, document_starts
-        self._blocks: dict[tuple[int | None, int], list[Block]] = {}
+        self._blocks: dict[tuple[int | None, int | None, int], list[Block]] = {}
 
-    def _seen(self, window: int | None, key_block: int) -> list[Block]:
-        key = window, key_block
+    def _seen(self, rule: AttentionRule, key_block: int) -> list[Block]:
+        key = rule.window, rule.chunk, key_block
         if key not in self._blocks:
             whole = [Segment(0, sum(self._rows), 0)]
             (self._blocks[key],) = blocks(
@@ -47,30 +54,30 @@ class UlyssesExchange:
                 [whole],
                 tile=self._tile,
                 key_block=key_block,
-                window=window,
-                document_starts=self._starts,
+                window=rule.window,
+                document_starts=rule.borders(self._starts, sum(self._rows)),
             )
         return self._blocks[key]
 
-    def forward(self, q: Tensor, kv: Tensor, *, scale: float, window: int | None) -> Attended:
+    def forward(self, q: Tensor, kv: Tensor, rule: AttentionRule) -> Attended:
         """See Exchange."""
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
-        running = RunningAttention(whole_q, self._backend, scale)
-        running.see(whole_kv, self._seen(window, FORWARD_BLOCKS * self._key_block))
+        running = RunningAttention(whole_q, self._backend, rule.scale)
+        running.see(whole_kv, self._seen(rule, FORWARD_BLOCKS * self._key_block))
         found = running.result()
         sums = found.logsumexp[0].T.unsqueeze(-1)  # (tokens, heads, 1)
         return Attended(self._scatter(found.out), self._scatter(sums).squeeze(-1).T.unsqueeze(0).contiguous())
 
     def backward(
-        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, *, scale: float, window: int | None
+        self, grad_out: Tensor, q: Tensor, kv: Tensor, attended: Attended, rule: AttentionRule
     ) -> tuple[Tensor, Tensor]:
         """See Exchange."""
         sums = self._gather(attended.logsumexp[0].T.unsqueeze(-1)).squeeze(-1).T.unsqueeze(0).contiguous()
         whole = Attended(self._gather(attended.out), sums)
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
         dq = torch.zeros(whole_q.shape, dtype=wide(q.dtype), device=q.device)
-        seen = self._seen(window, self._key_block)
-        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, scale)
+        seen = self._seen(rule, self._key_block)
+        dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, rule.scale)
         return self._scatter(dq), torch.stack([self._scatter(one) for one in dkv])
 
     def _gather_pair(self, kv: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def charts_of(curve: RunCurve, scores: Sequence[Score], evaluation: Evaluation |
     if evaluation is not None:
         if len(evaluation.by_position) > 1:
             yield "positions", position_chart(evaluation)
-        for task in evaluation.tasks:
+        for task in (task for task in evaluation.tasks if task.task != "next line"):
             yield task.task, function_chart(task)
 
 

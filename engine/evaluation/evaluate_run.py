@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.data.dataset import Dataset, build_dataset
+from engine.evaluation.asking import Asking
 from engine.evaluation.baselines import Baselines
-from engine.evaluation.held_out import HeldOut
+from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.generation.run_models import changes_of, load_pair, models_of
 from engine.models.loading import load_tokenizer
@@ -89,9 +90,13 @@ def evaluate_run(
             device=device_name(found.placement.device),
             context=found.context,
             data=data,
-            writes=found.resident,
         )
-        yield evaluate_pair(pair, held_out, encoder, settings, subject, progress, baselines), dataset
+        trained = list(training_texts(dataset, encoder)) if path is None else []
+        asking = Asking(tokenizer) if Asking.possible(tokenizer) else None
+        evaluation = evaluate_pair(
+            pair, held_out, encoder, settings, subject, progress, baselines=baselines, trained=trained, asking=asking
+        )
+        yield evaluation, dataset
 
 
 def _data_of(data: DataSection, path: Path) -> DataSection:

@@ -22,7 +22,7 @@ PER_FILE = 3
 """Maximum functions of one file, so that one large file does not stand for the repository."""
 _LARGEST_FILE = 400_000
 
-_KINDS = {
+KINDS = {
     "Python": {"function_definition"},
     "JavaScript": {"function_declaration", "generator_function_declaration", "method_definition"},
     "Rust": {"function_item"},
@@ -30,8 +30,8 @@ _KINDS = {
     "Java": {"method_declaration", "constructor_declaration"},
     "C": {"function_definition"},
 }
-_KINDS["TypeScript"] = _KINDS["TSX"] = _KINDS["JavaScript"]
-_KINDS["C++"] = _KINDS["CUDA"] = _KINDS["C"]
+KINDS["TypeScript"] = KINDS["TSX"] = KINDS["JavaScript"]
+KINDS["C++"] = KINDS["CUDA"] = KINDS["C"]
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def _rank(function: HeldOutFunction) -> bytes:
 def functions_of(file: SourceText) -> Iterator[HeldOutFunction]:
     """Yields outermost functions whose bodies have lines of their own; none of a file that does not parse."""
     grammar = grammar_name(file.language, PurePosixPath(file.path))
-    if grammar not in _KINDS or len(file.text) > _LARGEST_FILE or not parses(file.text, grammar):
+    if grammar not in KINDS or len(file.text) > _LARGEST_FILE or not parses(file.text, grammar):
         return
     source = file.text.encode("utf-8", "replace")
     pending = [parser_of(grammar).parse(source).root_node]
     while pending:
         node = pending.pop()
-        if node.type not in _KINDS[grammar]:
+        if node.type not in KINDS[grammar]:
             pending += reversed(node.children)
             continue
         span = _body(node, source, grammar)

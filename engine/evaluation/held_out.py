@@ -57,3 +57,13 @@ class HeldOut:
         for number, file in enumerate(self.files):
             ids = self.tokens[self.offsets[number] : self.offsets[number + 1]].tolist()
             yield SourceText(file.path, file.language, encoder.text_of(ids))
+
+
+def training_texts(dataset: Dataset, encoder: Encoder) -> Iterator[SourceText]:
+    """Yields the files that a run trains on as the model reads them, with secrets masked."""
+    store = dataset.store
+    offsets = store.offsets()
+    for number in range(len(store.files) - dataset.summary.held_out_files):
+        file = store.files[number]
+        ids = store.tokens[offsets[number] : offsets[number + 1]].tolist()
+        yield SourceText(file.path, file.language, encoder.text_of(ids))

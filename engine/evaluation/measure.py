@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from engine.evaluation.baselines import Baselines, digest, digest_windows
-from engine.evaluation.completions import judge
-from engine.evaluation.functions import HeldOutFunction, choose_functions
+from engine.evaluation import kept_scores
+from engine.evaluation.asking import Asking
+from engine.evaluation.baselines import Baselines
+from engine.evaluation.functions import HeldOutFunction, SourceText, choose_functions
+from engine.evaluation.general import general_rows, tally_general
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
-from engine.evaluation.result import Evaluation, samples_of, task_result
-from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
-from engine.evaluation.tasks import Task, complete, tasks_of
-from engine.steps.held_out_loss import choose_windows
+from engine.evaluation.kept_scores import ASKED, PLAIN, Measured, Requests
+from engine.evaluation.lines import choose_lines
+from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_result
+from engine.evaluation.retrieval import RepositoryPrompts
+from engine.evaluation.tally import by_language, by_position, overall, tally_losses
+from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from engine.generation.run_models import ModelPair, Scored
     from engine.tokenization.encoder import Encoder
 
+SNIPPETS, FILES = "snippets", "files"
+"""What a prompt holds beside the request's own file. The whole files are for the base model alone."""
+LONG_PROMPT = 16_384
+"Tokens of a prompt of whole files, at most: each request reads it anew."
+LINE_TOKENS = 64
+"Tokens of a completed line, at most."
 Progress = Callable[[int, int, str], None]
 """Called with done, total and the unit; may raise to abort the evaluation."""
 
@@ -39,14 +47,6 @@ class Subject:
     device: str
     context: int
     data: str
-    writes: bool = True
-    "Whether the model can generate text: all its weights are on one device."
-
-
-@dataclass(frozen=True)
-class _Measured:
-    tally: LossTally
-    written: dict[Task, list[Completion]]
 
 
 def evaluate_pair(
@@ -56,9 +56,12 @@ def evaluate_pair(
     settings: EvaluationSection,
     subject: Subject,
     progress: Progress,
+    *,
     baselines: Baselines | None = None,
+    trained: Sequence[SourceText] = (),
+    asking: Asking | None = None,
 ) -> Evaluation:
-    """Scores both models on the same tokens and the same functions.
+    """Scores both models on the same tokens, lines and functions.
 
     Args:
         pair: The models.
@@ -68,6 +71,8 @@ def evaluate_pair(
         subject: Names for the result.
         progress: See `Progress`.
         baselines: Keeps the base model's scores for the next call with the same files and settings.
+        trained: Files that training saw, for prompts with text of them; none are made of nothing.
+        asking: Asks for functions through the model's chat template too; None where it has none.
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)
@@ -76,9 +81,17 @@ def evaluate_pair(
         [ids] = encoder.encode_documents([(function.path, function.body)])
         return len(ids) <= budget
 
-    functions = choose_functions(held_out.texts(encoder), settings.functions, fits) if subject.writes else []
+    texts = list(held_out.texts(encoder))
+    functions = choose_functions(texts, settings.functions, fits)
+    lines = choose_lines(texts, settings.lines)
+    requests: Requests = {}
+    if lines:
+        requests["next line"] = lines, min(LINE_TOKENS, subject.context // 2)
+    if functions:
+        requests |= dict.fromkeys(tasks_of(encoder), (functions, budget))
+    near = RepositoryPrompts(trained, encoder) if trained and settings.retrieval and requests else None
 
-    def measure(opened: AbstractContextManager[Scored], name: str) -> _Measured:
+    def measure(opened: AbstractContextManager[Scored], name: str, *, base: bool) -> Measured:
         with opened as scored:
 
             def report(done: int, total: int, what: str) -> None:
@@ -86,30 +99,50 @@ def evaluate_pair(
 
             losses_of = scored.step.token_losses
             tally = tally_losses(losses_of, held_out, max_tokens=settings.tokens, progress=report)
-            scored.step.close()
-            written = {
-                task: complete(
-                    scored.model,
-                    encoder,
-                    functions,
-                    task,
-                    context=subject.context,
-                    max_tokens=budget,
-                    progress=report,
-                )
-                for task in (tasks_of(encoder) if functions else ())
-            }
-        return _Measured(tally, written)
+            general = None
+            if settings.general:
+                general = tally_general(losses_of, encoder, context=subject.context, progress=report)
+            written: dict[tuple[Task, str], list[Completion]] = {}
+            if not requests:
+                scored.step.close()
+                return Measured(tally, written, general)
+            with scored.writing() as model:
+                for task, (bodies, most) in requests.items():
+                    for arm, before in _arms(near, task, base=base).items():
+                        context = min(subject.context, LONG_PROMPT) if arm == FILES else subject.context
+                        written[task, arm] = complete(
+                            model,
+                            encoder,
+                            bodies,
+                            task,
+                            context=context,
+                            max_tokens=most,
+                            progress=report,
+                            before=before,
+                        )
+                if asking is not None and functions:
+                    written["completion", ASKED] = ask(
+                        model,
+                        encoder,
+                        asking,
+                        functions,
+                        context=subject.context,
+                        max_tokens=budget,
+                        progress=report,
+                    )
+        return Measured(tally, written, general)
 
-    asked = None if baselines is None else _asked(held_out, encoder, settings, functions, budget, subject)
-    base = None if baselines is None else _read(baselines.read("evaluation", asked), held_out, functions)
+    prompts = [] if near is None else trained
+    asked = kept_scores.asked(held_out, settings, requests, prompts, chat=asking is not None)
+    asked["lengths"] = [settings.tokens, budget, subject.context]
+    base = None if baselines is None else kept_scores.read(baselines.read("evaluation", asked), held_out, requests)
     if base is None:
-        base = measure(pair.base(), "base model")
+        base = measure(pair.base(), "base model", base=True)
         if baselines is not None:
-            baselines.keep("evaluation", asked, _as_json(base))
+            baselines.keep("evaluation", asked, kept_scores.as_json(base))
     else:
         progress(1, 1, "base model, scored in an earlier evaluation")
-    tuned = measure(pair.tuned(), "tuned model")
+    tuned = measure(pair.tuned(), "tuned model", base=False)
     row = overall(base.tally, tuned.tally)
     return Evaluation(
         run=subject.run,
@@ -123,63 +156,37 @@ def evaluate_pair(
         perplexity=row,
         by_language=tuple(by_language(base.tally, tuned.tally, held_out)),
         by_position=tuple(by_position(base.tally, tuned.tally)),
-        tasks=tuple(task_result(task, base.written[task], tuned.written[task]) for task in base.written),
-        samples=samples_of(functions, base.written["completion"], tuned.written["completion"]) if functions else (),
-        notes=tuple(_notes(functions, settings, subject, row.files)),
+        tasks=tuple(task_result(task, base.written[task, PLAIN], tuned.written[task, PLAIN]) for task in requests),
+        samples=samples_of(functions, base.written["completion", PLAIN], tuned.written["completion", PLAIN])
+        if functions
+        else (),
+        arms=tuple(_compared(base, tuned)),
+        general=() if base.general is None or tuned.general is None else general_rows(base.general, tuned.general),
+        notes=tuple(_notes(functions, settings, row.files)),
     )
 
 
-# --- kept scores of the base model --------------------------------------------------------------------------------
+def _arms(near: RepositoryPrompts | None, task: Task, *, base: bool) -> dict[str, Before | None]:
+    """Returns what a model's prompts hold for a task, by name."""
+    arms: dict[str, Before | None] = {PLAIN: None}
+    if near is not None and task != "fill-in-the-middle":
+        arms[SNIPPETS] = near.snippets
+        if base and task == "completion":
+            arms[FILES] = near.files
+    return arms
 
 
-def _asked(
-    held_out: HeldOut,
-    encoder: Encoder,
-    settings: EvaluationSection,
-    functions: Sequence[HeldOutFunction],
-    budget: int,
-    subject: Subject,
-) -> dict[str, Any]:
-    """Returns all that the base model's scores depend on besides the model."""
-    return {
-        "windows": digest_windows(choose_windows(held_out.windows, settings.tokens)),
-        "files": digest([[file.path for file in held_out.files], held_out.offsets.tolist()]),
-        "functions": digest([[f.path, f.prefix, f.body, f.suffix] for f in functions]),
-        "tasks": list(tasks_of(encoder)) if functions else [],
-        "lengths": [settings.tokens, budget, subject.context],
-    }
+def _compared(base: Measured, tuned: Measured) -> Iterator[TaskResult]:
+    """Yields every other way to answer a request, against the plain base model."""
+    for measured, name in ((base, "base"), (tuned, "adapter")):
+        for (task, arm), completions in measured.written.items():
+            if arm != PLAIN:
+                yield task_result(task, base.written[task, PLAIN], completions, f"{name} + {arm}")
 
 
-def _as_json(measured: _Measured) -> dict[str, Any]:
-    return {
-        "sums": measured.tally.sums.tolist(),
-        "counts": measured.tally.counts.tolist(),
-        "written": {task: [[c.text, c.marks.ends] for c in found] for task, found in measured.written.items()},
-    }
-
-
-def _read(value: Any, held_out: HeldOut, functions: Sequence[HeldOutFunction]) -> _Measured | None:
-    """Reads a kept score; None if it is missing or not what `_as_json` wrote."""
-    try:
-        sums, counts = (np.array(value[name], dtype=np.float64) for name in ("sums", "counts"))
-        if sums.shape != counts.shape or len(sums) != len(held_out.files):
-            return None
-        written = {
-            task: [judge(function, text, ends=ends) for function, (text, ends) in zip(functions, found, strict=True)]
-            for task, found in value["written"].items()
-        }
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return None
-    return _Measured(LossTally(sums, counts), written)
-
-
-def _notes(
-    functions: Sequence[HeldOutFunction], settings: EvaluationSection, subject: Subject, files: int
-) -> Sequence[str]:
+def _notes(functions: Sequence[HeldOutFunction], settings: EvaluationSection, files: int) -> Sequence[str]:
     notes = []
-    if not subject.writes:
-        notes.append("functions were not completed: the weights do not fit on the GPU at once")
-    elif settings.functions and not functions:
+    if settings.functions and not functions:
         notes.append(
             "no held-out file that parses has a function of a suitable length in a language whose grammar is known"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.markdown import code, code_block, table
-from engine.evaluation.words import MARK_WORDS, TASK_WORDS, mark_row, number, perplexity_row
+from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, mark_row, number, perplexity_row
 from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
@@ -60,10 +60,29 @@ def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
         yield "## Held-out functions"
         for task in evaluation.tasks:
             name = TASK_WORDS[task.task].capitalize()
-            yield f"{name} ({task.functions} functions, the likeliest text of each model):"
+            what = "lines" if task.task == "next line" else "functions"
+            yield f"{name} ({task.functions} {what}, the likeliest text of each model):"
             yield table([mark_row(row, MARK_WORDS[row.name]) for row in task.rows], _HEAD, figures=True)
             if task.task in pictures:
                 yield f"![functions, {TASK_WORDS[task.task]}](charts/{task.task}.svg)"
+    if evaluation.arms:
+        yield "## With text of the repository in the prompt"
+        rows = [
+            mark_row(row, f"{TASK_WORDS[task.task]}, {MARK_WORDS[row.name]}: {task.arm}")
+            for task in evaluation.arms
+            for row in task.rows
+            if row.name in ARM_MARKS
+        ]
+        yield table(rows, ("", "base", "this way", *_HEAD[3:]), figures=True)
+        yield (
+            "The base model answers the same requests without anything added. Snippets are the pieces of the training "
+            "files nearest to the request (BM25); files are whole ones, nearest in the tree first, as far as they fit. "
+            "Where the base model with snippets does as well as the adapter, no training was needed."
+        )
+    if evaluation.general:
+        yield "## General code and text"
+        yield table([perplexity_row(row, row.name) for row in evaluation.general], _HEAD, figures=True)
+        yield "Pieces of Python's standard library and of plain prose. A rise is what training made the model forget."
     if evaluation.notes:
         yield "\n".join(f"- {code(note)[1:-1]}" for note in evaluation.notes)
 

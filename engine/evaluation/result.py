@@ -45,6 +45,8 @@ class TaskResult:
     task: str
     functions: int
     rows: tuple[MarkRow, ...]
+    arm: str = "adapter"
+    "What is compared with the plain base model: the column `tuned`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,10 @@ class Evaluation:
     by_position: tuple[PerplexityRow, ...]
     tasks: tuple[TaskResult, ...] = ()
     samples: tuple[Sample, ...] = ()
+    arms: tuple[TaskResult, ...] = ()
+    "Other ways to answer the same requests, each against the plain base model."
+    general: tuple[PerplexityRow, ...] = ()
+    "Perplexity of general code and text: what training cost."
     notes: tuple[str, ...] = ()
     "Remarks for the user."
 
@@ -121,15 +127,15 @@ _MARKS: tuple[tuple[str, Callable[[Marks], float | None]], ...] = (
 _SHARES = ("parses", "ends", "exact")
 
 
-def task_result(task: str, base: Sequence[Completion], tuned: Sequence[Completion]) -> TaskResult:
-    """Computes the marks of both models on the same functions."""
+def task_result(task: str, base: Sequence[Completion], tuned: Sequence[Completion], arm: str = "adapter") -> TaskResult:
+    """Computes the marks of both models on the same functions; `arm` names the second."""
     rows = []
     for name, mark in _MARKS:
         pairs = [(mark(b.marks), mark(t.marks)) for b, t in zip(base, tuned, strict=True)]
         known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
         if len(known):
             rows.append(_mark_row(name, known))
-    return TaskResult(task=task, functions=len(base), rows=tuple(rows))
+    return TaskResult(task=task, functions=len(base), rows=tuple(rows), arm=arm)
 
 
 def _mark_row(name: str, pairs: Any) -> MarkRow:

@@ -101,7 +101,7 @@ def overall(base: LossTally, tuned: LossTally) -> PerplexityRow:
     Raises:
         ValueError: no token was scored.
     """
-    row = _row("all", base.sums.sum(1), tuned.sums.sum(1), base.counts.sum(1))
+    row = part("all", base, tuned)
     if row is None:
         raise ValueError("no token was scored")
     return row
@@ -110,10 +110,7 @@ def overall(base: LossTally, tuned: LossTally) -> PerplexityRow:
 def by_language(base: LossTally, tuned: LossTally, held_out: HeldOut) -> list[PerplexityRow]:
     """Returns a row per language, the one with the most tokens first."""
     languages = np.array([file.language for file in held_out.files])
-    rows = [
-        _row(str(name), *(t[languages == name].sum(1) for t in (base.sums, tuned.sums, base.counts)))
-        for name in dict.fromkeys(languages)
-    ]
+    rows = [part(str(name), base, tuned, languages == name) for name in dict.fromkeys(languages)]
     return sorted((row for row in rows if row is not None), key=lambda row: -row.tokens)
 
 
@@ -121,6 +118,14 @@ def by_position(base: LossTally, tuned: LossTally) -> list[PerplexityRow]:
     """Returns a row per bucket of preceding tokens of the same document in the window."""
     rows = [_row(bucket_name(b), base.sums[:, b], tuned.sums[:, b], base.counts[:, b]) for b in range(_BUCKETS)]
     return [row for row in rows if row is not None]
+
+
+def part(
+    name: str, base: LossTally, tuned: LossTally, files: npt.NDArray[np.bool_] | None = None
+) -> PerplexityRow | None:
+    """Returns the perplexities over all tokens of some files, or of all; None where no token was scored."""
+    chosen = slice(None) if files is None else files
+    return _row(name, *(each[chosen].sum(1) for each in (base.sums, tuned.sums, base.counts)))
 
 
 def _row(name: str, base: Floats, tuned: Floats, counts: Floats) -> PerplexityRow | None:

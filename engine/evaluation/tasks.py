@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.evaluation.asking import ANSWER_TOKENS, Asking, body_in
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, function_end
+from engine.evaluation.lines import line_end
+from engine.evaluation.retrieval import SHARE
 from engine.generation.batched import ROWS, open_generator
 from engine.generation.sampling import Sampling
 from engine.generation.text import TextStream
@@ -14,7 +17,9 @@ from engine.generation.text import TextStream
 if TYPE_CHECKING:
     from engine.tokenization.encoder import Encoder
 
-Task = Literal["completion", "fill-in-the-middle"]
+Task = Literal["completion", "fill-in-the-middle", "next line"]
+Before = Callable[[HeldOutFunction, int], list[int]]
+"""Ids to put before a request, at most so many (engine.evaluation.retrieval)."""
 
 _CHARACTERS = 6
 """Upper bound of characters per token on average; text beyond this many times the budget is cut before encoding."""
@@ -29,7 +34,7 @@ def prompt_of(function: HeldOutFunction, task: Task, encoder: Encoder, budget: i
     """Encodes the request for a body: the file as in training, cut to its nearest part where it exceeds `budget`."""
     before, after = function.prefix[-_CHARACTERS * budget :], function.suffix[: _CHARACTERS * budget]
     while True:
-        if task == "completion":
+        if task != "fill-in-the-middle":
             [ids] = encoder.encode_documents([(function.path, before)])
         else:
             [ids] = encoder.encode_middles([(function.path, before + after, (len(before), len(before)))])
@@ -52,6 +57,7 @@ def complete(
     context: int,
     max_tokens: int,
     progress: Callable[[int, int, str], None],
+    before: Before | None = None,
 ) -> list[Completion]:
     """Generates the likeliest body of each function, with the model's adapter on or off as it is now.
 
@@ -63,18 +69,45 @@ def complete(
         context: Maximum tokens of prompt and body together.
         max_tokens: Maximum tokens of a body; a longer one is cut off and marked as it is.
         progress: Called with functions done and their total at every step; may raise to abort.
+        before: What else the prompt holds; a request has no more tokens for it.
     """
-    what, done = f"functions ({task})", 0
-
-    def report(ended: int) -> None:
-        nonlocal done
-        done += ended
-        progress(done, len(functions), what)
-
-    report(0)
-    prompts = [prompt_of(function, task, encoder, max(16, context - max_tokens)) for function in functions]
-    texts = _write(model, encoder, prompts, max_tokens, functions if task == "completion" else None, report)
+    budget = max(16, context - max_tokens)
+    prompts = [request_of(function, task, encoder, budget, before) for function in functions]
+    report = _counting(progress, len(functions), f"functions ({task})")
+    texts = _write(model, encoder, prompts, max_tokens, functions, task, report)
     return [judge(function, text, ends=ends) for function, (text, ends) in zip(functions, texts, strict=True)]
+
+
+def ask(
+    model: Any,
+    encoder: Encoder,
+    asking: Asking,
+    functions: Sequence[HeldOutFunction],
+    *,
+    context: int,
+    max_tokens: int,
+    progress: Callable[[int, int, str], None],
+) -> list[Completion]:
+    """Asks for each function through the model's chat template. Arguments as for `complete`."""
+    most = max_tokens + ANSWER_TOKENS
+    prompts = [asking.request(function, max(16, context - most)) for function in functions]
+    report = _counting(progress, len(functions), "functions (asked)")
+    answers = _write(model, encoder, prompts, most, functions, None, report)
+    return [
+        judge(function, body_in(function, answer), ends=ends)
+        for function, (answer, ends) in zip(functions, answers, strict=True)
+    ]
+
+
+def request_of(
+    function: HeldOutFunction, task: Task, encoder: Encoder, budget: int, before: Before | None
+) -> list[int]:
+    """Encodes the request for a body, with what comes before the file; both together have at most `budget` tokens."""
+    if before is None:
+        return prompt_of(function, task, encoder, budget)
+    own = prompt_of(function, task, encoder, max(16, round((1 - SHARE) * budget)))
+    first = len(encoder.first) if list(own[: len(encoder.first)]) == list(encoder.first) else 0
+    return [*own[:first], *before(function, budget - len(own)), *own[first:]]
 
 
 def _write(
@@ -82,10 +115,11 @@ def _write(
     encoder: Encoder,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    functions: Sequence[HeldOutFunction] | None,
+    functions: Sequence[HeldOutFunction],
+    task: Task | None,
     report: Callable[[int], None],
 ) -> list[tuple[str, bool]]:
-    """Generates up to an end token, or up to the function's end where `functions` is given.
+    """Generates up to an end token, or up to the end of the function or line; an answer has no other end.
 
     Args:
         model, encoder, max_tokens: As in `complete`.
@@ -111,10 +145,29 @@ def _write(
                 ended[i] |= finished == "end token"
                 piece = "" if token is None else streams[i].push(token)
                 texts[i] += piece
-                if functions is None or not piece:
+                if not piece or (end := _end_of(task, functions[i], texts[i])) is None:
                     continue
-                if (end := function_end(functions[i], texts[i])) is not None:
-                    texts[i], ended[i] = texts[i][:end], True
-                    generator.cancel(number)
+                texts[i], ended[i] = texts[i][:end], True
+                generator.cancel(number)
             report(sum(event.finished is not None for event in events))
     return list(zip(texts, ended, strict=True))
+
+
+def _end_of(task: Task | None, function: HeldOutFunction, text: str) -> int | None:
+    """Returns where a text ends by itself; None while it does not."""
+    if task in (None, "fill-in-the-middle"):
+        return None
+    return line_end(text) if task == "next line" else function_end(function, text)
+
+
+def _counting(progress: Callable[[int, int, str], None], total: int, what: str) -> Callable[[int], None]:
+    """Returns a callback that is told how many more are done."""
+    done = 0
+
+    def report(ended: int) -> None:
+        nonlocal done
+        done += ended
+        progress(done, total, what)
+
+    report(0)
+    return report

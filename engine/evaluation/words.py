@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str, str, str, str]
 """Name, base, tuned, difference, the difference's interval, sample."""
 
-TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in"}
+TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in", "next line": "next line"}
 MARK_WORDS = {
     "parses": "files that parse",
     "ends": "bodies that come to an end",
-    "exact": "exact bodies",
+    "exact": "exact",
     "edit similarity": "edit similarity",
     "identifiers": "identifiers hit",
 }
+
+
+ARM_MARKS = ("parses", "exact", "edit similarity")
+"Marks by which other ways to answer are compared; all are in the JSON."
 
 
 def too_few_updates(updates: int) -> str:
@@ -44,6 +48,12 @@ def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
     for task in evaluation.tasks:
         for mark in task.rows:
             yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}")
+    for task in evaluation.arms:
+        for mark in task.rows:
+            if mark.name in ARM_MARKS:
+                yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}: {task.arm}")
+    for row in evaluation.general:
+        yield perplexity_row(row, row.name)
 
 
 def perplexity_row(row: PerplexityRow, name: str) -> Row:

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from engine.export.gguf_tokenizer import GgufTokenizer
     from engine.export.source import Source
 
-_SECTIONS = ("Held-out perplexity", "Held-out functions", "Data", "Predicted and measured", "Cost")
+_SECTIONS = (
+    "Held-out perplexity",
+    "Held-out functions",
+    "With text of the repository in the prompt",
+    "General code and text",
+    "Data",
+    "Predicted and measured",
+    "Cost",
+)
 """Sections taken from the run's report. Its other parts name folders of the training machine."""
 _PICTURE = re.compile(r"^!\[.*\]\(.*\)[ \t]*$\n?", re.MULTILINE)
 _OLLAMA = {

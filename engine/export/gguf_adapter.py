@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.export.gguf_file import interleaved, unsupported
+from engine.export.merging import Update
 from engine.models.base_changes import NO_CHANGES
 from engine.models.families import gguf_names
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.export.merging import Update
+    from engine.export.merging import StackUpdate
     from engine.export.source import Merged, Source
 
 
@@ -50,10 +51,12 @@ class GgufAdapter:
             raise unsupported(config.model_type, "llama.cpp would change its embedding too; export it with --to gguf")
         self._factors = [self._named(config, name, update) for name, update in model.weights.updates.items()]
 
-    def _named(self, config: Any, name: str, update: Update) -> _Factors:
+    def _named(self, config: Any, name: str, update: Update | StackUpdate) -> _Factors:
         from gguf import MODEL_ARCH, get_tensor_name_map
 
         family, layers = config.model_type, config.num_hidden_layers
+        if not isinstance(update, Update):
+            raise unsupported(family, "its adapter changes experts; export it with --to gguf")
         names = get_tensor_name_map(MODEL_ARCH[self._family.architecture.upper()], layers)
         found = names.get_name(name, try_suffixes=(".weight",))
         if found is None or update.transposed:

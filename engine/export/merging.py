@@ -7,9 +7,11 @@ W' = W + s·B·A in fp32, with s = alpha / rank, or alpha / sqrt(rank) for rsLoR
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +21,9 @@ from engine import errors, regular_file
 from engine.export.weights import Weights
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.grouped_heads import pool_heads
+
+if TYPE_CHECKING:
+    from engine.models.weight_map import WeightMap
 
 _PREFIX = "base_model.model."
 _HEAD = "lm_head.weight"
@@ -57,8 +62,32 @@ class Update:
         return merged
 
 
-def read_updates(adapter: Path) -> dict[str, Update]:
+@dataclass(frozen=True)
+class StackUpdate:
+    """Trained update of all experts' matrices in one stack."""
+
+    experts: tuple[Update, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stack as it is stored."""
+        return (len(self.experts), *self.experts[0].shape)
+
+    def applied(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the merged stack in fp32, in the shape that it is stored in."""
+        merged = torch.empty(weight.shape, dtype=torch.float32)
+        for number, update in enumerate(self.experts):
+            merged[number] = update.applied(weight[number])
+        return merged
+
+
+def read_updates(adapter: Path, base: WeightMap | None = None) -> dict[str, Update | StackUpdate]:
     """Reads an adapter in PEFT's format, as updates by the name of the weight that each changes.
+
+    Args:
+        adapter: Its folder.
+        base: The weights that it was trained on; needed where experts have adapters. An expert that is stored by itself
+            is named as in an export.
 
     Raises:
         EliteError: EXPORT_DAMAGED.
@@ -66,19 +95,26 @@ def read_updates(adapter: Path) -> dict[str, Update]:
     try:
         config = regular_file.read_object(adapter / "adapter_config.json")
         tensors = load_file(adapter / "adapter_model.safetensors")
-        return _updates(config, tensors)
+        return _updates(config, tensors, base)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise errors.EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
 
 
-def _updates(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Update]:
+def _updates(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor], base: WeightMap | None
+) -> dict[str, Update | StackUpdate]:
     root = math.sqrt if config.get("use_rslora") else float
-    updates = {}
+    updates: dict[str, Update | StackUpdate] = {}
     for key in sorted(tensors):
         if not key.endswith(".lora_A.weight"):
             continue
         layer = key.removesuffix(".lora_A.weight")
         a, b = tensors[key].float(), tensors[f"{layer}.lora_B.weight"].float()
+        module = re.sub(r"(\.base_layer)+$", "", layer.removeprefix(_PREFIX))
+        stacks = {name: base.shapes[name] for name in base.stacks if name.startswith(f"{module}.")} if base else {}
+        if base is not None and stacks:
+            updates |= _of_experts(base, module, stacks, a, b, lambda rank: config["lora_alpha"] / root(rank))
+            continue
         magnitude = tensors.get(f"{layer}.lora_magnitude_vector")
         updates[f"{layer.removeprefix(_PREFIX)}.weight"] = Update(
             a,
@@ -94,13 +130,50 @@ def _updates(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[s
     return updates
 
 
+def _of_experts(
+    base: WeightMap,
+    module: str,
+    stacks: dict[str, tuple[int, ...]],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: Callable[[int], float],
+) -> dict[str, Update | StackUpdate]:
+    """Splits the adapter of a stack, which PEFT names only by the stack's module, by what the base stores.
+
+    PEFT holds A as (experts · rank, inputs) and B as (outputs, rank · experts), the experts innermost.
+    """
+    inputs, outputs = a.shape[1], b.shape[0]
+    name = next((n for n, shape in stacks.items() if _widths(shape, base.stacks[n]) == (inputs, outputs)), None)
+    if name is None:
+        raise ValueError(f"no stack of {module} has {inputs} inputs and {outputs} outputs")
+    count = stacks[name][0]
+    by_a, by_b = a.view(count, -1, inputs), b.view(outputs, -1, count).permute(2, 0, 1)
+    factor = scale(by_a.shape[1])
+    parts = {stored: part for stored, part in base.parts.items() if part.weight == name}
+    if parts:
+        return {
+            stored: Update(by_a[part.expert], by_b[part.expert].chunk(part.parts)[part.part], factor)
+            for stored, part in parts.items()
+        }
+    if name in base.joined:
+        raise ValueError(f"{name} is stored in tensors that it cannot be merged into")
+    transposed = base.stacks[name]
+    experts = (Update(own_a, own_b, factor, transposed=transposed) for own_a, own_b in zip(by_a, by_b, strict=True))
+    return {base.exported_as(name): StackUpdate(tuple(experts))}
+
+
+def _widths(shape: tuple[int, ...], transposed: bool) -> tuple[int, int]:
+    """Inputs and outputs of the matrices of a stack."""
+    return (shape[1], shape[2]) if transposed else (shape[2], shape[1])
+
+
 class MergedWeights:
     """A base's weights with an adapter merged in, as `Weights`."""
 
     def __init__(
         self,
         base: Weights,
-        updates: dict[str, Update],
+        updates: dict[str, Update | StackUpdate],
         changes: BaseChanges = NO_CHANGES,
         *,
         heads: int = 0,
@@ -124,7 +197,7 @@ class MergedWeights:
         self._embeddings = next((name for name in _EMBEDDINGS if name in names), "") if tied else ""
         self.unties_head = bool(self._embeddings) and _HEAD in updates
         self._names = [*names, *([_HEAD] if self.unties_head else [])]
-        self._updates = {base.exported_as(name): update for name, update in updates.items()}
+        self._updates = {name if name in names else base.exported_as(name): u for name, u in updates.items()}
         for name, update in self._updates.items():
             shape = update.shape
             if name not in self._names or self.shape(name) != shape:
@@ -132,7 +205,7 @@ class MergedWeights:
                 raise errors.EXPORT_DAMAGED(path="the adapter", problem=problem)
 
     @property
-    def updates(self) -> dict[str, Update]:
+    def updates(self) -> dict[str, Update | StackUpdate]:
         """The adapter's updates by the names of the weights that they change."""
         return self._updates
 

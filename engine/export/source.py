@@ -133,7 +133,7 @@ def merged(source: Source) -> Iterator[Merged]:
 
     map_, config = open_weights(source.weights_spec)
     check_base(source, map_)
-    updates = read_updates(source.result) if source.is_adapter else {}
+    updates = read_updates(source.result, map_) if source.is_adapter else {}
     changes = source.changes if source.is_adapter else NO_CHANGES
     if changes.yarn_factor is not None:
         stretch_positions(config, changes.yarn_factor)

@@ -108,10 +108,11 @@ def open_generator(
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED, where rotary tables depend on the total length, which tiles cannot know.
     """
-    if takes_tiles(model):
-        decoder = Decoder(model)
-        if found := _rows_that_fit(decoder, capacity, rows):
-            return BatchGenerator(decoder, capacity=capacity, rows=found, ends=ends, graphs=graphs)
+    decoder = Decoder(model) if takes_tiles(model) else None
+    # A row's chunk would begin at another place than its neighbour's: chunks are decoded one sequence at a time.
+    chunked = decoder is not None and "chunked_attention" in (getattr(decoder.config, "layer_types", None) or ())
+    if decoder is not None and not chunked and (found := _rows_that_fit(decoder, capacity, rows)):
+        return BatchGenerator(decoder, capacity=capacity, rows=found, ends=ends, graphs=graphs)
     return SerialGenerator(model, capacity=capacity, ends=ends)
 
 

@@ -19,11 +19,13 @@ def open_linears(decoder: Decoder) -> FrozenLinears | None:
 
     Returns:
         None where nothing is gained: without adapters, or where dequantised weights do not fit. The layers then run
-        their own forwards, which dequantise at every call.
+        their own forwards, which dequantise at every call. None too for layers that fetch their weights as they run.
     """
     from peft.tuners.lora import LoraLayer
 
     if not any(isinstance(module, LoraLayer) for layer in decoder.layers for module in layer.modules()):
+        return None
+    if any(layer._forward_pre_hooks for layer in decoder.layers):
         return None
     linears = FrozenLinears(decoder.layers, decoder.config.model_type, evaluating=True)
     quantised = [site for sites in linears.sites for site in sites if site.quant_state is not None]

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from engine.attention.blockwise import KeyValueReader, attend
 from engine.attention.mask_tiles import causal_pieces
+from engine.attention.rule import AttentionRule
 from engine.attention.select import select_backend
+from engine.attention.sinks import with_sinks
+from engine.attention.unequal_heads import for_heads
 from engine.generation.kv_cache import PagedKvCache
 from engine.models.families import refusal, setting_refusals
 from engine.models.recurrent_mixers import Call, MixerRunner, RecurrentMixer, routed
@@ -95,14 +98,20 @@ class CachedAttention:
         """Selects the layer of the following calls."""
         self.layer = number
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Appends keys and values to the cache, and attends; shapes as in AttentionBackend."""
         if self.layer not in self._stores:
             self._stores[self.layer] = self._open_store(self.layer)
         store = self._stores[self.layer]
         store.append(self.start, k, v)
-        pieces = causal_pieces(self.start, self.start + q.shape[2], key_block=self._page, window=window)
-        return attend(q, k, v, start=self.start, pieces=pieces, earlier=store, backend=self._backend, scale=scale)[0]
+        stop = self.start + q.shape[2]
+        borders = rule.borders((0,), stop)
+        pieces = causal_pieces(self.start, stop, key_block=self._page, window=rule.window, document_starts=borders)
+        backend = for_heads(self._backend, k, v)
+        out, logsumexp = attend(
+            q, k, v, start=self.start, pieces=pieces, earlier=store, backend=backend, scale=rule.scale
+        )
+        return out if rule.sinks is None else with_sinks(out, logsumexp, rule.sinks)[0]
 
     def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:
         """Continues a recurrent mixer from its states after all earlier tokens. See MixerRunner."""

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from engine.attention.blockwise import attend
 from engine.attention.mask_tiles import causal_pieces
+from engine.attention.rule import AttentionRule
 from engine.attention.select import select_backend
+from engine.attention.sinks import with_sinks
+from engine.attention.unequal_heads import for_heads
 from engine.generation.slot_cache import RowStore, SlotCache
 from engine.models.recurrent_mixers import Call, RecurrentMixer
 from engine.streaming.decoder import Decoder
@@ -41,12 +44,17 @@ class PromptAttention:
         """See SequenceState."""
         self._layer = number
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """See AttentionState."""
         self._cache.scatter(self._layer, self._rows, self._positions, k, v)
-        pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=window, document_starts=self._starts)
+        borders = rule.borders(self._starts, self._tokens)
+        pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=rule.window, document_starts=borders)
         earlier = RowStore(self._cache, self._layer, 0)  # nothing is before the tile
-        return attend(q, k, v, start=0, pieces=list(pieces), earlier=earlier, backend=self._backend, scale=scale)[0]
+        backend = for_heads(self._backend, k, v)
+        out, logsumexp = attend(
+            q, k, v, start=0, pieces=list(pieces), earlier=earlier, backend=backend, scale=rule.scale
+        )
+        return out if rule.sinks is None else with_sinks(out, logsumexp, rule.sinks)[0]
 
     def mix(self, mixer: RecurrentMixer, call: Call, x: Tensor) -> Tensor:  # noqa: ARG002
         """See MixerRunner.

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from engine import errors, regular_file
+from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
@@ -22,8 +23,10 @@ from engine.models.fused import fuse_kernels
 from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
+from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
+from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.runs.result_check import result_problem
 from engine.steps.failures import memory_errors
 from engine.steps.fallback_policy import FallbackPolicy
@@ -31,6 +34,7 @@ from engine.steps.oom_fallback import ClosableStep, FallbackStep
 from engine.steps.padding import longest_filled
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep
+from engine.streaming.fetched_layers import fetched_layers
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHTS_SHARE = 0.8
+"""Share of the free memory that weights may take when text is generated; the rest is for keys and values."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,27 @@ class Scored:
     model: Any
     "The model, in evaluation mode."
     step: FallbackStep
-    "Scores windows. It owns the model while open: `close` it before the model generates text."
+    "Scores windows. It owns the model while open."
+    device: torch.device
+    "The compute device."
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Any]:
+        """Closes the step, and yields the model, able to generate text."""
+        self.step.close()
+        with writing(self.model, self.step.layout, self.device):
+            yield self.model
+
+
+@contextlib.contextmanager
+def writing(model: Any, layout: StepLayout, device: torch.device) -> Iterator[Any]:
+    """Yields a model of this layout, able to generate text: layers that are offloaded fetch themselves."""
+    stream = layout.stream
+    if stream is None or not stream.streams_weights:
+        yield model
+        return
+    with fetched_layers(model, device, mapped=stream.weights_home == "disk"):
+        yield model
 
 
 class ModelPair(Protocol):
@@ -63,8 +89,8 @@ class ModelPair(Protocol):
 class AdaptedPair:
     """One model in memory; switching its adapter off gives the base."""
 
-    def __init__(self, model: Any, step: FallbackStep) -> None:
-        self._model, self._step = model, step
+    def __init__(self, model: Any, step: FallbackStep, device: torch.device) -> None:
+        self._model, self._step, self._device = model, step, device
 
     @contextlib.contextmanager
     def base(self) -> Iterator[Scored]:
@@ -76,7 +102,7 @@ class AdaptedPair:
     def tuned(self) -> Iterator[Scored]:
         """See ModelPair."""
         with ModelMode(self._model).evaluating():
-            yield Scored(self._model, self._step)
+            yield Scored(self._model, self._step, self._device)
 
 
 class SeparatePair:
@@ -130,7 +156,7 @@ class RunModels:
 
     @property
     def resident(self) -> bool:
-        """Whether all weights are on the device at once, as generation needs."""
+        """Whether all weights are on the device at once."""
         return not self.layout.streams_weights
 
 
@@ -181,6 +207,26 @@ def _read_layout(plan: Mapping[str, Any]) -> StepLayout:
     return dataclasses.replace(StepLayout.from_json(plan["plan"]), recompute=False)
 
 
+def writing_layout(found: RunModels, notify: Callable[[str], None]) -> StepLayout:
+    """Returns the layout for text: all weights on the device where they fit, else offloaded."""
+    device, spec = found.placement.device, found.spec
+    if device.type != "cuda":
+        return StepLayout()
+    four_bit = found.placement.precision == "nf4"
+    quantised = spec.quantised_parameters if four_bit else 0
+    layers = quantised * NF4_BITS / 8 + (spec.decoder_parameters - quantised) * found.placement.dtype.itemsize
+    outside = (spec.parameters - spec.decoder_parameters) * found.placement.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    if layers + outside < _WEIGHTS_SHARE * free:
+        return StepLayout()
+    notify(f"the weights ({(layers + outside) / 1e9:.1f} GB) do not fit on the GPU: its layers come for each token")
+    on_disk = four_bit and layers > _WEIGHTS_SHARE * read_memory().available
+    stream = StreamPlan(
+        weights=base_weights(four_bit=four_bit, streamed=True), weights_home="disk" if on_disk else "host"
+    )
+    return StepLayout(stream=stream, recompute=False, precision=found.placement.precision)
+
+
 def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], None], spill: Path) -> ModelPair:
     """Loads the models of a run: with an adapter at once, whole models when they are opened.
 
@@ -194,31 +240,31 @@ def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], No
         EliteError: MODEL_*, OUT_OF_MEMORY.
     """
     if found.is_adapter:
-        model = load_adapted(found, config)
-        return AdaptedPair(model, scoring(model, found, notify=notify, spill=spill))
+        model = load_adapted(found, config, notify=notify)
+        return AdaptedPair(model, scoring(model, found, notify=notify, spill=spill), found.placement.device)
 
     def ready(model: Any) -> Scored:
-        return Scored(model.eval(), scoring(model, found, notify=notify, spill=spill))
+        return Scored(model.eval(), scoring(model, found, notify=notify, spill=spill), found.placement.device)
 
     whole = dataclasses.replace(found.spec, name=found.result.name, path=found.result, hub_id=None)
     return SeparatePair(
-        lambda: ready(load_base(found, config)),
-        lambda: ready(load_base(dataclasses.replace(found, spec=whole), config)),
+        lambda: ready(load_base(found, config, notify=notify)),
+        lambda: ready(load_base(dataclasses.replace(found, spec=whole), config, notify=notify)),
     )
 
 
-def load_base(found: RunModels, config: RunConfig) -> Any:
+def load_base(found: RunModels, config: RunConfig, *, notify: Callable[[str], None] = lambda _: None) -> Any:
     """Loads the base model, with its changes before training."""
     placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
         changes = changes_of(found, config)
-        model = load_model(found.spec, placement, changes, quantise_on=found.placement.device)
+        model = load_model(found.spec, placement, changes, quantise_on=found.placement.device, notify=notify)
         if config.model.fused_kernels:
             fuse_kernels(model, found.placement.device)
     return model
 
 
-def load_adapted(found: RunModels, config: RunConfig) -> Any:
+def load_adapted(found: RunModels, config: RunConfig, *, notify: Callable[[str], None] = lambda _: None) -> Any:
     """Loads the base model with the run's adapter on it, frozen.
 
     Raises:
@@ -231,7 +277,7 @@ def load_adapted(found: RunModels, config: RunConfig) -> Any:
         compare_with_base(found.result, open_weights(found.spec)[0], "the adapter")
     except (OSError, ValueError) as error:
         raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {error}") from error
-    base = load_base(found, config)
+    base = load_base(found, config, notify=notify)
     try:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         # Name the base's device: PEFT would otherwise take the first GPU, wherever the base is.

@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from engine.errors import EliteError
 from engine.generation.batched import Generator, open_generator
 from engine.generation.request import Side, TextRequest
-from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of
+from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of, writing, writing_layout
 from engine.generation.sampling import Sampling
 from engine.generation.text import stream_text
 from engine.models.catalogue import catalogue, find_model
@@ -34,9 +34,8 @@ class Writer:
         name: Name of the run or the model.
         device: Device that it runs on.
         sides: The models that there are.
+        tokenizer: Of both.
         models: Where they come from.
-        tokenizer: Of the base model, as transformers loads it.
-        encoder: Of that tokenizer.
         chat_template: data.chat_template of the run; "" for a model.
     """
 
@@ -44,19 +43,25 @@ class Writer:
         self,
         name: str,
         found: RunModels,
-        opened: Callable[[Side], contextlib.AbstractContextManager[Any]],
+        opened: Callable[[Side], Any],
         sides: tuple[Side, ...],
         chat_template: str = "",
     ) -> None:
         self.name, self.device, self.sides = name, device_name(found.placement.device), sides
         self.models, self.chat_template = found, chat_template
-        self.tokenizer = load_tokenizer(found.spec)
-        self.encoder = Encoder(self.tokenizer)
         self._opened = opened
+        self.tokenizer = load_tokenizer(found.spec)
+        self._encoder = Encoder(self.tokenizer)
 
-    def open(self, side: Side) -> contextlib.AbstractContextManager[Any]:
-        """Opens one of the models for a generator, in evaluation mode. Only one of them may be open at a time."""
-        return self._opened(side)
+    @property
+    def encoder(self) -> Encoder:
+        """Of the tokenizer."""
+        return self._encoder
+
+    def opened(self, side: Side) -> contextlib.AbstractContextManager[Any]:
+        """Opens one of the models, in evaluation mode."""
+        found: contextlib.AbstractContextManager[Any] = self._opened(side)
+        return found
 
     def prompt_ids(self, request: TextRequest) -> list[int]:
         """Encodes the prompt: a file as in training, or plain text. No text becomes a control token.
@@ -64,7 +69,7 @@ class Writer:
         Raises:
             EliteError: FILL_UNAVAILABLE.
         """
-        encoder = self.encoder
+        encoder = self._encoder
         if request.suffix:
             if encoder.fim is None:
                 raise errors.FILL_UNAVAILABLE(name=self.name)
@@ -93,12 +98,12 @@ class Writer:
         what = f"keys and values of {len(prompt) + request.max_tokens:,} tokens"
         with (
             memory_errors("generation", what, "use --precision nf4, a shorter prompt, or a smaller model"),
-            self.open(side) as model,
+            self._opened(side) as model,
         ):
             capacity = len(prompt) + request.max_tokens
-            with open_generator(model, capacity=capacity, rows=1, ends=self.encoder.ends) as generator:
+            with open_generator(model, capacity=capacity, rows=1, ends=self._encoder.ends) as generator:
                 generator.submit(prompt, sampling)
-                yield from stream_text(self.encoder.tokenizer, _tokens(generator), prompt)
+                yield from stream_text(self._encoder.tokenizer, _tokens(generator), prompt)
 
 
 def _tokens(generator: Generator) -> Iterator[int]:
@@ -123,26 +128,25 @@ def open_writer(reference: str, *, device: str = "", precision: str = "", notify
     """
     run = _run_named(reference)
     if run is None:
-        return _open_model(reference, device or "auto", precision or "auto")
+        return _open_model(reference, device or "auto", precision or "auto", notify)
     config = run.load_config()
     found = models_of(run, config)
     require(found.spec.family, "generated")
     if device or precision:
         placement = choose_placement(device or config.model.device, precision or found.placement.precision)
         found = dataclasses.replace(found, placement=placement)
-    # Text is generated token by token, so all weights must be resident, regardless of the training layout.
-    pair = load_pair(dataclasses.replace(found, layout=StepLayout()), config, notify=notify, spill=run.path)
+    found = dataclasses.replace(found, layout=writing_layout(found, notify))
+    pair = load_pair(found, config, notify=notify, spill=run.path)
     return Writer(run.id, found, lambda side: _side(pair, side), ("base", "tuned"), config.data.chat_template)
 
 
 @contextlib.contextmanager
 def _side(pair: ModelPair, side: Side) -> Iterator[Any]:
-    with pair.base() if side == "base" else pair.tuned() as scored:
-        scored.step.close()
-        yield scored.model
+    with pair.base() if side == "base" else pair.tuned() as scored, scored.writing() as model:
+        yield model
 
 
-def _open_model(name: str, device: str, precision: str) -> Writer:
+def _open_model(name: str, device: str, precision: str, notify: Callable[[str], None]) -> Writer:
     found = RunModels(
         spec=find_model(name),
         placement=choose_placement(device, precision),
@@ -151,8 +155,9 @@ def _open_model(name: str, device: str, precision: str) -> Writer:
         result=Path(),
     )
     require(found.spec.family, "generated")
-    model = load_base(found, RunConfig()).eval()
-    return Writer(found.spec.name, found, lambda _: contextlib.nullcontext(model), ("base",))
+    found = dataclasses.replace(found, layout=writing_layout(found, notify))
+    model = load_base(found, RunConfig(), notify=notify).eval()
+    return Writer(found.spec.name, found, lambda _: writing(model, found.layout, found.placement.device), ("base",))
 
 
 def _run_named(reference: str) -> RunDirectory | None:

@@ -92,7 +92,7 @@ def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
 
 def needed_bytes(config: RunConfig, spec: ModelSpec, repository_tokens: int) -> int:
     """Sums the bytes that a run writes for tokens, adapter, checkpoints (kept, best and new), journal and log."""
-    parameters = spec.lora_parameters(config.lora.rank, config.lora.targets)
+    parameters = spec.lora_parameters(config.lora.rank, config.lora.targets, config.lora.expert_rank)
     checkpoints = (config.checkpoint.keep + 2) * _CHECKPOINT_BYTES * parameters
     return MINIMUM_FREE + checkpoints + 4 * parameters + _TOKEN_BYTES * repository_tokens
 
@@ -103,7 +103,10 @@ def partial_checkpoint_bytes(config: RunConfig, spec: ModelSpec, context: int) -
     A partial checkpoint holds the gradient stream, and gradients in fp32. It counts twice, because a new one is written
     beside the previous one.
     """
-    return 2 * (2 * context * spec.hidden_size + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets))
+    return 2 * (
+        2 * context * spec.hidden_size
+        + 4 * spec.lora_parameters(config.lora.rank, config.lora.targets, config.lora.expert_rank)
+    )
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
+from engine.models.experts import CHOSEN_EXPERTS, stacks_of, unpacked_shapes, use_frozen_experts
 from engine.models.families import adapts_mlp
 from engine.models.layers import decoder_layers, layer_list
 from engine.models.recurrent_mixers import mixer_names
+from engine.models.spec import EXPERTS, rank_of_experts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,14 +45,18 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
     A and B are fp32 for every base precision, because they are the master weights that the optimiser updates.
 
     Raises:
-        EliteError: CONFIG_INVALID when `lora.targets` names layers that the model does not have.
+        EliteError: CONFIG_INVALID when `lora.targets` names layers that the model does not have, or experts get an
+            adapter of a kind that they cannot have.
     """
-    targets = _targets(model, lora.targets)
+    targets, stacks = _targets(model, lora.targets), _stacks(model, lora)
+    rank = rank_of_experts(lora.rank, _chosen_experts(model.config), lora.expert_rank)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        target_parameters=stacks or None,
+        rank_pattern=dict.fromkeys(stacks, rank) if rank != lora.rank else {},
         exclude_modules=_outside_layers(model) or None,
         task_type="CAUSAL_LM",
         use_rslora=lora.rslora,
@@ -58,9 +65,14 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> Peft
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        with unpacked_shapes(model), warnings.catch_warnings():
+            # PEFT looks for the patterns among linear layers alone.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+            adapted = get_peft_model(model, config)
     for parameter in trainable(adapted).values():
         parameter.data = parameter.data.float()
+    if stacks:
+        use_frozen_experts(adapted)  # PEFT's own forward adds up a stack of merged matrices
     return adapted
 
 
@@ -77,15 +89,46 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
         if everything and family in _MAMBA:  # by name, and all-linear leaves out the head
             inside = [linear_names(layer, everything=True, family=family) for layer in decoder_layers(model)]
             return sorted(set().union(*inside))
-        return ALL_LINEAR if everything else sorted(linear)
-    if unknown := [name for name in asked if name not in linear]:
+        return ALL_LINEAR if everything and EXPERTS not in asked else sorted(linear)
+    if unknown := [name for name in asked if name not in linear and name != EXPERTS]:
         raise errors.CONFIG_INVALID(
             source="configuration",
             field="lora.targets",
             problem=f"this model has no linear layer named {unknown[0]} that takes an adapter",
             remedy=f"choose among {ALL_LINEAR}, {', '.join(sorted(linear))}",
         )
-    return list(asked)
+    return [name for name in asked if name != EXPERTS]
+
+
+def _stacks(model: PreTrainedModel, lora: LoraSection) -> list[str]:
+    """Returns PEFT's `target_parameters`, the stacked matrices of experts, where they get an adapter.
+
+    Raises:
+        EliteError: CONFIG_INVALID.
+    """
+    if EXPERTS not in lora.targets:
+        return []
+    found = {
+        f"{name.rpartition('.')[2]}.{stack}"
+        for layer in decoder_layers(model)
+        for name, module in layer.named_modules()
+        for stack in stacks_of(module)
+    }
+    problem, remedy = "", "remove experts from lora.targets"
+    if not found:
+        problem = "this model has no experts that take an adapter"
+    for name, used in (("lora.dropout", lora.dropout > 0), ("lora.dora", lora.dora)):
+        if used:
+            problem, remedy = f"{name} cannot be computed for experts", f"switch {name} off, or {remedy}"
+    if problem:
+        raise errors.CONFIG_INVALID(source="configuration", field="lora.targets", problem=problem, remedy=remedy)
+    return sorted(found)
+
+
+def _chosen_experts(config: Any) -> int:
+    """Number of experts that a token passes through; 1 where the configuration does not say."""
+    found = next((getattr(config, name) for name in CHOSEN_EXPERTS if getattr(config, name, None)), 1)
+    return int(found[0] if isinstance(found, (list, tuple)) else found)
 
 
 def _outside_layers(model: PreTrainedModel) -> list[str]:

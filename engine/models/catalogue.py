@@ -54,10 +54,14 @@ def catalogue() -> dict[str, ModelSpec]:
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
     if "config" in entry:
         said = {key: value for key, value in entry.items() if key != "config"}
-        said["settings"] = tuple(entry["config"].items())
+        said["settings"] = tuple((key, _hashable(value)) for key, value in entry["config"].items())
         return dataclasses.replace(as_spec(_shapes()[name], name=name, family=entry["family"]), **said)
     full = {"full_attention_layers": 0 if "sliding_window" in entry else entry["layers"]}
     return ModelSpec(name=name, **{**full, **FAMILIES[entry["family"]].shape, **entry})
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @functools.cache

@@ -26,9 +26,9 @@ class Example:
     "Calls its first argument, the function or the kernel, with tensors in place of these."
 
     @staticmethod
-    def generator(device: torch.device) -> Callable[..., Tensor]:
+    def generator(device: torch.device, seed: int = 0) -> Callable[..., Tensor]:
         """Returns a function that draws normal fp32 numbers of a shape, the same in every process."""
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator(device).manual_seed(seed)
         return lambda *shape: torch.randn(shape, generator=generator, device=device)
 
 
@@ -55,6 +55,9 @@ class CheckedKernel:
     checked = True
     verdicts: ClassVar[list[tuple[str, Any, float, bool]]] = []
     "Name, key, largest relative error and outcome of every comparison in this process."
+
+    failures: ClassVar[dict[str, str]] = {}
+    "Last error of a kernel that could not compute its example, by name."
 
     def __init__(
         self,
@@ -99,7 +102,8 @@ class CheckedKernel:
                 found = _results(self._kernel, example, None)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # a compiler reports what it cannot compile by errors of its own
+            except Exception as failure:  # a compiler reports what it cannot compile by errors of its own
+                self.failures[self._name] = f"{type(failure).__name__}: {failure}"[:300]
                 return math.inf
         errors = [relative_error(one, other) for one, other in zip(found, wanted, strict=True)]
         return max(error if math.isfinite(error) else math.inf for error in errors)
@@ -110,6 +114,7 @@ def _results(function: Callable[..., Any], example: Example, dtype: torch.dtype 
     leaves = [x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in example.tensors]
     returned = example.call(function, *leaves)
     results = [returned] if isinstance(returned, Tensor) else list(returned)
-    draw = Example.generator(leaves[0].device)
+    # Other numbers than the inputs': a norm's gradient along its own input is nothing but rounding.
+    draw = Example.generator(leaves[0].device, seed=1)
     weights = [draw(*result.shape).to(result.dtype) for result in results]
     return [*(result.detach() for result in results), *torch.autograd.grad(results, leaves, weights)]

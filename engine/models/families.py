@@ -373,8 +373,7 @@ streamed step would draw other numbers in its recomputation, and both kinds of s
 _WITHOUT_KERNEL = {
     "attn_logit_softcapping": "flash kernels do not cap attention scores",
     "use_bidirectional_attention": "it does not attend causally",
-    "attention_chunk_size": "chunks of attention are not computed here",
-    "kv_lora_rank": "latent keys and values (MLA) are not kept by tiles here",
+    "index_topk": "an indexer chooses the keys of each query among all of them",
     "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
 }
 """Settings that neither way to compute a step knows, where they are set, and why."""
@@ -387,8 +386,6 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
         config: config.json, or `to_dict()` of a transformers configuration.
     """
     denied: dict[Ability, str] = {}
-    if config.get("output_router_logits"):
-        denied["streamed"] = "the router's auxiliary loss needs all tokens at once"
     for name, problem in _WITHOUT_KERNEL.items():
         if config.get(name):
             denied |= dict.fromkeys(("whole", "streamed"), f"{name}: {problem}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from engine.models.layers import layer_list
 from engine.models.loss_chunk import loss_chunk
 
 if TYPE_CHECKING:
@@ -28,8 +29,13 @@ def split_head(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
     The head is the last linear layer alone where the model's logits are its output. Elsewhere (Granite and Cohere scale
     them, Gemma 2 caps them) it is all that the model does after its decoder.
     """
-    decoder, last = model.base_model, model.get_output_embeddings()
+    decoder, last = _decoder(model), model.get_output_embeddings()
     return decoder, last if _is_alone(model, decoder, last) else WholeHead(model, last)
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """Returns the model without its head; Llama 4's text model names another module than it has."""
+    return layer_list(model)[0] if model.base_model is model else model.base_model
 
 
 class WholeHead(nn.Module):
@@ -59,7 +65,7 @@ class WholeHead(nn.Module):
         """Logits, (..., vocabulary), of final hidden states (..., hidden)."""
         (model,) = self._model
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        with _answering(model.base_model, rows):
+        with _answering(_decoder(model), rows):
             logits: Tensor = model(inputs_embeds=rows, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)
 
@@ -93,6 +99,7 @@ def summed_cross_entropy(
     piece: int | None = None,
     label_smoothing: float = 0.0,
     coefficients: Tensor | None = None,
+    labelled: Tensor | None = None,
 ) -> Tensor:
     """Sums the cross-entropy over tokens, in nats, fp32 or wider, differentiable in `hidden` and the head's weights.
 
@@ -103,8 +110,14 @@ def summed_cross_entropy(
         piece: Tokens per chunk; any value gives the same sum up to rounding. None means `piece_of(head)`.
         label_smoothing: Probability moved from the target to the whole vocabulary (arXiv 1512.00567).
         coefficients: Factor of each token's cross-entropy, of any sign. Shape (n,). None for 1.
+        labelled: Ascending positions whose logits are computed, at least those with a target. Shape (k,), int64. None
+            for all.
     """
     piece = piece or piece_of(head)
+    if labelled is not None:
+        # Gathered once: the gradient of every slice is as long as what it was taken from.
+        hidden, targets = hidden[labelled], targets[labelled]
+        coefficients = None if coefficients is None else coefficients[labelled]
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     # The backward of a single chunk starts with its logits, so recomputing them would save nothing.
     recompute = torch.is_grad_enabled() and hidden.shape[0] > piece

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -28,10 +28,14 @@ from transformers.utils.logging import disable_progress_bar
 from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
+from engine.models.experts import is_packable_stack, quantise_experts, quantised_stack
 from engine.models.families import DROPOUTS
 from engine.models.folder import ModelFolder, open_folder
+from engine.models.four_bit_cache import Notify, four_bit_copy
+from engine.models.four_bit_folder import quantisation
 from engine.models.grouped_heads import pool_key_value_heads
 from engine.models.hub import find_folder
+from engine.models.layers import decoder_layers
 from engine.models.loaded import check_loaded
 from engine.models.rope_tables import keep_tables_exact
 from engine.models.tokenizer_files import FILE as TOKENIZER_FILE
@@ -105,22 +109,38 @@ def load_model(
     changes: BaseChanges = NO_CHANGES,
     *,
     quantise_on: torch.device | None = None,
+    notify: Notify = lambda _: None,
 ) -> PreTrainedModel:
     """Loads the base model with its weights, frozen and without a KV cache.
+
+    A model that is quantised here is kept as a 4-bit copy (engine.models.four_bit_cache). On the CPU its weights stay
+    mapped to that copy's files, and take memory only as they are read.
 
     Args:
         spec: The model to load.
         placement: Its device and precision.
         changes: Changes to make before an adapter is attached.
         quantise_on: Device that quantises weights to 4 bits, one after the other; None for the placement's.
+        notify: Called when a 4-bit copy is made, or cannot be.
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
     weights, config = open_weights(spec)
-    elsewhere = quantise_on if placement.precision == "nf4" and quantise_on != placement.device else None
-    with contextlib.nullcontext() if elsewhere is None else _quantising_on(elsewhere):
+    original = str(weights.folder.path)
+    copy = None
+    with contextlib.ExitStack() as stack:
+        if placement.precision == "nf4":
+            if not weights.folder.is_4_bit:
+                device = quantise_on or placement.device
+                copy = stack.enter_context(four_bit_copy(weights, config, placement, device, notify=notify))
+            if copy is not None:
+                weights, config = _open_folder(spec, copy)
+            else:
+                stack.enter_context(_quantising_on(quantise_on or placement.device))
         model = _load_pretrained(spec, weights, config, placement, changes)
+    if copy is not None:
+        model.config._name_or_path = original
     if changes.kv_heads is not None:
         pool_key_value_heads(model, changes.kv_heads)
     model.name_or_path = "demo" if spec.name == "demo" else _source(spec)
@@ -128,6 +148,8 @@ def load_model(
     keep_tables_exact(model)
     if placement.precision == "nf4" or weights.folder.is_4_bit:
         _keep_differentiable(model)
+        for layer in decoder_layers(model):
+            quantise_experts(layer, placement.device, quantise_on)  # those that a file of 4-bit linear layers holds
     model.requires_grad_(requires_grad=False)
     return model
 
@@ -145,7 +167,11 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID, MODEL_QUANTISED, MODEL_NOT_AVAILABLE, MODEL_FAMILY_UNSUPPORTED.
     """
-    folder = open_folder(find_folder(spec))
+    return _open_folder(spec, find_folder(spec))
+
+
+def _open_folder(spec: ModelSpec, path: Path) -> tuple[WeightMap, PreTrainedConfig]:
+    folder = open_folder(path)
     config = text_config(_from_library(spec, AutoConfig, str(folder.path), {}), folder)
     try:
         return map_weights(folder, config), config
@@ -189,7 +215,7 @@ def _load_pretrained(
         "config": config,
         "use_safetensors": True,
         "output_loading_info": True,
-        **_arguments(placement),
+        **_arguments(placement, config),
     }
     if weights.folder.renames:
         arguments["key_mapping"] = dict(weights.folder.renames)
@@ -203,20 +229,21 @@ def _load_pretrained(
     return loaded
 
 
-def _arguments(placement: Placement) -> dict[str, Any]:
+def _arguments(placement: Placement, config: PreTrainedConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "dtype": placement.dtype,
         "device_map": {"": placement.device},
-        "attn_implementation": "sdpa",
+        "attn_implementation": _attention(config),
     }
     if placement.precision == "nf4":
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=placement.dtype,
-        )
+        arguments["quantization_config"] = quantisation(placement)
     return arguments
+
+
+def _attention(config: PreTrainedConfig) -> str:
+    """Returns "sdpa", or "eager" for families that transformers does not run by SDPA, such as those with sinks."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 @contextlib.contextmanager
@@ -224,7 +251,7 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     """Within it, transformers quantises each weight on `device`, and moves codes and scales to the weight's home.
 
     It reads one weight at a time when it quantises, so that neither place ever holds the model in 16 bits. The codes
-    are those of a model that is resident on `device`.
+    are those of a model that is resident on `device`. Experts are quantised as well, which transformers leaves alone.
     """
     from transformers.integrations.bitsandbytes import Bnb4bitQuantize
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
@@ -233,10 +260,20 @@ def _quantising_on(device: torch.device) -> Iterator[None]:
     class Quantize(Bnb4bitQuantize):  # type: ignore[misc]
         def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, torch.Tensor]:
             weights = {name: found[0] if isinstance(found, list) else found for name, found in input_dict.items()}
-            quantised = super().convert({name: weight.to(device) for name, weight in weights.items()}, **context)
+            model: Any = context["model"]
+            stacks = {name: weight for name, weight in weights.items() if is_packable_stack(model, name)}
+            rest = {name: weight.to(device) for name, weight in weights.items() if name not in stacks}
+            quantised = super().convert(rest, **context) if rest else {}
+            for name, stack in stacks.items():
+                experts = (expert.to(device) for expert in stack)
+                quantised[name] = quantised_stack(experts, tuple(stack.shape), stack.dtype)
             return {name: codes.to(weights[name].device) for name, codes in quantised.items()}
 
     class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+            of_linear: bool = super().param_needs_quantization(model, param_name, **options)
+            return of_linear or is_packable_stack(model, param_name)
+
         def get_quantize_ops(self) -> Quantize:
             return Quantize(self)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from engine.models.experts import experts_modules, quantised_stack, stacks_of, use_frozen_experts
 from engine.models.layers import decoder_layers
 from engine.models.placement import Placement
 from engine.models.rope_tables import keep_tables_exact
@@ -23,7 +24,8 @@ def random_model(
 
     Args:
         spec: Shapes.
-        placement: Device and dtype; nf4 quantises the decoder layers' linears with double quantisation.
+        placement: Device and dtype; nf4 quantises the decoder layers' linears and experts with double quantisation,
+            matrix by matrix, so that no layer exists in 16 bits.
         layers: Decoder layers, if not all.
         weights_device: Final device of the weights, if not the placement's.
     """
@@ -39,6 +41,7 @@ def random_model_of(config: Any, placement: Placement, weights_device: torch.dev
     if placement.precision == "nf4":
         for layer in decoder_layers(model):
             _quantise_linears(layer, placement, home)
+            _quantise_experts(layer, placement, home)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
@@ -56,7 +59,8 @@ def _config(spec: ModelSpec, layers: int) -> Any:
     if spec.settings:
         longest = max(spec.max_context, 2**22)
         changed = {"num_hidden_layers": layers, "max_position_embeddings": longest}
-        return AutoConfig.for_model(spec.family, **{**dict(spec.settings), **changed})
+        own = {key: list(value)[:layers] if isinstance(value, tuple) else value for key, value in spec.settings}
+        return AutoConfig.for_model(spec.family, **{**own, **changed})
     return AutoConfig.for_model(
         spec.family,
         vocab_size=spec.vocab_size,
@@ -117,3 +121,11 @@ def _quantise_linears(layer: nn.Module, placement: Placement, home: torch.device
             )
             packed.bias = nn.Parameter(_draw(child.bias, placement), requires_grad=False) if biased else None
             setattr(parent, name, packed.to(placement.device).to(home))
+
+
+def _quantise_experts(layer: nn.Module, placement: Placement, home: torch.device) -> None:
+    for module, _ in list(experts_modules(layer)):
+        for name, stack in stacks_of(module).items():
+            drawn = (_draw(expert, placement) for expert in stack)
+            setattr(module, name, quantised_stack(drawn, tuple(stack.shape), placement.dtype).to(home))
+        use_frozen_experts(module)

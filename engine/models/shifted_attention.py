@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from engine import errors
 from engine.attention.backend import repeat_heads
+from engine.attention.rule import chunk_of
 from engine.models.layers import decoder_layers
 
 IMPLEMENTATION = "elite_shifted"
@@ -27,7 +29,18 @@ GROUPS = 4
 
 
 def shift_attention(model: Any, context: int) -> None:
-    """Makes every decoder layer attend within groups of a quarter of `context` while it trains."""
+    """Makes every decoder layer attend within groups of a quarter of `context` while it trains.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED, for layers with sinks or chunks, which the groups would leave out.
+    """
+    if not model._supports_sdpa or any(map(chunk_of, model.modules())):
+        raise errors.MODEL_FAMILY_UNSUPPORTED(
+            family=model.config.model_type,
+            feature="shifted sparse attention",
+            problem="its own attention is more than a softmax over earlier keys",
+            supported="training.shifted_attention false",
+        )
     AttentionInterface.register(IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)
     model.config._attn_implementation = IMPLEMENTATION

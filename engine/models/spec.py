@@ -10,6 +10,17 @@ from typing import Any
 
 import msgspec
 
+EXPERTS = "experts"
+"""Name, among the targets of an adapter, of the matrices of all experts."""
+
+
+def rank_of_experts(rank: int, chosen: int, asked: int | None = None) -> int:
+    """Rank of an adapter on each expert: as asked, or the rank divided by the experts that a token passes through.
+
+    A token then meets as much of the adapter in experts as in an MLP (Schulman, LoRA Without Regret, 2025).
+    """
+    return asked or max(1, rank // max(1, chosen))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
@@ -43,6 +54,9 @@ class LayerKind:
     "Parameters of experts held together, which are no linear layers."
     chosen_experts: int = 0
     "Of these, parameters that one token passes through."
+    experts_width: int = 0
+    "Inputs and outputs of the experts' matrices, summed: parameters of their adapters of rank 1; 0 where experts are "
+    "built otherwise than transformers' interface for them, which neither adapters nor 4-bit storage touch."
     largest: int
     "Elements of the largest parameter."
 
@@ -50,6 +64,23 @@ class LayerKind:
     def parameters(self) -> int:
         """All parameters of one such layer."""
         return _parameters(self.linears) + self.others + self.experts
+
+    @property
+    def packed(self) -> int:
+        """Parameters that 4-bit storage packs."""
+        return _parameters(self.linears) + (self.experts if self.experts_width else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """What layers store of a token in place of keys and values, which they expand when a tile reads them (MLA)."""
+
+    stored: int
+    "Numbers that are stored of a token."
+    rank: int
+    "Of these, numbers that are expanded; the others are the rotated part of every head's keys."
+    expanded: int
+    "Values of a token that the expansion's product gives, over all heads."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +151,11 @@ class ModelSpec:
     heads: int
     kv_heads: int
     head_dim: int
+    "Width of a head; of its keys or its values, whichever is wider."
+    value_dim: int | None = None
+    "Width of a head's values; None if it is that of the head."
+    latent: LatentShape | None = None
+    "What is stored of a token in place of keys and values; None if nothing is."
     intermediate_size: int
     vocab_size: int
     tied_embeddings: bool
@@ -174,8 +210,20 @@ class ModelSpec:
 
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
-    settings: tuple[tuple[str, bool | float], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
     "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
+
+    @property
+    def stored_width(self) -> int:
+        """Values of a token's keys and values, or latents, in one layer."""
+        if self.latent is not None:
+            return self.latent.stored
+        return self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
+
+    @property
+    def output_width(self) -> int:
+        """Values of a token's attention output in one layer."""
+        return self.heads * (self.value_dim or self.head_dim)
 
     @property
     def attending_layers(self) -> int:
@@ -230,6 +278,7 @@ class ModelSpec:
             matrices=router,
             experts=self.experts * expert,
             chosen_experts=self.experts_per_token * expert,
+            experts_width=self.experts * (3 * self.expert_size + 2 * self.hidden_size),
             largest=max(2 * self.experts * self.expert_size * self.hidden_size, *(e.parameters for e in attention)),
         )
         return tuple(kind for kind in (dense, sparse) if kind.layers)
@@ -242,8 +291,7 @@ class ModelSpec:
     def linears(self) -> tuple[Linear, ...]:
         """Linear layers of a decoder layer in execution order; of the build that has the most in them.
 
-        Experts are not linear layers. transformers keeps those of a layer in two tensors, which neither adapters nor
-        4-bit storage touch.
+        Experts are not linear layers. transformers keeps those of a layer in two tensors.
         """
         return max(self.built, key=lambda kind: _parameters(kind.linears)).linears
 
@@ -277,13 +325,13 @@ class ModelSpec:
 
     @cached_property
     def linear_parameters(self) -> int:
-        """Parameters of the linear layers of the largest decoder layer, which 4-bit storage unpacks at once."""
-        return _parameters(self.linears)
+        """Parameters of the linear layers and experts of a decoder layer, which 4-bit storage unpacks at once."""
+        return max(kind.packed for kind in self.built)
 
     @cached_property
     def quantised_parameters(self) -> int:
-        """Parameters that a 4-bit model quantises, those of all decoder layers' linear layers."""
-        return self._over_layers(lambda kind: _parameters(kind.linears))
+        """Parameters that a 4-bit model quantises, those of all decoder layers' linear layers and experts."""
+        return self._over_layers(lambda kind: kind.packed)
 
     @cached_property
     def multiplied_parameters(self) -> int:
@@ -335,14 +383,30 @@ class ModelSpec:
         final_norm = self.hidden_size * (1 + self.norm_bias)
         return self.decoder_parameters + (self.outside if self.kinds else self.embedding_parameters + final_norm)
 
-    def lora_parameters(self, rank: int, targets: Sequence[str] = ("all-linear",)) -> int:
-        """Counts a LoRA adapter's parameters, rank · (inputs + outputs) for each adapted linear of each layer."""
+    def lora_parameters(
+        self, rank: int, targets: Sequence[str] = ("all-linear",), expert_rank: int | None = None
+    ) -> int:
+        """Counts a LoRA adapter's parameters, rank · (inputs + outputs) for each adapted matrix of each layer.
+
+        Args:
+            rank: Rank on linear layers.
+            targets: Names of linear layers, all-linear, experts.
+            expert_rank: Rank on experts; None for `rank_of_experts`.
+        """
+        of_experts = rank_of_experts(rank, self.experts_per_token, expert_rank) if EXPERTS in targets else 0
 
         def of_a_layer(kind: LayerKind) -> int:
             adapted = [e for e in kind.linears if e.adapted and ("all-linear" in targets or e.name in targets)]
-            return sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
+            on_linears = sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
+            return on_linears + of_experts * kind.experts_width
 
         return self._over_layers(of_a_layer)
+
+    def multiplied_lora(self, rank: int, targets: Sequence[str], expert_rank: int | None = None) -> int:
+        """Counts the adapter's parameters that a token passes through; arguments as for `lora_parameters`."""
+        on_linears = self.lora_parameters(rank, [name for name in targets if name != EXPERTS])
+        on_experts = self.lora_parameters(rank, targets, expert_rank) - on_linears
+        return on_linears + on_experts * self.experts_per_token // max(1, self.experts)
 
     def counted_in(self, element: int, *, kernels: bool = False) -> LayerBytes | None:
         """What its largest layer holds with activations of this many bytes; None where lists describe its family.

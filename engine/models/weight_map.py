@@ -8,8 +8,9 @@ in the export. Both are refused by name before training.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,18 @@ from engine.models.wrappers import text_name
 
 _PIECE = 1 << 22
 """Bytes of two tensors that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class StackPart:
+    """What a stored tensor is of a stack of experts' matrices."""
+
+    weight: str
+    "The model's name of the stack."
+    expert: int
+    part: int
+    "Number of this part of the expert's outputs, such as 0 for the gate and 1 for the upward projection."
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,10 @@ class WeightMap:
     "The model's name of a weight → its shape in the model."
     tied: Mapping[str, str]
     "Name that shares a weight → the name that it is listed under."
+    stacks: Mapping[str, bool] = field(default_factory=dict)
+    "The model's name of each stack of experts' matrices → whether they are held as (inputs, outputs)."
+    parts: Mapping[str, StackPart] = field(default_factory=dict)
+    "Name of a tensor in an export → what it is of a stack, where experts are stored one by one."
 
     @property
     def names(self) -> Mapping[str, StoredTensor]:
@@ -81,7 +98,23 @@ def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
         else:
             joined[name] = tuple(one.tensor for one in tensors)
     _check_shapes(folder, expected, whole, joined)
-    return WeightMap(folder, whole, joined, expected, tied)
+    parts = {
+        text_name(one.tensor.name, folder.renames): one.part
+        for tensors in groups.values()
+        for one in tensors
+        if one.part is not None
+    }
+    return WeightMap(folder, whole, joined, expected, tied, _stacks(model), parts)
+
+
+def _stacks(model: Any) -> dict[str, bool]:
+    from engine.models.experts import stacks_of
+
+    return {
+        f"{path}.{name}": bool(module.is_transposed)
+        for path, module in model.named_modules()
+        for name in stacks_of(module)
+    }
 
 
 @dataclass(frozen=True)
@@ -89,6 +122,7 @@ class _Matched:
     tensor: StoredTensor
     converted: bool
     "Whether it is part of the weight, not all of it."
+    part: StackPart | None = None
 
 
 def _empty_model(config: Any) -> Any:
@@ -122,11 +156,28 @@ def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> di
         if matched and converter is None:
             problem = f"{matched[0].tensor.name} and {name} are both its {target}"
             raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
-        matched.append(_Matched(tensor, converter is not None))
+        matched.append(_Matched(tensor, converter is not None, _part(target, name, converter, converters)))
     if strange:
         problem = f"{_some(strange)} of its files would be ignored: a {model.config.model_type} has no such weight"
         raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
     return groups
+
+
+def _part(target: str, name: str, pattern: str | None, converters: list[Any]) -> StackPart | None:
+    """Reads which part of a stack a stored tensor is, if the stack is made of tensors by expert, side by side."""
+    if pattern is None:
+        return None
+    for converter in converters:
+        makes_it = any(own.strip(".").replace("*", "") in target for own in converter.target_patterns)
+        if pattern not in converter.source_patterns or not makes_it:
+            continue
+        steps = [(type(step).__name__, getattr(step, "dim", None)) for step in converter.operations]
+        if steps not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+            return None
+        found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+        number, count = converter.source_patterns.index(pattern), len(converter.source_patterns)
+        return None if found is None or not found.groups() else StackPart(target, int(found[1]), number, count)
+    return None
 
 
 def _tied(model: Any) -> dict[str, str]:

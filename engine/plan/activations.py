@@ -76,6 +76,7 @@ class Widths:
         self.hidden = spec.hidden_size * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
+        self.output = spec.output_width * element
         self.mlp = spec.mlp_width * element
         self.wide = 4 // element
         "Size of fp32 in units of an activation's element."
@@ -139,6 +140,36 @@ class Widths:
     def _for_each_expert(self, name: str, copies: int) -> Held:
         count = copies * self.spec.experts_per_token if self.spec.sparse_layers else 0
         return ((name, count * self.hidden),) if count else ()
+
+    @property
+    def chosen(self) -> int:
+        """Inputs, or outputs, of the experts that a token passes through; 0 without experts."""
+        return self.spec.experts_per_token * self.hidden if self.spec.sparse_layers else 0
+
+    @property
+    def inside(self) -> int:
+        """Inner values of the experts that a token passes through; 0 without experts."""
+        return self.spec.experts_per_token * self.spec.expert_size * self.element if self.spec.sparse_layers else 0
+
+    def adapted_experts(self) -> Held:
+        """Lists what adapters on experts keep for the backward pass: the inputs of both products of each expert."""
+        return (("inputs of the experts' adapters", self.chosen + self.inside),)
+
+    @property
+    def experts_saved(self) -> int:
+        """What frozen experts keep (engine.models.experts): gate and up, the activation, and their outputs."""
+        return 3 * self.inside + self.chosen
+
+    @property
+    def experts_peak(self) -> int:
+        """The most that frozen experts hold in the backward pass, what they keep included."""
+        return 3 * self.inside + 3 * self.chosen
+
+    def experts_forward(self, *, adapted: bool) -> int:
+        """The most that frozen experts hold without a graph: sorted rows, or an activation and its factors."""
+        gathered = 2 * self.chosen + self.hidden
+        product = self.chosen + (4 if adapted else 2) * self.inside
+        return max(gathered, product, 4 * self.inside)
 
     @property
     def mlp_saved(self) -> int:

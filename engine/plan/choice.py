@@ -36,15 +36,15 @@ class Choice:
     whole: WholeTime
     "The run's time outside its updates."
     updates: int | None
-    "Updates of the whole run; None where the repository's size is not known."
+    "Updates of the whole run, no more than training.max_steps; None where the repository's size is not known."
     host_factor: float = 1.0
     "Host memory that past runs of the model took here over what was predicted, at least 1."
 
     @property
     def seconds(self) -> float | None:
         """Predicted seconds of the whole run, from its start to its report; None where the updates are not known."""
-        if self.schedule is not None:
-            return self.schedule.seconds
+        if self.schedule is not None and self.updates is not None:
+            return self.whole.around(self.schedule.seconds_of(self.updates), self.updates)
         return None if self.updates is None else self.whole.around(self.updates * self.plan.step_seconds, self.updates)
 
     @property
@@ -121,12 +121,23 @@ def request_of_run(
 
 
 def choose_plan(
-    config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
+    config: RunConfig,
+    machine: Machine,
+    spec: ModelSpec,
+    repository_tokens: int | None,
+    ranks: Ranks | None = None,
+    *,
+    grow: bool = True,
 ) -> Choice:
     """Chooses the context of a run and the plan for its step.
 
-    Takes `training.stages`, `hours`, `context` or `tier` if set, else the recommended tier. A machine that cannot do
-    tier 1 in reasonable time gets the largest of SMALL_CONTEXTS that it can. Arguments as for `request_of_run`.
+    Takes `training.stages`, `hours`, `context` or `tier` if set, else a schedule without a limit of hours. Windows are
+    all alike, of the recommended tier, where the repository's size is not known or something else orders them. A
+    machine that cannot do tier 1 in reasonable time then gets the largest of SMALL_CONTEXTS that it can. Arguments as
+    for `request_of_run`, and:
+
+    Args:
+        grow: Whether windows may grow over the run where nothing sets their length.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
@@ -134,13 +145,15 @@ def choose_plan(
     planning = request_of_run(config, machine, spec, repository_tokens, ranks)
     training = config.training
     if training.stages:
-        choice = _scheduled(given_stages(planning, training.stage_pairs))
+        choice = _scheduled(planning, given_stages(planning, training.stage_pairs))
     elif training.hours is not None:
-        choice = _scheduled(make_schedule(planning, training.hours, training.tier))
+        choice = _scheduled(planning, make_schedule(planning, training.hours, training.tier))
     elif training.context is not None:
         choice = _asked_context(planning, training.context)
     elif isinstance(training.tier, int):
         choice = _asked_tier(planning, training.tier)
+    elif training.tier is None and grow and grows(planning):
+        choice = _scheduled(planning, make_schedule(planning, None))
     else:
         choice = _best_context(planning, highest=training.tier == "max")
     if choice.seconds is not None and choice.schedule is None:
@@ -156,15 +169,25 @@ def choose_plan(
     return choice
 
 
-def _scheduled(schedule: Schedule) -> Choice:
+def grows(planning: PlanRequest) -> bool:
+    """Whether a run without hours, tier or context gets a schedule; pairs and a curriculum need equal windows."""
+    training = planning.training
+    return planning.train_tokens is not None and training.objective != "dpo" and not training.curriculum
+
+
+def _scheduled(planning: PlanRequest, schedule: Schedule) -> Choice:
     note = f"{schedule.describe()}{f'; {schedule.note}' if schedule.note else ''}"
+    updates, most = schedule.updates, planning.training.max_steps
+    if most is not None and most < updates:
+        updates = most
+        note = f"{note}; stops after {most:,}, as training.max_steps says"
     return Choice(
         context=schedule.longest.context,
         plan=schedule.longest,
         note=note,
         schedule=schedule,
         whole=schedule.whole,
-        updates=schedule.updates,
+        updates=updates,
     )
 
 

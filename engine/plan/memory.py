@@ -15,6 +15,8 @@ from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
+    AT_HOME,
+    HEAP_RETENTION,
     NOT_ALLOCATED,
     Line,
     Place,
@@ -23,6 +25,7 @@ from engine.plan.ledger_lines import (
     home_parts,
     in_words,
     key_value_parts,
+    quantising_part,
     slot_parts,
     unpacked_parts,
     weight_parts,
@@ -90,7 +93,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
     moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
-    return _close(parts, device, moments, work, n, {}, piece)
+    return _close(parts, device, moments, work, weights, n, {}, piece)
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
@@ -100,7 +103,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
     parts = [
         *fixed_parts(work, device),
-        *weight_parts(work, plan.weights, device),
+        *weight_parts(work, plan.weights, device, plan.weights_home),
         *(() if work.master_home is None else state_parts(work)),
         *unpacked_parts(work, plan, device),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
@@ -116,12 +119,13 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     first = min(key_block, before)
     second = min(key_block, before - first)
     paged = plan.kv_home == "host" and work.on_gpu
-    longest = min(key_block if paged else FORWARD_BLOCKS * key_block, before)
+    single = paged or work.spec.latent is not None
+    longest = min(key_block if single else FORWARD_BLOCKS * key_block, before)
     keys: dict[Phase, int] = {"forward": max(tile, longest), "backward": first + max(tile, second)}
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0
     moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
-    return _close(parts, device, moments, work, tile, keys, piece)
+    return _close(parts, device, moments, work, plan.weights, tile, keys, piece)
 
 
 # --- transient allocations -----------------------------------------------------------------------------------
@@ -132,6 +136,7 @@ def _close(
     device: Place,
     moments: Sequence[PeakCandidate],
     work: Workload,
+    weights: BaseWeights,
     tokens: int,
     keys: Mapping[Phase, int],
     piece: int,
@@ -150,6 +155,18 @@ def _close(
             words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
+    home = sum(part.bytes for part in parts if part.where == "host" and part.name not in (*NOT_ALLOCATED, AT_HOME))
+    parts.append(quantising_part(work, weights, home))
+    if not work.on_gpu:
+        transient = max(sizes)
+        parts.append(
+            Line(
+                name="freed memory that the heap keeps",
+                where="host",
+                bytes=round(HEAP_RETENTION * transient),
+                words=lambda: f"{HEAP_RETENTION:.0%} of {transient:,} B of activations and logits, measured once",
+            )
+        )
     held = own - max(sizes)
     phases: dict[str, int] = {}
     for moment, size in zip(moments, sizes, strict=True):

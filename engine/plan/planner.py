@@ -28,7 +28,7 @@ from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import LEAST_UPDATES, tiers
-from engine.plan.time import TimePart
+from engine.plan.time import TimePart, weights_moved
 from engine.plan.workload import Workload
 
 FAR = 8
@@ -54,6 +54,8 @@ class TierPlan:
     gpu_peak_bytes: int
     host_peak_bytes: int
     disk_bytes: int
+    moved_bytes: int
+    "Bytes that an optimiser update moves between the GPU and host or disk."
     step_seconds: float
     "Seconds per optimiser update, which may gather several windows."
     windows_per_step: int
@@ -69,11 +71,19 @@ class TierPlan:
     "What speaks against a context that fits; empty where nothing does."
     in_time: bool
     "Whether it fits and one window takes no longer than the recommendation allows."
+    weights_moved_bytes: int = 0
+    "Bytes of streamed base weights that an optimiser update copies to the GPU."
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that an optimiser update trains on, over its seconds."""
+        return self.windows_per_step * self.context / self.step_seconds
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON values; `plan` holds the layout."""
         described = dataclasses.asdict(self)
         del described["layout"]
+        described["tokens_per_second"] = self.tokens_per_second
         return {**described, "precision": self.layout.precision, "plan": self.layout.as_json()}
 
 
@@ -201,6 +211,7 @@ def plan_context(
         gpu_peak_bytes=chosen.ledger.peak("gpu"),
         host_peak_bytes=chosen.ledger.peak("host"),
         disk_bytes=chosen.ledger.peak("disk"),
+        moved_bytes=turns * chosen.moved_bytes,
         step_seconds=seconds,
         windows_per_step=windows,
         steps_per_epoch=steps,
@@ -210,7 +221,13 @@ def plan_context(
         time=chosen.time,
         warning=_trained_context(planning.spec, context),
         in_time=bool(in_time),
+        weights_moved_bytes=_moved(planning, context, chosen.layout) * windows,
     )
+
+
+def _moved(planning: PlanRequest, context: int, layout: StepLayout) -> int:
+    """Bytes of base weights that one window's step copies to the GPU."""
+    return 0 if layout.stream is None else weights_moved(workload_of(planning, context), layout.stream)
 
 
 def _trained_context(spec: ModelSpec, context: int) -> str:
@@ -234,6 +251,13 @@ def _barred(planning: PlanRequest, context: int) -> str | None:
 def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: str | None) -> list[Candidate]:
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
+    if planning.fixed.get("weights_home") == "disk" and planning.spec.sparse_layers:
+        raise errors.CONFIG_INVALID(
+            source="configuration",
+            field="stream.weights_home",
+            problem=f"no 4-bit copy of {planning.spec.name} is kept, whose experts stay in 16 bits",
+            remedy="leave it out",
+        )
     if (asked := planning.fixed.get("weights")) is not None:
         storages = [base_weights(four_bit=in_4_bits(each), streamed=asked == "streamed") for each in weights]
         weights = tuple(dict.fromkeys(storages))

@@ -8,11 +8,14 @@ from engine.plan.ledger_lines import Line, Place
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
-RULE_FORWARD = 66
-RULE_BACKWARD = 295
-"""Bytes per token and mixed value that a gated delta rule moves. Measured with flash-linear-attention on one H200: 1.4
-and 6.2 ms for 16,384 tokens of 16 heads with keys and values of 128, at 4.8 TB/s. Without that package transformers'
-own code takes several times as long."""
+RULE_FORWARD = 74
+RULE_BACKWARD = 196
+"""Bytes per token and mixed value that a gated delta rule and its convolution move.
+
+Measured on one H200 as the kernels' time in a step of the shapes of Qwen3.5-2B over 131,072 tokens: 0.61 s for the rule
+and 0.43 s for the convolution of 18 layers, two passes forward and one back, at 4.8 TB/s (docs/benchmarks.md). The
+division between the passes is estimated. Without flash-linear-attention transformers' own code takes several times as
+long."""
 
 
 def border_state_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:

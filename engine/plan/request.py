@@ -23,7 +23,7 @@ from engine.config import (
 )
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
-from engine.models.spec import ModelSpec
+from engine.models.spec import EXPERTS, ModelSpec
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
 from engine.plan.strategy import sharding_refusal
@@ -93,7 +93,14 @@ class PlanRequest:
     @functools.cached_property
     def adapter_parameters(self) -> int:
         """Number of adapter parameters; 0 where every weight is trained."""
-        return self.spec.lora_parameters(self.lora.rank, tuple(self.lora.targets)) if self.trains_adapter else 0
+        lora = self.lora
+        return self.spec.lora_parameters(lora.rank, lora.targets, lora.expert_rank) if self.trains_adapter else 0
+
+    @property
+    def multiplied_adapter(self) -> int:
+        """Of these, the parameters that a token passes through."""
+        lora = self.lora
+        return self.spec.multiplied_lora(lora.rank, lora.targets, lora.expert_rank) if self.trains_adapter else 0
 
     @property
     def step(self) -> Way:
@@ -199,6 +206,8 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         lora_parameters=planning.adapter_parameters,
         on_gpu=planning.on_gpu,
         lora_rank=planning.lora.rank if planning.trains_adapter else 0,
+        multiplied_lora=planning.multiplied_adapter,
+        adapts_experts=planning.trains_adapter and EXPERTS in planning.lora.targets,
         backend=backend,
         attention=asked,
         fused_kernels=liger and refusal(spec.family, "fused") is None,

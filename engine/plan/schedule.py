@@ -1,8 +1,8 @@
-"""The schedule of a run in given hours: which windows, how many updates of each length, and what each tier adds.
+"""The schedule of a run: which windows, how many updates of each length, and what each tier adds.
 
 A context that grows over the run (GrowLength, arXiv 2310.00576): most updates are on short windows, where a token costs
-least, and the last ones on the longest windows that the hours and the repository's tokens allow. Pure arithmetic over
-`engine.plan.planner`.
+least, and the last ones on the longest windows that the hours, if any are given, and the repository's tokens allow.
+Pure arithmetic over `engine.plan.planner`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LONG_SHARE, MIDDLE_SHARE, SHORT_SHARE = 1 / 2, 1 / 4, 1 / 4
 measurement stands behind them yet."""
 RESERVE = 0.05
 "Share of the hours that is not planned with: steps differ by a few percent from their prediction."
+_UNLIMITED = 1e12
+"Seconds that stand for a run without a limit of hours."
 STRETCH = 16
 """Times of the trained context up to which a schedule goes by itself. YaRN was shown to work up to 32 times (arXiv
 2309.00071, section 4), with more long updates than LONG_UPDATES."""
@@ -103,7 +105,7 @@ class Schedule:
     tokens_per_update: int | None
     "Of short windows; None leaves training.tokens_per_update as it is."
     hours: float | None
-    "Hours that it was made for; None for stages that the configuration names."
+    "Hours that it was made for; None where none were given."
     whole: WholeTime
     learning_rate: float
     train_tokens: float | None
@@ -125,6 +127,15 @@ class Schedule:
     def seconds(self) -> float:
         """Seconds of the whole run, from its start to its report."""
         return self.whole.around(self.step_seconds, self.updates)
+
+    def seconds_of(self, updates: int) -> float:
+        """Returns the seconds of the first `updates` updates."""
+        seconds = 0.0
+        for stage in self.stages:
+            made = min(stage.updates, updates)
+            seconds += made * stage.plan.step_seconds
+            updates -= made
+        return seconds
 
     @property
     def epochs(self) -> float | None:
@@ -170,18 +181,22 @@ class Schedule:
         return f"updates: {stages}{epochs}; {format_seconds(self.seconds)}{budget} in all (predicted)"
 
 
-def make_schedule(planning: PlanRequest, hours: float, tier: int | Literal["max"] | None = None) -> Schedule:
+def make_schedule(planning: PlanRequest, hours: float | None, tier: int | Literal["max"] | None = None) -> Schedule:
     """Makes the schedule of a run that ends within the hours.
 
     Args:
         planning: Machine, model and settings. `training.epochs` and `training.tokens_per_update` are kept where set.
-        hours: Hours that the whole run may take.
+        hours: Hours that the whole run may take. None is no limit, for a repository of known size: its tokens bound the
+            schedule, and one window takes no longer than the request's patience.
         tier: The tier of the last stage; "max" is the highest that fits and the repository fills; None is the highest
             that hours and tokens allow.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, or HOURS_TOO_FEW for LEAST_UPDATES updates.
+        ValueError: neither hours nor the repository's tokens bound the schedule.
     """
+    if hours is None and planning.train_tokens is None:
+        raise ValueError("a schedule without hours needs a repository of known size")
     return _Scheduler(planning, hours).schedule(tier)
 
 
@@ -231,7 +246,7 @@ def _planned(planning: PlanRequest, context: int) -> TierPlan:
 class _Scheduler:
     """Searches the schedule of one request."""
 
-    def __init__(self, planning: PlanRequest, hours: float) -> None:
+    def __init__(self, planning: PlanRequest, hours: float | None) -> None:
         self._planning, self._hours = planning, hours
         training = planning.training
         passes = MOST_EPOCHS if training.epochs is None else training.epochs
@@ -342,6 +357,8 @@ class _Scheduler:
             allowed = [context for context in contexts if context <= min(max(tokens, contexts[0]), longest)]
             rows = [self._row(like, tokens, context) for context in allowed or contexts[:1]]
             fitting = [row for row in rows if row.fits]
+            if self._hours is None:  # nothing else keeps a machine without a GPU from windows that take minutes
+                fitting = [row for row in fitting if row.in_time] or fitting[:1]
             yield (fitting or rows[:1])[-1]
 
     def _row(self, like: PlanRequest, tokens: int, context: int) -> TierPlan:
@@ -352,7 +369,7 @@ class _Scheduler:
         return self._rows[key]
 
     def _available(self, whole: WholeTime) -> float:
-        return (1 - RESERVE) * whole.left_of(self._hours)
+        return _UNLIMITED if self._hours is None else (1 - RESERVE) * whole.left_of(self._hours)
 
     @staticmethod
     def _cost(row: TierPlan, whole: WholeTime) -> float:
@@ -394,7 +411,7 @@ class _Scheduler:
         # Rounded up to two digits, so that asking for as much is enough.
         digits = 1 - math.floor(math.log10(needed))
         enough = math.ceil(needed * 1.02 * 10**digits) / 10**digits
-        return errors.HOURS_TOO_FEW(hours=f"{self._hours:g}", what=what, needed=f"{enough:g}")
+        return errors.HOURS_TOO_FEW(hours=f"{self._hours or 0:g}", what=what, needed=f"{enough:g}")
 
 
 def _tokens_of(row: TierPlan) -> int:

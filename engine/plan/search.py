@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.ledger_lines import Place
+from engine.plan.ledger_lines import Place, stored_bytes
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
-from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import TimePart, moved_by, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
@@ -97,6 +98,12 @@ class Candidate:
         return total_seconds(self.time)
 
     @property
+    def moved_bytes(self) -> int:
+        """Bytes that one window moves between the GPU and the homes of its data; 0 for whole windows."""
+        stream = self.layout.stream
+        return 0 if stream is None else moved_by(self.work, stream).total
+
+    @property
     def score(self) -> float:
         """Seconds, weighted by the plan's other costs: the lowest is preferred."""
         weights = self.layout.weights
@@ -161,10 +168,10 @@ def _streamed(
     work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, fixed: Mapping[str, Any]
 ) -> Iterator[Candidate]:
     grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
-    for plan in _plans(work, weights, fixed):
+    for plan in _plans(work, weights, budget, fixed):
         # Except for a home on the device, the home hardly changes which grain fits, so one grain serves these plans.
         on_device = not work.on_gpu or plan.hidden_home == "gpu"
-        key = (plan.kv_home, plan.hidden_home == "disk", on_device and plan)
+        key = (plan.kv_home, plan.hidden_home == "disk", plan.weights_home, on_device and plan)
         if key not in grains:
             grains[key] = _fit_grain(work, plan, budget, _grains(fixed))
         grained = _with_grain(plan, grains[key])
@@ -192,9 +199,10 @@ def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamP
     return replace(plan, keep_layers=fit) if fit else None
 
 
-def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
+def _plans(work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
     stashes = (fixed["stash"],) if "stash" in fixed else (True, False)
-    for kv_home, hidden_home in _homes(fixed, on_gpu=work.on_gpu):
+    homes = product(_weight_homes(work, weights, budget, fixed), _homes(fixed, on_gpu=work.on_gpu))
+    for weights_home, (kv_home, hidden_home) in homes:
         steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
         for every in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
             if every > work.spec.layers and "checkpoint_every" not in fixed:
@@ -202,6 +210,7 @@ def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> It
             for stash in stashes:
                 yield StreamPlan(
                     weights=weights,
+                    weights_home=weights_home,
                     kv_home=kv_home,
                     hidden_home=hidden_home,
                     checkpoint_every=min(every, work.spec.layers),
@@ -209,6 +218,20 @@ def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> It
                     activation_bits=work.activation_bits,
                     attention=fixed.get("attention", "auto"),
                 )
+
+
+def _weight_homes(
+    work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[str, Any]
+) -> tuple[Literal["host", "disk"], ...]:
+    """Homes of streamed 4-bit weights; the disk is tried where they would take half of the RAM or more.
+
+    Of a model with experts no 4-bit copy is kept that could be mapped (engine.models.four_bit_folder).
+    """
+    if weights != "nf4-streamed" or work.spec.sparse_layers:
+        return ("host",)
+    if "weights_home" in fixed:
+        return (fixed["weights_home"],)
+    return ("host", "disk") if 2 * stored_bytes(work, weights) > budget.host else ("host",)
 
 
 def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:

@@ -17,7 +17,11 @@ from engine.plan.workload import Backend, Workload
 ATTENTION_BACKWARD = 2.5
 "Matrix products of attention's backward pass, relative to its forward pass (5 products against 2)."
 MATRIX_EFFICIENCY = 0.63
-"Share of the tensor rate that products with wide matrices reach."
+"Share of the tensor rate that products with wide matrices reach over a whole step, fitted to steps of an H100."
+CARD_MATRIX_EFFICIENCY = {"h200": 0.82}
+"""The same for cards that were measured themselves. On an H200 the products of the 7B's layers alone took 6.94 s over
+131,072 tokens, 0.86 of the tensor rate. With the H100's 0.63, 4-bit steps of 7B and 32B over 32,768 tokens were
+predicted 13 to 16% too long, with weights resident as with weights streamed (docs/benchmarks.md)."""
 NARROW_MATRIX = 500
 "Width at which an H100 reaches half of that rate; narrower matrices fill a slower GPU, in proportion."
 H100_FLOPS = 989.4e12
@@ -52,10 +56,12 @@ the prediction from the short rates. With heads of 64 it took the predicted time
 times). The cause is unknown; power may limit it. The rates here are calibrated to whole windows, since the steps of a
 run follow each other."""
 
-_HOPPER_256: dict[Backend, tuple[float, float]] = {"cudnn": (0.56, 0.44), "flash": (0.32, 0.265)}
+_HOPPER_256: dict[Backend, tuple[float, float]] = {"cudnn": (0.41, 0.34), "flash": (0.32, 0.265)}
 """The same for heads wider than 128. FlashAttention-2 was measured on an H200 as its kernels' time in a step of the
-shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md). cuDNN's
-shares are assumed."""
+shapes of Qwen3.5-2B over 65,536 tokens: 0.33 and 1.0 s for 1.06e14 and 2.64e14 operations (docs/benchmarks.md). cuDNN
+took 3.57 s there for 1.48e15 operations of a step over 131,072 tokens in tiles of 16,384 (0.42 of the rate), and what
+attention left of a step over 524,288 tokens in tiles of 8,192 is 0.30 of it: these shares lie between, divided between
+the passes as for heads of 128."""
 
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue counts as a slow one."
@@ -127,8 +133,9 @@ def _by_data_sheet(machine: Machine, work: Workload) -> Speeds:
     if work.compute_type == "fp32":
         peak /= 8  # tensor cores sit idle; a tenth to a quarter of the rate is left, by GPU
     lanes, generation = gpu.pcie_lanes or 8, gpu.pcie_generation or 3
+    efficiency = CARD_MATRIX_EFFICIENCY.get(gpu.card or "", MATRIX_EFFICIENCY)
     matrix, head = (
-        peak * MATRIX_EFFICIENCY * width / (width + NARROW_MATRIX * peak / H100_FLOPS)
+        peak * efficiency * width / (width + NARROW_MATRIX * peak / H100_FLOPS)
         for width in (work.spec.hidden_size, work.spec.vocab_size)
     )
     return Speeds(

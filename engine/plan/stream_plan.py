@@ -38,6 +38,8 @@ class StreamPlan:
     weights: BaseWeights = "resident"
     "Base weights resident on the GPU; resident in 4 bits; or streamed from the host, two layers at a time on the GPU, "
     "in their own format or in 4 bits."
+    weights_home: Literal["host", "disk"] = "host"
+    "Home of streamed 4-bit weights: pinned host memory, or the model's files, which are read a layer ahead."
     kv_home: Literal["gpu", "host"] = "gpu"
     "Home of one layer's keys, values and their gradients; on the host, GPU memory does not grow with context."
     hidden_home: Home = "host"
@@ -67,6 +69,10 @@ class StreamPlan:
         if self.keep_layers and streams(self.weights):
             raise StreamPlanError(
                 "keep_layers with weights streamed: where weights do not fit on the GPU, activations do not"
+            )
+        if self.weights_home == "disk" and self.weights != "nf4-streamed":
+            raise StreamPlanError(
+                f"weights_home disk with weights {self.weights}: only streamed 4-bit weights are read from the disk"
             )
         if self.key_block < self.tile:
             raise StreamPlanError(

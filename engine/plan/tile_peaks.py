@@ -31,6 +31,7 @@ def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int 
         encoded,
         min(keep, work.spec.layers),
         work.master_home is not None,
+        work.adapts_experts,
         work.recurrent_kernels,
     )
 
@@ -43,19 +44,23 @@ def _between(w: Widths) -> Held:
     return (*copies, ("normed residual", w.hidden))
 
 
-def _kept_layer(w: Widths) -> Held:
+def _kept_layer(w: Widths, *, frozen_experts: bool, adapts_experts: bool) -> Held:
     """Tensors that the streamed step saves of a layer that a single tile does not recompute (`keep_layers`)."""
+    more = w.adapted_experts() if adapts_experts else ()
     if w.counted is not None:
         layer = ("layer, as counted", w.counted.saved)
-        return layer, ("logsumexp", w.logsumexp), ("adapters", len(w.spec.linears) * w.inner)
+        return layer, ("logsumexp", w.logsumexp), ("adapters", len(w.spec.linears) * w.inner), *more
+    mlp: Held = (("MLP", w.mlp_saved * w.mlp), *w.routed)
+    if frozen_experts:
+        mlp = (("experts", max(w.experts_saved, w.mlp_saved * w.mlp if w.spec.sparse_layers < w.spec.layers else 0)),)
     return (
         ("normed input", w.hidden),
         *w.norm_copies(1),
         *w.rotated,
         ("attention output and logsumexp", w.queries + w.logsumexp),
         *_between(w),
-        ("MLP", w.mlp_saved * w.mlp),
-        *w.routed,
+        *mlp,
+        *more,
         ("adapters", len(w.spec.linears) * w.inner),
         ("layer output", w.hidden),
     )
@@ -73,14 +78,17 @@ def _tile_moments(
     encoded: bool,
     keep: int,
     trained: bool,
+    adapts_experts: bool,
     kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
     w = Widths(spec, element, rank, fused=fused, autocast=False, kernels=kernels)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
     output: Held = () if stash else (("attention output", w.queries),)
     moments: list[PeakCandidate] = []
+    frozen_experts = bool(spec.sparse_layers) and not trained
     if keep < spec.layers and w.counted is not None:
-        moments += _counted_layer(w, w.counted, decoded, output, backend)
+        counted = _counted_layer(w, w.counted, decoded, output, backend)
+        moments += _with_adapted_experts(counted, w) if adapts_experts else counted
     elif keep < spec.layers:
         entry: Held = (*decoded, ("normed input", w.hidden), *w.norm_copies(1))
         attention: Held = (*w.rotated, ("logsumexp", w.logsumexp), *output)
@@ -88,12 +96,15 @@ def _tile_moments(
         before: Held = (("residual, norm and the tile before", 3 * w.hidden),)
         moments += [
             _tile_attention_forward(w, (*decoded, *before, *queries), backend),
-            _tile_forward(w, decoded),
-            _tile_mlp_backward(w, entry, attention),
             _tile_attention_backward(w, entry, attention, backend),
         ]
+        if not frozen_experts or spec.sparse_layers < spec.layers:
+            moments += [_tile_forward(w, decoded), _tile_mlp_backward(w, entry, attention)]
+        if frozen_experts:
+            moments += _tile_experts(w, decoded, (*entry, *attention), adapted=adapts_experts)
     loss = _tile_loss(w, fused_loss=fused_loss)
-    moments += _keeping(w, loss, keep, encoded=encoded, backend=backend) if keep else (loss,)
+    kept = _kept_layer(w, frozen_experts=frozen_experts, adapts_experts=adapts_experts)
+    moments += _keeping(w, loss, kept, keep, encoded=encoded, backend=backend) if keep else (loss,)
     if trained:
         moments = [*_with_gradients(moments, w), _tile_embedding(w)]
     return tuple(moments)
@@ -114,19 +125,20 @@ def _counted_layer(
     yield PeakCandidate(phase="forward", at="in a layer", token=(*decoded, *layer))
     own: Held = (("logsumexp", w.logsumexp), *output)
     adapters = ("adapters", (len(w.spec.linears) + 4) * w.inner)
-    layer = (("layer, as counted", counted.backward - w.queries), *own, adapters)
+    layer = (("layer, as counted", counted.backward - w.output), *own, adapters)
     yield PeakCandidate(phase="backward", at="in a layer", token=(*decoded, *layer))
     # The list of attention's backward pass has its gradients and the layer's output and residual gradient itself.
-    rest = counted.backward_attention - w.queries - 2 * w.hidden
+    rest = counted.backward_attention - w.output - 2 * w.hidden
     yield _tile_attention_backward(w, (*decoded, ("layer, as counted", rest)), own, backend)
 
 
-def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backend: Backend) -> Iterator[PeakCandidate]:
+def _keeping(
+    w: Widths, loss: PeakCandidate, layer: Held, keep: int, *, encoded: bool, backend: Backend
+) -> Iterator[PeakCandidate]:
     """Yields the peaks while the last `keep` layers are kept, from their forward pass to the first one's backward.
 
     A layer's output is the next one's input, so only the lowest has an input of its own. Decoded inputs are copies.
     """
-    layer = _kept_layer(w)
     inputs = (("their inputs", (keep if encoded else 1) * w.hidden),)
     kept: Held = (*((name, keep * size) for name, size in layer), *inputs)
     yield PeakCandidate(
@@ -135,7 +147,7 @@ def _keeping(w: Widths, loss: PeakCandidate, keep: int, *, encoded: bool, backen
     # The previous tile, which a loss over several tiles still references, is the last layer's output here.
     yield replace(loss, token=(("final norm and its gradient", 2 * w.hidden), *w.norm_copies(1)), kept=kept)
     gradient = ("gradient of its output", w.hidden)
-    more = (w.mlp_peak - w.mlp_saved) * w.mlp + 4 * w.inner
+    more = max((w.mlp_peak - w.mlp_saved) * w.mlp, w.experts_peak - w.experts_saved) + 4 * w.inner
     if w.counted is not None:
         more = w.counted.backward - w.counted.saved + 4 * w.inner
     yield PeakCandidate(
@@ -199,7 +211,7 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
         *_reversed(w, results=w.queries, inputs=w.queries),
     )
     repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
-    return PeakCandidate(phase="forward", at="in attention", token=held, key=repeated)
+    return PeakCandidate(phase="forward", at="in attention", token=held, key=(*repeated, *_expanded(w)))
 
 
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
@@ -221,6 +233,26 @@ def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> PeakCandidate
     return PeakCandidate(phase="backward", at="in the MLP", token=held)
 
 
+def _tile_experts(w: Widths, decoded: Held, before: Held, *, adapted: bool) -> Iterator[PeakCandidate]:
+    forward: Held = (("residual and norm", 2 * w.hidden), ("experts", w.experts_forward(adapted=adapted)))
+    yield PeakCandidate(phase="forward", at="in the experts", token=(*decoded, *forward))
+    held = (
+        *before,
+        *_between(w),
+        ("layer output", w.hidden),
+        ("experts and their gradients", w.experts_peak),
+        *(w.adapted_experts() if adapted else ()),
+        ("adapters", (len(w.spec.linears) + 4) * w.inner),
+    )
+    yield PeakCandidate(phase="backward", at="in the experts", token=held)
+
+
+def _with_adapted_experts(moments: Iterable[PeakCandidate], w: Widths) -> Iterator[PeakCandidate]:
+    """Adds what a layer that was counted without adapters on its experts holds for them."""
+    for moment in moments:
+        yield replace(moment, token=(*moment.token, *w.adapted_experts())) if moment.phase == "backward" else moment
+
+
 def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: Backend) -> PeakCandidate:
     """A block's gradients are computed while those of the previous block are still held."""
     held = (
@@ -235,7 +267,20 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
         *_ATTENTION_WORKSPACE[backend](w),
     )
     blocks = (("keys' and values' gradients", 2 * w.keys),)
-    return PeakCandidate(phase="backward", at="in attention", token=held, key=(*blocks, *_key_workspace(w, backend)))
+    expansion: Held = (("gradients of the expansion", w.queries + w.output),) if w.spec.latent is not None else ()
+    key = (*blocks, *_expanded(w), *expansion, *_key_workspace(w, backend))
+    return PeakCandidate(phase="backward", at="in attention", token=held, key=key)
+
+
+def _expanded(w: Widths) -> Held:
+    """Bytes per key of a block of latents that is expanded while the block before it is still held.
+
+    Half of the expansion's own product and of the values filled up to the width of keys, which one block has.
+    """
+    if w.spec.latent is None:
+        return ()
+    own = (w.spec.latent.expanded * w.element + w.queries) // 2
+    return (("expanded keys and values", w.queries + w.output), ("their expansion", own))
 
 
 def _reversed(w: Widths, *, results: int, inputs: int) -> Held:

@@ -27,10 +27,13 @@ from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
-FUSED_PASSES, PLAIN_PASSES = 6, 22
-"Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products."
+FUSED_PASSES, PLAIN_PASSES, SERVED_PASSES = 6, 22, 18
+"""Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products. The last: where
+kernels serve recurrent layers, fitted to a step of Qwen3.5-2B's shapes over 131,072 tokens (docs/benchmarks.md)."""
 ADAPTER_PASSES = 6
 "The same in a window computed whole, per adapter input: to fp32 and back, in forward, recompute and backward."
+EXPERT_PASSES = 6
+"The same of the rows that are copied for a token's experts, in each pass of a layer forward, again and backward."
 STREAMED_LOGIT_BYTES, WHOLE_LOGIT_BYTES = 11, 90
 "Bytes of GPU memory traffic per logit: a kernel that writes the gradient in place; autograd with checkpointing."
 OVERLAP, PAGE_OVERLAP = 0.8, 0.5
@@ -76,6 +79,7 @@ def whole_sequence_time(
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
         *_adapter_parts(work, speeds),
         *_recurrence_parts(work, speeds, forwards),
+        *_experts_parts(work, speeds, forwards),
     ]
     pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
@@ -100,10 +104,12 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         *_attention_parts(work, speeds, forwards=attention_forwards),
         _matrix_parts(work, speeds, forwards=forwards, refill=not plan.stash, head_products=0)[0],
         *_unpacking_parts(work, plan.weights, speeds, passes=forwards + 1),
-        _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
+        _elementwise_part(work, speeds, _streamed_passes(work)),
         _prefix_part(work, speeds, tiles),
+        *_expansion_parts(work, speeds, tiles, forwards=attention_forwards),
         *_zeroing_parts(work, plan, speeds),
         *_recurrence_parts(work, speeds, forwards),
+        *_experts_parts(work, speeds, forwards),
         *_summing_parts(work, speeds, tiles=tiles, pieces=-(-n // min(plan.loss_piece, n))),
     ]
     busy = sum(part.seconds for part in layers)
@@ -119,7 +125,8 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         (busy - forward, passes * (BACKWARD_CALLS + more + (again - kept) * FORWARD_CALLS)),
     ]
     parts = [*layers[:3], *loss, *layers[3:]]
-    tiles_seconds, pages = _transfer_seconds(work, plan, speeds, tiles, again)
+    moved = _moved(work, plan, tiles, again)
+    tiles_seconds, pages = moved.seconds(plan, speeds)
     transfers = tiles_seconds + pages
     # Overlapped transfers are free up to the computing time; the rest, and all beyond that time, is waited for.
     hidden = OVERLAP * tiles_seconds + PAGE_OVERLAP * pages
@@ -127,15 +134,29 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     if waited:
         share = hidden / transfers
         formula = f"{transfers:,.3g} s of transfers, of which {share:.0%} hides behind {busy:,.3g} s of computing"
+        formula += f"; {moved.words}"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds, streamed=True))
     return _corrected(found, work, plan.weights, speeds, streamed=True)
 
 
+def _streamed_passes(work: Workload) -> int:
+    if work.fused_kernels:
+        return FUSED_PASSES
+    return SERVED_PASSES if work.recurrent_kernels and work.spec.recurrent is not None else PLAIN_PASSES
+
+
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
     """Sums the seconds of one window."""
     return sum(part.seconds for part in parts)
+
+
+def weights_moved(work: Workload, plan: StreamPlan) -> int:
+    """Returns the bytes of base weights that one window's step copies to the GPU: a layer in each of its passes."""
+    if not plan.streams_weights or not work.on_gpu:
+        return 0
+    return round((4 - 1 / plan.checkpoint_every) * stored_bytes(work, plan.weights))
 
 
 def attention_flops(work: Workload) -> float:
@@ -179,9 +200,10 @@ def _matrix_parts(
     head_products += 1 if head_products and trains_all else 0
     weights = spec.multiplied_parameters
     # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
-    flops = 2.0 * n * (units * weights + (units + 1) * work.lora_parameters)
+    adapters = work.lora_parameters if work.multiplied_lora is None else work.multiplied_lora
+    flops = 2.0 * n * (units * weights + (units + 1) * adapters)
     if refill:
-        flops += 2.0 * n * spec.attending_layers * 2 * spec.hidden_size * work.key_width
+        flops += 2.0 * n * spec.attending_layers * spec.hidden_size * spec.stored_width
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -219,6 +241,17 @@ def _elementwise_part(work: Workload, speeds: Speeds, passes: int) -> TimePart:
         seconds=moved / speeds.memory,
         formula=f"{passes} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s",
     )
+
+
+def _experts_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:
+    """Tokens are copied for each of their experts, and their outputs are gathered and summed."""
+    spec = work.spec
+    if not spec.sparse_layers:
+        return []
+    passes = EXPERT_PASSES * (forwards + 1)
+    moved = passes * spec.experts_per_token * spec.hidden_size * work.element * spec.sparse_layers * work.context
+    formula = f"{passes:g} passes, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
+    return [TimePart(name="rows in order of experts", seconds=moved / speeds.memory, formula=formula)]
 
 
 def _update_parts(work: Workload, speeds: Speeds, *, streamed: bool) -> list[TimePart]:
@@ -286,20 +319,40 @@ def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
     spec, half = work.spec, work.context / 2
     window = min((spec.sliding_window or work.context) - 1, half)
     earlier = (tiles - 1) * ((spec.attending_layers - spec.windowed_layers) * half + spec.windowed_layers * window)
-    moved = earlier * 2 * work.key_width * (2 * 4 + work.element)
+    moved = earlier * spec.stored_width * (2 * 4 + work.element)
     return TimePart(
         name="sums of key and value gradients",
         seconds=moved / speeds.memory,
-        formula=f"{earlier:.3g} keys met × 2 × {work.key_width:,} × {2 * 4 + work.element} B, "
+        formula=f"{earlier:.3g} keys met × {spec.stored_width:,} × {2 * 4 + work.element} B, "
         f"at {speeds.memory / 1e9:.3g} GB/s",
     )
+
+
+def _expansion_parts(work: Workload, speeds: Speeds, tiles: int, forwards: float) -> list[TimePart]:
+    """Models the expansion of earlier tokens' latents: for every tile again, with its gradient in the backward pass."""
+    spec, latent = work.spec, work.spec.latent
+    if latent is None:
+        return []
+    earlier = spec.attending_layers * (tiles - 1) * work.context / 2
+    products = forwards + (3 if work.master_home is not None else 2)
+    flops = 2.0 * products * earlier * latent.rank * latent.expanded
+    # Keys are put together from two parts, values are filled up, and so are their gradients.
+    moved = (3 * forwards + 6) * earlier * spec.heads * spec.head_dim * work.element * 2
+    return [
+        TimePart(
+            name="expanding latents",
+            seconds=flops / speeds.matrix + moved / speeds.memory,
+            formula=f"{flops:.3g} operations at {speeds.matrix / 1e12:.3g} TFLOP/s, and {moved:.3g} B "
+            f"at {speeds.memory / 1e9:.3g} GB/s",
+        )
+    ]
 
 
 def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
     """The CPU zeroes the offloaded key and value gradients while the GPU waits."""
     if plan.kv_home != "host" or not work.on_gpu or not _paged_layers(work, plan):
         return []
-    zeroed = _paged_layers(work, plan) * 2 * work.context * work.key_width * 4
+    zeroed = _paged_layers(work, plan) * work.context * work.spec.stored_width * 4
     formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
     return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
 
@@ -339,25 +392,58 @@ def _corrected(
     return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))
 
 
-def _transfer_seconds(
-    work: Workload, plan: StreamPlan, speeds: Speeds, tiles: int, again: float
-) -> tuple[float, float]:
-    """Returns the seconds of all copies between GPU and homes, not overlapped: tiles and weights; key blocks."""
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """Bytes that one window moves between the GPU and the homes of its data."""
+
+    weights: float
+    tiles: float
+    "Hidden states, their gradients and the saved attention output."
+    pages: float
+    "Keys, values and their gradients that wait on the host."
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return round(self.weights + self.tiles + self.pages)
+
+    @property
+    def words(self) -> str:
+        """Lists the bytes of each kind that is moved."""
+        kinds = {"weights": self.weights, "hidden states": self.tiles, "keys and values": self.pages}
+        moved = [f"{size:.3g} B of {name}" for name, size in kinds.items() if size]
+        return "a window moves " + " and ".join(moved)
+
+    def seconds(self, plan: StreamPlan, speeds: Speeds) -> tuple[float, float]:
+        """Returns the seconds of the copies, not overlapped: tiles and weights; key blocks."""
+        home = speeds.disk if plan.hidden_home == "disk" else speeds.link
+        read = min(speeds.link, speeds.disk) if plan.weights_home == "disk" else speeds.link
+        return self.tiles / home + self.weights / read, self.pages / speeds.link
+
+
+def moved_by(work: Workload, plan: StreamPlan) -> Moved:
+    """Returns the bytes that one streamed window moves."""
+    return _moved(work, plan, -(-work.context // min(plan.tile, work.context)), 1 - 1 / plan.checkpoint_every)
+
+
+def _moved(work: Workload, plan: StreamPlan, tiles: int, again: float) -> Moved:
+    if not work.on_gpu:
+        return Moved(weights=0.0, tiles=0.0, pages=0.0)
     spec, n, e = work.spec, work.context, work.element
     ratio = plan.activation_bits / 16
     # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
     if plan.stash:
-        hidden += 2 * spec.attending_layers * n * (work.query_width * e + 4 * spec.heads)
-    home = speeds.disk if plan.hidden_home == "disk" else speeds.link
-    seconds = 0.0 if plan.hidden_home == "gpu" else hidden / home
-    if plan.streams_weights:
-        seconds += (3 + again) * stored_bytes(work, plan.weights) / speeds.link
+        hidden += 2 * spec.attending_layers * n * (spec.output_width * e + 4 * spec.heads)
     pages = 0.0
     if plan.kv_home == "host":
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
-        pairs = _paged_layers(work, plan) * n * (tiles - 1) / 2 * work.key_width
+        values = _paged_layers(work, plan) * n * (tiles - 1) / 2 * spec.stored_width
         reads = (1 if plan.stash else 2 + again) + 1
-        pages = pairs * 2 * (reads * e + 2 * 4) / speeds.link
-    return (seconds, pages) if work.on_gpu else (0.0, 0.0)
+        pages = values * (reads * e + 2 * 4)
+    return Moved(
+        weights=(3 + again) * stored_bytes(work, plan.weights) if plan.streams_weights else 0.0,
+        tiles=0.0 if plan.hidden_home == "gpu" else hidden,
+        pages=pages,
+    )

@@ -32,6 +32,8 @@ SAVING_SECONDS = 3.0
 "Result, report and charts, besides the bytes."
 GENERATION_CALLS = 100
 "Launches of a layer for the next token of a batch."
+LINE_TOKENS = 16
+"Tokens of a completed line, about."
 GENERATED_TOGETHER = 16
 "Functions that are completed in one batch (engine.generation.batched)."
 
@@ -135,6 +137,10 @@ def _score_seconds(planning: PlanRequest, row: TierPlan, most: int) -> float:
     return FORWARD_SHARE * row.step_seconds * tokens / (row.windows_per_step * row.context)
 
 
+def _batches(requests: int) -> int:
+    return -(-requests // GENERATED_TOGETHER)
+
+
 def _evaluation_seconds(planning: PlanRequest, row: TierPlan, work: Workload, speeds: Speeds) -> tuple[float, str]:
     """Returns the seconds of the comparison at the end of a run, and how they come about."""
     settings = planning.evaluation
@@ -144,8 +150,10 @@ def _evaluation_seconds(planning: PlanRequest, row: TierPlan, work: Workload, sp
     scoring = 2 * _score_seconds(planning, row, settings.tokens)
     # A token of a batch reads every weight once, or waits for its layers' launches.
     token = max(spec.parameters * work.element / speeds.memory, spec.layers * GENERATION_CALLS * speeds.launch)
-    batches = -(-settings.functions // GENERATED_TOGETHER)
-    # Base and tuned model each complete a function from its head, and from both sides.
-    writing = 2 * 2 * batches * settings.function_tokens * token
-    formula = f"; {settings.tokens:,} compared twice, and {settings.functions} functions completed by both models"
+    # Base and tuned model each complete a function from its head and from both sides, and once more with snippets;
+    # the base model also with whole files.
+    writing = (7 if settings.retrieval else 4) * _batches(settings.functions) * settings.function_tokens * token
+    writing += (4 if settings.retrieval else 2) * _batches(settings.lines) * LINE_TOKENS * token
+    asked = f"{settings.functions} functions and {settings.lines} lines"
+    formula = f"; {settings.tokens:,} compared twice, and {asked} completed by both models"
     return scoring + writing, formula

@@ -28,6 +28,10 @@ class Workload:
     on_gpu: bool = True
     "False: all tensors are in host memory."
     lora_rank: int = 16
+    adapts_experts: bool = False
+    "Whether experts have adapters."
+    multiplied_lora: int | None = None
+    "Adapter parameters that a token passes through; None: all."
     backend: Backend = "cudnn"
     attention: str | None = None
     "Name of the kernel that the configuration asks for; None: the fastest."

@@ -67,7 +67,7 @@ def build_model(
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
         on_host = setup.choice.plan.layout.streams_weights or sharing.strategy == "zero3"
         home = dataclasses.replace(placement, device=_CPU) if on_host else placement
-        model = load_model(setup.spec, home, base_changes(config, setup), quantise_on=placement.device)
+        model = load_model(setup.spec, home, base_changes(config, setup), quantise_on=placement.device, notify=notify)
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]

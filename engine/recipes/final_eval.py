@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.evaluation.held_out import HeldOut
+from engine.evaluation.asking import Asking
+from engine.evaluation.held_out import HeldOut, training_texts
 from engine.evaluation.measure import Progress, Subject, evaluate_pair
 from engine.evaluation.result_files import keep_evaluation
 from engine.generation.run_models import AdaptedPair
@@ -55,23 +56,24 @@ def final_eval(
         text = f"not evaluated at the end: `engine evaluate {session.run.id}` loads base and result for it"
         session.emit(LogLine(level="info", text=text))
         return None
-    stream = setup.choice.plan.layout.stream
     subject = Subject(
         run=session.run.id,
         model=session.config.model.name,
         device=device_name(setup.placement.device),
         context=setup.context,
         data="files that training held out",
-        writes=stream is None or not stream.streams_weights,
     )
+    encoder = Encoder(tokenizer)
     evaluation = evaluate_pair(
-        AdaptedPair(tuning.model, step),
+        AdaptedPair(tuning.model, step, setup.placement.device),
         HeldOut.of(dataset),
-        Encoder(tokenizer),
+        encoder,
         session.config.evaluation,
         subject,
         progress,
-        baselines,
+        baselines=baselines,
+        trained=list(training_texts(dataset, encoder)),
+        asking=Asking(tokenizer) if Asking.possible(tokenizer) else None,
     )
     keep_evaluation(session.run, evaluation)
     return evaluation

@@ -54,7 +54,7 @@ def find_rate(session: TrainingSession) -> None:
     Raises:
         EliteError: as `engine.recipes.fine_tune.train`.
     """
-    setup = set_up(session)
+    setup = set_up(session, grow=False)
     steps = session.config.training.max_steps or STEPS
     rates = range_rates(LOWEST, HIGHEST, steps)
     progress = Progress(total_steps=steps)

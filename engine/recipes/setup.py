@@ -80,8 +80,12 @@ class Setup:
         return self.context if schedule is None else schedule.stages[0].context
 
 
-def set_up(session: TrainingSession) -> Setup:
+def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
     """Decides, seeds the generators, and announces the run.
+
+    Args:
+        session: Has the configuration, and takes the events.
+        grow: Whether windows may grow over the run where nothing sets their length.
 
     Raises:
         EliteError: MODEL_*, DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, TIER_DOES_NOT_FIT, NOTHING_TO_RESUME.
@@ -99,7 +103,7 @@ def set_up(session: TrainingSession) -> Setup:
     space = DiskSpace(session, checkpoints)
     machine = least_of(group.gather(take_inventory(session.run.path)))
     changed = BaseChanges.of(config.model, spec, context=0).applied_to(spec)
-    choice = group.agree(lambda: _plan(session, machine, changed, space))
+    choice = group.agree(lambda: _plan(session, machine, changed, space, grow=grow))
     refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
     # A plan with a free choice may have chosen 4 bits to make the context fit.
     planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
@@ -108,8 +112,8 @@ def set_up(session: TrainingSession) -> Setup:
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
         raise errors.NOTHING_TO_RESUME(run=session.run.id)
-    scheduled = choice.schedule.updates if choice.schedule else 0
-    total_steps = resumed.progress.total_steps if resumed else config.training.max_steps or scheduled
+    planned_updates = (choice.updates if choice.schedule else config.training.max_steps) or 0
+    total_steps = resumed.progress.total_steps if resumed else planned_updates
     session.emit(
         RunStarted(
             model=config.model.name,
@@ -198,14 +202,14 @@ def _report_damage(session: TrainingSession, resumed: Resumption | None, damaged
         )
 
 
-def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: DiskSpace) -> Choice:
+def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: DiskSpace, *, grow: bool) -> Choice:
     """Plans the context and its step, and writes plan.json."""
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     training = config.training
     if training.context is None and not isinstance(training.tier, int) and not training.stages:
         tokens = estimate_data_tokens(config.data)
-    choice = choose_plan(config, machine, spec, tokens, session.group.ranks)
+    choice = choose_plan(config, machine, spec, tokens, session.group.ranks, grow=grow)
     if session.resuming:
         choice = _in_layouts_of(session, choice)
     schedule = None if choice.schedule is None else choice.schedule.as_json()

@@ -175,6 +175,13 @@ class RunDirectory:
         """
         replace_text(self.config_path, run_config.to_yaml(config))
 
+    def has_schedule(self) -> bool:
+        """Whether the run's plan has stages; False where no plan was made or it cannot be read."""
+        try:
+            return regular_file.read_object(self.plan_path).get("schedule") is not None
+        except (OSError, ValueError):
+            return False
+
     def load_config(self) -> RunConfig:
         """Loads the run's configuration.
 

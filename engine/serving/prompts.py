@@ -16,7 +16,7 @@ from engine.generation.request import Side, TextRequest
 from engine.generation.sampling import Sampling
 from engine.serving.requests import ApiRequest, ChatRequest, CompletionRequest, RequestError
 from engine.tokenization.chat_template import RenderError
-from engine.tokenization.chat_turns import SplitError
+from engine.tokenization.marked_conversation import SplitError
 
 if TYPE_CHECKING:
     from engine.generation.writer import Writer
@@ -145,7 +145,7 @@ class Prompts:
         try:
             messages = [_message(message, number) for number, message in enumerate(request.messages, 1)]
             tools = None if request.tool_choice == "none" else tools_of(request.tools)
-            ids = self._chats.encode_prompt(messages, tools, datetime.now())  # noqa: DTZ005 - as templates write it
+            ids = self._chats.prompt(messages, tools, datetime.now())  # noqa: DTZ005 - as templates write it
         except (NoConversationError, RenderError, SplitError, EliteError) as error:
             raise RequestError(f"the messages cannot be written down: {error}", param="messages") from error
         return ids or [self._writer.encoder.end]

@@ -167,7 +167,7 @@ class Worker:
         self._close_model()
         what = f"keys and values of {self.capacity:,} tokens"
         with memory_errors("generation", what, "use --precision nf4, or a smaller --context"):
-            model = self._opened.enter_context(self._writer.open(side))
+            model = self._opened.enter_context(self._writer.opened(side))
             ends = self._writer.encoder.ends
             generator = open_generator(model, capacity=self.capacity, rows=self._rows, ends=ends)
             self._generator, self._side = self._opened.enter_context(generator), side

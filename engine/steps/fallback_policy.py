@@ -68,6 +68,8 @@ def _smaller(layout: StepLayout, place: Place, policy: FallbackPolicy) -> StepLa
 def _with(plan: StreamPlan, policy: FallbackPolicy) -> StreamPlan | None:
     """Applies the configured fields to a plan; None where the plan's other fields conflict with them."""
     fixed = dict(policy.fixed)
+    if plan.weights != "nf4-streamed":
+        fixed.pop("weights_home", None)  # nothing of it is read from there
     streamed = fixed.pop("weights", None)
     if streamed is not None and (streamed == "streamed") != plan.streams_weights:
         return None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.data.windows import Window
-from engine.streaming.loss import IGNORED
+from engine.streaming.loss import IGNORED, labelled_positions
 from engine.streaming.sequence_run import next_token_labels
 
 _SHARE = 16
@@ -76,6 +76,8 @@ class ModelInputs:
     ids: Tensor
     labels: Tensor
     "See `labels_of`."
+    labelled: Tensor | None
+    "See `labelled_positions`, at most half of all; None for all."
     coefficients: Tensor | None
     "See `coefficients_of`; fp32 or wider."
     positions: Tensor | None
@@ -91,10 +93,16 @@ class ModelInputs:
 def model_inputs(window: Window, most: int | None, device: torch.device) -> ModelInputs:
     """Makes the inputs of a `filled` window on a device."""
     whole = filled(window, most)
-    factors = coefficients_of(window, len(whole))
+    labels, factors = labels_of(window, len(whole)), coefficients_of(window, len(whole))
+    labelled = labelled_positions(labels)
+    if labelled is not None and 2 * len(labelled) > len(whole):
+        labelled = (
+            None  # what is gathered stays until the backward pass, and costs more memory than the head's chunks save
+        )
     return ModelInputs(
         ids=torch.as_tensor(whole.ids, device=device),
-        labels=labels_of(window, len(whole)).to(device),
+        labels=labels.to(device),
+        labelled=None if labelled is None else labelled.to(device),
         coefficients=None if factors is None else factors.to(device),
         positions=torch.as_tensor(whole.positions(), device=device) if len(whole.starts) > 1 else None,
         starts=whole.starts,

@@ -24,6 +24,7 @@ import numpy as np
 
 from engine.data.pairs import Pair
 from engine.models.fine_tuning import FineTuning
+from engine.models.router_balance import refuse_auxiliary_loss
 from engine.plan.step_layout import StepLayout
 from engine.steps.failures import Place
 from engine.steps.oom_fallback import ClosableStep, FallbackStep
@@ -107,6 +108,7 @@ class PreferenceStep(FallbackStep):
         preference: PreferenceLoss,
         reference: Reference,
     ) -> None:
+        refuse_auxiliary_loss(tuning.base.config, "training on preferences")
         super().__init__(tuning, layout, build=build, smaller=smaller, notify=notify)
         self._preference, self._reference = preference, reference
 

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from engine.attention.rule import AttentionRule
+from engine.attention.sinks import sink_gradient, with_sinks
 from engine.distributed.exchange import Attended, Exchange, heads_first
 from engine.streaming import attention as streamed_attention
 from engine.streaming.mixer import KvCollected, Mixer, Pass
@@ -35,6 +38,8 @@ class Leg(Enum):
 class SharedAttention:
     """Holds one layer's tensors in this rank, (tokens, heads, head_dim), and computes its tiles' attention.
 
+    Queries, keys and values are filled up with zeros to the widest of their heads, since they travel together.
+
     Args:
         exchange: Computes attention over all ranks.
         rows: Tokens that this rank keeps.
@@ -45,7 +50,8 @@ class SharedAttention:
         self._leg, self._tile = Leg.COLLECT, slice(0, 0)
         self._q = self._kv = self._grad_out = self._dq = self._dkv = torch.empty(0)
         self._attended: Attended | None = None
-        self._scale, self._window = 1.0, None  # type: tuple[float, int | None]
+        self._rule = AttentionRule(scale=1.0)
+        self._value_dim = 0
         self._leaf = torch.empty(0)
         self._inputs: tuple[Tensor, ...] = ()
 
@@ -55,13 +61,13 @@ class SharedAttention:
 
     # --- called by the layer ---------------------------------------------------------------------------------
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Keeps q, k, v of the present tile, or returns its attention output, by leg; shapes as in AttentionBackend.
 
         Raises:
             KvCollected: in COLLECT and ABOVE, which do not need the rest of the layer.
         """
-        self._scale, self._window = scale, window
+        self._rule, self._value_dim = rule, v.shape[3]
         if self._leg is Leg.ABOVE:
             self._inputs = (q, k, v)
             raise KvCollected
@@ -79,11 +85,13 @@ class SharedAttention:
 
     def _keep(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         if not self._q.numel():
-            self._q = q.new_empty((self._rows, q.shape[1], q.shape[3]))
-            self._kv = k.new_empty((2, self._rows, k.shape[1], k.shape[3]))
+            width = max(k.shape[3], v.shape[3])
+            empty = q.new_empty if q.shape[3] == k.shape[3] == v.shape[3] else q.new_zeros
+            self._q = empty((self._rows, q.shape[1], width))
+            self._kv = empty((2, self._rows, k.shape[1], width))
         pairs = ((self._q[self._tile], q), (self._kv[0, self._tile], k), (self._kv[1, self._tile], v))
         for place, value in pairs:
-            place.copy_(value.detach().squeeze(0).transpose(0, 1))
+            place[..., : value.shape[3]].copy_(value.detach().squeeze(0).transpose(0, 1))
 
     # --- called by the step ----------------------------------------------------------------------------------
 
@@ -94,22 +102,33 @@ class SharedAttention:
 
     def exchange_forward(self) -> None:
         """Computes the attention of all tiles, after COLLECT over them."""
-        self._attended = self._exchange.forward(self._q, self._kv, scale=self._scale, window=self._window)
+        found = self._exchange.forward(self._q, self._kv, self._rule)
+        out, logsumexp = found.out[..., : self._value_dim], found.logsumexp
+        if self._rule.sinks is not None:
+            heads, logsumexp = with_sinks(heads_first(out), logsumexp, self._rule.sinks)
+            out = heads.squeeze(0).transpose(0, 1)
+        self._attended = Attended(out, logsumexp)
 
     def keep_grad_out(self) -> None:
         """Keeps the gradient of a tile's attention output, after the backward pass of its BELOW."""
         gradient = self._leaf.grad
         assert gradient is not None
         if not self._grad_out.numel():
-            self._grad_out = torch.empty_like(self._q)
+            self._grad_out = self._q.new_empty((*self._q.shape[:2], self._value_dim))
         self._grad_out[self._tile].copy_(gradient.squeeze(0).transpose(0, 1))
         self._leaf = torch.empty(0)
 
     def exchange_backward(self) -> None:
         """Computes the gradients of all tiles' queries, keys and values, after BELOW over them."""
         assert self._attended is not None
+        out, logsumexp, sinks = self._attended.out, self._attended.logsumexp, self._rule.sinks
+        if sinks is not None and sinks.requires_grad:
+            found = sink_gradient(heads_first(self._grad_out), heads_first(out), logsumexp, sinks)
+            torch.autograd.backward(sinks, found.to(sinks.dtype))
+        missing = (0, self._q.shape[2] - self._value_dim)
+        attended = Attended(pad(out, missing), logsumexp)
         self._dq, self._dkv = self._exchange.backward(
-            self._grad_out, self._q, self._kv, self._attended, scale=self._scale, window=self._window
+            pad(self._grad_out, missing), self._q, self._kv, attended, self._rule
         )
         self._grad_out = self._q = self._kv = torch.empty(0)
         self._attended = None
@@ -117,7 +136,11 @@ class SharedAttention:
     def backward_above(self) -> None:
         """Backpropagates the gradients of a tile's queries, keys and values, after its ABOVE."""
         found: list[Any] = [self._dq[self._tile], self._dkv[0, self._tile], self._dkv[1, self._tile]]
-        ends = [(x, heads_first(g).to(x.dtype)) for x, g in zip(self._inputs, found, strict=True) if x.requires_grad]
+        ends = [
+            (x, heads_first(gradient[..., : x.shape[3]]).to(x.dtype))
+            for x, gradient in zip(self._inputs, found, strict=True)
+            if x.requires_grad
+        ]
         self._inputs = ()
         if ends:
             torch.autograd.backward([x for x, _ in ends], [gradient for _, gradient in ends])

@@ -110,6 +110,7 @@ class StreamedWindows:
                     progress=report,
                     cancelled=cancelled,
                     boundary=None if store is None else functools.partial(keep, number, loss_sum),
+                    balanced=len(windows[number]),
                     resumed=resumed.point if resumed is not None and number == first else None,
                 )
                 if self._graphs is None or windows[number].weights is not None or resumed is not None:

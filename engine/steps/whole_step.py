@@ -27,6 +27,7 @@ from engine.models.mode import ModelMode
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers, routed
 from engine.models.rope_tables import keep_tables_exact
+from engine.models.router_balance import RouterBalance
 from engine.models.wide_gradients import WideGradients
 from engine.steps.padding import ModelInputs, model_inputs
 from engine.streaming.document_pieces import PackedMixers
@@ -157,6 +158,7 @@ class WholeSequenceStep:
         self._decoder, self._head = split_head(base)
         self._mixers = [mixer for of_layer in recurrent_mixers(decoder_layers(base)) for mixer in of_layer]
         serve(self._mixers)
+        self._balance = RouterBalance.of(base)
         self._device = base.device
         self._autocast = autocast
         self._label_smoothing = label_smoothing
@@ -174,14 +176,29 @@ class WholeSequenceStep:
             if monitor.stop_requested():
                 raise StepAbandonedError
             with self._attending(joined(group)) as inputs:
-                loss = self._summed_loss(inputs, self._label_smoothing)
-                (loss * scale).backward()
+                with self._balancing() as routed:
+                    loss = self._summed_loss(inputs, self._label_smoothing)
+                ((loss + self._balance_of(group, routed)) * scale).backward()
             if self._gradients is not None:
                 self._gradients.flush()
             loss_sum += loss.detach()
             done += len(group)
             monitor.progress("windows", done, len(windows))
         return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+
+    def _balancing(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return contextlib.nullcontext([]) if self._balance is None else self._balance.recording()
+
+    def _balance_of(self, windows: Sequence[Window], routed: list[Tensor]) -> Tensor | float:
+        """The auxiliary loss of the routers, of each window by itself and with the weight of its targets."""
+        if self._balance is None:
+            return 0.0
+        total, start = torch.zeros((), device=self._device), 0
+        for window in windows:
+            of_window = self._balance.loss_of(routed, slice(start, start + len(window)))
+            total = total + self._balance.coefficient * window.targets * of_window
+            start += len(window)
+        return total
 
     def close(self) -> None:
         """Restores the model."""
@@ -193,7 +210,9 @@ class WholeSequenceStep:
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
             with self._autocast():
                 hidden = self._hidden(inputs)
-                losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+                losses = token_losses(
+                    hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
+                )
             factors = inputs.coefficients
             return (losses if factors is None else losses * factors).sum(dtype=torch.float64).item()
 
@@ -201,7 +220,9 @@ class WholeSequenceStep:
         """See ScoringStep."""
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
             hidden = self._hidden(inputs)
-            losses = token_losses(hidden, inputs.labels, self._head, piece=piece_of(self._head))
+            losses = token_losses(
+                hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
+            )
         found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
         return found
 
@@ -227,6 +248,7 @@ class WholeSequenceStep:
                 inputs.labels,
                 label_smoothing=label_smoothing,
                 coefficients=inputs.coefficients,
+                labelled=inputs.labelled,
             )
 
     def _hidden(self, inputs: ModelInputs) -> Tensor:

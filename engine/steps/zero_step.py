@@ -22,6 +22,7 @@ from engine.attention.packed import packed_attention
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.lm_head import split_head, summed_cross_entropy
+from engine.models.router_balance import refuse_auxiliary_loss
 from engine.optim.gradients import GradientPipeline
 from engine.randomness import draw_seed, keyed_numbers
 from engine.steps.padding import model_inputs
@@ -47,11 +48,14 @@ class _WindowLoss(nn.Module):
         positions: Tensor | None,
         label_smoothing: float,
         coefficients: Tensor | None = None,
+        labelled: Tensor | None = None,
     ) -> Tensor:
         decoder, head = split_head(self.model.get_base_model())
         positions = None if positions is None else positions[None]
         hidden = decoder(input_ids=ids[None], position_ids=positions, use_cache=False).last_hidden_state[0]
-        return summed_cross_entropy(hidden, head, labels, label_smoothing=label_smoothing, coefficients=coefficients)
+        return summed_cross_entropy(
+            hidden, head, labels, label_smoothing=label_smoothing, coefficients=coefficients, labelled=labelled
+        )
 
 
 class ZeroStep:
@@ -80,6 +84,7 @@ class ZeroStep:
         label_smoothing: float = 0.0,
         fill_up_to: int | None = None,
     ) -> None:
+        refuse_auxiliary_loss(tuning.base.config, "DeepSpeed ZeRO")
         # Each rank sees one GPU, so that DeepSpeed's number of it is 0.
         os.environ |= {"RANK": str(group.rank), "WORLD_SIZE": str(group.size), "LOCAL_RANK": "0"}
         if device.type == "cpu":
@@ -147,7 +152,7 @@ class ZeroStep:
         config = split_head(self._model.get_base_model())[0].config
         with packed_attention(config, inputs.starts, len(inputs)):
             loss: Tensor = self._engine(
-                inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients
+                inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients, inputs.labelled
             )
         return loss
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from engine.attention.rule import AttentionRule, chunk_of
 from engine.streaming.decoder import does_not_attend_once
 
 IMPLEMENTATION = "elite_streamed"
@@ -17,11 +18,8 @@ IMPLEMENTATION = "elite_streamed"
 class AttentionState(Protocol):
     """State of a step that a layer's call of the attention function reaches."""
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Computes the attention of the present tile; shapes as in AttentionBackend.
-
-        `window` is the number of keys that a query sees, None for all.
-        """
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        """Computes the attention of the present tile; shapes as in AttentionBackend."""
 
 
 _active: AttentionState | None = None
@@ -75,13 +73,16 @@ def _attention_function(
     """Implements transformers' AttentionInterface; returns (1, tile, heads, head_dim)."""
     if _active is None:
         raise RuntimeError("no streamed step is running: this model's attention implementation was left behind")
-    if softcap is not None or s_aux is not None:
-        raise RuntimeError(f"{type(module).__name__} uses soft-capping or sinks, which flash kernels do not compute")
-    if value.shape != key.shape:
-        raise RuntimeError(f"{type(module).__name__} has values of another shape than its keys")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is not None:
+        raise RuntimeError(f"{type(module).__name__} uses soft-capping, which flash kernels do not compute")
+    rule = AttentionRule(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        chunk=chunk_of(module),
+        sinks=s_aux,
+    )
     _calls[0] += 1
-    out = _active.compute(query, key, value, scale=scale, window=sliding_window)
+    out = _active.compute(query, key, value, rule)
     return out.transpose(1, 2).contiguous(), None  # as transformers' own functions return it: some layers view it
 
 

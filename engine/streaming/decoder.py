@@ -31,7 +31,7 @@ from engine.models.rope_tables import keep_tables_exact
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Number of query heads and of KV heads, and the width of a head."""
+    """Number of query heads and of KV heads, and the width of a head, of the wider where keys and values differ."""
 
     heads: int
     kv_heads: int
@@ -73,6 +73,25 @@ class _Recorder(nn.Module):
             return getattr(self.__dict__["_layer"][0], name)
 
 
+class SeenTokens:
+    """Stands in for transformers' cache in layers that only ask it how many tokens came before.
+
+    Args:
+        before: Tokens before the first of the tile, for each of its tokens by its own document, (n,).
+    """
+
+    def __init__(self, before: Tensor) -> None:
+        self._before = before
+
+    def get_seq_length(self, layer_idx: int = 0) -> Tensor:  # noqa: ARG002
+        """Returns what is added to the tokens' numbers in the tile to give their positions, (n,)."""
+        return self._before
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Returns keys and values, (1, kv_heads, n, head_dim), which this cache does not keep."""
+        return keys, values
+
+
 class Decoder:
     """The parts of a causal language model, with or without a PEFT adapter.
 
@@ -98,11 +117,15 @@ class Decoder:
     @property
     def attention_shape(self) -> AttentionShape:
         """Head counts and head width, from the configuration."""
-        heads = self.config.num_attention_heads
+        config, heads = self.config, self.config.num_attention_heads
+        if getattr(config, "kv_lora_rank", None):  # latents are expanded to every head's own keys and values
+            keys = config.qk_nope_head_dim + config.qk_rope_head_dim
+            return AttentionShape(heads=heads, kv_heads=heads, head_dim=max(keys, config.v_head_dim))
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return AttentionShape(
             heads=heads,
-            kv_heads=getattr(self.config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(self.config, "head_dim", None) or self.config.hidden_size // heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=max(head_dim, getattr(config, "v_head_dim", None) or 0),
         )
 
     @property
@@ -175,7 +198,17 @@ class Decoder:
         """
         with self._recording() as recorders, torch.no_grad():
             self._call(recorders, inputs_embeds=hidden, position_ids=positions)
-            return [recorder.arguments for recorder in recorders]
+            found = [recorder.arguments for recorder in recorders]
+        if self._counts_tokens:
+            seen = SeenTokens(positions[0] - torch.arange(positions.shape[1], device=positions.device))
+            found = [{**arguments, "past_key_values": seen} for arguments in found]
+        return found
+
+    @functools.cached_property
+    def _counts_tokens(self) -> bool:
+        """Whether layers scale queries by a position that they take from the length of their cache (Llama 4)."""
+        parts = (part for layer in self.layers for part in layer.modules())
+        return any(getattr(part, "attn_temperature_tuning", False) for part in parts)
 
     @functools.cached_property
     def final_norm_parameters(self) -> list[nn.Parameter]:

@@ -1,6 +1,7 @@
 """KV cache of the one layer that is being computed, with the gradients of its keys and values.
 
-Stored tokens first, (context, kv_heads, head_dim), so that any run of tokens is contiguous in memory.
+Stored tokens first, (context, kv_heads, width), so that any run of tokens is contiguous in memory. A layer that
+compresses its keys and values stores two latents in their place (engine/streaming/latent_attention.py).
 Gradients are fp32, because each is a sum of tens of thousands of terms.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -27,6 +29,30 @@ def _heads_first(x: Tensor) -> Tensor:
 def _tokens_first(x: Tensor) -> Tensor:
     """Views (1, kv_heads, n, head_dim) as (n, kv_heads, head_dim)."""
     return x.squeeze(0).transpose(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvShape:
+    """Shape and dtype of a layer's keys and values."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, k: Tensor, v: Tensor) -> KvShape:
+        """Reads k (1, kv_heads, n, key_dim) and v (1, kv_heads, n, value_dim)."""
+        return cls(kv_heads=k.shape[1], key_dim=k.shape[3], value_dim=v.shape[3], dtype=k.dtype)
+
+    def rows(self, tokens: int) -> list[tuple[int, int, int]]:
+        """Lists the shapes of the keys and the values of so many tokens."""
+        return [(tokens, self.kv_heads, width) for width in (self.key_dim, self.value_dim)]
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Dtype of the gradients, fp32 or wider."""
+        return torch.promote_types(self.dtype, torch.float32)
 
 
 class KvCache(ABC):
@@ -67,17 +93,13 @@ class KvCache(ABC):
         """See KeyValueSource."""
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 class DeviceKvCache(KvCache):
     """Keeps the whole cache on the compute device, 2·n·Hkv·D·(2 + 4) bytes in bf16."""
 
-    def __init__(self, context: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (context, kv_heads, head_dim)
-        self._k, self._v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        self._dk, self._dv = (torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2))
+    def __init__(self, context: int, shape: KvShape, device: torch.device) -> None:
+        rows = shape.rows(context)
+        self._k, self._v = (torch.empty(each, dtype=shape.dtype, device=device) for each in rows)
+        self._dk, self._dv = (torch.empty(each, dtype=shape.wide, device=device) for each in rows)
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
         """See KvCache."""
@@ -115,14 +137,15 @@ class _Page:
     """Buffers for one page on the device, for keys, values and their gradients.
 
     Args:
-        shape: (tokens, kv_heads, head_dim).
-        dtype: Dtype of keys and values; gradients are fp32 or wider.
+        tokens: Most tokens.
+        shape: Shape of keys and values.
         device: The compute device.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self.kv_cache = [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)]
-        self.gradients = [torch.empty(shape, dtype=_wide(dtype), device=device) for _ in range(2)]
+    def __init__(self, tokens: int, shape: KvShape, device: torch.device) -> None:
+        rows = shape.rows(tokens)
+        self.kv_cache = [torch.empty(each, dtype=shape.dtype, device=device) for each in rows]
+        self.gradients = [torch.empty(each, dtype=shape.wide, device=device) for each in rows]
         self.number = -1
         self.rows = slice(0, 0)
         "Positions of the page's tokens."
@@ -140,8 +163,7 @@ class HostKvCache(KvCache):
 
     Args:
         context: Most tokens.
-        kv_heads, head_dim: Those of keys and values.
-        dtype: Dtype of keys and values; gradients are fp32 or wider.
+        shape: Shape of keys and values.
         device: The compute device.
         streams: Side streams of the device.
         page: Tokens of a page, the `key_block` of the mask tiles that read it (engine/attention/mask_tiles.py).
@@ -150,18 +172,16 @@ class HostKvCache(KvCache):
     def __init__(
         self,
         context: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
+        shape: KvShape,
         device: torch.device,
         streams: CopyStreams,
         page: int,
     ) -> None:
-        shape = (context, kv_heads, head_dim)
+        rows = shape.rows(context)
         self._context, self._page, self._device, self._streams = context, page, device, streams
-        self._kv = [pinned_empty(shape, dtype) for _ in range(2)]
-        self._grad = [pinned_empty(shape, _wide(dtype)) for _ in range(2)]
-        self._room = [_Page((min(page, context), kv_heads, head_dim), dtype, device) for _ in range(2)]
+        self._kv = [pinned_empty(each, shape.dtype) for each in rows]
+        self._grad = [pinned_empty(each, shape.wide) for each in rows]
+        self._room = [_Page(min(page, context), shape, device) for _ in range(2)]
         self._visits: deque[int] = deque()
         "Pages to read after the next one, in order."
         self._present: _Page | None = None
@@ -190,8 +210,11 @@ class HostKvCache(KvCache):
     def gradients(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See KvCache."""
         self._send_gradients_home()
-        shape = (stop - start, *self._grad[0].shape[1:])
-        found = [torch.zeros(shape, dtype=home.dtype, device=self._device) for home in self._grad]
+        shapes = [(stop - start, *home.shape[1:]) for home in self._grad]
+        found = [
+            torch.zeros(shape, dtype=home.dtype, device=self._device)
+            for shape, home in zip(shapes, self._grad, strict=True)
+        ]
         pairs: list[tuple[Tensor, Tensor]] = []
         for number in range(start // self._page, -(-stop // self._page)):
             if number in self._summed:

@@ -2,7 +2,8 @@
 
 For every linear layer that is frozen, alone or under a LoRA adapter, `forward` is replaced on the instance and
 restored on `close`. 4-bit layers (bitsandbytes) are dequantised into a buffer when their decoder layer is entered.
-Cases that the replacement does not cover (DoRA, several adapters, dropout) keep PEFT's own forward.
+Cases that the replacement does not cover (DoRA, several adapters, dropout) keep PEFT's own forward. Experts, whose
+matrices are stacked in 3-D parameters, are replaced by engine.models.experts, and are dequantised in the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.models.experts import FrozenExperts, Stack, frozen_experts
 from engine.streaming.block_scales import BlockScales
 from engine.streaming.lora_linear import LoraFactors, LoraMatrices, frozen_linear, lora_linear, lora_product
 from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights
@@ -126,11 +128,15 @@ class FrozenLinears:
     """
 
     def __init__(self, layers: Sequence[nn.Module], family: str, *, evaluating: bool = False) -> None:
-        self._replaced: list[nn.Module] = []
+        self._replaced: list[tuple[nn.Module, Any]] = []
         self._entered: int | None = None
         self._keeps_factors = False
         self.sites: list[list[_Site]] = [[] for _ in layers]
+        self.experts: list[list[FrozenExperts]] = [[] for _ in layers]
         for number, layer in enumerate(layers):
+            for experts, outer in list(frozen_experts(layer)):
+                self.experts[number].append(experts)
+                self._replace(outer, experts.forward)
             for base, owner in _frozen_linears(layer):
                 adapter = None if owner is None else _only_plain_adapter(owner, evaluating=evaluating)
                 last = family in _ENDS_LAYER and (owner or base) is layer.get_submodule(_ENDS_LAYER[family])
@@ -140,14 +146,20 @@ class FrozenLinears:
                 if owner is not None and adapter is not None:
                     self._replace(owner, site.adapted)
 
-    def _replace(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+    def _replace(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._replaced.append((module, module.__dict__.get("forward")))
         module.__dict__["forward"] = forward
-        self._replaced.append(module)
+
+    def stacks(self, layer: int) -> list[Stack]:
+        """Stacked weights of a layer's experts."""
+        return [stack for experts in self.experts[layer] for stack in experts.stacks.values()]
 
     @property
     def quantised(self) -> bool:
         """Whether any layer is stored in 4 bits."""
-        return any(site.quant_state is not None for sites in self.sites for site in sites)
+        states = [site.quant_state for sites in self.sites for site in sites]
+        states += [stack.quant_state for layer in range(len(self.experts)) for stack in self.stacks(layer)]
+        return any(state is not None for state in states)
 
     def begin(self, *, keep_factors: bool) -> None:
         """Begins a step; adapters may have changed since the last one.
@@ -157,16 +169,31 @@ class FrozenLinears:
                 where a layer is short.
         """
         self._keeps_factors = keep_factors
-        for site in (site for sites in self.sites for site in sites):
-            site.leave(keep_factors=False)
+        for layer, sites in enumerate(self.sites):
+            for site in sites:
+                site.leave(keep_factors=False)
+            self._leave_experts(layer, keep_factors=False)
         if keep_factors:
             _make_factors([site for sites in self.sites for site in sites])
+            for layer in range(len(self.experts)):
+                self._make_expert_factors(layer)
+
+    def _make_expert_factors(self, layer: int) -> None:
+        for stack in self.stacks(layer):
+            stack.make_factors()
+
+    def _leave_experts(self, layer: int, *, keep_factors: bool) -> None:
+        for stack in self.stacks(layer):
+            stack.expanded = None
+            if not keep_factors:
+                stack.factors = None
 
     def enter(self, layer: int) -> None:
         """Prepares decoder layer `layer`, and leaves the one entered before."""
         self.leave()
         if not self._keeps_factors:
             _make_factors(self.sites[layer])
+            self._make_expert_factors(layer)
         self._entered = layer
 
     def want_output(self, *, wanted: bool) -> None:
@@ -180,13 +207,16 @@ class FrozenLinears:
         if self._entered is not None:
             for site in self.sites[self._entered]:
                 site.leave(keep_factors=self._keeps_factors)
+            self._leave_experts(self._entered, keep_factors=self._keeps_factors)
             self._entered = None
 
     def close(self) -> None:
-        """Restores every module's own forward."""
+        """Restores the forward that every module had."""
         self.leave()
-        for module in self._replaced:
+        for module, before in self._replaced:
             module.__dict__.pop("forward", None)
+            if before is not None:
+                module.__dict__["forward"] = before
         self._replaced.clear()
 
 
@@ -233,6 +263,8 @@ class ExpandedWeights(LayerWeights):
     def __init__(self, linears: FrozenLinears, offloaded: StreamedWeights | None = None) -> None:
         self._packed: LayerWeights = offloaded or ResidentWeights()
         self._sites = [[site for site in sites if site.quant_state is not None] for sites in linears.sites]
+        numbers = range(len(linears.sites))
+        self._stacks = [[stack for stack in linears.stacks(n) if stack.quant_state is not None] for n in numbers]
         # Launches are few beside the copy of a streamed layer, so that its scales stay where they were copied to.
         self._scales = [None if offloaded else _joint_scales(sites) for sites in self._sites]
 
@@ -258,6 +290,9 @@ class ExpandedWeights(LayerWeights):
         from bitsandbytes.functional import dequantize_4bit
 
         self._packed.enter(layer)
+        for stack in self._stacks[layer]:
+            if stack.expanded is None:
+                stack.expanded = stack.dequantised()
         sites, scales = self._sites[layer], self._scales[layer]
         if not any(site.expanded is None for site in sites):
             return

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.packed import AllDocuments
+from engine.attention.rule import AttentionRule
 from engine.attention.tokens_first import Extent
 from engine.attention.torch_flash import TorchFlash
 from engine.streaming import attention as streamed_attention
@@ -81,15 +82,17 @@ class _Attention:
     def __init__(self, inputs: LoneInputs) -> None:
         self._inputs = inputs
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """See AttentionState.
 
         Raises:
-            RuntimeError: a window would hide keys.
+            RuntimeError: a window or a chunk would hide keys; the kernel knows no sinks and no values of another width.
         """
-        if window is not None and window < q.shape[2]:
-            raise RuntimeError(f"a window of {window} keys is shorter than the sequence")
-        found: Tensor = AllDocuments.apply(q, k, v, self._inputs.borders, scale, self._inputs.documents)  # type: ignore[no-untyped-call]
+        if rule.reach is not None and rule.reach < q.shape[2]:
+            raise RuntimeError(f"a window of {rule.reach} keys is shorter than the sequence")
+        if rule.sinks is not None or q.shape[-1] != v.shape[-1]:
+            raise RuntimeError("the kernel computes neither sinks nor values of another width than the keys")
+        found: Tensor = AllDocuments.apply(q, k, v, self._inputs.borders, rule.scale, self._inputs.documents)  # type: ignore[no-untyped-call]
         return found
 
 

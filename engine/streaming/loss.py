@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 IGNORED = -100
 """Label of a position that predicts nothing."""
+_DENSE = 0.875
+"""Share of labelled positions above which the head is applied to all. Gathering would cost more than it saves."""
 
 
 def _torch_cross_entropy(
@@ -57,6 +60,7 @@ def loss_and_gradient(
     scale: float | Tensor,
     label_smoothing: float = 0.0,
     coefficients: Tensor | None = None,
+    labelled: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes the summed cross-entropy of a tile, and scale × its gradient with respect to `hidden`.
 
@@ -70,6 +74,8 @@ def loss_and_gradient(
         scale: Multiplies the gradient, not the loss; a scalar tensor where it is known only on the device.
         label_smoothing: Probability that is spread over all tokens instead of the label (arXiv 1512.00567).
         coefficients: Factor of each token's loss and gradient, (tokens,), of any sign; None for 1.
+        labelled: Ascending positions whose logits are computed, (positions,), int64: at least those with a label. None
+            for all. The head is applied to no other position, whose gradient is zero.
 
     Returns:
         The sum over the tile in nats, a scalar of fp32 or wider; the gradient, (tokens, hidden), in hidden's dtype.
@@ -77,17 +83,18 @@ def loss_and_gradient(
     trains_head = any(p.requires_grad for p in head.parameters())
     fused = isinstance(head, nn.Linear) and _has_fused_cross_entropy(hidden.device.type)
     of_piece = _autograd_piece if not fused else _fused_trained_piece if trains_head else _fused_piece
-    gradient = torch.empty_like(hidden)
+    gradient = torch.empty_like(hidden) if labelled is None else torch.zeros_like(hidden)
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-    for start in range(0, hidden.shape[0], piece):
-        part = slice(start, start + piece)
+    for part in _chunks(hidden.shape[0], piece, labelled):
         factors = None if coefficients is None else coefficients[part]
         loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale, label_smoothing, factors)
         total += loss
     return total, gradient
 
 
-def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int) -> Tensor:
+def token_losses(
+    hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, labelled: Tensor | None = None
+) -> Tensor:
     """Computes the cross-entropy of each token of a tile, in nats, 0 where IGNORED.
 
     Arguments are those of `loss_and_gradient`.
@@ -95,13 +102,39 @@ def token_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int)
     Returns:
         (tokens,), fp32 or wider.
     """
-    parts = range(0, hidden.shape[0], piece)
-    losses = []
-    for i in parts:
-        logits = head(hidden[i : i + piece])
+    losses = torch.zeros(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    for part in _chunks(hidden.shape[0], piece, labelled):
+        logits = head(hidden[part])
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(F.cross_entropy(wide, labels[i : i + piece], ignore_index=IGNORED, reduction="none"))
-    return torch.cat(losses)
+        losses[part] = F.cross_entropy(wide, labels[part], ignore_index=IGNORED, reduction="none").to(losses.dtype)
+    return losses
+
+
+def labelled_positions(labels: Tensor) -> Tensor | None:
+    """Finds the positions that the head is applied to, where it pays to leave out the others.
+
+    In a session of an agent a fifth of the tokens are predicted; the logits of the others would be in vain.
+    Call it with labels on the CPU: a GPU would have to be waited for.
+
+    Args:
+        labels: (tokens,); IGNORED where none.
+
+    Returns:
+        Ascending positions with a label, the first position if there is none, (positions,), int64. None: all.
+    """
+    found = torch.nonzero(labels != IGNORED)[:, 0]
+    if len(found) > _DENSE * len(labels):
+        return None
+    # Without a single chunk a trained head would get no gradient, and ranks would add up gradients that are not there.
+    return found if len(found) else torch.zeros(1, dtype=torch.int64, device=labels.device)
+
+
+def _chunks(tokens: int, piece: int, labelled: Tensor | None) -> Iterator[slice | Tensor]:
+    """Yields the positions of each chunk. Gathered ones make chunks of even length, at most `piece`."""
+    if labelled is None:
+        yield from (slice(start, start + piece) for start in range(0, tokens, piece))
+    else:
+        yield from labelled.tensor_split(-(-len(labelled) // piece))
 
 
 def _autograd_piece(

@@ -14,8 +14,8 @@ from engine.streaming.tiles import TileArray, TileReader
 class SavedAttention:
     """Saves the attention output and logsumexp of each layer, so that no pass recomputes attention.
 
-    Saves keys and values too, where grouped heads make both together no larger than the output. To fetch them is then
-    less work than to project every tile again.
+    Saves keys and values too, where grouped heads or latents make both together no larger than the output. To fetch
+    them is then less work than to project every tile again.
 
     Args:
         new_array: Makes an array of (width, dtype) in the home of the saved tensors.
@@ -46,14 +46,22 @@ class SavedAttention:
         for array, value in zip(self._arrays[layer], (rows, sums), strict=True):
             array.write(tile, value)
 
-    def write_kv(self, layer: int, tile: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Saves k, v (1, kv_heads, tile, head_dim), if the two are no larger than q (1, heads, tile, head_dim)."""
-        if 2 * k.shape[1] > q.shape[1]:
+    def write_kv(self, layer: int, tile: int, k: Tensor, v: Tensor, *, output: int) -> None:
+        """Saves k, v, each (1, kv_heads, tile, width), where a token has no more of them than of attention output.
+
+        Args:
+            layer: Number of the layer.
+            tile: Number of the tile.
+            k, v: Keys and values, or latents.
+            output: Values of a token's attention output.
+        """
+        widths = [x.shape[1] * x.shape[3] for x in (k, v)]
+        if sum(widths) > output:
             return
-        width = k.shape[1] * k.shape[3]
         if layer not in self._keys_values:
-            self._keys_values[layer] = self._new_array(width, k.dtype), self._new_array(width, k.dtype)
-        for array, value in zip(self._keys_values[layer], (k, v), strict=True):
+            keys, values = (self._new_array(width, k.dtype) for width in widths)
+            self._keys_values[layer] = keys, values
+        for array, value, width in zip(self._keys_values[layer], (k, v), widths, strict=True):
             array.write(tile, value[0].transpose(0, 1).reshape(-1, width))
 
     def restore_kv(self, layer: int, spans: Sequence[slice], store: KvCache) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.models.router_balance import BalanceSums
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.launch_throttle import LaunchThrottle
-from engine.streaming.loss import IGNORED
+from engine.streaming.loss import IGNORED, labelled_positions
 from engine.streaming.mixer import Mixer
 from engine.streaming.positions import TileArguments
 
@@ -42,6 +43,7 @@ class StepRequest:
     cancelled: Callable[[], bool] | None = None
     boundary: Callable[[BackwardPoint], None] | None = None
     resumed: BackwardPoint | None = None
+    balanced: int | None = None
 
     @property
     def context(self) -> int:
@@ -66,6 +68,8 @@ class SequenceRun:
     def __init__(self, request: StepRequest, tile: int, device: torch.device, seed: int) -> None:
         self._token_ids = _ready_to_copy(request.token_ids, device)
         self._labels = _ready_to_copy(request.labels, device)
+        found = labelled_positions(request.labels)
+        self._labelled = None if found is None else found.cpu()
         given = request.coefficients
         self._coefficients = None if given is None else _ready_to_copy(given, device)
         self.document_starts, self.boundary = request.document_starts, request.boundary
@@ -73,6 +77,12 @@ class SequenceRun:
         self.tiles = -(-self.context // tile)
         self.seed = seed
         self.resumed = request.resumed
+        self.balanced = request.context if request.balanced is None else request.balanced
+        "Number of leading tokens that the auxiliary loss of routers counts."
+        self.balance: BalanceSums | None = None
+        "Sums of that loss; None for a model without it."
+        self.balance_factor = [0.0]
+        "Factor of that loss in what is minimised, once it is known."
         self.drew = self.resumed is not None and self.resumed.drawn_tile is not None
         "Whether the forward pass drew a random number; recorded only if `watches`."
         self.watches = False
@@ -102,6 +112,16 @@ class SequenceRun:
     def labels(self, tile: int) -> Tensor:
         """Returns the labels of a tile, (tile,), on the compute device."""
         return self._labels[self.span(tile)].to(self._device, non_blocking=True)
+
+    def labelled(self, tile: int) -> Tensor | None:
+        """Returns the positions within a tile that the head is applied to, (positions,) int64; None for all."""
+        if self._labelled is None:
+            return None
+        span = self.span(tile)
+        first, last = torch.searchsorted(self._labelled, torch.tensor([span.start, span.stop])).tolist()
+        # One position at least, as of a whole sequence (engine.streaming.loss.labelled_positions).
+        places = self._labelled[first:last] - span.start if last > first else torch.zeros(1, dtype=torch.int64)
+        return _ready_to_copy(places, self._device).to(self._device, non_blocking=True)
 
     def coefficients(self, tile: int) -> Tensor | None:
         """Returns the factors of a tile's losses, (tile,), on the compute device; None where all are 1."""

@@ -90,7 +90,9 @@ class AllTiles:
             labels = run.labels(tile)
             if scale is None:
                 with torch.no_grad():
-                    of_tokens = token_losses(decoder.final_norm(x)[0], labels, decoder.head, piece=chunk)
+                    of_tokens = token_losses(
+                        decoder.final_norm(x)[0], labels, decoder.head, piece=chunk, labelled=run.labelled(tile)
+                    )
                 factors = run.coefficients(tile)
                 loss = (of_tokens if factors is None else of_tokens * factors).sum(dtype=torch.float64)
                 run.token_losses.append(of_tokens)
@@ -104,6 +106,7 @@ class AllTiles:
                     scale=scale,
                     label_smoothing=self._label_smoothing,
                     coefficients=run.coefficients(tile),
+                    labelled=run.labelled(tile),
                 )
                 inputs = None if trains_norm else [x]
                 torch.autograd.backward(normed, gradient.unsqueeze(0), inputs=inputs)

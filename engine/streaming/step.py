@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.models.router_balance import refuse_auxiliary_loss
 from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan
 from engine.randomness import draw_seed
@@ -42,6 +43,8 @@ class StepOutcome:
     "Number of predicted tokens."
     seconds: dict[str, float]
     "Wall time by stage: forward, loss, backward. Of a step that is not `timed`, the time to launch it."
+    balance: float | None = None
+    "Auxiliary loss of the routers, without its factor; None for a model without it."
     token_losses: Tensor | None = None
     "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
 
@@ -87,6 +90,8 @@ class StreamedStep:
         self.streamed = StreamedModel(
             model, plan, device=device, spill_directory=spill_directory, wide_gradients=wide_gradients
         )
+        if sharding is not None:
+            refuse_auxiliary_loss(self.streamed.decoder.config, "a sequence on several ranks")
         self._sharding: Sharding = Unsharded() if sharding is None else sharding
         self._label_smoothing, self._make_stages, self._timed = label_smoothing, stages, timed
 
@@ -102,6 +107,7 @@ class StreamedStep:
         cancelled: Callable[[], bool] | None = None,
         boundary: Callable[[BackwardPoint], None] | None = None,
         resumed: BackwardPoint | None = None,
+        balanced: int | None = None,
     ) -> StepOutcome:
         """Computes loss and gradient of one sequence.
 
@@ -117,6 +123,8 @@ class StreamedStep:
             progress: Called after every tile.
             cancelled: Called after every tile; True abandons the step.
             boundary: Called with the state after the loss and after every layer of the backward pass but the last.
+            balanced: Number of leading tokens that the auxiliary loss of a model's routers counts, if it has one; None
+                for all. It is added with the weight of this sequence, its factor times scale · predicted tokens.
             resumed: State of the same sequence to continue from, with the same weights and the parameters' gradients
                 of that time. The plan's tile may differ where `resumed.suits` allows it.
 
@@ -132,8 +140,10 @@ class StreamedStep:
             document_starts=document_starts,
             progress=progress,
             cancelled=cancelled,
-            boundary=boundary,
+            # What the routers counted is not a part of a BackwardPoint.
+            boundary=boundary if self.streamed.balance is None else None,
             resumed=resumed,
+            balanced=balanced,
         )
         run, shard = self._begin(request)
         run.watches = boundary is not None and self.streamed.draws_random_numbers
@@ -181,6 +191,8 @@ class StreamedStep:
             raise ValueError(f"random numbers were drawn for tiles of {resumed.drawn_tile}, not of {self.plan.tile}")
         run = SequenceRun(shard.request, self.plan.tile, self.device, shard.seed(seed))
         run.generator = torch.get_rng_state()
+        if self.streamed.balance is not None:
+            run.balance = self.streamed.balance.sums(self.device)
         if run.tiles == 1 and shard.keeps_graphs:
             layers = len(self.streamed.decoder.layers)
             run.keeps = range(max(self.streamed.lowest, layers - self.plan.keep_layers), layers)
@@ -198,6 +210,7 @@ class StreamedStep:
                 run.loss_sum = shard.total(stages.loss(run, None if scale is None else shard.scale(scale)))
                 after_loss = self._now()
                 if scale is not None:
+                    self._weigh_balance(run, scale)
                     stages.backward(run)
                 after_backward = self._now()
         except (RuntimeError, MemoryError, OSError) as error:
@@ -215,8 +228,13 @@ class StreamedStep:
                 "loss": after_loss - after_forward,
                 "backward": after_backward - after_loss,
             },
+            balance=None if run.balance is None or scale is None else float(run.balance.loss()),
             token_losses=torch.cat(run.token_losses).float().cpu() if run.token_losses else None,
         )
+
+    def _weigh_balance(self, run: SequenceRun, scale: float) -> None:
+        if self.streamed.balance is not None:
+            run.balance_factor[0] = self.streamed.balance.coefficient * scale * run.predicted
 
     def _prepare(self, run: SequenceRun, shard: Shard) -> None:
         """Prepares the buffers and the state of the layers for a sequence."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import StreamPlanError
+from engine.models.router_balance import RouterBalance, attached, probabilities_of
 from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan
 from engine.randomness import KeyedGenerators
@@ -20,7 +21,7 @@ from engine.streaming.decoder import Decoder
 from engine.streaming.linears import ExpandedWeights, FrozenLinears
 from engine.streaming.mixer import Mixer, Pass
 from engine.streaming.sequence_run import SequenceRun
-from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, travels
+from engine.streaming.weights import LayerWeights, ResidentWeights, StreamedWeights, move_others
 from engine.streaming.workspace import Workspace
 
 
@@ -46,6 +47,7 @@ class StreamedModel:
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
         self.trains_embedding = self.decoder.trains_embedding
         self._generators = KeyedGenerators(device)
+        self.balance = RouterBalance.of(self.decoder.causal)
         self.linears = FrozenLinears(layers, self.decoder.config.model_type)
         self.weights = self._make_weights(layers)
         self._owns_gradients = wide_gradients is None
@@ -60,16 +62,9 @@ class StreamedModel:
             raise StreamPlanError(f"the plan says weights={self.plan.weights}, but the model's are stored {stored}")
         if not self.plan.streams_weights:
             return ExpandedWeights(self.linears) if self.linears.quantised else ResidentWeights()
-        weights = StreamedWeights(layers, self.device, self._streams)
-        waiting = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
-        for parameter in self.module.parameters():
-            if id(parameter) not in waiting:
-                parameter.data = parameter.data.to(self.device)
-                if (state := getattr(parameter, "quant_state", None)) is not None:
-                    state.to(self.device)
-        for module in self.module.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(self.device))
+        mapped = self.plan.weights_home == "disk"
+        weights = StreamedWeights(layers, self.device, self._streams, mapped=mapped)
+        move_others(self.module, layers, self.device)
         return ExpandedWeights(self.linears, weights) if self.linears.quantised else weights
 
     @property
@@ -144,10 +139,21 @@ class StreamedModel:
         mixer = run.mixers[layer] if mixer is None else mixer
         arguments = run.arguments.of(tile, x)[layer]
         drawing = self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP))
-        with drawing, mixer.running(purpose, tile, run.span(tile)) as state:
+        recording: Any = contextlib.nullcontext([]) if self.balance is None else self.balance.recording()
+        with recording as routed, drawing, mixer.running(purpose, tile, run.span(tile)) as state:
             output: Any = self.decoder.layers[layer](x, **{**arguments, **state})
         y: Tensor = output[0] if isinstance(output, tuple) else output
+        for logits in routed:
+            y = self._balanced(run, run.span(tile), logits, y, purpose)
         return y
+
+    def _balanced(self, run: SequenceRun, span: slice, logits: Tensor, y: Tensor, purpose: Pass) -> Tensor:
+        """Counts a router's choices, and attaches the gradient of the auxiliary loss to the layer's output."""
+        sums, logits = run.balance, logits[: max(0, run.balanced - span.start)]
+        if sums is None or purpose not in (Pass.FORWARD, Pass.KEEP, Pass.GRADIENT):
+            return y
+        found = probabilities_of(logits) if purpose is Pass.GRADIENT else sums.add(logits)
+        return y if purpose is Pass.FORWARD else attached(y, found, sums, run.balance_factor)
 
     @contextlib.contextmanager
     def _numbers(self, run: SequenceRun, purpose: str, layer: int, tile: int, *, first: bool) -> Iterator[None]:

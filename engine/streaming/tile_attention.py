@@ -1,22 +1,23 @@
-"""Attention as a mixer: a tile takes the keys and values of earlier tiles, and adds to their gradients."""
+"""Attention as a mixer: a tile takes the keys and values of earlier tiles, and adds to their gradients.
+
+Where a layer compresses keys and values (engine/streaming/latent_attention.py), "keys and values" that are stored,
+fetched and given gradients to are its latents.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.blockwise import attend, attend_backward
-from engine.attention.mask_tiles import Piece, causal_pieces
+from engine.attention.rule import AttentionRule
 from engine.streaming import attention as streamed_attention
-from engine.streaming.kv_cache import KvCache
+from engine.streaming.attended_tile import TileAttention, with_graph
+from engine.streaming.kv_cache import KvCache, KvShape
+from engine.streaming.latent_attention import Expand, routed_expansion, with_later_gradients
 from engine.streaming.mixer import KvCollected, Mixer, Pass
 from engine.streaming.saved_attention import SavedAttention
 from engine.streaming.windowed_kv_cache import WindowedKvCache
@@ -32,10 +33,10 @@ class AttentionLayers:
         backend: Kernel of one block.
         key_block: Most keys in one call of its backward, whose temporaries are as long as its keys.
         forward_key_block: Most keys in one call of its forward.
-        new_kv_cache: Makes the KV cache for (kv_heads, head_dim, dtype), when the first layer shows them.
+        new_kv_cache: Makes the KV cache for keys and values of a shape, when the first layer shows it.
         saved: Saves attention outputs between the passes; None to recompute attention.
-        new_windowed: Makes the KV cache of layers with a window for (kv_heads, head_dim, dtype, window); returns None
-            where it would be no smaller than that of a whole layer. Without it every layer has a whole cache.
+        new_windowed: Makes the KV cache of layers with a window for (shape, window); returns None where it would be no
+            smaller than that of a whole layer. Without it every layer has a whole cache.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class AttentionLayers:
         backend: AttentionBackend,
         key_block: int,
         forward_key_block: int,
-        new_kv_cache: Callable[[int, int, torch.dtype], KvCache],
+        new_kv_cache: Callable[[KvShape], KvCache],
         saved: SavedAttention | None,
-        new_windowed: Callable[[int, int, torch.dtype, int], WindowedKvCache | None] | None = None,
+        new_windowed: Callable[[KvShape, int], WindowedKvCache | None] | None = None,
     ) -> None:
         self.config, self.backend, self.saved = config, backend, saved
         self.key_block, self.forward_key_block = key_block, forward_key_block
         self._new_kv_cache, self._new_windowed = new_kv_cache, new_windowed
-        self._caches: dict[tuple[int, int, torch.dtype, int | None], KvCache] = {}
+        self._caches: dict[tuple[KvShape, int | None], KvCache] = {}
         self._holders: dict[KvCache, AttentionMixer] = {}
         self._mixers: list[AttentionMixer] = []
         self.document_starts: Sequence[int] = (0,)
@@ -64,25 +65,29 @@ class AttentionLayers:
         self._holders.clear()
         self._mixers.clear()
 
-    def mixer(self, layer: int, *, optional: bool = False) -> AttentionMixer:
-        """Makes the mixer of a layer for the present sequence; `optional`: of one that may not attend."""
+    def mixer(self, layer: int, *, optional: bool = False, latent: nn.Module | None = None) -> AttentionMixer:
+        """Makes the mixer of a layer for the present sequence.
+
+        Args:
+            layer: Number of the layer.
+            optional: Whether it may do without attention.
+            latent: Its attention, where that expands latents.
+        """
         mixer = AttentionMixer(layer, self) if self.saved is None else SavedAttentionMixer(layer, self, self.saved)
-        mixer.optional = optional
+        mixer.optional, mixer.latent = optional, latent
         self._mixers.append(mixer)
         return mixer
 
-    def cache(self, k: Tensor, window: int | None) -> KvCache:
-        """Returns the cache for keys like k (1, kv_heads, tile, head_dim) seen through a window; made on first use."""
-        shape = k.shape[1], k.shape[3], k.dtype
-        cache = self._caches.get((*shape, window))
+    def cache(self, shape: KvShape, window: int | None) -> KvCache:
+        """Returns the cache for keys and values of a shape, seen through a window; made on first use."""
+        cache = self._caches.get((shape, window))
         if cache is None and window is not None and self._new_windowed is not None:
-            cache = self._new_windowed(*shape, window)
+            cache = self._new_windowed(shape, window)
         if cache is None:
-            whole = (*shape, None)
-            if whole not in self._caches:
-                self._caches[whole] = self._new_kv_cache(*shape)
-            cache = self._caches[whole]
-        self._caches[(*shape, window)] = cache
+            if (shape, None) not in self._caches:
+                self._caches[shape, None] = self._new_kv_cache(shape)
+            cache = self._caches[shape, None]
+        self._caches[shape, window] = cache
         return cache
 
     @property
@@ -107,106 +112,6 @@ class AttentionLayers:
         self._mixers.clear()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileAttention:
-    """Attention of one tile's queries over its own keys and all earlier ones, and its gradient."""
-
-    layers: AttentionLayers
-    cache: KvCache
-    "Keys and values before `start`."
-    start: int
-    "Position of the tile."
-    scale: float
-    window: int | None
-    "Keys that a query sees; None for all."
-
-    def _pieces(self, length: int, key_block: int) -> list[Piece]:
-        """Lists the mask tiles that the tile's queries see."""
-        return list(
-            causal_pieces(
-                self.start,
-                self.start + length,
-                key_block=key_block,
-                window=self.window,
-                document_starts=self.layers.document_starts,
-            )
-        )
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the attention of the tile; shapes as in AttentionBackend.
-
-        Returns:
-            out (1, heads, tile, head_dim), in q's dtype; logsumexp (1, heads, tile), fp32 or wider.
-        """
-        return attend(
-            q,
-            k,
-            v,
-            start=self.start,
-            pieces=self._pieces(q.shape[2], self.layers.forward_key_block),
-            earlier=self.cache,
-            backend=self.layers.backend,
-            scale=self.scale,
-        )
-
-    def backward(
-        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the gradients of q, k, v, in their shapes and dtypes, and adds to those of earlier keys and values.
-
-        The gradients of k and v include those that later tiles have added.
-        """
-        dq, dk, dv = attend_backward(
-            grad_out,
-            q,
-            k,
-            v,
-            out,
-            logsumexp,
-            start=self.start,
-            pieces=self._pieces(q.shape[2], self.layers.key_block),
-            earlier=self.cache,
-            backend=self.layers.backend,
-            scale=self.scale,
-        )
-        if self.layers.lone:
-            return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
-        later_dk, later_dv = self.cache.gradients(self.start, self.start + q.shape[2])
-        return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype)
-
-
-class _WithGraph(Function):
-    """Attention whose gradient is TileAttention.backward; `attended` gives its output and logsumexp."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attention: TileAttention,
-        attended: Callable[[], tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        out, logsumexp = attended()
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        ctx.attention = attention
-        # A view, so that autograd does not take the saved output's buffer for a fresh output that it may overwrite.
-        return out.view_as(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        attention: TileAttention = ctx.attention
-        return *attention.backward(grad_out, *ctx.saved_tensors), None, None
-
-
-def _with_graph(
-    attention: TileAttention, q: Tensor, k: Tensor, v: Tensor, attended: Callable[[], tuple[Tensor, Tensor]]
-) -> Tensor:
-    result: Tensor = _WithGraph.apply(q, k, v, attention, attended)  # type: ignore[no-untyped-call]
-    return result
-
-
 _Case = Callable[[TileAttention, int, Tensor, Tensor, Tensor], Tensor]
 """Computes a tile's attention from (attention, number of the tile, q, k, v)."""
 
@@ -222,9 +127,11 @@ class AttentionMixer(Mixer):
     def __init__(self, layer: int, layers: AttentionLayers) -> None:
         self.layer, self._layers = layer, layers
         self._cache: KvCache | None = None
-        self._window: int | None = None
+        self._reach: int | None = None
         self.optional = False
         "Whether the layer may do without attention."
+        self.latent: nn.Module | None = None
+        "The layer's attention, where that expands latents."
         self._cases = self._choose_cases(lone=layers.lone)
 
     def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
@@ -247,21 +154,41 @@ class AttentionMixer(Mixer):
             EliteError: MODEL_FAMILY_UNSUPPORTED, for a layer that does not call the attention function once.
         """
         call = _Call(self, self._cases[purpose], tile, span.start)
-        with streamed_attention.one_call(call, self._layers.config, self.layer, optional=self.optional):
+        with (
+            routed_expansion(self.latent, call.expand),
+            streamed_attention.one_call(call, self._layers.config, self.layer, optional=self.optional),
+        ):
             yield {}
 
-    def at(self, start: int, k: Tensor, scale: float, window: int | None) -> TileAttention:
-        """Returns the attention of the tile at `start` for keys like k (1, kv_heads, tile, head_dim).
+    @property
+    def takes_later_gradients(self) -> bool:
+        """Whether the tile whose graph is built takes the gradients that later tiles gave to what it stored."""
+        return not self._layers.lone
+
+    def at(
+        self, start: int, rule: AttentionRule, stored: tuple[Tensor, Tensor], expand: Expand | None
+    ) -> TileAttention:
+        """Returns the attention of the tile at `start`; arguments and their shapes are those of TileAttention.
 
         Raises:
             RuntimeError: an earlier pass had another window. The KV cache may then lack keys that the layer sees.
         """
         if self._cache is None:
-            self._window = window
-        elif self._window != window:
-            raise RuntimeError(f"layer {self.layer} attends through a window of {window} after one of {self._window}")
-        self._cache = self._layers.cache(k, window)
-        return TileAttention(layers=self._layers, cache=self._cache, start=start, scale=scale, window=window)
+            self._reach = rule.reach
+        elif self._reach != rule.reach:
+            raise RuntimeError(
+                f"layer {self.layer} attends through a window of {rule.reach} after one of {self._reach}"
+            )
+        self._cache = self._layers.cache(KvShape.of(*stored), rule.reach)
+        return TileAttention(
+            layers=self._layers, cache=self._cache, start=start, rule=rule, stored=stored, expand=expand
+        )
+
+    @property
+    def stored(self) -> KvCache:
+        """The cache of the layer, which an earlier pass has filled."""
+        assert self._cache is not None
+        return self._cache
 
     @property
     def attends(self) -> bool:
@@ -278,18 +205,18 @@ class AttentionMixer(Mixer):
         return attention.forward(q, k, v)[0]
 
     def _append_and_attend(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._append(attention, k, v)
+        self._append(attention)
         return attention.forward(q, k, v)[0]
 
-    def _append_and_end(self, attention: TileAttention, _: int, __: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._append(attention, k, v)
+    def _append_and_end(self, attention: TileAttention, *_: Any) -> Tensor:
+        self._append(attention)
         raise KvCollected
 
     def _attend_with_graph(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _with_graph(attention, q, k, v, lambda: attention.forward(q, k, v))
+        return with_graph(attention, q, k, v, lambda: attention.forward(q, k, v))
 
-    def _append(self, attention: TileAttention, k: Tensor, v: Tensor) -> None:
-        attention.cache.append(attention.start, k, v)
+    def _append(self, attention: TileAttention) -> None:
+        attention.append()
         self._layers.hold(attention.cache, self)
 
     # --- keys and values restored for the backward pass ------------------------------------------------------
@@ -357,15 +284,15 @@ class SavedAttentionMixer(AttentionMixer):
         return out
 
     def _append_attend_and_save(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._append(attention, k, v)
-        self._saved.write_kv(self.layer, tile, q, k, v)
+        self._append(attention)
+        self._saved.write_kv(self.layer, tile, *attention.stored, output=q.shape[1] * v.shape[3])
         return self._attend_and_save(attention, tile, q, k, v)
 
     def _read(self, _: TileAttention, tile: int, *__: Tensor) -> Tensor:
         return self._saved.read(self.layer, tile)[0]
 
     def _read_with_graph(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _with_graph(attention, q, k, v, lambda: self._saved.read(self.layer, tile))
+        return with_graph(attention, q, k, v, lambda: self._saved.read(self.layer, tile))
 
     def prefetch(self, purpose: Pass, tile: int) -> None:
         """See Mixer."""
@@ -399,7 +326,17 @@ class _Call:
 
     def __init__(self, mixer: AttentionMixer, case: _Case, tile: int, start: int) -> None:
         self._mixer, self._case, self._tile, self._start = mixer, case, tile, start
+        self._latents: tuple[Tensor, Tensor] | None = None
+        self._expand: Expand | None = None
 
-    def compute(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+    def expand(self, own: Expand, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Expands the tile's latents by the layer's own method, and keeps them to be stored."""
+        self._latents, self._expand = (first.detach(), second.detach()), own
+        if self._mixer.takes_later_gradients and (first.requires_grad or second.requires_grad):
+            first, second = with_later_gradients(first, second, self._mixer.stored, self._start)
+        return own(first, second)
+
+    def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """See AttentionState."""
-        return self._case(self._mixer.at(self._start, k, scale, window), self._tile, q, k, v)
+        stored = (k, v) if self._latents is None else self._latents
+        return self._case(self._mixer.at(self._start, rule, stored, self._expand), self._tile, q, k, v)

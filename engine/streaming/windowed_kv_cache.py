@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from engine.plan.window_ring import WindowRing
-from engine.streaming.kv_cache import KvCache
+from engine.streaming.kv_cache import KvCache, KvShape
 
 
 class WindowedKvCache(KvCache):
@@ -24,16 +24,15 @@ class WindowedKvCache(KvCache):
 
     Args:
         ring: Ring of the layer's window and the step's tile.
-        kv_heads, head_dim, dtype, device: Those of the keys. Gradients are fp32 or wider.
+        shape: Shape of keys and values.
+        device: The compute device.
     """
 
-    def __init__(
-        self, ring: WindowRing, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.ring, self.kv_heads = ring, kv_heads
-        shape, wide = (ring.rows, kv_heads, head_dim), torch.promote_types(dtype, torch.float32)
-        self._k, self._v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        self._dk, self._dv = (torch.empty(shape, dtype=wide, device=device) for _ in range(2))
+    def __init__(self, ring: WindowRing, shape: KvShape, device: torch.device) -> None:
+        self.ring, self.kv_heads = ring, shape.kv_heads
+        rows = shape.rows(ring.rows)
+        self._k, self._v = (torch.empty(each, dtype=shape.dtype, device=device) for each in rows)
+        self._dk, self._dv = (torch.empty(each, dtype=shape.wide, device=device) for each in rows)
         self._held: list[int | None] = [None] * ring.places
 
     def append(self, start: int, k: Tensor, v: Tensor) -> None:

@@ -14,7 +14,8 @@ from engine.plan.window_ring import ring_for
 from engine.streaming.copies import CopyStreams
 from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
-from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache
+from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache, KvShape
+from engine.streaming.latent_attention import latent_attention, refuse_dropout
 from engine.streaming.mixer import Mixer
 from engine.streaming.recurrent_mixing import RecurrentMixing
 from engine.streaming.recurrent_states import BorderStates
@@ -113,8 +114,9 @@ class Workspace:
             return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
 
         saved = SavedAttention(new_array, new_reader) if plan.stash else None
-        # The forward has no temporary as long as its keys, unless keys are fetched a page at a time.
-        forward_block = plan.key_block * (1 if self._pages_kv else FORWARD_BLOCKS)
+        # The forward has no temporary as long as its keys, unless keys are fetched a page at a time or expanded.
+        single = self._pages_kv or any(map(latent_attention, self._decoder.layers))
+        forward_block = plan.key_block * (1 if single else FORWARD_BLOCKS)
         return AttentionLayers(
             self._decoder.config,
             backend,
@@ -135,7 +137,9 @@ class Workspace:
         for layer, recurrent in enumerate(self._decoder.mixers):
             # A layer of nothing but an MLP couples no tokens at all.
             optional = bool(recurrent) or not has_attention(self._decoder.layers[layer])
-            attention = self.attention.mixer(layer, optional=optional)
+            latent = latent_attention(self._decoder.layers[layer])
+            refuse_dropout(latent, self._decoder.config)
+            attention = self.attention.mixer(layer, optional=optional, latent=latent)
             states = self.border_states
             found.append(
                 RecurrentMixing(recurrent, states, attention, document_starts, spans) if optional else attention
@@ -148,20 +152,16 @@ class Workspace:
     def _new_border_reader(self, width: int, dtype: torch.dtype) -> TileReader:
         return TileReader(width, dtype, 1, self._device)
 
-    def _new_kv_cache(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KvCache:
+    def _new_kv_cache(self, shape: KvShape) -> KvCache:
         if self._pages_kv:
             assert self._streams is not None
-            return HostKvCache(
-                self.context, kv_heads, head_dim, dtype, self._device, self._streams, self._plan.key_block
-            )
-        return DeviceKvCache(self.context, kv_heads, head_dim, dtype, self._device)
+            return HostKvCache(self.context, shape, self._device, self._streams, self._plan.key_block)
+        return DeviceKvCache(self.context, shape, self._device)
 
-    def _new_windowed_kv_cache(
-        self, kv_heads: int, head_dim: int, dtype: torch.dtype, window: int
-    ) -> WindowedKvCache | None:
+    def _new_windowed_kv_cache(self, shape: KvShape, window: int) -> WindowedKvCache | None:
         """Makes the KV cache of a layer with a window, always on the device, because it is small."""
         ring = ring_for(window, self._plan.tile, self.context)
-        return None if ring is None else WindowedKvCache(ring, kv_heads, head_dim, dtype, self._device)
+        return None if ring is None else WindowedKvCache(ring, shape, self._device)
 
     @property
     def _pages_kv(self) -> bool:

@@ -26,12 +26,14 @@ class EncodedConversation:
         ids: Shape (tokens,).
         learnt: Whether the model writes each token. Shape (tokens,).
         turns: First token behind each answer, ascending.
+        weights: Factor of the loss of each token that the model writes. Shape (tokens,). None: 1 of each.
         shortened: Whether output of tools was left out.
     """
 
     ids: npt.NDArray[np.uint32]
     learnt: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64] | None = None
     shortened: bool = False
 
 
@@ -74,6 +76,7 @@ def _joined(
 ) -> EncodedConversation:
     ids: list[npt.NDArray[np.uint32]] = [np.empty(0, dtype=np.uint32)]
     learnt: list[npt.NDArray[np.bool_]] = [np.empty(0, dtype=bool)]
+    weights: list[npt.NDArray[np.float64]] = [np.empty(0)]
     turns: list[int] = []
     length = 0
     for part, piece in plan:
@@ -83,5 +86,8 @@ def _joined(
             turns.append(length)
         ids += found
         learnt.append(np.full(count, piece.answer))
+        weights.append(np.full(count, piece.weight))
         length += count
-    return EncodedConversation(np.concatenate(ids), np.concatenate(learnt), np.unique(np.array(turns, dtype=np.int64)))
+    of_tokens = np.concatenate(weights) if any(piece.weight != 1 for _, piece in plan) else None
+    places = np.unique(np.array(turns, dtype=np.int64))
+    return EncodedConversation(np.concatenate(ids), np.concatenate(learnt), places, of_tokens)

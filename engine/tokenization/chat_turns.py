@@ -12,30 +12,21 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from engine.tokenization.chat_messages import (
     Message,
-    changed,
-    changed_message,
-    shape,
     strings_of,
-    stub,
     thought_of,
     with_thought,
 )
-from engine.tokenization.chat_template import ChatTemplate, Marks
+from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
+from engine.tokenization.marked_conversation import MarkedConversation, Part, SplitError
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_TOLD = ("system", "developer")
-"""Roles whose words may change what a template writes elsewhere, such as /no_think."""
-
-
-class SplitError(Exception):
-    """A template's rendering cannot be split into turns exactly. The message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +41,8 @@ class Piece:
     "Whether it goes on with the text before it, and is encoded apart only because the model begins or ends there."
     turn: bool = False
     "Whether a turn begins with it."
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Of a marked rendering: the template's text (message -1), or a string of a message."""
-
-    text: str
-    message: int = -1
-    answer: bool = False
-    "Between `{% generation %}` and its end."
-    spelled: bool = False
-    "Whether it begins within the name of a control token that a string spells."
+    weight: float = 1.0
+    "Factor of the loss of what the model writes."
 
 
 class ConversationRenderer:
@@ -85,7 +66,7 @@ class ConversationRenderer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Message] | None = None,
-        learnt: Sequence[bool] | None = None,
+        learnt: Sequence[float] | None = None,
         now: datetime | None = None,
     ) -> list[Piece]:
         """Renders a conversation.
@@ -93,41 +74,57 @@ class ConversationRenderer:
         Args:
             messages: As transformers' `apply_chat_template` takes them, with content as text.
             tools: Definitions of functions.
-            learnt: For each message whether it is trained on, if it is an answer. None: all are.
+            learnt: Factor of each message's loss, if it is an answer; 0 where it is not trained on. None: 1 of all.
             now: What the template is told of the time.
 
         Raises:
             RenderError: the template refuses the conversation.
             SplitError: its rendering cannot be split.
         """
-        learnt = [True] * len(messages) if learnt is None else learnt
-        conversation = self._conversation(messages, tools, now)
-        parts = self._marked(conversation)
+        messages = [self._with_reasoning(message) for message in messages]
+        learnt = [1.0] * len(messages) if learnt is None else learnt
+        whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
+        conversation = MarkedConversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
-        return _pieces(parts, answers(conversation, parts, learnt), self._control)
+        try:
+            parts = self._marked(conversation)
+            return _pieces(parts, answers(conversation, parts, learnt), self._control)
+        except (RenderError, SplitError) as error:
+            if (early := conversation.early_answer()) is None:
+                raise
+            problem = f"message {early + 1} is an answer before any request, for which it has no prompt ({error})"
+            raise type(error)(problem) from error
 
-    def render_prompt(
+    def prompt(
         self, messages: Sequence[Message], tools: Sequence[Message] | None = None, now: datetime | None = None
     ) -> list[Piece]:
-        """Renders a conversation with the prompt for the next answer.
-
-        Args:
-            messages: As in `render`.
-            tools: Definitions of functions.
-            now: What the template is told of the time.
+        """Renders what the model is given to write the next answer of a conversation.
 
         Raises:
-            RenderError: the template refuses the conversation.
-            SplitError: its own text cannot be told from the conversation's.
+            RenderError, SplitError: as `render`.
         """
-        return _pieces(self._marked(self._conversation(messages, tools, now), prompt=True), [], self._control)
-
-    def _conversation(
-        self, messages: Sequence[Message], tools: Sequence[Message] | None, now: datetime | None
-    ) -> _Conversation:
         messages = [self._with_reasoning(message) for message in messages]
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
-        return _Conversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        conversation = MarkedConversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
+        parts = conversation.parts(conversation.rendered(names=True, prompt=True))
+        if parts is None:
+            raise SplitError("it writes a string in part")
+        return _pieces(parts, (), self._control)
+
+    def request_prompt(self, now: datetime | None = None) -> list[Piece]:
+        """Renders what stands before the words of a conversation's first request.
+
+        Raises:
+            RenderError, SplitError: as `render`.
+        """
+        asked = [{"role": "user", "content": "a"}]
+        marks = Marks.apart_from(self.template.text)
+        conversation = MarkedConversation(self.template, asked, None, marks, self._control, now)
+        parts = conversation.parts(conversation.rendered(names=True)) or []
+        words = next((place for place, part in enumerate(parts) if part.message == 0), None)
+        if words is None:
+            raise SplitError("it does not write a request")
+        return _pieces(parts[:words], (), self._control)
 
     def _with_reasoning(self, message: Message) -> dict[str, Any]:
         """Gives reasoning all the names that templates read it by."""
@@ -146,15 +143,15 @@ class ConversationRenderer:
             known |= {"reasoning_content": reasoning, "thinking": reasoning}
         return known
 
-    def _marked(self, conversation: _Conversation, *, prompt: bool = False) -> list[_Part]:
+    def _marked(self, conversation: MarkedConversation) -> list[Part]:
         """The parts of the marked rendering, whose text is that of the unmarked one.
 
         A name in a call is the only string of a call without arguments. Few templates compare it.
         """
         problem = "it changes with marks around the strings"
-        plain = conversation.inert(prompt=prompt)
+        plain = conversation.inert()
         for names in (True, False):
-            marked = conversation.rendered(names=names, prompt=prompt)
+            marked = conversation.rendered(names=names)
             if conversation.marks.without(marked) == plain:
                 parts = conversation.parts(marked)
                 if parts is not None:
@@ -165,20 +162,23 @@ class ConversationRenderer:
 
     def _marked_answers(
         self,
-        conversation: _Conversation,  # noqa: ARG002 - as _found_answers
-        parts: Sequence[_Part],
-        learnt: Sequence[bool],
-    ) -> list[tuple[int, int]]:
-        """Ranges of characters that a template marks itself, of the messages that are learnt."""
-        found: list[tuple[int, int]] = []
+        conversation: MarkedConversation,  # noqa: ARG002 - as _found_answers
+        parts: Sequence[Part],
+        learnt: Sequence[float],
+    ) -> list[tuple[int, int, float]]:
+        """Ranges of characters that a template marks itself, and their weights, of the messages that are learnt."""
+        found: list[tuple[int, int, float]] = []
         begin = position = 0
         messages: set[int] = set()
         inside = False
-        for part in [*parts, _Part("")]:
+        for part in [*parts, Part("")]:
             if part.answer and not inside:
                 begin, messages = position, set()
             if inside and not part.answer and all(learnt[message] for message in messages):
-                found.append((begin, position))
+                weights = {float(learnt[message]) for message in messages} or {1.0}
+                if len(weights) > 1:
+                    raise SplitError("it marks messages of different weights as one answer")
+                found.append((begin, position, weights.pop()))
             inside = part.answer
             if inside and part.message >= 0:
                 messages.add(part.message)
@@ -186,9 +186,9 @@ class ConversationRenderer:
         return found
 
     def _found_answers(
-        self, conversation: _Conversation, parts: Sequence[_Part], learnt: Sequence[bool]
-    ) -> list[tuple[int, int]]:
-        """Ranges of characters of each answer that is learnt, from the end of its prompt to the end of its turn."""
+        self, conversation: MarkedConversation, parts: Sequence[Part], learnt: Sequence[float]
+    ) -> list[tuple[int, int, float]]:
+        """Range of characters of each answer that is learnt, from the end of its prompt to that of its turn; weight."""
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         strings: list[tuple[int, int, int]] = []
@@ -218,14 +218,16 @@ class ConversationRenderer:
                 raise SplitError(f"it writes message {number + 1} in several places")
             begin = before + self._prompt(conversation, number, text[before : first[number]])
             end = last[number] + self._closing(conversation, number, text[last[number] : after])
-            found.append((begin, end))
+            found.append((begin, end, float(learnt[number])))
         return found
 
-    def _prompt(self, conversation: _Conversation, number: int, written: str) -> int:
+    def _prompt(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """How many characters of what stands before an answer are the prompt for it."""
         key = "prompt", conversation.shape(number)
         units = self._units(written)
         known = self._known.get(key)
+        if conversation.early_answer() == number and not conversation.begins(number):
+            return self._early_prompt(conversation, number, written)
         if known and (taken := _matched(units, known)) is not None:
             return taken
         wanted = self._known[key] = self._units(conversation.tail(number, prompt=True))
@@ -240,7 +242,18 @@ class ConversationRenderer:
             return sum(map(len, units[:shared]))
         raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
 
-    def _closing(self, conversation: _Conversation, number: int, written: str) -> int:
+    def _early_prompt(self, conversation: MarkedConversation, number: int, written: str) -> int:
+        """As `_prompt`, before any request, where a template does not begin by asking for an answer.
+
+        It must write before the answer what it writes between a request and its answer.
+        """
+        wanted = conversation.between()
+        at = written.rfind(wanted)
+        if at < 0:
+            raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
+        return at + len(wanted)
+
+    def _closing(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes."""
         units, key = self._units(written), ("end", conversation.shape(number + 1))
         if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
@@ -299,154 +312,7 @@ def _matched(units: Sequence[str], wanted: Sequence[str]) -> int | None:
     return sum(map(len, wanted)) if units[len(wanted) - 1].startswith(wanted[-1]) else None
 
 
-class _Conversation:
-    """One conversation, rendered with marks."""
-
-    def __init__(
-        self,
-        template: ChatTemplate,
-        messages: Sequence[Message],
-        tools: Sequence[Message] | None,
-        marks: Marks,
-        control: re.Pattern[str],
-        now: datetime | None,
-    ) -> None:
-        self.messages, self.marks, self.names = messages, marks, True
-        self._template, self._control, self._now = template, control, now
-        self._tools = None if tools is None else [changed(tool, self._inert, key=self._inert) for tool in tools]
-
-    def strings(self, number: int) -> list[str]:
-        """The strings of a message that its content is made of, reasoning apart."""
-        found: list[str] = []
-
-        def collect(text: str) -> str:
-            found.append(text)
-            return text
-
-        changed_message(self.messages[number], collect, collect, collect, reasoning=False)
-        return found
-
-    def shape(self, number: int) -> object:
-        """What the prompt for an answer depends on, as far as is known."""
-        told = [message.get("content") for message in self.messages[:1] if message.get("role") in _TOLD]
-        return (
-            bool(self._tools),
-            number < 2,
-            repr(told),
-            repr(list(map(shape, self.messages[max(number - 2, 0) : number]))),
-        )
-
-    def inert(self, *, prompt: bool) -> str:
-        """The rendering, where no string spells a control token."""
-        messages = [
-            self._without_tokens(changed_message(message, self._inert, self._inert, self._inert, key=self._inert))
-            for message in self.messages
-        ]
-        text = self._template.render(messages, self._tools, prompt=prompt, now=self._now)
-        return text.replace(self.marks.inert, "")
-
-    def rendered(self, *, names: bool, prompt: bool) -> str:
-        """The rendering with marks around every string."""
-        return self._render(self.messages, names=names, prompt=prompt)
-
-    def tail(self, number: int, *, prompt: bool) -> str:
-        """What a template writes behind the last string of the messages before one, which are shortened."""
-        stubs = [
-            message if message.get("role") in _TOLD else changed_message(message, stub, stub, str)
-            for message in self.messages[:number]
-        ]
-        rendered = self._render(stubs, names=self.names, prompt=prompt)
-        parts = self.parts(rendered)
-        if parts is None:
-            raise SplitError("it writes a string in part")
-        strings = [place for place, part in enumerate(parts) if part.message >= 0]
-        return "".join(part.text for part in parts[strings[-1] + 1 if strings else 0 :])
-
-    def parts(self, marked: str) -> list[_Part] | None:
-        """What a marked rendering is made of; None where a mark has no partner."""
-        marks, parts = self.marks, []
-        seen: set[str] = set()
-        answer = False
-        position = 0
-        signs = f"[{marks.open}{marks.close}{marks.begin}{marks.end}]"
-        of_string: tuple[int, str] | None = None
-        for found in re.finditer(f"{signs}[{marks.digits}]*", marked):
-            text = marked[position : found.start()]
-            sign, digits = found[0][0], found[0][1:]
-            position = found.end()
-            if of_string is None:
-                parts += self._template_parts(text, answer)
-            elif sign != marks.close:
-                return None
-            if sign == marks.open:
-                # A string that is written again, such as a call's name with its result, is the template's.
-                message = -1 if digits in seen else marks.read(digits[:-6])
-                seen.add(digits)
-                of_string = (message, digits)
-            elif sign == marks.close:
-                if of_string is None:
-                    return None
-                if of_string[0] >= 0:
-                    parts.append(_Part(text.replace(marks.inert, ""), of_string[0], answer))
-                else:
-                    parts += self._template_parts(text, answer)
-                of_string = None
-            else:
-                answer = sign == marks.begin
-        if of_string is not None:
-            return None
-        parts += self._template_parts(marked[position:], answer)
-        return [part for part in parts if part.text]
-
-    def _template_parts(self, text: str, answer: bool) -> list[_Part]:
-        """A template's text, cut within every name of a control token that comes from a string in it."""
-        return [_Part(some, -1, answer, number > 0) for number, some in enumerate(text.split(self.marks.inert))]
-
-    def _render(self, messages: Sequence[Message], *, names: bool, prompt: bool) -> str:
-        marked = []
-        for number, message in enumerate(messages):
-            known: dict[str, str] = {}
-
-            # Values that the template writes as Python does are marked while it is rendered.
-            def mark(text: str, number: int = number, counts: Iterator[int] = itertools.count(1)) -> str:  # noqa: B008
-                core = text.strip()
-                if not core:
-                    return text
-                at = text.index(core)
-                place = f"{self.marks.number(number)}{self._place(next(counts))}"
-                return (
-                    f"{text[:at]}{self.marks.open}{place}{self._inert(core)}{self.marks.close}{text[at + len(core) :]}"
-                )
-
-            def mark_once(text: str, known: dict[str, str] = known) -> str:
-                # Reasoning under two names is one string.
-                if text not in known:
-                    known[text] = mark(text)
-                return known[text]
-
-            made = changed_message(message, mark, mark_once, mark if names else self._inert, key=self._inert)
-            marked.append(self._without_tokens(made))
-        return self._template.render(marked, self._tools, prompt=prompt, marks=self.marks, now=self._now)
-
-    def _without_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message whose other fields spell no control token."""
-        for key in ("role", "name", "tool_call_id"):
-            if isinstance(message.get(key), str):
-                message[key] = self._inert(message[key])
-        for call in message.get("tool_calls") or ():
-            if isinstance(call.get("id"), str):
-                call["id"] = self._inert(call["id"])
-        return message
-
-    def _place(self, count: int) -> str:
-        return "".join(self.marks.digits[int(digit, 16)] for digit in f"{count:06x}")
-
-    def _inert(self, text: str) -> str:
-        """The text with a mark inside the name of every control token that it spells."""
-        return self._control.sub(lambda found: f"{found[0][:1]}{self.marks.inert}{found[0][1:]}", text)
-
-
-def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control: re.Pattern[str]) -> list[Piece]:
+def _pieces(parts: Sequence[Part], answers: Sequence[tuple[int, int, float]], control: re.Pattern[str]) -> list[Piece]:
     """Cuts a rendering at the control tokens that the template writes, and where answers begin and end."""
     text = "".join(part.text for part in parts)
     tokens: list[tuple[int, int]] = []
@@ -461,15 +327,17 @@ def _pieces(parts: Sequence[_Part], answers: Sequence[tuple[int, int]], control:
         position += len(part.text)
     for start, written in outside:
         tokens += [(start + found.start(), start + found.end()) for found in control.finditer(written)]
-    borders = sorted({0, len(text), *(place for pair in (*tokens, *answers) for place in pair)})
+    ranges = [*tokens, *((begin, end) for begin, end, _ in answers)]
+    borders = sorted({0, len(text), *(place for pair in ranges for place in pair)})
     is_token = dict(tokens)
-    begins = {begin for begin, _ in answers}
-    ends = {end for _, end in answers}
+    begins = {begin: weight for begin, _, weight in answers}
+    ends = {end for _, end, _ in answers}
     pieces: list[Piece] = []
-    inside = False
+    inside, weight = False, 1.0
     for start, stop in itertools.pairwise(borders):
         inside = start in begins or (inside and start not in ends)
+        weight = begins.get(start, weight) if inside else 1.0
         control_token = is_token.get(start) == stop
         goes_on = bool(pieces) and not pieces[-1].control and not control_token
-        pieces.append(Piece(text[start:stop], control_token, inside, goes_on, start in ends))
+        pieces.append(Piece(text[start:stop], control_token, inside, goes_on, start in ends, weight))
     return pieces

@@ -124,8 +124,10 @@ def _abilities(config: Any, *, adapts_mlp: bool) -> tuple[dict[Ability, str], di
         return dict.fromkeys(checks, f"a small copy cannot be made ({_line(problem)})"), seen
     found: dict[Ability, str] = {}
     try:
-        recurrent = bool(mixer_names(small_model(small, torch.float64)))
-        in_fp64: Any = DoublePrecision() if recurrent else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+        model = small_model(small, torch.float64)
+        # Eager attention takes its softmax in fp32, and where SDPA is not there to compare with, all is in fp64.
+        casts = bool(mixer_names(model)) or not model._supports_sdpa
+        in_fp64: Any = DoublePrecision() if casts else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         for ability, check in checks.items():
             streams = ability == "streamed" or not found["streamed"]
             shown: frozenset[Ability] = frozenset({"streamed"} if streams else ())
@@ -234,6 +236,8 @@ class _Reference:
     @functools.cached_property
     def _in_fp64(self) -> Computed | None:
         """Computes the reference by SDPA, whose softmax is in fp64 too; None where the family attends eagerly only."""
+        if not _base(self._model)._supports_sdpa:  # it would leave out sinks without a word
+            return None
         config = _base(self._model).config
         before = config._attn_implementation
         config._attn_implementation = "sdpa"

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
+from engine.attention.rule import chunk_of
 from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
@@ -42,6 +43,7 @@ class Attended:
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
     window: int | None
 
 
@@ -210,7 +212,7 @@ _calls: list[Attended] = []
 
 
 def _attention(
-    module: nn.Module,  # noqa: ARG001
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -218,8 +220,15 @@ def _attention(
     sliding_window: int | None = None,
     **__: Any,
 ) -> tuple[Tensor, None]:
-    shape = Attended(heads=query.shape[1], kv_heads=key.shape[1], head_dim=key.shape[3], window=sliding_window)
-    _calls.append(shape)
+    _calls.append(
+        Attended(
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=key.shape[3],
+            value_dim=value.shape[3],
+            window=sliding_window or chunk_of(module),
+        )
+    )
     return _Attended.apply(query, key, value), None  # type: ignore[no-untyped-call]
 
 

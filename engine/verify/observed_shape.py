@@ -12,15 +12,14 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.models.adapter import linear_names
+from engine.models.experts import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import LayerKind, Linear, as_spec
+from engine.streaming.latent_attention import latent_attention
 from engine.verify.observed_bytes import Attended, observed_bytes
 from engine.verify.observed_recurrence import observed_recurrence
-
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "experts_per_token")
-"""Names in configurations of the number of experts that a token passes through."""
 
 
 class ShapeUnknownError(Exception):
@@ -56,10 +55,11 @@ def observed_shape(config: Any, *, adapts_mlp: bool) -> dict[str, Any]:
 def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool) -> dict[str, Any]:
     targets = set().union(*(linear_names(layer, everything=adapts_mlp, family=config.model_type) for layer in layers))
     calls, counted = observed_bytes(config, sorted(targets))
-    chosen = next((int(found) for name in _CHOSEN if (found := _first(getattr(config, name, None)))), 0)
+    chosen = next((int(found) for name in CHOSEN_EXPERTS if (found := _first(getattr(config, name, None)))), 0)
     kinds = _kinds(layers, targets, chosen)
     widest = max(calls or [_unused_heads(config)], key=lambda call: call.heads * call.head_dim)
-    keys = max((call.kv_heads * call.head_dim for call in calls), default=widest.kv_heads * widest.head_dim)
+    head_dim, value_dim = max(widest.head_dim, widest.value_dim), widest.value_dim
+    keys = max((call.kv_heads * head_dim for call in calls), default=widest.kv_heads * head_dim)
     windows = [call.window for call in calls if call.window]
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     settings = config.to_dict()
@@ -70,8 +70,10 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
         "hidden_size": hidden,
         "layers": len(layers),
         "heads": widest.heads,
-        "kv_heads": -(-keys // widest.head_dim),
-        "head_dim": widest.head_dim,
+        "kv_heads": -(-keys // head_dim),
+        "head_dim": head_dim,
+        "value_dim": None if value_dim == head_dim else value_dim,
+        "latent": _latent(layers),
         "intermediate_size": max([*inner, hidden]),
         "vocab_size": int(embedding.shape[0]),
         "tied_embeddings": head.weight is embedding,
@@ -99,7 +101,17 @@ def _unused_heads(config: Any) -> Attended:
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     width = int(getattr(config, "head_dim", None) or max(1, config.hidden_size // heads))
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    return Attended(heads=heads, kv_heads=kv_heads, head_dim=width, window=None)
+    return Attended(heads=heads, kv_heads=kv_heads, head_dim=width, value_dim=width, window=None)
+
+
+def _latent(layers: list[nn.Module]) -> dict[str, int] | None:
+    """Returns what is stored of a token in place of keys and values; None where a layer stores those."""
+    found: list[Any] = [latent_attention(layer) for layer in layers]
+    if not found or None in found:
+        return None
+    rank, rotated = found[0].kv_lora_rank, found[0].qk_rope_head_dim
+    expanded = found[0].num_heads * (found[0].qk_nope_head_dim + found[0].v_head_dim)
+    return {"stored": rank + rotated, "rank": rank, "expanded": expanded}
 
 
 _SHORT = 2048
@@ -147,6 +159,9 @@ def _kind(layer: nn.Module, targets: set[str], chosen: int) -> LayerKind:
         matrices=sum(p.numel() for p in others if p.ndim == 2),
         experts=total,
         chosen_experts=total // count * min(chosen or count, count),
+        experts_width=sum(
+            p.shape[0] * (p.shape[1] + p.shape[2]) for part in layer.modules() for p in stacks_of(part).values()
+        ),
         largest=max([p.numel() for p in layer.parameters()] + [linear.parameters for linear in linears]),
     )
 

@@ -118,7 +118,7 @@ def damage_files(lab: Lab, count: int) -> dict[str, int]:
     atomic_dir.heal(in_step)
     checkpoint = max(run.checkpoints_path.glob("step-*"))
     cache = Path(config.output.directory) / "cache"
-    (store,) = (path for path in cache.iterdir() if path.is_dir())
+    (store,) = (path for path in cache.iterdir() if path.is_dir() and path.name != "baselines")
     journal = run.journal_path
     expected = JournalReader(journal).poll()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
+from support.chat_templates import FAMILIES
 from support.tokenizer_kinds import added, byte_level
 from transformers import PreTrainedTokenizerFast
 
 from engine.data.chats import Chats, find_template
 from engine.data.conversations import RowReader
+from engine.tokenization.chat_template import RenderError
 from engine.tokenization.encoder import Encoder
+from engine.tokenization.marked_conversation import SplitError
 
 CONTROL = ("<|turn|>", "<|message|>", "<|end|>", "<think>", "</think>")
 TURN = "<|turn|>{{ m.role }}%s<|message|>%s<|end|>"
@@ -108,3 +112,44 @@ def test_a_think_block_is_tokens_where_the_template_leaves_it_to_the_content(tem
     backend = byte_level([added(name, special=True) for name in CONTROL])
     assert ids.count(backend.token_to_id("<think>")) == (1 if template is LAST_THOUGHT else 2)
     assert text.count("<think>") == (1 if template is LAST_THOUGHT else 2) + 2
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_conversation_may_begin_with_an_answer(name: str, before: list[dict[str, Any]]) -> None:
+    """It is trained on as transformers writes it, or refused on one line that says why."""
+    family = FAMILIES[name]
+    backend = byte_level([added(token, special=True) for token in family.control])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=family.source, eos_token="<|endoftext|>"
+    )
+    encoder = Encoder(tokenizer)
+    template = find_template(tokenizer, encoder, "")
+    assert template is not None
+    messages = [
+        *before,
+        {"role": "assistant", "content": "Welcome größe."},
+        {"role": "user", "content": "Then what?"},
+        {"role": "assistant", "content": "This."},
+    ]
+    now = datetime(2026, 11, 30)  # noqa: DTZ001 - as templates write it
+    chats, row = Chats(encoder, template), RowReader({}, dated=True).read({"messages": messages}, now)
+    if name == "gemma3" or (name == "mistral" and before):
+        problem = f"^message {len(before) + 1} is an answer before any request, for which it has no prompt [(].*[)]$"
+        with pytest.raises((RenderError, SplitError), match=problem):
+            chats.render(row)
+        return
+    [encoded] = chats.encode([row], None)
+    if not template.names_date:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert encoder.decode(encoded.ids.tolist()) == text
+    said = encoder.decode(encoded.ids[encoded.learnt].tolist())
+    first, _, second = said.partition("This.")
+    assert "Welcome größe." in first
+    assert "Then what?" not in said
+    assert "Be brief." not in said
+    later = [*before, {"role": "user", "content": "Hello?"}, *messages[len(before) :]]
+    [other] = chats.encode([RowReader({}, dated=True).read({"messages": later}, now)], None)
+    # What is learnt of it is what is learnt behind a request.
+    assert encoder.decode(other.ids[other.learnt].tolist()) == said
+    assert second

@@ -231,8 +231,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "tools are an object": ({"messages": GOOD, "tools": {"name": "look"}}, "bad tools"),
     "tool without a name": ({"messages": GOOD, "tools": [{"parameters": {}}]}, "bad tools"),
     "tool is a number": ({"messages": GOOD, "tools": [1]}, "bad tools"),
-    "weight is text": (message(content="x", weight="yes"), "bad message"),
-    "weight is half": (message(content="x", weight=0.5), "bad message"),
+    "weight is text": (message(content="x", weight="yes"), "bad weight"),
+    "weight is negative": (message(content="x", weight=-0.5), "bad weight"),
+    "weight is no number": (message(content="x", weight=float("nan")), "bad weight"),
+    "weight is infinite": (message(content="x", weight=float("inf")), "bad weight"),
+    "weight is huge": (message(content="x", weight=10**400), "bad weight"),
+    "weight of the row is a list": ({"messages": GOOD, "weight": [1]}, "bad weight"),
+    "weight of the row is 0": ({"messages": GOOD, "weight": 0}, "not trained"),
     "nothing is trained on": (message(content="x", weight=0), "not trained"),
     "call in no JSON": ({"conversations": [{"from": "function_call", "value": "look"}]}, "bad tool call"),
     "chosen is a number": ({"chosen": 3, "rejected": 4}, "no conversation"),
@@ -242,6 +247,26 @@ BAD: dict[str, tuple[Any, str]] = {
         "bad tool call",
     ),
     "history of numbers": ({"instruction": "x", "output": "y", "history": [1]}, "bad message"),
+    # Seen in what people report of trainers.
+    "a misspelt role": ({"conversations": [{"from": "hummany", "value": "x"}]}, "bad role"),
+    "a table's columns": ({"messages": {"role": ["user", "assistant"], "content": ["x", "y"]}}, "no conversation"),
+    "Python in place of JSON": ({"messages": "[{'role': 'user', 'content': 'x'}]"}, "no conversation"),
+    "a quotation mark is missing": (
+        message(tool_calls=[{"function": {"name": "f", "arguments": '{"action": list"}'}}]),
+        "bad tool call",
+    ),
+    "arguments that were cut off": (
+        message(tool_calls=[{"function": {"name": "f", "arguments": '{"code": "x = 1'}}]),
+        "bad tool call",
+    ),
+    "instructions alone with an empty answer": ({"instruction": "x", "input": "y", "output": " "}, "empty answer"),
+    "an answer of tools alone": ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "no answer"),
+    "a picture in the answer": (message(content=[{"type": "image"}, {"type": "text", "text": "x"}]), "bad content"),
+    "a sound": ({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}, SAID]}, "bad content"),
+    "a list of pairs of texts": ({"conversations": [["x", "y"]]}, "bad message"),
+    "a flag of no truth value": (message(content="x", train="no"), "bad message"),
+    "a value without from": ({"conversations": [{"value": "x"}, {"from": "gpt", "value": "y"}]}, "bad message"),
+    "a schema that was cut off": ({"messages": GOOD, "tools": '[{"name": "f", '}, "bad tools"),
 }
 
 

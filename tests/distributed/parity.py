@@ -8,6 +8,7 @@ from torch import distributed
 
 from engine.config import from_mapping
 from engine.distributed.torch_process_group import TorchProcessGroup
+from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.sequence_sharding import SequenceSharding
@@ -19,19 +20,38 @@ CONTEXT = 150
 STARTS = (0, 37, 41, 110)
 
 
+UNLISTED = {
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 30},
+    "minicpm3": {
+        "kv_lora_rank": 12,
+        "q_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+    },
+}
+"""Families with sinks, and with latent keys and values of unequal widths."""
+
+
 def adapted(family="qwen2", heads=4, **changes):
-    from support.tiny import CONFIGS, SHAPE
-    from transformers import AutoModelForCausalLM
+    from support.tiny import SHAPE
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    shape = {**SHAPE, "num_attention_heads": heads, "num_key_value_heads": heads, **changes}
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](**shape), attn_implementation="sdpa")
+    shape = {**SHAPE, "num_attention_heads": heads, "num_key_value_heads": heads, **UNLISTED.get(family, {}), **changes}
+    attention = "eager" if family == "gpt_oss" else "sdpa"
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), attn_implementation=attention)
+    if family in UNLISTED:
+        families.admit(family, families.Family(shape={"adapts_mlp": False}))
     model.requires_grad_(False)
     lora = from_mapping({"lora": {"rank": 4}}).lora
     model = attach_adapter(model, lora, seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model).values():  # B = 0 would leave A without a gradient
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            parameter.requires_grad_()
     return model
 
 
@@ -82,6 +102,9 @@ CASES = [
     ("ring", "zigzag", (0, 60), "stash", CONTEXT, {"family": "qwen3", "num_key_value_heads": 2}),
     ("ring", "zigzag", (0, 60), "stash", CONTEXT, {"family": "starcoder2", "sliding_window": 40}),
     ("ring", "contiguous", (0, 60), "repeat", CONTEXT, {"family": "starcoder2", "sliding_window": 23}),
+    ("ring", "zigzag", (0, 60), "stash", CONTEXT, {"family": "gpt_oss"}),
+    ("ulysses", "contiguous", (0, 60), "repeat", CONTEXT, {"family": "gpt_oss"}),
+    ("ring", "zigzag", (0, 60), "repeat", CONTEXT, {"family": "minicpm3"}),
 ]
 
 

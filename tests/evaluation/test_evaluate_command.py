@@ -49,7 +49,7 @@ def run(tmp_path_factory):
             "lora": {"rank": 4},
             "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 2e-3, "max_steps": 3,
                          "evaluate_tokens": 128},
-            "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 64},
+            "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 64, "lines": 2},
             "output": {"directory": str(folder / "out")},
         }
     )  # fmt: skip
@@ -68,6 +68,10 @@ def test_the_run_evaluates_itself_and_the_command_finds_the_same(run, tmp_path, 
     assert {event.stage for event in run.of(StepProgress)} >= {"windows, base model", "windows, tuned model"}
     assert len(run.of(EvalCompleted)) == 2
     report = run.run.report_path.read_text()
+    assert {row["arm"] for row in kept["arms"]} == {"base + snippets", "base + files", "adapter + snippets"}
+    assert [task["task"] for task in kept["tasks"]] == ["next line", "completion", "fill-in-the-middle"]
+    assert [row["name"] for row in kept["general"]] == ["general code", "general text"]
+    assert "With text of the repository in the prompt" in report
 
     assert main(["evaluate", str(run.run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -100,7 +104,7 @@ def test_other_repositories_are_scored_whole_and_leave_nothing(run, tmp_path, mo
         folder.mkdir()
         for module in ("base_futures.py", "constants.py"):
             (folder / module).write_text(f"# {name}\n" + (ASYNCIO / module).read_text())
-    arguments = ["evaluate", str(run.run.path), "--functions", "0", "--json"]
+    arguments = ["evaluate", str(run.run.path), "--functions", "0", "--set", "evaluation.lines=0", "--json"]
     assert main([*arguments, "--repo", str(tmp_path / "one"), "--repo", str(tmp_path / "two")]) == 0
     found = json.loads(capsys.readouterr().out)["evaluations"]
     assert [e["files"] for e in found] == [2, 2]

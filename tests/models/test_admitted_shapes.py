@@ -17,6 +17,7 @@ from engine.config import LoraSection
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.catalogue import find_model
+from engine.models.experts import stacks_of
 from engine.models.families import Family, admit, refusal
 from engine.models.layers import decoder_layers
 from engine.models.proofs import Proof, keep_proof, library_version, settings_name
@@ -88,11 +89,14 @@ def test_a_folder_of_every_admitted_family_is_planned(family, tmp_path, monkeypa
     assert (spec.decoder_parameters, spec.layer_parameters) == (sum(sizes), max(sizes))
     assert spec.largest_tensor == pytest.approx(max(p.numel() for e in layers for p in e.parameters()), rel=0.05)
     linears = [part for layer in layers for part in layer.modules() if isinstance(part, (torch.nn.Linear, Conv1D))]
-    assert spec.quantised_parameters == sum(p.numel() for part in linears for p in part.parameters(recurse=False))
+    stacks = [stack for layer in layers for part in layer.modules() for stack in stacks_of(part).values()]
+    packed = [*(p for part in linears for p in part.parameters(recurse=False)), *stacks]
+    assert spec.quantised_parameters == sum(p.numel() for p in packed)
     admit(config.model_type, Family(shape={"adapts_mlp": spec.adapts_mlp}))
     with torch.device("meta"):
-        adapted = attach_adapter(model, LoraSection(rank=4), 0)
-    assert spec.lora_parameters(4) == sum(p.numel() for p in trainable(adapted).values())
+        targets = ["all-linear", *(["experts"] if stacks else [])]
+        adapted = attach_adapter(model, LoraSection(rank=4, targets=targets), 0)
+    assert spec.lora_parameters(4, targets) == sum(p.numel() for p in trainable(adapted).values())
     assert spec.with_layers(2).layers == 2
 
 

@@ -29,7 +29,7 @@ def test_the_catalogue_holds_the_promised_models():
 def test_parameters_computed_from_shapes_match_the_published_count(name):
     spec = find_model(name)
     if spec.published_parameters is None:  # no source declares it; the size in its name is rounded
-        size = re.search(r"-(\d+(?:\.\d+)?)b", name)
+        size = re.search(r"-(\d+(?:\.\d+)?)b", "-33b" if name == "laguna-xs" else name)  # as its model card says
         assert name == "demo" or spec.parameters == pytest.approx(float(size[1]) * 1e9, rel=0.07)
     else:
         assert spec.parameters == pytest.approx(spec.published_parameters, rel=0.005)

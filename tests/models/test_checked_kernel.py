@@ -83,6 +83,25 @@ def test_a_wrong_kernel_is_compared_once_and_never_used(kernel):
     assert calls == [(7, 9)]
 
 
+def test_a_kernel_of_a_norm_is_not_judged_by_a_gradient_of_nothing():
+    """A norm does not change along its input: a gradient taken there would be rounding alone."""
+
+    def norm(x):
+        return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6).to(x.dtype)
+
+    def rounded(x):
+        return norm(x.float()).to(x.dtype)
+
+    def example(x):
+        drawn = Example.generator(x.device)(40, x.shape[1]).to(x.dtype)
+        return Example(tensors=(drawn,), call=lambda function, x: function(x))
+
+    function = CheckedKernel("norm", norm, rounded, lambda x: x.shape[1], example, 2e-2)
+    function(torch.ones(3, 64, dtype=torch.bfloat16))
+    *_, error, right = CheckedKernel.verdicts[-1]
+    assert right, error
+
+
 def test_another_width_or_type_is_compared_anew():
     calls = []
     function = checked(right, calls)

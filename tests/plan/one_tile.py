@@ -105,13 +105,13 @@ class Counted:
     stores: int
 
 
-def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16) -> Counted:
-    """Runs the last tile of a context of two key blocks and a tile, through one layer."""
+def count(spec, plan: StreamPlan, *, fused: bool, dtype=torch.bfloat16, rank: int = 16, targets=("all-linear",)):
+    """Runs the last tile of a context of two key blocks and a tile, through one layer; returns what was Counted."""
     compute = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
     context = 2 * plan.key_block + plan.tile
     start = context - plan.tile
     base = random_model(spec, Placement(device=META, precision=compute, compute=compute), layers=1)
-    model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
+    model = attach_adapter(base, LoraSection(rank=rank, targets=list(targets)), seed=0).train()
     on_a_gpu = mock.patch("engine.streaming.lora_linear._wide_product", _product_as_on_a_gpu)
     with on_a_gpu, _like_liger(base, spec.family) if fused else nullcontext():
         return _count(model, spec, plan, start, dtype)
@@ -129,12 +129,12 @@ def _count(model, spec, plan, start, dtype) -> Counted:
     def new_reader(width, array_dtype):
         return TileReader(width, array_dtype, plan.tile, META)
 
-    def new_kv_cache(heads, head_dim, kv_dtype):
-        return DeviceKvCache(context, heads, head_dim, kv_dtype, META)
+    def new_kv_cache(shape):
+        return DeviceKvCache(context, shape, META)
 
-    def new_windowed(heads, head_dim, kv_dtype, window):
+    def new_windowed(shape, window):
         ring = ring_for(window, plan.tile, context)
-        return None if ring is None else WindowedKvCache(ring, heads, head_dim, kv_dtype, META)
+        return None if ring is None else WindowedKvCache(ring, shape, META)
 
     saved = SavedAttention(new_array, new_reader) if plan.stash else None
     blocks = plan.key_block, 4 * plan.key_block

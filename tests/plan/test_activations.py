@@ -145,6 +145,17 @@ def test_experts_hold_what_the_lists_say(family, recompute):
     assert predicted + tables + copies == pytest.approx(counted, rel=0.08)
 
 
+@pytest.mark.parametrize("targets", [["all-linear"], ["all-linear", "experts"]])
+@pytest.mark.parametrize("changes", [{}, {"expert_size": 1536, "experts_per_token": 6}])
+def test_a_tile_through_experts_holds_what_the_lists_say(changes, targets):
+    spec = dataclasses.replace(find_model("qwen3-coder-30b-a3b"), **changes)
+    plan = StreamPlan(tile=4096, key_block=16384)
+    counted = count(spec, plan, fused=False, targets=targets)
+    options = {"fused_kernels": False, "adapts_experts": "experts" in targets}
+    assert _predicted(spec, plan, "forward", **options) == pytest.approx(counted.forward, rel=0.04)
+    assert _predicted(spec, plan, "backward", **options) == pytest.approx(counted.backward, rel=0.04)
+
+
 WIDE = [
     ("qwen2.5-coder-0.5b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # the embedding's gradient
     ("qwen2.5-coder-7b", {"kv_heads": 2, "vocab_size": 65_536, "layers": 1}),  # not tied to the head

@@ -8,11 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import TrainingSection
+from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.plan.ledger_lines import ROTARY_CACHE
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
+from engine.plan.planner import plan_context
+from engine.plan.request import PlanRequest
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
+from tests.plan.machines import with_card, without_card
 
 PLACES = ("gpu", "host", "disk")
 
@@ -156,3 +161,15 @@ def test_a_kept_layer_more_never_takes_less(model, weights, stash, bits):
         for layers in range(work.spec.layers + 1)
     ]
     assert peaks == sorted(peaks)
+
+
+def test_on_a_cpu_the_heap_keeps_what_was_freed():
+    """SmolLM2-135M in windows of 1,024: 5.16 GiB at the peak of 24 updates, 3.39 without what the heap keeps."""
+    shape = {"hidden_size": 576, "layers": 30, "heads": 9, "kv_heads": 3, "intermediate_size": 1536}
+    spec = dataclasses.replace(
+        find_model("demo"), family="llama", attention_bias=False, vocab_size=49_152, full_attention_layers=30, **shape
+    )
+    planning = PlanRequest.of(without_card(ram=32), spec, training=TrainingSection(tokens_per_update=8192))
+    assert plan_context(planning, 1024).host_peak_bytes / GIB == pytest.approx(5.16, rel=0.05)
+    on_gpu = PlanRequest.of(with_card("rtx-4090"), spec)
+    assert not [part for part in plan_context(on_gpu, 1024).parts if "heap" in part.name]

@@ -221,10 +221,14 @@ def test_an_explicit_context_or_tier_is_used():
     assert choose_context(run_config(training={"tier": 2}), machine, DEMO, 10_000) == 8192
 
 
-def test_the_default_is_the_recommended_tier():
+def test_windows_that_are_alike_have_the_recommended_tier():
     machine = with_card("rtx-3060-12gb")
-    choice = choose_plan(run_config(), machine, CODER, 200_000)
-    assert choice.plan.tier == plan_tiers(machine, CODER, repository_tokens=200_000).recommended
+    table = plan_tiers(machine, CODER, repository_tokens=200_000)
+    choice = choose_plan(run_config(training={"curriculum": True}), machine, CODER, 200_000)
+    assert choice.schedule is None
+    assert choice.plan.tier == table.recommended
+    assert choose_plan(run_config(), machine, CODER, 200_000, grow=False).plan.tier == table.recommended
+    assert choose_plan(run_config(), machine, CODER, None).schedule is None
     highest = choose_plan(run_config(training={"tier": "max"}), machine, CODER, 200_000)
     assert highest.plan.tier == 7
     assert "tier 7" in highest.note
@@ -232,11 +236,14 @@ def test_the_default_is_the_recommended_tier():
 
 
 def test_the_default_without_a_gpu_is_limited_and_says_so():
-    choice = choose_plan(run_config(), without_card(ram=32), find_model("qwen2.5-coder-3b"), 10_000_000)
+    spec = find_model("qwen2.5-coder-3b")
+    choice = choose_plan(run_config(), without_card(ram=32), spec, 10_000_000, grow=False)
     assert choice.context < 4096
-    larger = choose_plan(run_config(), without_card(ram=32, cores=64), find_model("qwen2.5-coder-3b"), 10_000_000)
+    larger = choose_plan(run_config(), without_card(ram=32, cores=64), spec, 10_000_000, grow=False)
     assert larger.context > choice.context
     assert "without a GPU" in choice.note
+    grown = choose_plan(run_config(), without_card(ram=32), spec, 10_000_000)
+    assert grown.context < 4096
 
 
 def test_device_cpu_ignores_the_gpu():

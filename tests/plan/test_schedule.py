@@ -45,7 +45,7 @@ def checked(schedule, for_hours, repository_tokens, passes=3.0):
     assert contexts == sorted(set(contexts))
     assert all(stage.updates >= 1 and stage.plan.fits for stage in schedule.stages)
     assert len({stage.plan.layout.weights for stage in schedule.stages}) == 1
-    assert schedule.seconds <= for_hours * 3600
+    assert for_hours is None or schedule.seconds <= for_hours * 3600
     # The parts of the promise make up the whole of it.
     parts = sum(stage.updates * stage.plan.step_seconds for stage in schedule.stages)
     assert parts + sum(part.seconds for part in schedule.whole.phases) <= schedule.seconds
@@ -69,6 +69,41 @@ def test_a_schedule_keeps_its_hours_grows_and_has_updates(card, model, repositor
         assert schedule.code == "hours-too-few"
     else:
         checked(schedule, for_hours, repository_tokens)
+
+
+@given(st.one_of(st.none(), cards), models, st.integers(200, 30_000_000))
+@settings(max_examples=12)
+def test_a_schedule_without_hours_grows_and_has_updates_that_the_tokens_allow(card, model, repository_tokens):
+    schedule = attempted(card, model, repository_tokens, None)
+    if isinstance(schedule, EliteError):
+        assert schedule.code == "tier-does-not-fit"
+        return
+    checked(schedule, None, repository_tokens)
+    assert schedule.hours is None
+    # Nothing that more hours would add is left out, where a window does not take longer than anybody waits.
+    if card is not None:
+        weeks = scheduled(card, model, repository_tokens, 10_000)
+        assert schedule.updates >= weeks.updates or schedule.longest.context > weeks.longest.context
+
+
+def test_a_schedule_without_hours_and_tokens_has_no_end():
+    with pytest.raises(ValueError, match="known size"):
+        scheduled("rtx-4090", "qwen2.5-coder-1.5b", None, None)
+
+
+def test_a_run_without_tier_and_hours_follows_a_schedule_and_stops_where_it_is_told_to():
+    machine, spec = with_card("rtx-3060-12gb"), find_model("qwen2.5-coder-1.5b")
+    choice = choose_plan(from_mapping({}), machine, spec, 400_000)
+    assert choice.updates == choice.schedule.updates >= 30
+    assert choice.schedule.longest.context > choice.schedule.stages[0].context
+    stopped = choose_plan(from_mapping({"training": {"max_steps": 2}}), machine, spec, 400_000)
+    assert stopped.schedule.stages == choice.schedule.stages
+    assert stopped.updates == 2
+    assert "stops after 2" in stopped.note
+    two = 2 * choice.schedule.stages[0].plan.step_seconds
+    assert stopped.seconds == pytest.approx(choice.whole.around(two, 2))
+    pairs = choose_plan(from_mapping({"training": {"objective": "dpo"}}), machine, spec, 400_000)
+    assert pairs.schedule is None
 
 
 @given(cards, models, tokens, hours, st.floats(1, 20))

@@ -10,7 +10,7 @@ from engine.models.catalogue import find_model
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import attention_flops, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.time import attention_flops, streamed_time, total_seconds, weights_moved, whole_sequence_time
 from tests.plan.machines import with_card
 
 H100 = with_card("h100-sxm", ram=512)
@@ -72,3 +72,17 @@ def test_a_disk_home_is_slower_than_a_host_home():
     ]
     assert seconds == sorted(seconds)
     assert seconds[0] < seconds[2]
+
+
+def test_experts_in_4_bits_are_moved_once_a_pass_and_adapted_by_those_chosen():
+    """30 billion parameters in 4.127 bits; of the experts' adapters a token meets 8 of 128."""
+    spec = find_model("qwen3-coder-30b-a3b")
+    for every, passes in ((1, 3.0), (2, 3.5)):
+        work = workload(spec.name, 32_768)
+        moved = weights_moved(work, StreamPlan(weights="nf4-streamed", checkpoint_every=every))
+        assert moved == pytest.approx(passes * spec.decoder_parameters * 4.127 / 8, rel=0.01)
+    assert weights_moved(workload(spec.name, 32_768), StreamPlan(weights="nf4")) == 0
+    alone, both = (spec.multiplied_lora(16, targets) for targets in (["all-linear"], ["all-linear", "experts"]))
+    width = 48 * 8 * (2048 + 2 * 768 + 768 + 2048)
+    assert both - alone == 2 * width  # rank 16 over 8 chosen experts
+    assert spec.lora_parameters(16, ["experts"]) == 2 * 16 * width

@@ -205,20 +205,21 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
     train(first)
     asked = []
 
-    def choose(config, *arguments):
+    def choose(config, *arguments, **named):
         """A machine may plan otherwise tomorrow: with other free memory, another load, more files."""
-        asked.append(config.training.context)
-        return choose_plan(config, *arguments)
+        asked.append(list(config.training.stages))
+        return choose_plan(config, *arguments, **named)
 
     monkeypatch.setattr("engine.recipes.setup.choose_plan", choose)
     second = again(first)
     train(second)
-    context = first.of(RunStarted)[0].context
-    assert asked == [context]
-    assert second.of(RunStarted)[0].context == context
+    schedule = json.loads(first.run.plan_path.read_text())["schedule"]
+    stages = [f"{stage['context']}:{stage['updates']}" for stage in schedule["stages"]]
+    assert asked == [stages]
+    assert second.of(RunStarted)[0].context == first.of(RunStarted)[0].context
     fresh = start(configure(tmp_path / "fresh", [small_repository], context=None, max_steps=1), {0: [Stop(id="1")]})
     train(fresh)
-    assert asked == [context, None]
+    assert asked == [stages, []]
 
 
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):

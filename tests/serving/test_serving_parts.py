@@ -74,17 +74,17 @@ class Writer:
     def __init__(self):
         self.models = {"base": tiny_model("qwen2").eval(), "tuned": tiny_model("qwen3").eval()}
         self.encoder = SimpleNamespace(ends=frozenset())
-        self.opened, self.failure = [], None
+        self.seen, self.failure = [], None
 
     @contextlib.contextmanager
-    def open(self, side):
-        assert self.opened.count(None) * 2 == len(self.opened), "two models are open"
+    def opened(self, side):
+        assert self.seen.count(None) * 2 == len(self.seen), "two models are open"
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        self.opened.append(side)
+        self.seen.append(side)
         yield self.models[side]
-        self.opened.append(None)
+        self.seen.append(None)
 
 
 class Heard:
@@ -124,7 +124,7 @@ def test_models_take_turns_and_no_request_waits_for_later_ones(worker):
     finish(worker)
     models = worker._writer.models
     assert [one.tokens for one in heard] == [by_library(models[side], prompt, 8) for side, prompt in wanted]
-    sides = [side for side in worker._writer.opened if side]
+    sides = [side for side in worker._writer.seen if side]
     assert sides == ["base", "tuned"] * 3
 
 

@@ -11,7 +11,7 @@ from engine.attention.blockwise import attend, attend_backward
 from engine.attention.cpu import CpuFlash
 from engine.attention.mask_tiles import causal_pieces
 from engine.streaming import copies
-from engine.streaming.kv_cache import HostKvCache
+from engine.streaming.kv_cache import HostKvCache, KvShape
 from engine.streaming.tiles import PinnedTiles, TileReader
 from tests.support.side_streams import SCHEDULES, simulated
 
@@ -94,7 +94,9 @@ def test_pages_give_the_gradients_of_dense_attention(data):
     kv_heads = data.draw(st.sampled_from([1, 2]), "kv_heads")
     backend, wide = CpuFlash(), torch.float64
     with simulated(data.draw(st.sampled_from(list(SCHEDULES)), "schedule")):
-        store = HostKvCache(n, kv_heads, 8, wide, CPU, copies.copy_streams(CPU), page)
+        store = HostKvCache(
+            n, KvShape(kv_heads=kv_heads, key_dim=8, value_dim=8, dtype=wide), CPU, copies.copy_streams(CPU), page
+        )
         for layer, length in enumerate((n, n, max(1, n // 2))):
             generator = torch.Generator().manual_seed(layer)
             q, k, v, g = (
@@ -132,7 +134,9 @@ def test_pages_give_the_gradients_of_dense_attention(data):
 
 def test_a_page_is_read_as_it_was_announced():
     with simulated("by chance"):
-        store = HostKvCache(32, 1, 4, torch.float32, CPU, copies.copy_streams(CPU), 8)
+        store = HostKvCache(
+            32, KvShape(kv_heads=1, key_dim=4, value_dim=4, dtype=torch.float32), CPU, copies.copy_streams(CPU), 8
+        )
         store.append(0, *torch.ones(2, 1, 1, 32, 4))
         store.expect([(0, 8), (8, 16)])
         store.kv_cache(2, 5)

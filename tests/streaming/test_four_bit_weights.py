@@ -7,10 +7,14 @@ import copy
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from engine.models.layers import decoder_layers
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
+from engine.streaming.weights import _parts as parts_of
+from engine.streaming.weights import travels
 from tests.streaming.models import tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error
 from tests.streaming.test_adapters import _adapt, _quantise
@@ -119,7 +123,7 @@ def test_nothing_of_an_entered_layer_is_left_on_the_host(nested):
         for number in (0, 1, 2, 1, 0):
             step.streamed.enter(number)
             weights.prefetch(number + 1)
-            home = weights._packed._host[number]
+            home = weights._packed._home.buffers[number]
             kept = home.clone()
             home.fill_(0xFF)
             for module, expected in zip(linears[number], before[number], strict=True):
@@ -138,3 +142,47 @@ def test_the_device_holds_two_packed_layers():
         with StreamedStep(base, plan(weights), device=CPU) as step:
             sizes[weights] = step.streamed.weights.device_bytes
     assert sizes["nf4-streamed"] < 0.28 * sizes["streamed"]
+
+
+MAPPED = {"weights_home": "disk"}
+
+
+def mapped_from_files(base, folder):
+    """Points the weights of the decoder layers to files, as the library does that loads a 4-bit folder on the host."""
+    for number, layer in enumerate(decoder_layers(base)):
+        parts = [part for p in layer.parameters() if travels(p) for part in parts_of(p)]
+        save_file({str(i): part.tensor.clone().reshape(-1) for i, part in enumerate(parts)}, folder / f"{number}.st")
+        with safe_open(folder / f"{number}.st", "pt") as file:
+            for i, part in enumerate(parts):
+                part.point_to(file.get_tensor(str(i)).view(part.tensor.shape))
+    return base
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("shape", "options"), [({}, {}), (WIDE, {"stash": False, "checkpoint_every": 2})])
+def test_weights_from_files_give_the_resident_step(schedule, shape, options, tmp_path):
+    with simulated(schedule):
+        expected = steps(model(**shape), "nf4", tmp_path, **options)
+        found = steps(mapped_from_files(model(**shape), tmp_path), "nf4-streamed", tmp_path, **MAPPED, **options)
+    assert_same(found, expected)
+
+
+def test_weights_from_files_stay_there(tmp_path):
+    """Between the uses of a layer the model holds the mapped tensors, and nothing of their size is allocated."""
+    base = mapped_from_files(model(**WIDE), tmp_path)
+    before = [p.data_ptr() for layer in decoder_layers(base) for p in layer.parameters() if travels(p)]
+    with StreamedStep(base, plan("nf4-streamed", **MAPPED), device=CPU, spill_directory=tmp_path) as step:
+        streamed(step, TOKENS)
+    assert before == [p.data_ptr() for layer in decoder_layers(base) for p in layer.parameters() if travels(p)]
+
+
+def test_packed_layers_are_not_packed_again(tmp_path):
+    """A second step on the same model finds the pinned buffers of the first."""
+    base = model(**WIDE)
+    steps(base, "nf4-streamed", tmp_path)
+    where = [p.data_ptr() for layer in decoder_layers(base) for p in layer.parameters() if travels(p)]
+    kept = steps(base, "nf4-streamed", tmp_path)
+    assert where == [p.data_ptr() for layer in decoder_layers(base) for p in layer.parameters() if travels(p)]
+    expected = model(**WIDE)
+    steps(expected, "nf4", tmp_path)
+    assert_same(kept, steps(expected, "nf4", tmp_path))

@@ -10,14 +10,19 @@ from engine.attention.blockwise import attend, attend_backward
 from engine.attention.mask_tiles import causal_pieces
 from engine.attention.select import BACKENDS, time_backend, usable_backends
 from engine.attention.torch_flash import TorchFlash
+from engine.generation.forward import open_forward
+from engine.generation.sampling import Sampling, generate
 from engine.models.fine_tuning import FullTuning
 from engine.models.fused import fuse_kernels
+from engine.models.loading import _keep_differentiable
 from engine.plan.stream_plan import StreamPlan
+from engine.streaming.fetched_layers import fetched_layers
 from engine.streaming.step import StreamedStep
 from tests.attention.plain import Held, plain
 from tests.streaming.models import tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error
 from tests.streaming.test_adapters import _adapt, _quantise
+from tests.streaming.test_four_bit_weights import mapped_from_files
 from tests.streaming.test_randomness import Noise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -260,3 +265,54 @@ def test_noise_of_the_gpu_s_generator_is_the_same_in_every_pass(stash):
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     error, name = worst_error(gradients, {n: g.to(gradients[n].device) for n, g in expected.items()})
     assert error < 5e-5, name
+
+
+FOUR_BIT = {
+    "resident": {"weights": "nf4"},
+    "resident again": {"weights": "nf4"},
+    "host": {"weights": "nf4-streamed"},
+    "files": {"weights": "nf4-streamed", "weights_home": "disk"},
+}
+WIDE = {"hidden_size": 256, "intermediate_size": 704, "head_dim": 64, "num_hidden_layers": 5}
+
+
+def _four_bit(options, folder):
+    base = _quantise(tiny_model("qwen2", dtype=torch.bfloat16, **WIDE))
+    _keep_differentiable(base)
+    if "weights_home" in options:
+        mapped_from_files(base, folder)
+    return base.to(GPU) if options["weights"] == "nf4" else base
+
+
+def test_four_bit_weights_from_the_host_or_files_give_the_resident_step(tmp_path):
+    """The blocks are the same, so that the losses are equal, and gradients as near as two runs of one step."""
+    tokens, losses, gradients = _tokens(2500), {}, {}
+    for name, options in FOUR_BIT.items():
+        model = _adapt(_four_bit(options, tmp_path))
+        plan = StreamPlan(tile=300, key_block=700, **options)
+        with StreamedStep(model, plan, device=GPU, spill_directory=tmp_path) as step:
+            for _ in range(3):
+                losses[name], found = streamed(step, tokens)
+            gradients[name] = {name: gradient.clone() for name, gradient in found.items()}
+    noise = worst_error(gradients["resident again"], gradients["resident"])[0]
+    for name in ("host", "files"):
+        assert losses[name] == losses["resident"]
+        assert worst_error(gradients[name], gradients["resident"])[0] <= max(1e-6, 3 * noise), name
+
+
+@pytest.mark.parametrize("options", [FOUR_BIT["host"], FOUR_BIT["files"]], ids=["host", "files"])
+def test_text_of_layers_that_fetch_themselves(options, tmp_path):
+    ids = _tokens(300).to(GPU)[None]
+
+    def text(model):
+        forward = open_forward(model, 340, tile=128, page=256)
+        tokens = list(generate(forward, ids[0].tolist(), Sampling(max_tokens=30), frozenset()))
+        with torch.no_grad():
+            return tokens, model(input_ids=ids, use_cache=False).logits
+
+    tokens, logits = text(_adapt(_four_bit(FOUR_BIT["resident"], tmp_path)).eval())
+    model = _adapt(_four_bit(options, tmp_path)).eval()
+    with fetched_layers(model, GPU, mapped="weights_home" in options):
+        found, values = text(model)
+    assert found == tokens
+    assert torch.equal(values, logits)

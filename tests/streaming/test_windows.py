@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import WindowRing, ring_for
 from engine.streaming import workspace
+from engine.streaming.kv_cache import KvShape
 from engine.streaming.step import StepCancelled, StreamedStep
 from engine.streaming.windowed_kv_cache import WindowedKvCache
 
@@ -340,7 +341,7 @@ def test_a_window_that_saves_nothing_changes_nothing(n, rings):
 
 
 def test_keys_that_are_not_held_are_never_handed_out():
-    ring = WindowedKvCache(WindowRing(9, 4), 1, 2, torch.float32, CPU)
+    ring = WindowedKvCache(WindowRing(9, 4), KvShape(kv_heads=1, key_dim=2, value_dim=2, dtype=torch.float32), CPU)
     for start in (0, 4, 8, 12):
         ring.append(start, torch.full((1, 1, 4, 2), float(start)), torch.zeros(1, 1, 4, 2))
     k, _ = ring.kv_cache(8, 14)

@@ -123,8 +123,17 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def save_family(path: Path, family: str, number: int = 0, **changes: Any) -> Path:
     """Saves a model of random weights and its tokenizer in a folder. Norms and biases are random too."""
+    return _save(path, tiny_config(family, number, **changes))
+
+
+def save_unlisted(path: Path, family: str, **settings: Any) -> Path:
+    """Saves a model of a family that has no row, as `save_family` does."""
+    return _save(path, AutoConfig.for_model(family, **{**_COMMON, "vocab_size": len(_tokenizer()), **settings}))
+
+
+def _save(path: Path, config: Any) -> Path:
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, number, **changes))
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

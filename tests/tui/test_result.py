@@ -8,7 +8,7 @@ import pytest
 
 from elite_tui.runs.files import read_plan
 from elite_tui.runs.report import RunReport, Sample, read_report
-from elite_tui.runs.result_panels import perplexity, samples
+from elite_tui.runs.result_panels import compile_rate, perplexity, samples
 from elite_tui.runs.view import RunView
 from engine.launch.handle import RunHandle
 from engine.protocol import EvalCompleted, RunFinished
@@ -88,6 +88,8 @@ async def test_nothing_beyond_the_events():
         "{",
         '{"samples": 3}',
         '{"compile_rate_before": "high", "compile_rate_after": 61}',
+        '{"tasks": 3, "arms": [3, {"rows": {}}], "general": [{"name": 3}, "x"]}',
+        '{"arms": [{"task": "completion", "arm": "x", "rows": [{"name": "parses", "tuned": "all"}, 7]}]}',
         "[" * 100_000,
     ],
 )
@@ -98,6 +100,22 @@ def test_a_report_of_any_kind_is_read(tmp_path, text):
     assert report.samples == ()
     assert report.compile_rate_before is None
     assert report.compile_rate_after is None
+    assert (report.ways, report.forgotten, report.compile_rate_by_chance) == ((), (), False)
+
+
+def test_what_chance_explains_has_no_arrow_and_other_ways_stand_beside(tmp_path):
+    def task(arm, low, share):
+        row = {"name": "parses", "tuned": share, "difference_interval": {"low": low, "high": 0.4}}
+        return {"task": "completion", "arm": arm, "rows": [row]}
+
+    general = {"name": "general text", "change": 0.07, "change_interval": {"low": 0.02, "high": 0.1}}
+    document = {**EVALUATION, "arms": [task("base + snippets", 0.1, 0.9)], "general": [general]}
+    for low, said in ((-0.1, "= +22 points, too few to tell"), (0.1, "▲ +22 points")):
+        (tmp_path / "evaluation.json").write_text(json.dumps({**document, "tasks": [task("adapter", low, 0.83)]}))
+        shown = "\n".join(line.plain for line in compile_rate(read_report(tmp_path), 60))
+        assert said in shown
+        assert "base + snippets: 90%" in shown
+        assert "7.0% higher on general text" in shown
 
 
 def test_a_plan_is_read_with_care(tmp_path):

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from engine.data.secret_rules.literals import in_string, literal
-from engine.data.secret_rules.names import TAIL, Stem, evidence_of, stems
-from engine.data.secret_rules.searched_text import SearchedText, line_start, places
+from engine.data.secret_rules.names import TAIL, Stem, evidence_of, name_places, stems
+from engine.data.secret_rules.searched_text import SearchedText, line_start
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -77,7 +77,7 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
         everywhere, with_digit, in_value = _patterns(stem.rest)
         pattern = everywhere if configures else with_digit
         taken = 0
-        for place in places(lower, stem.text):
+        for place in name_places(text, lower, stem):
             # What was taken for a value may itself be the name of the next one.
             match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
             span = None if match is None else _value(text, lower, match, place, stem, configures=configures)

@@ -14,6 +14,10 @@ _PUBLIC = re.compile(
     r"|PARAMETERS))-----"
 )
 _KEY_LENGTH = 20_000
+_LINES = re.compile(r"[ \t]{0,4}\d{1,4}(?:\\[rn]|\s){1,8}")
+"How many lines there are, and the first of them; code that writes such files has a variable there."
+_SHORTENED = 300
+"Characters of a block that dots tell to be an example."
 _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
 
 
@@ -42,7 +46,8 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
                     line := re.compile(r"[\s\"'+\\nr,|>-]{0,40}[A-Za-z0-9+/=]{40,}").match(text, end)
                 ) and line.end() < limit:
                     end = line.end()
-            if _MATERIAL.search(text, start, end):
+            shortened = end - start < _SHORTENED and "..." in text[start:end]
+            if _MATERIAL.search(text, start, end) and not shortened:
                 yield "private key", start, end
     position = text.find("PuTTY-User-Key-File") if source.has("putty-") else -1
     while position >= 0:
@@ -50,6 +55,6 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
         if lines >= 0:
             start = lines + len("Private-Lines:")
             end = text.find("Private-MAC", start, start + _KEY_LENGTH)
-            if end > start:
+            if end > start and _LINES.match(text, start):
                 yield "private key", start, end
         position = text.find("PuTTY-User-Key-File", position + 1)

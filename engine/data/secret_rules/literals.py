@@ -9,8 +9,8 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.names import TAIL, evidence_of, says_other_thing, stems
-from engine.data.secret_rules.searched_text import SearchedText, line_start, places
+from engine.data.secret_rules.names import TAIL, evidence_of, name_places, says_other_thing, stems
+from engine.data.secret_rules.searched_text import SearchedText, line_start
 from engine.data.secret_rules.values import Evidence, is_secretive
 
 Span = tuple[int, int]
@@ -65,7 +65,7 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
         if stem.text in found:
             pattern = _pattern(stem.rest)
             # The name may stand again before the literal: `key = env.API_KEY || "…"`.
-            for place in places(lower, stem.text):
+            for place in name_places(text, lower, stem):
                 match = pattern.match(lower, place + len(stem.text))
                 evidence = None if match is None else evidence_of(text, match, stem)
                 if match is not None and evidence is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from engine.assets import asset
-from engine.data.secret_rules.searched_text import SearchedText, line_start
+from engine.data.secret_rules.searched_text import SearchedText, line_start, places
 from engine.data.secret_rules.values import Evidence
 
 if sys.version_info >= (3, 11):
@@ -86,6 +87,23 @@ def present(source: SearchedText) -> frozenset[str]:
 @functools.cache
 def _stem_words() -> frozenset[str]:
     return frozenset(word for stem in stems() for word in stem.text.split())
+
+
+def name_places(text: str, lower: str, stem: Stem) -> Iterator[int]:
+    """Yields where a stem stands, but for what one letter tells to be another word: a keyword, a statement."""
+    length = len(stem.text)
+    for place in places(lower, stem.text):
+        end = place + length
+        after = text[end : end + 1]
+        if not stem.rest and after.islower() and after.isascii() and not _COMPOUND.match(text, end):
+            continue
+        if (
+            after == "\n"
+            and stem.text == "pass"
+            and not (text[place - 1 : place].isalnum() or text[place - 1 : place] in ("_", "-", "."))
+        ):
+            continue
+        yield place
 
 
 def says_other_thing(tail: str) -> bool:

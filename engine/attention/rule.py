@@ -1,0 +1,53 @@
+"""How a layer attends, apart from its queries, keys and values."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionRule:
+    """Mask and scores of one call of the attention function."""
+
+    scale: float
+    "Multiplies q kᵀ."
+    window: int | None = None
+    "Number of keys that a query sees; None for all."
+    chunk: int | None = None
+    "Tokens of a chunk, counted from a document's start; a query sees the keys of its own chunk. None for no chunks."
+    sinks: Tensor | None = None
+    "Score of a key of each head that has no value, (heads,); None for none."
+
+    @property
+    def reach(self) -> int | None:
+        """Most keys that a query sees, by window or chunk; None for all."""
+        found = [limit for limit in (self.window, self.chunk) if limit is not None]
+        return min(found, default=None)
+
+    def borders(self, document_starts: Sequence[int], stop: int) -> Sequence[int]:
+        """Lists where parts begin that do not attend to each other: documents, and chunks up to `stop`."""
+        return document_starts if self.chunk is None else _chunks(tuple(document_starts), self.chunk, stop)
+
+
+def chunk_of(module: Any) -> int | None:
+    """Reads the tokens of a chunk from an attention module's configuration; None where its layer has no chunks."""
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if config is None or not kinds or layer is None or kinds[layer] != "chunked_attention":
+        return None
+    chunk: int = config.attention_chunk_size
+    return chunk
+
+
+@lru_cache(maxsize=4)  # every tile of every layer asks for the same
+def _chunks(document_starts: tuple[int, ...], chunk: int, stop: int) -> list[int]:
+    last = bisect_right(document_starts, stop - 1)
+    ends = [*document_starts[:last], stop]
+    return [start for first, end in pairwise(ends) for start in range(first, end, chunk)]

@@ -1,0 +1,82 @@
+"""Asks a model for a function through its chat template, and finds the body in its answer.
+
+A model that was trained to converse often answers a bare file with prose. Its answer to a question is judged as any
+other completion: by the file with the body in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from engine.evaluation.functions import HeldOutFunction, function_end
+
+QUESTION = (
+    "Complete the last function of this file. Answer with the whole function in one code block and nothing else.\n\n"
+    "{path}\n```\n{prefix}```"
+)
+ANSWER_TOKENS = 96
+"Tokens of an answer besides the body: its fence, and the function's head again."
+_CHARACTERS = 3
+"Of a token, at least, in a question that has to be cut."
+_FENCE = re.compile(r"^[ \t]*```[^\n]*\n", re.MULTILINE)
+
+
+class Asking:
+    """Questions for functions in a model's own form."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Takes a tokenizer of transformers with a chat template."""
+        self._tokenizer = tokenizer
+
+    @staticmethod
+    def possible(tokenizer: Any) -> bool:
+        """Whether a tokenizer has a template to ask with."""
+        return getattr(tokenizer, "chat_template", None) is not None
+
+    def request(self, function: HeldOutFunction, budget: int) -> list[int]:
+        """Encodes a question of at most `budget` tokens, with the nearest part of the file."""
+        prefix = function.prefix
+        while True:
+            ids = self._encoded(QUESTION.format(path=function.path, prefix=prefix))
+            excess = len(ids) - budget
+            if excess <= 0 or not prefix:
+                return ids[-budget:]
+            prefix = prefix[_CHARACTERS * excess :]
+
+    def _encoded(self, question: str) -> list[int]:
+        messages = [{"role": "user", "content": question}]
+        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return [int(token) for token in self._tokenizer(text, add_special_tokens=False).input_ids]
+
+
+def body_in(function: HeldOutFunction, answer: str) -> str:
+    """Returns the body that an answer gives: behind the head in its first code block, as deep as in the file.
+
+    An answer without a code block is taken as code, one without the head as the body alone.
+    """
+    pieces = _FENCE.split(answer, maxsplit=1)
+    block = pieces[-1].split("```", maxsplit=1)[0]
+    head = [line for line in function.prefix[function.header :].split("\n") if line.strip()]
+    lines = block.split("\n")
+    begin = next((number for number, line in enumerate(lines) if head and line.strip() == head[0].strip()), None)
+    if begin is not None:
+        # A docstring may have been left out or written anew: the body is behind what is like the head.
+        known = {line.strip() for line in head}
+        shift = _indent(function.prefix[: function.header].rpartition("\n")[2] + head[0]) - _indent(lines[begin])
+        while begin < len(lines) and (lines[begin].strip() in known or not lines[begin].strip()):
+            begin += 1
+        lines = [_moved(line, shift) for line in lines[begin:]]
+    body = "\n".join(lines)
+    end = function_end(function, body)
+    return body if end is None else body[:end]
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _moved(line: str, shift: int) -> str:
+    if not line.strip():
+        return line
+    return " " * shift + line if shift > 0 else line[min(-shift, _indent(line)) :]

@@ -1,0 +1,108 @@
+"""Scores of one model in an evaluation, and their form for `Baselines`, which keep those of the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.evaluation.baselines import digest, digest_windows
+from engine.evaluation.completions import Completion, judge
+from engine.evaluation.functions import HeldOutFunction, SourceText
+from engine.evaluation.held_out import HeldOut
+from engine.evaluation.tally import LossTally
+from engine.evaluation.tasks import Task
+from engine.steps.held_out_loss import choose_windows
+
+if TYPE_CHECKING:
+    from engine.config import EvaluationSection
+
+PLAIN, ASKED = "", "its chat template"
+"""Ways to answer a request: with its own file alone, and through the model's chat template."""
+Requests = dict[Task, tuple[Sequence[HeldOutFunction], int]]
+"""Bodies to complete in each task, and the tokens of one at most."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of one model."""
+
+    tally: LossTally
+    written: dict[tuple[Task, str], list[Completion]]
+    "By task, and by what the prompt held."
+    general: LossTally | None
+    "Of text that is not the repository's; None if it was not scored."
+
+
+def asked(
+    held_out: HeldOut, settings: EvaluationSection, requests: Requests, trained: Sequence[SourceText], *, chat: bool
+) -> dict[str, Any]:
+    """Returns what a model's scores depend on besides the model and the lengths.
+
+    Args:
+        held_out: Scored files.
+        settings: Extent of the evaluation.
+        requests: Bodies to complete.
+        trained: Files that prompts take text of.
+        chat: Whether functions are asked for through the chat template.
+    """
+    bodies = {
+        task: [digest([[one.path, one.prefix, one.body, one.suffix] for one in functions]), most]
+        for task, (functions, most) in requests.items()
+    }
+    return {
+        "windows": digest_windows(choose_windows(held_out.windows, settings.tokens)),
+        "files": digest([[file.path for file in held_out.files], held_out.offsets.tolist()]),
+        "requests": bodies,
+        "prompts": digest([[text.path, text.text] for text in trained]),
+        "chat": chat,
+        "general": settings.general,
+    }
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """Returns scores in the form that `read` takes."""
+    return {
+        "tally": _sums(measured.tally),
+        "general": None if measured.general is None else _sums(measured.general),
+        "written": [
+            [task, way, [[completion.text, completion.marks.ends] for completion in found]]
+            for (task, way), found in measured.written.items()
+        ],
+    }
+
+
+def read(value: Any, held_out: HeldOut, requests: Requests) -> Measured | None:
+    """Reads kept scores; None if they are missing or not what `as_json` makes."""
+    try:
+        tally = _tally(value["tally"])
+        general = None if value["general"] is None else _tally(value["general"])
+        if len(tally.sums) != len(held_out.files):
+            return None
+        written = {
+            (task, way): [
+                judge(function, text, ends=ends)
+                for function, (text, ends) in zip(_bodies(requests, task, way), found, strict=True)
+            ]
+            for task, way, found in value["written"]
+        }
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+    return Measured(tally, written, general)
+
+
+def _bodies(requests: Requests, task: Task, way: str) -> Sequence[HeldOutFunction]:
+    return requests["completion" if way == ASKED else task][0]
+
+
+def _sums(tally: LossTally) -> Mapping[str, Any]:
+    return {"sums": tally.sums.tolist(), "counts": tally.counts.tolist()}
+
+
+def _tally(value: Mapping[str, Any]) -> LossTally:
+    sums, counts = (np.array(value[name], dtype=np.float64) for name in ("sums", "counts"))
+    if sums.shape != counts.shape:
+        raise ValueError("sums and counts differ in shape")
+    return LossTally(sums, counts)
