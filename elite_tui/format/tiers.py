@@ -74,7 +74,7 @@ def verdict(plan: TierPlan, epochs: object, *, recommended: bool) -> list[Conten
                 why = f"{updates} update{'' if updates == 1 else 's'}, and longer windows leave no more"
             elif not plan.holds_repository:
                 why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
-        lines.append(Content.styled(f"★ recommended: {why}", "$text-accent"))
+        lines.append(Content.styled(f"★ recommended for windows of one length: {why}", "$text-accent"))
     if not plan.fits:
         lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
     elif plan.reason:

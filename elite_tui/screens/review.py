@@ -261,13 +261,13 @@ def cost(state: AppState) -> Content:
         )
         return Content.assemble(
             (f"updates: {stages} tokens a window", "bold"),
-            " · {duration_in_words(choice.seconds)} in all",
+            f" · about {duration_in_words(choice.seconds)} in all",
             (" (predicted)", "$muted"),
         )
     row, steps = choice.plan, choice.updates
     return Content.assemble(
         (f"{context_in_words(row.context)} tokens a window", "bold"),
         f" · {count_in_words(steps)} step{'' if steps == 1 else 's'} of about {duration_in_words(row.step_seconds)}"
-        f" · {{duration_in_words(choice.seconds)}} in all",
+        f" · about {duration_in_words(choice.seconds)} in all",
         (" (predicted)", "$muted"),
     )

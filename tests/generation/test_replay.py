@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data.test_conversation_rows import tokenizer
@@ -16,7 +17,6 @@ from engine.cli import main
 from engine.config import DataSection
 from engine.data.dataset import build_dataset
 from engine.generation.forward import open_forward
-from engine.generation.sampling import Sampling, probabilities
 from engine.generation.writer import open_writer
 from engine.randomness import derive_seed
 
@@ -67,8 +67,9 @@ def test_it_is_written_once_and_drawn_from_the_model(cache: Path, capsys: pytest
     with writer.opened("base") as model:
         forward, step, drawn = open_forward(model, 30), writer.encoder.encode_prompt(""), []
         while len(drawn) < 14:
-            chances = probabilities(forward.advance(torch.tensor(step)), Sampling(temperature=1.0).temperature, 1.0)
-            step = [int(torch.multinomial(chances, 1, generator=draw))]
+            sums = forward.advance(torch.tensor(step)).double().softmax(-1).cumsum(-1).numpy()
+            number = torch.rand((), generator=draw, dtype=torch.float64).item()
+            step = [int(np.searchsorted(sums, number * sums[-1], side="right"))]
             if step[0] in writer.encoder.ends:
                 break
             drawn += step

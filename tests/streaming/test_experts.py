@@ -256,7 +256,7 @@ def test_packed_experts_are_copied_and_nothing_of_them_is_left_behind():
         assert step.streamed.weights.device_bytes < 2 * 1.3 * largest
         for number, layer in enumerate(decoder_layers(packed)):
             step.streamed.enter(number)
-            home = step.streamed.weights._packed._host[number]
+            home = step.streamed.weights._packed._home.buffers[number]
             kept = home.clone()
             home.fill_(0xFF)
             for at, stack in enumerate(stacks(layer)):

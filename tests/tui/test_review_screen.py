@@ -169,6 +169,9 @@ async def test_the_hours_make_a_schedule():
     async with app.run_test(size=(80, 24)) as pilot:
         await enter(pilot)
         await until(pilot, lambda: "in all" in text_of(app, "#cost"))
+        seconds = app.state.tiers.value.choice.seconds
+        assert f"about {int(seconds // 3600)}h" in text_of(app, "#cost") or seconds < 3600
+        assert "{" not in text_of(app, "#cost")
         select = app.screen.query_one("#hours", Select)
         assert select.value == ""
         assert app.state.tiers.value.choice.schedule.hours is None
