@@ -1,17 +1,12 @@
-"""Estimates a run's remaining time, steps and phases together, with the basis of the estimate."""
+"""Estimates the remaining time of a run's steps, with the basis of the estimate."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.protocol import PHASES
-
 if TYPE_CHECKING:
-    from elite_tui.runs.files import PlannedRun
-    from elite_tui.runs.view import RunView
     from engine.protocol import StepCompleted
 
 LATEST = 20
@@ -75,41 +70,3 @@ class Eta:
             # The engine's own estimate knows the windows to come, and what follows the last step.
             return Estimate(max(0.0, self._promised - spent), basis)
         return Estimate(steps * each - spent, basis)
-
-
-def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> Estimate | None:
-    """Estimates the rest of a run: its steps, and the phases before and after them that the plan promises.
-
-    Args:
-        view: The run.
-        planned: Its plan.
-        now: The training machine's clock; None ignores the time spent in the current step or phase.
-    """
-    total = view.total_steps
-    if total is None:
-        return None
-    phases = planned.phases if planned is not None else {}
-    step_seconds = planned.step_seconds if planned is not None else None
-    steps_left, each = total - view.done_steps, view.eta.step_seconds or step_seconds
-    place = PHASES.index(view.phase) if view.phase in PHASES else PHASES.index("training")
-    coming = sum(seconds for name, seconds in phases.items() if name in PHASES[place + 1 :])
-    if view.phase == "training":
-        # A measured pace comes with the engine's own estimate, which knows what follows the last step.
-        found = view.eta.left(steps_left, now, step_seconds)
-        left = None if found is None else found.seconds + (0.0 if view.eta.step_seconds else coming)
-        basis = "" if found is None else found.basis
-    elif each is None:
-        return None
-    else:
-        left = coming + _phase_left(view, phases, now) + steps_left * each
-        basis = "predicted by the plan"
-    if left is None:
-        return None
-    whole = total * each + sum(phases.values()) if each is not None else 0.0
-    return Estimate(left, basis, min(1.0, max(0.0, 1 - left / whole)) if whole > 0 else None)
-
-
-def _phase_left(view: RunView, phases: Mapping[str, float], now: float | None) -> float:
-    began = view.eta.step_began
-    spent = now - began if now is not None and began is not None else 0.0
-    return max(0.0, phases.get(view.phase, 0.0) - max(0.0, spent))

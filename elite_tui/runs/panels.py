@@ -24,9 +24,10 @@ from elite_tui.format.figures import (
     rate_in_words,
 )
 from elite_tui.runs.curves import planned_gpu, planned_host
-from elite_tui.runs.eta import Estimate, remaining
+from elite_tui.runs.remaining import remaining
 
 if TYPE_CHECKING:
+    from elite_tui.runs.eta import Estimate
     from elite_tui.runs.open_runs import OpenRun
     from elite_tui.runs.view import RunView
     from elite_tui.widgets.machine_gauges import Level

@@ -73,11 +73,11 @@ class SlotCache:
             kept[name][first : first + len(state)].copy_(state)
 
     def snapshot(self) -> list[Tensor]:
-        """Copies all recurrent states."""
+        """Copies all recurrent states, each (rows, ...)."""
         return [state.clone() for states in self._states.values() for state in states.values()]
 
     def restore(self, snapshot: Sequence[Tensor]) -> None:
-        """Writes a `snapshot` back."""
+        """Writes a `snapshot` back; its tensors are each (rows, ...)."""
         kept = [state for states in self._states.values() for state in states.values()]
         for state, before in zip(kept, snapshot, strict=True):
             state.copy_(before)

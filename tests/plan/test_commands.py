@@ -47,7 +47,7 @@ def test_the_table_for_people(capsys, monkeypatch):
 def test_one_tier_shows_its_sum(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     _, out, _ = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b", "--tier", "9")
-    assert "tokens × 2 heads × 128" in out
+    assert "tokens × 2 × 2 heads ×" in out
     assert "that can be used" in out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.models.families import FAMILIES as REGISTERED
 from engine.models.families import supporting
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
@@ -20,7 +21,9 @@ def _tokens(n, seed=1):
 
 
 def test_every_supported_family_is_tested():
-    assert set(supporting("streamed")) == set(FAMILIES)
+    # Families that a proof admitted, in another test of this process, are compared by that proof.
+    listed = {family for family in supporting("streamed") if not REGISTERED[family].proof}
+    assert listed == set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

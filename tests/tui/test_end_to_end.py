@@ -15,6 +15,7 @@ from elite_tui.screens.confirm import ConfirmScreen
 from elite_tui.state import AppState
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.draft import Draft
 from engine.launch.handle import RunHandle
 from engine.runs.run_index import find_run, list_runs
@@ -57,7 +58,11 @@ def one_thread(monkeypatch):
 
 
 async def type_into(pilot, path, text):
-    control = pilot.app.screen.query_one(f"#field-{path.replace('.', '-')}", FieldRow).control
+    selector = f"#field-{path.replace('.', '-')}"
+    for form in pilot.app.screen.query(OptionForm):
+        form.focus_field(path)  # its rows come as they are scrolled to
+    await until(pilot, lambda: bool(pilot.app.screen.query(selector)))
+    control = pilot.app.screen.query_one(selector, FieldRow).control
     control.focus()
     await pilot.press("ctrl+a", "backspace")
     control.post_message(Paste(text))  # test_terminals.py types

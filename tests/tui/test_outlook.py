@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from elite_tui.runs.eta import remaining
 from elite_tui.runs.files import PlannedRun
 from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import figures, progress_lines, projected_perplexity
+from elite_tui.runs.remaining import remaining
 from elite_tui.runs.view import RunView
 from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from tests.tui.recording import FOLDER, RUN_ID, START
