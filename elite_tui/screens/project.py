@@ -215,8 +215,12 @@ def what_fits(state: AppState) -> Content:
         lines.append(
             Content.assemble((f"{name}, {context_in_words(plan.context)} tokens", "bold"), f": a window holds {holds}")
         )
-        seconds = epoch_seconds(plan)
-        if seconds is None:
+        seconds, schedule = epoch_seconds(plan), plans.choice.schedule
+        if schedule is not None:
+            first, whole = schedule.stages[0].context, duration_in_words(plans.choice.seconds)
+            words = f"windows grow to it from {context_in_words(first)}; the run takes about {whole} "
+            lines.append(Content.assemble(words, ("(predicted)", "$muted")))
+        elif seconds is None:
             lines.append(Content.styled("how long an epoch takes is told once the repository is read", "$muted"))
         else:
             words = f"an epoch takes about {duration_in_words(seconds)} "
