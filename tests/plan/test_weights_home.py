@@ -76,7 +76,7 @@ def test_experts_are_not_read_from_the_disk():
     sparse = find_model("qwen3-coder-30b-a3b")
     for ram in (12, 20, 32):
         found = plan_context(request(ram, sparse), 8192)
-        assert not found.fits or (found.plan is not None and found.plan.weights_home == "host")
+        assert not found.fits or found.layout.stream is None or found.layout.stream.weights_home == "host"
     with pytest.raises(EliteError, match="weights_home"):
         plan_context(request(32, sparse, weights_home="disk"), 8192)
 
