@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
-from engine.streaming import tile_attention
+from engine.streaming import attended_tile
 from engine.streaming.step import StreamedStep
 from engine.verify.measure import counted_calls, mib, peak_bytes, relative_error
 from engine.verify.proof import Bench, ProofFailedError, demand, need_gpu, need_library
@@ -103,7 +103,7 @@ def attention_stash(bench: Bench) -> str:
     expected = _whole(bench)
     calls = {}
     for stash in (False, True):
-        with counted_calls(tile_attention, "attend") as counted:
+        with counted_calls(attended_tile, "attend") as counted:
             found, _ = _streamed(bench, _plan(bench, stash=stash))
         calls[stash] = counted[0]
     same = _exact(found, expected)

@@ -274,14 +274,14 @@ def test_every_way_that_is_named_does_make_it_fit():
     run = config.from_mapping({"model": {"name": "qwen3-32b"}})
     models = tuple(catalogue().values())
     spec, machine = catalogue()["qwen3-32b"], machine_with_little_ram()
-    found = ways_to_fit(run, machine, spec, models, 500_000, 65_536)
-    assert not plan_context(request_of_run(run, machine, spec, 500_000), 65_536).fits
+    found = ways_to_fit(run, machine, spec, models, 500_000, 1_048_576)
+    assert not plan_context(request_of_run(run, machine, spec, 500_000), 1_048_576).fits
     ram = next(way for way in found.ways if "of RAM" in way.change)
     gib = int(ram.change.split()[0])
     enough = request_of_run(run, with_ram(machine, gib), spec, 500_000)
-    assert plan_context(enough, 65_536).step_seconds == ram.step_seconds
+    assert plan_context(enough, 1_048_576).step_seconds == ram.step_seconds
     smaller = next(way.change for way in found.ways if way.change in catalogue())
-    assert plan_context(request_of_run(run, machine, catalogue()[smaller], 500_000), 65_536).fits
+    assert plan_context(request_of_run(run, machine, catalogue()[smaller], 500_000), 1_048_576).fits
 
 
 def test_what_if_changes_only_what_was_typed():

@@ -10,6 +10,7 @@ from elite_tui.screens.help import HelpScreen
 from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.line_input import LONGEST
+from elite_tui.widgets.option_form import OptionForm
 from engine import errors
 from tests.tui.recording import RUN_ID
 from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, half_way, make_app, screen_of, settled, until
@@ -22,7 +23,11 @@ def text_of(app, selector):
 
 
 async def type_into(pilot, path, text):
-    control = pilot.app.screen.query_one(f"#field-{path.replace('.', '-')}", FieldRow).control
+    selector = f"#field-{path.replace('.', '-')}"
+    for form in pilot.app.screen.query(OptionForm):
+        form.focus_field(path)  # its rows come as they are scrolled to
+    await until(pilot, lambda: bool(pilot.app.screen.query(selector)))
+    control = pilot.app.screen.query_one(selector, FieldRow).control
     control.focus()
     control.value = ""
     await pilot.press(*text)
@@ -188,6 +193,9 @@ async def test_options_have_a_row_for_every_field_but_the_project_s():
         await enter(pilot, "options")
         await pilot.press("f4")
         await until(pilot, lambda: bool(app.screen.query(FieldRow)))
+        form = app.screen.query_one(OptionForm)
+        form.focus_field(form._specs[-1].path)
+        await until(pilot, lambda: app.screen.query(FieldRow).last().spec.path == form._specs[-1].path)
         shown = {row.spec.path for row in app.screen.query(FieldRow)}
     from engine.config import fields
 

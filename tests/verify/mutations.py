@@ -229,7 +229,7 @@ MUTATIONS = {
     "torch_compile": [("engine.models.compiled:compile_layers", _nothing)],
     "memory_tuning": [("engine.hardware.tuning:tune_memory", _nothing)],
     "rope_scaling": [("engine.models.loading:stretch_positions", _nothing)],
-    "fim": [("engine.data.dataset:cut_points", _nothing)],
+    "fim": [("engine.data.encoding:cut_points", _nothing)],
     "dora": [("engine.models.adapter:LoraConfig", _without_keywords("use_dora"))],
     "near_duplicate_removal": [("engine.data.near_duplicates:similarity", lambda original: lambda a, b: 0.0)],
     "memory_mapped_dataset": [("numpy:memmap", _in_memory)],
