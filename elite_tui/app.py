@@ -123,7 +123,7 @@ class EliteApp(App[str]):
         """Switches to a screen; one that shows a run needs an open run."""
         if (SCREENS[name].needs_run and self.state.run is None) or name == self._screen_name:
             return
-        if name == "runs":
+        if name == "runs" and self._screen_name != "compare":  # which is left to the list itself
             self._behind = self._screen_name
         self._screen_name = name
         self.switch_screen(build_screen(name, self))
@@ -216,10 +216,11 @@ class EliteApp(App[str]):
 
     def leave_runs(self) -> None:
         """Switches back to the screen from which the list of runs was opened."""
-        if self._behind is None:
+        behind = self._behind
+        if behind is None or (SCREENS[behind].needs_run and self.state.run is None):
             self.notify("n starts the wizard, ctrl+q leaves", timeout=4)
         else:
-            self.go(self._behind)
+            self.go(behind)
 
     def action_toggle_theme(self) -> None:
         """Switches to the next theme and saves the choice."""
@@ -260,8 +261,10 @@ class EliteApp(App[str]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Yields the actions available on the current screen for the command palette."""
+        compared = self.state.comparison.value is not None
         for entry in SCREENS.values():
-            if entry.name != self._screen_name and not (entry.needs_run and self.state.run is None):
+            reachable = compared if entry.name == "compare" else self.state.run is not None or not entry.needs_run
+            if reachable and entry.name != self._screen_name:
                 yield SystemCommand(f"Go to {entry.title}", "Switch to this screen.", partial(self.go, entry.name))
         for action in ACTIONS:
             if action.name == "command_palette" or (action.screens and self._screen_name not in action.screens):

@@ -28,7 +28,9 @@ def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> E
     step_seconds = planned.step_seconds if planned is not None else None
     steps_left, each = total - view.done_steps, view.eta.step_seconds or step_seconds
     place = PHASES.index(view.phase) if view.phase in PHASES else PHASES.index("training")
-    coming = sum(seconds for name, seconds in phases.items() if name in PHASES[place + 1 :])
+    # The plan names more than the journal: what the first step takes besides is no phase of a run.
+    ahead = {*PHASES[place + 1 :], *(() if view.step is not None else phases.keys() - set(PHASES))}
+    coming = sum(seconds for name, seconds in phases.items() if name in ahead)
     if view.phase == "training":
         # A measured pace comes with the engine's own estimate, which knows what follows the last step.
         found = view.eta.left(steps_left, now, step_seconds)

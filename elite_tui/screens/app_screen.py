@@ -37,8 +37,12 @@ KEY_PADDING = 3
 class KeyBar(Footer):
     """Textual's footer with as many keys as the width holds whole; the help key, which lists all, stands at the end."""
 
+    _composed_for = 0
+    "Width that the shown keys were chosen for."
+
     def compose(self) -> ComposeResult:
         """Composes the keys that fit, those of the screen before the global ones; marks the help key for the style."""
+        self._composed_for = self.app.size.width
         keys = [widget for widget in super().compose() if isinstance(widget, FooterKey)]
         gap = 0 if self.screen.has_class("-narrow") else 1
         room = self.app.size.width - sum(_width(key, gap) for key in keys if key.action in (HELP, QUIT)) - 1
@@ -53,7 +57,8 @@ class KeyBar(Footer):
 
     def on_resize(self) -> None:
         """Chooses the keys for another width."""
-        self.refresh(recompose=True)
+        if self._composed_for != self.app.size.width:
+            self.refresh(recompose=True)
 
 
 def _width(key: FooterKey, gap: int) -> int:

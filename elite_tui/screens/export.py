@@ -28,7 +28,7 @@ FORMS = (
     ("adapter", "Adapter", "for use with the base model, by PEFT", ("adapter",)),
     ("merged", "Merged", "one model in safetensors, for transformers", ("merged",)),
     ("gguf", "GGUF", "one file for llama.cpp and Ollama", ("gguf",)),
-    ("gguf-4-bit", "4 bits", "the same in q4_k_m, a quarter of its size", ("gguf", "--dtype", "q4_k_m")),
+    ("gguf-4-bit", "4 bits", "the same in 4 bits (q4_k_m), under a third of its size", ("gguf", "--dtype", "q4_k_m")),
 )
 """Name of the button, its label, what it is for, and the arguments of `engine export --to`."""
 
@@ -46,14 +46,16 @@ class ExportScreen(ModalScreen[None]):
     class Said(Message):
         """Progress or outcome of the export."""
 
-        def __init__(self, text: str, *, ended: bool, exists: bool = False) -> None:
+        def __init__(self, text: str, *, ended: bool, exists: bool = False, written: bool = False) -> None:
             super().__init__()
-            self.text, self.ended, self.exists = text, ended, exists
+            self.text, self.ended, self.exists, self.written = text, ended, exists, written
 
     def __init__(self, run: Path) -> None:
         super().__init__()
         self._run = run
         self._process: EngineProcess | None = None
+        self._form = ""
+        "The form of the latest export."
 
     def compose(self) -> ComposeResult:
         """Composes the title, the purpose of each format, the buttons and the outcome."""
@@ -85,6 +87,7 @@ class ExportScreen(ModalScreen[None]):
         from elite_tui.client.process import EngineProcess
 
         folder = self.query_one("#folder", Input).value.strip()
+        self._form = form
         how = next(arguments for name, _, _, arguments in FORMS if name == form)
         process = EngineProcess("export", str(self._run), *(("--output", folder) if folder else ()), "--to", *how)
         self._process = process
@@ -104,7 +107,8 @@ class ExportScreen(ModalScreen[None]):
                     remedy = "press again to write into the folder above, or name another"
                 self.post_message(self.Said(f"{problem}; {remedy}", ended=True, exists=exists))
             else:
-                self.post_message(self.Said(f"{written['path']}\n{written['base']}".rstrip(), ended=True))
+                text = f"{written['path']}\n{written['base']}".rstrip()
+                self.post_message(self.Said(text, ended=True, written=True))
 
         self.run_worker(work, thread=True, exclusive=True)
 
@@ -116,11 +120,13 @@ class ExportScreen(ModalScreen[None]):
             self._process = None
         if message.exists:
             self.query_one("#folder", Input).value = str(self._free_folder())
+        elif message.written:
+            self.query_one("#folder", Input).value = ""  # the next form has a folder of its own
 
     def _free_folder(self) -> Path:
         """Returns a folder beside the earlier exports that does not exist, for another press of the same button."""
-        numbers = itertools.count(2)
-        return next(path for number in numbers if not (path := self._run / "exports" / str(number)).exists())
+        paths = (self._run / "exports" / f"{self._form}-{number}" for number in itertools.count(2))
+        return next(path for path in paths if not path.exists())
 
     def action_close(self) -> None:
         """Stops an export in progress, and closes the screen."""

@@ -268,6 +268,12 @@ class MonitorScreen(RunCommands, ChartScreen):
         self.toggle_class("-grid")
         self.call_after_refresh(self.draw_charts)
 
+    def _leave_grid(self) -> None:
+        """Shows the log again, which the grid of charts hides."""
+        if self.has_class("-grid"):
+            self.remove_class("-grid")
+            self.call_after_refresh(self.draw_charts)
+
     def _show_chart(self, name: str) -> None:
         self.remove_class("-grid")
         self._chart = name
@@ -275,6 +281,7 @@ class MonitorScreen(RunCommands, ChartScreen):
 
     def action_toggle_pane(self) -> None:
         """Switches between log and events; if both are on screen, moves the focus."""
+        self._leave_grid()
         to_events = isinstance(self.focused, LogPane)
         self.set_class(to_events, "-events")
         self.query_one("#events" if to_events else "#log").focus()
@@ -282,6 +289,7 @@ class MonitorScreen(RunCommands, ChartScreen):
 
     def action_search(self) -> None:
         """Opens the log search."""
+        self._leave_grid()
         self.remove_class("-events")
         self.query_one("#search").display = True
         self.query_one("#search").focus()
@@ -295,6 +303,7 @@ class MonitorScreen(RunCommands, ChartScreen):
 
     def action_level(self) -> None:
         """Raises the minimum log level; after errors, shows all lines."""
+        self._leave_grid()
         self._least = LEVELS[(LEVELS.index(self._least) + 1) % len(LEVELS)]
         self._filter_log()
 

@@ -36,6 +36,6 @@ async def test_a_result_is_exported_from_its_screen_and_not_twice(tmp_path):
         await until(pilot, lambda: "press again" in text_of(app, "#said"), seconds=60)
         app.screen.query_one("#gguf", Button).press()
         await until(pilot, lambda: "original weights" in text_of(app, "#said"), seconds=60)
-        assert (recorded.path / "exports" / "2" / "tiny-f32.gguf").is_file()
+        assert (recorded.path / "exports" / "gguf-2" / "tiny-f32.gguf").is_file()
         await pilot.press("escape")
         await until(pilot, lambda: screen_of(app) == "result")

@@ -474,3 +474,6 @@ async def test_all_charts_together_and_one_by_its_digit(size):
         await pilot.press("3")
         await until(pilot, lambda: "norm 1.000" in app.screen.query_one("#chart", LineChart).plain)
         assert not charts["loss"].display or not charts["loss"].size
+        await pilot.press("g", "slash")  # the log can be searched only where it is seen
+        await until(pilot, lambda: app.screen.query_one(LogPane).size.height > 0)
+        assert not app.screen.has_class("-grid")

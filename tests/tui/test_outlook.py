@@ -82,6 +82,13 @@ def test_the_remaining_time_counts_the_phases_before_and_after_the_steps():
     assert left.share == pytest.approx(1 - 87 / 140)
 
 
+def test_what_the_first_step_takes_besides_is_ahead_until_it_was_taken():
+    planned = PlannedRun(step_seconds=6.0, phases={**PROMISED.phases, "first step": 4.0})
+    view = at(100.0, STARTED, PhaseChanged(phase="training"))
+    assert remaining(view, planned, 100.0).seconds == pytest.approx(60 + 30 + 4)
+    assert remaining(view, planned, 100.0).share == pytest.approx(1 - 94 / 144)
+
+
 def test_after_the_last_step_the_rest_is_what_the_evaluation_takes():
     view = at(100.0, STARTED, PhaseChanged(phase="training"))
     done = StepCompleted(

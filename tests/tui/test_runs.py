@@ -287,3 +287,27 @@ async def test_the_list_is_left_as_it_was_entered(key):
         assert screen_of(app) == "runs"
         await pilot.press(key)
         await until(pilot, lambda: screen_of(app) == "data")
+
+
+async def test_the_list_is_no_way_round_through_the_comparison():
+    app = make_app()
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        for name in ("runs", "compare", "runs"):
+            app.go(name)
+            await until(pilot, lambda name=name: screen_of(app) == name and app.screen.is_mounted)
+        await pilot.press("escape")
+        await until(pilot, lambda: screen_of(app) == "project")
+        assert "Go to Compare runs" not in {command.title for command in app.get_system_commands(app.screen)}
+
+
+async def test_without_the_run_that_it_was_opened_from_the_list_says_how_to_go_on():
+    app = make_app()
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        app._screen_name = "monitor"  # whose last tab was closed
+        app.go("runs")
+        await until(pilot, lambda: screen_of(app) == "runs" and app.screen.is_mounted)
+        await pilot.press("escape")
+        await until(pilot, lambda: bool(app._notifications))
+        assert screen_of(app) == "runs"
