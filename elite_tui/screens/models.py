@@ -102,7 +102,8 @@ class ModelsScreen(Watching, ModalScreen[str]):
             cells = self._cells(projection, present)
             table.add_row(*(cells[str(column.key.value)] for column in table.ordered_columns), key=projection.spec.name)
         names = [projection.spec.name for projection in fetched.value]
-        table.move_cursor(row=names.index(present) if present in names else 0)
+        # Once the table knows its height: before, there is nowhere to scroll to.
+        self.call_after_refresh(table.move_cursor, row=names.index(present) if present in names else 0)
         table.focus()
 
     def _cells(self, projection: ModelOutlook, present: str) -> dict[str, Text]:
