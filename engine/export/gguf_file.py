@@ -32,6 +32,8 @@ _AT_ONCE = 1 << 24
 """Number of values converted at once."""
 _BUFFERS = ("rotary_emb.inv_freq",)
 """Buffers that older conversions stored beside the weights. llama.cpp refuses a file with unexpected tensors."""
+_ROUTER = "ffn_gate_inp.weight"
+"""Chooses the experts of a token. Stays in fp32, as in llama.cpp, because a rounded one chooses others."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ class GgufFile:
         """Returns the format of a matrix by its name in the file and the length of its rows."""
         from gguf import GGMLQuantizationType
 
+        if name.endswith(_ROUTER):
+            return GGMLQuantizationType.F32
         if self._dtype in k_quants.K_QUANTS:
             layers = self._model.config.num_hidden_layers
             tied = "lm_head.weight" not in self._model.weights.names()

@@ -22,9 +22,17 @@ from engine.runs.run_directory import RunDirectory
 
 TEXT = "def merge(left: list[int], right: list[int]) -> list[int]:\n\treturn sorted(left + right)  # naïve, 2026 ✓\n"
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
+EXPERTS = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
 FAMILIES = {
     "qwen2, tied": ("qwen2", "qwen2", {"tied": True}),
     "qwen3": ("qwen3", "qwen2", {}),
+    "qwen3_moe": ("qwen3_moe", "qwen2", EXPERTS),
     "llama": ("llama", "llama-bpe", {}),
     "llama, byte fallback": ("llama", "llama", {}),
     "mistral": ("mistral", "llama", {}),
@@ -84,6 +92,23 @@ def test_k_quants_run_there(mix, most, runs, tmp_path):
     expected = chances(merged, ids)
     with llama_cpp(file, VOCABULARY) as ask:
         assert np.sqrt(np.mean((ask(ids) - expected) ** 2)) / expected.std() < most
+
+
+@pytest.mark.parametrize("dtype", ["q4_k_m", "bf16"])
+def test_what_chooses_experts_is_not_rounded(dtype, runs, tmp_path):
+    run = runs("qwen3_moe")
+    file = next(export(run, "gguf", tmp_path / dtype, dtype, check=False).path.glob("*.gguf"))
+    merged = export(run, "merged", tmp_path / "merged", "f32", check=False).path
+    stored = load_file(merged / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for layer in range(2):
+        router = tensors[f"blk.{layer}.ffn_gate_inp.weight"]
+        assert router.tensor_type == Format.F32
+        np.testing.assert_array_equal(router.data, stored[f"model.layers.{layer}.mlp.gate.weight"].numpy())
+    assert tensors["blk.0.ffn_up_exps.weight"].tensor_type.name.lower() == dtype.removesuffix("_m")
+    ids = AutoTokenizer.from_pretrained(merged)(TEXT)["input_ids"]
+    with llama_cpp(file, VOCABULARY) as ask:
+        assert np.corrcoef(ask(ids), chances(merged, ids))[0, 1] > 0.8
 
 
 def test_the_mixes_spend_more_on_the_layers_at_both_ends():

@@ -12,7 +12,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM as AutoModel
-from transformers import LlamaConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from engine.config import from_mapping
 from engine.models.adapter import attach_adapter, save_adapter, trainable
@@ -27,6 +35,7 @@ VOCABULARY = 640
 CONFIGS = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "qwen3_moe": Qwen3MoeConfig,
     "llama": LlamaConfig,
     "mistral": MistralConfig,
     "phi3": Phi3Config,
@@ -98,7 +107,7 @@ def save_base(
 ) -> Path:
     """Saves a tiny random model in Hugging Face format, with random biases and norms: zeros and ones hide mistakes."""
     torch.manual_seed(seed)
-    head = {"head_dim": 16} if family in ("qwen3", "mistral") else {}
+    head = {"head_dim": 16} if family in ("qwen3", "qwen3_moe", "mistral") else {}
     window = {"sliding_window": None} if family == "mistral" else {}
     config = CONFIGS[family](**{**_SHAPE, **head, **window, "tie_word_embeddings": tied, **shape})
     model = AutoModel.from_config(config)
