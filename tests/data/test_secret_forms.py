@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import pkgutil
+import random
 import re
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -54,6 +58,42 @@ def test_look_alikes_stay() -> None:
     assert len(wrong) <= 0.02 * len(cases), wrong
 
 
+def pem(what: str, lines: int = 5) -> str:
+    body = base64.b64encode(random.Random(what).randbytes(48 * lines + 20)).decode()
+    rows = "\n".join(textwrap.wrap(body, 64))
+    return f"-----BEGIN {what}-----\n{rows}\n-----END {what}-----\n"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda text: text,
+        lambda text: "value: |\n" + textwrap.indent(text, "    "),
+        lambda text: json.dumps({"secret_token": text}),
+        lambda text: "secret = (\n" + "".join(f'    "{line}\\n"\n' for line in text.splitlines()) + ")\n",
+        lambda text: "secret =\n" + " +\n".join(f"  '{line}\\n'" for line in text.splitlines()) + ";\n",
+        lambda text: textwrap.indent(text, "# "),
+    ],
+)
+@pytest.mark.parametrize("what", ["CERTIFICATE", "PUBLIC KEY", "PGP SIGNATURE", "X509 CRL"])
+def test_certificates_stay(what: str, shape: Callable[[str], str]) -> None:
+    text = pem(what)
+    if what == "PGP SIGNATURE":
+        text = text.replace("-----\n", "-----\nVersion: GnuPG v2\n\n", 1).replace("\n-----END", "\n=aB3d\n-----END")
+    assert find_secrets(shape(text), "Python") == []
+
+
+@pytest.mark.parametrize(
+    "between", ['password = "k9Xq2LmZ7w"', "DB_PASSWORD=k9Xq2LmZ7wT4vB8nR3cY6sD1fG5hJ0kL", pem("PRIVATE KEY")]
+)
+def test_what_stands_between_the_marks_of_certificates_is_searched(between: str) -> None:
+    code = f'BEGIN = "-----BEGIN CERTIFICATE-----"\n{between}\nEND = "-----END CERTIFICATE-----"\n'
+    shortened = f"-----BEGIN CERTIFICATE-----\nMIIC\n{between}\n{pem('CERTIFICATE')}"
+    secret = re.findall("[A-Za-z0-9+/]{10,}", between)[-1]
+    for text in (code, shortened):
+        assert secret not in masked(text, "Shell")
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})
@@ -72,6 +112,8 @@ def test_tokens_in_paths() -> None:
 
 
 CRAFTED = (
+    "-----BEGIN CERTIFICATE-----\n" * 700 + "-----END CERTIFICATE-----\n",
+    "-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----\n" + 'password="k9Xq2LmZ7w"\n',
     *("-----BEGIN PRIVATE KEY-----\n", "PuTTY-User-Key-File-2: x\nPrivate-Lines: 1\n", "eyJaaaaaaaaaaaaa.", "-eyJ"),
     *(
         'password="',

@@ -18,17 +18,37 @@ _LINES = re.compile(r"[ \t]{0,4}\d{1,4}(?:\\[rn]|\s){1,8}")
 "How many lines there are, and the first of them; code that writes such files has a variable there."
 _SHORTENED = 300
 "Characters of a block that dots tell to be an example."
+_HEADER = re.compile(r"\b(?:Version|Comment|Charset|Hash|MessageID): [^\n\\\"']{0,100}")
+"What OpenPGP writes before a block's first line."
+_LINE_END = re.compile(r"\\{1,8}[nr]|\+(?=[ \t]{0,40}\n)")
+"As a string spells it, or where a string goes on in the next line."
+_WORD = re.compile(r"[^\s\"'`,;|>#*\\]+")
+_FULL_LINE = re.compile(r"[A-Za-z0-9+/]{32,}")
+_LAST_LINE = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_CHECKSUM = re.compile(r"=[A-Za-z0-9+/]{4}")
 _MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
 
 
 def public_blocks(text: str) -> list[tuple[int, int]]:
-    """Returns the places of certificates, public keys and signatures: what looks random there is no secret."""
+    """Returns the places of certificates, public keys and signatures, in order: what looks random there is no secret.
+
+    Nothing but base64 stands between their marks. Code that names both marks may have a password between them, and a
+    private key may follow a shortened certificate.
+    """
     found: list[tuple[int, int]] = []
     for match in _PUBLIC.finditer(text) if "-----BEGIN " in text else ():
-        end = text.find(f"-----END {match['what']}", match.end(), match.end() + _KEY_LENGTH)
-        if end >= 0:
+        end = text.find("-----", match.end(), match.end() + _KEY_LENGTH)
+        if text.startswith(f"-----END {match['what']}", end) and _is_base64(text[match.end() : end]):
             found.append((match.start(), end))
     return found
+
+
+def _is_base64(block: str) -> bool:
+    """Tells whether a block is lines of base64; the last one may be short, and OpenPGP's checksum stand behind it."""
+    words = _WORD.findall(_LINE_END.sub(" ", _HEADER.sub("", block)))
+    if words and _CHECKSUM.fullmatch(words[-1]):
+        words.pop()
+    return all(_FULL_LINE.fullmatch(word) for word in words[:-1]) and all(map(_LAST_LINE.fullmatch, words[-1:]))
 
 
 def key_blocks(source: SearchedText) -> Iterator[Found]:
