@@ -190,13 +190,13 @@ class WholeSequenceStep:
         return contextlib.nullcontext([]) if self._balance is None else self._balance.recording()
 
     def _balance_of(self, windows: Sequence[Window], routed: list[Tensor]) -> Tensor | float:
-        """The auxiliary loss of the routers, of each window by itself and with the weight of its targets."""
+        """The auxiliary loss of the routers, of each window by itself, weighted by its divisor."""
         if self._balance is None:
             return 0.0
         total, start = torch.zeros((), device=self._device), 0
         for window in windows:
             of_window = self._balance.loss_of(routed, slice(start, start + len(window)))
-            total = total + self._balance.coefficient * window.targets * of_window
+            total = total + self._balance.coefficient * window.divisor * of_window
             start += len(window)
         return total
 

@@ -90,8 +90,13 @@ class SequenceRun:
         "Layers that keep their graph between the passes."
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         "Input and output, (1, context, hidden), of each layer in `keeps` that has been computed."
-        self.predicted = int((request.labels != IGNORED).sum())
+        is_predicted = request.labels != IGNORED
+        self.predicted = int(is_predicted.sum())
         "Number of predicted tokens."
+        self.divisor = float(self.predicted)
+        "Sum of their coefficients."
+        if given is not None:
+            self.divisor = float(given.to(is_predicted.device)[is_predicted].double().sum())
         self.loss_sum: float | Tensor = 0.0
         self.token_losses: list[Tensor] = []
         "Losses of each tile's tokens, (tile,); only for a step without gradients."

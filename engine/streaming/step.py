@@ -124,7 +124,7 @@ class StreamedStep:
             cancelled: Called after every tile; True abandons the step.
             boundary: Called with the state after the loss and after every layer of the backward pass but the last.
             balanced: Number of leading tokens that the auxiliary loss of a model's routers counts, if it has one; None
-                for all. It is added with the weight of this sequence, its factor times scale · predicted tokens.
+                for all. It is added times its factor, scale and the sum of the predicted tokens' coefficients.
             resumed: State of the same sequence to continue from, with the same weights and the parameters' gradients
                 of that time. The plan's tile may differ where `resumed.suits` allows it.
 
@@ -234,7 +234,7 @@ class StreamedStep:
 
     def _weigh_balance(self, run: SequenceRun, scale: float) -> None:
         if self.streamed.balance is not None:
-            run.balance_factor[0] = self.streamed.balance.coefficient * scale * run.predicted
+            run.balance_factor[0] = self.streamed.balance.coefficient * scale * run.divisor
 
     def _prepare(self, run: SequenceRun, shard: Shard) -> None:
         """Prepares the buffers and the state of the layers for a sequence."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,17 @@ def test_other_layouts_count_each_row_once(options):
     assert worst_error(gradients, expected)[0] < 1e-6
 
 
+def test_weights_change_no_balance():
+    """Tokens of equal weight have the gradient of tokens without one, once divided by the sum of the weights."""
+    adapted = balanced("qwen3_moe")
+    _, _, expected = reference(adapted)
+    targets = len(TOKENS) - 1
+    with DoublePrecision(), StreamedStep(adapted, StreamPlan(tile=16, key_block=32), device=CPU) as step:
+        step.run(TOKENS, coefficients=torch.full((len(TOKENS),), 0.125), scale=1 / (0.125 * targets))
+    gradients = {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
+    assert worst_error(gradients, expected)[0] < 1e-6
+
+
 def test_padding_is_not_counted():
     adapted = balanced("qwen3_moe")
     _, auxiliary, expected = reference(adapted, TOKENS[:61])
@@ -99,18 +112,23 @@ def test_padding_is_not_counted():
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("together", [1, 2])
-def test_whole_windows_have_it_too(together, recompute):
+@pytest.mark.parametrize("weights", [None, (0.25, 8.0)])
+def test_whole_windows_have_it_too(weights, together, recompute):
     """Each window by itself, with the weight of its targets, whether they go through the model together or not."""
     adapted = balanced("qwen3_moe")
     parts = [TOKENS[:30], TOKENS[30:]]
+    sums = [weight * (len(ids) - 1) for ids, weight in zip(parts, weights or (1, 1), strict=True)]
     expected = {}
-    for ids in parts:
-        _, _, found = reference(adapted, ids, weight=(len(ids) - 1) / (len(TOKENS) - 2))
+    for ids, weight in zip(parts, sums, strict=True):
+        _, _, found = reference(adapted, ids, weight=weight / sum(sums))
         for name, gradient in found.items():
             expected[name] = expected.get(name, 0) + gradient
     with DoublePrecision():
         step = WholeSequenceStep(adapted, recompute=recompute, micro_batch=together)
-        step.run([Window(np.asarray(ids)) for ids in parts], 1 / (len(TOKENS) - 2), _Unbothered())
+        windows = [Window(np.asarray(ids)) for ids in parts]
+        if weights is not None:
+            windows = [replace(w, weights=np.full(len(w), weight)) for w, weight in zip(windows, weights, strict=True)]
+        step.run(windows, 1 / sum(sums), _Unbothered())
         step.close()
     gradients = {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
     assert worst_error(gradients, expected)[0] < 1e-6
