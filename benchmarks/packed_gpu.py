@@ -275,7 +275,7 @@ def hybrid(tiny: bool) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from engine.models.catalogue import find_model
-    from engine.models.delta_rule import prepare_kernels
+    from engine.models.recurrent_kernels import prepare_kernels
 
     folder = Path("/tmp/qwen3.6-27b-shapes")
     folder.mkdir(exist_ok=True)
