@@ -23,21 +23,13 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import smollm2
+
 MOST_BYTES = 440_000
 "Of a package's files in an archive."
 BLOCK = 32
@@ -91,59 +83,13 @@ def dequantise(found: list[np.ndarray], bits: int, group: int, width: int) -> np
     return (codes * scale[:, None] + low[:, None]).reshape(-1, width)
 
 
-def tokenizer_of(about: dict[str, Any]) -> Any:
-    """A byte-level BPE with the file's own tokens and merges; digits are single, as the file's "smollm" says."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    merges = [tuple(merge.split(" ")) for merge in about["merges"]]
-    made = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(about["tokens"])}, merges=merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(about["tokens"][number], special=True) for number in about["control"]])
-    return made
-
-
-def read_about(reader: Any) -> dict[str, Any]:
-    """Configuration and tokenizer of a GGUF file."""
-    from gguf import GGUFValueType
-
-    def value(name: str) -> Any:
-        field = reader.fields[name]
-        part = field.parts[field.data[0]]
-        return bytes(part).decode() if field.types[0] == GGUFValueType.STRING else part[0].item()
-
-    def texts(name: str) -> list[str]:
-        field = reader.fields[name]
-        return [bytes(field.parts[place]).decode() for place in field.data]
-
-    types = reader.fields["tokenizer.ggml.token_type"]
-    kinds = [types.parts[place][0].item() for place in types.data]
-    heads = {name: value(f"llama.attention.{name}") for name in ("head_count", "head_count_kv")}
-    return {
-        "hidden_size": value("llama.embedding_length"),
-        "intermediate_size": value("llama.feed_forward_length"),
-        "num_hidden_layers": value("llama.block_count"),
-        "num_attention_heads": heads["head_count"],
-        "num_key_value_heads": heads["head_count_kv"],
-        "max_position_embeddings": value("llama.context_length"),
-        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": value("llama.rope.freq_base"),
-        "chat_template": value("tokenizer.chat_template"),
-        "tokens": texts("tokenizer.ggml.tokens"),
-        "merges": texts("tokenizer.ggml.merges"),
-        "control": [number for number, kind in enumerate(kinds) if kind == 3],
-    }
-
-
 def split(source: Path, folder: Path, parts: int, texts: list[Path]) -> None:
     """Writes the parts."""
     import gguf
 
     reader = gguf.GGUFReader(source)
-    about = read_about(reader)
-    tokenizer = tokenizer_of(about)
+    about = smollm2.read_about(reader)
+    tokenizer = smollm2.tokenizer_of(about["tokens"], about["merges"], about["control"])
     used = {*about["control"], *(number for number, token in enumerate(about["tokens"]) if len(token) == 1)}
     for path in sorted(file for text in texts for file in text.rglob("*.py")):
         used.update(tokenizer.encode(path.read_text("utf-8", "replace"), add_special_tokens=False).ids)
@@ -177,28 +123,14 @@ def split(source: Path, folder: Path, parts: int, texts: list[Path]) -> None:
 
 def join(folder: Path, out: Path) -> None:
     """Writes the model's folder, in bf16."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     whole = b"".join(path.read_bytes() for path in sorted(folder.glob("smollm2.part*")))
     (length,) = struct.unpack_from("<I", whole)
     head = json.loads(zlib.decompress(whole[4 : 4 + length]))
     about, start = head["about"], 4 + length
-    width, heads = about["hidden_size"], about["num_attention_heads"]
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    config = LlamaConfig(
-        **{name: about[name] for name in (*names, "max_position_embeddings", "rms_norm_eps")},
-        vocab_size=len(about["tokens"]),
-        rope_parameters={"rope_type": "default", "rope_theta": about["rope_theta"]},
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    state: dict[str, Any] = {}
+    width = about["hidden_size"]
     embedding = np.zeros((len(about["tokens"]), width), np.float32)
     rest = np.setdiff1d(np.arange(len(embedding)), about["used"])
+    weights = {"token_embd.weight": embedding}
     for name, size in head["entries"]:
         found = list(planes(whole[start : start + size]))
         start += size
@@ -206,37 +138,15 @@ def join(folder: Path, out: Path) -> None:
             embedding[about["used"]] = dequantise(found, 4, 32, width)
         elif name == "embedding.rest":
             embedding[rest] = fp16(*found)
-        elif name == "output_norm.weight":
-            state["model.norm.weight"] = found[0].view("<f4")
+        elif len(found) == 1:
+            weights[name] = found[0].view("<f4")
         else:
-            _, layer, kind, _ = name.split(".")
-            target = f"model.layers.{layer}.{NAMES[kind]}.weight"
-            if len(found) == 1:
-                state[target] = found[0].view("<f4")
-                continue
             codes = found[0].reshape(-1, BLOCK // 2)
             codes = np.concatenate([codes & 15, codes >> 4], 1)
             scale, low = fp16(*found[1:3]), fp16(*found[3:5])
-            weight = (codes * scale[:, None] + low[:, None]).reshape(shapes[target])
-            if kind in ("attn_q", "attn_k"):  # GGUF interleaves the halves of a head that rotate together
-                count = heads if kind == "attn_q" else about["num_key_value_heads"]
-                weight = weight.reshape(count, -1, 2, width).swapaxes(1, 2).reshape(weight.shape)
-            state[target] = weight
-    state["model.embed_tokens.weight"] = embedding
-    model = LlamaForCausalLM(config)
-    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
-    missing = model.load_state_dict(tensors, strict=False)
-    assert not missing.unexpected_keys
-    assert set(missing.missing_keys) <= {"lm_head.weight"}
-    model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(out)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer_of(about),
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        chat_template=about["chat_template"],
-    ).save_pretrained(out)
+            inputs = about["intermediate_size"] if "ffn_down" in name else width
+            weights[name] = (codes * scale[:, None] + low[:, None]).reshape(-1, inputs)
+    smollm2.write_model(about, weights, out)
 
 
 def archive(out: Path, folders: list[Path]) -> None:

