@@ -96,7 +96,9 @@ class CheckedKernel:
         Raises:
             torch.OutOfMemoryError: no room for the example.
         """
-        with torch.inference_mode(mode=False), torch.enable_grad():
+        # A checkpoint around the caller would take the examples' saved tensors for the caller's own.
+        unsaved = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+        with torch.inference_mode(mode=False), torch.enable_grad(), unsaved:
             wanted = _results(self._own, example, torch.float32)
             try:
                 found = _results(self._kernel, example, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.models.checked_kernel import CheckedKernel, Example
 
@@ -100,6 +101,15 @@ def test_a_kernel_of_a_norm_is_not_judged_by_a_gradient_of_nothing():
     function(torch.ones(3, 64, dtype=torch.bfloat16))
     *_, error, right = CheckedKernel.verdicts[-1]
     assert right, error
+
+
+@pytest.mark.parametrize("kernel", [right, wrong])
+def test_a_first_call_inside_a_checkpoint_leaves_it_whole(kernel):
+    function = checked(kernel, [])
+    x, y = torch.randn(5, 9, requires_grad=True), torch.randn(5, 9)
+    checkpoint(lambda x: function(x.sin(), y).exp(), x, use_reentrant=False).sum().backward()
+    (wanted,) = torch.autograd.grad(own(x.sin(), y).exp().sum(), x)
+    torch.testing.assert_close(x.grad, wanted)
 
 
 def test_another_width_or_type_is_compared_anew():
