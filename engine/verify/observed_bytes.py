@@ -46,6 +46,11 @@ class Attended:
     value_dim: int
     window: int | None
 
+    @property
+    def width(self) -> int:
+        """Width of a head, of its keys or its values, whichever is wider."""
+        return max(self.head_dim, self.value_dim)
+
 
 def observed_bytes(config: Any, targets: Sequence[str]) -> tuple[list[Attended], tuple[LayerBytes, ...]]:
     """Runs layers without numbers.

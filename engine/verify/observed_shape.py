@@ -57,9 +57,10 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
     calls, counted = observed_bytes(config, sorted(targets))
     chosen = next((int(found) for name in CHOSEN_EXPERTS if (found := _first(getattr(config, name, None)))), 0)
     kinds = _kinds(layers, targets, chosen)
-    widest = max(calls or [_unused_heads(config)], key=lambda call: call.heads * call.head_dim)
-    head_dim, value_dim = max(widest.head_dim, widest.value_dim), widest.value_dim
-    keys = max((call.kv_heads * head_dim for call in calls), default=widest.kv_heads * head_dim)
+    heads = calls or [_unused_heads(config)]
+    widest = max(heads, key=lambda call: call.heads * call.width)
+    head_dim, value_dim = widest.width, widest.value_dim
+    keys = max(call.kv_heads * call.width for call in heads)  # a layer of narrower heads may have more of them
     windows = [call.window for call in calls if call.window]
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     settings = config.to_dict()

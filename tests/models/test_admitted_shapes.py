@@ -126,3 +126,28 @@ def test_what_a_layer_is_seen_to_hold_is_what_the_lists_of_listed_families_say(f
         for phase in ("forward", "backward"):
             most, found = (max(p.token_bytes for p in peaks if p.phase == phase) for peaks in (listed, observed))
             assert found == pytest.approx(most, rel=0.04)
+
+
+def test_layers_of_other_head_widths_are_planned_by_what_the_largest_stores():
+    """Of gemma4_text, whose windowed layers have more KV heads than the others, each half as wide."""
+    config = AutoConfig.for_model(
+        "gemma4_text",
+        vocab_size=128,
+        vocab_size_per_layer_input=128,
+        hidden_size_per_layer_input=0,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_kv_shared_layers=0,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        head_dim=16,
+        global_head_dim=32,
+    )
+    shape = observed_shape(config, adapts_mlp=True)
+    model = AutoModelForCausalLM.from_config(config)
+    kept = model(input_ids=torch.arange(5)[None], use_cache=True).past_key_values
+    most = max(layer.keys.shape[1] * layer.keys.shape[3] for layer in kept.layers)
+    assert shape["kv_heads"] * shape["head_dim"] == most
