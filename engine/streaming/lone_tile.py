@@ -18,6 +18,7 @@ from engine.attention.packed import AllDocuments
 from engine.attention.rule import AttentionRule
 from engine.attention.tokens_first import Extent
 from engine.attention.torch_flash import TorchFlash
+from engine.models.layers import expert_weights
 from engine.streaming import attention as streamed_attention
 from engine.streaming.loss import loss_and_gradient
 from engine.streaming.streamed_model import StreamedModel
@@ -69,7 +70,9 @@ def refusal(streamed: StreamedModel) -> str:
         return "trained weights are not fp32"
     if streamed.trains_embedding or any(p.requires_grad for p in decoder.head.parameters()):
         return "embedding or head is trained"
-    if getattr(decoder.config, "num_experts", None) or getattr(decoder.config, "num_local_experts", None):
+    if streamed.balance is not None:
+        return "routers have an auxiliary loss"
+    if any(map(expert_weights, decoder.layers)):
         return "tokens choose experts"
     if len(decoder.embedding._forward_hooks):
         return "noise is added to the embedding"

@@ -9,12 +9,14 @@ import torch
 
 from engine.attention.cpu import CpuFlash
 from engine.config import LoraSection
+from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming import step_graph
 from engine.streaming.lone_tile import LoneInputs, lone_step, refusal
 from engine.streaming.step import StreamedStep, next_token_labels
 from engine.streaming.step_graph import ShortSequence, StepGraphs
+from tests.streaming import models
 from tests.streaming.models import tiny_model
 
 N = 90
@@ -22,8 +24,9 @@ CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=N, key_block=N, keep_layers=99, loss_piece=32)
 
 
-def adapted(family="qwen2", **lora):
-    model = attach_adapter(tiny_model(family).requires_grad_(False), LoraSection(rank=4, **lora), seed=0).train()
+def adapted(family="qwen2", lora=None, **changes):
+    base = tiny_model(family, **changes).requires_grad_(False)
+    model = attach_adapter(base, LoraSection(rank=4, **(lora or {})), seed=0).train()
     torch.manual_seed(1)
     for parameter in trainable(model).values():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -72,7 +75,22 @@ def test_loss_and_gradient_are_those_of_the_streamed_step(family, starts):
     ],
 )
 def test_what_draws_numbers_or_recomputes_is_refused(lora, plan, why):
-    with StreamedStep(adapted(**lora), plan, device=CPU) as step:
+    with StreamedStep(adapted(lora=lora), plan, device=CPU) as step:
+        assert why in refusal(step.streamed)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [
+        ("qwen3_moe", {}, "experts"),
+        ("qwen3_moe", {"output_router_logits": True}, "auxiliary loss"),
+        ("aria_text", {"moe_num_experts": 4, "moe_topk": 2}, "experts"),
+    ],
+)
+def test_experts_are_refused_by_whatever_name(family, changes, why, monkeypatch):
+    monkeypatch.setitem(families.FAMILIES, family, families.Family(shape={"adapts_mlp": False}))
+    monkeypatch.setitem(models._SPECIFIC, family, models._SPECIFIC.get(family, {}))
+    with StreamedStep(adapted(family, **changes), PLAN, device=CPU) as step:
         assert why in refusal(step.streamed)
 
 
