@@ -7,9 +7,15 @@ other completion: by the file with the body in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+from engine.data.chats import Chats, find_template
+from engine.errors import EliteError
 from engine.evaluation.functions import HeldOutFunction, function_end
+from engine.tokenization.chat_template import RenderError
+from engine.tokenization.encoder import Encoder
+from engine.tokenization.marked_conversation import SplitError
 
 QUESTION = (
     "Complete the last function of this file. Answer with the whole function in one code block and nothing else.\n\n"
@@ -25,14 +31,34 @@ _FENCE = re.compile(r"^[ \t]*```[^\n]*\n", re.MULTILINE)
 class Asking:
     """Questions for functions in a model's own form."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Takes a tokenizer of transformers with a chat template."""
-        self._tokenizer = tokenizer
+    def __init__(self, chats: Chats) -> None:
+        """Takes the form of conversations. A file's text becomes no control token of it."""
+        self._chats = chats
 
-    @staticmethod
-    def possible(tokenizer: Any) -> bool:
-        """Whether a tokenizer has a template to ask with."""
-        return getattr(tokenizer, "chat_template", None) is not None
+    @classmethod
+    def of(cls, tokenizer: Any, encoder: Encoder, named: str, notify: Callable[[str], None]) -> Asking | None:
+        """Finds a model's template; None where there is none, or none that a question can be asked with.
+
+        Args:
+            tokenizer: With a chat_template, or without.
+            encoder: Of it.
+            named: data.chat_template, or the copy of it that a result holds.
+            notify: Called with a message for the user where the template cannot be used.
+        """
+        try:
+            template = find_template(tokenizer, encoder, named)
+            found = None if template is None else cls(Chats(encoder, template))
+            if found is not None:
+                found._encoded("")
+        except (EliteError, RenderError, SplitError) as error:
+            notify(f"no function is asked for through the chat template: {error}")
+            return None
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what determines the questions, the tokenizer apart."""
+        return self._chats.fingerprint
 
     def request(self, function: HeldOutFunction, budget: int) -> list[int]:
         """Encodes a question of at most `budget` tokens, with the nearest part of the file."""
@@ -45,9 +71,7 @@ class Asking:
             prefix = prefix[_CHARACTERS * excess :]
 
     def _encoded(self, question: str) -> list[int]:
-        messages = [{"role": "user", "content": question}]
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return [int(token) for token in self._tokenizer(text, add_special_tokens=False).input_ids]
+        return self._chats.prompt([{"role": "user", "content": question}])
 
 
 def body_in(function: HeldOutFunction, answer: str) -> str:

@@ -68,6 +68,7 @@ def evaluate_run(
         )
         for path, data in wanted
     ]
+    asking = Asking.of(tokenizer, encoder, found.chat_template(config.data.chat_template), notify)
     pair = load_pair(found, config, notify=notify, spill=run.path)
     baselines = Baselines.of(
         run,
@@ -92,7 +93,6 @@ def evaluate_run(
             data=data,
         )
         trained = list(training_texts(dataset, encoder)) if path is None else []
-        asking = Asking(tokenizer) if Asking.possible(tokenizer) else None
         evaluation = evaluate_pair(
             pair, held_out, encoder, settings, subject, progress, baselines=baselines, trained=trained, asking=asking
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from engine.evaluation.baselines import digest, digest_windows
 from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, SourceText
+from engine.evaluation.general import general_texts
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.tally import LossTally
 from engine.evaluation.tasks import Task
@@ -18,6 +19,8 @@ from engine.steps.held_out_loss import choose_windows
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
+    from engine.evaluation.asking import Asking
+    from engine.tokenization.encoder import Encoder
 
 PLAIN, ASKED = "", "its chat template"
 """Ways to answer a request: with its own file alone, and through the model's chat template."""
@@ -37,29 +40,40 @@ class Measured:
 
 
 def asked(
-    held_out: HeldOut, settings: EvaluationSection, requests: Requests, trained: Sequence[SourceText], *, chat: bool
+    held_out: HeldOut,
+    encoder: Encoder,
+    settings: EvaluationSection,
+    requests: Requests,
+    trained: Sequence[SourceText],
+    asking: Asking | None,
 ) -> dict[str, Any]:
     """Returns what a model's scores depend on besides the model and the lengths.
 
     Args:
         held_out: Scored files.
+        encoder: Their tokenizer.
         settings: Extent of the evaluation.
         requests: Bodies to complete.
         trained: Files that prompts take text of.
-        chat: Whether functions are asked for through the chat template.
+        asking: Asks for functions through a chat template; None if nothing does.
     """
     bodies = {
         task: [digest([[one.path, one.prefix, one.body, one.suffix] for one in functions]), most]
         for task, (functions, most) in requests.items()
     }
     return {
+        "tokenizer": encoder.fingerprint,
         "windows": digest_windows(choose_windows(held_out.windows, settings.tokens)),
         "files": digest([[file.path for file in held_out.files], held_out.offsets.tolist()]),
         "requests": bodies,
-        "prompts": digest([[text.path, text.text] for text in trained]),
-        "chat": chat,
-        "general": settings.general,
+        "prompts": _digest_texts(trained),
+        "chat": None if asking is None else asking.fingerprint,
+        "general": _digest_texts(general_texts()) if settings.general else None,
     }
+
+
+def _digest_texts(texts: Iterable[SourceText]) -> str:
+    return digest([[text.path, text.text] for text in texts])
 
 
 def as_json(measured: Measured) -> dict[str, Any]:
@@ -88,6 +102,8 @@ def read(value: Any, held_out: HeldOut, requests: Requests) -> Measured | None:
             ]
             for task, way, found in value["written"]
         }
+        if not {(task, PLAIN) for task in requests} <= written.keys():
+            return None
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
     return Measured(tally, written, general)

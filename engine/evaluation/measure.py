@@ -133,7 +133,7 @@ def evaluate_pair(
         return Measured(tally, written, general)
 
     prompts = [] if near is None else trained
-    asked = kept_scores.asked(held_out, settings, requests, prompts, chat=asking is not None)
+    asked = kept_scores.asked(held_out, encoder, settings, requests, prompts, asking)
     asked["lengths"] = [settings.tokens, budget, subject.context]
     base = None if baselines is None else kept_scores.read(baselines.read("evaluation", asked), held_out, requests)
     if base is None:

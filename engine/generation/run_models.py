@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 ADAPTER_CONFIG = "adapter_config.json"
+_TEMPLATE = "chat_template.jinja"
 _WEIGHTS_SHARE = 0.8
 """Share of the free memory that weights may take when text is generated; the rest is for keys and values."""
 
@@ -153,6 +154,11 @@ class RunModels:
     def is_adapter(self) -> bool:
         """Whether the result is an adapter for the base model."""
         return (self.result / ADAPTER_CONFIG).is_file()
+
+    def chat_template(self, named: str) -> str:
+        """Returns data.chat_template, or the result's copy of a file, which may have changed since."""
+        kept = self.result / _TEMPLATE
+        return str(kept) if named.endswith(".jinja") and kept.is_file() else named
 
     @property
     def resident(self) -> bool:

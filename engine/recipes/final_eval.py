@@ -64,6 +64,10 @@ def final_eval(
         data="files that training held out",
     )
     encoder = Encoder(tokenizer)
+
+    def notify(text: str) -> None:
+        session.emit(LogLine(level="info", text=text))
+
     evaluation = evaluate_pair(
         AdaptedPair(tuning.model, step, setup.placement.device),
         HeldOut.of(dataset),
@@ -73,7 +77,7 @@ def final_eval(
         progress,
         baselines=baselines,
         trained=list(training_texts(dataset, encoder)),
-        asking=Asking(tokenizer) if Asking.possible(tokenizer) else None,
+        asking=Asking.of(tokenizer, encoder, session.config.data.chat_template, notify),
     )
     keep_evaluation(session.run, evaluation)
     return evaluation

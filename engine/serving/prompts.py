@@ -61,10 +61,8 @@ class Prompts:
         self._one_at_a_time = threading.Lock()
 
     def _find_chats(self) -> Chats | None:
-        writer, named = self._writer, self._writer.chat_template
-        kept = writer.models.result / "chat_template.jinja"
-        if named.endswith(".jinja") and "tuned" in writer.sides and kept.is_file():
-            named = str(kept)  # the file that the configuration names may have changed since
+        writer = self._writer
+        named = writer.models.chat_template(writer.chat_template)
         template = find_template(writer.tokenizer, writer.encoder, named)
         return None if template is None else Chats(writer.encoder, template)
 

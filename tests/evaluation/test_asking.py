@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from data.test_conversation_rows import tokenizer
 
 from engine.evaluation.asking import Asking, body_in
 from engine.evaluation.completions import judge
 from engine.evaluation.functions import SourceText, choose_functions
+from engine.tokenization.encoder import Encoder
 
 FILE = SourceText(
     "shop/basket.py",
@@ -22,6 +24,10 @@ def indented(text, by):
     return "\n".join(" " * by + line for line in text.split("\n"))
 
 
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 HEAD = "def total(self, prices):\n"
 
 
@@ -48,25 +54,44 @@ def test_prose_is_no_body():
     assert not marks.parses
 
 
-class Letters:
-    """A tokenizer of single letters with a template."""
-
-    chat_template = "{{ messages }}"
-
-    def apply_chat_template(self, messages, **options):
-        assert options == {"add_generation_prompt": True, "tokenize": False}
-        return f"<user>{messages[0]['content']}<answer>"
-
-    def __call__(self, text, **_):
-        return type("Encoded", (), {"input_ids": [ord(letter) for letter in text]})
+def asking(words, said, named=""):
+    return Asking.of(words, Encoder(words), named, said.append)
 
 
-@pytest.mark.parametrize("budget", [260, 300, 2000])
+@pytest.mark.parametrize("budget", [290, 330, 2000])
 def test_a_question_fits_and_keeps_what_is_nearest(budget):
-    ids = Asking(Letters()).request(FUNCTION, budget)
-    text = "".join(map(chr, ids))
+    words, said = tokenizer(template=TEMPLATE), []
+    ids = asking(words, said).request(FUNCTION, budget)
+    text = words.decode(ids)
     assert len(ids) <= budget
-    assert text.endswith('"""Adds up."""\n```<answer>')
-    assert text.startswith("<user>Complete")
-    assert Asking.possible(Letters())
-    assert not Asking.possible(object())
+    assert text.endswith('"""Adds up."""\n```<|im_end|>\n<|im_start|>assistant\n')
+    assert text.startswith("<|im_start|>user\nComplete")
+    question = text.removeprefix("<|im_start|>user\n").partition("<|im_end|>")[0]
+    [message] = [{"role": "user", "content": question}]
+    assert ids == words.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
+    assert not said
+
+
+def test_the_name_of_a_control_token_in_a_file_is_text():
+    words = tokenizer(template=TEMPLATE)
+    file = SourceText(FILE.path, FILE.language, FILE.text.replace("Baskets", "<|im_end|>"))
+    [function] = choose_functions([file], 1)
+    ids = asking(words, []).request(function, 2000)
+    assert ids.count(words.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert '<|im_end|>."""' in words.decode(ids)
+
+
+def test_without_a_template_nothing_is_asked():
+    said = []
+    assert asking(tokenizer(template=None), said) is None
+    assert not said
+    assert asking(tokenizer(template=None), said, "chatml") is not None
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}"])
+def test_a_template_that_takes_no_question_is_told(template):
+    said = []
+    assert asking(tokenizer(template=template), said) is None
+    [line] = said
+    assert line.startswith("no function is asked for through the chat template: ")
+    assert "\n" not in line

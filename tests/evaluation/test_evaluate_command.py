@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     config = from_mapping(
         {
             "model": {"name": "demo", "device": "cpu"},
-            "data": {"repositories": [str(repository)], "held_out_fraction": 0.3},
+            "data": {"repositories": [str(repository)], "held_out_fraction": 0.3, "chat_template": "plain"},
             "lora": {"rank": 4},
             "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 2e-3, "max_steps": 3,
                          "evaluate_tokens": 128},
@@ -68,13 +68,19 @@ def test_the_run_evaluates_itself_and_the_command_finds_the_same(run, tmp_path, 
     assert {event.stage for event in run.of(StepProgress)} >= {"windows, base model", "windows, tuned model"}
     assert len(run.of(EvalCompleted)) == 2
     report = run.run.report_path.read_text()
-    assert {row["arm"] for row in kept["arms"]} == {"base + snippets", "base + files", "adapter + snippets"}
+    assert {row["arm"] for row in kept["arms"]} == {
+        "base + snippets", "base + files", "base + its chat template", "adapter + snippets",
+        "adapter + its chat template",
+    }  # fmt: skip
     assert [task["task"] for task in kept["tasks"]] == ["next line", "completion", "fill-in-the-middle"]
     assert [row["name"] for row in kept["general"]] == ["general code", "general text"]
     assert "With text of the repository in the prompt" in report
 
     assert main(["evaluate", str(run.run.path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "base model, scored in an earlier evaluation" in printed.err
+    found = json.loads(printed.out)
+    assert found["arms"] == kept["arms"]
     again = json.loads((run.run.path / "evaluation.json").read_text())
     for name in ("perplexity_before", "perplexity_after", "compile_rate_before", "compile_rate_after"):
         assert found[name] == pytest.approx(kept[name], rel=1e-4)
