@@ -174,7 +174,7 @@ def products(spec: Any, placement: Any, tokens: int) -> dict[str, Any]:
 
     from engine.benchmarking.streaming import timed
     from engine.models import grouped_products
-    from engine.models.experts import quantised_stack
+    from engine.models.expert_stacks import quantised_stack
     from engine.models.grouped_products import Groups, grouped_outer, grouped_product
 
     device, dtype = placement.device, placement.dtype

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from engine import atomic_dir, errors
 from engine.models.base_changes import NO_CHANGES, BaseChanges
-from engine.models.experts import CHOSEN_EXPERTS, stacks_of, unpacked_shapes, use_frozen_experts
+from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of, unpacked_shapes
+from engine.models.experts import use_frozen_experts
 from engine.models.families import adapts_mlp
 from engine.models.layers import decoder_layers, layer_list
 from engine.models.recurrent_mixers import mixer_names

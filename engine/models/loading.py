@@ -28,7 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 from engine import errors, regular_file
 from engine.assets import asset
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
-from engine.models.experts import is_packable_stack, quantise_experts, quantised_stack
+from engine.models.expert_stacks import is_packable_stack, quantised_stack
+from engine.models.experts import quantise_experts
 from engine.models.families import DROPOUTS
 from engine.models.folder import ModelFolder, open_folder
 from engine.models.four_bit_cache import Notify, four_bit_copy

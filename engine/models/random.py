@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from engine.models.experts import experts_modules, quantised_stack, stacks_of, use_frozen_experts
+from engine.models.expert_stacks import experts_modules, quantised_stack, stacks_of
+from engine.models.experts import use_frozen_experts
 from engine.models.layers import decoder_layers
 from engine.models.placement import Placement
 from engine.models.rope_tables import keep_tables_exact

@@ -108,7 +108,7 @@ def map_weights(folder: ModelFolder, config: Any) -> WeightMap:
 
 
 def _stacks(model: Any) -> dict[str, bool]:
-    from engine.models.experts import stacks_of
+    from engine.models.expert_stacks import stacks_of
 
     return {
         f"{path}.{name}": bool(module.is_transposed)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.models.adapter import linear_names
-from engine.models.experts import CHOSEN_EXPERTS, stacks_of
+from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type

@@ -17,7 +17,7 @@ from engine.config import LoraSection
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.catalogue import find_model
-from engine.models.experts import stacks_of
+from engine.models.expert_stacks import stacks_of
 from engine.models.families import Family, admit, refusal
 from engine.models.layers import decoder_layers
 from engine.models.proofs import Proof, keep_proof, library_version, settings_name

@@ -26,7 +26,7 @@ from engine.generation.sampling import Sampling, generate
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.catalogue import catalogue, find_model
-from engine.models.experts import stacks_of
+from engine.models.expert_stacks import stacks_of
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
 from engine.plan.request import streaming_refusal

@@ -16,7 +16,8 @@ from engine.errors import EliteError
 from engine.models import families
 from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
-from engine.models.experts import experts_modules, quantise_experts, quantised_stack, stacks_of, use_frozen_experts
+from engine.models.expert_stacks import experts_modules, quantised_stack, stacks_of
+from engine.models.experts import quantise_experts, use_frozen_experts
 from engine.models.layers import decoder_layers
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
