@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.check import Draw, is_right
@@ -15,6 +18,7 @@ from engine.attention.cudnn import CudnnFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.torch_flash import TorchFlash
+from engine.attention.unequal_heads import for_heads
 from engine.errors import StreamPlanError
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, FlashAttnPackage, MemoryEfficient, CpuFlash)
@@ -70,6 +74,62 @@ def select_backend(
     if not math.isfinite(seconds):
         raise StreamPlanError(f"every attention backend failed its check on {device} with head size {head_dim}")
     return candidates[best]
+
+
+class HeadShape(Protocol):
+    """Heads of a layer."""
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of the widest of them."""
+
+
+class BackendByWidth:
+    """The attention backends of a model, whose layers may have heads of several widths (Gemma 4: 256 and 512).
+
+    Args:
+        by_width: The backend of each width.
+    """
+
+    def __init__(self, by_width: Mapping[int, AttentionBackend]) -> None:
+        self._by_width = dict(by_width)
+
+    @classmethod
+    def of(
+        cls, device: torch.device, dtype: torch.dtype, shapes: Iterable[HeadShape], name: str = "auto"
+    ) -> BackendByWidth:
+        """Chooses a backend for each width.
+
+        Args:
+            device, dtype: Of queries, keys and values.
+            shapes: Heads of the layers.
+            name: Backend of all of them, or "auto" for the fastest of each.
+
+        Raises:
+            StreamPlanError, torch.OutOfMemoryError: see `select_backend` and `backend_by_name`.
+        """
+        found = {}
+        for shape in shapes:
+            heads = (device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
+            found[shape.head_dim] = select_backend(*heads) if name == "auto" else backend_by_name(name, *heads)
+        return cls(found)
+
+    @property
+    def widest(self) -> AttentionBackend:
+        """The backend of the widest heads, which narrower ones can use too."""
+        return self._by_width[max(self._by_width)]
+
+    def serving(self, k: Tensor, v: Tensor) -> AttentionBackend:
+        """Returns what computes with keys and values, each (1, kv_heads, n, width)."""
+        return for_heads(self._by_width.get(k.shape[-1], self.widest), k, v)
 
 
 def _checked(

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from engine.attention.blockwise import KeyValueReader, attend
 from engine.attention.mask_tiles import causal_pieces
 from engine.attention.rule import AttentionRule
-from engine.attention.select import select_backend
+from engine.attention.select import BackendByWidth
 from engine.attention.sinks import with_sinks
-from engine.attention.unequal_heads import for_heads
 from engine.generation.kv_cache import PagedKvCache
 from engine.models.families import refusal, setting_refusals
 from engine.models.recurrent_mixers import Call, MixerRunner, RecurrentMixer, routed
@@ -88,8 +87,8 @@ class CachedAttention:
 
     def __init__(self, decoder: Decoder, page: int, open_store: Callable[[int], KvStore]) -> None:
         self._page, self._open_store = page, open_store
-        shape, weight = decoder.attention_shape, decoder.embedding.weight
-        self._backend = select_backend(weight.device, weight.dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        weight = decoder.embedding.weight
+        self._backends = BackendByWidth.of(weight.device, weight.dtype, decoder.attention_shapes)
         self._stores: dict[int, KvStore] = {}
         self.states: dict[tuple[int, int], States] = {}
         self.layer = self.start = 0
@@ -107,7 +106,7 @@ class CachedAttention:
         stop = self.start + q.shape[2]
         borders = rule.borders((0,), stop)
         pieces = causal_pieces(self.start, stop, key_block=self._page, window=rule.window, document_starts=borders)
-        backend = for_heads(self._backend, k, v)
+        backend = self._backends.serving(k, v)
         out, logsumexp = attend(
             q, k, v, start=self.start, pieces=pieces, earlier=store, backend=backend, scale=rule.scale
         )

@@ -10,9 +10,8 @@ from torch import Tensor
 from engine.attention.blockwise import attend
 from engine.attention.mask_tiles import causal_pieces
 from engine.attention.rule import AttentionRule
-from engine.attention.select import select_backend
+from engine.attention.select import BackendByWidth
 from engine.attention.sinks import with_sinks
-from engine.attention.unequal_heads import for_heads
 from engine.generation.slot_cache import RowStore, SlotCache
 from engine.models.recurrent_mixers import Call, RecurrentMixer
 from engine.streaming.decoder import Decoder
@@ -32,8 +31,8 @@ class PromptAttention:
     def __init__(
         self, decoder: Decoder, cache: SlotCache, rows: Sequence[int], starts: Sequence[int], tokens: int
     ) -> None:
-        shape, weight = decoder.attention_shape, decoder.embedding.weight
-        self._backend = select_backend(weight.device, weight.dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        weight = decoder.embedding.weight
+        self._backends = BackendByWidth.of(weight.device, weight.dtype, decoder.attention_shapes)
         self._cache, self._starts, self._tokens, self._layer = cache, tuple(starts), tokens, 0
         lengths = torch.tensor([*starts[1:], tokens]) - torch.tensor(starts)
         self._rows = torch.tensor(rows).repeat_interleave(lengths).to(weight.device)
@@ -50,7 +49,7 @@ class PromptAttention:
         borders = rule.borders(self._starts, self._tokens)
         pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=rule.window, document_starts=borders)
         earlier = RowStore(self._cache, self._layer, 0)  # nothing is before the tile
-        backend = for_heads(self._backend, k, v)
+        backend = self._backends.serving(k, v)
         out, logsumexp = attend(
             q, k, v, start=0, pieces=list(pieces), earlier=earlier, backend=backend, scale=rule.scale
         )

@@ -18,8 +18,8 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.blockwise import KeyValueSource, attend, attend_backward
 from engine.attention.mask_tiles import Piece, causal_pieces
 from engine.attention.rule import AttentionRule
+from engine.attention.select import BackendByWidth
 from engine.attention.sinks import sink_gradient, with_sinks
-from engine.attention.unequal_heads import for_heads
 from engine.streaming.kv_cache import KvCache
 from engine.streaming.latent_attention import Expand, LatentSource
 
@@ -27,7 +27,7 @@ from engine.streaming.latent_attention import Expand, LatentSource
 class SharedByLayers(Protocol):
     """What the attention layers of a step share (engine.streaming.tile_attention.AttentionLayers)."""
 
-    backend: AttentionBackend
+    backends: BackendByWidth
     key_block: int
     forward_key_block: int
     document_starts: Sequence[int]
@@ -63,7 +63,7 @@ class TileAttention:
         )
 
     def _backend(self, k: Tensor, v: Tensor) -> AttentionBackend:
-        return for_heads(self.layers.backend, k, v)
+        return self.layers.backends.serving(k, v)
 
     def _earlier(self, *, graph: bool) -> KeyValueSource:
         return self.cache if self.expand is None else LatentSource(self.cache, self.expand, graph=graph)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine import errors
 from engine.models.families import DROPOUTS, require, setting_refusals
+from engine.models.layer_settings import values_of_layers
 from engine.models.layers import layer_list
 from engine.models.lm_head import split_head
 from engine.models.recurrent_kernels import serve
@@ -116,17 +117,27 @@ class Decoder:
 
     @property
     def attention_shape(self) -> AttentionShape:
-        """Head counts and head width, from the configuration."""
+        """Head counts and head width, from the configuration; the largest of any layer."""
+        shapes = self.attention_shapes
+        return AttentionShape(
+            heads=shapes[0].heads,
+            kv_heads=max(shape.kv_heads for shape in shapes),
+            head_dim=max(shape.head_dim for shape in shapes),
+        )
+
+    @property
+    def attention_shapes(self) -> tuple[AttentionShape, ...]:
+        """Head counts and head widths that layers have, from the configuration, each once."""
         config, heads = self.config, self.config.num_attention_heads
         if getattr(config, "kv_lora_rank", None):  # latents are expanded to every head's own keys and values
             keys = config.qk_nope_head_dim + config.qk_rope_head_dim
-            return AttentionShape(heads=heads, kv_heads=heads, head_dim=max(keys, config.v_head_dim))
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return AttentionShape(
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=max(head_dim, getattr(config, "v_head_dim", None) or 0),
-        )
+            return (AttentionShape(heads=heads, kv_heads=heads, head_dim=max(keys, config.v_head_dim)),)
+        kv_heads, widths = (values_of_layers(config, name) for name in ("num_key_value_heads", "head_dim"))
+        found = {
+            (own or heads, max(width or config.hidden_size // heads, getattr(config, "v_head_dim", None) or 0))
+            for own, width in zip(kv_heads, widths, strict=True)
+        }
+        return tuple(AttentionShape(heads=heads, kv_heads=own, head_dim=width) for own, width in sorted(found))
 
     @property
     def widest_window(self) -> int | None:

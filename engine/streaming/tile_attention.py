@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.rule import AttentionRule
+from engine.attention.select import BackendByWidth
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attended_tile import TileAttention, with_graph
 from engine.streaming.kv_cache import KvCache, KvShape
@@ -30,7 +31,7 @@ class AttentionLayers:
 
     Args:
         config: Configuration of the model, for errors.
-        backend: Kernel of one block.
+        backends: Kernels of one block.
         key_block: Most keys in one call of its backward, whose temporaries are as long as its keys.
         forward_key_block: Most keys in one call of its forward.
         new_kv_cache: Makes the KV cache for keys and values of a shape, when the first layer shows it.
@@ -42,14 +43,14 @@ class AttentionLayers:
     def __init__(
         self,
         config: Any,
-        backend: AttentionBackend,
+        backends: BackendByWidth,
         key_block: int,
         forward_key_block: int,
         new_kv_cache: Callable[[KvShape], KvCache],
         saved: SavedAttention | None,
         new_windowed: Callable[[KvShape, int], WindowedKvCache | None] | None = None,
     ) -> None:
-        self.config, self.backend, self.saved = config, backend, saved
+        self.config, self.backends, self.saved = config, backends, saved
         self.key_block, self.forward_key_block = key_block, forward_key_block
         self._new_kv_cache, self._new_windowed = new_kv_cache, new_windowed
         self._caches: dict[tuple[KvShape, int | None], KvCache] = {}
@@ -58,6 +59,11 @@ class AttentionLayers:
         self.document_starts: Sequence[int] = (0,)
         self.lone = False
         "Whether the sequence is a single tile, which no other takes keys from."
+
+    @property
+    def backend(self) -> AttentionBackend:
+        """Kernel of the widest heads."""
+        return self.backends.widest
 
     def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
         """Begins another sequence, whose layers need new mixers."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.attention.select import backend_by_name, select_backend
+from engine.attention.select import BackendByWidth
 from engine.models.layers import has_attention
 from engine.plan.stream_plan import FORWARD_BLOCKS, StreamPlan
 from engine.plan.window_ring import ring_for
@@ -99,11 +99,8 @@ class Workspace:
             self._attention.saved.begin(context)
 
     def _make_attention(self, dtype: torch.dtype) -> AttentionLayers:
-        plan, shape = self._plan, self._decoder.attention_shape
-        if plan.attention == "auto":
-            backend = select_backend(self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
-        else:
-            backend = backend_by_name(plan.attention, self._device, dtype, shape.heads, shape.kv_heads, shape.head_dim)
+        plan = self._plan
+        backends = BackendByWidth.of(self._device, dtype, self._decoder.attention_shapes, plan.attention)
 
         def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
             array = self._factory.array(self.context, width, array_dtype, plan.tile)
@@ -119,7 +116,7 @@ class Workspace:
         forward_block = plan.key_block * (1 if single else FORWARD_BLOCKS)
         return AttentionLayers(
             self._decoder.config,
-            backend,
+            backends,
             plan.key_block,
             forward_block,
             self._new_kv_cache,

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import Function
 
 from engine.attention.cudnn import CudnnFlash
+from engine.attention.select import BackendByWidth
 from engine.config import LoraSection
 from engine.data.windows import Window
 from engine.models.adapter import attach_adapter
@@ -138,7 +139,9 @@ def _count(model, spec, plan, start, dtype) -> Counted:
 
     saved = SavedAttention(new_array, new_reader) if plan.stash else None
     blocks = plan.key_block, 4 * plan.key_block
-    attention = AttentionLayers(decoder.config, CudnnFlash(), *blocks, new_kv_cache, saved, new_windowed)
+    attention = AttentionLayers(
+        decoder.config, BackendByWidth({0: CudnnFlash()}), *blocks, new_kv_cache, saved, new_windowed
+    )
     mixer = attention.mixer(0)
     hidden = torch.empty((1, plan.tile, spec.hidden_size), dtype=dtype, device=META)
     gradient = torch.empty_like(hidden)
