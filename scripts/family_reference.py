@@ -82,6 +82,14 @@ _LATENT = {
     "num_key_value_heads": 6,
     "head_dim": 10,
 }
+_WIDE_HEADS = {
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention", "full_attention"],
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 24,
+    "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
+}
 _TOWER = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 2}
 OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 192, "mamba_n_groups": 2},
@@ -101,6 +109,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "mimo_v2_flash": {"v_head_dim": 12, "num_attention_heads": 6, "num_key_value_heads": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "attention"]},
+    "gemma4_text": {**_WIDE_HEADS, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2},
+    "gemma4_unified_text": _WIDE_HEADS,
     "gpt_bigcode": {"num_key_value_heads": 1},
     "phi4_multimodal": {
         "vision_config": {**_TOWER, "num_hidden_layers": 3, "image_size": 28, "crop_size": 28},

@@ -377,6 +377,8 @@ _WITHOUT_KERNEL = {
     "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
 }
 """Settings that neither way to compute a step knows, where they are set, and why."""
+_OF_IMAGES = {"use_bidirectional_attention": "vision"}
+"""Values of such settings that concern an image's tokens alone, which no text here holds."""
 
 
 def setting_refusals(config: Config) -> dict[Ability, str]:
@@ -387,6 +389,6 @@ def setting_refusals(config: Config) -> dict[Ability, str]:
     """
     denied: dict[Ability, str] = {}
     for name, problem in _WITHOUT_KERNEL.items():
-        if config.get(name):
+        if config.get(name) and config[name] != _OF_IMAGES.get(name):
             denied |= dict.fromkeys(("whole", "streamed"), f"{name}: {problem}")
     return denied

@@ -36,7 +36,7 @@ def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> Non
         said = [name for name in map(_name, info.get(kind) or ()) if name in weights.shapes]
         if said:
             raise _refusal(weights, f"{min(said)} is among its {kind.replace('_', ' ')}")
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}  # Gemma 4 stores a layer's scale
     for name, tensor in weights.whole.items():
         parameter = parameters.get(name)
         if parameter is None:

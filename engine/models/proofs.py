@@ -20,7 +20,7 @@ from engine.models.families import Ability, Family
 from engine.models.spec import ModelSpec, as_spec
 from engine.whole_file import replace_text
 
-VERSION = 4
+VERSION = 5
 """Of what is compared. A proof of another version counts for nothing."""
 _IRRELEVANT = frozenset(
     {

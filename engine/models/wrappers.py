@@ -1,4 +1,4 @@
-"""Takes the text model out of a multimodal one (Gemma 3, Mistral 3, Qwen 3.5): its settings and its tensors.
+"""Takes the text model out of a multimodal one (Gemma 3 and 4, Mistral 3, Qwen 3.5): its settings and its tensors.
 
 config.json of a wrapper holds the text model's settings in `text_config`. Its files hold the text model's tensors under
 `language_model.`, outside the wrapper's own model or inside it, beside those of a vision tower and a projector, which
@@ -22,7 +22,12 @@ _SHARED = (
 """Keys that a wrapper may keep outside `text_config`."""
 _TIED = "tie_word_embeddings"
 """The key by which a wrapper ties its head; what `text_config` says of it counts only where the wrapper is silent."""
-_TEXT_TYPES = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+_TEXT_TYPES = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "mistral3": "mistral",
+}
 """model_type of `text_config` where a wrapper's file leaves it out."""
 _RENAMES = {
     r"^language_model\.model\.": "model.",

@@ -321,20 +321,22 @@ def _whole_windows(small: Any, seen: dict[str, float]) -> None:
 
 
 def _exports(small: Any, seen: dict[str, float]) -> None:
-    """Exports an adapter and a merged base, and reads both back by the libraries that they are written for."""
+    """Exports an adapter and a merged base, and reads both back by the libraries that they are written for.
+
+    Files are fp32, logits are computed in fp64: a rounded product may choose other experts for a token.
+    """
     base = small_model(small, torch.float32)
     with tempfile.TemporaryDirectory(prefix="elite-tui-") as folder, torch.no_grad():
         plain, adapter, whole = (Path(folder) / name for name in ("plain", "adapter", "merged"))
         base.save_pretrained(plain)
         model = _adapted(base).eval()
-        wanted = model(input_ids=_tokens()[None], use_cache=False).logits
         model.save_pretrained(adapter, save_embedding_layers=False)
+        wanted = _logits(model)
         stored = open_folder(plain)
         config = AutoConfig.from_pretrained(plain)
         read = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
         read.config._experts_implementation = base.config._experts_implementation
-        found = PeftModel.from_pretrained(read, str(adapter)).eval()(input_ids=_tokens()[None], use_cache=False).logits
-        _same_logits("adapter", found, wanted, seen)
+        _same_logits("adapter", _logits(PeftModel.from_pretrained(read, str(adapter)).eval()), wanted, seen)
         whole.mkdir()
         with StoredWeights(map_weights(stored, config)) as weights:
             merged = MergedWeights(weights, read_updates(adapter), tied=config.tie_word_embeddings)
@@ -344,7 +346,12 @@ def _exports(small: Any, seen: dict[str, float]) -> None:
         config.save_pretrained(whole)
         read = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, attn_implementation="eager").eval()
         read.config._experts_implementation = base.config._experts_implementation
-        _same_logits("merged", read(input_ids=_tokens()[None], use_cache=False).logits, wanted, seen)
+        _same_logits("merged", _logits(read), wanted, seen)
+
+
+def _logits(model: Any) -> Tensor:
+    found: Tensor = model.double()(input_ids=_tokens()[None], use_cache=False).logits
+    return found
 
 
 def _same_logits(what: str, found: Tensor, wanted: Tensor, seen: dict[str, float]) -> None:

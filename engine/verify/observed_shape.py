@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from engine.models.adapter import linear_names
 from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
+from engine.models.layer_settings import largest_of_layers
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.spec import LayerKind, Linear, as_spec
@@ -100,8 +101,8 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
 def _unused_heads(config: Any) -> Attended:
     """Returns the heads that a configuration names, for a model of which no layer attends."""
     heads = int(getattr(config, "num_attention_heads", None) or 1)
-    width = int(getattr(config, "head_dim", None) or max(1, config.hidden_size // heads))
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = largest_of_layers(config, "head_dim") or max(1, config.hidden_size // heads)
+    kv_heads = largest_of_layers(config, "num_key_value_heads") or heads
     return Attended(heads=heads, kv_heads=kv_heads, head_dim=width, value_dim=width, window=None)
 
 

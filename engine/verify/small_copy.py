@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from engine.models.families import DROPOUTS
+from engine.models.layer_settings import largest_of_layers
 from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import mixer_names, recurrent_mixers
@@ -28,6 +29,8 @@ _LENGTH = 64
 _WINDOW, _SOON = 20, 24
 _HEADS = 4
 _MOST_LAYERS = 64
+_FURTHER = 6
+"""Layers that are tried beyond those in which every kind occurs."""
 
 
 class NotSmallError(Exception):
@@ -48,14 +51,21 @@ def small_config(config: Any) -> Any:
     layers = min(max(layers + 1, 3), len(kinds))
     if layers > _MOST_LAYERS:
         raise NotSmallError(f"its kinds of layers are all there only in its first {layers}")
-    values = _Shrunk(config, layers).values
-    small = type(config).from_dict(values)
-    for name in DROPOUTS:
-        if getattr(small, name, None):
-            setattr(small, name, 0.0)
-    if _pattern(_kinds(_skeleton(small))) != _pattern(kinds[:layers]):
-        raise NotSmallError("the layers of a small copy are of other kinds than its own")
-    return small
+    # A family may give its last layer a kind of its own, so that a copy of one layer less or more is right.
+    problem: Exception = NotSmallError("the layers of a small copy are of other kinds than its own")
+    for count in (layers, layers - 1, *range(layers + 1, min(layers + _FURTHER, len(kinds)) + 1)):
+        small = type(config).from_dict(_Shrunk(config, count).values)
+        for name in DROPOUTS:
+            if getattr(small, name, None):
+                setattr(small, name, 0.0)
+        try:
+            found = _kinds(_skeleton(small))
+        except Exception as error:
+            problem = error
+            continue
+        if _pattern(found) == _pattern(kinds[:count]):
+            return small
+    raise problem
 
 
 def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -119,7 +129,7 @@ class _Shrunk:
     def __init__(self, config: Any, layers: int) -> None:
         self._all, self._layers = config.num_hidden_layers, layers
         self._heads = config.num_attention_heads
-        hidden, explicit = config.hidden_size, getattr(config, "head_dim", None)
+        hidden, explicit = config.hidden_size, largest_of_layers(config, "head_dim")
         head_dim = explicit or hidden // self._heads
         self._hidden = {hidden: _HEADS * head_dim if head_dim * self._heads == hidden else 96}
         self._fixed_rope = fixed_rope_context(config.to_dict()) is not None
@@ -133,6 +143,8 @@ class _Shrunk:
             self.values |= {"mamba_n_heads": 8, "mamba_d_head": inner // 8}
 
     def _of(self, name: str, value: Any) -> Any:
+        if name == "per_layer_config":
+            value = {layer: own for layer, own in value.items() if int(layer) < self._layers}
         if isinstance(value, dict):
             return {key: self._of(str(key), inner) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):

@@ -36,12 +36,23 @@ SIZES = {
     "eos_token_id": 2,
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+TWO_WIDTHS = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 12,
+    "head_dim": 16,
+    "global_head_dim": 40,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+}
 ADMITTED = {
     "apertus": {},
     "arcee": {},
     "cohere": {"logit_scale": 0.3},
     "cohere2": {"sliding_window": 12},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_start_index": 1},
+    "gemma4_text": {**TWO_WIDTHS, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, **EXPERTS},
+    "gemma4_unified_text": {**TWO_WIDTHS, "final_logit_softcapping": 3.0},
     "glm4_moe": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **EXPERTS},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neox": {},
