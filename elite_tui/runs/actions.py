@@ -202,6 +202,20 @@ RUN_ACTIONS: tuple[Action, ...] = (
         screens=("result",),
     ),
     Action(
+        name="copy_command",
+        keys="c",
+        label="Copy",
+        help="Copy the command that puts the result to use, through the terminal, also over SSH.",
+        screens=("result",),
+    ),
+    Action(
+        name="more_functions",
+        keys="f",
+        label="Functions",
+        help="Show the next functions that both models completed.",
+        screens=("result",),
+    ),
+    Action(
         name="write",
         keys="f5",
         label="Write",

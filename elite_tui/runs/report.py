@@ -27,12 +27,28 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredPerplexity:
+    """Perplexity of both models on the same held-out tokens, as the evaluation compares them."""
+
+    before: float
+    after: float
+    change: float
+    "Relative: -0.1 is ten percent lower."
+    low: float | None
+    high: float | None
+    "Ends of the 95% interval of the change; None with too few files."
+    tokens: float | None
+    files: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """Results beyond those in the run's events; None is not measured."""
 
     reference: str
     "The run's reference on the command line."
     planned: PlannedRun | None = None
+    perplexity: ScoredPerplexity | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
     compile_rate_before: float | None = None
@@ -57,6 +73,7 @@ def read_report(path: Path) -> RunReport:
     return RunReport(
         reference=_reference(path),
         planned=read_plan(path / "plan.json"),
+        perplexity=_perplexity(data),
         perplexity_before=number(data, "perplexity_before"),
         perplexity_after=number(data, "perplexity_after"),
         compile_rate_before=_share(data, "compile_rate_before"),
@@ -67,6 +84,26 @@ def read_report(path: Path) -> RunReport:
         samples=tuple(_samples(data)),
         page=(path / "report.md").is_file(),
         commands=_commands(),
+    )
+
+
+def _perplexity(data: Mapping[str, Any]) -> ScoredPerplexity | None:
+    row = data.get("perplexity")
+    if not isinstance(row, dict):
+        return None
+    before, after, change = (number(row, name) for name in ("base", "tuned", "change"))
+    if before is None or after is None or change is None:
+        return None
+    ends = row.get("change_interval")
+    low, high = (number(ends, "low"), number(ends, "high")) if isinstance(ends, dict) else (None, None)
+    return ScoredPerplexity(
+        before=before,
+        after=after,
+        change=change,
+        low=low,
+        high=high,
+        tokens=number(row, "tokens"),
+        files=number(row, "files"),
     )
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import chop_cells
 from textual.content import Content
 
 from elite_tui.format.figures import (
     NOT_AVAILABLE,
     bytes_in_words,
     count_in_words,
+    counted,
     duration_in_words,
-    number_in_words,
     printable,
 )
+from elite_tui.runs.finish_line import FinishLine, reference_words
 from elite_tui.runs.panels import state_mark
 
 if TYPE_CHECKING:
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
 HEADING = "bold $primary"
 LABEL = 12
 """Cells before a bar or a value."""
-COLUMN = 44
-"""Minimum width of each completion shown side by side, in cells."""
 WAYS_SHOWN = 6
 """Lines shown of other ways to complete the same functions."""
-SAMPLE_LINES = 12
-"""Lines shown of one completion."""
 
 
 def verdict(run: RunView) -> Content:
@@ -48,47 +44,34 @@ def verdict(run: RunView) -> Content:
     if run.finished is None:
         return Content.assemble(("● under way   ", "$text-primary bold"), "this page fills when the run ends")
     done = run.finished
-    details = [f"{done.steps:,} steps", f"{count_in_words(done.tokens)} tokens", duration_in_words(done.seconds)]
+    details = [counted(done.steps, "step"), f"{count_in_words(done.tokens)} tokens", duration_in_words(done.seconds)]
     if run.started is not None:
         details.insert(0, printable(run.started.model))
     return Content.assemble((f"{mark} {done.status}   ", f"{style} bold"), " · ".join(details))
 
 
-def perplexity(run: RunView, report: RunReport | None, width: int) -> list[Content]:
-    """Formats held-out perplexity before and after, as bars relative to the larger one, and the change."""
+def change_words(line: FinishLine) -> Content:
+    """Formats the change of the perplexity, its interval, and how sure it is."""
+    return Content.assemble((line.change, f"bold {line.style}"), "\n", (line.sureness, line.style))
+
+
+def not_scored(run: RunView) -> Content:
+    """Says why a run has no finish line."""
+    if run.finished is None and run.failed is None:
+        return Content.styled("the finish line comes with the end of the run", "$muted")
+    return Content.styled("not scored at both ends: there is no before and after to compare", "$muted")
+
+
+def compile_rate(report: RunReport | None, width: int, steps: int | None = None) -> list[Content]:
+    """Formats the share of completions that parse, before and after; empty if not measured.
+
+    Args:
+        report: The results in the run's folder.
+        width: Available columns.
+        steps: Updates that the run made; None where that is not known.
+    """
     from engine.evaluation.words import too_few_updates
 
-    done = run.finished
-    before = done.perplexity_before if done else None
-    after = done.perplexity_after if done else None
-    if before is None and run.first_evaluation is not None:
-        before = run.first_evaluation.perplexity
-    if report is not None:
-        before = before if before is not None else report.perplexity_before
-        after = after if after is not None else report.perplexity_after
-    lines = [
-        Content.styled("Perplexity on files that it never saw", HEADING).append(
-            Content.styled("  lower is better", "$muted")
-        )
-    ]
-    lines += _two_bars(
-        before, after, max((v for v in (before, after) if v is not None), default=None), width, number_in_words
-    )
-    if before and after is not None:
-        change = (after - before) / before
-        if change < 0 and done is not None and (few := too_few_updates(done.steps)):
-            return [*lines, Content.styled(f"= {change:+.1%} after {few}", "$muted")]
-        words = (
-            f"▼ {-change:.1%} lower: it predicts this code better than the base model"
-            if change < 0
-            else f"▲ {change:.1%} higher: it predicts this code no better; more epochs or a lower rate may help"
-        )
-        return [*lines, Content.styled(words, "$text-success" if change < 0 else "$text-warning")]
-    return [*lines, Content.styled(f"change {NOT_AVAILABLE}: the run was not scored at both ends", "$muted")]
-
-
-def compile_rate(report: RunReport | None, width: int) -> list[Content]:
-    """Formats the share of completions that parse, before and after; empty if not measured."""
     if report is None or (report.compile_rate_before is None and report.compile_rate_after is None):
         return []
     before, after = report.compile_rate_before, report.compile_rate_after
@@ -98,9 +81,10 @@ def compile_rate(report: RunReport | None, width: int) -> list[Content]:
         sign, style = (
             ("▲", "$text-success") if after > before else ("▼", "$text-warning") if after < before else ("=", "$muted")
         )
-        if report.compile_rate_by_chance:
+        few = too_few_updates(steps) if steps is not None else ""
+        words = f", {few}" if few else ", too few to tell from chance" if report.compile_rate_by_chance else ""
+        if words:
             sign, style = "=", "$muted"
-        words = ", too few to tell from chance" if report.compile_rate_by_chance else ""
         lines.append(Content.styled(f"{sign} {100 * (after - before):+.0f} points{words}", style))
     lines += [
         Content.styled(f"{printable(name)}: {share:.0%}", "$text-accent" if share > (after or 0) else "$muted")
@@ -187,7 +171,7 @@ def places(run: RunView, report: RunReport | None, path: Path, width: int) -> li
 
 def next_steps(run: RunView, report: RunReport | None) -> list[Content]:
     """Formats the follow-up commands that this engine has."""
-    reference = shlex.quote(printable(report.reference if report is not None else run.run_id))
+    reference = reference_words(run, report)
     commands = report.commands if report is not None else frozenset()
     steps = []
     adapter = run.finished.adapter if run.finished is not None else None
@@ -213,52 +197,3 @@ def next_steps(run: RunView, report: RunReport | None) -> list[Content]:
         for command, what in steps
         for line in (Content.styled(command, "bold"), Content(f"    {what}").stylize("$muted"))
     ]
-
-
-def samples(report: RunReport | None, width: int) -> list[Content]:
-    """Formats completions of the base and the fine-tuned model, side by side if the width allows, else in turn."""
-    lines: list[Content] = []
-    for number, sample in enumerate(report.samples if report is not None else (), start=1):
-        if lines:
-            lines.append(Content(""))
-        lines.append(Content.assemble((f"sample {number}", "bold"), (f"  {printable(sample.file)}", "$muted")))
-        lines += [Content.styled(line, "$muted") for line in _code(sample.prompt, width - 2, last=True)]
-        parts = [("base model", "$secondary", sample.before), ("fine-tuned", "$primary", sample.after)]
-        truth = [("in the repository", "$muted", sample.truth)] if sample.truth else []
-        if width >= COLUMN * len(parts + truth):
-            lines += _beside(parts + truth, width)
-        elif width >= COLUMN * len(parts):
-            lines += [*_beside(parts, width), *_in_turn(truth, width)]
-        else:
-            lines += _in_turn(parts + truth, width)
-    return lines
-
-
-def _beside(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
-    free = (width - 3 * (len(parts) - 1)) // len(parts)
-    columns = [[title, *_code(text, free)] for title, _, text in parts]
-    lines = []
-    for row in range(max(len(column) for column in columns)):
-        cells = []
-        for column, (_, style, _) in zip(columns, parts, strict=True):
-            content = (
-                Content.styled(column[row], f"bold {style}" if row == 0 else "") if row < len(column) else Content("")
-            )
-            cells.append(content.pad_right(max(0, free - content.cell_length)))
-        lines.append(Content(" │ ").join(cells))
-    return lines
-
-
-def _in_turn(parts: Sequence[tuple[str, str, str]], width: int) -> list[Content]:
-    lines = []
-    for title, style, text in parts:
-        lines.append(Content.styled(title, f"bold {style}"))
-        lines += [Content(f"  {line}") for line in _code(text, width - 2)]
-    return lines
-
-
-def _code(text: str, width: int, *, last: bool = False) -> list[str]:
-    """Cuts lines of code to a width and escapes them; with `last`, keeps the end."""
-    lines = [printable(line.expandtabs(4)) for line in text.splitlines()]
-    kept = lines[-SAMPLE_LINES:] if last else lines[:SAMPLE_LINES]
-    return [line if cell_len(line) <= width else set_cell_size(line, width - 1) + "…" for line in kept]

@@ -6,20 +6,34 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import Digits, Static
 
 from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.runs import result_panels
+from elite_tui.runs.finish_line import finish_line, use_command
+from elite_tui.runs.function_diffs import AT_ONCE, function_diffs
 from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.choice_bar import Choice, ChoiceBar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from textual.binding import BindingType
     from textual.widget import Widget
 
+    from elite_tui.runs.report import RunReport, Sample
+    from elite_tui.runs.view import RunView
+    from elite_tui.screens.app_screen import Elite
+
 DRAWN_FROM = frozenset({StatePart.RUN, StatePart.REPORT})
+DO = (
+    Choice(key="g", label="Try it", action="show_generate"),
+    Choice(key="x", label="Export", action="export"),
+    Choice(key="c", label="Copy command", action="copy_command"),
+    Choice(key="f", label="More functions", action="more_functions"),
+)
+"What to do with a result; each can be clicked."
 
 
 class ResultScreen(AppScreen):
@@ -29,28 +43,43 @@ class ResultScreen(AppScreen):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings_for(screen_actions(ROOM))]
     CSS_PATH = "result.tcss"
 
+    def __init__(self, elite: Elite) -> None:
+        super().__init__(elite)
+        self._first = 0
+        "The first function on screen."
+
     def compose_body(self) -> Iterable[Widget]:
-        """Composes the verdict, quality beside cost, places beside next steps, and samples."""
+        """Composes the verdict, the finish line, what to do with the result, functions, cost, places and commands."""
         with VerticalScroll(id="result", can_focus=True):
             yield Static(id="verdict", markup=False)
+            yield Static(id="finish-title", classes="section", markup=False)
+            with Horizontal(id="finish"):
+                for name, label in (("before", "base model"), ("after", "fine-tuned")):
+                    if name == "after":
+                        yield Static("\n──▶", id="arrow", markup=False)
+                    with Vertical(classes="figure"):
+                        yield Digits(id=name)
+                        yield Static(label, classes="muted", markup=False)
+                yield Static(id="change", markup=False)
+            yield ChoiceBar(id="do")
+            yield Static(id="use", markup=False)
+            yield Static(id="compile-rate", markup=False)
+            yield Static(
+                "Functions that it never saw, completed: - in the file only, + written instead",
+                id="functions-title",
+                classes="section",
+                markup=False,
+            )
+            yield Static(id="functions", markup=False)
             with Horizontal(classes="pair"):
-                with Vertical(classes="half"):
-                    yield Static(id="perplexity", markup=False)
-                    yield Static(id="compile-rate", markup=False)
                 with Vertical(classes="half"):
                     yield Static("What it cost", classes="section", markup=False)
                     yield Static(id="foreseen", markup=False)
-            with Horizontal(classes="pair"):
-                with Vertical(classes="half"):
-                    yield Static("Next", classes="section", markup=False)
-                    yield Static(id="next", markup=False)
                 with Vertical(classes="half"):
                     yield Static("Where it is", classes="section", markup=False)
                     yield Static(id="paths", markup=False)
-            yield Static(
-                "Before and after, on code that it never saw", id="samples-title", classes="section", markup=False
-            )
-            yield Static(id="samples", markup=False)
+            yield Static("Commands", classes="section", markup=False)
+            yield Static(id="next", markup=False)
 
     def on_mount(self) -> None:
         """Focuses the page, which scrolls; reads the run's folder once the run is known."""
@@ -59,7 +88,7 @@ class ResultScreen(AppScreen):
         self.elite.run_desk.ask_report()
 
     def on_resize(self) -> None:
-        """Fits the bars to the new width."""
+        """Fits bars and code to the new width."""
         self.call_after_refresh(self.show, {StatePart.RUN})
 
     def show(self, changed: Parts) -> None:
@@ -70,21 +99,57 @@ class ResultScreen(AppScreen):
         width = max(40, self.size.width - 6)
         half = width // 2 - 2 if self.has_class("-wide") or self.has_class("-medium") else width
         self.refresh_bindings()
-        samples = result_panels.samples(report, width)
-        self.query_one("#samples-title").display = bool(samples)
+        self._show_finish_line(run, report)
+        self._show_functions(width)
+        command, what = use_command(run, report)
+        use = [Content.assemble((command, "bold"), (f"  {what}", "$muted"))] if command else []
         parts = {
             "verdict": [result_panels.verdict(run)],
-            "perplexity": result_panels.perplexity(run, report, half),
-            "compile-rate": result_panels.compile_rate(report, half),
+            "use": use,
+            "compile-rate": result_panels.compile_rate(report, width, run.finished.steps if run.finished else None),
             "foreseen": result_panels.foreseen(run, report),
             "next": result_panels.next_steps(run, report),
             "paths": result_panels.places(run, report, path, half),
-            "samples": samples,
         }
         for name, lines in parts.items():
-            widget = self.query_one(f"#{name}", Static)
-            widget.display = bool(lines)
-            widget.update(Content("\n").join(lines))
+            self._show_lines(name, lines)
+
+    def _show_lines(self, name: str, lines: Sequence[Content]) -> None:
+        widget = self.query_one(f"#{name}", Static)
+        widget.display = bool(lines)
+        widget.update(Content("\n").join(lines))
+
+    def _show_finish_line(self, run: RunView, report: RunReport | None) -> None:
+        line = finish_line(run, report)
+        for name in ("arrow", "before", "after"):
+            self.query_one(f"#{name}").display = line is not None
+        for figure in self.query(".figure"):
+            figure.display = line is not None
+        title = "Perplexity" if line is None else f"Perplexity of {line.sample}"
+        self.query_one("#finish-title", Static).update(
+            Content.assemble(title, ("  lower is better", "not bold $muted") if line is not None else "")
+        )
+        change = self.query_one("#change", Static)
+        if line is None:
+            change.update(result_panels.not_scored(run))
+            return
+        self.query_one("#before", Digits).update(line.before)
+        self.query_one("#after", Digits).update(line.after)
+        change.update(result_panels.change_words(line))
+
+    def _show_functions(self, width: int) -> None:
+        samples = self._samples
+        self._first = self._first if self._first < len(samples) else 0
+        lines = function_diffs(samples, self._first, width)
+        self.query_one("#functions-title").display = bool(lines)
+        self._show_lines("functions", lines)
+        able = [action for action in DO if self.check_action(action.action, ())]
+        self.query_one("#do", ChoiceBar).show(able)
+
+    @property
+    def _samples(self) -> Sequence[Sample]:
+        report = self.state.report.value
+        return report.samples if report is not None else ()
 
     def action_show_monitor(self) -> None:
         """Returns to the charts."""
@@ -101,7 +166,25 @@ class ResultScreen(AppScreen):
         """Allows trying and exporting only a run with a result."""
         run = self.state.run
         adapter = run.finished.adapter if run is not None and run.finished is not None else None
+        if action == "copy_command":
+            return run is not None and bool(use_command(run, self.state.report.value)[0])
+        if action == "more_functions":
+            return len(self._samples) > AT_ONCE
         return adapter is not None if action in ("show_generate", "export") else True
+
+    def action_copy_command(self) -> None:
+        """Copies the command that puts the result to use, by OSC 52, which works over SSH too."""
+        if self.state.run is not None:
+            command, _ = use_command(self.state.run, self.state.report.value)
+            self.app.copy_to_clipboard(command)
+            self.app.notify(f"{command}\nwhere the terminal does not take it, type it", title="copied", markup=False)
+
+    def action_more_functions(self) -> None:
+        """Shows the next functions, after the last ones the first again."""
+        self._first += AT_ONCE
+        self.show({StatePart.REPORT})
+        title = self.query_one("#functions-title")
+        self.query_one("#result").scroll_to_widget(title, top=True, animate=False)
 
     def action_show_generate(self) -> None:
         """Switches to the generate screen."""

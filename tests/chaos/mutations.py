@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elite_tui.runs import curves, panels, result_panels
+from elite_tui.runs import curves, finish_line, function_diffs, panels, result_panels
 from elite_tui.runs.files import read_plan
 from elite_tui.runs.followed import Followed
 from elite_tui.runs.history import X_AXES
@@ -150,11 +150,12 @@ def _monitor(run: RunDirectory) -> None:
     for kind in curves.CHARTS:
         for axis in X_AXES:
             pictures.picture(kind.name, shown, curves.Look(x_kind=axis, smoothing=1))
+    line = finish_line.finish_line(shown.view, report)
+    drawn += [result_panels.not_scored(shown.view) if line is None else result_panels.change_words(line)]
     drawn += [
-        *result_panels.perplexity(shown.view, report, 80),
         *result_panels.compile_rate(report, 80),
         *result_panels.foreseen(shown.view, report),
-        *result_panels.samples(report, 80),
+        *function_diffs.function_diffs(report.samples, 0, 80),
     ]
     for one in drawn:
         text = getattr(one, "plain", "") if one is not None else ""

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from elite_tui.runs.result_panels import perplexity
+from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.view import RunView
 from engine.commands.progress_display import describe_ending
 from engine.config import from_mapping
@@ -138,6 +138,8 @@ def test_two_updates_are_no_proof(tmp_path, updates, said):
     assert any("too few to tell" in line for line in lines) == bool(said)
     view = RunView(run_id="r")
     view.apply(Envelope(run="r", seq=0, time=1.0, event=ending))
-    shown = "\n".join(str(line) for line in perplexity(view, None, 80))
-    assert ("too few to tell" in shown) == bool(said)
-    assert ("predicts this code better" in shown) != bool(said)
+    shown = finish_line(view, None)
+    assert shown is not None
+    assert ("too few to tell" in shown.sureness) == bool(said)
+    assert shown.change.startswith("▼") != bool(said)
+    assert shown.style != "$text-success"  # nothing has said how sure it is

@@ -16,6 +16,7 @@ from textual.widgets import Input
 
 from elite_tui.actions import global_actions, screen_actions
 from elite_tui.app import EliteApp
+from elite_tui.runs.report import RunReport
 from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import ConfirmScreen, QuitScreen, TypedConfirmScreen
 from elite_tui.screens.help import HelpScreen
@@ -23,7 +24,7 @@ from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.line_pane import LinePane
 from engine.errors import MEASURING_FAILED
 from tests.tui.support import FixedEngine, gpu_machine, make_app, settled, until
-from tests.tui.test_run_snapshots import GPU_RUN, GpuReplay, compared, runs_engine
+from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, GpuReplay, compared, runs_engine
 
 SIZE = (80, 24)
 SMALL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -67,6 +68,9 @@ class Watched(FixedEngine):
 
     def compare(self, paths):
         return compared()
+
+    def read_report(self, path):
+        return RunReport(reference=GPU_RUN, samples=SAMPLES * 2, commands=frozenset({"generate"}))
 
     def measurement(self, *arguments):
         return NoMeasurement()

@@ -171,7 +171,7 @@ async def test_a_finished_run_from_disk_and_its_result(tmp_path):
         assert not app.screen.check_action("pause", ())
         await pilot.press("enter")
         await until(pilot, lambda: screen_of(app) == "result")
-        assert "▼ 89.0% lower" in text_of(app, "#perplexity")
+        assert "▼ −89.0%" in text_of(app, "#change")
         assert "adapter/" in text_of(app, "#paths")
         # It is in no known output folder, so its reference is its path.
         await until(pilot, lambda: f"elite-tui monitor {run.path}" in text_of(app, "#next"))
@@ -231,7 +231,8 @@ async def test_a_worse_result_says_so():
         await until(pilot, lambda: app.state.run.ended)
         await pilot.press("enter")
         await until(pilot, lambda: screen_of(app) == "result")
-        assert "▲ 20.0% higher" in text_of(app, "#perplexity")
+        assert "= +20.0%" in text_of(app, "#change")
+        assert "one update: too few to tell" in text_of(app, "#change")
         assert "none was saved" in text_of(app, "#paths")
 
 

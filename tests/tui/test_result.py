@@ -7,8 +7,10 @@ import json
 import pytest
 
 from elite_tui.runs.files import read_plan
-from elite_tui.runs.report import RunReport, Sample, read_report
-from elite_tui.runs.result_panels import compile_rate, perplexity, samples
+from elite_tui.runs.finish_line import finish_line
+from elite_tui.runs.function_diffs import function_diffs
+from elite_tui.runs.report import Sample, read_report
+from elite_tui.runs.result_panels import change_words, compile_rate
 from elite_tui.runs.view import RunView
 from engine.launch.handle import RunHandle
 from engine.protocol import EvalCompleted, RunFinished
@@ -52,15 +54,15 @@ async def test_everything_that_a_folder_can_hold(tmp_path):
     app = make_app("monitor", handle=RunHandle.attach(run))
     async with app.run_test(size=(140, 60)) as pilot:
         await shown(pilot, run)
-        assert "▼ 89.0% lower" in text_of(app, "#perplexity")
+        assert "▼ −89.0%" in text_of(app, "#change")
         assert "▲ +22 points" in text_of(app, "#compile-rate")
         foreseen = text_of(app, "#foreseen").splitlines()
         assert foreseen[1].split() == ["a", "step", "2.5s", "2.0s", "-20%"]
         assert foreseen[2].split() == ["all", "steps", "2m", "30s", "2m", "-20%"]
         assert foreseen[3].split() == ["RAM", "peak", "1.96", "GiB", "1.82", "GiB", "-7%"]
-        assert "src/[/bold]cart.py" in text_of(app, "#samples")
-        assert "\\x1b[31m" in text_of(app, "#samples")
-        assert "sample 2" not in text_of(app, "#samples")
+        assert "src/[/bold]cart.py" in text_of(app, "#functions")
+        assert "\\x1b[31m" in text_of(app, "#functions")
+        assert "function 1 of 1" in text_of(app, "#functions")
         assert "report.md" in text_of(app, "#paths")
         await until(pilot, lambda: f"elite-tui monitor {RUN_ID}" in text_of(app, "#next"))
 
@@ -69,7 +71,7 @@ async def test_nothing_beyond_the_events():
     app = make_app("monitor", handle=Replay(recorded()))
     async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, None)
-        assert not app.screen.query_one("#samples-title").display
+        assert not app.screen.query_one("#functions-title").display
         assert not app.screen.query_one("#compile-rate").display
         assert "n/a" in text_of(app, "#foreseen")
         # Commands that this engine lacks are not offered.
@@ -132,14 +134,14 @@ SAMPLE = Sample(
 
 
 @pytest.mark.parametrize("width", [40, 90, 140])
-def test_samples_fit_beside_each_other_or_stand_below(width):
-    lines = samples(RunReport(reference="r", samples=(SAMPLE,)), width)
+def test_functions_fit_beside_each_other_or_stand_below(width):
+    lines = function_diffs([SAMPLE], 0, width)
     assert all(line.cell_length <= width for line in lines)
     text = "\n".join(line.plain for line in lines)
     assert ("│" in text) is (width >= 88)
     beside = next(line.plain for line in lines if "base model" in line.plain)
-    assert ("in the repository" in beside) is (width >= 132)
-    assert text.count("return 2") == 12
+    assert ("the file's own" in beside) is (width >= 132)
+    assert text.count("return 2") == 30
 
 
 @pytest.mark.parametrize("value", [-9e18, -1.0, 0.0, 1e-320, 9e18])
@@ -147,4 +149,5 @@ def test_samples_fit_beside_each_other_or_stand_below(width):
 def test_perplexities_of_any_size_and_sign_are_drawn(value, other):
     view = RunView(finished=RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=value))
     view.first_evaluation = EvalCompleted(step=0, loss=0.0, perplexity=other, tokens=1)
-    assert perplexity(view, None, 80)
+    line = finish_line(view, None)
+    assert line is None or change_words(line).plain
