@@ -110,3 +110,33 @@ threads = [threading.Thread(target=read) for _ in range(8)]
 """
     for _ in range(3):
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "repositories", "datasets", "name"),
+    [
+        ("mine", ["/home/me/shop"], [], "mine"),
+        ("", ["/home/me/shop", "/home/me/game"], [], "shop"),
+        ("", ["/home/me/my shop (old)/"], [], "my-shop-old"),
+        ("", ["/srv/git/shop.git"], [], "shop"),
+        ("", ["/home/me/…/.hidden"], [], "hidden"),
+        ("", ["/home/me/日本"], ["/data/sessions.2026.jsonl.gz"], "sessions.2026"),
+        ("", ["/"], [], "my-code-model"),
+        ("", [], [], "my-code-model"),
+        ("", ["/x/" + "long" * 40], [], "long" * 16),
+        ("", ["/x/a\0b"], [], "ab"),
+    ],
+)
+def test_a_model_is_named_after_its_repository(output, repositories, datasets, name):
+    data = {"repositories": repositories, "datasets": datasets}
+    found = config.from_mapping({"output": {"model_name": output}, "data": data})
+    assert config.model_name(found) == name
+    # The name is one that the configuration takes.
+    assert not config.find_problems({"output": {"model_name": name}})
+
+
+@given(st.text())
+def test_a_repository_of_any_name_gives_a_valid_one(text):
+    found = config.model_name(config.from_mapping({"data": {"repositories": [f"/x/{text}"]}}))
+    assert found
+    assert not config.find_problems({"output": {"model_name": found}})

@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from engine.config import Problem
 
 
+WHEN_EMPTY = {"output.model_name": "the repository's name"}
+"What an empty text stands for."
+
+
 def placeholder(spec: FieldSpec) -> str:
     """Returns the placeholder of an empty field: its default, or the meaning of an empty value."""
     if spec.default is None:
         return "automatic"
     if spec.default == []:
         return "none"
+    if spec.path in WHEN_EMPTY:
+        return WHEN_EMPTY[spec.path]
     return text_of(spec.default)
 
 

@@ -166,13 +166,19 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     Raises:
         EliteError: RESUME_CHANGES_CONFIG where an option changes a field that a resumed run must keep.
     """
+    from msgspec import structs
+
     from engine.launch.preflight import with_absolute_paths
     from engine.runs.resume_changes import changes
 
     config = run.load_config()
     data = run_config.load_mapping(args.config) if args.config else run_config.to_mapping(config)
     _apply_options(data, args)
-    wanted = with_absolute_paths(run_config.from_mapping(data, source="command line"))
+    asked = run_config.from_mapping(data, source="command line")
+    wanted = with_absolute_paths(asked)
+    if not asked.output.model_name:  # keeps the one it has
+        kept = structs.replace(wanted.output, model_name=config.output.model_name)
+        wanted = structs.replace(wanted, output=kept)
     changed = changes(config, wanted, scheduled=run.has_schedule())
     refused = [str(change) for change in changed if not change.allowed]
     if refused:

@@ -14,6 +14,7 @@ configuration page are all generated from it, so a new field appears in all of t
 from engine.config.description import FieldSpec
 from engine.config.learning import DataSection, LoraSection, ModelSection
 from engine.config.mappings import apply_override, from_mapping, load, load_mapping, parse_value, to_mapping, to_yaml
+from engine.config.names import model_name
 from engine.config.problems import Problem, find_problems
 from engine.config.run import RunConfig, field_spec, fields
 from engine.config.running import (
@@ -46,6 +47,7 @@ __all__ = [
     "from_mapping",
     "load",
     "load_mapping",
+    "model_name",
     "parse_value",
     "to_mapping",
     "to_yaml",

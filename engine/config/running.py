@@ -66,11 +66,12 @@ class OutputSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     model_name: Annotated[
         str,
         Meta(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-            description="Name of the fine-tuned model: letters, digits, '.', '_' and '-'.",
+            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
+            description="Name of the fine-tuned model: letters, digits, '.', '_' and '-'; \"\" is the first "
+            "repository's.",
             extra=option("--model-name") | words("a name of letters, digits, '.', '_' and '-', at most 64 long"),
         ),
-    ] = "my-code-model"
+    ] = ""
 
 
 class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import __version__
+from engine.config import model_name
 from engine.errors import one_line
 from engine.evaluation import report_sections
 from engine.evaluation.charts import charts_of
@@ -91,7 +92,7 @@ def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> 
     config, finished = report.config, report.finished
     sources = ", ".join(code(path) for path in [*config.data.repositories, *config.data.datasets])
     parts = [
-        f"# {config.output.model_name}",
+        f"# {model_name(config)}",
         f"{report.spec.name}, fine-tuned by elite-tui {__version__} on {sources}. The run {_ENDED[finished.status]}.",
         *_quality(report, pictures),
         *_preferences(report.preferences),

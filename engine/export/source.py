@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import errors, regular_file
+from engine.config import model_name
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
@@ -44,7 +45,7 @@ class Source:
     @property
     def name(self) -> str:
         """The model's name, suitable for file names."""
-        return self.config.output.model_name
+        return model_name(self.config)
 
     @cached_property
     def base_folder(self) -> ModelFolder:

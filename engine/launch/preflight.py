@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import errors
+from engine.config import model_name
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.models.base_changes import check_pooling
@@ -112,6 +113,8 @@ def partial_checkpoint_bytes(config: RunConfig, spec: ModelSpec, context: int) -
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Makes a configuration's paths absolute, for processes with another current folder and for repeating the run.
 
+    Names the model too, which is called after the repository unless it has a name.
+
     Raises:
         EliteError: MODEL_*.
     """
@@ -126,7 +129,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         config,
         model=msgspec.structs.replace(config.model, name=name),
         data=msgspec.structs.replace(config.data, repositories=repositories, datasets=datasets, chat_template=template),
-        output=msgspec.structs.replace(config.output, directory=str(_absolute(config.output.directory))),
+        output=msgspec.structs.replace(
+            config.output, directory=str(_absolute(config.output.directory)), model_name=model_name(config)
+        ),
     )
 
 

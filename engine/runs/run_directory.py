@@ -122,7 +122,7 @@ class RunDirectory:
         """
         output = Path(config.output.directory).absolute()
         check_output(output)
-        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.output.model_name}-{secrets.token_hex(2)}"
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{run_config.model_name(config)}-{secrets.token_hex(2)}"
         runs = output / "runs"
         made = _missing_parents(runs)
         temporary = runs / f".{run_id}"

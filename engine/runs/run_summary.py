@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from engine.config import model_name
 from engine.errors import EliteError
 from engine.protocol import (
     PAUSED_PREFIX,
@@ -188,7 +189,7 @@ def _names(run: RunFiles) -> tuple[str, str]:
     except EliteError:
         # A run of a newer version or with a damaged configuration is still listed, under its folder's name.
         return "", run.id
-    return config.model.name, config.output.model_name
+    return config.model.name, model_name(config)
 
 
 def _of(envelopes: Iterable[Envelope], kind: type[_E]) -> list[_E]:
