@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +28,7 @@ from elite_tui.themes import DARK, THEMES, theme_after, theme_named
 from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft_controller import DraftController
 from engine.runs.crash_log import record_crash
+from engine.runs.desktop import has_desktop, terminal_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from elite_tui.client.calls import Engine
     from elite_tui.screens.app_screen import AppScreen, Elite
     from elite_tui.state import AppState
+    from engine.runs.notices import Notice
 
 THEME = "theme"
 "Key under which the draft keeps the theme."
@@ -143,6 +146,11 @@ class EliteApp(App[str]):
             self._throttle.ask(part)
         else:
             self._draw(part)
+
+    def alert(self, notice: Notice) -> None:
+        """Notifies through the terminal, also over SSH; in a local desktop session the run's own process does."""
+        if self._driver is not None and not has_desktop(os.environ):
+            self._driver.write(terminal_sequence(notice, os.environ))
 
     def _draw(self, part: StatePart) -> None:
         # Only those: each message to Textual's empty bottom screen makes it repaint the whole terminal.

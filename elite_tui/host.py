@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from textual.worker import Worker
 
     from elite_tui.state_part import StatePart
+    from engine.runs.notices import Notice
 
 
 class Host(Protocol):
@@ -41,6 +42,9 @@ class Host(Protocol):
         markup: bool = ...,
     ) -> None:
         """Shows a notice for a few seconds."""
+
+    def alert(self, notice: Notice) -> None:
+        """Notifies a person who looks elsewhere."""
 
     def post_message(self, message: Message) -> bool:
         """Queues a message for the app. Thread-safe."""

@@ -87,6 +87,10 @@ class RunController:
         """Folds a run's news into its view."""
         run = self._state.open_runs.find(message.key)
         message.news.folded.set()
+        for notice in message.news.notices:
+            self._host.alert(notice)
+            if run is not self._state.open_runs.current:
+                self._host.notify(notice.text, title=notice.title, timeout=8, markup=False)
         if run is not None:
             before = (run.view, round(run.share, 2))
             run.take(message.news)

@@ -6,6 +6,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.errors import EliteError
+from engine.runs.notices import Notice, RepeatFilter, notice_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -35,6 +38,8 @@ class News:
     "First and latest events of a journal that takes long to read, which come again among the envelopes."
     share: float = 1.0
     "Share of the journal that was read."
+    notices: Sequence[Notice] = ()
+    "What happened since the run was opened that a person wants to hear of."
     folded: threading.Event = field(default_factory=threading.Event, compare=False)
     "Set once the news is in the run's view; no more is read before."
 
@@ -50,6 +55,9 @@ class Followed:
         self._access: Access | None = None
         self._planned: PlannedRun | None = None
         self._problem = ""
+        self._live = False
+        "Whether the events that were there when the run was opened have been read."
+        self._filter = RepeatFilter()
 
     def poll(self) -> News | None:
         """Returns the news since the last poll, or None."""
@@ -65,9 +73,24 @@ class Followed:
             access = self._look() if looks else None
             planned = self._find_plan() if looks or (envelopes and self._planned is None) else None
             behind, share = self.handle.behind, self.handle.share
+            notices = self._find_notices(envelopes)
+            self._live = not behind
         if envelopes or glance or access or planned or problem != former:
-            return News(envelopes, problem, access, planned, behind, glance, share)
+            return News(envelopes, problem, access, planned, behind, glance, share, notices)
         return None
+
+    def _find_notices(self, envelopes: Sequence[Envelope]) -> Sequence[Notice]:
+        """Returns the notices of live events; empty where the run's configuration switches them off."""
+        name = self.handle.run.id
+        found = [notice for one in envelopes if (notice := notice_of(one.event, name)) is not None]
+        if not (self._live and found):
+            return ()
+        try:
+            if not self.handle.run.load_config().notify.desktop:
+                return ()
+        except EliteError:
+            pass  # of another version: the default is to notify
+        return [notice for notice in found if self._filter.passes(notice)]
 
     def _look(self) -> Access | None:
         access = self.handle.access()

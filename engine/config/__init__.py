@@ -18,15 +18,18 @@ from engine.config.names import model_name
 from engine.config.problems import Problem, find_problems
 from engine.config.run import RunConfig, field_spec, fields
 from engine.config.running import (
+    WEBHOOK_PATTERN,
     CheckpointSection,
     DistributedSection,
     EvaluationSection,
+    NotifySection,
     OutputSection,
     RecoverySection,
 )
 from engine.config.training import StreamSection, TrainingSection
 
 __all__ = [
+    "WEBHOOK_PATTERN",
     "CheckpointSection",
     "DataSection",
     "DistributedSection",
@@ -34,6 +37,7 @@ __all__ = [
     "FieldSpec",
     "LoraSection",
     "ModelSection",
+    "NotifySection",
     "OutputSection",
     "Problem",
     "RecoverySection",

@@ -13,6 +13,8 @@ import msgspec
 
 from engine.config.run import RunConfig, field_spec
 
+SECRET_FIELDS = frozenset({"notify.webhook"})
+"""Fields whose values no message quotes."""
 SHORTEST_WINDOW = 64
 """Least tokens of a window, as of training.context."""
 
@@ -66,13 +68,13 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
         try:
             msgspec.convert(value, annotations[name])
         except msgspec.ValidationError:
-            shown = str(value)
+            shown = "the value" if path in SECRET_FIELDS else str(value)
             shown = shown if len(shown) <= 40 else shown[:37] + "..."
             found.append(
                 Problem(
                     field=path,
                     problem=f"{shown} is not {spec.allowed}",
-                    remedy="leave it out" if spec.default is None else f"the default is {spec.default}",
+                    remedy="leave it out" if spec.default in (None, "") else f"the default is {spec.default}",
                 )
             )
     return found

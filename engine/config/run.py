@@ -12,6 +12,7 @@ from engine.config.running import (
     CheckpointSection,
     DistributedSection,
     EvaluationSection,
+    NotifySection,
     OutputSection,
     RecoverySection,
 )
@@ -30,6 +31,7 @@ class RunConfig(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     output: OutputSection = field(default_factory=OutputSection)
     recovery: RecoverySection = field(default_factory=RecoverySection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    notify: NotifySection = field(default_factory=NotifySection)
     distributed: DistributedSection = field(default_factory=DistributedSection)
 
 

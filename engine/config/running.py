@@ -110,6 +110,38 @@ class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     ] = True
 
 
+_LOOPBACK = r"(localhost|127(\.\d{1,3}){3}|\[::1\])"
+WEBHOOK_PATTERN = (
+    r"^(|\$[A-Za-z_][A-Za-z0-9_]*|https://[^\s/@?#]+([/?]\S*)?|http://" + _LOOPBACK + r"(:\d{1,5})?([/?]\S*)?)$"
+)
+"""https to any host, http to this machine, the name of an environment variable, or nothing."""
+
+
+class NotifySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Who hears of a run's end and of trouble, also without a monitor."""
+
+    webhook: Annotated[
+        str,
+        Meta(
+            pattern=WEBHOOK_PATTERN,
+            description="URL that receives a JSON POST when a run ends, recovers, pauses or stalls. $NAME reads it "
+            'from that environment variable, "" from ELITE_TUI_WEBHOOK. Journal, plan and report never hold it.',
+            extra=words("an https URL, an http URL of this machine, or $NAME of an environment variable"),
+        ),
+    ] = ""
+    desktop: Annotated[
+        bool,
+        Meta(
+            description="Notify on the desktop: by notify-send in a local session, else by the terminal that shows "
+            "the run (OSC 9 or OSC 777, and the bell), which works over SSH."
+        ),
+    ] = True
+    stalled_minutes: Annotated[
+        float,
+        Meta(ge=0, description="A run that shows no sign of work for so long counts as stalled; 0 never does."),
+    ] = 15.0
+
+
 class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Several GPUs, here or on several hosts."""
 

@@ -22,9 +22,11 @@ from pathlib import Path
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
+from engine import config as run_config
 from engine import durable, errors
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
+from engine.launch.notifier import Notifier
 from engine.launch.signals import watch_stop_signals
 from engine.protocol import (
     Envelope,
@@ -97,6 +99,8 @@ def main(
     except OSError as error:
         print(f"the process record cannot be written: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
     heartbeat = Heartbeat(run.process_path)
+    notifier = Notifier(config.notify, run_config.model_name(config), report=functools.partial(_unnotified, session))
+    session.listen(notifier.hear)
     server = None
     try:
         session.emit(PhaseChanged(phase="starting"))
@@ -112,6 +116,7 @@ def main(
         journal.close()
         if problem := journal.take_problem() or ("no room" if journal.waits else ""):
             print(f"the journal's last events may not be on the disk: {problem}", file=sys.stderr)  # noqa: T201 - into engine.log
+        notifier.close()
     sys.exit(_exit_code(session))
 
 
@@ -209,6 +214,16 @@ def _index(session: TrainingSession) -> None:
                 hint=f"name it by its path: {session.run.path}",
             )
         )
+
+
+def _unnotified(session: TrainingSession, reason: str) -> None:
+    """Says once why notices do not arrive; after the run's last event, only in its log."""
+    text = f"the webhook cannot be reached: {reason}"
+    if session.ending is not None:
+        print(text, file=sys.stderr)  # noqa: T201 - into engine.log
+        return
+    hint = "the run goes on; notify.webhook can be changed when it is resumed"
+    session.emit(WarningRaised(code="notification-failed", text=text, hint=hint))
 
 
 def _take_commands(commands: SimpleQueue[str], session: TrainingSession) -> None:

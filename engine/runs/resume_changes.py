@@ -7,8 +7,9 @@ from typing import Any
 
 from engine import config as run_config
 from engine.config import RunConfig
+from engine.config.problems import SECRET_FIELDS
 
-_FREE_SECTIONS = ("checkpoint", "recovery", "distributed", "evaluation", "stream")
+_FREE_SECTIONS = ("checkpoint", "recovery", "distributed", "evaluation", "notify", "stream")
 _FREE_FIELDS = (
     "model.device",
     "training.epochs",
@@ -43,6 +44,8 @@ class Change:
 
     def __str__(self) -> str:
         why = " (its schedule was made for them)" if self.planned else ""
+        if self.field in SECRET_FIELDS:
+            return f"{self.field}{why}"
         return f"{self.field} {_shown(self.before)} → {_shown(self.after)}{why}"
 
 

@@ -17,6 +17,7 @@ from engine.protocol import (
     LogLine,
     Pause,
     PhaseChanged,
+    RecoveryTaken,
     Resume,
     RunFinished,
     RunStarted,
@@ -24,6 +25,7 @@ from engine.protocol import (
     StepCompleted,
     StepProgress,
     Stop,
+    WarningRaised,
 )
 from engine.runs.context import TrainingSession
 
@@ -55,6 +57,9 @@ def train(session: TrainingSession) -> None:
             time.sleep(STEP_SECONDS / 3)
         step += 1
         session.emit(_completed(step, total))
+        if step == 2 and mode == "trouble":
+            session.emit(RecoveryTaken(what="the step was repeated", why="its loss was not finite"))
+            session.emit(WarningRaised(code="paused-disk-full", text="paused: no space", hint="free 20 MB"))
         if step == 2:
             _misbehave(mode)
     _finish(session, step, "completed")

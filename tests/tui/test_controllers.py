@@ -45,6 +45,9 @@ class Desktop:
     def leave(self, run_state="goes on"):
         self.left.append(run_state)
 
+    def alert(self, notice):
+        self.notices.append(notice.title)
+
     def notify(self, message, **_):
         self.notices.append(message)
 
