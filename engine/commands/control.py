@@ -8,6 +8,7 @@ import time
 import uuid
 
 from engine import errors
+from engine.commands.train import add_display_arguments
 
 NAMES = ("attach", "stop", "pause", "resume")
 SUMMARY = {
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     reference = "id, unique beginning of an id, or path of a run"
     if name == "attach":
         parser.add_argument("reference", metavar="RUN", nargs="?", help=f"{reference}; the newest if left out")
+        add_display_arguments(parser)
     else:
         parser.add_argument("reference", metavar="RUN", help=reference)
         parser.add_argument(
@@ -42,12 +44,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _attach(args: argparse.Namespace) -> int:
     from engine.commands.progress_display import open_display
-    from engine.commands.train import exit_code
+    from engine.commands.train import display_options, exit_code
     from engine.launch.handle import RunHandle
     from engine.runs import run_index
 
     handle = RunHandle.attach(run_index.find_run(args.reference))
-    with open_display(as_json=args.json) as display:
+    try:
+        notify = handle.run.load_config().notify.desktop
+    except errors.EliteError:
+        notify = True  # of another version
+    with open_display(**display_options(args, notify=notify)) as display:
         try:
             while handle.ending is None:
                 for envelope in handle.poll():

@@ -1,4 +1,4 @@
-"""`engine runs`: prints the table of runs."""
+"""`engine runs`: prints the table of runs, or one line of them for a status bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ SUMMARY = "List the runs of every output folder that was used here, newest first
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine runs`."""
     parser.add_argument("--output", metavar="DIR", type=Path, help="only the runs below this output folder")
-    parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--watch", action="store_true", help="one line that is kept up to date, for a status bar")
+    shape.add_argument("--glance", action="store_true", help="the same line once, as tmux's status-right calls it")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list on stdout; with --watch or --glance an object a line"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +32,12 @@ def run(args: argparse.Namespace) -> int:
     from engine.commands.output import print_json
     from engine.runs import run_index
 
+    if args.watch or args.glance:
+        from engine.commands import glance
+
+        show = glance.watch if args.watch else glance.show_once
+        show(args.output, as_json=args.json)
+        return 0
     summaries = run_index.list_runs(args.output)
     if args.json:
         print_json([asdict(summary) | {"path": str(summary.path)} for summary in summaries])

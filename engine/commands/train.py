@@ -46,8 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--dry-run", action="store_true", help="Check and plan the run, print the plan, and start nothing"
     )
+    add_display_arguments(parser)
     parser.add_argument("--detach", action="store_true", help="Start the run and return at once")
     parser.add_argument("--json", action="store_true", help="Print the run's events on stdout, one a line")
+
+
+def add_display_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of plain lines, which `engine attach` shares."""
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="Print plain lines instead of a progress bar, in reading order, for screen readers; as without a terminal",
+    )
+    parser.add_argument(
+        "--every",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="Seconds between plain lines of steps",
+    )
+
+
+def display_options(args: argparse.Namespace, *, notify: bool) -> dict[str, Any]:
+    """Returns the arguments of `open_display` that the options stand for."""
+    return {"as_json": args.json, "plain": args.plain, "every": args.every, "notify": notify}
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
             _report_detached(handle, as_json=args.json)
             handle.close()
             return 0
-        return follow(handle, interrupts, as_json=args.json)
+        shown = display_options(args, notify=config.notify.desktop)
+        return follow(handle, interrupts, **shown)
 
 
 def read_config(args: argparse.Namespace) -> RunConfig:
@@ -188,13 +218,22 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     return wanted if changed else config
 
 
-def follow(handle: RunHandle, interrupts: Interrupts, *, as_json: bool) -> int:
+def follow(
+    handle: RunHandle,
+    interrupts: Interrupts,
+    *,
+    as_json: bool,
+    plain: bool = False,
+    every: float = 30.0,
+    notify: bool = False,
+) -> int:
     """Shows a run until it ends, and passes Ctrl-C on to it.
 
     Args:
         handle: The run, launched by this process.
         interrupts: Counts the signals to pass on.
         as_json: Prints events on stdout instead of a display on stderr.
+        plain, every, notify: See `engine.commands.progress_display.open_display`.
 
     Returns:
         The run's exit status.
@@ -202,7 +241,7 @@ def follow(handle: RunHandle, interrupts: Interrupts, *, as_json: bool) -> int:
     from engine.commands.progress_display import open_display
 
     passed_on = 0
-    with open_display(as_json=as_json) as display:
+    with open_display(as_json=as_json, plain=plain, every=every, notify=notify) as display:
         while handle.ending is None:
             for envelope in handle.poll():
                 if envelope.seq >= handle.first_seq:

@@ -87,6 +87,9 @@ class RunSummary:
     started: float | None
     "Seconds since the epoch."
     updated: float | None
+    phase: str = ""
+    eta_seconds: float | None = None
+    "The run's own estimate of the time left, as of `updated`."
 
 
 _E = TypeVar("_E", bound=Event)
@@ -115,6 +118,11 @@ def read_summary(run: RunFiles) -> RunSummary:
     finished = _last(tail, RunFinished)
     before = next((e for e in _of(events, EvalCompleted) if e.step == 0), None)
     after = next((e for e in reversed(_of(tail, EvalCompleted)) if e.step > 0), None)
+    phase = _last(tail, PhaseChanged)
+    stepped = next((e.time for e in reversed(tail) if isinstance(e.event, StepCompleted)), None)
+    eta = None
+    if step is not None and stepped is not None and step.eta_seconds is not None:
+        eta = max(0.0, step.eta_seconds - (tail[-1].time - stepped))
     model, model_name = _names(run)
     return RunSummary(
         id=run.id,
@@ -130,6 +138,8 @@ def read_summary(run: RunFiles) -> RunSummary:
         perplexity_after=finished.perplexity_after if finished else after.perplexity if after else None,
         started=head[0].time if head else None,
         updated=tail[-1].time if tail else None,
+        phase=phase.phase if phase else "",
+        eta_seconds=eta,
     )
 
 

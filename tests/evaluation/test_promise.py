@@ -8,7 +8,7 @@ import pytest
 
 from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.view import RunView
-from engine.commands.progress_display import describe_ending
+from engine.commands.event_words import describe_ending
 from engine.config import from_mapping
 from engine.evaluation.curve import curve_of
 from engine.evaluation.promise import Promise, compare, past_run, read_timeline

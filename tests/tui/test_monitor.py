@@ -9,9 +9,19 @@ from elite_tui.messages import Sampled
 from elite_tui.screens.confirm import ConfirmScreen, QuitScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.log_pane import LogPane
+from engine import config as run_config
 from engine import errors
 from engine.launch.handle import RunHandle
-from engine.protocol import CommandAcked, LogLine, PhaseChanged, RunFailed, RunFinished, RunStarted, StepCompleted
+from engine.protocol import (
+    CommandAcked,
+    LogLine,
+    PhaseChanged,
+    RecoveryTaken,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepCompleted,
+)
 from engine.runs.run_index import remember_output
 from tests.tui.recording import HOSTILE, RUN_ID, recorded
 from tests.tui.support import (
@@ -344,3 +354,31 @@ async def test_silence_counts_without_news():
             app.state.clock = lambda seconds=seconds: latest + seconds
             app.post_message(Sampled(app.client.engine.latest_sample()))
             await until(pilot, lambda words=words: words in text_of(app, "#notice"))
+
+
+@pytest.mark.parametrize("desktop", [True, False])
+async def test_the_terminal_notifies_of_what_happens_while_the_app_watches(tmp_path, monkeypatch, desktop):
+    for name in ("TMUX", "VTE_VERSION", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    run = copy_recording(tmp_path / "out")
+    mapping = run_config.to_mapping(run.load_config())
+    mapping["notify"]["desktop"] = desktop
+    run.write_config(run_config.from_mapping(mapping))
+    handle = half_way()
+    handle.run = run
+    app = make_app("monitor", handle=handle)
+    sent = []
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        await until(pilot, lambda: app.state.run.step is not None)
+        app._driver.write = sent.append
+        handle.add(
+            RecoveryTaken(what="repeated", why="a spike"),
+            RecoveryTaken(what="repeated", why="a spike"),
+            RunFinished(status="completed", steps=60, seconds=1.0),
+        )
+        await until(pilot, lambda: app.state.run.ended)
+        notified = [text for text in sent if "]9;" in text]
+        assert [text.count("\x1b]9;") for text in notified] == ([1, 1] if desktop else [])
+        # The 25th step's recovery was in the journal before.
+        assert all("recovered: repeated (a spike)" in text or "completed: 60 steps" in text for text in notified)

@@ -1,0 +1,103 @@
+"""Puts a run's events into lines of safe text, for the displays of `engine train` and `engine attach`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.errors import one_line
+from engine.protocol import (
+    CheckpointSaved,
+    CommandAcked,
+    EvalCompleted,
+    Event,
+    LogLine,
+    PhaseChanged,
+    RecoveryTaken,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepCompleted,
+    WarningRaised,
+)
+
+if TYPE_CHECKING:
+    from engine.runs.run_directory import RunDirectory
+
+
+def describe(event: Event) -> str:
+    """Formats the event as one line of safe text; "" if it only advances a bar."""
+    if isinstance(event, PhaseChanged):
+        text = f"{event.phase}: {event.detail}" if event.detail else event.phase
+    elif isinstance(event, RunStarted):
+        steps = f", {event.total_steps:,} steps" if event.total_steps else ""
+        text = f"model {event.model}, context {event.context:,} tokens{steps}, on {event.device}"
+    elif isinstance(event, StepCompleted):
+        text = step_numbers(event)
+    elif isinstance(event, EvalCompleted):
+        text = f"held-out perplexity {number(event.perplexity)} at step {event.step:,}"
+        if event.reward_accuracy is not None:
+            text += f", {event.reward_accuracy:.0%} of the pairs right, margin {number(event.reward_margin)}"
+    elif isinstance(event, CheckpointSaved):
+        text = f"checkpoint {event.path}"
+    elif isinstance(event, LogLine):
+        text = event.text
+    elif isinstance(event, WarningRaised):
+        text = f"warning: {event.text}" + (f"; {event.hint}" if event.hint else "")
+    elif isinstance(event, RecoveryTaken):
+        text = f"recovered: {event.what} ({event.why})"
+    elif isinstance(event, CommandAcked):
+        text = f"{event.command} {'done' if event.accepted else 'refused'} {event.text}".strip()
+    else:
+        text = ""
+    return one_line(text)
+
+
+def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[str]:
+    """Formats the result as lines of safe text."""
+    if isinstance(ending, RunFailed):
+        last = ending.traceback.strip().splitlines()[-1:] if ending.error == "child-died" else []
+        lines = [f"engine: {ending.message}; {ending.hint}", *(f"last line of the log: {line}" for line in last)]
+        return [one_line(line) for line in [*lines, f"log                 {run.log_path}"]]
+    from engine.evaluation.words import too_few_updates
+
+    before, after = ending.perplexity_before, ending.perplexity_after
+    change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
+    lines = [
+        f"{ending.status:<19} {ending.steps:,} steps in {duration(ending.seconds)}",
+        f"held-out perplexity {number(before)} before, {number(after)} after{change}",
+    ]
+    if before and after and (few := too_few_updates(ending.steps)):
+        lines.append(f"{'':<19} {few}")
+    if ending.adapter:
+        lines.append(f"adapter             {run.path / ending.adapter}")
+    if ending.status == "stopped":
+        lines.append(f"go on with          engine train --resume {run.id}")
+    lines.append(f"look again with     elite-tui monitor {run.id}")
+    return [one_line(line) for line in lines]
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds as 59s, 1m 59s, 1h 59m or 2d 3h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def step_numbers(event: StepCompleted) -> str:
+    """Formats the figures of a step for one line."""
+    eta = "" if event.eta_seconds is None else f" · {duration(event.eta_seconds)} left"
+    margin = "" if event.reward_margin is None else f"margin {event.reward_margin:,.3f} · "
+    return (
+        f"step {event.step:,}/{event.total_steps:,} · loss {number(event.loss)} · {margin}"
+        f"{event.tokens_per_second:,.0f} tok/s{eta}"
+    )
+
+
+def number(value: float | None) -> str:
+    """Formats a loss or a perplexity."""
+    return "n/a" if value is None else f"{value:,.3f}"
