@@ -201,6 +201,7 @@ class RunFinished(Event):
     status: Literal["completed", "stopped"]
     steps: int
     seconds: float
+    "Of all attempts, without the time between them."
     adapter: str | None = None
     "Relative to the run directory."
     perplexity_before: float | None = None

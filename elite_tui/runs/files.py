@@ -21,6 +21,8 @@ class PlannedRun:
     gpu_bytes: float | None = None
     host_bytes: float | None = None
     steps_per_epoch: float | None = None
+    steps: int | None = None
+    "Steps of the run, as the data give them; None before they are read."
     note: str = ""
     phases: Mapping[str, float] = field(default_factory=dict)
     "Seconds of each phase besides the steps; empty before the data tell how many steps there are."
@@ -64,6 +66,7 @@ def read_plan(path: Path) -> PlannedRun | None:
         gpu_bytes=number(data, "gpu_peak_bytes"),
         host_bytes=number(data, "host_peak_bytes"),
         steps_per_epoch=number(data, "steps_per_epoch"),
+        steps=None if (steps := number(data, "steps")) is None else int(steps),
         note=text(data, "note"),
         phases={name: seconds for name in phases if (seconds := number(phases, name)) is not None and seconds >= 0},
     )

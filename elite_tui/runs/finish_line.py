@@ -28,6 +28,8 @@ class FinishLine:
     "Colour of the change: success only where it is an improvement that chance does not explain."
     sample: str
     "What was scored."
+    own: str
+    "The run's own scores, where the evaluation has others, of more tokens."
 
 
 def finish_line(run: RunView, report: RunReport | None) -> FinishLine | None:
@@ -47,14 +49,20 @@ def finish_line(run: RunView, report: RunReport | None) -> FinishLine | None:
     if row is not None and row.tokens and row.files:
         sample = f"{row.tokens:,.0f} tokens of {row.files:,.0f} files that it never saw"
     steps = done.steps if done is not None else run.done_steps
+    own = ""
+    theirs = (number_in_words(before), number_in_words(after))
+    if row is not None and None not in (of_run := _of_run(run, None)):
+        words = (number_in_words(of_run[0]), number_in_words(of_run[1]))
+        own = f"scored while training: {' → '.join(words)}" if words != theirs else ""
     sign, sureness, style = _judge(change, low, high, scored=row is not None, steps=steps)
     return FinishLine(
-        before=number_in_words(before),
-        after=number_in_words(after),
+        before=theirs[0],
+        after=theirs[1],
         change=f"{sign} {size}",
         sureness=sureness,
         style=style,
         sample=sample,
+        own=own,
     )
 
 

@@ -24,7 +24,7 @@ from elite_tui.format.figures import (
     rate_in_words,
 )
 from elite_tui.runs.curves import planned_gpu, planned_host
-from elite_tui.runs.remaining import remaining
+from elite_tui.runs.remaining import remaining, total_steps
 
 if TYPE_CHECKING:
     from elite_tui.runs.eta import Estimate
@@ -102,11 +102,13 @@ def progress_lines(run: OpenRun, width: int, now: float | None = None) -> list[C
     """
     view = run.view
     now = max(now or 0.0, view.updated_at or 0.0)
-    total, done = view.total_steps, view.done_steps
+    total, done = total_steps(view, run.planned), view.done_steps
     head = f"step {done:,}/{total:,}" if total else "step n/a"
     share = done / total if total else None
     if view.ended:
         elapsed = (view.updated_at or 0) - (view.started_at or 0)
+        if view.finished is not None:
+            elapsed = view.finished.seconds  # as the result and the report say it
         whole = _bar_line(head, share, (f"in {duration_in_words(elapsed)}",), width, "$primary")
         return [whole, *_ended_lines(view, width)]
     left = remaining(view, run.planned, now if not view.paused else None)
@@ -230,10 +232,22 @@ def _work(run: OpenRun) -> list[Figure]:
         return [(1, "step time", (f"{duration_in_words(planned.step_seconds)} planned",))]
     return [
         (1, "tokens/s", (count_in_words(step.tokens_per_second if step else None),)),
-        (4, "step time", (duration_in_words(run.view.eta.step_seconds),)),
+        (4, "step time", (duration_in_words(_step_seconds(run.view)),)),
         (2, "epoch", (f"{step.epoch:.2f}" if step else NOT_AVAILABLE,)),
-        (5, "tokens", (count_in_words(run.view.history.tokens if step else None),)),
+        (5, "tokens", (count_in_words(_tokens(run.view)),)),
     ]
+
+
+def _step_seconds(view: RunView) -> float | None:
+    """Returns the mean of the latest steps; once a run has ended, that of all, as its result says it."""
+    every = view.history.steps.known("seconds")
+    return sum(every) / len(every) if view.ended and every else view.eta.step_seconds
+
+
+def _tokens(view: RunView) -> float | None:
+    if view.finished is not None and view.finished.tokens:
+        return view.finished.tokens
+    return view.history.tokens if view.step else None
 
 
 def _quality(run: OpenRun) -> list[Figure]:
@@ -264,11 +278,24 @@ def _memory(run: OpenRun) -> list[Figure]:
     rows: list[Figure] = []
     if step is None and not run.view.ended:
         planned = (("GPU peak", 2, planned_gpu(run)), ("RAM", 3, planned_host(run)))
-        return [(rank, name, (f"{bytes_in_words(size)} planned",)) for name, rank, size in planned if size]
-    if step is not None and step.gpu_peak is not None:
-        rows.append((2, "GPU peak", _of_plan(step.gpu_peak, planned_gpu(run))))
-    rows.append((3, "RAM", _of_plan(step.host_used if step else None, planned_host(run))))
+        return [
+            (rank, name, (f"{bytes_in_words(size)} planned", f"{bytes_in_words(size)} plan"))
+            for name, rank, size in planned
+            if size
+        ]
+    done = run.view.finished
+    gpu, host, name = step.gpu_peak if step else None, step.host_used if step else None, "RAM"
+    if done is not None:
+        gpu = done.gpu_peak if done.gpu_peak is not None else gpu
+        host, name = (done.host_peak, "RAM peak") if done.host_peak is not None else (host, name)
+    if gpu is not None:
+        rows.append((2, "GPU peak", _of_plan(gpu, planned_gpu(run))))
+    rows.append((3, name, _of_plan(host, planned_host(run))))
     return rows
+
+
+def _planned_words(size: float) -> tuple[str, ...]:
+    return f"{bytes_in_words(size)} planned", f"{bytes_in_words(size)} plan"
 
 
 def _ranks(run: OpenRun) -> list[Figure]:

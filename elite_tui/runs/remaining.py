@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from elite_tui.runs.view import RunView
 
 
+def total_steps(view: RunView, planned: PlannedRun | None) -> int | None:
+    """Returns the steps of the whole run: until the first one, those that the data give, else those asked for."""
+    if view.step is None and planned is not None and planned.steps is not None:
+        return planned.steps
+    return view.total_steps
+
+
 def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> Estimate | None:
     """Estimates the rest of a run: its steps, and the phases before and after them that the plan promises.
 
@@ -21,7 +28,7 @@ def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> E
         planned: Its plan.
         now: The training machine's clock; None ignores the time spent in the current step or phase.
     """
-    total = view.total_steps
+    total = total_steps(view, planned)
     if total is None:
         return None
     phases = planned.phases if planned is not None else {}

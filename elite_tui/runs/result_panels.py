@@ -52,7 +52,8 @@ def verdict(run: RunView) -> Content:
 
 def change_words(line: FinishLine) -> Content:
     """Formats the change of the perplexity, its interval, and how sure it is."""
-    return Content.assemble((line.change, f"bold {line.style}"), "\n", (line.sureness, line.style))
+    own = f"\n{line.own}" if line.own else ""
+    return Content.assemble((line.change, f"bold {line.style}"), "\n", (line.sureness, line.style), (own, "$muted"))
 
 
 def not_scored(run: RunView) -> Content:

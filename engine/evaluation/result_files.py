@@ -14,10 +14,10 @@ from engine.evaluation.curve import curve_of, past_ratios
 from engine.evaluation.promise import Promise, compare
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.result import FILE_NAME
+from engine.evaluation.so_far import progress_of
 from engine.generation.run_models import models_of
-from engine.protocol import Envelope, EvalCompleted, RecoveryTaken, RunFinished, RunStarted, StepCompleted
+from engine.protocol import Envelope, EvalCompleted, RunFinished, RunStarted
 from engine.runs.journal import JournalReader
-from engine.training.state import Progress
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
     report = RunReport(
         config=config,
         finished=finished,
-        progress=_progress(events),
+        progress=progress_of(events),
         spec=found.spec,
         context=found.context,
         precision=str(plan["precision"]),
@@ -87,20 +87,6 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
 
 def _last(events: list[Envelope], kind: Any) -> Any:
     return next((e.event for e in reversed(events) if isinstance(e.event, kind)), None)
-
-
-def _progress(events: list[Envelope]) -> Progress:
-    """Reads a run's progress from its journal."""
-    steps = {e.event.step: e.event for e in events if isinstance(e.event, StepCompleted)}
-    last = steps[max(steps)] if steps else None
-    return Progress(
-        step=last.step if last else 0,
-        total_steps=last.total_steps if last else 0,
-        epoch=last.epoch if last else 0.0,
-        tokens=sum(step.tokens for step in steps.values()),
-        seconds=sum(step.seconds for step in steps.values()),
-        recoveries=[f"{e.event.what}: {e.event.why}" for e in events if isinstance(e.event, RecoveryTaken)],
-    )
 
 
 def _parameters(result: Path) -> int:

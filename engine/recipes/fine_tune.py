@@ -21,6 +21,7 @@ from engine.evaluation.baselines import Baselines, digest_windows
 from engine.evaluation.curve import curve_of, past_ratios
 from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
+from engine.evaluation.so_far import progress_of, seconds_of
 from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
 from engine.models.placement import device_name
@@ -179,10 +180,11 @@ def _train(session: TrainingSession) -> None:
     with tuning.whole():
         if session.group.leads:
             space.until_written(lambda: tuning.save(result, tokenizer, changes, base))
+    events = list(JournalReader(session.run.journal_path).poll())
     finished = RunFinished(
         status=status,
         steps=progress.step,
-        seconds=time.monotonic() - setup.started,
+        seconds=max(time.monotonic() - setup.started, seconds_of(events, time.time())),
         adapter=result.relative_to(session.run.path).as_posix(),
         perplexity_before=perplexity(progress.loss_before),
         perplexity_after=after.perplexity if after else None,
@@ -190,7 +192,6 @@ def _train(session: TrainingSession) -> None:
         gpu_peak=gpu_peak(device),
         host_peak=host_peak(),
     )
-    events = list(JournalReader(session.run.journal_path).poll())
     curve, past = curve_of(events), tuple(past_ratios(session.config.model.name, before=session.run.id))
     compared = compare(promise, events, curve, past)
     if status == "completed" and compared.timeline is not None:
@@ -427,4 +428,7 @@ def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
         stop = isinstance(command, Stop)
         session.acknowledge(command, accepted=stop, text="stopping" if stop else "the run is stopping")
     session.emit(LogLine(level="info", text="stopped before the next update: there is nothing new to save"))
-    session.emit(RunFinished(status="stopped", steps=0, seconds=time.monotonic() - started))
+    events = list(JournalReader(session.run.journal_path).poll())
+    done = progress_of(events)
+    seconds = max(time.monotonic() - started, seconds_of(events, time.time()))
+    session.emit(RunFinished(status="stopped", steps=done.step, tokens=done.tokens, seconds=seconds))

@@ -26,7 +26,11 @@ def keep_promise(session: TrainingSession, setup: Setup, updates: Sequence[Updat
     promise = Promise.of(setup.choice, [update.stage for update in updates])
     if session.group.leads:
         path = session.run.plan_path
-        plan = {**json.loads(regular_file.read_text(path)), "promise": dataclasses.asdict(promise)}
+        plan = {
+            **json.loads(regular_file.read_text(path)),
+            "steps": len(updates),
+            "promise": dataclasses.asdict(promise),
+        }
         replace_text(path, json.dumps(plan, indent=1) + "\n")
     return promise
 
